@@ -1,0 +1,188 @@
+"""The configuration of a run, one section a top-level key.
+
+Every key has a default, and the defaults are the quickstart. The docstring under a field is its help
+text. A *part* is anything a plugin may provide: written as a name, or as ``{name: …, its keys}``; the
+keys are validated by the part itself once it is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+__all__ = [
+    "AgentSection",
+    "Config",
+    "EvaluationSection",
+    "InferenceSection",
+    "ModelSection",
+    "OptionalPart",
+    "Part",
+    "RolloutSection",
+    "RunSection",
+    "Section",
+    "TasksSection",
+    "TrainingSection",
+]
+
+
+class Section(BaseModel):
+    """A group of keys; one that it does not know is an error, and so is a value of the wrong type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class _Part(BaseModel):
+    """A selectable part: its name, and beside it the keys that the part itself takes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside the name."""
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Part = Annotated[_Part, BeforeValidator(_named)]
+OptionalPart = Annotated[_Part | None, BeforeValidator(_named)]
+
+
+class RunSection(Section):
+    name: str | None = None
+    """Name of the run folder; by default the agent and the time."""
+    dir: Path = Path("runs")
+    """Where run folders are made."""
+
+
+class AgentSection(Section):
+    name: str
+    """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+    kwargs: dict[str, Any] = {}
+    """What the agent's `__init__` or `run` takes beside the task and its connection."""
+
+
+class ModelSection(Section):
+    name: str
+    """A bundled name, a local folder or a Hugging Face id."""
+    renderer: str = "auto"
+    """How messages become token ids: `auto`, or the name of a renderer of the `renderers` package."""
+
+
+class TasksSection(Section):
+    train: Part = Field("arithmetic", validate_default=True)
+    """The tasks to train on: a name, a `.jsonl` file, or `{name: …, its keys}`."""
+    eval: OptionalPart = Field("arithmetic-heldout", validate_default=True)
+    """Held-out tasks that evaluation runs on; null for none."""
+
+
+class RolloutSection(Section):
+    group_size: int = Field(8, ge=1)
+    """Episodes of one task that are compared with each other."""
+    tasks_per_step: int = Field(8, ge=1)
+    """Tasks in one optimiser step."""
+    concurrency: int = Field(64, ge=1)
+    """Episodes that run at once."""
+    mode: Literal["inline"] = "inline"
+    """Where agents run: `inline`, as coroutines in the rollout process."""
+    max_staleness: Literal[0] = 0
+    """How many policy versions old an episode's oldest token may be when it trains."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature of requests that set none."""
+    max_tokens: int | None = Field(128, ge=1)
+    """Most tokens of one completion where a request sets none; null for what the context leaves."""
+    episode_timeout: float = Field(600, gt=0)
+    """Seconds that an episode may take."""
+    max_attempts: int = Field(3, ge=1)
+    """How often an episode is run when something around the agent breaks."""
+    failure_budget: float = Field(0.5, ge=0, le=1)
+    """Share of failed episodes in a step at which the run stops."""
+    override: dict[str, Any] = {}
+    """Request fields to replace, or to drop where null, whatever the agent asks for."""
+
+
+class InferenceSection(Section):
+    backend: Part = Field("torch", validate_default=True)
+    """The inference engine."""
+
+
+class TrainingSection(Section):
+    steps: int = Field(60, ge=0)
+    """Optimiser steps."""
+    learning_rate: float = Field(3.0e-4, ge=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up; all but `constant` end at zero."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Most tokens in one forward pass; a step takes as many passes as its tokens need."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute precision; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    device: str = "auto"
+    """Where to train: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    checkpoint_every: int = Field(20, ge=0)
+    """Steps between checkpoints; 0 for one at the end only."""
+    lora: None = None
+    """Low-rank adapters; null trains all weights."""
+
+
+class EvaluationSection(Section):
+    every: int = Field(20, ge=0)
+    """Steps between evaluations during training; 0 for before and after only."""
+    tasks: int = Field(128, ge=1)
+    """How many held-out tasks are run."""
+    samples_per_task: int = Field(1, ge=1)
+    """Episodes of each task."""
+    temperature: float = Field(1.0, ge=0)
+    """Temperature of the sampled evaluation; a greedy one runs beside it."""
+
+
+class SchedulerSection(Section):
+    type: Literal["local"] = "local"
+    """Where the parts of a run are placed: `local` is this process."""
+
+
+class Config(Section):
+    """Everything about a run. `agentrl train --dry-run` shows where each value came from."""
+
+    run: RunSection = RunSection()
+    seed: int = 0
+    """Seed of task order, initialisation and sampling."""
+    agent: Annotated[AgentSection, BeforeValidator(_named)] = Field("math", validate_default=True)
+    """The agent whose model is trained."""
+    model: Annotated[ModelSection, BeforeValidator(_named)] = Field("tiny", validate_default=True)
+    """The model to train."""
+    tasks: TasksSection = TasksSection()
+    reward: OptionalPart = None
+    """Scores what the agent returns; null where the agent returns its own reward."""
+    rollout: RolloutSection = RolloutSection()
+    inference: InferenceSection = InferenceSection()
+    algorithm: Part = Field("grpo", validate_default=True)
+    """A preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    scheduler: SchedulerSection = SchedulerSection()
+    trackers: list[Part] = []
+    """Where metrics go beside the run folder."""
+
+    @model_validator(mode="after")
+    def _training_can_learn(self) -> Config:
+        if self.rollout.temperature == 0 and self.rollout.override.get("temperature") in (None, 0):
+            raise ValueError(
+                "rollout.temperature=0 samples every episode of a group alike and nothing can be learned; "
+                "set it above 0, or rollout.override.temperature"
+            )
+        return self

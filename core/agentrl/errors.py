@@ -1,0 +1,151 @@
+"""The exception tree of agentrl.
+
+Every failure names the side that caused it, so that a run can decide what is retried, what is
+counted and what stops it, and the command line can decide its exit code::
+
+    AgentRLError
+    ├── ConfigError       config    what the user asked for is not possible            exit 2
+    ├── PluginError       plugin    a plugin or its environment is broken              exit 3
+    ├── AgentError        agent     the agent's own code raised or broke its contract  exit 1
+    │   └── EpisodeTimeout          …or did not end in time
+    ├── PolicyError       policy    the model did something wrong: an outcome
+    ├── RewardError       reward    a reward function raised or returned no number     exit 1
+    ├── BackendError      backend   the inference engine failed                        exit 1
+    │   ├── PromptTooLong           the prompt leaves no room in the context
+    │   └── UnsupportedSampling     the engine cannot sample as asked
+    ├── GatewayError      gateway   a request that the gateway refuses, with its status
+    └── RunError          run       the run itself cannot go on                        exit 1
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+Side = Literal["agent", "policy", "reward", "backend", "gateway", "config", "plugin", "run"]
+
+__all__ = [
+    "AgentError",
+    "AgentRLError",
+    "BackendError",
+    "ConfigError",
+    "EpisodeTimeout",
+    "GatewayError",
+    "PluginError",
+    "PolicyError",
+    "PromptTooLong",
+    "RewardError",
+    "RunError",
+    "Side",
+    "UnsupportedSampling",
+    "near_matches",
+]
+
+
+class AgentRLError(Exception):
+    """Base of every error that agentrl raises on purpose.
+
+    ``message`` says what is wrong and names the value; ``fix`` says what to do about it. ``str()``
+    is both, on one line.
+    """
+
+    side: ClassVar[Side] = "run"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.fix})" if self.fix else self.message
+
+
+class ConfigError(AgentRLError):
+    """What the user asked for does not exist, has the wrong type or contradicts itself."""
+
+    side = "config"
+    exit_code = 2
+
+
+class PluginError(AgentRLError):
+    """A plugin does not import, conflicts with another, or its environment is unusable."""
+
+    side = "plugin"
+    exit_code = 3
+
+
+class AgentError(AgentRLError):
+    """The agent's own code raised, or returned something its contract does not allow."""
+
+    side = "agent"
+
+
+class EpisodeTimeout(AgentError):
+    """An episode did not end within its deadline; the message names the stage it was in."""
+
+
+class PolicyError(AgentRLError):
+    """The policy did something wrong. Episodes turn it into an outcome, never into a failure."""
+
+    side = "policy"
+
+
+class RewardError(AgentRLError):
+    """A reward function raised, or returned something that is not a number."""
+
+    side = "reward"
+
+
+class BackendError(AgentRLError):
+    """The inference engine failed."""
+
+    side = "backend"
+
+
+class PromptTooLong(BackendError):
+    """The prompt leaves no room for a single token in the context."""
+
+
+class UnsupportedSampling(BackendError):
+    """The engine cannot sample the way a request asks for."""
+
+
+class GatewayError(AgentRLError):
+    """A request that the gateway refuses.
+
+    ``status`` is the HTTP status, ``code`` a short machine-readable name and ``param`` the request
+    field at fault, as in the OpenAI API's error object.
+    """
+
+    side = "gateway"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_request_error",
+        param: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message, fix=fix)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class RunError(AgentRLError):
+    """The run cannot go on: its failure budget is spent, or its folder cannot be written."""
+
+    side = "run"
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """A "did you mean" clause for ``name``, or the list of what is known when nothing is near."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+    return "known: " + (", ".join(names) if names else "none")

@@ -1,0 +1,140 @@
+"""What an inference backend is: token ids in; token ids, logprobs and policy versions out.
+
+A backend never sees a message, a tool or a template. It may be called from any thread and any
+event loop at once: the gateway serves agents in the rollout process and over HTTP alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one completion is sampled."""
+
+    temperature: float = 1.0
+    """0 is greedy. Logprobs are of the distribution after this temperature (of 1 when greedy)."""
+    top_p: float = 1.0
+    """Nucleus mass; 1 keeps everything."""
+    top_k: int = 0
+    """How many of the likeliest tokens may be drawn; 0 is all."""
+    max_tokens: int | None = None
+    """Most tokens to sample; ``None`` is what the context leaves."""
+    seed: int = 0
+    """Equal prompts, weights and seeds give equal tokens, whatever else is in the batch."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the completion once its decoded text holds one."""
+    stop_ids: frozenset[int] = frozenset()
+    """Token ids that end the completion; the id itself is the last sampled token."""
+    top_logprobs: int = 0
+    """How many alternatives to report at each position."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One completion to sample."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    stream: bool = False
+    """Whether the caller reads tokens as they come; otherwise they may arrive in one chunk."""
+    session: str | None = None
+    """Requests of one session share prefixes: a backend with replicas keeps them together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens sampled since the last chunk; the four sequences have one entry a token."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural log-probability of each id under the distribution that it was drawn from, before
+    ``top_p`` and ``top_k`` cut it."""
+    versions: tuple[int, ...]
+    """Policy version that each id was sampled under."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each id the likeliest (id, logprob) pairs; empty when none were asked for."""
+    finish: FinishReason | None = None
+    """Set on the last chunk of a completion only."""
+    stop_string: str | None = None
+    """The stop string that ended the completion, if one did. The ids hold it; text is cut before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do, known once it has started."""
+
+    context_length: int
+    """Prompt and completion together, in tokens."""
+    max_concurrency: int
+    """How many completions run at once; more wait their turn."""
+    trains: bool = True
+    """Whether weights can be updated and ids and logprobs are exact."""
+    sampling: frozenset[str] = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "top_logprobs"})
+    """Fields of ``Sampling`` that are honoured beyond ``max_tokens`` and ``stop_ids``."""
+
+
+class Weights(Protocol):
+    """The learner's weights of one policy version, as Hugging Face names them."""
+
+    version: int
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor of every parameter; valid until the learner steps again."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write them as a Hugging Face model folder."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendContext:
+    """What a backend is built from."""
+
+    model_folder: Path
+    """A Hugging Face folder: config, tokenizer and the weights of version ``version``."""
+    version: int = 0
+    seed: int = 0
+    max_concurrency: int = 64
+    """Completions the run wants at once."""
+    options: dict[str, object] = field(default_factory=dict)
+    """Keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
+
+
+class Backend(Protocol):
+    """An inference engine. A plugin registers a callable ``(BackendContext) -> Backend``."""
+
+    async def start(self) -> Capabilities:
+        """Load and get ready. Raises ``BackendError``, or ``PluginError`` for a broken environment."""
+        ...
+
+    async def stop(self) -> None:
+        """Cancel what is in flight and free everything. Safe to call twice."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Sample one completion.
+
+        Closing the generator, or cancelling the task that reads it, cancels the request and frees
+        its slot. Raises ``PromptTooLong`` or ``UnsupportedSampling`` before the first token and
+        ``BackendError`` when the engine fails; one request's error never harms another.
+        """
+        ...
+
+    async def update_weights(self, weights: Weights) -> None:
+        """Put new weights in place.
+
+        Tokens sampled after it returns carry ``weights.version``; requests in flight keep their
+        tokens and go on under the new weights; no prefix computed under old ones is used again.
+        """
+        ...

@@ -1,0 +1,76 @@
+"""Episodes and groups: what a rollout produces and a learner consumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agentrl.errors import Side
+from agentrl.gateway.contract import Call
+from agentrl.tokens.tree import TokenTree
+
+Phase = Literal["train", "eval"]
+Outcome = Literal["rewarded", "rejected", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What broke around an episode, and on which side."""
+
+    side: Side
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeKey:
+    """Which episode of the run this is; equal keys sample equal tokens under equal weights."""
+
+    phase: Phase
+    step: int
+    """Optimiser steps done when the episode was dispatched."""
+    task: int
+    """Index of the task in its set."""
+    sample: int
+    """Index in the group."""
+
+    def __str__(self) -> str:
+        return f"{self.phase}-{self.step}-{self.task}-{self.sample}"
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeView:
+    """What a reward function may look at beside the answer and the task."""
+
+    key: EpisodeKey
+    calls: tuple[Call, ...]
+    """Completed calls, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One run of an agent on a task, ended."""
+
+    key: EpisodeKey
+    data: Mapping[str, Any]
+    outcome: Outcome
+    reward: float | None
+    """The episode's reward; where single calls were rewarded, the sum of theirs. ``None`` unless rewarded."""
+    call_rewards: Mapping[str, float] = field(default_factory=dict)
+    """Rewards by response id; empty where the episode has one reward for all."""
+    calls: tuple[Call, ...] = ()
+    tree: TokenTree = field(default_factory=TokenTree)
+    answer: Any = None
+    """What ``run`` returned where a reward function scored it, as plain JSON."""
+    failure: Failure | None = None
+    seconds: float = 0.0
+    attempts: int = 1
+    """How many times it was run; a failure of what surrounds the agent is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The episodes of one task that are compared with each other."""
+
+    task: int
+    episodes: tuple[Episode, ...]

@@ -1,0 +1,178 @@
+"""The token tree: every token of an episode, stored once, with where it came from.
+
+A span is a run of token ids, *given* (prompt, tool result) or *sampled* by the policy. A span hangs
+from a position inside another: ``(parent, fork)`` says that the first ``fork`` tokens of the parent
+come before it. So spans never change once added, and a history that differs in the middle of one
+forks there.
+
+Given tokens are shared wherever they repeat; a sampled span is always new, even where its tokens equal
+another's: two equal completions are two samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+__all__ = ["ROOT", "Position", "Sampled", "Span", "TokenTree"]
+
+
+class Position(NamedTuple):
+    """A place in the tree: after the first ``offset`` tokens of span ``span``."""
+
+    span: int
+    offset: int
+
+
+ROOT = Position(-1, 0)
+"""Before the first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Where a sampled span came from; ``logprobs`` and ``versions`` have one entry a token."""
+
+    call: str
+    """Response id of the call that it completes."""
+    logprobs: tuple[float, ...]
+    """Behaviour log-probability of each token, at ``temperature``."""
+    versions: tuple[int, ...]
+    temperature: float
+    constrained: bool = False
+    """Sampled under a grammar: its logprobs are not those of the policy alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of token ids that follows the first ``fork`` tokens of span ``parent``."""
+
+    parent: int
+    """Index of the parent span, which is always smaller than this span's own; -1 at the root."""
+    fork: int
+    ids: tuple[int, ...]
+    sampled: Sampled | None = None
+    """``None`` for given tokens."""
+
+
+class TokenTree:
+    """The spans of one episode. Not thread-safe: its session serialises access."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._children: dict[int, list[int]] = {}
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """All spans; a parent comes before its children."""
+        return self._spans
+
+    def __len__(self) -> int:
+        """How many tokens the tree stores."""
+        return sum(len(span.ids) for span in self._spans)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenTree) and self._spans == other._spans
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def path(self, position: Position) -> list[int]:
+        """The ids from the root up to ``position``."""
+        pieces: list[tuple[int, ...]] = []
+        span, offset = position
+        while span >= 0:
+            pieces.append(self._spans[span].ids[:offset])
+            span, offset = self._spans[span].parent, self._spans[span].fork
+        return [token for piece in reversed(pieces) for token in piece]
+
+    def walk(self, ids: Sequence[int], start: Position = ROOT) -> tuple[Position, int]:
+        """Follow ``ids`` from ``start`` as far as recorded tokens equal them.
+
+        Returns the deepest position reached and how many of ``ids`` lead to it. History may pass
+        through any span, sampled ones included; of equally deep positions the oldest wins.
+        """
+        best, matched = start, 0
+        frontier: list[tuple[Position, int]] = [(start, 0)]
+        while frontier:
+            for position, done in self._advance(*frontier.pop(0), ids):
+                if done > matched:
+                    best, matched = position, done
+                if done < len(ids):
+                    frontier.extend(
+                        (Position(child, 0), done)
+                        for child in self._children.get(position.span, ())
+                        if self._spans[child].fork == position.offset and self._spans[child].ids[0] == ids[done]
+                    )
+        return best, matched
+
+    def _advance(self, position: Position, done: int, ids: Sequence[int]) -> Iterator[tuple[Position, int]]:
+        """Every position inside one span, from ``position`` on, that ``ids[done:]`` leads to."""
+        yield position, done
+        if position.span < 0:
+            return
+        tokens = self._spans[position.span].ids
+        offset = position.offset
+        while offset < len(tokens) and done < len(ids) and tokens[offset] == ids[done]:
+            offset, done = offset + 1, done + 1
+            yield Position(position.span, offset), done
+
+    def add_given(self, ids: Sequence[int], at: Position = ROOT) -> Position:
+        """Record given tokens after ``at``, sharing what is recorded there already."""
+        position, matched = self.walk(ids, at)
+        if matched == len(ids):
+            return position
+        return self._add(Span(position.span, position.offset, tuple(ids[matched:])))
+
+    def add_sampled(self, ids: Sequence[int], sampled: Sampled, at: Position) -> Position:
+        """Record a completion after ``at`` as a span of its own.
+
+        Raises ``ValueError`` for an empty completion or one whose logprobs or versions do not match.
+        """
+        if not ids or not len(ids) == len(sampled.logprobs) == len(sampled.versions):
+            raise ValueError(
+                f"{len(ids)} sampled ids with {len(sampled.logprobs)} logprobs and {len(sampled.versions)} versions"
+            )
+        return self._add(Span(at.span, at.offset, tuple(ids), sampled))
+
+    def _add(self, span: Span) -> Position:
+        self._spans.append(span)
+        self._children.setdefault(span.parent, []).append(len(self._spans) - 1)
+        return Position(len(self._spans) - 1, len(span.ids))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The spans as plain JSON values."""
+        return [
+            {"parent": span.parent, "fork": span.fork, "ids": list(span.ids)}
+            | ({} if span.sampled is None else {"sampled": _sampled_to_json(span.sampled)})
+            for span in self._spans
+        ]
+
+    @classmethod
+    def from_json(cls, rows: Sequence[dict[str, Any]]) -> TokenTree:
+        """The tree that ``to_json`` wrote."""
+        tree = cls()
+        for row in rows:
+            sampled = row.get("sampled")
+            tree._add(
+                Span(
+                    row["parent"],
+                    row["fork"],
+                    tuple(row["ids"]),
+                    None if sampled is None else _sampled_from_json(sampled),
+                )
+            )
+        return tree
+
+
+def _sampled_to_json(sampled: Sampled) -> dict[str, Any]:
+    return {
+        "call": sampled.call,
+        "logprobs": list(sampled.logprobs),
+        "versions": list(sampled.versions),
+        "temperature": sampled.temperature,
+        "constrained": sampled.constrained,
+    }
+
+
+def _sampled_from_json(row: dict[str, Any]) -> Sampled:
+    return Sampled(row["call"], tuple(row["logprobs"]), tuple(row["versions"]), row["temperature"], row["constrained"])
