@@ -1,0 +1,147 @@
+"""Binding an agent to a run: what its signature takes, and nothing else.
+
+An agent is a class with an async ``run`` (built once an episode), an instance of one (shared by all
+episodes) or an async function. What a run can give it are the *connection* (``base_url``, ``api_key``,
+``http_client``, ``model``) and the keys of the config's ``agent.kwargs``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.agents.contract import Data
+from agentrl.errors import ConfigError, near_matches
+
+__all__ = ["CONNECTION", "BoundAgent", "bind_agent"]
+
+CONNECTION = ("base_url", "api_key", "http_client", "model")
+"""The keyword arguments that every run offers."""
+
+Run = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundAgent:
+    """An agent and the config's kwargs, sorted by who takes them."""
+
+    name: str
+    _target: Any
+    _init_kwargs: Mapping[str, Any]
+    _run_kwargs: Mapping[str, Any]
+    _connection: frozenset[str]
+
+    async def run(self, data: Data, connection: Mapping[str, Any]) -> Any:
+        """Run one episode and return what the agent returned.
+
+        ``connection`` holds the keys of ``CONNECTION``; those that the signature takes are passed.
+        Whatever the agent raises passes through.
+        """
+        taken = {name: value for name, value in connection.items() if name in self._connection}
+        return await self._episode_run()(data, **self._run_kwargs, **taken)
+
+    def _episode_run(self) -> Run:
+        target: Any = self._target(**self._init_kwargs) if inspect.isclass(self._target) else self._target
+        run: Run = _run_attribute(target)
+        return run
+
+
+def bind_agent(agent: Any, kwargs: Mapping[str, Any], *, name: str) -> BoundAgent:
+    """Check that ``agent`` is one and that every key of ``kwargs`` is taken.
+
+    Raises ``ConfigError`` for an object that is no agent or is not async, for a key that neither
+    ``__init__`` nor ``run`` takes, and for a parameter that nothing provides.
+    """
+    run = _run_of(agent, name)
+    init_takes = _Parameters.of(agent.__init__, skip=1) if _has_own_init(agent) else _Parameters()
+    run_takes = _Parameters.of(run, skip=2 if _is_unbound(agent) else 1)
+    _refuse_unknown(kwargs, init_takes, run_takes, name)
+    bound = BoundAgent(
+        name=name,
+        _target=agent,
+        _init_kwargs={key: value for key, value in kwargs.items() if init_takes.names(key)},
+        _run_kwargs={
+            key: value for key, value in kwargs.items() if run_takes.accepts(key) and not init_takes.names(key)
+        },
+        _connection=frozenset(key for key in CONNECTION if run_takes.accepts(key) and key not in kwargs),
+    )
+    _refuse_unprovided(bound, init_takes, run_takes)
+    return bound
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """Which keyword arguments a callable takes."""
+
+    optional: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    open: bool = False
+    """Whether it takes ``**kwargs``."""
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *, skip: int) -> _Parameters:
+        """Those of ``function`` after its first ``skip`` positional parameters."""
+        parameters = list(inspect.signature(function).parameters.values())
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:skip]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p not in positional]
+        return cls(
+            optional=frozenset(p.name for p in named if p.default is not p.empty),
+            required=frozenset(p.name for p in named if p.default is p.empty),
+            open=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        )
+
+    def names(self, key: str) -> bool:
+        return key in self.optional or key in self.required
+
+    def accepts(self, key: str) -> bool:
+        return self.open or self.names(key)
+
+
+def _run_attribute(agent: Any) -> Any:
+    return agent.run if hasattr(agent, "run") else agent
+
+
+def _is_unbound(agent: Any) -> bool:
+    """Whether ``run`` is a plain method of a class, whose signature still shows ``self``."""
+    return inspect.isclass(agent) and not isinstance(inspect.getattr_static(agent, "run"), staticmethod | classmethod)
+
+
+def _run_of(agent: Any, name: str) -> Callable[..., Any]:
+    run: Callable[..., Any] = _run_attribute(agent)
+    if not callable(run) or (inspect.isclass(agent) and run is agent):
+        raise ConfigError(
+            f"{name!r} is no agent: {type(agent).__name__} has no `run`",
+            fix="an agent is a class or object with `async def run(self, data, **extra_kwargs)`, or an async function",
+        )
+    function: Callable[..., Any] = run if inspect.isroutine(run) else type(run).__call__
+    if inspect.isasyncgenfunction(function):
+        raise ConfigError(f"agent {name!r} is an async generator", fix="return the reward instead of yielding")
+    if not any(inspect.iscoroutinefunction(candidate) for candidate in (run, inspect.unwrap(function))):
+        raise ConfigError(
+            f"agent {name!r} is not async: {getattr(run, '__qualname__', run)} is a plain function",
+            fix="make it `async def` and use AsyncOpenAI, or run it in worker processes with rollout.mode=subproc",
+        )
+    return run
+
+
+def _has_own_init(agent: Any) -> bool:
+    return inspect.isclass(agent) and agent.__init__ is not object.__init__
+
+
+def _refuse_unknown(kwargs: Mapping[str, Any], init: _Parameters, run: _Parameters, name: str) -> None:
+    for key in kwargs:
+        if not (init.accepts(key) or run.accepts(key)):
+            known = (init.optional | init.required | run.optional | run.required) - set(CONNECTION)
+            raise ConfigError(f"agent {name!r} takes no {key!r} (agent.kwargs.{key})", fix=near_matches(key, known))
+
+
+def _refuse_unprovided(bound: BoundAgent, init: _Parameters, run: _Parameters) -> None:
+    missing = (init.required - set(bound._init_kwargs)) | (run.required - set(bound._run_kwargs) - bound._connection)
+    if missing:
+        key = min(missing)
+        raise ConfigError(
+            f"agent {bound.name!r} needs {key!r}, which nothing provides",
+            fix=f"set agent.kwargs.{key}, or give the parameter a default",
+        )

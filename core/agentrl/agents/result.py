@@ -1,0 +1,59 @@
+"""Normalising what an agent's ``run`` returns."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection, Mapping
+from decimal import Decimal
+from typing import Any
+
+from agentrl.errors import AgentError, near_matches
+
+__all__ = ["as_number", "as_result"]
+
+
+def as_number(value: Any) -> float | None:
+    """``value`` as a float if it is a real number of any type, numpy's and bool included; else ``None``."""
+    if isinstance(value, numbers.Real | Decimal):
+        return float(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "__float__"):
+        return float(value)  # numpy.bool_ and zero-dimensional arrays and tensors
+    return None
+
+
+def as_result(returned: Any, calls: Collection[str]) -> float | dict[str, float] | None:
+    """What ``run`` returned, as a reward, rewards by response id, or ``None`` for rejected.
+
+    ``calls`` are the response ids of the episode's completed calls. Raises ``AgentError`` for anything
+    that the contract does not allow.
+    """
+    if returned is None:
+        return None
+    if isinstance(returned, Mapping):
+        return {call: _finite(reward, f"for call {call!r}") for call, reward in _known(returned, calls).items()}
+    return _finite(returned, "")
+
+
+def _known(rewards: Mapping[Any, Any], calls: Collection[str]) -> Mapping[str, Any]:
+    if not rewards:
+        raise AgentError("the agent returned no reward: {}", fix="return None to reject the episode")
+    for call in rewards:
+        if call not in calls:
+            raise AgentError(
+                f"the agent rewarded {call!r}, which is no response id of a call it completed",
+                fix=near_matches(str(call), calls),
+            )
+    return rewards
+
+
+def _finite(value: Any, where: str) -> float:
+    number = as_number(value)
+    if number is None:
+        raise AgentError(
+            f"the agent returned {value!r:.200} {where}".rstrip() + f", a {type(value).__name__}",
+            fix="return a number, a dict from response id to number, or None; or set reward: to have an answer scored",
+        )
+    if not math.isfinite(number):
+        raise AgentError(f"the agent returned {number} {where}".rstrip(), fix="a reward is a finite number")
+    return number

@@ -1,0 +1,22 @@
+"""What runs an agent's code: coroutines in this process, or something further away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from agentrl.agents.contract import Data
+
+
+class AgentRunner(Protocol):
+    """Runs one episode's agent code under a deadline."""
+
+    async def run(
+        self, data: Data, connection: Mapping[str, Any], *, deadline_s: float, stage: Callable[[], str]
+    ) -> Any:
+        """Return what the agent returned.
+
+        Whatever the agent raises passes through. Raises ``EpisodeTimeout`` after ``deadline_s`` seconds,
+        with the words of ``stage()`` for where it was. Ends the agent's code before it returns.
+        """
+        ...

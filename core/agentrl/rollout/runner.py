@@ -1,0 +1,91 @@
+"""Running one episode: a session, the agent's code, its reward; whatever happens, an ``Episode``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agentrl.agents.contract import Data
+from agentrl.agents.result import as_result
+from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.session import Session
+from agentrl.rollout.contract import AgentRunner
+from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView
+from agentrl.rollout.failures import TRANSIENT, attribute
+
+__all__ = ["EpisodeRunner", "Score"]
+
+Score = Callable[[Any, Mapping[str, Any], EpisodeView], Awaitable[float]]
+"""Scores an answer; raises ``RewardError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRunner:
+    """Runs episodes of one agent."""
+
+    agent: AgentRunner
+    open_session: Callable[[SessionSettings], Session]
+    score: Score | None
+    """``None`` where the agent returns its own reward."""
+    timeout: float
+    """Seconds an episode may take."""
+    max_attempts: int
+
+    async def run(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
+        """Run one episode to its outcome; only cancellation is raised.
+
+        What fails on the backend's side is tried again, up to ``max_attempts`` times.
+        """
+        attempts = 1
+        episode = await self._attempt(key, data, settings)
+        while attempts < self.max_attempts and episode.failure is not None and episode.failure.side in TRANSIENT:
+            attempts += 1
+            episode = await self._attempt(key, data, settings)
+        return replace(episode, attempts=attempts)
+
+    async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
+        began = time.monotonic()
+        session = self.open_session(settings)
+        try:
+            returned = await self.agent.run(
+                data, _connection(session, settings), deadline_s=self.timeout, stage=lambda: _stage(session)
+            )
+            session.close()
+            ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
+            episode = await self._rewarded(ended, returned)
+        except Exception as error:  # The boundary at which every failure gets its side.
+            session.close()
+            failure = attribute(error, session.refusals)
+            episode = Episode(key, data, "failed", None, calls=session.calls, tree=session.tree, failure=failure)
+        finally:
+            session.close()
+        return replace(episode, seconds=time.monotonic() - began)
+
+    async def _rewarded(self, episode: Episode, returned: Any) -> Episode:
+        if returned is None:
+            return replace(episode, outcome="rejected")
+        if self.score is not None:
+            view = EpisodeView(episode.key, episode.calls)
+            return replace(episode, reward=await self.score(returned, episode.data, view), answer=returned)
+        result = as_result(returned, [call.id for call in episode.calls])
+        if isinstance(result, dict):
+            return replace(episode, reward=sum(result.values()), call_rewards=result)
+        return replace(episode, reward=result)
+
+
+def _connection(session: Session, settings: SessionSettings) -> dict[str, Any]:
+    return {
+        "base_url": session.base_url,
+        "api_key": session.api_key,
+        "http_client": session.http_client,
+        "model": settings.model,
+    }
+
+
+def _stage(session: Session) -> str:
+    done, waiting = len(session.calls), session.in_flight
+    if waiting:
+        return f"waiting for the model, in call {done + 1}"
+    return f"in the agent's own code, after {done} calls" if done else "in the agent's own code, before any call"

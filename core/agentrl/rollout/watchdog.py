@@ -1,0 +1,105 @@
+"""The watchdog of the rollout's event loop: an agent that blocks it stops every other episode."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import agentrl
+from agentrl.errors import EpisodeTimeout
+
+__all__ = ["Blocked", "LoopWatchdog"]
+
+_OURS = str(Path(agentrl.__file__).resolve().parent)
+_STDLIB = str(Path(sysconfig.get_path("stdlib")).resolve())
+_INSTALLED = str(Path(sysconfig.get_path("purelib")).resolve())
+
+
+class Blocked(EpisodeTimeout):
+    """Raised inside code that blocked the event loop for longer than an episode may take."""
+
+    def __init__(self) -> None:
+        super().__init__("the agent blocked the event loop past the episode's deadline", fix=_FIX)
+
+
+_FIX = "await instead of blocking: AsyncOpenAI, asyncio.sleep, asyncio.to_thread; or use rollout.mode=subproc"
+
+
+class LoopWatchdog:
+    """Watches the running event loop from a thread of its own.
+
+    A beat that is ``patience`` seconds late is reported once, with the place in the agent's code that
+    holds the loop; after ``deadline`` seconds ``Blocked`` is raised inside that code, so that it costs
+    its own episode and no other.
+    """
+
+    def __init__(self, agent: str, report: Callable[[str], None], *, patience: float = 2.0, deadline: float) -> None:
+        self._agent = agent
+        self._report = report
+        self._patience = patience
+        self._deadline = deadline
+        self._stop = threading.Event()
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="agentrl-watchdog", daemon=True)
+
+    async def __aenter__(self) -> Self:
+        self._loop_thread = threading.get_ident()
+        self._loop = asyncio.get_running_loop()
+        self._pulse()
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._timer.cancel()
+        self._thread.join(timeout=5)
+
+    def _pulse(self) -> None:
+        self._beat = time.monotonic()
+        self._timer = self._loop.call_later(self._patience / 4, self._pulse)
+
+    def _watch(self) -> None:
+        reported = raised = 0.0
+        while not self._stop.wait(self._patience / 4):
+            beat, late = self._beat, time.monotonic() - self._beat
+            if late > self._patience and reported != beat:
+                reported = beat
+                self._report(self._message(late))
+            if late > self._deadline and raised != beat:
+                raised = beat
+                _raise_in(self._loop_thread, Blocked)
+
+    def _message(self, late: float) -> str:
+        place = _place(sys._current_frames().get(self._loop_thread))
+        return f"agent {self._agent!r} has blocked the event loop for {late:.1f} s{place}: {_FIX}"
+
+
+def _place(frame: FrameType | None) -> str:
+    """Where in the agent's code the stack of ``frame`` is: the innermost frame that is its author's."""
+    frames = [
+        (str(Path(summary.filename).resolve()), summary)
+        for summary in reversed(traceback.extract_stack(frame) if frame is not None else ())
+        if not summary.filename.startswith("<")
+    ]
+    # An installed agent lives among the libraries that it calls, so theirs are the second choice.
+    for libraries in ((_OURS, _STDLIB, _INSTALLED), (_OURS, _STDLIB)):
+        for path, summary in frames:
+            if not path.startswith(libraries):
+                return f" at {summary.filename}:{summary.lineno}, in {summary.name}"
+    return ""
+
+
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Raise ``error`` in a thread at its next bytecode; CPython offers no other way into a busy loop."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

@@ -1,0 +1,34 @@
+"""The order in which tasks are trained: shuffled anew every epoch, and a function of seed and cursor alone."""
+
+from __future__ import annotations
+
+import random
+
+from agentrl.rollout.groups import IndexedTask
+from agentrl.tasks.contract import TaskSet
+
+__all__ = ["TaskOrder"]
+
+
+class TaskOrder:
+    """An endless walk over a task set. ``cursor`` counts the tasks taken so far."""
+
+    def __init__(self, tasks: TaskSet, seed: int, cursor: int = 0) -> None:
+        self._tasks = tasks
+        self._seed = seed
+        self.cursor = cursor
+
+    def take(self, count: int) -> list[IndexedTask]:
+        """The next ``count`` tasks; where an epoch ends between them, the next one begins."""
+        indices = [self._index(self.cursor + offset) for offset in range(count)]
+        self.cursor += count
+        return [IndexedTask(index, self._tasks[index]) for index in indices]
+
+    def _index(self, cursor: int) -> int:
+        epoch, place = divmod(cursor, len(self._tasks))
+        return self._shuffled(epoch)[place]
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(range(len(self._tasks)))
+        random.Random(f"tasks-{self._seed}-{epoch}").shuffle(order)
+        return order
