@@ -15,6 +15,7 @@ counted and what stops it, and the command line can decide its exit code::
     │   └── UnsupportedSampling     the engine cannot sample as asked
     ├── GatewayError      gateway   a request that the gateway refuses, with its status
     └── RunError          run       the run itself cannot go on                        exit 1
+        └── RunFolderError          …its folder cannot be made                         exit 3
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ __all__ = [
     "PromptTooLong",
     "RewardError",
     "RunError",
+    "RunFolderError",
     "Side",
     "UnsupportedSampling",
     "near_matches",
@@ -140,6 +142,12 @@ class RunError(AgentRLError):
     """The run cannot go on: its failure budget is spent, or its folder cannot be written."""
 
     side = "run"
+
+
+class RunFolderError(RunError):
+    """The run cannot start: the place that its folder should be made in does not take it."""
+
+    exit_code = 3
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
