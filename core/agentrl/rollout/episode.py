@@ -10,7 +10,8 @@ from agentrl.errors import Side
 from agentrl.gateway.contract import Call
 from agentrl.tokens.tree import TokenTree
 
-Phase = Literal["train", "eval"]
+Phase = Literal["train", "eval", "eval-greedy"]
+"""Episodes that train, and the two readings of an evaluation: sampled and greedy."""
 Outcome = Literal["rewarded", "rejected", "failed"]
 
 

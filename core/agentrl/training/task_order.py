@@ -17,6 +17,8 @@ class TaskOrder:
         self._tasks = tasks
         self._seed = seed
         self.cursor = cursor
+        self._epoch = -1
+        self._order: list[int] = []
 
     def take(self, count: int) -> list[IndexedTask]:
         """The next ``count`` tasks; where an epoch ends between them, the next one begins."""
@@ -26,9 +28,7 @@ class TaskOrder:
 
     def _index(self, cursor: int) -> int:
         epoch, place = divmod(cursor, len(self._tasks))
-        return self._shuffled(epoch)[place]
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        order = list(range(len(self._tasks)))
-        random.Random(f"tasks-{self._seed}-{epoch}").shuffle(order)
-        return order
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self._tasks)))
+            random.Random(f"tasks-{self._seed}-{epoch}").shuffle(self._order)
+        return self._order[place]

@@ -1,0 +1,43 @@
+# The two commands of the README: `make train` and `make test`. Each sets up .venv the first time.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help setup train test lint acceptance benchmarks clean
+
+help:
+	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
+	@echo "make test         lint, type check and test"
+	@echo "make acceptance   train every bundled agent on three seeds and print the table"
+	@echo "make benchmarks   print the speed tables"
+	@echo "make clean        remove what the other commands made"
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  f"agentrl needs Python 3.11 or later and {sys.executable} is {v[0]}.{v[1]} (make PYTHON=python3.12 ...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup
+	$(BIN)/agentrl train math --config agents/agentrl_agents/configs/quickstart.yaml $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+	$(BIN)/tox run
+
+acceptance: setup
+	$(BIN)/python -m tests.acceptance
+
+benchmarks: setup
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv .tox .pytest_cache .mypy_cache .ruff_cache .hypothesis

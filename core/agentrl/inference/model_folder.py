@@ -1,0 +1,59 @@
+"""From a model's name to a folder of its weights: a bundled name, a local folder or a Hugging Face id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentrl.config.models import ModelSection
+from agentrl.errors import ConfigError, near_matches
+from agentrl.plugins import Plugins
+
+__all__ = ["find_model"]
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def find_model(plugins: Plugins, model: ModelSection) -> Path:
+    """The Hugging Face folder of ``model``, downloaded where it is a hub id that is not in the cache.
+
+    Raises ``ConfigError`` for a name that is none of the three, or a folder that holds no model.
+    """
+    bundled = {entry.name for entry in plugins.entries("models")}
+    if model.name in bundled or _is_distribution_name(model.name, bundled):
+        return _checked(Path(str(plugins.get("models", model.name))))
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if model.name.count("/") != 1 or model.name.startswith((".", "/", "~")):
+        raise ConfigError(
+            f"model {model.name!r} is no bundled model, no folder and no Hugging Face id",
+            fix=near_matches(model.name, bundled),
+        )
+    return _checked(_downloaded(model.name))
+
+
+def _is_distribution_name(name: str, bundled: set[str]) -> bool:
+    """Whether ``name`` is ``distribution/bundled-name`` rather than a hub id."""
+    return name.count("/") == 1 and name.split("/")[1] in bundled and not Path(name).exists()
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise ConfigError(
+            f"model {name!r} could not be fetched from the Hugging Face hub: {' '.join(str(error).split())[:200]}",
+            fix="check the id, log in with `hf auth login` for a gated model, or name a local folder",
+        ) from error
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model folder {folder} has no config.json",
+            fix="name a folder that `save_pretrained` wrote, with its tokenizer",
+        )
+    return folder

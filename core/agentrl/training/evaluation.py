@@ -1,0 +1,106 @@
+"""Evaluation: held-out tasks run by the same agent code, once sampled and once greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agentrl.config.models import Config
+from agentrl.errors import RunError
+from agentrl.gateway.contract import SessionSettings
+from agentrl.rollout.episode import EpisodeKey, Group, Phase
+from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.tasks.contract import TaskSet
+
+__all__ = ["Evaluation", "Evaluator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation measured; rewards are means over the episodes that have one."""
+
+    step: int
+    sampled: float
+    """Mean reward at `evaluation.temperature`."""
+    greedy: float
+    """Mean reward at temperature 0."""
+    episodes: int
+    """How many episodes both readings took together."""
+    failed: int
+    rejected: int
+
+    def metrics(self) -> dict[str, float]:
+        """As logged: `evaluation/reward`, `evaluation/reward_greedy`, …"""
+        return {
+            "evaluation/reward": self.sampled,
+            "evaluation/reward_greedy": self.greedy,
+            "evaluation/episodes": self.episodes,
+            "evaluation/failed": self.failed,
+            "evaluation/rejected": self.rejected,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class Evaluator:
+    """Runs the same held-out tasks every time."""
+
+    def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config, model: str) -> None:
+        count = min(config.evaluation.tasks, len(tasks))
+        self._tasks = [IndexedTask(index, tasks[index]) for index in range(count)]
+        self._rollout = rollout
+        self._config = config
+        self._model = model
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes one evaluation runs."""
+        return len(self._tasks) * (self._config.evaluation.samples_per_task + 1)
+
+    async def run(self, version: int) -> Evaluation:
+        """Evaluate the weights of policy version ``version``.
+
+        Everything random derives from the run's seed, the version, the task and the sample, so the same
+        weights always measure the same. Raises ``RunError`` when too many episodes fail.
+        """
+        section = self._config.evaluation
+        override = self._config.rollout.override
+        sampled = await self._measure("eval", version, section.samples_per_task, section.temperature, override)
+        greedy = await self._measure("eval-greedy", version, 1, 0.0, {**override, "temperature": 0.0})
+        episodes = [episode for group in (*sampled, *greedy) for episode in group.episodes]
+        return Evaluation(
+            step=version,
+            sampled=_mean_reward(sampled),
+            greedy=_mean_reward(greedy),
+            episodes=len(episodes),
+            failed=sum(episode.outcome == "failed" for episode in episodes),
+            rejected=sum(episode.outcome == "rejected" for episode in episodes),
+        )
+
+    async def _measure(
+        self, phase: Phase, version: int, samples: int, temperature: float, override: Mapping[str, Any]
+    ) -> Sequence[Group]:
+        def settings(key: EpisodeKey) -> SessionSettings:
+            return SessionSettings(
+                training=False,
+                model=self._model,
+                temperature=temperature,
+                max_tokens=self._config.rollout.max_tokens,
+                override=override,
+                seed_key=(self._config.seed, phase, version, key.task, key.sample),
+            )
+
+        return await self._rollout.run(Batch(phase, version, self._tasks, samples, settings))
+
+
+def _mean_reward(groups: Sequence[Group]) -> float:
+    rewards = [episode.reward for group in groups for episode in group.episodes if episode.reward is not None]
+    if not rewards:
+        raise RunError(
+            "the agent rejected every held-out task: none has a reward",
+            fix="return a reward instead of None, or evaluate on other tasks (tasks.eval)",
+        )
+    return sum(rewards) / len(rewards)
