@@ -1,0 +1,133 @@
+"""What an agent is given, and what is refused before a run starts."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import pytest
+
+from agentrl.agents.binding import bind_agent
+from agentrl.errors import ConfigError
+
+CONNECTION = {"base_url": "http://x/v1", "api_key": "k", "http_client": object(), "model": "policy"}
+
+
+def run(agent: Any, kwargs: dict[str, Any] | None = None) -> Any:
+    return asyncio.run(bind_agent(agent, kwargs or {}, name="a").run({"question": "?"}, CONNECTION))
+
+
+class Agent:
+    async def run(self, data, **extra_kwargs):
+        return sorted(extra_kwargs)
+
+
+class Configured:
+    built = 0
+
+    def __init__(self, max_turns: int = 2):
+        type(self).built += 1
+        self.max_turns = max_turns
+
+    async def run(self, data, *, api_key):
+        return self.max_turns, api_key
+
+
+async def function(data, *, base_url, style="plain"):
+    return base_url, style
+
+
+def test_a_class_and_an_instance_and_a_function_are_agents():
+    everything = ["api_key", "base_url", "http_client", "model"]
+    assert run(Agent) == everything
+    assert run(Agent()) == everything
+    assert run(function) == ("http://x/v1", "plain")
+
+
+def test_only_what_the_signature_takes_is_passed():
+    async def bare(data):
+        return data
+
+    assert run(bare) == {"question": "?"}
+
+
+def test_kwargs_go_to_init_or_run_whichever_takes_them():
+    assert run(Configured, {"max_turns": 5}) == (5, "k")
+    assert run(function, {"style": "brief"}) == ("http://x/v1", "brief")
+
+
+def test_a_class_is_built_once_an_episode():
+    before = Configured.built
+    bound = bind_agent(Configured, {}, name="a")
+    assert Configured.built == before
+    for _ in range(2):
+        asyncio.run(bound.run({}, CONNECTION))
+    assert Configured.built == before + 2
+
+
+def test_a_configured_model_wins_over_the_connection():
+    async def named(data, *, model):
+        return model
+
+    assert run(named, {"model": "gpt-4o"}) == "gpt-4o"
+
+
+def test_callables_and_static_methods_are_agents():
+    class Callable:
+        async def __call__(self, data, *, model):
+            return model
+
+    class Static:
+        @staticmethod
+        async def run(data, *, model):
+            return model
+
+    assert run(Callable()) == run(Static) == run(Static()) == "policy"
+    assert run(functools.partial(function, style="terse")) == ("http://x/v1", "terse")
+
+
+def test_a_wrapped_async_function_is_still_async():
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    assert run(wrapper) == ("http://x/v1", "plain")
+
+
+def test_an_unknown_kwarg_names_its_near_match():
+    with pytest.raises(ConfigError, match=r"takes no 'max_turn' \(agent.kwargs.max_turn\).*'max_turns'"):
+        bind_agent(Configured, {"max_turn": 3}, name="a")
+
+
+def test_a_parameter_that_nothing_provides_is_refused():
+    async def needy(data, *, database):
+        return database
+
+    with pytest.raises(ConfigError, match=r"needs 'database'.*agent.kwargs.database"):
+        bind_agent(needy, {}, name="a")
+    assert run(needy, {"database": "x"}) == "x"
+
+
+def test_a_synchronous_agent_is_refused_with_the_fix():
+    class Sync:
+        def run(self, data):
+            return 1.0
+
+    for agent in (Sync, Sync(), lambda data: 1.0):
+        with pytest.raises(ConfigError, match=r"not async.*async def.*rollout\.mode=subproc"):
+            bind_agent(agent, {}, name="a")
+
+
+def test_an_async_generator_is_refused():
+    async def generator(data):
+        yield 1.0
+
+    with pytest.raises(ConfigError, match="async generator"):
+        bind_agent(generator, {}, name="a")
+
+
+@pytest.mark.parametrize("thing", [3, "text", object(), type("NoRun", (), {})])
+def test_an_object_without_run_is_no_agent(thing):
+    with pytest.raises(ConfigError, match="no `run`"):
+        bind_agent(thing, {}, name="a")

@@ -1,0 +1,57 @@
+"""An agent that blocks the event loop is named, and cannot block it for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from agentrl.rollout.watchdog import Blocked, LoopWatchdog
+
+
+async def watch(block, *, patience=0.1, deadline=60.0):
+    reports = []
+    async with LoopWatchdog("my-agent", reports.append, patience=patience, deadline=deadline):
+        await asyncio.sleep(0)
+        await block()
+        await asyncio.sleep(0)
+    return reports
+
+
+def test_a_blocking_agent_is_named_once_with_its_place_and_the_fix():
+    async def block():
+        time.sleep(0.5)
+
+    (report,) = asyncio.run(watch(block))
+    assert "agent 'my-agent' has blocked the event loop" in report
+    assert "test_watchdog.py:" in report
+    assert "in block" in report
+    assert "asyncio.to_thread" in report
+    assert "rollout.mode=subproc" in report
+
+
+def test_an_agent_that_awaits_is_not_reported():
+    async def polite():
+        for _ in range(10):
+            await asyncio.sleep(0.03)
+
+    assert asyncio.run(watch(polite, patience=2.0)) == []
+
+
+def test_each_spell_of_blocking_is_reported():
+    async def block():
+        for _ in range(2):
+            time.sleep(0.4)
+            await asyncio.sleep(0.1)
+
+    assert len(asyncio.run(watch(block))) == 2
+
+
+def test_a_busy_loop_is_broken_at_the_deadline():
+    async def forever():
+        while True:
+            pass
+
+    with pytest.raises(Blocked, match="past the episode's deadline"):
+        asyncio.run(watch(forever, deadline=0.3))
