@@ -1,0 +1,163 @@
+"""The SQLite file of the episode store: its schema, how it is opened, what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from agentrl.errors import RunError
+from agentrl.runs.codec import COLUMNS
+from agentrl.runs.filesystem import cannot_write, is_network_filesystem
+
+__all__ = [
+    "INSERT",
+    "SCHEMA_VERSION",
+    "Journal",
+    "close_for_writing",
+    "database_error",
+    "open_for_reading",
+    "open_for_writing",
+]
+
+Journal = Literal["wal", "delete"]
+"""SQLite's names: a write-ahead log, or the rollback journal that every file system can do."""
+
+Verb = Literal["read", "write"]
+
+SCHEMA_VERSION = 1
+
+_APPLICATION_ID = 0x61726C31
+"""Says what the file is: ``arl1``."""
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE episodes (
+    id INTEGER PRIMARY KEY,         -- in the order of their commits
+    phase TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    sample INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    reward REAL,
+    seconds REAL NOT NULL,
+    attempts INTEGER NOT NULL,
+    sampled_tokens INTEGER NOT NULL,
+    failure TEXT,                   -- JSON: side, reason
+    data TEXT NOT NULL,             -- JSON
+    answer TEXT NOT NULL,           -- JSON
+    call_rewards TEXT NOT NULL,     -- JSON
+    calls TEXT NOT NULL,            -- JSON, as agentrl.runs.codec writes it
+    tree BLOB NOT NULL              -- as agentrl.runs.codec packs it
+);
+CREATE INDEX episodes_by_step ON episodes (phase, step);
+CREATE INDEX episodes_by_task ON episodes (phase, task);
+PRAGMA user_version = {SCHEMA_VERSION};
+PRAGMA application_id = {_APPLICATION_ID};
+COMMIT;
+"""
+
+_NAMES = ", ".join(COLUMNS)
+INSERT = f"INSERT INTO episodes ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+"""Takes a row of ``COLUMNS``; it is made of this package's own names, never of data."""
+
+_BUSY_SECONDS = 30.0
+
+
+def open_for_writing(path: Path) -> tuple[sqlite3.Connection, Journal]:
+    """Open or make the database at ``path``, with a write-ahead log where the file system can do that.
+
+    Any one thread at a time may use the connection. Raises ``RunError`` where the file cannot be made, or
+    is not an episode store of this schema.
+    """
+    with _reported(path, "write"):
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        with _closed_on_error(connection):
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables:
+                _check_schema(connection, path)
+            journal = _start_journal(connection, path)
+            # Only so does a commit reach the disk, and not just the system, before it returns.
+            connection.execute("PRAGMA synchronous = FULL")
+            if not tables:
+                connection.executescript(_SCHEMA)
+    return connection, journal
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open the store at ``path``, also beside its writer. Raises ``RunError`` where there is none to read."""
+    if not path.exists():
+        raise RunError(f"no episode store at {path}")
+    with _reported(path, "read"):
+        connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+        with _closed_on_error(connection):
+            _check_schema(connection, path)
+    return connection
+
+
+def close_for_writing(connection: sqlite3.Connection) -> None:
+    """Close, and leave one file that can be read anywhere: a log needs a folder that its reader can write to."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    with contextlib.suppress(sqlite3.OperationalError):
+        # Not while somebody reads: then the log stays, and the next reader deals with it.
+        connection.execute("PRAGMA journal_mode = delete")
+    connection.close()
+
+
+def _start_journal(connection: sqlite3.Connection, path: Path) -> Journal:
+    if not is_network_filesystem(path.parent):
+        # A file system without shared memory or locks fails here in many ways; what is wrong with the file
+        # itself the rollback journal meets again.
+        with contextlib.suppress(sqlite3.OperationalError):
+            (mode,) = connection.execute("PRAGMA journal_mode = wal").fetchone()
+            if mode == "wal":
+                return "wal"
+    connection.execute("PRAGMA journal_mode = delete")
+    return "delete"
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION_ID:
+        raise RunError(f"{path} is not an episode store")
+    if version != SCHEMA_VERSION:
+        raise RunError(
+            f"the episode store {path} has schema {version} and this agentrl has {SCHEMA_VERSION}",
+            fix="use the version of agentrl-core that wrote it",
+        )
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+@contextlib.contextmanager
+def _reported(path: Path, verb: Verb) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise database_error(path, error, verb) from error
+
+
+def database_error(path: Path, error: sqlite3.Error, verb: Verb) -> RunError:
+    """The one-line error for what SQLite raised about the store at ``path``."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_NOTADB":
+        return RunError(f"{path} is not an episode store: {error}")
+    if name.startswith("SQLITE_BUSY"):
+        return RunError(
+            f"cannot {verb} {path}: another process has kept it locked for {_BUSY_SECONDS:.0f} s",
+            fix="close the program that has it open",
+        )
+    if verb == "write":
+        return cannot_write(path, error)
+    return RunError(f"cannot read {path}: {error}")

@@ -1,0 +1,153 @@
+"""The run folder: everything that a run leaves behind, under ``run.dir``.
+
+::
+
+    runs/math-20261124-091500/
+        config.yaml             the resolved config
+        metrics.jsonl           one line a step and an evaluation
+        episodes.sqlite         every finished episode
+        checkpoints/step-000020/  a Hugging Face model folder, and what resume needs
+        logs/                   the run's narration
+        summary.json            how it ended
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from agentrl.config.models import Config
+from agentrl.errors import ConfigError, RunFolderError
+from agentrl.runs.filesystem import cannot_write, disk_is_full, sync_tree, write_atomically
+from agentrl.runs.summary import Summary
+
+__all__ = ["RunFolder", "default_name"]
+
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+
+
+class RunFolder:
+    """Where a run's files are. Making one with ``create`` is the only way to a fresh folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.episodes = path / "episodes.sqlite"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.summary = path / "summary.json"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @classmethod
+    def create(cls, config: Config, now: Callable[[], datetime] = datetime.now) -> RunFolder:
+        """Make the folder of a new run and write its config.
+
+        Raises ``ConfigError`` for a name that cannot be a folder or is taken, and ``RunFolderError``
+        where the file system does not take the folder; then nothing is left behind.
+        """
+        parent = config.run.dir.expanduser()
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = _make(parent, config.run.name) if config.run.name else _make_unique(parent, config.agent.name, now())
+        except OSError as error:
+            raise _cannot_make(parent, error) from error
+        folder = cls(path)
+        try:
+            folder.checkpoints.mkdir()
+            folder.logs.mkdir()
+            write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise _cannot_make(parent, error) from error
+        return folder
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` optimiser steps is."""
+        return self.checkpoints / f"step-{step:06}"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint after the most steps; half-written ones do not count."""
+        found = [
+            (int(match[1]), path) for path in self.checkpoints.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))
+        ]
+        return max(found)[1] if found else None
+
+    @contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """An empty folder to fill; it becomes ``checkpoint(step)``, whole and durable, when the block ends.
+
+        Where the block raises nothing is left of it. Raises ``RunError`` where it cannot be written.
+        """
+        path = self.checkpoint(step)
+        aside = path.with_name(f".{path.name}.part")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            yield aside
+            sync_tree(aside)
+            aside.rename(path)
+            sync_tree(self.checkpoints)
+        except BaseException as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, OSError) or disk_is_full(error):
+                raise cannot_write(path, error) from error
+            raise
+
+    def write_summary(self, summary: Summary) -> None:
+        """Write ``summary.json`` whole or not at all. Raises ``RunError`` where that cannot be done."""
+        try:
+            write_atomically(self.summary, json.dumps(summary.to_json(), indent=2) + "\n")
+        except OSError as error:
+            raise cannot_write(self.summary, error) from error
+
+
+def default_name(agent: str, now: datetime) -> str:
+    """The agent, without what is before it in its reference, and the time: ``math-20261124-091500``."""
+    short = re.split(r"[:/\\]", agent)[-1]
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-.")[:80]
+    return f"{safe or 'agent'}-{now:%Y%m%d-%H%M%S}"
+
+
+def _make(parent: Path, name: str) -> Path:
+    if name in {".", ".."} or name != Path(name).name or "\0" in name:
+        raise ConfigError(f"run.name={name!r} is not the name of a folder", fix="set run.dir for where it is made")
+    path = parent / name
+    try:
+        path.mkdir()
+    except FileExistsError as error:
+        raise ConfigError(f"the run folder {path} exists already", fix="set run.name to another name") from error
+    return path
+
+
+def _make_unique(parent: Path, agent: str, now: datetime) -> Path:
+    """A default name is nobody's choice: where two runs start in one second, the second is numbered."""
+    name, number = default_name(agent, now), 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _cannot_make(parent: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"cannot make a run folder in {parent}: {error.strerror or error}",
+        fix="free some space there, or set run.dir to another disk"
+        if disk_is_full(error)
+        else "set run.dir to a folder that you can write to",
+    )

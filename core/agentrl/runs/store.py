@@ -1,0 +1,188 @@
+"""The episode store: every finished episode, on disk before it may train.
+
+One thread writes. It commits what has gathered while it was busy in one transaction, so that the wait
+for the disk is shared by all who wait; readers, in this process or another, are never in its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from agentrl.errors import RunError
+from agentrl.rollout.episode import Episode, Phase
+from agentrl.runs.codec import COLUMNS, Row, from_row, to_row
+from agentrl.runs.database import INSERT, Journal, close_for_writing, database_error, open_for_reading, open_for_writing
+from agentrl.runs.lock import FolderLock
+
+__all__ = ["EpisodeStore", "read_episodes"]
+
+_PAGE = 128
+"""How many episodes a reader takes at once; it holds no transaction while its caller looks at them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    episodes: Sequence[Episode]
+    done: Future[None] = field(default_factory=Future)
+
+
+class EpisodeStore:
+    """The one writer of a run's episodes. ``commit`` may be called from any thread and any event loop.
+
+    Raises ``RunError`` where the file cannot be written, is not an episode store, or another process
+    has its folder open for writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FolderLock(path.parent)
+        try:
+            self._connection, self._journal = open_for_writing(path)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._queue: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="episode-store", daemon=True)
+        self._thread.start()
+
+    @property
+    def journal(self) -> Journal:
+        """How SQLite keeps a commit whole."""
+        return self._journal
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever starts the run should know about the file system; empty on an ordinary disk."""
+        notes = []
+        if self._journal == "delete":
+            notes.append(
+                f"the file system of {self.path.parent} cannot do a write-ahead log: "
+                "episodes are stored with a rollback journal, which is slower and makes readers wait"
+            )
+        if not self._lock.held:
+            notes.append(f"{self.path.parent} cannot be locked: see to it that no second run writes there")
+        return notes
+
+    async def commit(self, episodes: Sequence[Episode]) -> None:
+        """Store ``episodes``, all or none, and return once they are on disk.
+
+        Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails.
+        """
+        await asyncio.shield(asyncio.wrap_future(self.submit(episodes)))
+
+    def submit(self, episodes: Sequence[Episode]) -> Future[None]:
+        """Like ``commit``, for code without an event loop: the future is done when they are on disk."""
+        commit = _Commit(tuple(episodes))
+        commit.done.set_running_or_notify_cancel()
+        with self._closing:
+            if self._closed:
+                raise RunError(f"the episode store {self.path} is closed")
+            self._queue.put(commit)
+        return commit.done
+
+    def episodes(self, phase: Phase | None = None, step: int | None = None) -> Iterator[Episode]:
+        """The committed episodes, oldest commit first, all or those of a phase and a step."""
+        return read_episodes(self.path, phase, step)
+
+    def close(self) -> None:
+        """Commit what was submitted and close the file. Safe to call twice."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> EpisodeStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        try:
+            while (first := self._queue.get()) is not None:
+                gathered, last = self._gather(first)
+                self._write(gathered)
+                if last:
+                    return
+        finally:
+            close_for_writing(self._connection)
+            self._lock.release()
+
+    def _gather(self, first: _Commit) -> tuple[list[_Commit], bool]:
+        """``first`` and what came after it, and whether that is all there will be."""
+        gathered = [first]
+        while not self._queue.empty():
+            commit = self._queue.get()
+            if commit is None:
+                return gathered, True
+            gathered.append(commit)
+        return gathered, False
+
+    def _write(self, commits: Sequence[_Commit]) -> None:
+        encoded: list[tuple[_Commit, list[Row]]] = []
+        for commit in commits:
+            try:
+                encoded.append((commit, [_encoded(episode) for episode in commit.episodes]))
+            except Exception as error:  # whatever it is, its own caller waits to hear of it
+                commit.done.set_exception(error)
+        try:
+            self._insert([row for _, rows in encoded for row in rows])
+        except sqlite3.Error as error:
+            for commit, _ in encoded:
+                commit.done.set_exception(database_error(self.path, error, "write"))
+        else:
+            for commit, _ in encoded:
+                commit.done.set_result(None)
+
+    def _insert(self, rows: Sequence[Row]) -> None:
+        """Insert all rows or none."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(INSERT, rows)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            # On a full disk SQLite may have rolled back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+
+def read_episodes(path: Path, phase: Phase | None = None, step: int | None = None) -> Iterator[Episode]:
+    """The episodes of the store at ``path``, which its run may still be writing; oldest commit first.
+
+    Raises ``RunError`` where there is no store to read.
+    """
+    wanted = {"phase": phase, "step": step}
+    where = " AND ".join(["id > :after", *(f"{name} = :{name}" for name, value in wanted.items() if value is not None)])
+    select = f"SELECT id, {', '.join(COLUMNS)} FROM episodes WHERE {where} ORDER BY id LIMIT {_PAGE}"  # noqa: S608
+    connection = open_for_reading(path)
+    try:
+        after: int | None = 0
+        while after is not None:
+            rows = connection.execute(select, {"after": after, **wanted}).fetchall()
+            yield from (from_row(row[1:]) for row in rows)
+            after = rows[-1][0] if len(rows) == _PAGE else None
+    except sqlite3.Error as error:
+        raise database_error(path, error, "read") from error
+    finally:
+        connection.close()
+
+
+def _encoded(episode: Episode) -> Row:
+    try:
+        return to_row(episode)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"episode {episode.key} cannot be stored: {error}") from error

@@ -1,0 +1,89 @@
+"""What a run came to: ``summary.json``, and the lines a person reads last."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import RunError
+
+__all__ = ["Summary", "final_lines", "read_summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended; every run that could start leaves one, whatever stopped it."""
+
+    outcome: str
+    """``completed``, ``interrupted``, or ``failed: …`` with the reason."""
+    steps: int = 0
+    """Optimiser steps done."""
+    episodes: int = 0
+    """Finished episodes, those of evaluations included."""
+    tokens: int = 0
+    """Tokens sampled in them."""
+    seconds: float = 0.0
+    """Wall-clock time of the whole run."""
+    reward_before: float | None = None
+    """Mean sampled reward on held-out tasks before the first step; ``None`` where it was not measured."""
+    reward_after: float | None = None
+    """The same under the last weights."""
+    reward_before_greedy: float | None = None
+    reward_after_greedy: float | None = None
+    checkpoint: str | None = None
+    """Folder of the last weights that were saved."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as in ``summary.json``."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+def read_summary(path: Path) -> Summary:
+    """The summary that a run wrote to ``path``. Raises ``RunError`` where there is none to read."""
+    try:
+        return Summary(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RunError(
+            f"no summary at {path}: {error.strerror}", fix="a run writes it when it ends; was it killed?"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is not a run's summary: {error}") from error
+
+
+def final_lines(summary: Summary, command: str | None = None) -> list[str]:
+    """What was learned, where it is, and ``command``, which evaluates it; to be printed last."""
+    lines = [_headline(summary)]
+    readings = [
+        ("sampled", summary.reward_before, summary.reward_after),
+        ("greedy", summary.reward_before_greedy, summary.reward_after_greedy),
+    ]
+    for name, before, after in readings:
+        if before is not None or after is not None:
+            lines.append(f"held-out reward, {name}: {_reward(before)} before, {_reward(after)} after")
+    if summary.checkpoint is None:
+        lines.append("no checkpoint was saved")
+        return lines
+    lines.append(f"checkpoint: {summary.checkpoint}")
+    if command is not None:
+        lines.append(f"evaluate it: {command}")
+    return lines
+
+
+def _headline(summary: Summary) -> str:
+    counts = f"{summary.steps:,} steps, {summary.episodes:,} episodes, {summary.tokens:,} tokens"
+    return f"{summary.outcome} after {counts} in {duration(summary.seconds)}"
+
+
+def _reward(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: ``8.4 s``, ``2:05 min``, ``1:02:03 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"

@@ -1,0 +1,283 @@
+"""The episode store keeps every episode, whole, before anybody may train on it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentrl.errors import RunError
+from agentrl.gateway.contract import Call
+from agentrl.rollout.episode import Episode, EpisodeKey, Failure, Phase
+from agentrl.runs import database
+from agentrl.runs.store import EpisodeStore, read_episodes
+from agentrl.tokens.tree import Sampled, TokenTree
+
+
+def make_episode(step: int = 0, task: int = 0, sample: int = 0, phase: Phase = "train", **fields: object) -> Episode:
+    tree = TokenTree()
+    prompt = tree.add_given([1, 2, 3])
+    tree.add_sampled([4, 5], Sampled("call-1", (-0.5, -0.25), (step, step), 1.0), prompt)
+    call = Call(
+        "call-1",
+        None,
+        {"messages": [{"role": "user", "content": "2+2?"}]},
+        {"role": "assistant", "content": "4"},
+        "stop",
+        3,
+        2,
+    )
+    known = {"data": {"question": "2+2?"}, "outcome": "rewarded", "reward": 1.0, "calls": (call,), "tree": tree}
+    return Episode(key=EpisodeKey(phase, step, task, sample), **(known | fields))  # type: ignore[arg-type]
+
+
+def limit_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
+    """Fill the disk: SQLite may not make the file larger than this."""
+    plain: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def connect(*args: object, **kwargs: object) -> sqlite3.Connection:
+        connection = plain(*args, **kwargs)
+        if "uri" not in kwargs:
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(database.sqlite3, "connect", connect)
+
+
+def test_what_is_committed_reads_back_equal_and_in_order(tmp_path: Path) -> None:
+    first, second = make_episode(sample=0), make_episode(sample=1, reward=0.0, answer="5", attempts=2, seconds=1.5)
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        asyncio.run(store.commit([first]))
+        asyncio.run(store.commit([second]))
+        assert list(store.episodes()) == [first, second]
+
+
+def test_episodes_are_found_by_phase_and_step(tmp_path: Path) -> None:
+    stored = [
+        make_episode(step, sample=sample, phase=phase)
+        for phase in ("train", "eval", "eval-greedy")
+        for step in (0, 20)
+        for sample in (0, 1)
+    ]
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit(stored).result()
+        assert [e.key for e in store.episodes("eval", 20)] == [
+            EpisodeKey("eval", 20, 0, 0),
+            EpisodeKey("eval", 20, 0, 1),
+        ]
+        assert len(list(store.episodes("eval-greedy"))) == 4
+        assert len(list(store.episodes(step=20))) == 6
+
+
+def test_a_reader_pages_through_more_episodes_than_it_takes_at_once(tmp_path: Path) -> None:
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit([make_episode(task=task) for task in range(256)]).result()
+        assert [e.key.task for e in store.episodes()] == list(range(256))
+
+
+def test_failed_and_rejected_episodes_are_kept_with_their_reasons(tmp_path: Path) -> None:
+    failed = make_episode(
+        outcome="failed", reward=None, failure=Failure("agent", "KeyError: 'x' \x00 \ud800"), calls=()
+    )
+    rejected = make_episode(sample=1, outcome="rejected", reward=None)
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit([failed, rejected]).result()
+        assert list(store.episodes()) == [failed, rejected]
+
+
+def test_an_answer_that_json_cannot_carry_is_kept_as_its_repr(tmp_path: Path) -> None:
+    answer = {"value": complex(1, 2), "ok": [1, 2]}
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit([make_episode(answer=answer), make_episode(answer={(1, 2): "key"})]).result()
+        assert [e.answer for e in store.episodes()] == [{"value": "(1+2j)", "ok": [1, 2]}, "{(1, 2): 'key'}"]
+
+
+def test_an_episode_that_cannot_be_stored_harms_no_other(tmp_path: Path) -> None:
+    good, bad = make_episode(task=1), make_episode(task=2, data={"x": object()})
+
+    async def commit_both() -> list[BaseException | None]:
+        return await asyncio.gather(store.commit([good]), store.commit([bad]), return_exceptions=True)
+
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        fine, error = asyncio.run(commit_both())
+        assert fine is None
+        assert str(error) == "episode train-0-2-0 cannot be stored: Object of type object is not JSON serializable"
+        assert list(store.episodes()) == [good]
+
+
+def test_many_waiters_are_committed_together_and_none_is_lost(tmp_path: Path) -> None:
+    async def commit_all() -> None:
+        await asyncio.gather(*(store.commit([make_episode(task=task)]) for task in range(500)))
+
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        asyncio.run(commit_all())
+        assert {e.key.task for e in store.episodes()} == set(range(500))
+
+
+def test_a_cancelled_wait_does_not_undo_the_commit(tmp_path: Path) -> None:
+    async def cancel() -> None:
+        waiting = asyncio.create_task(store.commit([make_episode()]))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        asyncio.run(cancel())
+    assert len(list(read_episodes(tmp_path / "episodes.sqlite"))) == 1
+
+
+def test_closing_commits_what_was_submitted_and_refuses_more(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path / "episodes.sqlite")
+    futures = [store.submit([make_episode(task=task)]) for task in range(50)]
+    store.close()
+    store.close()
+    assert all(future.done() for future in futures)
+    assert len(list(store.episodes())) == 50
+    with pytest.raises(RunError, match="is closed"):
+        store.submit([make_episode()])
+
+
+def test_a_killed_run_keeps_every_committed_episode(tmp_path: Path) -> None:
+    script = """
+        import os, signal, sys
+        sys.path[:0] = [{tests!r}]
+        from pathlib import Path
+        from test_store import make_episode
+        from agentrl.runs.store import EpisodeStore
+        store = EpisodeStore(Path({path!r}))
+        store.submit([make_episode(task=task) for task in range(20)]).result()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    path = tmp_path / "episodes.sqlite"
+    code = textwrap.dedent(script).format(tests=str(Path(__file__).parent), path=str(path))
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(list(read_episodes(path))) == 20
+    with EpisodeStore(path) as store:
+        store.submit([make_episode(task=20)]).result()
+        assert len(list(store.episodes())) == 21
+
+
+def test_another_process_reads_while_the_run_writes(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.sqlite"
+    code = "import sys; from pathlib import Path; from agentrl.runs.store import read_episodes\n"
+    code += "print([e.key.task for e in read_episodes(Path(sys.argv[1]))])"
+    with EpisodeStore(path) as store:
+        store.submit([make_episode(task=7)]).result()
+        reading = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+        assert reading.stdout == "[7]\n"
+        store.submit([make_episode(task=8)]).result()
+
+
+def test_a_slow_reader_does_not_keep_the_writer_waiting(tmp_path: Path) -> None:
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit([make_episode(task=task) for task in range(200)]).result()
+        reader = store.episodes()
+        next(reader)
+        store.submit([make_episode(task=200)]).result(timeout=5)
+        assert len(list(reader)) == 200
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.sqlite"
+    with EpisodeStore(path), pytest.raises(RunError, match=r"another process is writing to .*set run\.name"):
+        EpisodeStore(path)
+    EpisodeStore(path).close()
+
+
+def test_a_full_disk_fails_the_commit_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_pages(monkeypatch, 16)
+    path = tmp_path / "episodes.sqlite"
+    small = [make_episode(task=task) for task in range(3)]
+    large = [make_episode(task=task, data={"text": "x" * 20_000}) for task in range(10)]
+    with EpisodeStore(path) as store:
+        store.submit(small).result()
+        with pytest.raises(RunError, match=r"cannot write .*episodes\.sqlite: .*full.* \(free some space"):
+            asyncio.run(store.commit(large))
+        assert list(store.episodes()) == small
+        store.submit([make_episode(task=4)]).result()
+    assert len(list(read_episodes(path))) == 4
+
+
+def test_a_file_system_without_a_write_ahead_log_gets_a_rollback_journal_and_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "is_network_filesystem", lambda path: True)
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        assert store.journal == "delete"
+        assert "rollback journal" in store.notes[0]
+        store.submit([make_episode()]).result()
+        assert list(store.episodes()) == [make_episode()]
+
+
+def test_a_vfs_that_cannot_share_memory_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: Callable[..., sqlite3.Connection] = sqlite3.connect
+    monkeypatch.setattr(
+        database.sqlite3,
+        "connect",
+        lambda path, **kwargs: plain(
+            path if "uri" in kwargs else f"file:{path}?vfs=unix-dotfile", **kwargs | {"uri": True}
+        ),
+    )
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        assert store.journal == "delete"
+        store.submit([make_episode()]).result()
+
+
+def test_an_ordinary_disk_needs_no_note(tmp_path: Path) -> None:
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        assert store.journal == "wal"
+        assert store.notes == []
+
+
+def test_a_closed_store_is_one_file_that_reads_from_a_read_only_folder(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.sqlite"
+    with EpisodeStore(path) as store:
+        store.submit([make_episode()]).result()
+    assert [file.name for file in tmp_path.iterdir()] == ["episodes.sqlite"]
+    path.chmod(0o400)
+    tmp_path.chmod(0o500)
+    assert len(list(read_episodes(path))) == 1
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("verb", ["read", "write"])
+def test_a_file_that_is_no_store_is_named(tmp_path: Path, verb: str) -> None:
+    path = tmp_path / "episodes.sqlite"
+    path.write_text("not a database, though long enough to be looked at as if it were one " * 20)
+    with pytest.raises(RunError, match=r"episodes\.sqlite is not an episode store"):
+        list(read_episodes(path)) if verb == "read" else EpisodeStore(path)
+
+
+def test_another_database_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.sqlite"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE mine (x)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="is not an episode store"):
+        EpisodeStore(path)
+    assert path.read_bytes() == before
+
+
+def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.sqlite"
+    EpisodeStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(RunError, match="has schema 99 and this agentrl has 1"):
+        EpisodeStore(path)
+
+
+def test_no_store_to_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no episode store at"):
+        list(read_episodes(tmp_path / "episodes.sqlite"))
