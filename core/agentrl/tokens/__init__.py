@@ -1,0 +1,1 @@
+"""Token ids: the tree that records them, and the renderer between them and messages."""

@@ -11,8 +11,9 @@ another's: two equal completions are two samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 __all__ = ["ROOT", "Position", "Sampled", "Span", "TokenTree"]
@@ -79,42 +80,34 @@ class TokenTree:
     def path(self, position: Position) -> list[int]:
         """The ids from the root up to ``position``."""
         pieces: list[tuple[int, ...]] = []
-        span, offset = position
-        while span >= 0:
-            pieces.append(self._spans[span].ids[:offset])
-            span, offset = self._spans[span].parent, self._spans[span].fork
-        return [token for piece in reversed(pieces) for token in piece]
+        index, offset = position
+        while index >= 0:
+            span = self._spans[index]
+            pieces.append(span.ids[:offset])
+            index, offset = span.parent, span.fork
+        return list(chain.from_iterable(reversed(pieces)))
 
     def walk(self, ids: Sequence[int], start: Position = ROOT) -> tuple[Position, int]:
         """Follow ``ids`` from ``start`` as far as recorded tokens equal them.
 
         Returns the deepest position reached and how many of ``ids`` lead to it. History may pass
-        through any span, sampled ones included; of equally deep positions the oldest wins.
+        through any span, sampled ones included; of equally deep positions the oldest wins. Looks at
+        each span below ``start`` at most once.
         """
+        wanted = tuple(ids)
         best, matched = start, 0
-        frontier: list[tuple[Position, int]] = [(start, 0)]
-        while frontier:
-            for position, done in self._advance(*frontier.pop(0), ids):
-                if done > matched:
-                    best, matched = position, done
-                if done < len(ids):
-                    frontier.extend(
-                        (Position(child, 0), done)
-                        for child in self._children.get(position.span, ())
-                        if self._spans[child].fork == position.offset and self._spans[child].ids[0] == ids[done]
-                    )
+        open_ends = [(start, 0)]
+        while open_ends:
+            (index, offset), done = open_ends.pop()
+            common = _common_prefix(self._spans[index].ids, offset, wanted, done) if index >= 0 else 0
+            reached = done + common
+            if reached > matched or (reached == matched and index < best.span):
+                best, matched = Position(index, offset + common), reached
+            for child in self._children.get(index, ()):
+                ahead = self._spans[child].fork - offset
+                if 0 <= ahead <= common and wanted[done + ahead : done + ahead + 1] == self._spans[child].ids[:1]:
+                    open_ends.append((Position(child, 0), done + ahead))
         return best, matched
-
-    def _advance(self, position: Position, done: int, ids: Sequence[int]) -> Iterator[tuple[Position, int]]:
-        """Every position inside one span, from ``position`` on, that ``ids[done:]`` leads to."""
-        yield position, done
-        if position.span < 0:
-            return
-        tokens = self._spans[position.span].ids
-        offset = position.offset
-        while offset < len(tokens) and done < len(ids) and tokens[offset] == ids[done]:
-            offset, done = offset + 1, done + 1
-            yield Position(position.span, offset), done
 
     def add_given(self, ids: Sequence[int], at: Position = ROOT) -> Position:
         """Record given tokens after ``at``, sharing what is recorded there already."""
@@ -176,3 +169,16 @@ def _sampled_to_json(sampled: Sampled) -> dict[str, Any]:
 
 def _sampled_from_json(row: dict[str, Any]) -> Sampled:
     return Sampled(row["call"], tuple(row["logprobs"]), tuple(row["versions"]), row["temperature"], row["constrained"])
+
+
+def _common_prefix(left: tuple[int, ...], i: int, right: tuple[int, ...], j: int) -> int:
+    """How many tokens ``left[i:]`` and ``right[j:]`` share; slices are compared, not single tokens."""
+    size = min(len(left) - i, len(right) - j)
+    same = 0
+    while size:
+        if left[i + same : i + same + size] == right[j + same : j + same + size]:
+            same += size
+            size = min(size, len(left) - i - same, len(right) - j - same)
+        else:
+            size //= 2
+    return same

@@ -1,0 +1,184 @@
+"""Messages to token ids and back, through the ``renderers`` package and the model's chat template."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentrl.errors import ConfigError, near_matches
+from agentrl.tokens.parsing import assistant_message
+from agentrl.tokens.probes import Kind
+from agentrl.tokens.selection import Candidate, best_candidate, build, judge, known_renderers
+from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
+from agentrl.tokens.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Renderer", "load_renderer"]
+
+_log = logging.getLogger(__name__)
+
+
+class Renderer:
+    """How one model writes conversations. Safe from any thread; it holds no conversation."""
+
+    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None, part: Candidate) -> None:
+        self._template = template
+        self._part = part
+        self._thinking_marks = [vocabulary.special_id(mark) for mark in ("<think>", "</think>")]
+        self.vocabulary = vocabulary
+        self.name = part.name
+        """The renderer's name in the ``renderers`` package; ``default`` is the template in full."""
+        self.warning: str | None = None
+        """What this renderer costs, where it is not the best that could be."""
+        self.stop_ids: frozenset[int] = part.stop_ids
+        """Ids that end an assistant turn."""
+        self.tool_end_id: int | None = vocabulary.special_id("</tool_call>")
+        """The id that ends a tool call, where one does."""
+
+    def render(self, messages: Messages, tools: Tools | None = None) -> list[int]:
+        """The prompt for the next assistant turn, its header included.
+
+        Raises ``GatewayError`` (400) where the chat template refuses the messages.
+        """
+        if self._template is not None and (
+            self._part.in_full or not (self._part.thinking or not any(map(_thinks, messages)))
+        ):
+            return self._template.render(messages, tools)
+        return self._part.render([plain(message) for message in messages], tools)
+
+    def extend(
+        self,
+        prompt_ids: Sequence[int],
+        completion_ids: Sequence[int],
+        messages: Messages,
+        tools: Tools | None = None,
+        *,
+        thinking: bool = False,
+    ) -> list[int] | str:
+        """The prompt after a completion and new ``messages``, or why it has to be rendered in full.
+
+        The result begins with the prompt's and the completion's own ids. ``thinking`` says whether
+        thinking of the policy is among them. Extends only where that equals what the chat template
+        makes of the whole conversation, encoding apart.
+        """
+        roles = {message["role"] for message in messages}
+        if "assistant" in roles:
+            return "history edited"
+        if self._part.in_full:
+            return "the chat template is used in full each turn"
+        kind: Kind = ("tool" if roles == {"tool"} else "user", thinking)
+        if kind not in self._part.extends:
+            return "thinking dropped by the template" if thinking else f"renderer {self.name!r} does not extend here"
+        recorded = [*prompt_ids, *completion_ids]
+        extended = self._part.bridge(prompt_ids, completion_ids, [plain(message) for message in messages], tools)
+        if extended is None or extended[: len(recorded)] != recorded:
+            return "the completion holds no turn to extend"
+        return extended
+
+    def parse(
+        self,
+        completion_ids: Sequence[int],
+        tools: Tools | None = None,
+        prompt_ids: Sequence[int] = (),
+        *,
+        call_ids: str = "call_",
+    ) -> Message:
+        """The assistant message that a completion is, in the OpenAI API's shape.
+
+        Tool arguments are JSON text, as the policy wrote them where they do not parse; a call whose name
+        cannot be read stays in the content, and so do all where no ``tools`` are offered. Ids of tool
+        calls are ``call_ids`` and a number, unless the model writes its own.
+        """
+        ids = list(completion_ids)
+        parsed = self._part.parse(ids, tools, prompt_ids)
+        return assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
+
+    def thinks(self, completion_ids: Sequence[int]) -> bool:
+        """Whether a completion holds thinking, closed or not."""
+        opening, closing = self._thinking_marks
+        if opening is not None and closing is not None:
+            return opening in completion_ids or closing in completion_ids
+        text = self.vocabulary.decode(completion_ids)
+        return "<think>" in text or "</think>" in text
+
+
+def load_renderer(model: PreTrainedTokenizerBase | str | Path, name: str = "auto") -> Renderer:
+    """The renderer for a tokenizer or a model folder.
+
+    ``auto`` takes the renderer of the ``renderers`` package that reproduces the model's own chat template
+    on probe conversations, whatever the model is called, and else renders with the template in full each
+    turn. Raises ``ConfigError`` for an unknown name, a folder without a tokenizer and, except where a
+    renderer is named outright, a tokenizer without a chat template.
+    """
+    tokenizer = _load_tokenizer(model) if isinstance(model, str | Path) else model
+    origin = repr(str(tokenizer.name_or_path or "the model"))
+    vocabulary = Vocabulary(tokenizer)
+    if name not in ("auto", "default"):
+        return _named(vocabulary, origin, name)
+    template = ChatTemplate(vocabulary, origin)
+    part = best_candidate(vocabulary, template) if name == "auto" else None
+    renderer = Renderer(vocabulary, template, part or build("default", vocabulary))
+    if part is None:
+        renderer.warning = _IN_FULL.format(origin=origin)
+    return _warned(renderer)
+
+
+_IN_FULL = (
+    "the chat template of {origin} is rendered in full each turn, as no renderer reproduces it: earlier completions "
+    "are encoded again, so that the token tree forks wherever the policy split a text in another way, and a turn "
+    "costs time in proportion to the whole history; model.renderer names one by hand"
+)
+
+
+def _named(vocabulary: Vocabulary, origin: str, name: str) -> Renderer:
+    if name not in known_renderers():
+        names = ["auto", "default", *known_renderers()]
+        raise ConfigError(f"model.renderer: there is no renderer {name!r}", fix=near_matches(name, names))
+    try:
+        part = build(name, vocabulary)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"model.renderer: {name!r} does not work with the tokenizer of {origin}: {reason}", fix="use 'auto'"
+        ) from error
+    if not vocabulary.chat_template:
+        return Renderer(vocabulary, None, part.trusted())
+    template = ChatTemplate(vocabulary, origin)
+    judged = judge(part, template)
+    if judged is not None:
+        return Renderer(vocabulary, template, judged)
+    renderer = Renderer(vocabulary, None, part.trusted())
+    renderer.warning = (
+        f"model.renderer: {name!r} does not reproduce the chat template of {origin}: the policy sees conversations "
+        "in another form than it will when served by its template; 'auto' follows the template"
+    )
+    return _warned(renderer)
+
+
+def _warned(renderer: Renderer) -> Renderer:
+    if renderer.warning:
+        _log.warning("%s", renderer.warning)
+    return renderer
+
+
+def _load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {str(folder)!r} has no tokenizer that loads: {reason}",
+            fix="give a bundled name, a Hugging Face folder with its tokenizer.json, or a Hugging Face id",
+        ) from error
+
+
+def _thinks(message: Any) -> bool:
+    return message["role"] == "assistant" and bool(
+        message.get("reasoning_content") or "</think>" in str(message.get("content") or "")
+    )

@@ -1,0 +1,183 @@
+"""Which renderer reproduces a model's chat template, and how far it may be trusted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from agentrl.errors import GatewayError
+from agentrl.tokens.probes import CONTINUATIONS, CONVERSATIONS, Continuation, Conversation, Kind
+from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
+from agentrl.tokens.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from renderers import ParsedResponse, ToolSpec
+    from renderers import Renderer as Library
+
+__all__ = ["Candidate", "best_candidate", "build", "judge", "known_renderers"]
+
+_log = logging.getLogger(__name__)
+
+_MARKS = {"gpt-oss": "<|channel|>"}
+"""Renderers that download a vocabulary when they are built, and a token by which theirs is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One renderer of the ``renderers`` package, and where it was seen to follow the template."""
+
+    name: str
+    library: Library
+    stop_ids: frozenset[int]
+    thinking: bool = False
+    """Whether it renders turns with thinking as the template does."""
+    extends: frozenset[Kind] = frozenset()
+    """The kinds of continuation in which extending a chain gives what the template gives."""
+    parses: bool = False
+    """Whether it reads back what the template writes."""
+
+    @property
+    def in_full(self) -> bool:
+        """Whether it is the template itself, rendered in full each turn."""
+        return self.name == "default"
+
+    def trusted(self) -> Candidate:
+        """The candidate where there is no template to hold it against: its own word is taken."""
+        return replace(self, thinking=True, extends=frozenset({("user", False), ("tool", False), ("tool", True)}))
+
+    def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+        """The prompt for the next turn; ``messages`` as ``plain`` leaves them."""
+        return self.library.render_ids(cast(Any, messages), tools=_specs(tools), add_generation_prompt=True)
+
+    def bridge(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], messages: Sequence[Message], tools: Tools | None
+    ) -> list[int] | None:
+        """The prompt after a completion and new messages, where the library has one."""
+        bridged = self.library.bridge_to_next_turn(
+            list(prompt_ids), list(completion_ids), cast(Any, messages), tools=_specs(tools)
+        )
+        return None if bridged is None else bridged.token_ids
+
+    def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
+        """What the completion says."""
+        return self.library.parse_response(completion_ids, tools=_specs(tools), prompt_ids=list(prompt_ids))
+
+
+def _specs(tools: Tools | None) -> list[ToolSpec] | None:
+    return cast("list[ToolSpec]", list(tools)) if tools else None
+
+
+@lru_cache(1)
+def _configs() -> Mapping[str, type[Any]]:
+    from renderers import RendererConfig
+
+    union, *_ = get_args(RendererConfig)
+    return {config.model_fields["name"].default: config for config in get_args(union)}
+
+
+def known_renderers() -> list[str]:
+    """Names of the package's renderers; ``auto``, ``default`` and ``custom`` are not among them."""
+    return [name for name in _configs() if name not in ("auto", "default", "custom")]
+
+
+def build(name: str, vocabulary: Vocabulary) -> Candidate:
+    """The renderer ``name``, not yet held against a template. Raises what the library raises."""
+    from renderers import create_renderer
+
+    if name == "default":
+        options: dict[str, Any] = {"reasoning_parser": "think"}
+        if vocabulary.special_id("<tool_call>") is not None:
+            options["tool_parser"] = "qwen3"
+    else:
+        options = {"thinking_retention": "all"}
+    library = create_renderer(cast(Any, vocabulary), _configs()[name](**options))
+    return Candidate(name, library, frozenset(library.get_stop_token_ids()))
+
+
+def best_candidate(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate | None:
+    """The renderer that reproduces ``template`` on every probe, the most able first; ``None`` for none."""
+    found: list[Candidate] = []
+    for name in known_renderers():
+        if name in _MARKS and vocabulary.special_id(_MARKS[name]) is None:
+            continue
+        try:
+            judged = judge(build(name, vocabulary), template)
+        except Exception as error:
+            # A renderer of another family fails in its own way: a missing token, a shape it does not know.
+            _log.debug("renderer %s does not work with this tokenizer: %s", name, error)
+            continue
+        if judged is not None:
+            found.append(judged)
+    return max(found, key=lambda part: (part.parses, len(part.extends), part.thinking), default=None)
+
+
+def judge(part: Candidate, template: ChatTemplate) -> Candidate | None:
+    """``part`` with what it was seen to do, or ``None`` where it departs from the template.
+
+    Conversations that the template itself refuses prove nothing and are left out. Thinking is judged
+    apart: a template may drop it, keep it or not know it.
+    """
+    verdicts = [(probe, _same(part, template, probe)) for probe in CONVERSATIONS]
+    plainly = [same for probe, same in verdicts if not probe.thinking and same is not None]
+    if len(plainly) < 2 or not all(plainly):
+        return None
+    thinking = all(same is not False for probe, same in verdicts if probe.thinking)
+    outcomes = [(probe.kind, _extends(part, template, probe)) for probe in CONTINUATIONS]
+    kinds = {kind for kind, _ in outcomes if all(good for other, good in outcomes if other == kind)}
+    parses = all(_parses(part, template, probe) for probe in CONTINUATIONS if not probe.kind[1])
+    return replace(part, thinking=thinking, extends=frozenset(kinds), parses=parses)
+
+
+def _same(part: Candidate, template: ChatTemplate, probe: Conversation) -> bool | None:
+    try:
+        wanted = template.render(probe.messages, probe.tools)
+    except GatewayError:
+        return None
+    return part.render([plain(message) for message in probe.messages], probe.tools) == wanted
+
+
+def _turn(part: Candidate, template: ChatTemplate, probe: Continuation) -> tuple[list[int], list[int], list[int]]:
+    """Prompt, completion and the prompt after it, as the template writes them.
+
+    The completion is what the whole conversation holds of the turn; where the turn thinks, what the
+    policy samples, which the conversation may not hold. It is empty where there is none to be found.
+    """
+    prompt = template.render(probe.before, probe.tools)
+    wanted = template.render([*probe.before, probe.turn, *probe.after], probe.tools)
+    thinking = probe.kind[1]
+    written = template.render([*probe.before, probe.turn], probe.tools, prompt=False) if thinking else wanted
+    if written[: len(prompt)] != prompt:
+        return prompt, [], wanted
+    ends = (n for n in range(len(prompt), len(written)) if written[n] in part.stop_ids)
+    completion = written[len(prompt) : next(ends, len(prompt) - 1) + 1]
+    if thinking and probe.turn["reasoning_content"] not in template.decode(completion):
+        return prompt, [], wanted
+    return prompt, completion, wanted
+
+
+def _extends(part: Candidate, template: ChatTemplate, probe: Continuation) -> bool:
+    try:
+        prompt, completion, wanted = _turn(part, template, probe)
+    except GatewayError:
+        return False
+    new = [plain(message) for message in probe.after]
+    return bool(completion) and part.bridge(prompt, completion, new, probe.tools) == wanted
+
+
+def _parses(part: Candidate, template: ChatTemplate, probe: Continuation) -> bool:
+    try:
+        prompt, completion, _ = _turn(part, template, probe)
+    except GatewayError:
+        return True
+    parsed = part.parse(completion, probe.tools, prompt)
+    calls = [(call.name, call.arguments) for call in parsed.tool_calls]
+    return parsed.content == probe.turn["content"] and calls == _calls(probe.turn)
+
+
+def _calls(message: Messages | Message) -> list[tuple[str, Any]]:
+    written = cast(Message, message).get("tool_calls", [])
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in written]

@@ -1,0 +1,92 @@
+"""A tokenizer as renderers and the gateway use it: fast, cached, safe from any thread."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Vocabulary"]
+
+_CACHED_TEXTS = 4096
+_CACHED_LENGTH = 16_384
+"""Longer texts are rarely seen twice and would fill the cache."""
+
+
+class Vocabulary:
+    """Text to ids and back, beside everything else that the tokenizer has.
+
+    Role headers, system prompts and tool lists are encoded once and remembered. It has no ``__call__``
+    on purpose: renderers then skip character offsets, which nothing here reads.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._encode, self._decode = _backend(tokenizer)
+        self._encode_cached = lru_cache(_CACHED_TEXTS)(self._encode)
+        self.piece = lru_cache(None)(self._piece)
+        """The text and the bytes of one id."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__call__":
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        """The ids of ``text``, its special tokens among them and none added."""
+        if len(text) > _CACHED_LENGTH:
+            return list(self._encode(text))
+        return list(self._encode_cached(text))
+
+    def decode(self, ids: int | Sequence[int], **_: object) -> str:
+        """The text of ``ids``, special tokens included."""
+        return self._decode([ids] if isinstance(ids, int) else list(ids))
+
+    def special_id(self, token: str) -> int | None:
+        """The id of ``token`` where the vocabulary holds it whole."""
+        ids = self.encode(token)
+        return ids[0] if len(ids) == 1 and self.decode(ids) == token else None
+
+    def _piece(self, token_id: int) -> tuple[str, bytes]:
+        text = self._decode([token_id])
+        if "\ufffd" not in text:
+            return text, text.encode()
+        raw = self._tokenizer.convert_ids_to_tokens(token_id)
+        byte_of = _byte_alphabet()
+        if isinstance(raw, str) and all(char in byte_of for char in raw):
+            return text, bytes(byte_of[char] for char in raw)
+        return text, text.encode()
+
+
+def _backend(
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Callable[[str], tuple[int, ...]], Callable[[list[int]], str]]:
+    """Encoder and decoder. A copy of the Rust tokenizer is called directly: around it, transformers costs
+    several times as much and changes its settings at each call, which another thread may run into."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return (
+            lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)),
+            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
+        )
+    rust = copy.deepcopy(backend)
+    rust.no_padding()
+    rust.no_truncation()
+    rust.encode_special_tokens = False
+    return (
+        lambda text: tuple(rust.encode(text, add_special_tokens=False).ids),
+        lambda ids: str(rust.decode(ids, skip_special_tokens=False)),
+    )
+
+
+@lru_cache(1)
+def _byte_alphabet() -> dict[str, int]:
+    """Which byte each character of a byte-level vocabulary stands for (the GPT-2 alphabet): printable
+    Latin-1 stands for itself, every other byte for the next character from 256 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
