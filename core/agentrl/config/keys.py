@@ -1,0 +1,50 @@
+"""The keys that a pydantic model knows, as dotted names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+__all__ = ["field_at", "key_names", "known_keys", "model_at"]
+
+
+def known_keys(model: type[BaseModel]) -> Iterator[str]:
+    """Every key of ``model``, those of nested models included: ``rollout``, ``rollout.group_size``, …"""
+    for name, field in model.model_fields.items():
+        yield name
+        nested = _model_of(field.annotation)
+        if nested is not None:
+            yield from (f"{name}.{key}" for key in known_keys(nested))
+
+
+def key_names(model: type[BaseModel]) -> set[str]:
+    """The names that ``model`` takes at its top level, aliases included."""
+    aliases = {field.alias for field in model.model_fields.values() if field.alias}
+    return set(model.model_fields) | aliases
+
+
+def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The nested model at ``path``, or ``None`` where something else is there."""
+    current: type[BaseModel] | None = model
+    for name in path:
+        field = current.model_fields.get(str(name)) if current else None
+        current = _model_of(field.annotation) if field else None
+    return current
+
+
+def field_at(model: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | None:
+    """The field at ``path``, or ``None`` where there is none."""
+    parent = model_at(model, path[:-1]) if path else None
+    return parent.model_fields.get(str(path[-1])) if parent else None
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation, through ``Annotated``, ``Optional`` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if getattr(annotation, "__origin__", None) in (list, dict, tuple):
+        return None
+    return next((model for inner in get_args(annotation) if (model := _model_of(inner))), None)

@@ -1,0 +1,85 @@
+"""One line for what pydantic has against a configuration."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ValidationError
+
+from agentrl.config.keys import field_at, key_names, known_keys, model_at
+from agentrl.errors import ConfigError, near_matches
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = ["config_error", "unknown_key"]
+
+_LONGEST_VALUE = 80
+Origin = Callable[[str], str | None]
+"""Where the value of a key came from."""
+
+
+def config_error(
+    error: ValidationError, model: type[BaseModel], *, at: str = "", origin: Origin = lambda _key: None
+) -> ConfigError:
+    """The first thing that ``error`` reports, with the key, the value, what was expected and where it came from.
+
+    ``model`` is what was validated, and ``at`` the key that it stands at in the whole configuration.
+    """
+    first, *more = error.errors(include_url=False)
+    path = _path(first)
+    key = ".".join((at, *path) if at else path)
+    source = origin(key)
+    place = f"{source}: " if source else ""
+    rest = f" (and {len(more)} more)" if more else ""
+    if first["type"] == "extra_forbidden":
+        return unknown_key(model, path, at=at, place=place)
+    return ConfigError(f"{place}{_complaint(first, key)}{rest}", fix=_default(model, path))
+
+
+def unknown_key(model: type[BaseModel], path: Sequence[str], *, at: str = "", place: str = "") -> ConfigError:
+    """The error for a key that ``model`` does not have at ``path``, with the keys that are near."""
+    key = ".".join((at, *path) if at else path)
+    return ConfigError(f"{place}there is no key {key!r}", fix=_near_keys(model, path))
+
+
+def _near_keys(model: type[BaseModel], path: Sequence[str]) -> str:
+    """Keys beside the unknown one with a similar name, else such keys anywhere, else all beside it."""
+    parent = model_at(model, path[:-1])
+    beside = near_matches(path[-1], key_names(parent) if parent else ())
+    if beside.startswith("did you mean"):
+        return beside
+    leaves = {key.rpartition(".")[2]: key for key in known_keys(model)}
+    near = difflib.get_close_matches(path[-1], leaves, n=1, cutoff=0.8)
+    return f"did you mean {leaves[near[0]]!r}?" if near else beside
+
+
+def _path(error: ErrorDetails) -> list[str]:
+    return [str(name) for name in error["loc"]]
+
+
+def _complaint(error: ErrorDetails, key: str) -> str:
+    message = " ".join(error["msg"].split())
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    if error["type"] == "value_error":
+        reason = message.removeprefix("Value error, ")
+        return f"{key}: {reason}" if key else reason
+    value = repr(error["input"])
+    if len(value) > _LONGEST_VALUE:
+        value = f"{value[:_LONGEST_VALUE]}…"
+    if message.startswith("Input should be"):
+        expected = message.removeprefix("Input").partition(", unable to")[0]
+        return f"{key}{expected}, not {value}"
+    return f"{key}={value}: {message[0].lower()}{message[1:]}"
+
+
+def _default(model: type[BaseModel], path: Sequence[str]) -> str | None:
+    field = field_at(model, path)
+    if field is None or field.is_required():
+        return None
+    default = field.get_default(call_default_factory=False)
+    return None if isinstance(default, BaseModel) else f"the default is {json.dumps(default, default=str)}"

@@ -1,0 +1,20 @@
+"""Environment variables that agentrl reads for itself.
+
+Every other variable that begins with ``AGENTRL_`` sets a configuration key; see ``agentrl.config``.
+"""
+
+from __future__ import annotations
+
+DEBUG = "AGENTRL_DEBUG"
+"""Anything but empty: the command line shows the traceback of an error."""
+
+DISABLE_PLUGINS = "AGENTRL_DISABLE_PLUGINS"
+"""Plugins that are not used, separated by commas; what ``-p no:NAME`` takes."""
+
+TEST_DATA = "AGENTRL_TEST_DATA"
+"""Where the test suite finds real data sets."""
+
+PREFIX = "AGENTRL_"
+
+RESERVED = frozenset({DEBUG, DISABLE_PLUGINS, TEST_DATA})
+"""Names below ``PREFIX`` that are no configuration keys."""

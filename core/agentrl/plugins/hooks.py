@@ -1,0 +1,89 @@
+"""The loaded hook plugins, and calls to what they implement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pluggy
+
+from agentrl.errors import AgentRLError, PluginError
+from agentrl.plugins import hookspecs
+from agentrl.plugins.entries import Entry
+from agentrl.plugins.importing import import_target, reason_of
+from agentrl.plugins.registry import Registry
+
+__all__ = ["Hooks"]
+
+
+class Hooks:
+    """Calls a hook by its name: ``hooks.agentrl_step_finished(step=3, metrics={…})``.
+
+    The result is the list of what the plugins returned, or the first result where the hook's
+    specification says so. An exception becomes a ``PluginError`` that names the plugin.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    def __getattr__(self, hook: str) -> Callable[..., Any]:
+        return partial(self._call, getattr(self._manager.hook, hook))
+
+    def load(self, entry: Entry) -> tuple[Entry, ...]:
+        """Load one plugin and return the names that it registers.
+
+        Raises ``PluginError`` for one that does not import, implements a hook that does not exist or
+        takes arguments that a hook does not have; such a plugin takes part in nothing.
+        """
+        plugin = import_target(entry.target)
+        try:
+            return self._register(plugin() if isinstance(plugin, type) else plugin, entry)
+        except AgentRLError:
+            raise
+        except Exception as error:
+            raise PluginError(reason_of(error), fix="update the plugin") from error
+
+    def _register(self, plugin: object, entry: Entry) -> tuple[Entry, ...]:
+        try:
+            self._manager.register(plugin, name=entry.qualified)
+            self._manager.check_pending()
+            return self._names(plugin, entry)
+        except Exception:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            raise
+
+    def _names(self, plugin: object, entry: Entry) -> tuple[Entry, ...]:
+        """What the plugin's own ``agentrl_register`` adds."""
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        registry = Registry(entry.distribution)
+        self._call(self._manager.subset_hook_caller("agentrl_register", others), registry=registry)
+        return registry.entries
+
+    def _call(self, caller: pluggy.HookCaller, **arguments: object) -> Any:
+        try:
+            return caller(**arguments)
+        except AgentRLError:
+            raise
+        except Exception as error:
+            name = _culprit(caller, error)
+            raise PluginError(
+                f"plugin {name!r} raised {reason_of(error)} in {caller.name}",
+                fix=f"update the plugin, or disable it with -p no:{name}",
+            ) from error
+
+
+def _culprit(caller: pluggy.HookCaller, error: Exception) -> str:
+    """The plugin whose implementation is on the traceback."""
+    owners = {
+        getattr(implementation.function, "__code__", None): implementation.plugin_name
+        for implementation in caller.get_hookimpls()
+    }
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in owners:
+            return owners[traceback.tb_frame.f_code]
+        traceback = traceback.tb_next
+    return "unknown"

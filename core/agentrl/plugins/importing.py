@@ -1,0 +1,149 @@
+"""Importing what a reference names, with errors that say which part of it is at fault."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
+
+__all__ = ["attribute_of", "import_file", "import_module", "import_target", "reason_of"]
+
+_LOAD_FAILURES = (Exception, SystemExit)
+"""What importing somebody's module may raise; a keyboard interrupt is the user's and passes."""
+
+
+def import_target(target: str) -> object:
+    """The object that an entry point's ``module:attribute`` or ``module`` names.
+
+    A plugin's author wrote the target, so whatever is wrong with it is a ``PluginError``.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except _LOAD_FAILURES as error:
+        raise _load_error(error, f"importing {module_name}") from error
+    try:
+        return _walk(module, attribute) if attribute else module
+    except AttributeError as error:
+        raise PluginError(f"{module_name} has no {attribute!r}", fix="update or reinstall the plugin") from error
+
+
+def import_module(name: str, noun: str) -> ModuleType:
+    """The module ``name``, searched for in the current folder too, as ``python -m`` does.
+
+    Raises ``ConfigError`` where there is no such module and ``PluginError`` where it does not load.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{name!r} cannot name a module", fix="write it as `import` takes it: pkg.mod:Obj")
+    _import_from(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except _LOAD_FAILURES as error:
+        if isinstance(error, ModuleNotFoundError) and _is_or_holds(error.name, name):
+            raise ConfigError(f"there is no {noun} module {error.name!r}", fix=_import_fix(str(error.name))) from error
+        raise _load_error(error, f"{noun} module {name!r}") from error
+
+
+def import_file(path: Path, noun: str) -> ModuleType:
+    """The Python file at ``path`` as a module, run once a process; it may import its neighbours.
+
+    Raises ``ConfigError`` where there is no such file and ``PluginError`` where it does not load.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{noun} file {str(path)!r} does not exist", fix=_file_fix(path))
+    resolved = path.resolve()
+    name = f"_agentrl_{resolved.stem}_{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _import_from(resolved.parent)
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except _LOAD_FAILURES as error:
+        del sys.modules[name]
+        raise _load_error(error, f"{noun} file {str(path)!r}") from error
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
+    """``module.attribute``, which may be dotted. Raises ``ConfigError`` with the names that are near."""
+    try:
+        return _walk(module, attribute)
+    except AttributeError as error:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise ConfigError(f"{where} has no {attribute!r}", fix=near_matches(attribute, public)) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _walk(value: object, attribute: str) -> object:
+    for name in attribute.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _load_error(error: BaseException, what: str) -> AgentRLError:
+    """The error for a module that raised; one that already says what to do passes as it is."""
+    if isinstance(error, AgentRLError):
+        return error
+    return PluginError(f"{what} raised {reason_of(error)}{_place(error)}", fix=_load_fix(error))
+
+
+def _place(error: BaseException) -> str:
+    """`` at file.py:3``, the innermost line that ran; a syntax error says its own."""
+    if isinstance(error, SyntaxError):
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    frames = [frame for frame in frames if frame.filename != __file__]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _load_fix(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"install {error.name.split('.')[0]!r} for {sys.executable}"
+    return "AGENTRL_DEBUG=1 shows the traceback"
+
+
+def _file_fix(path: Path) -> str:
+    files = [file.name for file in path.parent.glob("*.py")]
+    if not files:
+        return f"there is no .py file in {path.parent.absolute()}"
+    return f"in {path.parent.absolute()}: {near_matches(path.name, files)}"
+
+
+def _import_fix(missing: str) -> str:
+    parent, _, name = missing.rpartition(".")
+    folders = sys.modules[parent].__path__ if parent else [str(Path.cwd())]
+    near = near_matches(name, [module.name for module in pkgutil.iter_modules(folders)])
+    if near.startswith("did you mean"):
+        return near
+    return f"install it for {sys.executable}, or run from the folder that holds it"
+
+
+def _is_or_holds(missing: str | None, name: str) -> bool:
+    """Whether ``missing`` is the module ``name`` or one of its parents, not something that it imports."""
+    return missing is not None and (name == missing or name.startswith(f"{missing}."))
+
+
+def _import_from(folder: Path) -> None:
+    if str(folder) not in sys.path and not (folder == Path.cwd() and "" in sys.path):
+        sys.path.insert(0, str(folder))

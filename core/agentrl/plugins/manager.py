@@ -1,0 +1,185 @@
+"""What is installed, by name: the one object through which everything else meets plugins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
+from agentrl.plugins import kinds
+from agentrl.plugins.disabling import Disabled
+from agentrl.plugins.entries import Broken, Distribution, Entry, Scan, scan
+from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
+from agentrl.plugins.versions import unmet_range
+
+if TYPE_CHECKING:
+    from agentrl.plugins.building import PartLike
+    from agentrl.plugins.hooks import Hooks
+
+__all__ = ["Plugins"]
+
+
+class Plugins:
+    """The installed plugins, less those that are disabled.
+
+    Nothing is imported before it is used: reading entries costs a scan of the installed metadata. The
+    first use of a name or a hook loads the hook plugins, because names may be registered by them. A
+    plugin that cannot be used is in ``broken`` and disturbs nobody until it is asked for by name.
+
+    ``disabled`` holds what ``-p no:`` takes; ``AGENTRL_DISABLE_PLUGINS`` in ``environ`` (the process's
+    own by default) adds to it. A name in ``disabled`` that matches nothing is a ``ConfigError``.
+    """
+
+    def __init__(self, disabled: Iterable[str] = (), *, environ: Mapping[str, str] | None = None) -> None:
+        self._disabled = Disabled.of(disabled, os.environ if environ is None else environ)
+        self._registered: list[Entry] = []
+        self._broken: list[Broken] = []
+        if self._disabled.asked:
+            self._disabled.refuse_unknown(self._scan.entries)
+
+    @property
+    def disabled(self) -> tuple[str, ...]:
+        """The names that are disabled, so that another interpreter can disable them too."""
+        return (*self._disabled.asked, *self._disabled.environment)
+
+    @property
+    def broken(self) -> tuple[Broken, ...]:
+        """What cannot be used, as far as is known without loading more than has been loaded."""
+        ranges = (Broken(d.name, d, reason) for d, reason in self._unmet.items())
+        return (*self._scan.broken, *ranges, *self._broken)
+
+    @property
+    def hook(self) -> Hooks:
+        """Calls hooks by name, as in ``plugins.hook.agentrl_step_finished(step=1, metrics=metrics)``."""
+        return self._hooks
+
+    def entries(self, kind: str) -> tuple[Entry, ...]:
+        """The usable entries of a kind, sorted by name, without importing anything.
+
+        What hook plugins register is among them once ``load`` or a use of a name has loaded those.
+        """
+        found = [entry for entry in (*self._usable, *self._registered) if entry.kind == kind]
+        return tuple(sorted(found, key=lambda entry: (entry.name, entry.qualified)))
+
+    def load(self) -> None:
+        """Load the hook plugins now, which lets them register their names."""
+        _ = self._hooks
+
+    def get(self, kind: str, reference: str) -> Any:
+        """The object that ``reference`` names: ``name``, ``dist/name``, ``pkg.mod:Obj`` or ``file.py:Obj``.
+
+        Raises ``ConfigError`` for a name, module, file or attribute that does not exist, and
+        ``PluginError`` for one that does not load, does not fit this core, or is claimed twice.
+        """
+        from agentrl.plugins.choosing import only_object
+        from agentrl.plugins.importing import attribute_of, import_file, import_module
+
+        noun = kinds.kind(kind).noun
+        match parse_reference(reference):
+            case NameReference(name):
+                return self._load(self.find(kind, name))
+            case ModuleReference(module, attribute):
+                self.load()
+                return attribute_of(import_module(module, noun), attribute, f"module {module!r}")
+            case FileReference(path, None):
+                return only_object(import_file(path, noun), path, kind, noun, self._adapts)
+            case FileReference(path, str(attribute)):
+                return attribute_of(import_file(path, noun), attribute, str(path))
+
+    def find(self, kind: str, name: str) -> Entry:
+        """The entry called ``name`` or ``dist/name``. Raises as ``get`` does, but imports no object."""
+        self.load()
+        found = [entry for entry in self.entries(kind) if entry.is_called(name)]
+        if not found:
+            raise self._not_found(kind, name)
+        if len(found) > 1:
+            claims = " and ".join(str(entry.distribution) for entry in found)
+            choices = " or ".join(entry.qualified for entry in found)
+            raise PluginError(f"{kinds.kind(kind).noun} {name!r} is claimed by {claims}", fix=f"write {choices}")
+        return found[0]
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether some plugin, broken ones apart, claims ``name`` or ``dist/name``."""
+        self.load()
+        return any(entry.is_called(name) for entry in self.entries(kind))
+
+    def build(self, kind: str, part: PartLike, /, *, at: str | None = None, **context: object) -> Any:
+        """Construct what ``part`` names; see ``agentrl.plugins.building`` for what it is given.
+
+        ``at`` is the configuration key of the part in messages, where it is not the kind's usual one.
+        """
+        from agentrl.plugins.building import build
+
+        return build(self.get(kind, part.name), kind, part, at or kinds.kind(kind).key, context)
+
+    def adapt_agent(self, obj: object) -> object:
+        """``obj`` turned into an agent by the first plugin that knows its kind, else ``obj`` itself."""
+        adapted = self.hook.agentrl_adapt_agent(obj=obj)
+        return obj if adapted is None else adapted
+
+    def _adapts(self, obj: object) -> bool:
+        return self.hook.agentrl_adapt_agent(obj=obj) is not None
+
+    @cached_property
+    def _scan(self) -> Scan:
+        return scan()
+
+    @cached_property
+    def _enabled(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self._scan.entries if not self._disabled.covers(entry))
+
+    @cached_property
+    def _unmet(self) -> dict[Distribution, str]:
+        """Distributions made for another core, with the reason; none of their code is loaded."""
+        distributions = {entry.distribution for entry in self._enabled}
+        reasons = {distribution: unmet_range(distribution) for distribution in distributions}
+        return {distribution: reason for distribution, reason in reasons.items() if reason}
+
+    @cached_property
+    def _usable(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self._enabled if entry.distribution not in self._unmet)
+
+    @cached_property
+    def _hooks(self) -> Hooks:
+        from agentrl.plugins.hooks import Hooks
+
+        hooks = Hooks()
+        for entry in self._usable:
+            if entry.kind == kinds.HOOKS:
+                try:
+                    names = hooks.load(entry)
+                except AgentRLError as error:
+                    self._broken.append(Broken(entry.name, entry.distribution, str(error)))
+                else:
+                    self._registered += [name for name in names if not self._disabled.covers(name)]
+        return hooks
+
+    def _load(self, entry: Entry) -> object:
+        from agentrl.plugins.importing import import_target
+
+        if entry.value is not None:
+            return entry.value
+        try:
+            return import_target(entry.target)
+        except PluginError as error:
+            what = f"{kinds.kind(entry.kind).noun} {entry.name!r} of {entry.distribution}"
+            raise PluginError(f"{what} does not load: {error.message}", fix=error.fix) from error.__cause__
+
+    def _not_found(self, kind: str, name: str) -> AgentRLError:
+        noun = kinds.kind(kind).noun
+        for entry in self._scan.entries:
+            if entry.kind == kind and entry.is_called(name):
+                if self._disabled.covers(entry):
+                    source = self._disabled.source(entry)
+                    return ConfigError(f"{noun} {name!r} is disabled by {source}", fix="leave that out to use it")
+                reason = self._unmet[entry.distribution]
+                return PluginError(
+                    f"{noun} {name!r} of {entry.distribution} is not loaded: {reason}",
+                    fix=f"install a version of {entry.distribution.name} made for this core",
+                )
+        known = {entry.name for entry in self.entries(kind)}
+        failed = ", ".join(broken.name for broken in self.broken)
+        hint = f", unless a plugin that does not load has it ({failed}: see `agentrl plugins --all`)" if failed else ""
+        return ConfigError(f"there is no {noun} {name!r}{hint}", fix=near_matches(name, known))
