@@ -1,0 +1,45 @@
+"""What takes longer than a test: every bundled agent on three seeds, as a user would train it.
+
+Run by ``make acceptance``. Prints a table and ends with ``N passed, N failed``; the exit code says the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.acceptance.checks import Check, agreement, blanked_tools, learning
+
+AGENTS = ("math", "multi_turn_math", "calculator")
+SEEDS = (0, 1, 2)
+TEMPERATURES = (1.0, 0.7)
+
+
+def main() -> int:
+    failed: list[Check] = []
+    passed = 0
+    with tempfile.TemporaryDirectory(prefix="agentrl-acceptance-") as scratch:
+        for check in _checks(Path(scratch)):
+            print(check.line(), flush=True)
+            passed += check.passed
+            if not check.passed:
+                failed.append(check)
+    print(f"\n{passed} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def _checks(scratch: Path):
+    print(Check.header(), flush=True)
+    for agent in AGENTS:
+        for seed in SEEDS:
+            yield from learning(agent, seed, scratch)
+    for seed in SEEDS:
+        yield blanked_tools(scratch / f"calculator-{seed}")
+    for agent in AGENTS:
+        for temperature in TEMPERATURES:
+            yield agreement(agent, temperature, scratch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The checks of ``make acceptance``: each trains or evaluates through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrl.runs.metrics import read_metrics
+
+CONFIG = Path(__file__).parents[2] / "agents/agentrl_agents/configs/quickstart.yaml"
+BLANKED = Path(__file__).with_name("blanked.py")
+START_AT_MOST = 0.5
+END_AT_LEAST = 0.9
+BLANKED_BELOW = 0.3
+RATIO_WITHIN = 1e-3
+KL_BELOW = 1e-4
+STEPS_AT_REST = 20
+DEADLINE_S = 900
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    figures: str
+    passed: bool
+    seconds: float
+
+    @staticmethod
+    def header() -> str:
+        return f"{'check':44} {'seconds':>8}  figures"
+
+    def line(self) -> str:
+        return f"{self.name:44} {self.seconds:8.1f}  {self.figures}  {'ok' if self.passed else 'FAILED'}"
+
+
+def learning(agent: str, seed: int, scratch: Path) -> Iterator[Check]:
+    """Train ``agent`` with the quickstart's config, then evaluate its checkpoint in a second process."""
+    name = f"{agent}-{seed}"
+    began = time.monotonic()
+    agentrl("train", agent, "--config", CONFIG, f"seed={seed}", f"run.dir={scratch}", f"run.name={name}")
+    summary = json.loads((scratch / name / "summary.json").read_text())
+    before = (summary["reward_before"], summary["reward_before_greedy"])
+    after = (summary["reward_after"], summary["reward_after_greedy"])
+    yield Check(
+        f"{agent}, seed {seed}, learns",
+        f"sampled {before[0]:.3f} to {after[0]:.3f}, greedy {before[1]:.3f} to {after[1]:.3f}",
+        max(before) <= START_AT_MOST and min(after) >= END_AT_LEAST,
+        time.monotonic() - began,
+    )
+    began = time.monotonic()
+    again = json.loads(agentrl("eval", summary["checkpoint"], "--json"))
+    measured = (again["reward"], again["reward_greedy"])
+    yield Check(
+        f"{agent}, seed {seed}, evaluates the same",
+        f"sampled {measured[0]:.3f}, greedy {measured[1]:.3f}",
+        measured == after,
+        time.monotonic() - began,
+    )
+
+
+def blanked_tools(run: Path) -> Check:
+    """A trained calculator whose tool results are blank has nothing to copy."""
+    began = time.monotonic()
+    checkpoint = json.loads((run / "summary.json").read_text())["checkpoint"]
+    result = json.loads(agentrl("eval", checkpoint, "--json", f"agent={BLANKED}:CalculatorAgent"))
+    measured = max(result["reward"], result["reward_greedy"])
+    return Check(
+        f"{run.name} with tool results blanked",
+        f"{measured:.3f}",
+        measured < BLANKED_BELOW,
+        time.monotonic() - began,
+    )
+
+
+def agreement(agent: str, temperature: float, scratch: Path) -> Check:
+    """At learning rate 0, sampler and learner give every token the same probability."""
+    name = f"{agent}-at-rest-{temperature}"
+    began = time.monotonic()
+    settings = [
+        "training.learning_rate=0",
+        f"training.steps={STEPS_AT_REST}",
+        f"rollout.temperature={temperature}",
+        "tasks.eval=null",
+        f"run.dir={scratch}",
+        f"run.name={name}",
+    ]
+    agentrl("train", agent, *settings)
+    rows = read_metrics(scratch / name / "metrics.jsonl")
+    ratio = max(abs(row["policy/ratio_mean"] - 1) for row in rows)
+    divergence = max(abs(row["policy/mismatch_kl"]) for row in rows)
+    return Check(
+        f"{agent} at rest, temperature {temperature}",
+        f"ratio off by {ratio:.1e}, mismatch KL {divergence:.1e}, {len(rows)} steps",
+        len(rows) == STEPS_AT_REST and ratio <= RATIO_WITHIN and divergence < KL_BELOW,
+        time.monotonic() - began,
+    )
+
+
+def agentrl(*arguments: object) -> str:
+    """Run the command line in a process of its own and return its standard output."""
+    command = [sys.executable, "-m", "agentrl", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return done.stdout
