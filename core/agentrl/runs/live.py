@@ -1,0 +1,146 @@
+"""Progress on a terminal: a few lines that are drawn again and again."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from agentrl.rollout.episode import Episode
+from agentrl.runs.plain import plan_text, reading_text
+from agentrl.runs.progress import Progress, Reading
+from agentrl.runs.reporter import Plan
+from agentrl.runs.sparkline import sparkline
+from agentrl.runs.summary import Summary, duration
+
+__all__ = ["LiveReporter"]
+
+_FRAMES_PER_SECOND = 5
+_CURVE_WIDTH = 40
+
+
+class LiveReporter:
+    """Draws on ``console`` from the first stage on; what happens once scrolls past above the drawing.
+
+    The terminal is as it was after ``close``, which also runs when the interpreter ends.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._progress = Progress(clock)
+        self._spinner = Spinner("dots")
+        self._live: Live | None = None
+
+    def run_started(self, plan: Plan) -> None:
+        """Say what is going to happen."""
+        self._progress.run_started(plan)
+        self._say(plan_text(plan), "bold")
+
+    def stage(self, name: str, episodes: int | None = None) -> None:
+        """Show what goes on."""
+        self._progress.start_stage(name, episodes)
+        self._start()
+
+    def episode_finished(self, episode: Episode) -> None:
+        """Count."""
+        self._progress.episode_finished(episode)
+
+    def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the step's numbers."""
+        self._progress.step_finished(step, metrics)
+
+    def evaluation_finished(self, step: int, results: Mapping[str, float]) -> None:
+        """Say what was measured; it stays readable above."""
+        self._say(reading_text(self._progress.evaluation_finished(step, results)))
+
+    def note(self, text: str) -> None:
+        """Say it above."""
+        self._say(f"note: {text}", "cyan")
+
+    def warning(self, text: str) -> None:
+        """Say it above."""
+        self._say(f"warning: {text}", "yellow")
+
+    def run_finished(self, summary: Summary) -> None:
+        """Draw a last time and let it stand."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop drawing and give the cursor back. Safe to call twice."""
+        if self._live is not None:
+            self._progress.stage = None
+            live, self._live = self._live, None
+            live.stop()
+            atexit.unregister(self.close)
+
+    def _start(self) -> None:
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._draw,
+                refresh_per_second=_FRAMES_PER_SECOND,
+                # What an agent prints goes above the drawing; into a pipe or a file it goes untouched.
+                redirect_stdout=sys.stdout.isatty(),
+            )
+            self._live.start()
+            atexit.register(self.close)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(" ".join(text.split()), style=style))
+
+    def _draw(self) -> RenderableType:
+        progress = self._progress
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+        if progress.plan is not None:
+            rows.add_row("step", _steps(progress, progress.plan))
+        if progress.rewards:
+            rows.add_row("reward", _reward(progress.rewards))
+        if progress.readings:
+            rows.add_row("held out", _held_out(progress.readings))
+        if (speed := progress.throughput) is not None:
+            rows.add_row("speed", Text(f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s"))
+        if seconds := progress.seconds_by_stage:
+            rows.add_row("seconds", Text("   ".join(f"{name} {spent:.2f}" for name, spent in seconds.items())))
+        if progress.stage is not None:
+            self._spinner.update(text=f"{progress.stage.text}   {duration(progress.elapsed_in_stage)}")
+            rows.add_row("now", self._spinner)
+        return Group(Text(""), rows)
+
+
+def _steps(progress: Progress, plan: Plan) -> RenderableType:
+    row = Table.grid(padding=(0, 2))
+    cells: list[RenderableType] = [
+        Text(f"{progress.step:,}/{plan.steps:,}"),
+        ProgressBar(total=max(plan.steps, 1), completed=progress.step, width=_CURVE_WIDTH),
+    ]
+    if (left := progress.seconds_left) is not None and progress.step < plan.steps:
+        cells.append(Text(f"{duration(left)} left", style="dim"))
+    row.add_row(*cells)
+    return row
+
+
+def _reward(rewards: list[float | None]) -> Text:
+    newest = rewards[-1]
+    number = "  -  " if newest is None else f"{newest:.3f}"
+    return Text.assemble((number, "bold"), "  ", (sparkline(rewards, _CURVE_WIDTH), "green"))
+
+
+def _held_out(readings: list[Reading]) -> Text:
+    first, newest = readings[0], readings[-1]
+    pairs = [("sampled", first.sampled, newest.sampled), ("greedy", first.greedy, newest.greedy)]
+    shown = [
+        (f"{before:.3f}" if before == after or before is None else f"{before:.3f} → {after:.3f}") + f" {name}"
+        for name, before, after in pairs
+        if before is not None and after is not None
+    ]
+    return Text("   ".join(shown))

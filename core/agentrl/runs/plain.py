@@ -1,0 +1,118 @@
+"""Progress as plain lines: for files, pipes and terminals that cannot redraw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TextIO
+
+from agentrl.rollout.episode import Episode
+from agentrl.runs.progress import Progress, Reading
+from agentrl.runs.reporter import Plan
+from agentrl.runs.summary import Summary, duration
+
+__all__ = ["PlainReporter", "reading_text", "step_text"]
+
+
+class PlainReporter:
+    """Writes a line for what happens once, and of what goes on one at most every ``interval`` seconds."""
+
+    def __init__(self, stream: TextIO, interval: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._interval = interval
+        self._clock = clock
+        self._progress = Progress(clock)
+        self._stages: set[str] = set()
+        self._last_line = float("-inf")
+
+    def run_started(self, plan: Plan) -> None:
+        """Say what is going to happen."""
+        self._progress.run_started(plan)
+        self._line(plan_text(plan))
+
+    def stage(self, name: str, episodes: int | None = None) -> None:
+        """Name a stage when it first comes, later only when nothing has been said for a while."""
+        self._progress.start_stage(name, episodes)
+        if name not in self._stages:
+            self._stages.add(name)
+            self._line(name if episodes is None else f"{name}, {episodes:,} episodes")
+        else:
+            self._sign_of_life()
+
+    def episode_finished(self, episode: Episode) -> None:
+        """Count."""
+        self._progress.episode_finished(episode)
+        self._sign_of_life()
+
+    def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Say how it went: the first, the last, and those between when it is time."""
+        self._progress.step_finished(step, metrics)
+        plan = self._progress.plan
+        if step == 1 or (plan is not None and step == plan.steps) or self._is_time:
+            self._line(step_text(self._progress))
+
+    def evaluation_finished(self, step: int, results: Mapping[str, float]) -> None:
+        """Say what was measured."""
+        self._line(reading_text(self._progress.evaluation_finished(step, results)))
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        self._line(f"note: {text}")
+
+    def warning(self, text: str) -> None:
+        """Say it."""
+        self._line(f"warning: {text}")
+
+    def run_finished(self, summary: Summary) -> None:
+        """Nothing is left to say: what was learned is a result, not narration."""
+
+    def close(self) -> None:
+        """Nothing is held: the stream is the caller's."""
+
+    @property
+    def _is_time(self) -> bool:
+        return self._clock() - self._last_line >= self._interval
+
+    def _sign_of_life(self) -> None:
+        stage = self._progress.stage
+        if stage is not None and self._is_time:
+            self._line(stage.text)
+
+    def _line(self, text: str) -> None:
+        # One write, so that lines of several threads do not mix.
+        self._stream.write(" ".join(text.split()) + "\n")
+        self._stream.flush()
+        self._last_line = self._clock()
+
+
+def plan_text(plan: Plan) -> str:
+    """What is going to happen, in one line."""
+    return (
+        f"training {plan.agent} on {plan.model}: {plan.steps:,} steps of {plan.episodes_per_step:,} episodes, "
+        f"in {plan.folder}"
+    )
+
+
+def step_text(progress: Progress) -> str:
+    """How the newest step went, in one line."""
+    of = "" if progress.plan is None else f"/{progress.plan.steps}"
+    reward = progress.rewards[-1]
+    parts = ["no rewarded episode" if reward is None else f"reward {reward:.3f}"]
+    if (speed := progress.throughput) is not None:
+        parts.append(f"{speed.episodes:,.1f} episodes/s, {speed.tokens:,.0f} tokens/s")
+    if (each := progress.seconds_per_step) is not None:
+        parts.append(f"{each:.2f} s a step")
+    if (
+        (left := progress.seconds_left) is not None
+        and progress.plan is not None
+        and progress.step < progress.plan.steps
+    ):
+        parts.append(f"{duration(left)} left")
+    return f"step {progress.step}{of}: {', '.join(parts)}"
+
+
+def reading_text(reading: Reading) -> str:
+    """What an evaluation measured, in one line."""
+    named = [("sampled", reading.sampled), ("greedy", reading.greedy)]
+    rewards = ", ".join(f"{value:.3f} {name}" for name, value in named if value is not None)
+    return f"after step {reading.step}: held-out reward {rewards or 'not measured'}"
