@@ -86,7 +86,8 @@ class Capabilities:
 class Weights(Protocol):
     """The learner's weights of one policy version, as Hugging Face names them."""
 
-    version: int
+    @property
+    def version(self) -> int: ...
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of every parameter; valid until the learner steps again."""

@@ -1,0 +1,50 @@
+"""Advantage estimators: how much better a call did than the group it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from agentrl.config.models import Section
+from agentrl.training.contract import ByCall
+
+__all__ = ["GroupAdvantage"]
+
+
+class GroupAdvantage:
+    """The return of a call, less the group's mean, over the group's standard deviation.
+
+    ``A = (G - mean) / std``: GRPO (Shao et al. 2024, eq. 3 and section 4.1.2) with the population's
+    standard deviation; without the division it is Dr. GRPO (Liu et al. 2025, eq. 5).
+
+    An episode counts once in mean and deviation, however many calls it has: its calls share its weight
+    equally. With one reward an episode this is the paper's formula. With rewards of single calls, ``G`` is
+    the return from that call on, as in the paper's process supervision (section 4.1.3), but normalised
+    after the sum over later calls instead of before it, so that an episode does not gain by having more
+    turns. The baseline is the same for every turn, which leaves the gradient unbiased.
+
+    A group whose returns are all equal, and so a group of one episode, has advantage 0 everywhere.
+    """
+
+    class Settings(Section):
+        scale: Literal["std", "none"] = "std"
+        """What the difference to the mean is divided by."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._scale = settings.scale
+
+    def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
+        credited = [episode for episode in returns if episode]
+        values = [value for episode in credited for value in episode.values()]
+        if not values or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
+            return [dict.fromkeys(episode, 0.0) for episode in returns]
+        mean = _mean_over_episodes(credited, lambda value: value)
+        deviation = math.sqrt(_mean_over_episodes(credited, lambda value: (value - mean) ** 2))
+        scale = deviation if self._scale == "std" else 1.0
+        return [{call: (value - mean) / scale for call, value in episode.items()} for episode in returns]
+
+
+def _mean_over_episodes(returns: Sequence[ByCall], of: Callable[[float], float]) -> float:
+    means = [math.fsum(map(of, episode.values())) / len(episode) for episode in returns]
+    return math.fsum(means) / len(means)

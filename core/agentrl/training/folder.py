@@ -1,0 +1,51 @@
+"""Writing a Hugging Face model folder: beside its place first, then renamed, so that it is whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from agentrl.runs.filesystem import cannot_write, sync_tree
+
+__all__ = ["save_model", "write_aside"]
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+"""Endings of files that hold weights, which a saved folder has its own of."""
+
+
+def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
+    """Write ``model`` as ``folder``, with the tokenizer, template and code files of ``source``.
+
+    A folder that is there already is replaced. Raises ``RunError`` where it cannot be written.
+    """
+
+    def write(aside: Path) -> None:
+        model.save_pretrained(aside)
+        for file in source.iterdir():
+            if file.is_file() and not file.name.endswith(WEIGHTS) and not (aside / file.name).exists():
+                shutil.copy2(file, aside / file.name)
+
+    write_aside(folder, write)
+
+
+def write_aside(target: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` fill a folder beside ``target`` and rename it to ``target`` once it is whole and durable."""
+    aside, replaced = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        write(aside)
+        sync_tree(aside)
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+        aside.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise cannot_write(target, error) from error
+    shutil.rmtree(replaced, ignore_errors=True)

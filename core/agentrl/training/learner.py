@@ -1,0 +1,173 @@
+"""The learner: owns the weights and the optimiser, and turns groups of episodes into updates.
+
+A step, on one page::
+
+    batch  = collect(groups)                    paths of ids, loss terms with advantages and weights
+    passes = lay out the batch                  bins of the forest, or padded rows
+    for each pass:                              gradients add up, so many passes equal one
+        logprob, entropy = policy.score(pass)
+        anchor, weight   = correction(logprob, behaviour)
+        loss             = Σ weight · objective(logprob, anchor, advantage)
+        loss.backward()
+    clip, AdamW, version + 1
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from agentrl.config.models import TrainingSection
+from agentrl.errors import ConfigError
+from agentrl.rollout.episode import Group
+from agentrl.training import forest, rows
+from agentrl.training.algorithm import Algorithm
+from agentrl.training.batch import Batch, collect
+from agentrl.training.contract import ObjectiveTerms
+from agentrl.training.metrics import PolicyMetrics, batch_metrics, reward_metrics
+from agentrl.training.optimiser import Optimiser
+from agentrl.training.passes import Pass
+from agentrl.training.policy import Policy
+from agentrl.training.probe import probe_forest
+from agentrl.training.weights import LearnerWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from agentrl.inference.contract import Weights
+
+__all__ = ["Learner"]
+
+STATE = "learner.pt"
+
+
+class Learner:
+    """Trains the model in ``folder``. Not thread-safe: one step at a time."""
+
+    def __init__(self, folder: Path, training: TrainingSection, algorithm: Algorithm, seed: int) -> None:
+        """Load the model and probe whether it takes the forest.
+
+        Raises ``ConfigError`` for a device or precision that is not there, or a folder that is no causal language
+        model.
+        """
+        torch.manual_seed(seed)
+        self._source = folder
+        self._training = training
+        self._algorithm = algorithm
+        device = _device(training.device)
+        model = _load(folder, device)
+        self.rows_because = probe_forest(model)
+        """Why the model is trained on padded rows; ``None`` where it takes the forest."""
+        self._policy = Policy(model, autocast=_autocast(training.precision, device))
+        self._optimiser = Optimiser(model.parameters(), training)
+        self.version = 0
+        """How many steps made the weights."""
+
+    def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Update the weights once from ``groups``; returns metrics by name.
+
+        Where nothing tells one call from another, all advantages being zero, the weights and the optimiser
+        stay as they are; the step counts all the same, ``version`` and learning rate going on with it.
+        Raises ``RunError`` for an episode longer than a pass, or gradients that stay infinite.
+        """
+        started = time.perf_counter()
+        batch = collect(groups, self._algorithm)
+        passes = self._lay_out(batch)
+        packed = time.perf_counter()
+        metrics = {**reward_metrics(groups), **batch_metrics(batch, self.version), **self._size(batch, passes)}
+        sums = PolicyMetrics()
+        for work in passes:
+            self._accumulate(work, batch, sums)
+        metrics |= sums.result()
+        computed = time.perf_counter()
+        if np.any(batch.terms.advantage):
+            metrics |= self._optimiser.step(self.version)
+        self.version += 1
+        return metrics | {
+            "seconds/learner_pack": packed - started,
+            "seconds/learner_gradient": computed - packed,
+            "seconds/learner_update": time.perf_counter() - computed,
+        }
+
+    def weights(self) -> Weights:
+        """A view of the current weights, valid until the next step."""
+        return LearnerWeights(self.version, self._policy.model, self._source)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face model folder, tokenizer included, whole or not at all."""
+        self.weights().save(folder)
+
+    def save_state(self, folder: Path) -> None:
+        """Write into ``folder`` what beside the weights a run needs to go on as if it had never stopped."""
+        state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
+        torch.save(state, folder / STATE)
+
+    def load_state(self, folder: Path) -> None:
+        """Take up what ``save_state`` wrote; the weights are those that the learner was built from."""
+        state: dict[str, Any] = torch.load(folder / STATE, map_location=self._policy.device, weights_only=True)
+        self.version = state["version"]
+        self._optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"].cpu())
+
+    def _lay_out(self, batch: Batch) -> list[Pass]:
+        lay_out = forest.lay_out if self.rows_because is None else rows.stack
+        return lay_out(batch.paths, batch.terms.path, batch.terms.depth, self._training.tokens_per_batch)
+
+    def _size(self, batch: Batch, passes: Sequence[Pass]) -> dict[str, float]:
+        padded = rows.padded_size([len(path) for path in batch.paths], self._training.tokens_per_batch)
+        return {
+            "tokens/forest": float(sum(work.ids.size for work in passes)),
+            "tokens/rows": float(padded),
+            "passes": float(len(passes)),
+        }
+
+    def _accumulate(self, work: Pass, batch: Batch, sums: PolicyMetrics) -> None:
+        """Add the gradient of one pass to the weights', and its figures to ``sums``."""
+        terms = batch.terms
+        scores = self._policy.score(work, terms)
+
+        def column(values: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(values[work.terms]).to(scores.logprob)
+
+        behaviour = column(terms.logprob)
+        learner = scores.logprob.detach()
+        anchor = self._algorithm.correction(learner, behaviour)
+        call = torch.from_numpy(terms.call[work.terms]).to(learner.device)
+        made = self._algorithm.objective(ObjectiveTerms(scores.logprob, anchor.logprob, column(terms.advantage), call))
+        loss = (made.loss * anchor.weight * column(terms.weight)).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums.add(loss=loss.detach(), log_ratio=learner - behaviour, entropy=scores.entropy, clipped=made.clipped)
+
+
+def _load(folder: Path, device: torch.device) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model folder {folder} does not load as a causal language model: {error}",
+            fix="name a folder that `save_pretrained` wrote",
+        ) from error
+    model.to(device)  # type: ignore[arg-type]
+    return model
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"training.device={name!r} is no device", fix="use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device={name!r}, but torch finds no CUDA device", fix="set training.device=auto")
+    return device
+
+
+def _autocast(precision: str, device: torch.device) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")

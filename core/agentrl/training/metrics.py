@@ -1,0 +1,85 @@
+"""What a training step reports, by name.
+
+``policy/mismatch_kl`` estimates ``KL(sampler ‖ learner)`` over the sampled tokens as ``E[r - 1 - log r]`` with
+``r = π_learner / π_sampler``: unbiased, never negative and of low variance (Schulman 2020, "Approximating KL
+divergence", the estimator k3). Ratios are those of the weights before the step's update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from agentrl.rollout.episode import Group
+
+if TYPE_CHECKING:
+    from agentrl.training.batch import Batch
+
+__all__ = ["PolicyMetrics", "batch_metrics", "reward_metrics"]
+
+
+@dataclass(slots=True)
+class PolicyMetrics:
+    """Sums over the loss terms of a step, added to pass by pass and read once at its end."""
+
+    count: int = 0
+    _sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(
+        self,
+        *,
+        loss: torch.Tensor,
+        log_ratio: torch.Tensor,
+        entropy: torch.Tensor,
+        clipped: torch.Tensor,
+    ) -> None:
+        """Add one pass: its share of the loss, and one entry a term of the others, none with a gradient."""
+        self.count += len(log_ratio)
+        ratio = log_ratio.exp()
+        sums = {
+            "policy/loss": loss,
+            "policy/entropy": entropy.sum(),
+            "policy/clip_fraction": clipped.sum(),
+            "policy/ratio_mean": ratio.sum(),
+            "policy/mismatch_kl": (ratio - 1 - log_ratio).sum(),
+        }
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        highest = ratio.max()
+        name = "policy/ratio_max"
+        self._sums[name] = torch.maximum(self._sums[name], highest) if name in self._sums else highest
+
+    def result(self) -> dict[str, float]:
+        """The loss of the step, and means over its terms."""
+        whole = ("policy/loss", "policy/ratio_max")
+        return {name: float(value) / (1 if name in whole else self.count) for name, value in self._sums.items()}
+
+
+def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean and standard deviation of the rewards, and how the episodes ended."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    rewards = [episode.reward for episode in episodes if episode.outcome == "rewarded" and episode.reward is not None]
+    metrics = {
+        f"episodes/{outcome}": float(sum(episode.outcome == outcome for episode in episodes))
+        for outcome in ("rewarded", "rejected", "failed")
+    }
+    if rewards:
+        metrics |= {"reward/mean": float(np.mean(rewards)), "reward/std": float(np.std(rewards))}
+    return metrics
+
+
+def batch_metrics(batch: Batch, version: int) -> dict[str, float]:
+    """Counts of the batch, and how many versions older than ``version`` its tokens are."""
+    metrics = {
+        "groups/zero_variance": float(batch.zero_variance),
+        "tokens/trained": float(len(batch.terms)),
+        "tokens/excluded": float(batch.excluded),
+    }
+    if len(batch.terms):
+        age = version - batch.terms.version
+        metrics |= {"staleness/mean": float(age.mean()), "staleness/max": float(age.max())}
+    return metrics
