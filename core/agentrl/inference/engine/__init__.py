@@ -1,0 +1,1 @@
+"""The torch engine: a slot-based continuous-batching decoder over any Hugging Face causal language model."""

@@ -1,0 +1,21 @@
+"""What the engine has done, for benchmarks and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Counters"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the engine started."""
+
+    tokens: int = 0
+    """Sampled."""
+    prompt_tokens: int = 0
+    """Of admitted prompts, without the last of each, which decodes."""
+    prefix_hit_tokens: int = 0
+    """Of those, how many were not computed again."""
+    steps: int = 0
+    busy_seconds: float = 0.0

@@ -1,0 +1,107 @@
+"""The model as the engine runs it: rows of different lengths in one forward over a KV block.
+
+Shapes: ``B`` rows, ``Q`` tokens a row, ``L`` columns of the block that attention sees, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from agentrl.errors import BackendError
+from agentrl.inference.engine.cache import RowCache
+from agentrl.inference.engine.kv import KVBlock, KVLayout, round_up
+from agentrl.inference.engine.prefixes import Ids
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """Runs a causal language model's own forward with ragged rows.
+
+    Raises ``BackendError`` for a model whose layers keep something other than keys and values by position.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.config = model.config.get_text_config()
+        self._embedding: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
+        self.vocabulary: int = self._embedding.shape[0]
+        self._windows = self._layer_windows()
+        self.layout = self._probe_layout()
+
+    @property
+    def windows(self) -> list[int]:
+        """Attention windows that layers have."""
+        return [window for window in self._windows.values() if window is not None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.layout.device
+
+    def prefill(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> None:
+        """Write the KV of tokens at their positions in the first ``B`` rows; no logits."""
+        self.model.base_model(**self._inputs(ids_BQ, positions_BQ, block))
+
+    def decode(self, ids_B: Ids, positions_B: Ids, block: KVBlock) -> torch.Tensor:
+        """Logits ``[B, V]`` after one more token in each of the first ``B`` rows."""
+        logits: torch.Tensor = self.model(**self._inputs(ids_B[:, None], positions_B[:, None], block)).logits
+        return logits[:, -1]
+
+    def _inputs(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> dict[str, Any]:
+        length = min(round_up(int(positions_BQ.max()) + 1), block.capacity)
+        positions = torch.from_numpy(positions_BQ).to(self.device)
+        return {
+            "input_ids": torch.from_numpy(ids_BQ).to(self.device),
+            "position_ids": positions,
+            "attention_mask": self._masks(positions, length),
+            "past_key_values": RowCache(block, positions, length),
+            "use_cache": True,
+        }
+
+    def _masks(self, positions_BQ: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive masks ``[B, 1, Q, L]``, by layer type where the model has several."""
+        columns_L = torch.arange(length, device=positions_BQ.device)
+        positions = positions_BQ[:, None, :, None]
+        masks = {}
+        for kind, window in self._windows.items():
+            visible = columns_L <= positions
+            if window is not None:
+                visible &= columns_L > positions - window
+            blocked = torch.zeros(visible.shape, dtype=self.layout.dtype, device=visible.device)
+            masks[kind] = blocked.masked_fill_(~visible, float("-inf"))
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _layer_windows(self) -> dict[str, int | None]:
+        """Window of each type of layer that the model has; ``None`` is no window."""
+        window = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds is None:
+            kinds = ["sliding_attention" if window else "full_attention"]
+        strange = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if strange:
+            raise unsupported(self.model, f"it has layers of type {', '.join(strange)}")
+        return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+
+    def _probe_layout(self) -> KVLayout:
+        """Shapes of keys and values, from a forward over one token."""
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self._embedding.device)
+        layers = self.model.base_model(ids, past_key_values=DynamicCache(config=self.config), use_cache=True)
+        planes = []
+        for layer in layers.past_key_values.layers:
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            if keys is None or values is None:
+                raise unsupported(self.model, f"a layer keeps its state as {type(layer).__name__}")
+            planes += [(keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3])]
+        return KVLayout(tuple(planes), self._embedding.dtype, self._embedding.device)
+
+
+def unsupported(model: PreTrainedModel, reason: str) -> BackendError:
+    """The error for a model that this engine cannot run exactly."""
+    return BackendError(
+        f"the torch engine cannot run {type(model).__name__}: {reason}",
+        fix="choose a model with attention layers only, or another inference.backend",
+    )

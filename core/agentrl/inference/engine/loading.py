@@ -1,0 +1,97 @@
+"""From a Hugging Face folder to a decoder that is known to be exact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from agentrl.errors import BackendError
+from agentrl.inference.engine.decoder import Decoder
+from agentrl.inference.engine.kv import KVLayout
+from agentrl.inference.engine.probe import check_exact
+from agentrl.inference.engine.settings import TorchSettings
+from agentrl.inference.engine.stops import Decodes
+
+__all__ = ["context_length", "kv_tokens_in_memory", "load_decoder", "load_tokenizer"]
+
+_LONGEST_DEFAULT = 32768
+
+
+def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
+    """Load the model; raises ``BackendError`` where that fails or it does not decode exactly."""
+    device = _device(settings.device)
+    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    try:
+        with _no_progress_bar():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BackendError(
+            f"no causal language model loads from {folder}: {' '.join(str(error).split())[:300]}",
+            fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
+        ) from error
+    model.to(device=device).eval()
+    decoder = Decoder(model)
+    check_exact(decoder)
+    return decoder
+
+
+def load_tokenizer(folder: Path) -> Decodes | None:
+    """The folder's tokenizer, if it has one."""
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        return None
+    return cast(Decodes, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def context_length(decoder: Decoder, settings: TorchSettings) -> int:
+    """Prompt and completion together; raises ``BackendError`` for a setting beyond what the model knows."""
+    known: int | None = getattr(decoder.config, "max_position_embeddings", None)
+    wanted = settings.context_length
+    if wanted is None:
+        return min(known or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
+    if known is not None and wanted > known:
+        raise BackendError(
+            f"inference.backend.context_length={wanted} is beyond the model's {known} positions",
+            fix=f"set it to at most {known}",
+        )
+    return wanted
+
+
+def kv_tokens_in_memory(layout: KVLayout) -> int:
+    """Tokens of KV cache that half of the GPU's free memory holds, or a quarter of the machine's."""
+    if layout.device.type == "cuda":
+        share = torch.cuda.mem_get_info(layout.device)[0] // 2
+    else:
+        share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return max(int(share) // layout.bytes_per_token, 1)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Leave the terminal to the run's own display."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BackendError(f"inference.backend.device={name!r} is no device", fix="use auto, cpu or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"inference.backend.device={name!r}, but torch sees no CUDA here", fix="use auto or cpu")
+    return device
