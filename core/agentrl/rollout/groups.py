@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agentrl.gateway.contract import SessionSettings
@@ -61,11 +62,8 @@ class Rollout:
         try:
             async with asyncio.TaskGroup() as tasks:
                 groups = [
-                    [
-                        tasks.create_task(self._episode(batch, task, sample, slots, budget))
-                        for sample in range(batch.group_size)
-                    ]
-                    for task in batch.tasks
+                    [tasks.create_task(self._episode(batch, task, sample, slots, budget)) for sample in samples]
+                    for task, samples in _samples(batch)
                 ]
         except BaseExceptionGroup as errors:
             # A task group wraps even a single error; the first is what stopped the others.
@@ -85,3 +83,12 @@ class Rollout:
         if episode.failure is not None:
             budget.add(episode.failure)
         return episode
+
+
+def _samples(batch: Batch) -> Iterator[tuple[IndexedTask, range]]:
+    """Each task with its sample numbers, which go on where a small set repeats a task within a batch."""
+    taken: Counter[int] = Counter()
+    for task in batch.tasks:
+        first = taken[task.index]
+        taken[task.index] += batch.group_size
+        yield task, range(first, first + batch.group_size)

@@ -48,12 +48,11 @@ class Evaluation:
 class Evaluator:
     """Runs the same held-out tasks every time."""
 
-    def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config, model: str) -> None:
+    def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config) -> None:
         count = min(config.evaluation.tasks, len(tasks))
         self._tasks = [IndexedTask(index, tasks[index]) for index in range(count)]
         self._rollout = rollout
         self._config = config
-        self._model = model
 
     @property
     def episodes(self) -> int:
@@ -86,7 +85,7 @@ class Evaluator:
         def settings(key: EpisodeKey) -> SessionSettings:
             return SessionSettings(
                 training=False,
-                model=self._model,
+                model=self._config.model.name,
                 temperature=temperature,
                 max_tokens=self._config.rollout.max_tokens,
                 override=override,

@@ -1,0 +1,39 @@
+"""What a batch of groups was like, in numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from agentrl.rollout.episode import Group
+
+__all__ = ["rollout_metrics"]
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Counts of a batch's episodes, and means over those that were rewarded.
+
+    ``rollout/forks`` counts calls whose history had to be rendered anew, ``rollout/overridden`` calls
+    whose fields ``rollout.override`` changed.
+    """
+    episodes = [episode for group in groups for episode in group.episodes]
+    calls = [call for episode in episodes for call in episode.calls]
+    rewards = [episode.reward for episode in episodes if episode.reward is not None]
+    metrics: dict[str, float] = {
+        "rollout/episodes": len(episodes),
+        "rollout/failed": sum(episode.outcome == "failed" for episode in episodes),
+        "rollout/rejected": sum(episode.outcome == "rejected" for episode in episodes),
+        "rollout/retried": sum(episode.attempts > 1 for episode in episodes),
+        "rollout/calls": len(calls),
+        "rollout/forks": sum(call.fork_reason is not None for call in calls),
+        "rollout/overridden": sum(bool(call.overridden) for call in calls),
+        "rollout/truncated": sum(call.finish_reason == "length" for call in calls),
+        "tokens/prompt": sum(call.prompt_tokens for call in calls),
+        "tokens/completion": sum(call.completion_tokens for call in calls),
+        "episode/seconds": statistics.fmean(episode.seconds for episode in episodes),
+        "episode/calls": len(calls) / len(episodes),
+    }
+    if rewards:
+        metrics["reward/mean"] = statistics.fmean(rewards)
+        metrics["reward/std"] = statistics.pstdev(rewards)
+    return metrics

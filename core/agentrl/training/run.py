@@ -1,0 +1,141 @@
+"""One training run, from its folder to its summary, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from agentrl.errors import AgentRLError
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.log import RunLog
+from agentrl.runs.metrics import MetricsLog
+from agentrl.runs.reporter import Reporter
+from agentrl.runs.reporters import Reporters
+from agentrl.runs.store import EpisodeStore
+from agentrl.runs.summary import Summary
+from agentrl.runs.trackers import Trackers
+from agentrl.training.algorithm import Algorithm, build_algorithm
+from agentrl.training.evaluation import Evaluator
+from agentrl.training.interrupt import cancelled_by_signal, finish_in_thread
+from agentrl.training.journal import Journal
+from agentrl.training.learner import Learner
+from agentrl.training.loop import TrainingLoop
+from agentrl.training.parts import Parts
+from agentrl.training.serving import serve
+from agentrl.training.task_order import TaskOrder
+
+__all__ = ["train"]
+
+
+async def train(parts: Parts, reporter: Reporter) -> Summary:
+    """Train to the end, to Ctrl-C or to an error; each leaves what was learned and a summary.
+
+    Raises ``AgentRLError`` for what stopped the run. Ctrl-C is no error: the outcome says so.
+    """
+    algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
+    trackers = Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning)
+    folder = RunFolder.create(parts.config)
+    log = RunLog(folder.logs / "run.log")
+    with (
+        contextlib.closing(log),
+        EpisodeStore(folder.episodes) as store,
+        MetricsLog(folder.metrics) as metrics,
+        trackers,
+    ):
+        told = Reporters(reporter, log)
+        for note in store.notes:
+            told.note(note)
+        journal = Journal(folder, store, metrics, trackers, parts.plugins, told)
+        return await _Run(parts, algorithm, journal).to_its_end()
+
+
+@dataclass
+class _Run:
+    parts: Parts
+    algorithm: Algorithm
+    journal: Journal
+    loop: TrainingLoop | None = None
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+
+    async def to_its_end(self) -> Summary:
+        outcome, error = await self._outcome()
+        try:
+            await self._save()
+        except AgentRLError as unsaved:
+            outcome, error = (outcome, error) if error else (f"failed: {unsaved}", unsaved)
+        summary = self._summary(outcome)
+        with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
+            self.journal.finish(summary)
+        if error is not None:
+            raise error
+        return summary
+
+    async def _outcome(self) -> tuple[str, Exception | None]:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            with cancelled_by_signal(task, self._announce):
+                async with self._started() as self.loop:
+                    await self.loop.run()
+        except asyncio.CancelledError:
+            task.uncancel()
+            return "interrupted", None
+        except AgentRLError as error:
+            return f"failed: {error}", error
+        except Exception as error:
+            return f"failed: {type(error).__name__}: {error}", error
+        return "completed", None
+
+    @contextlib.asynccontextmanager
+    async def _started(self) -> AsyncIterator[TrainingLoop]:
+        parts, journal, reporter = self.parts, self.journal, self.journal.reporter
+        config = parts.config
+        reporter.stage("loading the model")
+        learner = await finish_in_thread(Learner, parts.model_folder, config.training, self.algorithm, config.seed)
+        if learner.rows_because is not None:
+            reporter.warning(learner.rows_because)
+        reporter.stage("starting the inference engine")
+        async with serve(
+            parts, parts.model_folder, learner.version, finished=journal.episode, warn=reporter.warning, trains=True
+        ) as serving:
+            journal.start(config)
+            yield TrainingLoop(
+                config=config,
+                learner=learner,
+                serving=serving,
+                evaluator=None if parts.eval_tasks is None else Evaluator(serving.rollout, parts.eval_tasks, config),
+                order=TaskOrder(parts.train_tasks, config.seed),
+                journal=journal,
+            )
+
+    async def _save(self) -> None:
+        if self.loop is not None and self.loop.learner.version > 0:
+            await self.loop.save()
+
+    def _announce(self) -> None:
+        self.journal.reporter.note("interrupted: saving what was learned (Ctrl-C again to stop at once)")
+
+    def _summary(self, outcome: str) -> Summary:
+        counted = Summary(
+            outcome=outcome,
+            episodes=self.journal.episodes,
+            tokens=self.journal.tokens,
+            seconds=time.monotonic() - self._began,
+        )
+        if self.loop is None:
+            return counted
+        before, after = self.loop.before, self.loop.current_evaluation
+        return replace(
+            counted,
+            steps=self.loop.learner.version,
+            reward_before=None if before is None else before.sampled,
+            reward_after=None if after is None else after.sampled,
+            reward_before_greedy=None if before is None else before.greedy,
+            reward_after_greedy=None if after is None else after.greedy,
+            checkpoint=None if self.loop.saved is None else str(self.loop.saved),
+        )

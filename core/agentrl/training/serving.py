@@ -1,0 +1,91 @@
+"""The serving side of a run: an inference backend, the gateway before it, and the rollout that uses both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrl.config.models import Config
+from agentrl.errors import ConfigError
+from agentrl.gateway import Gateway
+from agentrl.inference.contract import Backend, BackendContext
+from agentrl.rollout.episode import Episode
+from agentrl.rollout.groups import Rollout
+from agentrl.rollout.inline import InlineRunner
+from agentrl.rollout.runner import EpisodeRunner
+from agentrl.rollout.watchdog import LoopWatchdog
+from agentrl.training.parts import Parts
+
+__all__ = ["Serving", "serve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is running while a run runs."""
+
+    backend: Backend
+    gateway: Gateway
+    rollout: Rollout
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    parts: Parts,
+    model_folder: Path,
+    version: int,
+    *,
+    finished: Callable[[Episode], Awaitable[None]],
+    warn: Callable[[str], None],
+    trains: bool,
+) -> AsyncIterator[Serving]:
+    """Start the backend on the weights of ``version`` in ``model_folder``, the gateway and the watchdog.
+
+    Raises ``ConfigError`` where training is wanted of a backend that cannot take new weights.
+    """
+    config = parts.config
+    backend = _backend(parts, model_folder, version)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(backend.stop)
+        capabilities = await backend.start()
+        if trains and not capabilities.trains:
+            raise ConfigError(
+                f"inference.backend={config.inference.backend.name!r} cannot be trained: it takes no weights",
+                fix="use it with `agentrl eval`, or train with inference.backend=torch",
+            )
+        gateway = Gateway(backend, capabilities, parts.renderer)
+        gateway.start()
+        stack.callback(gateway.stop)
+        await stack.enter_async_context(LoopWatchdog(parts.agent.name, warn, deadline=config.rollout.episode_timeout))
+        yield Serving(backend, gateway, _rollout(parts, gateway, finished))
+
+
+def _backend(parts: Parts, model_folder: Path, version: int) -> Backend:
+    part = parts.config.inference.backend
+    context = BackendContext(
+        model_folder=model_folder,
+        version=version,
+        seed=parts.config.seed,
+        max_concurrency=parts.config.rollout.concurrency,
+        options=part.options,
+    )
+    backend: Backend = parts.plugins.build("backends", part, context=context)
+    return backend
+
+
+def _rollout(parts: Parts, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]) -> Rollout:
+    config: Config = parts.config
+    runner = EpisodeRunner(
+        agent=InlineRunner(parts.agent),
+        open_session=gateway.open_session,
+        score=parts.score,
+        timeout=config.rollout.episode_timeout,
+        max_attempts=config.rollout.max_attempts,
+    )
+    return Rollout(
+        runner=runner,
+        concurrency=config.rollout.concurrency,
+        failure_budget=config.rollout.failure_budget,
+        finished=finished,
+    )

@@ -1,0 +1,97 @@
+"""``Trainer``: what a script and the command line hold in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agentrl.agents.naming import reference_of
+from agentrl.config.models import Config
+from agentrl.plugins import Plugins
+from agentrl.runs.display import open_display
+from agentrl.runs.reporter import Reporter
+from agentrl.runs.summary import Summary
+from agentrl.training.evaluation import Evaluation
+from agentrl.training.measure import measure
+from agentrl.training.parts import Parts, resolve_parts
+from agentrl.training.run import train
+
+__all__ = ["Trainer"]
+
+Result = TypeVar("Result")
+
+
+class Trainer:
+    """Trains and evaluates the model behind an agent, as ``config`` says.
+
+    ::
+
+        with Trainer(load_config("config.yaml", "training.steps=100")) as trainer:
+            summary = trainer.train(agent="math")
+
+    ``reporter`` shows how it goes; by default a live display on a terminal and plain lines elsewhere.
+    """
+
+    def __init__(self, config: Config, *, plugins: Plugins | None = None, reporter: Reporter | None = None) -> None:
+        self.config = config
+        self.plugins = Plugins() if plugins is None else plugins
+        self.reporter = open_display() if reporter is None else reporter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the display down. Safe to call twice."""
+        self.reporter.close()
+
+    def train(self, agent: Any = None) -> Summary:
+        """Train the model behind ``agent``: a name, ``pkg.mod:Obj``, ``file.py:Obj``, a class, an instance or a function.
+
+        By default it is the config's. Returns what the run folder's ``summary.json`` holds; its outcome is
+        ``interrupted`` after Ctrl-C, with what was learned saved. Raises ``ConfigError`` or ``PluginError``
+        before anything has started, and another ``AgentRLError`` for what stopped the run.
+        """
+        parts = self._parts(agent)
+        return _run(lambda: train(parts, self.reporter))
+
+    def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
+        """Measure the weights in ``checkpoint``, by default those of the config's model, on the held-out tasks.
+
+        A checkpoint measures what it measured at the end of its run. Raises as ``train`` does.
+        """
+        parts = self._parts(agent)
+        folder = parts.model_folder if checkpoint is None else Path(checkpoint)
+        return _run(lambda: measure(parts, folder, self.reporter))
+
+    def _parts(self, agent: Any) -> Parts:
+        config, target = _with_agent(self.config, agent)
+        self.plugins.hook.agentrl_configure(config=config)
+        return resolve_parts(config, self.plugins, target)
+
+
+def _with_agent(config: Config, agent: Any) -> tuple[Config, Any]:
+    """The config with ``agent`` in it, and the agent itself where it was given instead of a name."""
+    if agent is None:
+        return config, None
+    name = agent if isinstance(agent, str) else reference_of(agent)
+    named = config.model_copy(update={"agent": config.agent.model_copy(update={"name": name})})
+    return named, None if isinstance(agent, str) else agent
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Run a coroutine to its end, also for a caller who has an event loop already, as notebooks do."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main())
+    with ThreadPoolExecutor(1, thread_name_prefix="agentrl") as threads:
+        return threads.submit(lambda: asyncio.run(main())).result()
