@@ -1,0 +1,1 @@
+"""Wire protocols that the gateway speaks, one module each."""

@@ -1,0 +1,179 @@
+"""One call: from a checked request to a recorded completion."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from agentrl.errors import AgentRLError, BackendError, GatewayError
+from agentrl.gateway.contract import Call
+from agentrl.gateway.conversations import message_key, thinks, tools_key
+from agentrl.gateway.request import Completion, ModelRequest
+from agentrl.gateway.sampling import resolve_sampling
+from agentrl.gateway.session import Plan, Record, Session
+from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.template import Message
+from agentrl.tokens.tree import Sampled
+
+__all__ = ["Caller"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The ids to complete, and how they came about."""
+
+    ids: list[int]
+    extends: bool
+    thinking: bool
+    fork_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Completes requests with a backend and records them in their session."""
+
+    backend: Backend
+    capabilities: Capabilities
+    renderer: Renderer
+
+    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
+        """Sample and record one completion; a call that fails or is cancelled leaves no trace.
+
+        Raises ``GatewayError`` for what the request got wrong and ``BackendError`` for what the engine did.
+        """
+        began = time.monotonic()
+        tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
+        with session.planned(tools, request.messages, keys) as plan:
+            prompt = self._prompt(plan, request)
+            with session.numbered(prompt.ids, json.dumps(request.fields, sort_keys=True)) as digest:
+                sampling = self._sampling(session, request, len(prompt.ids), digest)
+                chunk = await self._generate(GenerationRequest(prompt.ids, sampling, session=session.id))
+                message, shown = self._read(chunk, request, prompt.ids, digest)
+                call = Call(
+                    id=f"chatcmpl-{secrets.token_hex(12)}",
+                    parent=plan.match.turn.call if plan.match.turn else None,
+                    request=request.body,
+                    message=message,
+                    finish_reason=_finish_reason(chunk, message),
+                    prompt_tokens=len(prompt.ids),
+                    completion_tokens=len(chunk.ids),
+                    fork_reason=prompt.fork_reason,
+                    overridden=overridden,
+                    seconds=time.monotonic() - began,
+                )
+                record = Record(
+                    call=call,
+                    sampled=Sampled(call.id, chunk.logprobs, chunk.versions, sampling.temperature or 1.0),
+                    prompt_ids=prompt.ids,
+                    completion_ids=chunk.ids,
+                    shown=shown,
+                    extends=prompt.extends,
+                    thinking=prompt.thinking or self.renderer.thinks(chunk.ids),
+                    digest=digest,
+                    tools=tools,
+                    keys=[*keys, message_key(message)],
+                )
+                session.record(plan, record)
+        return Completion(call, session.settings.model, chunk.ids, chunk.logprobs, chunk.top_logprobs)
+
+    def _prompt(self, plan: Plan, request: ModelRequest) -> _Prompt:
+        """The matched turn's own ids, extended by what is new; where they cannot be, all of it rendered."""
+        turn, reason = plan.match.turn, plan.match.fork_reason
+        if turn is not None and reason is None:
+            new = request.messages[plan.match.messages :]
+            extended = (
+                "a stop string cut the turn inside a token"
+                if turn.position is None
+                else self.renderer.extend(plan.prompt, plan.completion, new, request.tools, thinking=turn.thinking)
+            )
+            if not isinstance(extended, str):
+                return _Prompt(extended, True, turn.thinking, None)
+            reason = extended
+        ids = self.renderer.render(request.messages, request.tools)
+        return _Prompt(ids, False, any(map(thinks, request.messages)), reason)
+
+    def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, digest: bytes) -> Sampling:
+        room = self.capabilities.context_length - prompt_tokens
+        if room < 1:
+            raise GatewayError(
+                f"the messages come to {prompt_tokens} tokens, which leaves no room in the context of "
+                f"{self.capabilities.context_length}",
+                code="context_length_exceeded",
+                param="messages",
+                fix="shorten the history, or use a model with a longer context",
+            )
+        ends = self.renderer.stop_ids
+        if request.one_call:
+            if self.renderer.tool_end_id is None:
+                raise GatewayError(
+                    "parallel_tool_calls=false cannot be kept with this model: no token ends its tool calls",
+                    param="parallel_tool_calls",
+                    code="unsupported_value",
+                    fix="drop it from the request, or set rollout.override: {parallel_tool_calls: null}",
+                )
+            ends = ends | {self.renderer.tool_end_id}
+        seed = int.from_bytes(digest[:8]) >> 1
+        return resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
+
+    async def _generate(self, request: GenerationRequest) -> Chunk:
+        """The whole completion as one chunk."""
+        chunks: list[Chunk] = []
+        try:
+            async with aclosing(self.backend.generate(request)) as stream:
+                chunks.extend([chunk async for chunk in stream])
+        except AgentRLError:
+            raise
+        except Exception as error:  # The boundary to a plugin: whatever it raises is the backend's failure.
+            raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
+        whole = chunks[0] if len(chunks) == 1 else _joined(chunks)
+        if whole.finish not in ("stop", "length") or not whole.ids:
+            raise BackendError(
+                f"the inference backend ended a completion after {len(whole.ids)} tokens: {whole.finish}"
+            )
+        return whole
+
+    def _read(
+        self, chunk: Chunk, request: ModelRequest, prompt_ids: list[int], digest: bytes
+    ) -> tuple[Message, int | None]:
+        """The message of a completion, and how many of its tokens that shows; ``None`` where a stop
+        string cuts one in two."""
+        ids: list[int] = list(chunk.ids)
+        shown: int | None = len(ids)
+        cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
+        if cut is not None:
+            ids, shown = cut
+        tools = request.tools if request.calls_tools else None
+        message = self.renderer.parse(ids, tools, prompt_ids, call_ids=f"call_{digest.hex()[:24]}_")
+        return message, shown
+
+    def _before_stop(self, ids: list[int], stop: str) -> tuple[list[int], int | None] | None:
+        """Ids of the text before ``stop``, and how many of ``ids`` they are if they are any."""
+        vocabulary = self.renderer.vocabulary
+        before, found, _ = vocabulary.decode(ids).partition(stop)
+        if not found:
+            return None
+        count = len(ids)
+        while count and len(vocabulary.decode(ids[:count])) > len(before):
+            count -= 1
+        if vocabulary.decode(ids[:count]) == before:
+            return ids[:count], count
+        return vocabulary.encode(before), None
+
+
+def _finish_reason(chunk: Chunk, message: Message) -> str:
+    return "tool_calls" if chunk.finish == "stop" and message.get("tool_calls") else str(chunk.finish)
+
+
+def _joined(chunks: list[Chunk]) -> Chunk:
+    return Chunk(
+        ids=tuple(token for chunk in chunks for token in chunk.ids),
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        versions=tuple(version for chunk in chunks for version in chunk.versions),
+        top_logprobs=tuple(top for chunk in chunks for top in chunk.top_logprobs),
+        finish=chunks[-1].finish if chunks else None,
+        stop_string=chunks[-1].stop_string if chunks else None,
+    )

@@ -1,0 +1,145 @@
+"""The conversations of a session: which recorded turn a request continues.
+
+A trie over messages. Turns of the assistant are compared by meaning, because frameworks rewrite them:
+absent content is empty, tool arguments are parsed JSON, ids of tool calls and fields that are null do
+not count, and thinking may have been left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrl.tokens.template import Messages
+from agentrl.tokens.tree import Position
+
+__all__ = ["Conversations", "Match", "Turn", "message_key", "text_of", "thinks", "tools_key"]
+
+
+@dataclass(slots=True)
+class Turn:
+    """A recorded completion, as the end of the conversation that led to it."""
+
+    call: str
+    digest: bytes
+    """Of its seed: orders equal turns whichever was recorded first."""
+    position: Position | None
+    """Where the conversation goes on; ``None`` where what the agent saw ends inside a token."""
+    prompt_tokens: int
+    thinking: bool
+    """Whether thinking of the policy is among the ids of its conversation."""
+    reasoning: str
+    tool_call_ids: tuple[str, ...]
+    continued: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest recorded conversation that a request begins with."""
+
+    turn: Turn | None
+    messages: int
+    """How many of the request's messages it holds."""
+    fork_reason: str | None
+    """Why the rest cannot follow it, where that is known already."""
+
+
+@dataclass(slots=True)
+class _Node:
+    children: dict[Hashable, _Node] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
+
+
+class Conversations:
+    """Recorded turns by their messages. Not thread-safe: its session serialises access."""
+
+    def __init__(self) -> None:
+        self._roots: dict[str, _Node] = {}
+
+    def add(self, tools: str, keys: Sequence[Hashable], turn: Turn) -> None:
+        """Record ``turn`` at the end of the messages with ``keys``, its own among them."""
+        node = self._roots.setdefault(tools, _Node())
+        for key in keys:
+            node = node.children.setdefault(key, _Node())
+        node.turns.append(turn)
+
+    def find(self, tools: str, messages: Messages, keys: Sequence[Hashable]) -> Match:
+        """The recorded turn that ``messages`` continue, under the same tools."""
+        best, length = _longest(self._roots.get(tools), messages, keys)
+        for other, root in self._roots.items():
+            if other != tools:
+                turn, longer = _longest(root, messages, keys)
+                if longer > length:
+                    return Match(turn, longer, "tools changed")
+        edited = any(message["role"] == "assistant" for message in messages[length:]) and self._roots
+        return Match(best, length, "history edited" if edited else None)
+
+
+def _longest(root: _Node | None, messages: Messages, keys: Sequence[Hashable]) -> tuple[Turn | None, int]:
+    best, length, node = None, 0, root
+    for depth, (message, key) in enumerate(zip(messages, keys, strict=True), 1):
+        node = node.children.get(key) if node is not None else None
+        if node is None:
+            break
+        if node.turns:
+            turn = _choose(node.turns, message)
+            if turn is None:
+                break
+            best, length = turn, depth
+    return best, length
+
+
+def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
+    """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then
+    the one least continued, so that equal samples are each continued where several conversations go on."""
+    if reasoning := _reasoning(message):
+        turns = [turn for turn in turns if turn.reasoning == reasoning]
+    if len(turns) < 2:
+        return turns[0] if turns else None
+    ids = tuple(call.get("id") for call in message.get("tool_calls") or ())
+    return min(turns, key=lambda turn: (turn.tool_call_ids != ids, turn.continued, turn.digest))
+
+
+def message_key(message: Mapping[str, Any]) -> Hashable:
+    """Equal for messages of equal meaning."""
+    role = message["role"]
+    text = text_of(message.get("content"))
+    if role != "assistant":
+        return ("system" if role == "developer" else role, message.get("name"), text)
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    spoken = text.rpartition("</think>")[2].strip()
+    return (role, spoken, *((call["name"], _meaning(call["arguments"])) for call in calls))
+
+
+def tools_key(tools: Sequence[object] | None) -> str:
+    """Equal for equal tools in the same order."""
+    return json.dumps(tools) if tools else ""
+
+
+def thinks(message: Mapping[str, Any]) -> bool:
+    """Whether a turn of the assistant carries its thinking."""
+    return message["role"] == "assistant" and bool(_reasoning(message))
+
+
+def text_of(content: Any) -> str:
+    """A message's content as one text; text parts are joined."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content or ())
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    given = message.get("reasoning_content")
+    if not given:
+        before, mark, _ = text_of(message.get("content")).rpartition("</think>")
+        given = before.rpartition("<think>")[2] if mark else ""
+    return str(given).strip()
+
+
+def _meaning(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except ValueError:
+        return arguments

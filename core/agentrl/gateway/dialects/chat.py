@@ -1,0 +1,191 @@
+"""The chat completions API: ``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from agentrl.errors import GatewayError
+from agentrl.gateway.dialects.messages import read_messages, read_tools
+from agentrl.gateway.request import Completion, ModelRequest
+from agentrl.tokens.vocabulary import Vocabulary
+
+__all__ = ["ChatCompletions"]
+
+_SAMPLING = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "max_tokens",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+    }
+)
+_READ = frozenset(
+    {
+        "messages",
+        "model",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "n",
+        "stream",
+        "response_format",
+        "modalities",
+    }
+)
+_NO_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+    }
+)
+"""Fields about accounts and caches, which sample nothing differently here."""
+
+_KNOWN = _SAMPLING | _READ | _NO_EFFECT
+_MAX_TOP_LOGPROBS = 20
+
+
+class ChatCompletions:
+    """Reads requests strictly: what could not be honoured is refused, never dropped."""
+
+    path = "/chat/completions"
+    aliases: Mapping[str, str] = {"max_completion_tokens": "max_tokens"}
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def parse(self, body: Mapping[str, Any]) -> ModelRequest:
+        """See ``Dialect.parse``."""
+        given = {name: value for name, value in body.items() if value is not None}
+        if unknown := given.keys() - _KNOWN:
+            raise _refuse_unknown(min(unknown), given)
+        _refuse_modes(given)
+        tools = read_tools(given.get("tools"))
+        return ModelRequest(
+            body=body,
+            messages=read_messages(given.get("messages")),
+            tools=tools,
+            calls_tools=_calls_tools(given, tools),
+            one_call=tools is not None and given.get("parallel_tool_calls") is False,
+            fields=_fields(given),
+            logprobs=_flag(given, "logprobs"),
+            top_logprobs=_top_logprobs(given),
+        )
+
+    def respond(self, request: ModelRequest, completion: Completion) -> bytes:
+        """See ``Dialect.respond``."""
+        call = completion.call
+        logprobs = {"content": self._logprobs(completion), "refusal": None} if request.logprobs else None
+        choice = {"index": 0, "message": call.message, "finish_reason": call.finish_reason, "logprobs": logprobs}
+        usage = {
+            "prompt_tokens": call.prompt_tokens,
+            "completion_tokens": call.completion_tokens,
+            "total_tokens": call.prompt_tokens + call.completion_tokens,
+        }
+        response = {
+            "id": call.id,
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": completion.model,
+            "choices": [choice],
+            "usage": usage,
+        }
+        return json.dumps(response).encode()
+
+    def refuse(self, error: GatewayError) -> bytes:
+        """See ``Dialect.refuse``."""
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        fields = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+        return json.dumps({"error": fields}).encode()
+
+    def _logprobs(self, completion: Completion) -> list[dict[str, Any]]:
+        tops = completion.top_logprobs or ((),) * len(completion.ids)
+        return [
+            self._logprob(token, logprob) | {"top_logprobs": [self._logprob(*other) for other in top]}
+            for token, logprob, top in zip(completion.ids, completion.logprobs, tops, strict=True)
+        ]
+
+    def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
+        text, raw = self._vocabulary.piece(token)
+        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+
+
+def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:
+    near = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8)
+    return GatewayError(
+        f"{name}={given[name]!r:.80} is not a field that can be honoured here",
+        param=name,
+        code="unknown_parameter",
+        fix=f"did you mean {near[0]!r}?" if near else f"drop it, or set rollout.override: {{{name}: null}}",
+    )
+
+
+def _refuse_modes(given: Mapping[str, Any]) -> None:
+    """Refuse ways of answering that do not exist here."""
+    if not isinstance(given.get("model", ""), str):
+        raise _refuse("model", given, "is not a text")
+    if _flag(given, "stream"):
+        raise _refuse("stream", given, "is not supported yet", fix="ask without stream")
+    if given.get("n", 1) != 1:
+        raise _refuse("n", given, "is not supported", fix="send that many requests; each is sampled anew")
+    if given.get("modalities", ["text"]) != ["text"]:
+        raise _refuse("modalities", given, "is not supported", fix="the policy writes text only")
+    form = given.get("response_format", {"type": "text"})
+    if not isinstance(form, dict) or form.get("type") != "text":
+        raise _refuse("response_format", given, "is not supported yet", fix="ask for the format in the messages")
+
+
+def _calls_tools(given: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> bool:
+    choice = given.get("tool_choice", "auto")
+    if choice not in ("auto", "none"):
+        raise _refuse("tool_choice", given, "would have to force a call", fix="'auto' and 'none' are supported")
+    _flag(given, "parallel_tool_calls")
+    return tools is not None and choice == "auto"
+
+
+def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: given[name] for name in sorted(_SAMPLING & given.keys())}
+    if "max_completion_tokens" in given:
+        if fields.get("max_tokens", given["max_completion_tokens"]) != given["max_completion_tokens"]:
+            raise _refuse("max_tokens", given, "contradicts max_completion_tokens", fix="set one of them")
+        fields["max_tokens"] = given["max_completion_tokens"]
+    return fields
+
+
+def _top_logprobs(given: Mapping[str, Any]) -> int:
+    count = given.get("top_logprobs", 0)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MAX_TOP_LOGPROBS:
+        raise _refuse("top_logprobs", given, f"is not a whole number from 0 to {_MAX_TOP_LOGPROBS}")
+    if count and not given.get("logprobs"):
+        raise _refuse("top_logprobs", given, "is of no use without logprobs", fix="set logprobs: true")
+    return count
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise _refuse(name, given, "is neither true nor false")
+    return value
+
+
+def _refuse(name: str, given: Mapping[str, Any], what: str, *, fix: str | None = None) -> GatewayError:
+    return GatewayError(f"{name}={given[name]!r:.80} {what}", param=name, code="unsupported_value", fix=fix)

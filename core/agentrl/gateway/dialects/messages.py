@@ -1,0 +1,111 @@
+"""Messages and tools of the chat completions API, checked and made plain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentrl.errors import GatewayError
+from agentrl.tokens.template import Message
+
+__all__ = ["read_messages", "read_tools"]
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_FIELDS = {
+    "assistant": frozenset({"role", "content", "name", "tool_calls", "reasoning_content", "reasoning"}),
+    "tool": frozenset({"role", "content", "name", "tool_call_id"}),
+}
+_ANY_FIELDS = frozenset({"role", "content", "name"})
+
+
+def read_messages(value: Any) -> list[Message]:
+    """The ``messages`` of a request. Raises ``GatewayError`` (400), naming the message at fault."""
+    if not isinstance(value, list) or not value:
+        raise _wrong("messages", f"is not a list of at least one message: {value!r:.80}")
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+
+
+def _message(value: Any, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise _wrong(where, f"is not an object: {value!r:.80}")
+    role = value.get("role")
+    if role not in _ROLES:
+        raise _wrong(f"{where}.role", f"is {role!r}", fix="one of " + ", ".join(_ROLES))
+    message: Message = {name: given for name, given in value.items() if given is not None}
+    if unknown := message.keys() - _FIELDS.get(role, _ANY_FIELDS):
+        _unknown(role, message, unknown, where)
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+    elif content is None:
+        if role != "assistant":
+            raise _wrong(f"{where}.content", "is missing")
+    elif not isinstance(content, str):
+        raise _wrong(f"{where}.content", f"is neither a text nor a list of parts: {content!r:.80}")
+    if role == "assistant":
+        _assistant(message, where)
+    return message
+
+
+def _unknown(role: str, message: Message, unknown: set[str], where: str) -> None:
+    """Refuse fields that would be dropped; empty ones, which SDKs send back, say nothing."""
+    for name in sorted(unknown):
+        if message[name] in ([], {}, ""):
+            del message[name]
+        else:
+            raise _wrong(
+                f"{where}.{name}", f"cannot be used in a {role} message", fix="drop it", code="unknown_parameter"
+            )
+
+
+def _part(part: Any, where: str) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "refusal") and isinstance(part.get(kind), str):
+        return {"type": "text", "text": part[kind]}
+    raise _wrong(
+        where, f"is not text but {kind or part!r:.80}", fix="the policy reads text only", code="unsupported_content"
+    )
+
+
+def _assistant(message: Message, where: str) -> None:
+    reasoning = message.pop("reasoning", None)
+    if reasoning and "reasoning_content" not in message:
+        message["reasoning_content"] = reasoning
+    if not isinstance(message.get("reasoning_content", ""), str):
+        raise _wrong(f"{where}.reasoning_content", "is not a text")
+    calls = message.get("tool_calls")
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise _wrong(f"{where}.tool_calls", f"is not a list: {calls!r:.80}")
+    for index, call in enumerate(calls):
+        _tool_call(call, f"{where}.tool_calls[{index}]")
+    if not calls:
+        del message["tool_calls"]
+
+
+def _tool_call(call: Any, where: str) -> None:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise _wrong(where, "is not a call of a function")
+    for name in ("name", "arguments"):
+        if not isinstance(function.get(name), str):
+            raise _wrong(f"{where}.function.{name}", f"is not a text: {function.get(name)!r:.80}")
+
+
+def read_tools(value: Any) -> list[dict[str, Any]] | None:
+    """The ``tools`` of a request, as given. Raises ``GatewayError`` (400), naming the tool at fault."""
+    if not value:
+        return None
+    if not isinstance(value, list):
+        raise _wrong("tools", f"is not a list: {value!r:.80}")
+    for index, tool in enumerate(value):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or tool.get("type") != "function":
+            raise _wrong(f"tools[{index}]", "is not a function", fix="the policy calls functions only")
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise _wrong(f"tools[{index}].function.name", "is missing")
+    return value
+
+
+def _wrong(where: str, what: str, *, fix: str | None = None, code: str = "invalid_value") -> GatewayError:
+    return GatewayError(f"{where} {what}", param=where, code=code, fix=fix)

@@ -1,0 +1,34 @@
+"""A request to the gateway and its answer, whichever way they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Exchange", "Reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One HTTP request as far as the gateway looks at it."""
+
+    method: str
+    path: str
+    body: bytes = field(default=b"", repr=False)
+    authorization: str = field(default="", repr=False)
+    """The ``Authorization`` header."""
+    retry: int = 0
+    """How often the SDK has tried this request before, by the header that it marks retries with."""
+    loopback: bool = True
+    """Whether it comes from this machine."""
+    in_process: bool = False
+    """Whether the answer reaches its caller for certain, without a socket that may break."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer; its body is JSON."""
+
+    status: int
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)

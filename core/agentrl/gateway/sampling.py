@@ -1,0 +1,137 @@
+"""Which sampling fields a session grants, and what they come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from agentrl.errors import GatewayError
+from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.request import ModelRequest
+from agentrl.inference.contract import Capabilities, Sampling
+
+__all__ = ["apply_override", "resolve_sampling"]
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+}
+"""Values of the fields that reshape the distribution at which they leave it alone."""
+
+
+def apply_override(
+    body: Mapping[str, Any], override: Mapping[str, Any], aliases: Mapping[str, str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The body under ``rollout.override``, and the fields of it that were replaced or dropped.
+
+    ``aliases`` are other names of a field in the body's wire protocol: replacing one replaces all.
+    """
+    result, changed = dict(body), set()
+    for name, value in override.items():
+        canonical = aliases.get(name, name)
+        for known in (canonical, *(alias for alias, field in aliases.items() if field == canonical)):
+            if result.pop(known, None) not in (None, value):
+                changed.add(known)
+        if value is not None:
+            result[canonical] = value
+    return result, tuple(sorted(changed))
+
+
+def resolve_sampling(
+    request: ModelRequest,
+    settings: SessionSettings,
+    capabilities: Capabilities,
+    *,
+    room: int,
+    seed: int,
+    stop_ids: frozenset[int],
+) -> Sampling:
+    """How a completion is sampled: the request's fields over the session's defaults.
+
+    ``room`` is what the context leaves, in tokens; ``seed`` is used where the request sets none. Raises
+    ``GatewayError`` (400) for what a training session cannot account for or the backend cannot do.
+    """
+    fields = request.fields
+    _check_distribution(request, settings, capabilities)
+    limit = settings.max_tokens if fields.get("max_tokens") is None else _integer(fields, "max_tokens", 1)
+    return Sampling(
+        temperature=_number(fields, "temperature", settings.temperature),
+        top_p=_number(fields, "top_p", 1.0),
+        top_k=0 if fields.get("top_k") is None else max(0, _integer(fields, "top_k", -1)),
+        max_tokens=room if limit is None else min(limit, room),
+        seed=seed if fields.get("seed") is None else _integer(fields, "seed", -(2**63)) % 2**63,
+        stop=_stop(fields.get("stop")),
+        stop_ids=stop_ids,
+        top_logprobs=request.top_logprobs,
+    )
+
+
+def _check_distribution(request: ModelRequest, settings: SessionSettings, capabilities: Capabilities) -> None:
+    fields = request.fields
+    for name, neutral in _NEUTRAL.items():
+        if fields.get(name) is not None and fields[name] not in neutral:
+            _check_reshaping(name, fields[name], settings, capabilities)
+    if settings.training and _number(fields, "temperature", settings.temperature) == 0:
+        raise GatewayError(
+            "temperature=0 samples every episode alike, from which nothing can be learned",
+            param="temperature",
+            code="unsupported_value",
+            fix="set rollout.override.temperature, such as 1.0, or drop it from the request",
+        )
+    for name in ("temperature", "seed", "stop"):
+        if fields.get(name) is not None and name not in capabilities.sampling:
+            raise _unsupported(name, fields[name])
+    if request.top_logprobs and "top_logprobs" not in capabilities.sampling:
+        raise _unsupported("top_logprobs", request.top_logprobs)
+
+
+def _check_reshaping(name: str, value: Any, settings: SessionSettings, capabilities: Capabilities) -> None:
+    if settings.training:
+        raise GatewayError(
+            f"{name}={value!r} changes the distribution that tokens are drawn from, which training cannot account for",
+            param=name,
+            code="unsupported_value",
+            fix=f"drop it from the request, or set rollout.override: {{{name}: null}}",
+        )
+    if name not in capabilities.sampling:
+        raise _unsupported(name, value)
+
+
+def _unsupported(name: str, value: Any) -> GatewayError:
+    return GatewayError(
+        f"{name}={value!r} is not supported by the inference backend",
+        param=name,
+        code="unsupported_value",
+        fix=f"drop it from the request, or set rollout.override: {{{name}: null}}",
+    )
+
+
+def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+    value = fields.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise GatewayError(f"{name}={value!r} is not a number of 0 or more", param=name, code="invalid_type")
+    return float(value)
+
+
+def _integer(fields: Mapping[str, Any], name: str, least: int) -> int:
+    value = fields[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise GatewayError(
+            f"{name}={value!r} is not a whole number of at least {least}", param=name, code="invalid_type"
+        )
+    return value
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value or []
+    if not isinstance(strings, list) or not all(isinstance(text, str) and text for text in strings):
+        raise GatewayError(f"stop={value!r} is neither a text nor a list of texts", param="stop", code="invalid_type")
+    return tuple(strings)

@@ -1,0 +1,191 @@
+"""The gateway: answers requests, whether they come over HTTP or in process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from typing import Any, NoReturn
+
+from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling
+from agentrl.gateway.calls import Caller
+from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.credentials import new_credentials, redact
+from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.contract import Dialect
+from agentrl.gateway.exchange import Exchange, Reply
+from agentrl.gateway.http import Server
+from agentrl.gateway.interrupt import Interruptible
+from agentrl.gateway.retries import Attempt
+from agentrl.gateway.sampling import apply_override
+from agentrl.gateway.session import Session
+from agentrl.gateway.sessions import Sessions
+from agentrl.gateway.transport import SharedClients
+from agentrl.inference.contract import Backend, Capabilities
+from agentrl.tokens.renderer import Renderer
+
+__all__ = ["Gateway"]
+
+_log = logging.getLogger(__name__)
+
+_PATH = re.compile(r"(?:/(?P<capture>capture-[^/]*))?(?:.*/v1)?(?P<route>/.*)")
+
+BODY_LIMIT = 32 * 2**20
+"""Most bytes of a request's body."""
+
+
+class Gateway:
+    """Sessions in front of a backend. ``start`` serves them over HTTP; in process they work without.
+
+    Use it from any thread. Stopping it closes every session.
+    """
+
+    def __init__(
+        self, backend: Backend, capabilities: Capabilities, renderer: Renderer, *, body_limit: int = BODY_LIMIT
+    ) -> None:
+        self.body_limit = body_limit
+        self._caller = Caller(backend, capabilities, renderer)
+        self._sessions = Sessions()
+        self._dialects: dict[str, Dialect] = {
+            dialect.path: dialect for dialect in (ChatCompletions(renderer.vocabulary),)
+        }
+        self._server = Server(self)
+        self._clients = SharedClients(self)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway is served; a name that nobody can look up while it is not."""
+        return self._server.url or "http://gateway.invalid"
+
+    def start(self) -> None:
+        """Serve over HTTP on a free port of this machine. Raises ``GatewayError`` if that takes too long."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Close every session and the server. Safe to call twice."""
+        for session in self._sessions.all():
+            session.close()
+        self._server.stop()
+        self._clients.stop()
+
+    def open_session(self, settings: SessionSettings) -> Session:
+        """A session of its own for one episode; close it when the episode ends."""
+        credentials = new_credentials()
+        base_url = f"{self.url}/{credentials.capture}/v1"
+        session = Session(settings, credentials, base_url, self._clients.get(), self._sessions.remove)
+        self._sessions.add(session)
+        return session
+
+    def captures(self, authorization: str) -> bool:
+        """Whether a request anywhere with this ``Authorization`` header is one of a session."""
+        return self._sessions.knows_key(authorization.removeprefix("Bearer ").strip())
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """Answer one request. Only cancellation is raised."""
+        session: Session | None = None
+        try:
+            route, capture = _route(exchange)
+            session = self._sessions.identify(exchange, capture)
+            if route == "/models" and exchange.method == "GET":
+                return _models(session)
+            dialect = self._dialects.get(route)
+            if dialect is None or exchange.method != "POST":
+                self._refuse_route(exchange)
+            return await self._answer_once(session, dialect, exchange)
+        except Exception as error:  # The boundary to the client: everything becomes a status.
+            return self.refusal(error, session)
+
+    async def _answer_once(self, session: Session, dialect: Dialect, exchange: Exchange) -> Reply:
+        """The answer to a request, or to the one that it is a retry of."""
+        while True:
+            with session.lock:
+                attempt = session.retries.join(exchange)
+                mine = None if attempt else session.retries.begin(exchange)
+            if mine is not None:
+                return await self._attempt(session, dialect, exchange, mine)
+            assert attempt is not None
+            earlier = await asyncio.shield(asyncio.wrap_future(attempt.answer))
+            if earlier is not None:
+                return earlier
+
+    async def _attempt(self, session: Session, dialect: Dialect, exchange: Exchange, attempt: Attempt) -> Reply:
+        reply: Reply | None = None
+        try:
+            with Interruptible() as block, session.running(block):
+                body, overridden = apply_override(self._body(exchange), session.settings.override, dialect.aliases)
+                request = dialect.parse(body)
+                completion = await self._caller.complete(session, request, overridden)
+            reply = Reply(200, dialect.respond(request, completion), {"x-request-id": completion.call.id})
+            return reply
+        finally:
+            with session.lock:
+                (session.retries.succeed if reply else session.retries.fail)(attempt)
+            attempt.answer.set_result(reply)
+
+    def _body(self, exchange: Exchange) -> dict[str, Any]:
+        self.check_size(len(exchange.body))
+        try:
+            body = json.loads(exchange.body)
+        except ValueError as error:
+            raise GatewayError(f"the body is not JSON: {error}", code="invalid_json") from error
+        if not isinstance(body, dict):
+            raise GatewayError(f"the body is not a JSON object but {body!r:.80}", code="invalid_json")
+        return body
+
+    def check_size(self, size: int) -> None:
+        """Raises ``GatewayError`` (413) for a body of ``size`` bytes that is too large."""
+        if size > self.body_limit:
+            raise GatewayError(
+                f"the body of {size} bytes is over the limit of {self.body_limit}",
+                status=413,
+                code="request_too_large",
+                fix="send a shorter history",
+            )
+
+    def _refuse_route(self, exchange: Exchange) -> NoReturn:
+        known = ", ".join(f"POST /v1{path}" for path in self._dialects)
+        raise GatewayError(
+            f"{exchange.method} {redact(exchange.path)} does not exist here",
+            status=404,
+            code="unknown_url",
+            fix=f"there are {known} and GET /v1/models",
+        )
+
+    def refusal(self, error: Exception, session: Session | None = None) -> Reply:
+        """An error as it is answered, and remembered in its session."""
+        if not isinstance(error, AgentRLError):
+            _log.error("the gateway failed to answer a request", exc_info=error)
+        refusal = _as_refusal(error)
+        if session is not None:
+            session.refuse(error if isinstance(error, AgentRLError) else refusal)
+        # A client is not to guess: what fails again is not worth its retries.
+        again = {"x-should-retry": "true" if refusal.status == 503 else "false"}
+        dialect = next(iter(self._dialects.values()))
+        return Reply(refusal.status, dialect.refuse(refusal), again)
+
+
+def _route(exchange: Exchange) -> tuple[str, str | None]:
+    """The route below ``/v1``, and the capture token before it."""
+    match = _PATH.fullmatch(exchange.path)
+    if match is None:
+        return exchange.path, None
+    return match["route"], match["capture"]
+
+
+def _models(session: Session) -> Reply:
+    model = {"id": session.settings.model, "object": "model", "created": 0, "owned_by": "agentrl"}
+    return Reply(200, json.dumps({"object": "list", "data": [model]}).encode())
+
+
+def _as_refusal(error: Exception) -> GatewayError:
+    """An error as the API reports it: 4xx for what would fail again, 503 for what may not."""
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, PromptTooLong):
+        return GatewayError(error.message, code="context_length_exceeded", param="messages", fix=error.fix)
+    if isinstance(error, UnsupportedSampling):
+        return GatewayError(error.message, code="unsupported_value", fix=error.fix)
+    if isinstance(error, BackendError):
+        return GatewayError(error.message, status=503, code="backend_error", fix=error.fix)
+    return GatewayError(f"{type(error).__name__}: {error}", status=500, code="gateway_error")

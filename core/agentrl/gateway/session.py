@@ -1,0 +1,222 @@
+"""An episode's private view of the gateway, and what it recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from array import array
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agentrl.errors import AgentRLError, GatewayError
+from agentrl.gateway.contract import Call, SessionSettings
+from agentrl.gateway.conversations import Conversations, Match, Turn
+from agentrl.gateway.credentials import Credentials
+from agentrl.gateway.interrupt import Interruptible
+from agentrl.gateway.retries import Retries
+from agentrl.tokens.template import Message
+from agentrl.tokens.tree import ROOT, Position, Sampled, TokenTree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Plan", "Record", "Session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a call's prompt follows from what its session recorded."""
+
+    match: Match
+    history: list[int]
+    """The ids that the matched turn's conversation comes to; empty where there is none."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """The part of ``history`` that the matched turn was given."""
+        return self.history[: self.match.turn.prompt_tokens] if self.match.turn else []
+
+    @property
+    def completion(self) -> list[int]:
+        """The part of ``history`` that the matched turn sampled and the agent saw."""
+        return self.history[self.match.turn.prompt_tokens :] if self.match.turn else []
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A completed call, ready to be recorded."""
+
+    call: Call
+    sampled: Sampled
+    prompt_ids: list[int]
+    completion_ids: tuple[int, ...]
+    shown: int | None
+    """How many tokens of the completion the agent saw; ``None`` where that ends inside one."""
+    extends: bool
+    """Whether the prompt begins with the matched turn's own ids."""
+    thinking: bool
+    digest: bytes
+    tools: str
+    keys: Sequence[Hashable]
+    """Keys of the request's messages and of the completion's."""
+
+
+class Session:
+    """A session of the gateway; use it from any thread.
+
+    Attributes are the agent's connection (``base_url``, ``api_key``, ``http_client``), what was recorded
+    (``tree``, ``calls``) and what was refused (``refusals``).
+    """
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        credentials: Credentials,
+        base_url: str,
+        http_client: object,
+        on_close: Callable[[Session], None],
+    ) -> None:
+        self.id = credentials.session
+        """Public: it names the session in messages and logs, and opens nothing."""
+        self.settings = settings
+        self.credentials = credentials
+        self.base_url = base_url
+        self.api_key = credentials.key
+        self.http_client = http_client
+        """For ``AsyncOpenAI(http_client=…)``: reaches the gateway in process."""
+        self.tree = TokenTree()
+        self.retries = Retries()
+        self.lock = threading.Lock()
+        self._on_close = on_close
+        self._calls: list[Call] = []
+        self._refusals: list[AgentRLError] = []
+        self._conversations = Conversations()
+        self._running: set[Interruptible] = set()
+        self._ordinals: dict[bytes, set[int]] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id}: {len(self._calls)} calls, {'closed' if self._closed else 'open'}>"
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Completed calls, in the order in which they ended."""
+        return tuple(self._calls)
+
+    @property
+    def refusals(self) -> tuple[AgentRLError, ...]:
+        """The errors with which calls were answered, oldest first."""
+        return tuple(self._refusals)
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls wait for the model."""
+        return len(self._running)
+
+    def close(self) -> None:
+        """End the session: calls in flight are refused, later ones too, and nothing more is recorded.
+
+        Safe to call twice and from any thread.
+        """
+        with self.lock:
+            running, self._running = self._running, set()
+            self._closed = True
+        for block in running:
+            block.interrupt(self.closed_error())
+        self._on_close(self)
+
+    def closed_error(self) -> GatewayError:
+        """What a call to a closed session is told."""
+        return GatewayError(
+            f"session {self.id} is closed: its episode has ended",
+            status=404,
+            code="session_closed",
+            fix="make every call before run() returns",
+        )
+
+    @contextmanager
+    def running(self, block: Interruptible) -> Iterator[None]:
+        """Count a call as in flight. Raises ``GatewayError`` once the session is closed."""
+        with self.lock:
+            self._check_open()
+            self._running.add(block)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._running.discard(block)
+
+    def refuse(self, error: AgentRLError) -> None:
+        """Remember an error with which a call was answered."""
+        self._refusals.append(error)
+
+    @contextmanager
+    def planned(self, tools: str, messages: Sequence[Message], keys: Sequence[Hashable]) -> Iterator[Plan]:
+        """What a request continues, and the ids recorded for that."""
+        with self.lock:
+            match = self._conversations.find(tools, messages, keys)
+            turn = match.turn
+            history = self.tree.path(turn.position) if turn is not None and turn.position else []
+            if turn is not None:
+                turn.continued += 1
+        try:
+            yield Plan(match, history)
+        except BaseException:
+            with self.lock:
+                if turn is not None:
+                    turn.continued -= 1
+            raise
+
+    @contextmanager
+    def numbered(self, prompt_ids: Sequence[int], fields: str) -> Iterator[bytes]:
+        """A digest of this request and of its number among equal ones, which everything random derives from.
+
+        Equal are requests with the same prompt, which is the parent chain and the messages as the model
+        sees them, and the same sampling ``fields``; when they arrive plays no part. A request that fails
+        gives its number back.
+        """
+        shared = hashlib.sha256(repr(self.settings.seed_key).encode())
+        shared.update(array("q", prompt_ids).tobytes())
+        shared.update(fields.encode())
+        key = shared.digest()
+        with self.lock:
+            taken = self._ordinals.setdefault(key, set())
+            ordinal = next(number for number in range(len(taken) + 1) if number not in taken)
+            taken.add(ordinal)
+        try:
+            yield hashlib.sha256(key + ordinal.to_bytes(4)).digest()
+        except BaseException:
+            with self.lock:
+                taken.discard(ordinal)
+            raise
+
+    def record(self, plan: Plan, record: Record) -> None:
+        """Put a completed call into the tree. Raises ``GatewayError`` once the session is closed."""
+        turn = plan.match.turn
+        with self.lock:
+            self._check_open()
+            start = turn.position if turn is not None and turn.position and record.extends else ROOT
+            known = len(plan.history) if record.extends else 0
+            end = self.tree.add_given(record.prompt_ids[known:], start)
+            end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
+            self._calls.append(record.call)
+            self._conversations.add(record.tools, record.keys, _turn(record, end))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self.closed_error()
+
+
+def _turn(record: Record, end: Position) -> Turn:
+    message = record.call.message
+    return Turn(
+        call=record.call.id,
+        digest=record.digest,
+        position=None if record.shown is None else Position(end.span, record.shown),
+        prompt_tokens=len(record.prompt_ids),
+        thinking=record.thinking,
+        reasoning=str(message.get("reasoning_content") or "").strip(),
+        tool_call_ids=tuple(call["id"] for call in message.get("tool_calls") or ()),
+    )

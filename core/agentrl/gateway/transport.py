@@ -1,0 +1,144 @@
+"""The gateway in process: an HTTP client for the openai SDK whose requests never touch a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.metadata
+import logging
+import re
+import threading
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from agentrl.gateway.credentials import RedactTokens
+from agentrl.gateway.exchange import Exchange, Reply
+
+__all__ = ["Service", "SharedClients", "Transport", "client_library"]
+
+
+class Service(Protocol):
+    """What answers the requests."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def answer(self, exchange: Exchange) -> Reply: ...
+
+    def captures(self, authorization: str) -> bool: ...
+
+
+@lru_cache(1)
+def client_library() -> ModuleType:
+    """The HTTP library whose clients the installed openai package takes: ``httpx2`` since its version 3.
+
+    Read from the package's metadata, which is quicker than importing it.
+    """
+    try:
+        requirements = importlib.metadata.requires("openai") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    second = any(re.match(r"httpx2\b", requirement) for requirement in requirements)
+    return importlib.import_module("httpx2" if second else "httpx")
+
+
+class _Unclosable:
+    """Goes before a client class: whoever closes it, or leaves ``async with``, harms nobody else."""
+
+    async def aclose(self) -> None:
+        """Nothing: the client is shared."""
+
+    async def __aenter__(self) -> _Unclosable:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Nothing: the client is shared."""
+
+
+_REDACT = RedactTokens()
+
+
+class SharedClients:
+    """The clients that sessions hand out, one for each HTTP library that is asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._transports: list[Transport] = []
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, library: ModuleType | None = None) -> Any:
+        """The ``AsyncClient`` of ``library``, ``httpx`` or ``httpx2``; by default what openai takes.
+
+        Its requests to the gateway's URL, and those anywhere with a session's key, are answered in
+        process, as many at once as there are; all others go out as from any client.
+        """
+        library = library or client_library()
+        with self._lock:
+            if library.__name__ not in self._clients:
+                self._clients[library.__name__] = self._open(library)
+            return self._clients[library.__name__]
+
+    def _open(self, library: ModuleType) -> Any:
+        logging.getLogger(library.__name__).addFilter(_REDACT)
+        self._transports.append(Transport(self._service, library))
+        kind = type("SharedAsyncClient", (_Unclosable, library.AsyncClient), {})
+        return kind(transport=self._transports[-1])
+
+    def stop(self) -> None:
+        """Close connections that went elsewhere."""
+        for transport in self._transports:
+            transport.stop()
+
+
+class Transport:
+    """What the client sends its requests through."""
+
+    def __init__(self, service: Service, library: ModuleType) -> None:
+        self._service = service
+        self._library = library
+        self._outside: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """A response of the library's own kind. Raises its ``ReadTimeout`` once the client's time is up,
+        which cancels the call."""
+        authorization = request.headers.get("authorization", "")
+        url = request.url
+        inside = self._service.url == f"{url.scheme}://{url.netloc.decode()}"
+        if not inside and not self._service.captures(authorization):
+            return await self._client_outside().send(request, stream=True)
+        retry = request.headers.get("x-stainless-retry-count", "0")
+        exchange = Exchange(
+            method=request.method,
+            path=url.path,
+            body=await request.aread(),
+            authorization=authorization,
+            retry=int(retry) if retry.isdigit() else 0,
+            in_process=True,
+        )
+        seconds = request.extensions.get("timeout", {}).get("read")
+        try:
+            async with asyncio.timeout(seconds):
+                reply = await self._service.answer(exchange)
+        except TimeoutError as error:
+            raise self._library.ReadTimeout(f"no answer within {seconds} s", request=request) from error
+        headers = {"content-type": "application/json", **reply.headers}
+        return self._library.Response(reply.status, headers=headers, content=reply.body)
+
+    def _client_outside(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if loop not in self._outside:
+            limits = self._library.Limits(max_connections=None, max_keepalive_connections=20)
+            self._outside[loop] = self._library.AsyncClient(limits=limits)
+        return self._outside[loop]
+
+    async def aclose(self) -> None:
+        """Nothing: the client is shared."""
+
+    def stop(self) -> None:
+        """Close connections that went elsewhere."""
+        for loop, client in self._outside.items():
+            if loop.is_running():
+                asyncio.run_coroutine_threadsafe(client.aclose(), loop)

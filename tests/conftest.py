@@ -1,0 +1,82 @@
+"""What several test folders share: a chat tokenizer small enough to be trained on the spot."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
+TEXTS = [
+    "What is 12 * 34? It is 408. The sum of 57 and 28 is 85. Let me see: first multiply, then check the answer.",
+    'You are a helpful assistant. {"name": "calculate", "arguments": {"expression": "12 * 34"}} error: not found',
+]
+
+QWEN3_TEMPLATE = """
+{%- set state = namespace(last_query=messages|length - 1) -%}
+{%- for m in messages if m.role == 'user' and not m.content.strip().startswith('<tool_response>') -%}
+  {%- set state.last_query = messages.index(m) -%}
+{%- endfor -%}
+{%- set system = messages[0].content if messages[0].role == 'system' else none -%}
+{%- if tools -%}
+  {{- '<|im_start|>system\\n' -}}{%- if system is not none -%}{{- system + '\\n\\n' -}}{%- endif -%}
+  {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' -}}
+  {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' -}}
+  {%- for tool in tools -%}{{- '\\n' -}}{{- tool|tojson -}}{%- endfor -%}
+  {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' -}}
+  {{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": ' -}}
+  {{- '<args-json-object>}\\n</tool_call><|im_end|>\\n' -}}
+{%- elif system is not none -%}
+  {{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for m in messages -%}
+  {%- if m.role == 'user' or (m.role == 'system' and not loop.first) -%}
+    {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
+  {%- elif m.role == 'assistant' -%}
+    {%- set part = namespace(content=m.content or '', thought=m.reasoning_content or '') -%}
+    {%- if not part.thought and '</think>' in part.content -%}
+      {%- set part.thought = part.content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') -%}
+      {%- set part.content = part.content.split('</think>')[-1].lstrip('\\n') -%}
+    {%- endif -%}
+    {{- '<|im_start|>assistant\\n' -}}
+    {%- if loop.index0 > state.last_query and (loop.last or part.thought) -%}
+      {{- '<think>\\n' + part.thought.strip('\\n') + '\\n</think>\\n\\n' + part.content.lstrip('\\n') -}}
+    {%- else -%}{{- part.content -}}{%- endif -%}
+    {%- for call in m.tool_calls or [] -%}
+      {%- if part.content or not loop.first -%}{{- '\\n' -}}{%- endif -%}
+      {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' -}}
+      {%- if call.function.arguments is string -%}{{- call.function.arguments -}}
+      {%- else -%}{{- call.function.arguments|tojson -}}{%- endif -%}
+      {{- '}\\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\\n' -}}
+  {%- elif m.role == 'tool' -%}
+    {%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+    {{- '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' -}}
+    {%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+
+def train_tokenizer(template: str | None = QWEN3_TEMPLATE, *, marks: list[str] = MARKS) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with real merges, so that a text has several splits, in Qwen3's conversation format."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 2, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in marks])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+    )
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with Qwen3's special tokens and a template that writes what Qwen3's does."""
+    return train_tokenizer()
