@@ -20,6 +20,7 @@ from agentrl.inference.contract import BackendContext, Capabilities, Chunk, Gene
 from agentrl.inference.engine.counters import Counters
 from agentrl.inference.engine.delivery import Ticket
 from agentrl.inference.engine.engine import Engine
+from agentrl.inference.engine.intraop import limit_threads, threads_for
 from agentrl.inference.engine.loading import context_length, kv_tokens_in_memory, load_decoder, load_tokenizer
 from agentrl.inference.engine.prefixes import PrefixCache
 from agentrl.inference.engine.request import Completion, Limits
@@ -92,7 +93,7 @@ class TorchBackend:
 
     def counters(self) -> Counters:
         """What the engine has done since it started."""
-        return replace(self._running()[1].counters)
+        return self._running()[1].snapshot()
 
     def _running(self) -> tuple[EngineThread, Engine]:
         thread = self._thread
@@ -103,6 +104,7 @@ class TorchBackend:
     def _build(self) -> Engine:
         settings, context = self._settings, self._context
         decoder = load_decoder(context.model_folder, settings)
+        limit_threads(settings.threads or threads_for(decoder.model))
         limits = Limits(decoder.vocabulary, context_length(decoder, settings), load_tokenizer(context.model_folder))
         kv_tokens = settings.kv_cache_tokens or kv_tokens_in_memory(decoder.layout)
         rows = Rows(decoder.layout, context.max_concurrency, limits.context_length, kv_tokens)

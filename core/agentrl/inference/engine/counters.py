@@ -9,7 +9,7 @@ __all__ = ["Counters"]
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the engine started."""
+    """Totals since the engine started, and what it holds."""
 
     tokens: int = 0
     """Sampled."""
@@ -19,3 +19,7 @@ class Counters:
     """Of those, how many were not computed again."""
     steps: int = 0
     busy_seconds: float = 0.0
+    running: int = 0
+    """Completions that have a row, or wait for their prompt's KV, now."""
+    waiting: int = 0
+    """Completions that wait for room, now."""

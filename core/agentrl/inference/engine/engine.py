@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import FinishReason, Weights
@@ -53,10 +54,10 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._live)
 
-    @property
-    def active(self) -> int:
-        """Completions that decode."""
-        return len(self._rows)
+    def snapshot(self) -> Counters:
+        """The counters as they are now; may be called from any thread."""
+        waiting = len(self._waiting)
+        return replace(self.counters, running=len(self._live) - waiting, waiting=waiting)
 
     def submit(self, completion: Completion) -> None:
         """Queue a completion."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -37,7 +38,7 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
             f"no causal language model loads from {folder}: {' '.join(str(error).split())[:300]}",
             fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
         ) from error
-    model.to(device=device).eval()
+    nn.Module.to(model, device).train(False)
     decoder = Decoder(model)
     check_exact(decoder)
     return decoder
@@ -77,12 +78,12 @@ def kv_tokens_in_memory(layout: KVLayout) -> int:
 def _no_progress_bar() -> Iterator[None]:
     """Leave the terminal to the run's own display."""
     enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _device(name: str) -> torch.device:

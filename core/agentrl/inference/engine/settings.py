@@ -27,3 +27,5 @@ class TorchSettings(Section):
     free memory holds, or a quarter of the machine's."""
     prefix_cache_tokens: int = Field(65536, ge=0)
     """Most tokens of KV cache kept for prompts that begin alike; 0 recomputes every prompt."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of a step; null for one where the model is small, else torch's own number."""
