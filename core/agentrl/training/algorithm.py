@@ -84,9 +84,14 @@ def _build(plugins: Plugins, slot: str, choice: Mapping[str, Any]) -> Any:
         part = TypeAdapter(Part).validate_python(dict(choice))
     except ValidationError as error:
         raise ConfigError(f"algorithm.{slot}={dict(choice)!r} is not a part") from error
-    return plugins.build(KIND, part)
+    return plugins.build(KIND, part, at=f"algorithm.{slot}")
 
 
 def _qualified(slot: str, name: str) -> str:
     """``clip`` in the slot ``objective`` is ``objective.clip``; references stay as they are."""
+    prefix = name.partition(".")[0]
+    if prefix in SLOTS and prefix != slot:
+        raise ConfigError(
+            f"algorithm.{slot}={name!r} is a part of another slot", fix=f"write algorithm.{prefix}: {name}"
+        )
     return name if any(mark in name for mark in ".:/") else f"{slot}.{name}"

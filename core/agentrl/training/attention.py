@@ -19,7 +19,7 @@ NAME = "agentrl_forest"
 
 
 class ForestAttention:
-    """Who attends to whom in one bin: ``j <= i < subtree_end[j]``, in a layer with a window only if it is near enough."""
+    """Who attends to whom in one bin: ``j <= i < subtree_end[j]``, in a layer with a window only if near enough."""
 
     def __init__(self, depth: Tensor, subtree_end: Tensor) -> None:
         self._depth = depth

@@ -2,13 +2,9 @@
 
 A step, on one page::
 
-    batch  = collect(groups)                    paths of ids, loss terms with advantages and weights
-    passes = lay out the batch                  bins of the forest, or padded rows
-    for each pass:                              gradients add up, so many passes equal one
-        logprob, entropy = policy.score(pass)
-        anchor, weight   = correction(logprob, behaviour)
-        loss             = Σ weight · objective(logprob, anchor, advantage)
-        loss.backward()
+    batch  = collect(groups)          paths of ids, loss terms with advantages and weights
+    passes = lay out the batch        bins of the forest, or padded rows
+    accumulate the gradient           forward and backward, pass by pass
     clip, AdamW, version + 1
 """
 
@@ -29,8 +25,8 @@ from agentrl.rollout.episode import Group
 from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.batch import Batch, collect
-from agentrl.training.contract import ObjectiveTerms
-from agentrl.training.metrics import PolicyMetrics, batch_metrics, reward_metrics
+from agentrl.training.gradient import accumulate_gradient
+from agentrl.training.metrics import batch_metrics, reward_metrics
 from agentrl.training.optimiser import Optimiser
 from agentrl.training.passes import Pass
 from agentrl.training.policy import Policy
@@ -38,8 +34,6 @@ from agentrl.training.probe import probe_forest
 from agentrl.training.weights import LearnerWeights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from agentrl.inference.contract import Weights
 
 __all__ = ["Learner"]
@@ -81,10 +75,7 @@ class Learner:
         passes = self._lay_out(batch)
         packed = time.perf_counter()
         metrics = {**reward_metrics(groups), **batch_metrics(batch, self.version), **self._size(batch, passes)}
-        sums = PolicyMetrics()
-        for work in passes:
-            self._accumulate(work, batch, sums)
-        metrics |= sums.result()
+        metrics |= accumulate_gradient(self._policy, self._algorithm, batch.terms, passes)
         computed = time.perf_counter()
         if np.any(batch.terms.advantage):
             metrics |= self._optimiser.step(self.version)
@@ -126,23 +117,6 @@ class Learner:
             "tokens/rows": float(padded),
             "passes": float(len(passes)),
         }
-
-    def _accumulate(self, work: Pass, batch: Batch, sums: PolicyMetrics) -> None:
-        """Add the gradient of one pass to the weights', and its figures to ``sums``."""
-        terms = batch.terms
-        scores = self._policy.score(work, terms)
-
-        def column(values: np.ndarray[Any, Any]) -> Tensor:
-            return torch.from_numpy(values[work.terms]).to(scores.logprob)
-
-        behaviour = column(terms.logprob)
-        learner = scores.logprob.detach()
-        anchor = self._algorithm.correction(learner, behaviour)
-        call = torch.from_numpy(terms.call[work.terms]).to(learner.device)
-        made = self._algorithm.objective(ObjectiveTerms(scores.logprob, anchor.logprob, column(terms.advantage), call))
-        loss = (made.loss * anchor.weight * column(terms.weight)).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        sums.add(loss=loss.detach(), log_ratio=learner - behaviour, entropy=scores.entropy, clipped=made.clipped)
 
 
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:

@@ -48,5 +48,5 @@ def _rows(paths: Sequence[Ints], chosen: Sequence[int], term_path: Ints, term_de
         ids[row, : len(paths[index])] = paths[index]
         row_of[index] = row
     terms = np.flatnonzero(row_of[term_path] >= 0)
-    depth = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    depth = np.tile(np.arange(ids.shape[1]), (len(chosen), 1))
     return Pass(ids=ids, depth=depth, terms=terms, row=row_of[term_path[terms]], position=term_depth[terms])

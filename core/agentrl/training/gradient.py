@@ -1,0 +1,49 @@
+"""The policy gradient of a step, added up over its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from agentrl.training.algorithm import Algorithm
+from agentrl.training.contract import ObjectiveTerms
+from agentrl.training.metrics import PolicyMetrics
+from agentrl.training.passes import Pass
+from agentrl.training.policy import Policy
+from agentrl.training.terms import Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["accumulate_gradient"]
+
+
+def accumulate_gradient(policy: Policy, algorithm: Algorithm, terms: Terms, passes: Sequence[Pass]) -> dict[str, float]:
+    """Add the gradient of the loss to the policy's weights; returns the ``policy/`` metrics of the step.
+
+    The loss is ``Σ weight · correction · objective`` over all terms. Weights are shares of the whole step, so
+    however the terms are spread over passes, the sum of their gradients is that of one pass.
+    """
+    metrics = PolicyMetrics()
+    for work in passes:
+        _backward(policy, algorithm, terms, work, metrics)
+    return metrics.result()
+
+
+def _backward(policy: Policy, algorithm: Algorithm, terms: Terms, work: Pass, metrics: PolicyMetrics) -> None:
+    scores = policy.score(work, terms)
+    learner = scores.logprob.detach()
+
+    def column(values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values[work.terms]).to(learner)
+
+    behaviour = column(terms.logprob)
+    anchor = algorithm.correction(learner, behaviour)
+    call = torch.from_numpy(terms.call[work.terms]).to(learner.device)
+    made = algorithm.objective(ObjectiveTerms(scores.logprob, anchor.logprob, column(terms.advantage), call))
+    loss = (made.loss * anchor.weight * column(terms.weight)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    metrics.add(loss=loss.detach(), log_ratio=learner - behaviour, entropy=scores.entropy, clipped=made.clipped)
