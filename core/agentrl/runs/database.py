@@ -100,11 +100,10 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
 def close_for_writing(connection: sqlite3.Connection) -> None:
     """Close, and leave one file that can be read anywhere: a log needs a folder that its reader can write to."""
-    connection.execute("PRAGMA busy_timeout = 0")
-    with contextlib.suppress(sqlite3.OperationalError):
-        # Not while somebody reads: then the log stays, and the next reader deals with it.
+    # Not while somebody reads, nor on a full disk: then the log stays, and the next reader deals with it.
+    with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA busy_timeout = 0")
         connection.execute("PRAGMA journal_mode = delete")
-    connection.close()
 
 
 def _start_journal(connection: sqlite3.Connection, path: Path) -> Journal:

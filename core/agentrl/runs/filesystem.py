@@ -8,7 +8,15 @@ from pathlib import Path
 
 from agentrl.errors import RunError
 
-__all__ = ["cannot_write", "disk_is_full", "filesystem_type", "is_network_filesystem", "sync_tree", "write_atomically"]
+__all__ = [
+    "cannot_write",
+    "disk_is_full",
+    "filesystem_type",
+    "is_network_filesystem",
+    "sync",
+    "sync_tree",
+    "write_atomically",
+]
 
 _NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "smb3", "smbfs"}
@@ -47,18 +55,19 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def sync_tree(folder: Path) -> None:
     """Make every file under ``folder`` durable, and the folders that name them."""
     for root, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            sync(Path(root, name))
+        sync(Path(root))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make what a file holds, or which names a folder holds, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

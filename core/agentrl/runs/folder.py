@@ -7,7 +7,7 @@
         metrics.jsonl           one line a step and an evaluation
         episodes.sqlite         every finished episode
         checkpoints/step-000020/  a Hugging Face model folder, and what resume needs
-        logs/                   the run's narration
+        logs/run.log            the run's narration, with the time of each line
         summary.json            how it ended
 """
 
@@ -24,8 +24,8 @@ from pathlib import Path
 import yaml
 
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError, RunFolderError
-from agentrl.runs.filesystem import cannot_write, disk_is_full, sync_tree, write_atomically
+from agentrl.errors import AgentRLError, ConfigError, RunFolderError
+from agentrl.runs.filesystem import cannot_write, disk_is_full, sync, sync_tree, write_atomically
 from agentrl.runs.summary import Summary
 
 __all__ = ["RunFolder", "default_name"]
@@ -98,10 +98,10 @@ class RunFolder:
             yield aside
             sync_tree(aside)
             aside.rename(path)
-            sync_tree(self.checkpoints)
+            sync(self.checkpoints)
         except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, OSError) or disk_is_full(error):
+            if isinstance(error, OSError) or (disk_is_full(error) and not isinstance(error, AgentRLError)):
                 raise cannot_write(path, error) from error
             raise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,6 +25,7 @@ __all__ = ["LiveReporter"]
 
 _FRAMES_PER_SECOND = 5
 _CURVE_WIDTH = 40
+_BESIDE_CURVE = 36
 
 
 class LiveReporter:
@@ -98,49 +99,46 @@ class LiveReporter:
 
     def _draw(self) -> RenderableType:
         progress = self._progress
+        width = max(8, min(_CURVE_WIDTH, self._console.width - _BESIDE_CURVE))
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="dim", no_wrap=True)
         rows.add_column(no_wrap=True, overflow="ellipsis")
-        if progress.plan is not None:
-            rows.add_row("step", _steps(progress, progress.plan))
+        if (plan := progress.plan) is not None:
+            rows.add_row("step", _steps(progress, plan, width))
         if progress.rewards:
-            rows.add_row("reward", _reward(progress.rewards))
+            rows.add_row("reward", _reward(progress.rewards, width))
         if progress.readings:
-            rows.add_row("held out", _held_out(progress.readings))
+            rows.add_row("held out", _held_out(progress.readings[0], progress.readings[-1]))
         if (speed := progress.throughput) is not None:
-            rows.add_row("speed", Text(f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s"))
+            rows.add_row("speed", f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s")
         if seconds := progress.seconds_by_stage:
-            rows.add_row("seconds", Text("   ".join(f"{name} {spent:.2f}" for name, spent in seconds.items())))
-        if progress.stage is not None:
-            self._spinner.update(text=f"{progress.stage.text}   {duration(progress.elapsed_in_stage)}")
+            rows.add_row("seconds", "   ".join(f"{name} {spent:.2f}" for name, spent in seconds.items()))
+        if (stage := progress.stage) is not None:
+            self._spinner.update(text=Text(f"{stage.text}   {duration(progress.elapsed(stage))}"))
             rows.add_row("now", self._spinner)
-        return Group(Text(""), rows)
+        return Group("", rows)
 
 
-def _steps(progress: Progress, plan: Plan) -> RenderableType:
+def _steps(progress: Progress, plan: Plan, width: int) -> RenderableType:
+    bar = ProgressBar(total=max(plan.steps, 1), completed=progress.step, width=width)
+    left = progress.seconds_left if progress.step < plan.steps else None
     row = Table.grid(padding=(0, 2))
-    cells: list[RenderableType] = [
-        Text(f"{progress.step:,}/{plan.steps:,}"),
-        ProgressBar(total=max(plan.steps, 1), completed=progress.step, width=_CURVE_WIDTH),
-    ]
-    if (left := progress.seconds_left) is not None and progress.step < plan.steps:
-        cells.append(Text(f"{duration(left)} left", style="dim"))
-    row.add_row(*cells)
+    row.add_row(f"{progress.step:,}/{plan.steps:,}", bar, "" if left is None else f"{duration(left)} left")
     return row
 
 
-def _reward(rewards: list[float | None]) -> Text:
-    newest = rewards[-1]
-    number = "  -  " if newest is None else f"{newest:.3f}"
-    return Text.assemble((number, "bold"), "  ", (sparkline(rewards, _CURVE_WIDTH), "green"))
+def _reward(rewards: Sequence[float | None], width: int) -> Text:
+    newest, known = rewards[-1], [reward for reward in rewards if reward is not None]
+    parts: list[str | tuple[str, str]] = [("none" if newest is None else f"{newest:.3f}", "bold")]
+    if len(known) > 1:
+        parts += ["  ", (sparkline(rewards, width), "green"), (f"  {min(known):.3f} to {max(known):.3f}", "dim")]
+    return Text.assemble(*parts)
 
 
-def _held_out(readings: list[Reading]) -> Text:
-    first, newest = readings[0], readings[-1]
+def _held_out(first: Reading, newest: Reading) -> str:
     pairs = [("sampled", first.sampled, newest.sampled), ("greedy", first.greedy, newest.greedy)]
-    shown = [
-        (f"{before:.3f}" if before == after or before is None else f"{before:.3f} → {after:.3f}") + f" {name}"
+    return "   ".join(
+        (f"{after:.3f}" if newest is first or before is None else f"{before:.3f} → {after:.3f}") + f" {name}"
         for name, before, after in pairs
-        if before is not None and after is not None
-    ]
-    return Text("   ".join(shown))
+        if after is not None
+    )

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from agentrl.errors import RunError
+from agentrl.runs.filesystem import cannot_write
 
 try:
     import fcntl
@@ -28,7 +29,10 @@ class FolderLock:
         self._descriptor: int | None = None
         if fcntl is None:
             return
-        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            self._descriptor = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.held = True

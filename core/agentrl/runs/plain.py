@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
@@ -11,19 +12,23 @@ from agentrl.runs.progress import Progress, Reading
 from agentrl.runs.reporter import Plan
 from agentrl.runs.summary import Summary, duration
 
-__all__ = ["PlainReporter", "reading_text", "step_text"]
+__all__ = ["PlainReporter", "plan_text", "reading_text", "step_text"]
 
 
 class PlainReporter:
-    """Writes a line for what happens once, and of what goes on one at most every ``interval`` seconds."""
+    """Writes a line for what happens once, and of what repeats one at most every ``interval`` seconds.
+
+    Stages are named when they first come, and again where they proved long; a long one counts its episodes.
+    Writing to a stream that is gone, a closed pipe or a full disk, ends the narration and not the run.
+    """
 
     def __init__(self, stream: TextIO, interval: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._interval = interval
         self._clock = clock
         self._progress = Progress(clock)
-        self._stages: set[str] = set()
-        self._last_line = float("-inf")
+        self._short: set[str] = set()
+        self._last_sign = self._last_step = float("-inf")
 
     def run_started(self, plan: Plan) -> None:
         """Say what is going to happen."""
@@ -31,24 +36,29 @@ class PlainReporter:
         self._line(plan_text(plan))
 
     def stage(self, name: str, episodes: int | None = None) -> None:
-        """Name a stage when it first comes, later only when nothing has been said for a while."""
+        """Name it, unless it has been named before and is soon over."""
+        if (ended := self._progress.stage) is not None and self._progress.elapsed(ended) >= self._interval:
+            self._short.discard(ended.name)
         self._progress.start_stage(name, episodes)
-        if name not in self._stages:
-            self._stages.add(name)
+        if name not in self._short:
+            self._short.add(name)
             self._line(name if episodes is None else f"{name}, {episodes:,} episodes")
-        else:
-            self._sign_of_life()
+        self._last_sign = self._clock()
 
     def episode_finished(self, episode: Episode) -> None:
-        """Count."""
+        """Count, and show it when the stage is a long one."""
         self._progress.episode_finished(episode)
-        self._sign_of_life()
+        stage = self._progress.stage
+        if stage is not None and self._clock() - self._last_sign >= self._interval:
+            self._last_sign = self._clock()
+            self._line(stage.text)
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
         """Say how it went: the first, the last, and those between when it is time."""
         self._progress.step_finished(step, metrics)
-        plan = self._progress.plan
-        if step == 1 or (plan is not None and step == plan.steps) or self._is_time:
+        is_last = self._progress.plan is not None and step == self._progress.plan.steps
+        if is_last or self._clock() - self._last_step >= self._interval:
+            self._last_step = self._clock()
             self._line(step_text(self._progress))
 
     def evaluation_finished(self, step: int, results: Mapping[str, float]) -> None:
@@ -64,25 +74,16 @@ class PlainReporter:
         self._line(f"warning: {text}")
 
     def run_finished(self, summary: Summary) -> None:
-        """Nothing is left to say: what was learned is a result, not narration."""
+        """Nothing is left to say here: what was learned is a result, and no narration."""
 
     def close(self) -> None:
         """Nothing is held: the stream is the caller's."""
 
-    @property
-    def _is_time(self) -> bool:
-        return self._clock() - self._last_line >= self._interval
-
-    def _sign_of_life(self) -> None:
-        stage = self._progress.stage
-        if stage is not None and self._is_time:
-            self._line(stage.text)
-
     def _line(self, text: str) -> None:
-        # One write, so that lines of several threads do not mix.
-        self._stream.write(" ".join(text.split()) + "\n")
-        self._stream.flush()
-        self._last_line = self._clock()
+        # One write, so that the lines of several threads do not mix.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(" ".join(text.split()) + "\n")
+            self._stream.flush()
 
 
 def plan_text(plan: Plan) -> str:
@@ -95,20 +96,15 @@ def plan_text(plan: Plan) -> str:
 
 def step_text(progress: Progress) -> str:
     """How the newest step went, in one line."""
-    of = "" if progress.plan is None else f"/{progress.plan.steps}"
-    reward = progress.rewards[-1]
+    plan, reward = progress.plan, progress.rewards[-1]
     parts = ["no rewarded episode" if reward is None else f"reward {reward:.3f}"]
     if (speed := progress.throughput) is not None:
         parts.append(f"{speed.episodes:,.1f} episodes/s, {speed.tokens:,.0f} tokens/s")
     if (each := progress.seconds_per_step) is not None:
         parts.append(f"{each:.2f} s a step")
-    if (
-        (left := progress.seconds_left) is not None
-        and progress.plan is not None
-        and progress.step < progress.plan.steps
-    ):
+    if plan is not None and progress.step < plan.steps and (left := progress.seconds_left) is not None:
         parts.append(f"{duration(left)} left")
-    return f"step {progress.step}{of}: {', '.join(parts)}"
+    return f"step {progress.step}{'' if plan is None else f'/{plan.steps}'}: {', '.join(parts)}"
 
 
 def reading_text(reading: Reading) -> str:

@@ -90,10 +90,9 @@ class Progress:
             self._training_since = self._clock()
         return reading
 
-    @property
-    def elapsed_in_stage(self) -> float:
-        """Seconds since the stage began."""
-        return 0.0 if self.stage is None else self._clock() - self.stage.since
+    def elapsed(self, stage: Stage) -> float:
+        """Seconds since ``stage`` began."""
+        return self._clock() - stage.since
 
     @property
     def seconds_per_step(self) -> float | None:

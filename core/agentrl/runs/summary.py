@@ -9,7 +9,7 @@ from typing import Any
 
 from agentrl.errors import RunError
 
-__all__ = ["Summary", "final_lines", "read_summary"]
+__all__ = ["Summary", "duration", "final_lines", "read_summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
 
 
 def _headline(summary: Summary) -> str:
-    counts = f"{summary.steps:,} steps, {summary.episodes:,} episodes, {summary.tokens:,} tokens"
+    counted = [(summary.steps, "step"), (summary.episodes, "episode"), (summary.tokens, "token")]
+    counts = ", ".join(f"{number:,} {noun}{'' if number == 1 else 's'}" for number, noun in counted)
     return f"{summary.outcome} after {counts} in {duration(summary.seconds)}"
 
 

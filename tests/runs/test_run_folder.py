@@ -1,0 +1,195 @@
+"""A run folder is made once, is never written over, and holds nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl.config.models import Config
+from agentrl.errors import ConfigError, RunError, RunFolderError
+from agentrl.runs.folder import RunFolder, default_name
+from agentrl.runs.summary import Summary, read_summary
+
+NOW = datetime(2026, 11, 24, 9, 15, 0)
+
+
+def config_in(folder: Path, name: str | None = None, **sections: object) -> Config:
+    return Config.model_validate({"run": {"dir": str(folder), "name": name}, **sections})
+
+
+def create(folder: Path, name: str | None = None, **sections: object) -> RunFolder:
+    return RunFolder.create(config_in(folder, name, **sections), now=lambda: NOW)
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing written becomes durable."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+
+
+def test_the_name_is_the_agent_and_the_time_unless_it_is_given(tmp_path: Path) -> None:
+    assert create(tmp_path).name == "math-20261124-091500"
+    assert create(tmp_path, "quickstart").path == tmp_path / "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("agent", "short"),
+    [
+        ("dist/math", "math"),
+        ("pkg.mod:MyAgent", "MyAgent"),
+        ("../a b.py:run", "run"),
+        ("ø??", "agent"),
+        ("...", "agent"),
+    ],
+)
+def test_the_default_name_is_short_and_safe(agent: str, short: str) -> None:
+    assert default_name(agent, NOW) == f"{short}-20261124-091500"
+
+
+@given(st.text())
+def test_any_agent_gives_the_name_of_one_folder(agent: str) -> None:
+    name = default_name(agent, NOW)
+    assert name == Path(name).name
+    assert not name.startswith((".", "-"))
+    assert len(name) < 100
+
+
+def test_the_config_in_the_folder_is_the_config_of_the_run(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "named", agent={"name": "math", "kwargs": {"max_turns": 4}}, trackers=["tensorboard"])
+    folder = RunFolder.create(config)
+    assert Config.model_validate(yaml.safe_load(folder.config.read_text())) == config
+
+
+def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    first = create(tmp_path, "mine")
+    before = sorted(first.path.iterdir())
+    with pytest.raises(ConfigError, match=r"the run folder .*mine exists already \(set run\.name to another name\)"):
+        create(tmp_path, "mine", seed=1)
+    assert sorted(first.path.iterdir()) == before
+    assert yaml.safe_load(first.config.read_text())["seed"] == 0
+
+
+def test_two_runs_of_one_second_get_a_folder_each(tmp_path: Path) -> None:
+    assert [create(tmp_path).name for _ in range(3)] == [
+        "math-20261124-091500",
+        "math-20261124-091500-2",
+        "math-20261124-091500-3",
+    ]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/absolute", "nul\0"])
+def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name=.* is not the name of a folder \(set run\.dir"):
+        create(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_takes_no_folder_is_an_error_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            RunFolderError, match=r"cannot make a run folder in .*file.*: .*\(set run\.dir to"
+        ) as caught:
+            create(place)
+        assert caught.value.exit_code == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_is_an_error_of_the_environment(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunFolderError, match="Permission denied"):
+        create(tmp_path)
+
+
+def test_a_full_disk_at_the_start_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_the_disk(monkeypatch)
+    with pytest.raises(RunFolderError, match=r"No space left on device \(free some space there"):
+        create(tmp_path, "mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    assert folder.latest_checkpoint() is None
+    with folder.new_checkpoint(20) as place:
+        (place / "config.json").write_text("{}")
+        assert folder.latest_checkpoint() is None
+    assert folder.latest_checkpoint() == folder.checkpoint(20) == folder.path / "checkpoints" / "step-000020"
+    assert (folder.checkpoint(20) / "config.json").read_text() == "{}"
+
+
+def test_the_latest_checkpoint_is_the_one_after_the_most_steps(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    for step in (999_999, 1_000_000, 20):
+        with folder.new_checkpoint(step):
+            pass
+    assert folder.latest_checkpoint() == folder.checkpoint(1_000_000)
+
+
+def test_a_checkpoint_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    with folder.new_checkpoint(20):
+        pass
+
+    def fail(place: Path) -> None:
+        (place / "half").write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), folder.new_checkpoint(40) as place:
+        fail(place)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000020"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_disk_that_fills_under_a_checkpoint_is_named(tmp_path: Path, error: Exception) -> None:
+    folder = create(tmp_path)
+    failing = pytest.raises(RunError, match=r"cannot write .*step-000040: .*\(free some space")
+    with failing as caught, folder.new_checkpoint(40):
+        raise error
+    assert caught.value.exit_code == 1
+    assert list(folder.checkpoints.iterdir()) == []
+
+
+def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    summary = Summary("completed", 60, 4000, 80_000, 55.5, 0.06, 0.95, 0.1, 0.99, "runs/x/checkpoints/step-000060")
+    folder.write_summary(summary)
+    assert set(json.loads(folder.summary.read_text())) == {
+        "reward_before",
+        "reward_after",
+        "reward_before_greedy",
+        "reward_after_greedy",
+        "steps",
+        "episodes",
+        "tokens",
+        "seconds",
+        "checkpoint",
+        "outcome",
+    }
+    assert read_summary(folder.summary) == summary
+
+
+def test_a_summary_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = create(tmp_path)
+    before = sorted(folder.path.iterdir())
+    fill_the_disk(monkeypatch)
+    with pytest.raises(RunError, match=r"cannot write .*summary\.json: No space left"):
+        folder.write_summary(Summary("completed"))
+    assert sorted(folder.path.iterdir()) == before
