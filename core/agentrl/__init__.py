@@ -1,0 +1,76 @@
+"""Train any LLM agent by reinforcement learning, by its registered name, without changing the agent.
+
+::
+
+    from agentrl import Trainer, load_config
+
+    with Trainer(load_config("config.yaml", "training.steps=100")) as trainer:
+        summary = trainer.train(agent="math")
+
+Every name here is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentrl._lazy import attributes
+
+if TYPE_CHECKING:
+    from agentrl.agents.contract import AgentWorkflow
+    from agentrl.config.loader import load_config
+    from agentrl.config.models import Config
+    from agentrl.errors import (
+        AgentError,
+        AgentRLError,
+        BackendError,
+        ConfigError,
+        EpisodeTimeout,
+        GatewayError,
+        PluginError,
+        PolicyError,
+        PromptTooLong,
+        RewardError,
+        RunError,
+        RunFolderError,
+        UnsupportedSampling,
+    )
+    from agentrl.plugins.hookspecs import hookimpl
+    from agentrl.plugins.manager import Plugins
+    from agentrl.training.trainer import Trainer
+
+__all__ = [
+    "AgentError",
+    "AgentRLError",
+    "AgentWorkflow",
+    "BackendError",
+    "Config",
+    "ConfigError",
+    "EpisodeTimeout",
+    "GatewayError",
+    "PluginError",
+    "Plugins",
+    "PolicyError",
+    "PromptTooLong",
+    "RewardError",
+    "RunError",
+    "RunFolderError",
+    "Trainer",
+    "UnsupportedSampling",
+    "hookimpl",
+    "load_config",
+]
+
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "agentrl.agents.contract": ["AgentWorkflow"],
+        "agentrl.config.loader": ["load_config"],
+        "agentrl.config.models": ["Config"],
+        "agentrl.errors": [name for name in __all__ if name.endswith("Error")]
+        + ["EpisodeTimeout", "PromptTooLong", "UnsupportedSampling"],
+        "agentrl.plugins.hookspecs": ["hookimpl"],
+        "agentrl.plugins.manager": ["Plugins"],
+        "agentrl.training.trainer": ["Trainer"],
+    },
+)

@@ -1,0 +1,42 @@
+"""The configuration of a run: typed sections, and a loader that knows where every value came from.
+
+::
+
+    config = load_config("config.yaml", "training.steps=100")
+
+Values come from the command line (``key.sub=value``), the environment (``AGENTRL_ROLLOUT__GROUP_SIZE=4``), a
+YAML file and the defaults, the first one winning. ``models`` holds every key with its help; ``resolve_config``
+also says where each value was written, ``dump_yaml`` writes a configuration down, and ``ineffective_keys``
+finds settings that would change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentrl._lazy import attributes
+
+if TYPE_CHECKING:
+    from agentrl.config.checks import Ineffective, check_trainable, ineffective_keys
+    from agentrl.config.loader import Resolved, dump_yaml, load_config, resolve_config
+    from agentrl.config.models import Config
+
+__all__ = [
+    "Config",
+    "Ineffective",
+    "Resolved",
+    "check_trainable",
+    "dump_yaml",
+    "ineffective_keys",
+    "load_config",
+    "resolve_config",
+]
+
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "agentrl.config.checks": ["Ineffective", "check_trainable", "ineffective_keys"],
+        "agentrl.config.loader": ["Resolved", "dump_yaml", "load_config", "resolve_config"],
+        "agentrl.config.models": ["Config"],
+    },
+)

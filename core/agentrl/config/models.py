@@ -10,7 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+)
 
 __all__ = [
     "AgentSection",
@@ -29,18 +37,34 @@ __all__ = [
 
 
 class Section(BaseModel):
-    """A group of keys; one that it does not know is an error, and so is a value of the wrong type."""
+    """A group of keys; one that it does not know is an error, and so is a value of the wrong type.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    Types are strict: `true` is no number and `8.0` no integer, but an integer is a float. Numbers are finite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        ser_json_inf_nan="constants",
+    )
 
 
 class _Part(BaseModel):
     """A selectable part: its name, and beside it the keys that the part itself takes."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
     name: str
     """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialise: SerializerFunctionWrapHandler) -> Any:
+        """A part without keys is written as its name."""
+        return serialise(self) if self.options else self.name
 
     @property
     def options(self) -> dict[str, Any]:
@@ -52,14 +76,19 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _text(value: Any) -> Any:
+    """A name such as `run.name=3` reads as an integer, and no other text reads as the same one."""
+    return str(value) if type(value) is int else value
+
+
 Part = Annotated[_Part, BeforeValidator(_named)]
 OptionalPart = Annotated[_Part | None, BeforeValidator(_named)]
 
 
 class RunSection(Section):
-    name: str | None = None
+    name: Annotated[str | None, BeforeValidator(_text)] = None
     """Name of the run folder; by default the agent and the time."""
-    dir: Path = Path("runs")
+    dir: Annotated[Path, Strict(False)] = Path("runs")
     """Where run folders are made."""
 
 
@@ -78,9 +107,9 @@ class ModelSection(Section):
 
 
 class TasksSection(Section):
-    train: Part = Field("arithmetic", validate_default=True)
+    train: Part = _Part(name="arithmetic")
     """The tasks to train on: a name, a `.jsonl` file, or `{name: …, its keys}`."""
-    eval: OptionalPart = Field("arithmetic-heldout", validate_default=True)
+    eval: OptionalPart = _Part(name="arithmetic-heldout")
     """Held-out tasks that evaluation runs on; null for none."""
 
 
@@ -110,7 +139,7 @@ class RolloutSection(Section):
 
 
 class InferenceSection(Section):
-    backend: Part = Field("torch", validate_default=True)
+    backend: Part = _Part(name="torch")
     """The inference engine."""
 
 
@@ -159,30 +188,21 @@ class Config(Section):
     """Everything about a run. `agentrl train --dry-run` shows where each value came from."""
 
     run: RunSection = RunSection()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of task order, initialisation and sampling."""
-    agent: Annotated[AgentSection, BeforeValidator(_named)] = Field("math", validate_default=True)
+    agent: Annotated[AgentSection, BeforeValidator(_named)] = AgentSection(name="math")
     """The agent whose model is trained."""
-    model: Annotated[ModelSection, BeforeValidator(_named)] = Field("tiny", validate_default=True)
+    model: Annotated[ModelSection, BeforeValidator(_named)] = ModelSection(name="tiny")
     """The model to train."""
     tasks: TasksSection = TasksSection()
     reward: OptionalPart = None
     """Scores what the agent returns; null where the agent returns its own reward."""
     rollout: RolloutSection = RolloutSection()
     inference: InferenceSection = InferenceSection()
-    algorithm: Part = Field("grpo", validate_default=True)
+    algorithm: Part = _Part(name="grpo")
     """A preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     scheduler: SchedulerSection = SchedulerSection()
     trackers: list[Part] = []
     """Where metrics go beside the run folder."""
-
-    @model_validator(mode="after")
-    def _training_can_learn(self) -> Config:
-        if self.rollout.temperature == 0 and self.rollout.override.get("temperature") in (None, 0):
-            raise ValueError(
-                "rollout.temperature=0 samples every episode of a group alike and nothing can be learned; "
-                "set it above 0, or rollout.override.temperature"
-            )
-        return self

@@ -37,7 +37,7 @@ def config_error(
     rest = f" (and {len(more)} more)" if more else ""
     if first["type"] == "extra_forbidden":
         return unknown_key(model, path, at=at, place=place)
-    return ConfigError(f"{place}{_complaint(first, key)}{rest}", fix=_default(model, path))
+    return ConfigError(f"{place}{_complaint(first, key, model, path)}{rest}", fix=_fix(first, model, path))
 
 
 def unknown_key(model: type[BaseModel], path: Sequence[str], *, at: str = "", place: str = "") -> ConfigError:
@@ -61,20 +61,39 @@ def _path(error: ErrorDetails) -> list[str]:
     return [str(name) for name in error["loc"]]
 
 
-def _complaint(error: ErrorDetails, key: str) -> str:
+def _complaint(error: ErrorDetails, key: str, model: type[BaseModel], path: Sequence[str]) -> str:
     message = " ".join(error["msg"].split())
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "value_error":
         reason = message.removeprefix("Value error, ")
         return f"{key}: {reason}" if key else reason
-    value = repr(error["input"])
-    if len(value) > _LONGEST_VALUE:
-        value = f"{value[:_LONGEST_VALUE]}…"
+    if error["type"] == "model_type":
+        message = f"Input should be {_form(model_at(model, path))}"
     if message.startswith("Input should be"):
         expected = message.removeprefix("Input").partition(", unable to")[0]
-        return f"{key}{expected}, not {value}"
-    return f"{key}={value}: {message[0].lower()}{message[1:]}"
+        return f"{key}{expected}, not {_shown(error['input'])}"
+    return f"{key}={_shown(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _form(section: type[BaseModel] | None) -> str:
+    """How a section is written: parts have a short form."""
+    name = section.model_fields.get("name") if section else None
+    return "a name, or {name: …} with its keys" if name and name.is_required() else "keys with their values"
+
+
+def _shown(value: object) -> str:
+    """A value as YAML writes it, cut where it is long."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _fix(error: ErrorDetails, model: type[BaseModel], path: Sequence[str]) -> str | None:
+    if error["type"] == "missing":
+        return "set it, or leave out what is set beside it" if len(path) > 1 else "set it"
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        return "put it in quotes to make it text"
+    return _default(model, path)
 
 
 def _default(model: type[BaseModel], path: Sequence[str]) -> str | None:

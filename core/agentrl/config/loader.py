@@ -1,0 +1,110 @@
+"""From files, environment and command line to one validated configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from agentrl.config import sources
+from agentrl.config.models import Config
+from agentrl.config.sources import Source
+from agentrl.config.syntax import to_yaml
+from agentrl.config.validation import config_error
+from agentrl.errors import ConfigError
+
+__all__ = ["Resolved", "dump_yaml", "load_config", "resolve_config"]
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration, and where each of its values came from."""
+
+    config: Config
+    provenance: dict[str, str]
+    """By dotted key: `default`, `file config.yaml:3`, `environment AGENTRL_SEED` or `command line`."""
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None,
+    *overrides: str,
+    environ: Mapping[str, str] | None = None,
+    agent: str | None = None,
+) -> Config:
+    """The configuration that a file, the environment and ``key.sub=value`` overrides make together.
+
+    Overrides win over the environment (``AGENTRL_ROLLOUT__GROUP_SIZE=4``), that over the file, and that over
+    the defaults. ``environ`` is the process's own unless given; ``agent`` names the agent and keeps the keys
+    that the file gives it. Raises ``ConfigError`` for a key that does not exist, a value of the wrong type or
+    a file that cannot be read, with the place where it was written.
+    """
+    return resolve_config(path, *overrides, environ=environ, agent=agent).config
+
+
+def resolve_config(
+    path: str | os.PathLike[str] | None = None,
+    *overrides: str,
+    environ: Mapping[str, str] | None = None,
+    agent: str | None = None,
+) -> Resolved:
+    """As ``load_config``, with the provenance of every value."""
+    layers = [
+        _command_line(overrides, agent),
+        sources.environment(os.environ if environ is None else environ),
+        *([sources.file(Path(path))] if path is not None else []),
+        sources.defaults(_plain(Config())),
+    ]
+    try:
+        config = Config.model_validate(sources.merged(layers))
+    except ValidationError as error:
+        raise config_error(error, Config, origin=lambda key: _nearest_place(layers, key)) from error
+    return Resolved(config, {key: _place(layers, key) or DEFAULT for key in _leaves(_plain(config))})
+
+
+def dump_yaml(config: Config) -> str:
+    """``config`` as a YAML file that ``load_config`` reads back equal."""
+    return to_yaml(_plain(config))
+
+
+def _command_line(overrides: Sequence[str], agent: str | None) -> Source:
+    source = sources.command_line(overrides)
+    if agent is None:
+        return source
+    chosen = source.place("agent.name")
+    if chosen is not None:
+        raise ConfigError(f"the agent is named twice, as {agent!r} and by an override", fix="leave one of them out")
+    source.values["agent"] = {**source.values.get("agent", {}), "name": agent}
+    return source
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _place(layers: Sequence[Source], key: str) -> str | None:
+    return next((place for layer in layers if (place := layer.place(key))), None)
+
+
+def _nearest_place(layers: Sequence[Source], key: str) -> str | None:
+    """Where ``key``, or failing that the part that it is missing from, was written."""
+    while key:
+        place = _place(layers, key)
+        if place and place != DEFAULT:
+            return place
+        key = key.rpartition(".")[0]
+    return None
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of everything that is no mapping, or an empty one."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
