@@ -1,0 +1,36 @@
+"""A reward that compares mathematics: fractions, LaTeX, sets, equations, by the `math-verify` library."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import Field
+
+from agentrl.errors import PluginError
+from agentrl.rewards.fields import TruthSettings, truth_of
+from agentrl.rewards.verifier import Verifier
+
+__all__ = ["MathVerify"]
+
+
+class MathVerify:
+    """1 where the answer is mathematically the truth; else 0, also where that takes too long to tell."""
+
+    class Settings(TruthSettings):
+        timeout: float = Field(10.0, gt=0)
+        """Seconds that one comparison may take."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        if find_spec("math_verify") is None:
+            raise PluginError(
+                "reward math-verify needs the math-verify package", fix="pip install 'agentrl-core[train]'"
+            )
+        self._settings = settings or self.Settings()
+        self._verifier = Verifier(self._settings.timeout)
+
+    async def __call__(self, answer: object, data: Mapping[str, Any]) -> float:
+        truth = str(truth_of(data, self._settings.field))
+        return float(await asyncio.to_thread(self._verifier.equal, truth, str(answer)))

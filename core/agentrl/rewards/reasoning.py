@@ -1,0 +1,24 @@
+"""The reward of generated `reasoning-gym` tasks: their data set's own scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentrl.errors import RewardError
+
+__all__ = ["reasoning_gym_score"]
+
+
+def reasoning_gym_score(answer: object, data: Mapping[str, Any]) -> float:
+    """What the scorer of the data set that ``data`` comes from says, between 0 and 1."""
+    import reasoning_gym
+
+    metadata = data.get("metadata")
+    if not isinstance(metadata, Mapping) or "source_dataset" not in metadata:
+        raise RewardError(
+            "the task does not come from reasoning-gym: it has no metadata.source_dataset",
+            fix="use this reward with tasks {name: reasoning-gym, dataset: …}",
+        )
+    score = reasoning_gym.get_score_answer_fn(metadata["source_dataset"])
+    return float(score(answer=str(answer).strip(), entry=data))

@@ -1,0 +1,64 @@
+"""Loading a reward and asking it: it is given what its signature takes, and returns a number."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from agentrl.agents.result import as_number
+from agentrl.errors import AgentRLError, ConfigError, RewardError
+
+if TYPE_CHECKING:
+    from agentrl.plugins.building import PartLike
+    from agentrl.plugins.manager import Plugins
+    from agentrl.rollout.episode import EpisodeView
+
+__all__ = ["call_reward", "load_reward"]
+
+_OFFERED = ("data", "episode")
+"""What a reward may take beside the answer, by name."""
+
+
+def load_reward(plugins: Plugins, part: PartLike) -> Callable[..., Any]:
+    """The reward that ``part`` names. Raises ``ConfigError`` for one that could not be called."""
+    reward: Callable[..., Any] = plugins.build("rewards", part)
+    if not callable(reward):
+        raise ConfigError(f"reward {part.name!r} is a {type(reward).__name__}, not a function", fix="register one")
+    try:
+        inspect.signature(reward).bind(None, **dict.fromkeys(_taken(reward)))
+    except TypeError as error:
+        raise ConfigError(
+            f"reward {part.name!r} cannot be called: {error}", fix="its signature is (answer, data, *, episode)"
+        ) from error
+    return reward
+
+
+async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> float:
+    """The reward of ``answer``; of ``data`` and the ``episode`` it is given what its signature takes.
+
+    Raises ``RewardError`` where it raises, or returns anything but a finite real number.
+    """
+    offered = {"data": data, "episode": view}
+    try:
+        returned = reward(answer, **{name: offered[name] for name in _taken(reward)})
+        if inspect.isawaitable(returned):
+            returned = await returned
+    except AgentRLError:
+        raise
+    except Exception as error:
+        raise RewardError(f"the reward raised {type(error).__name__} for the answer {answer!r:.80}: {error}") from error
+    number = as_number(returned)
+    if number is None or not math.isfinite(number):
+        raise RewardError(
+            f"the reward returned {returned!r:.80} for the answer {answer!r:.80}", fix="return a finite real number"
+        )
+    return number
+
+
+def _taken(reward: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(reward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return list(_OFFERED)
+    return [name for name in _OFFERED if name in parameters and name != next(iter(parameters))]
