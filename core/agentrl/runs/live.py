@@ -120,10 +120,14 @@ class LiveReporter:
 
 
 def _steps(progress: Progress, plan: Plan, width: int) -> RenderableType:
-    bar = ProgressBar(total=max(plan.steps, 1), completed=progress.step, width=width)
-    left = progress.seconds_left if progress.step < plan.steps else None
+    cells: list[RenderableType] = [
+        f"{progress.step:,}/{plan.steps:,}",
+        ProgressBar(total=max(plan.steps, 1), completed=progress.step, width=width),
+    ]
+    if progress.step < plan.steps and (left := progress.seconds_left) is not None:
+        cells.append(f"{duration(left)} left")
     row = Table.grid(padding=(0, 2))
-    row.add_row(f"{progress.step:,}/{plan.steps:,}", bar, "" if left is None else f"{duration(left)} left")
+    row.add_row(*cells)
     return row
 
 
