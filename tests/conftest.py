@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -80,3 +82,9 @@ def train_tokenizer(template: str | None = QWEN3_TEMPLATE, *, marks: list[str] =
 def chat_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with Qwen3's special tokens and a template that writes what Qwen3's does."""
     return train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """Trains such a tokenizer with another template, or without one."""
+    return train_tokenizer

@@ -95,8 +95,8 @@ class TokenTree:
         each span below ``start`` at most once.
         """
         wanted = tuple(ids)
-        best, matched = start, 0
-        open_ends = [(start, 0)]
+        best, matched = self._settled(start), 0
+        open_ends = [(best, 0)]
         while open_ends:
             (index, offset), done = open_ends.pop()
             common = _common_prefix(self._spans[index].ids, offset, wanted, done) if index >= 0 else 0
@@ -125,7 +125,15 @@ class TokenTree:
             raise ValueError(
                 f"{len(ids)} sampled ids with {len(sampled.logprobs)} logprobs and {len(sampled.versions)} versions"
             )
-        return self._add(Span(at.span, at.offset, tuple(ids), sampled))
+        place = self._settled(at)
+        return self._add(Span(place.span, place.offset, tuple(ids), sampled))
+
+    def _settled(self, position: Position) -> Position:
+        """The one name of a place that is the start of a span: where that span hangs from."""
+        while position.offset == 0 and position.span >= 0:
+            span = self._spans[position.span]
+            position = Position(span.parent, span.fork)
+        return position
 
     def _add(self, span: Span) -> Position:
         self._spans.append(span)

@@ -1,0 +1,98 @@
+"""Completions read as messages, the policy's mistakes included."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentrl.tokens.renderer import load_renderer
+
+TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
+
+
+@pytest.fixture(scope="module")
+def read(chat_tokenizer):
+    renderer = load_renderer(chat_tokenizer)
+    prompt = renderer.render([{"role": "user", "content": "What is 12 * 34?"}], TOOLS)
+
+    def read(text, tools=TOOLS):
+        return renderer.parse(chat_tokenizer.encode(text), tools, prompt)
+
+    return read
+
+
+def call(body):
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def test_plain_text_is_content(read):
+    assert read("It is 408.<|im_end|>") == {"role": "assistant", "content": "It is 408."}
+
+
+def test_nothing_is_empty_content(read):
+    assert read("<|im_end|>") == {"role": "assistant", "content": ""}
+
+
+def test_tool_calls_come_with_json_arguments_and_ids_of_their_own(read):
+    first = call('{"name": "calculate", "arguments": {"expression": "12 * 34", "exact": false, "by": "é"}}')
+    second = call('{"name": "calculate", "arguments": {}}')
+    message = read(f"Let me see.\n{first}\n{second}<|im_end|>")
+    assert message["content"] == "Let me see."
+    calls = message["tool_calls"]
+    assert [each["id"] for each in calls] == ["call_0", "call_1"]
+    assert json.loads(calls[0]["function"]["arguments"]) == {"expression": "12 * 34", "exact": False, "by": "é"}
+    assert calls[1]["function"] == {"name": "calculate", "arguments": "{}"}
+
+
+def test_a_call_alone_has_no_content(read):
+    assert read(call('{"name": "calculate", "arguments": {}}'))["content"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        ('{"name": "calculate", "arguments": {"a": 1,}}', '{"a": 1,}'),
+        ('{"name": "calculate", "arguments": {"a": 12 * 34}}', '{"a": 12 * 34}'),
+        ('{"name": "calculate", "arguments": 12 * 34}', "12 * 34"),
+        ('{"name": "calculate", "arguments": {"a": 1', '{"a": 1'),
+        ('{"name": "calculate", argum', ""),
+    ],
+)
+def test_broken_arguments_of_a_named_call_reach_the_agent_as_written(read, body, arguments):
+    function = read(call(body))["tool_calls"][0]["function"]
+    assert function == {"name": "calculate", "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    "body", ["calculate 12 * 34", '{"arguments": {"name": "calculate"}}', '{"name": 5, "arguments": {}}', "[1]", ""]
+)
+def test_a_call_without_a_name_stays_text(read, body):
+    message = read(f"See: {call(body)}<|im_end|>")
+    assert "tool_calls" not in message
+    assert message["content"] == f"See:\n{call(body)}"
+
+
+def test_a_call_cut_short_shows_what_there_is(read):
+    message = read('<tool_call>\n{"name": "calculate", "arguments": {"expr')
+    assert message["tool_calls"][0]["function"] == {"name": "calculate", "arguments": '{"expr'}
+
+
+def test_a_complete_call_in_an_unclosed_block_is_a_call(read):
+    message = read('<tool_call>\n{"name": "calculate", "arguments": {"a": "}"}}<|im_end|>')
+    assert message["tool_calls"][0]["function"] == {"name": "calculate", "arguments": '{"a": "}"}'}
+
+
+def test_arguments_that_are_a_text_stay_that_text(read):
+    message = read(call('{"name": "calculate", "arguments": "{\\"a\\": 1}"}'))
+    assert message["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
+
+
+def test_where_no_tools_are_offered_a_call_is_text(read):
+    text = call('{"name": "calculate", "arguments": {}}')
+    assert read(text, tools=None) == {"role": "assistant", "content": text}
+
+
+def test_thinking_is_kept_apart(read):
+    message = read("<think>\nMultiply.\n</think>\n\nIt is 408.<|im_end|>")
+    assert message == {"role": "assistant", "content": "It is 408.", "reasoning_content": "Multiply."}
