@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 from agentrl.errors import RunError
@@ -12,7 +13,9 @@ __all__ = [
     "cannot_write",
     "disk_is_full",
     "filesystem_type",
+    "has_space",
     "is_network_filesystem",
+    "reserve",
     "sync",
     "sync_tree",
     "write_atomically",
@@ -21,18 +24,20 @@ __all__ = [
 _NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "smb3", "smbfs"}
 )
+_CRUMBS = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether ``error``, or what it came from, says that no space is left.
+    """Whether ``error`` says that no space is left, in the words of the system or of SQLite."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return os.strerror(errno.ENOSPC) in str(error) or "disk is full" in str(error)
 
-    Libraries that write model files wrap the system's error in their own, so its text is looked at too.
-    """
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    text = str(error)
-    return os.strerror(errno.ENOSPC) in text or "disk is full" in text
+
+def has_space(folder: Path) -> bool:
+    """Whether more than crumbs are left: libraries that fail to write do not always say why."""
+    return shutil.disk_usage(folder).free > _CRUMBS
 
 
 def cannot_write(path: Path, error: BaseException) -> RunError:
@@ -45,10 +50,11 @@ def cannot_write(path: Path, error: BaseException) -> RunError:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``path`` whole or not at all, and durably. Raises ``OSError`` and then leaves nothing behind."""
-    aside = path.with_name(f".{path.name}.part")
+    aside = _aside(path)
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with aside.open("r+" if aside.exists() else "w", encoding="utf-8") as file:
             file.write(text)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -56,6 +62,18 @@ def write_atomically(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def reserve(path: Path, size: int = 4096) -> None:
+    """Take the room that ``write_atomically`` needs for ``path``, so that a disk which fills later leaves it."""
+    with _aside(path).open("w", encoding="utf-8") as file:
+        file.write(" " * size)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def sync_tree(folder: Path) -> None:

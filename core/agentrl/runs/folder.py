@@ -13,7 +13,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +27,15 @@ import yaml
 
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError, ConfigError, RunFolderError
-from agentrl.runs.filesystem import cannot_write, disk_is_full, sync, sync_tree, write_atomically
+from agentrl.runs.filesystem import (
+    cannot_write,
+    disk_is_full,
+    has_space,
+    reserve,
+    sync,
+    sync_tree,
+    write_atomically,
+)
 from agentrl.runs.summary import Summary
 
 __all__ = ["RunFolder", "default_name"]
@@ -68,6 +78,7 @@ class RunFolder:
             folder.checkpoints.mkdir()
             folder.logs.mkdir()
             write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            reserve(folder.summary)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise _cannot_make(parent, error) from error
@@ -100,9 +111,12 @@ class RunFolder:
             aside.rename(path)
             sync(self.checkpoints)
         except BaseException as error:
+            full = disk_is_full(error) or not has_space(self.checkpoints)
             shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, OSError) or (disk_is_full(error) and not isinstance(error, AgentRLError)):
+            if isinstance(error, OSError):
                 raise cannot_write(path, error) from error
+            if full and isinstance(error, Exception) and not isinstance(error, AgentRLError):
+                raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
             raise
 
     def write_summary(self, summary: Summary) -> None:
