@@ -1,6 +1,5 @@
-"""``python -m agentrl`` is the ``agentrl`` command."""
+"""``python -m agentrl`` is the command ``agentrl``."""
 
 from agentrl.cli import main
 
-if __name__ == "__main__":
-    main()
+main()

@@ -1,0 +1,26 @@
+"""The command line: a thin shell over what a script can do, one module a verb, each imported when it is used.
+
+Results go to stdout and narration to stderr. Exit codes: 0 done, 1 the run failed, 2 usage, 3 plugin or
+environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``agentrl`` with ``arguments``, by default those of the process, and exit."""
+    from agentrl.cli.app import App
+    from agentrl.cli.boundary import report_errors
+    from agentrl.cli.root import root
+
+    app = App()
+
+    def run() -> object:
+        return root.main(arguments, prog_name="agentrl", standalone_mode=False, obj=app)
+
+    sys.exit(report_errors(run, debug=lambda: app.debug))

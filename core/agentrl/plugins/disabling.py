@@ -32,29 +32,29 @@ class Disabled:
         names = (name.strip() for name in environ.get(DISABLE_PLUGINS, "").split(","))
         return cls(tuple(asked), tuple(name for name in names if name))
 
-    def covers(self, entry: Entry) -> bool:
-        """Whether ``entry`` is disabled."""
-        return any(_matches(name, entry) for name in (*self.asked, *self.environment))
-
-    def source(self, entry: Entry) -> str:
-        """Where it was disabled, as the user wrote it."""
-        for name in self.asked:
-            if _matches(name, entry):
-                return f"-p no:{name}"
-        return DISABLE_PLUGINS
+    def source(self, entry: Entry) -> str | None:
+        """What disables ``entry``, as the user wrote it, or ``None`` where nothing does."""
+        if name := next((name for name in self.asked if _matches(name, entry)), None):
+            return f"-p no:{name}"
+        return DISABLE_PLUGINS if any(_matches(name, entry) for name in self.environment) else None
 
     def refuse_unknown(self, entries: Iterable[Entry]) -> None:
         """Raise ``ConfigError`` for a name that was asked for and matches nothing installed."""
         installed = list(entries)
         for name in self.asked:
             if not any(_matches(name, entry) for entry in installed):
-                known = {name for entry in installed for name in (entry.name, entry.distribution.name)}
-                raise ConfigError(f"there is no plugin {name!r} to disable", fix=near_matches(name, known))
+                raise ConfigError(f"there is no plugin {name!r} to disable", fix=_near(name, installed))
 
     def unmatched(self, entries: Iterable[Entry]) -> tuple[str, ...]:
         """Names of the environment variable that match nothing installed."""
         installed = list(entries)
         return tuple(n for n in self.environment if not any(_matches(n, entry) for entry in installed))
+
+
+def _near(name: str, installed: Iterable[Entry]) -> str:
+    distributions = {entry.distribution.name for entry in installed}
+    near = near_matches(name, {*distributions, *(entry.name for entry in installed)})
+    return near if near.startswith("did you mean") else near_matches(name, distributions)
 
 
 def _matches(name: str, entry: Entry) -> bool:

@@ -35,7 +35,7 @@ class Plugins:
     def __init__(self, disabled: Iterable[str] = (), *, environ: Mapping[str, str] | None = None) -> None:
         self._disabled = Disabled.of(disabled, os.environ if environ is None else environ)
         self._registered: list[Entry] = []
-        self._broken: list[Broken] = []
+        self._broken: dict[Entry, Broken] = {}
         if self._disabled.asked:
             self._disabled.refuse_unknown(self._scan.entries)
 
@@ -48,24 +48,53 @@ class Plugins:
     def broken(self) -> tuple[Broken, ...]:
         """What cannot be used, as far as is known without loading more than has been loaded."""
         ranges = (Broken(d.name, d, reason) for d, reason in self._unmet.items())
-        return (*self._scan.broken, *ranges, *self._broken)
+        return (*self._scan.broken, *ranges, *self._broken.values())
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names that the environment disables and that are not installed."""
+        return self._disabled.unmatched(self._scan.entries)
 
     @property
     def hook(self) -> Hooks:
         """Calls hooks by name, as in ``plugins.hook.agentrl_step_finished(step=1, metrics=metrics)``."""
         return self._hooks
 
+    @property
+    def installed(self) -> tuple[Entry, ...]:
+        """Every entry there is, unusable ones included; ``unusable`` says which those are."""
+        return (*self._scan.entries, *self._registered)
+
+    def disabled_by(self, entry: Entry) -> str | None:
+        """What disables ``entry``, as the user wrote it, or ``None`` where nothing does."""
+        return self._disabled.source(entry)
+
+    def unusable(self, entry: Entry) -> str | None:
+        """Why ``entry`` is left out without being loaded, or ``None`` where it is not."""
+        source = self.disabled_by(entry)
+        return f"disabled by {source}" if source else self._unmet.get(entry.distribution)
+
     def entries(self, kind: str) -> tuple[Entry, ...]:
         """The usable entries of a kind, sorted by name, without importing anything.
 
         What hook plugins register is among them once ``load`` or a use of a name has loaded those.
         """
-        found = [entry for entry in (*self._usable, *self._registered) if entry.kind == kind]
+        found = [entry for entry in self.installed if entry.kind == kind and self.unusable(entry) is None]
         return tuple(sorted(found, key=lambda entry: (entry.name, entry.qualified)))
 
     def load(self) -> None:
         """Load the hook plugins now, which lets them register their names."""
         _ = self._hooks
+
+    def load_everything(self) -> None:
+        """Import every usable entry, so that ``broken`` says which do not import."""
+        self.load()
+        for entry in self.installed:
+            if entry.kind != kinds.HOOKS and self.unusable(entry) is None:
+                try:
+                    self._load(entry)
+                except AgentRLError as error:
+                    self._broken[entry] = Broken(entry.name, entry.distribution, str(error))
 
     def get(self, kind: str, reference: str) -> Any:
         """The object that ``reference`` names: ``name``, ``dist/name``, ``pkg.mod:Obj`` or ``file.py:Obj``.
@@ -79,7 +108,7 @@ class Plugins:
         noun = kinds.kind(kind).noun
         match parse_reference(reference):
             case NameReference(name):
-                return self._load(self.find(kind, name))
+                return self._load_named(self.find(kind, name))
             case ModuleReference(module, attribute):
                 self.load()
                 return attribute_of(import_module(module, noun), attribute, f"module {module!r}")
@@ -101,9 +130,9 @@ class Plugins:
         return found[0]
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether some plugin, broken ones apart, claims ``name`` or ``dist/name``."""
+        """Whether ``name`` or ``dist/name`` is claimed by anybody, so that ``get`` would not call it unknown."""
         self.load()
-        return any(entry.is_called(name) for entry in self.entries(kind))
+        return any(entry.kind == kind and entry.is_called(name) for entry in self.installed)
 
     def build(self, kind: str, part: PartLike, /, *, at: str | None = None, **context: object) -> Any:
         """Construct what ``part`` names; see ``agentrl.plugins.building`` for what it is given.
@@ -127,58 +156,46 @@ class Plugins:
         return scan()
 
     @cached_property
-    def _enabled(self) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self._scan.entries if not self._disabled.covers(entry))
-
-    @cached_property
     def _unmet(self) -> dict[Distribution, str]:
         """Distributions made for another core, with the reason; none of their code is loaded."""
-        distributions = {entry.distribution for entry in self._enabled}
+        distributions = {entry.distribution: None for entry in self._scan.entries if not self.disabled_by(entry)}
         reasons = {distribution: unmet_range(distribution) for distribution in distributions}
         return {distribution: reason for distribution, reason in reasons.items() if reason}
-
-    @cached_property
-    def _usable(self) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self._enabled if entry.distribution not in self._unmet)
 
     @cached_property
     def _hooks(self) -> Hooks:
         from agentrl.plugins.hooks import Hooks
 
         hooks = Hooks()
-        for entry in self._usable:
-            if entry.kind == kinds.HOOKS:
-                try:
-                    names = hooks.load(entry)
-                except AgentRLError as error:
-                    self._broken.append(Broken(entry.name, entry.distribution, str(error)))
-                else:
-                    self._registered += [name for name in names if not self._disabled.covers(name)]
+        for entry in self.entries(kinds.HOOKS):
+            try:
+                self._registered += hooks.load(entry)
+            except AgentRLError as error:
+                self._broken[entry] = Broken(entry.name, entry.distribution, str(error))
         return hooks
+
+    def _load_named(self, entry: Entry) -> object:
+        try:
+            return self._load(entry)
+        except PluginError as error:
+            what = f"{kinds.kind(entry.kind).noun} {entry.name!r} of {entry.distribution}"
+            raise PluginError(f"{what} does not load: {error.message}", fix=error.fix) from error.__cause__
 
     def _load(self, entry: Entry) -> object:
         from agentrl.plugins.importing import import_target
 
         if entry.value is not None:
             return entry.value
-        try:
-            return import_target(entry.target)
-        except PluginError as error:
-            what = f"{kinds.kind(entry.kind).noun} {entry.name!r} of {entry.distribution}"
-            raise PluginError(f"{what} does not load: {error.message}", fix=error.fix) from error.__cause__
+        return import_target(entry.target)
 
     def _not_found(self, kind: str, name: str) -> AgentRLError:
         noun = kinds.kind(kind).noun
         for entry in self._scan.entries:
             if entry.kind == kind and entry.is_called(name):
-                if self._disabled.covers(entry):
-                    source = self._disabled.source(entry)
-                    return ConfigError(f"{noun} {name!r} is disabled by {source}", fix="leave that out to use it")
-                reason = self._unmet[entry.distribution]
-                return PluginError(
-                    f"{noun} {name!r} of {entry.distribution} is not loaded: {reason}",
-                    fix=f"install a version of {entry.distribution.name} made for this core",
-                )
+                what = f"{noun} {name!r} of {entry.distribution} is left out: {self.unusable(entry)}"
+                if self.disabled_by(entry):
+                    return ConfigError(what, fix="enable it to use it")
+                return PluginError(what, fix=f"install a version of {entry.distribution.name} made for this core")
         known = {entry.name for entry in self.entries(kind)}
         failed = ", ".join(broken.name for broken in self.broken)
         hint = f", unless a plugin that does not load has it ({failed}: see `agentrl plugins --all`)" if failed else ""

@@ -1,0 +1,43 @@
+"""Results on stdout: aligned columns for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+
+from agentrl.plugins.entries import Broken
+
+__all__ = ["broken_json", "print_broken", "print_columns", "print_json"]
+
+
+def print_json(value: object) -> None:
+    """One JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_broken(broken: Sequence[Broken]) -> None:
+    """One line for each plugin that cannot be used."""
+    for plugin in broken:
+        click.echo(f"broken: {plugin}")
+
+
+def broken_json(broken: Sequence[Broken]) -> list[dict[str, str]]:
+    """Plugins that cannot be used, as plain data."""
+    return [
+        {
+            "name": plugin.name,
+            "distribution": plugin.distribution.name,
+            "version": plugin.distribution.version,
+            "reason": plugin.reason,
+        }
+        for plugin in broken
+    ]
