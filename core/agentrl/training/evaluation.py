@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from agentrl.config.models import Config
@@ -41,8 +41,15 @@ class Evaluation:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values, the rewards under the names that metrics and summaries give them."""
+        return {
+            "step": self.step,
+            "reward": self.sampled,
+            "reward_greedy": self.greedy,
+            "episodes": self.episodes,
+            "failed": self.failed,
+            "rejected": self.rejected,
+        }
 
 
 class Evaluator:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agentrl.errors import ConfigError
 from agentrl.rollout.episode import Episode
 from agentrl.runs.reporter import Reporter
@@ -15,8 +13,8 @@ from agentrl.training.serving import serve
 __all__ = ["measure"]
 
 
-async def measure(parts: Parts, folder: Path, reporter: Reporter) -> Evaluation:
-    """Evaluate the weights in ``folder`` as the run that saved them did.
+async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
+    """Evaluate the weights in the model folder as the run that saved them did.
 
     Raises ``ConfigError`` where the config names no held-out tasks.
     """
@@ -27,8 +25,8 @@ async def measure(parts: Parts, folder: Path, reporter: Reporter) -> Evaluation:
         reporter.episode_finished(episode)
 
     reporter.stage("starting the inference engine")
-    version = read_checkpoint(folder).version
-    async with serve(parts, folder, version, finished=finished, warn=reporter.warning, trains=False) as serving:
+    version = read_checkpoint(parts.model_folder).version
+    async with serve(parts, version, finished=finished, warn=reporter.warning, trains=False) as serving:
         evaluator = Evaluator(serving.rollout, parts.eval_tasks, parts.config)
         reporter.stage("evaluating", episodes=evaluator.episodes)
         return await evaluator.run(version)

@@ -101,7 +101,7 @@ class _Run:
             reporter.warning(learner.rows_because)
         reporter.stage("starting the inference engine")
         async with serve(
-            parts, parts.model_folder, learner.version, finished=journal.episode, warn=reporter.warning, trains=True
+            parts, learner.version, finished=journal.episode, warn=reporter.warning, trains=True
         ) as serving:
             journal.start(config)
             yield TrainingLoop(

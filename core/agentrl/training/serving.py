@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
@@ -33,19 +32,18 @@ class Serving:
 @contextlib.asynccontextmanager
 async def serve(
     parts: Parts,
-    model_folder: Path,
     version: int,
     *,
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
     trains: bool,
 ) -> AsyncIterator[Serving]:
-    """Start the backend on the weights of ``version`` in ``model_folder``, the gateway and the watchdog.
+    """Start the backend on the model folder's weights, which are of ``version``, the gateway and the watchdog.
 
     Raises ``ConfigError`` where training is wanted of a backend that cannot take new weights.
     """
     config = parts.config
-    backend = _backend(parts, model_folder, version)
+    backend = _backend(parts, version)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(backend.stop)
         capabilities = await backend.start()
@@ -61,14 +59,13 @@ async def serve(
         yield Serving(backend, gateway, _rollout(parts, gateway, finished))
 
 
-def _backend(parts: Parts, model_folder: Path, version: int) -> Backend:
+def _backend(parts: Parts, version: int) -> Backend:
     part = parts.config.inference.backend
     context = BackendContext(
-        model_folder=model_folder,
+        model_folder=parts.model_folder,
         version=version,
         seed=parts.config.seed,
         max_concurrency=parts.config.rollout.concurrency,
-        options=part.options,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     return backend

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentrl.agents.naming import reference_of
+from agentrl.config.checks import check_trainable
 from agentrl.config.models import Config
 from agentrl.plugins import Plugins
 from agentrl.runs.display import open_display
@@ -60,20 +61,22 @@ class Trainer:
         ``interrupted`` after Ctrl-C, with what was learned saved. Raises ``ConfigError`` or ``PluginError``
         before anything has started, and another ``AgentRLError`` for what stopped the run.
         """
+        check_trainable(self.config)
         parts = self._parts(agent)
         return _run(lambda: train(parts, self.reporter))
 
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
-        """Measure the weights in ``checkpoint``, by default those of the config's model, on the held-out tasks.
+        """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
 
-        A checkpoint measures what it measured at the end of its run. Raises as ``train`` does.
+        A checkpoint measures what it measured in its run. Raises as ``train`` does.
         """
-        parts = self._parts(agent)
-        folder = parts.model_folder if checkpoint is None else Path(checkpoint)
-        return _run(lambda: measure(parts, folder, self.reporter))
+        parts = self._parts(agent, checkpoint)
+        return _run(lambda: measure(parts, self.reporter))
 
-    def _parts(self, agent: Any) -> Parts:
+    def _parts(self, agent: Any, checkpoint: str | Path | None = None) -> Parts:
         config, target = _with_agent(self.config, agent)
+        if checkpoint is not None:
+            config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(checkpoint)})})
         self.plugins.hook.agentrl_configure(config=config)
         return resolve_parts(config, self.plugins, target)
 

@@ -1,0 +1,86 @@
+"""``agentrl eval``: measure a checkpoint on held-out tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agentrl.cli.app import App
+from agentrl.cli.output import print_json
+from agentrl.cli.settings import split_arguments
+
+if TYPE_CHECKING:
+    from agentrl.config.models import Config
+    from agentrl.training.evaluation import Evaluation
+
+__all__ = ["evaluate"]
+
+_EPILOG = """\b
+Examples:
+  agentrl eval runs/quickstart/checkpoints/step-000060
+  agentrl eval runs/quickstart evaluation.tasks=500
+  agentrl eval Qwen/Qwen3-0.6B agent=math tasks.eval=gsm8k.jsonl
+"""
+
+
+@click.command("eval", epilog=_EPILOG)
+@click.argument("arguments", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...")
+@click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
+def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: bool) -> None:
+    """Measure CHECKPOINT on the held-out tasks, sampled and greedily.
+
+    CHECKPOINT is a folder that a run saved, a run folder (then its newest), or any model. A checkpoint in
+    its run folder is measured with the run's own settings, unless --config names others.
+    """
+    from agentrl.config import resolve_config
+    from agentrl.training.trainer import Trainer
+
+    given, settings = split_arguments(arguments, "checkpoint")
+    found = _find(given)
+    config = resolve_config(file or found.config, *found.settings, *settings).config
+    with Trainer(config, plugins=app.plugins) as trainer:
+        measured = trainer.evaluate()
+    _print(config, measured, as_json)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The model to measure, as a setting, and the settings of the run that it is from."""
+
+    settings: tuple[str, ...] = ()
+    config: Path | None = None
+
+
+def _find(given: str | None) -> _Found:
+    if given is None:
+        return _Found()
+    path = Path(given).expanduser()
+    if (path / "config.yaml").is_file():
+        return _newest(path)
+    beside = path.resolve().parent.parent / "config.yaml"
+    return _Found((f"model.name={given}",), beside if path.is_dir() and beside.is_file() else None)
+
+
+def _newest(run: Path) -> _Found:
+    from agentrl.errors import ConfigError
+    from agentrl.runs.folder import RunFolder
+
+    checkpoint = RunFolder(run).latest_checkpoint()
+    if checkpoint is None:
+        raise ConfigError(f"the run {run} has saved no checkpoint", fix="name a model folder")
+    return _Found((f"model.name={checkpoint}",), run / "config.yaml")
+
+
+def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
+    if as_json:
+        print_json({"agent": config.agent.name, "model": config.model.name, **measured.to_json()})
+        return
+    tasks = config.tasks.eval.name if config.tasks.eval else ""
+    click.echo(f"{config.agent.name} on {tasks}, {measured.episodes} episodes, {measured.failed} failed")
+    click.echo(f"held-out reward, sampled: {measured.sampled:.3f}")
+    click.echo(f"held-out reward, greedy: {measured.greedy:.3f}")

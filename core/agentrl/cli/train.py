@@ -1,0 +1,86 @@
+"""``agentrl train``: train the model behind an agent."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agentrl.cli.app import App
+from agentrl.cli.boundary import INTERRUPTED
+from agentrl.cli.settings import split_arguments
+
+if TYPE_CHECKING:
+    from agentrl.config.loader import Resolved
+    from agentrl.runs.summary import Summary
+
+__all__ = ["train"]
+
+_EPILOG = """\b
+Examples:
+  agentrl train math
+  agentrl train calculator --config config.yaml training.steps=100
+  agentrl train my_agent.py:MyAgent --dry-run rollout.group_size=16
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...")
+@click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
+@click.option("--dry-run", is_flag=True, help="Show every setting and where it came from, check the plan, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
+@click.pass_obj
+def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool, as_json: bool) -> int:
+    """Train the model behind AGENT: a registered name, pkg.mod:Obj or file.py:Obj.
+
+    Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of
+    --config and from the defaults, the first one winning. Ctrl-C ends a run cleanly: what was learned is saved.
+    """
+    from agentrl.config import ineffective_keys, resolve_config
+
+    agent, settings = split_arguments(arguments, "agent")
+    resolved = resolve_config(file, *settings, agent=agent)
+    if dry_run:
+        return _plan(app, resolved)
+    from agentrl.training.trainer import Trainer
+
+    with Trainer(resolved.config, plugins=app.plugins) as trainer:
+        for key in ineffective_keys(resolved.config, resolved.provenance):
+            trainer.reporter.warning(str(key))
+        summary = trainer.train()
+    _print(summary, as_json)
+    return INTERRUPTED if summary.outcome == "interrupted" else 0
+
+
+def _plan(app: App, resolved: Resolved) -> int:
+    """Print the settings, and refuse what a run would refuse before it starts, or would ignore."""
+    from agentrl.cli.plan import print_plan
+    from agentrl.config import ineffective_keys
+    from agentrl.errors import ConfigError
+    from agentrl.training.parts import resolve_parts
+
+    print_plan(resolved)
+    if dead := ineffective_keys(resolved.config, resolved.provenance):
+        raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
+    resolve_parts(resolved.config, app.plugins)
+    return 0
+
+
+def _print(summary: Summary, as_json: bool) -> None:
+    from agentrl.cli.output import print_json
+    from agentrl.runs.summary import final_lines
+
+    if as_json:
+        print_json(summary.to_json())
+        return
+    command = summary.checkpoint and shlex.join([_program(), "eval", summary.checkpoint])
+    for line in final_lines(summary, command):
+        click.echo(line)
+
+
+def _program() -> str:
+    """How this program was called, which need not be on the PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "agentrl" else "agentrl"
