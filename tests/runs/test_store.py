@@ -186,7 +186,7 @@ def test_a_slow_reader_does_not_keep_the_writer_waiting(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "episodes.sqlite"
-    with EpisodeStore(path), pytest.raises(RunError, match=r"another process is writing to .*set run\.name"):
+    with EpisodeStore(path), pytest.raises(RunError, match=r"another run is writing to .*set run\.name"):
         EpisodeStore(path)
     EpisodeStore(path).close()
 
@@ -205,6 +205,28 @@ def test_a_full_disk_fails_the_commit_and_leaves_nothing_half_written(
         assert list(store.episodes()) == small
         store.submit([make_episode(task=4)]).result()
     assert len(list(read_episodes(path))) == 4
+
+
+def test_a_program_that_keeps_the_file_locked_is_named_and_the_next_commit_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.0)
+    path = tmp_path / "episodes.sqlite"
+    with EpisodeStore(path) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RunError, match=r"another process has kept it locked .*close the program"):
+            store.submit([make_episode(task=1)]).result()
+        other.close()
+        store.submit([make_episode(task=2)]).result()
+        assert [e.key.task for e in store.episodes()] == [2]
+
+
+def test_a_value_that_sqlite_cannot_hold_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        with pytest.raises(OverflowError):
+            store.submit([make_episode(task=2**70)]).result()
+        store.submit([make_episode()]).result()
 
 
 def test_a_file_system_without_a_write_ahead_log_gets_a_rollback_journal_and_a_note(

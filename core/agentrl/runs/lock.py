@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 from agentrl.errors import RunError
 from agentrl.runs.filesystem import cannot_write
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FolderLock"]
 
@@ -25,12 +21,9 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.held = False
-        """False where the system has no such locks: then nothing keeps a second writer out."""
-        self._descriptor: int | None = None
-        if fcntl is None:
-            return
+        """False where the file system has no such locks: then nothing keeps a second writer out."""
         try:
-            self._descriptor = os.open(folder, os.O_RDONLY)
+            self._descriptor: int | None = os.open(folder, os.O_RDONLY)
         except OSError as error:
             raise cannot_write(folder, error) from error
         try:
@@ -40,7 +33,7 @@ class FolderLock:
             self.release()
             if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
                 raise RunError(
-                    f"another process is writing to {folder}", fix="wait until it ends, or set run.name to another name"
+                    f"another run is writing to {folder}", fix="wait until it ends, or set run.name to another name"
                 ) from error
 
     def release(self) -> None:

@@ -140,9 +140,10 @@ class EpisodeStore:
                 commit.done.set_exception(error)
         try:
             self._insert([row for _, rows in encoded for row in rows])
-        except sqlite3.Error as error:
+        except Exception as error:
+            failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
             for commit, _ in encoded:
-                commit.done.set_exception(database_error(self.path, error, "write"))
+                commit.done.set_exception(failure)
         else:
             for commit, _ in encoded:
                 commit.done.set_result(None)
@@ -153,7 +154,7 @@ class EpisodeStore:
         try:
             self._connection.executemany(INSERT, rows)
             self._connection.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:
             # On a full disk SQLite may have rolled back by itself.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
