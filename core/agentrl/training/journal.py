@@ -89,5 +89,7 @@ class Journal:
         self.reporter.run_finished(summary)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if failed := len(self._trackers.failed):
+            metrics = {**metrics, "trackers/failed": failed}
         self._metrics.append(step, metrics)
         self._trackers.log(step, metrics)
