@@ -111,12 +111,10 @@ class RunFolder:
             aside.rename(path)
             sync(self.checkpoints)
         except BaseException as error:
-            full = disk_is_full(error) or not has_space(self.checkpoints)
+            unwritable = _cause(error, self.checkpoints)
             shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise cannot_write(path, error) from error
-            if full and isinstance(error, Exception) and not isinstance(error, AgentRLError):
-                raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+            if unwritable is not None:
+                raise cannot_write(path, unwritable) from error
             raise
 
     def write_summary(self, summary: Summary) -> None:
@@ -156,6 +154,18 @@ def _make_unique(parent: Path, agent: str, now: datetime) -> Path:
             number += 1
         else:
             return path
+
+
+def _cause(error: BaseException, folder: Path) -> OSError | None:
+    """The system's error behind ``error``, where a write is what failed."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, AgentRLError) or not isinstance(error, Exception):
+        return None
+    # Libraries raise errors of their own, of which not all say that the disk is full.
+    if disk_is_full(error) or not has_space(folder):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def _cannot_make(parent: Path, error: OSError) -> RunFolderError:
