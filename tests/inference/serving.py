@@ -1,0 +1,83 @@
+"""Running a torch backend for the length of a test, and what a plain forward says of its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, Sampling
+from agentrl.inference.engine.backend import TorchBackend
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, *, concurrency: int = 8, version: int = 0, **options: object
+) -> AsyncIterator[TorchBackend]:
+    backend = TorchBackend(BackendContext(folder, version=version, max_concurrency=concurrency, options=options))
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.stop()
+
+
+def served(folder: Path, use: Callable[[TorchBackend], Awaitable[T]], **options: Any) -> T:
+    """Start a backend, use it, stop it."""
+
+    async def run() -> T:
+        async with serving(folder, **options) as backend:
+            return await use(backend)
+
+    return asyncio.run(run())
+
+
+async def chunks(backend: TorchBackend, prompt: Sequence[int], *, stream: bool = False, **sampling: Any) -> list[Chunk]:
+    """All chunks of one completion."""
+    request = GenerationRequest(prompt, Sampling(**sampling), stream=stream)
+    return [chunk async for chunk in backend.generate(request)]
+
+
+async def complete(backend: TorchBackend, prompt: Sequence[int], **sampling: Any) -> Chunk:
+    """One completion, read whole."""
+    (chunk,) = await chunks(backend, prompt, **sampling)
+    return chunk
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@torch.no_grad()
+def plain_logprobs(
+    model: PreTrainedModel, prompt: Sequence[int], ids: Sequence[int], temperature: float = 1.0
+) -> torch.Tensor:
+    """Logprobs ``[tokens, vocabulary]`` of a completion's positions, from one forward over the whole of it."""
+    logits = model(torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return (logits.double() / temperature).log_softmax(-1)
+
+
+def off_by(model: PreTrainedModel, prompt: Sequence[int], chunk: Chunk, temperature: float = 1.0) -> float:
+    """Largest difference of a completion's logprobs from the plain forward's."""
+    expected = plain_logprobs(model, prompt, chunk.ids, temperature)
+    chosen = expected.gather(1, torch.tensor(chunk.ids)[:, None])[:, 0]
+    return float((chosen - torch.tensor(chunk.logprobs)).abs().max())
+
+
+@torch.no_grad()
+def plain_greedy(model: PreTrainedModel, prompt: Sequence[int], tokens: int) -> tuple[int, ...]:
+    """The likeliest token after another, each from a forward over everything before it."""
+    ids = list(prompt)
+    for _ in range(tokens):
+        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return tuple(ids[len(prompt) :])

@@ -1,0 +1,159 @@
+"""Weights change in place: at once, whole or not at all, and nothing of the old ones is used again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.inference import models
+from tests.inference.serving import complete, off_by, plain_greedy, served, settled
+from transformers import PreTrainedModel
+
+from agentrl.errors import BackendError
+from agentrl.inference.contract import Chunk, GenerationRequest, Sampling
+from agentrl.inference.engine.backend import TorchBackend
+
+PROMPT = list(range(50, 80))
+EXACT = 1e-5
+
+
+class ModelWeights:
+    """What a learner hands over."""
+
+    def __init__(self, model: PreTrainedModel, version: int) -> None:
+        self.model = model
+        self.version = version
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.model.named_parameters()
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.saved(models.qwen3(), tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_after_an_update_tokens_are_those_of_the_new_weights(tied: bool, tmp_path: Path) -> None:
+    new = models.qwen3(seed=1, tied=tied).eval()
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, Chunk]:
+        before = await complete(backend, PROMPT, temperature=0, max_tokens=8)
+        await backend.update_weights(ModelWeights(new, 3))
+        return before, await complete(backend, PROMPT, temperature=0, max_tokens=8)
+
+    before, after = served(models.saved(models.qwen3(tied=tied), tmp_path), use, version=2)
+    assert set(before.versions) == {2}
+    assert set(after.versions) == {3}
+    assert after.ids == plain_greedy(new, PROMPT, 8) != before.ids
+    assert off_by(new, PROMPT, after) < EXACT
+
+
+def test_a_tied_weight_may_come_under_both_its_names(tmp_path: Path) -> None:
+    new = models.qwen3(seed=1, tied=True).eval()
+
+    class Both(ModelWeights):
+        def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+            yield from self.model.state_dict().items()
+
+    async def use(backend: TorchBackend) -> Chunk:
+        await backend.update_weights(Both(new, 1))
+        return await complete(backend, PROMPT, max_tokens=5)
+
+    assert off_by(new, PROMPT, served(models.saved(models.qwen3(tied=True), tmp_path), use)) < EXACT
+
+
+def test_requests_in_flight_go_on_under_the_new_weights_and_share_nothing(folder: Path) -> None:
+    """One request is kept decoding across the update; the same prompt, asked anew, owes nothing to it."""
+    old, new = models.qwen3().eval(), models.qwen3(seed=1).eval()
+
+    async def use(backend: TorchBackend) -> tuple[list[Chunk], Chunk, Chunk, Chunk]:
+        request = GenerationRequest(PROMPT, Sampling(seed=5, max_tokens=200), stream=True)
+        flying = backend.generate(request)
+        parts = [await anext(flying) for _ in range(3)]
+        await backend.update_weights(ModelWeights(new, 1))
+        during = await complete(backend, PROMPT, temperature=0, max_tokens=8)
+        parts += [part async for part in flying]
+        flown = [token for part in parts for token in part.ids]
+        after = await complete(backend, [*PROMPT, *flown[:30]], temperature=0, max_tokens=8)
+        return parts, during, after, _joined(parts)
+
+    parts, during, after, flown = served(folder, use)
+    switch = flown.versions.index(1)
+    assert flown.versions == (0,) * switch + (1,) * (len(flown.ids) - switch)
+    assert 3 <= switch < len(flown.ids) == 200
+    before = Chunk(flown.ids[:switch], flown.logprobs[:switch], flown.versions[:switch])
+    assert off_by(old, PROMPT, before) < EXACT
+    assert during.ids == plain_greedy(new, PROMPT, 8)
+    assert off_by(new, PROMPT, during) < EXACT
+    assert off_by(new, [*PROMPT, *flown.ids[:30]], after) < EXACT, "what a mixed request left is not reused"
+    assert parts[-1].finish == "length"
+
+
+def _joined(parts: list[Chunk]) -> Chunk:
+    return Chunk(*(sum((getattr(part, name) for part in parts), ()) for name in ("ids", "logprobs", "versions")))
+
+
+def test_a_prompt_half_computed_at_the_update_serves_only_who_began_with_it(folder: Path) -> None:
+    """Two requests with one long prompt: the second comes after the update, while the first is being computed."""
+    new = models.qwen3(seed=1).eval()
+    prompt = [index % models.VOCABULARY for index in range(240)]
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, Chunk, Chunk]:
+        first = asyncio.create_task(complete(backend, prompt, max_tokens=4))
+        await settled(lambda: backend.counters().running == 1)
+        await backend.update_weights(ModelWeights(new, 1))
+        second = await complete(backend, prompt, max_tokens=4)
+        return await first, second, await complete(backend, prompt, max_tokens=4)
+
+    first, second, third = served(folder, use, max_batch_tokens=2)
+    assert set(first.versions) == {1}, "the update came while its prompt was computed"
+    assert off_by(new, prompt, first) > 0.01
+    assert off_by(new, prompt, second) < EXACT
+    assert off_by(new, prompt, third) < EXACT
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "wrongly shaped"])
+def test_weights_that_do_not_fit_leave_the_old_ones_whole(fault: str, folder: Path) -> None:
+    class Faulty(ModelWeights):
+        def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+            for index, (name, tensor) in enumerate(self.model.named_parameters()):
+                if index != 4:
+                    yield name, tensor
+                elif fault != "missing":
+                    yield (name + ".extra", tensor) if fault == "unknown" else (name, tensor[:-1])
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, Chunk]:
+        before = await complete(backend, PROMPT, temperature=0, max_tokens=8)
+        with pytest.raises(BackendError, match=f"1 {fault}"):
+            await backend.update_weights(Faulty(models.qwen3(seed=1), 9))
+        return before, await complete(backend, PROMPT, temperature=0, max_tokens=8)
+
+    before, after = served(folder, use)
+    assert before == after
+    assert set(after.versions) == {0}
+
+
+def test_weights_that_diverged_fail_requests_and_better_ones_heal(folder: Path) -> None:
+    broken, sound = models.qwen3(), models.qwen3(seed=1).eval()
+    with torch.no_grad():
+        broken.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+
+    async def use(backend: TorchBackend) -> list[Chunk]:
+        long = [asyncio.create_task(complete(backend, PROMPT, seed=seed, max_tokens=200)) for seed in range(4)]
+        await settled(lambda: backend.counters().tokens > 40)
+        await backend.update_weights(ModelWeights(broken, 1))
+        for task in long:
+            with pytest.raises(BackendError, match="not finite"):
+                await task
+        await backend.update_weights(ModelWeights(sound, 2))
+        return await asyncio.gather(*(complete(backend, [9, 9], seed=seed, max_tokens=20) for seed in range(4)))
+
+    for chunk in served(folder, use):
+        assert off_by(sound, [9, 9], chunk) < EXACT
