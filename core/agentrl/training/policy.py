@@ -56,7 +56,7 @@ class Policy:
         depth = self._tensor(work.depth)
         extra: dict[str, Any] = {}
         if work.subtree_end is not None:
-            extra["forest"] = ForestAttention(depth[0], self._tensor(work.subtree_end))
+            extra["forest"] = ForestAttention(work.depth[0], work.subtree_end)
         with self._precision():
             output = self.model(
                 input_ids=self._tensor(work.ids),
