@@ -1,0 +1,1 @@
+"""The bundled agents in the plain OpenAI SDK, and the model `tiny` that they can train."""

@@ -1,0 +1,86 @@
+"""Supervised teaching: cross-entropy on what the policy writes, in batches that share their prefix."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from transformers import Qwen3ForCausalLM
+
+from agentrl_agents.build_tiny.recording import Row
+
+__all__ = ["Stage", "teach"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stretch of teaching."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    """Peak of AdamW's learning rate: it rises over 50 steps and falls to a twentieth by the end."""
+    well: float
+    """Share of what is demonstrated that is done well."""
+    rows: Mapping[str, int]
+    """Demonstrations of each agent in a step."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of one step, counted from 0."""
+        return self.learning_rate * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 - step / self.steps))
+
+
+def teach(model: Qwen3ForCausalLM, stages: Sequence[Stage], draw: Callable[[str, float], Row]) -> None:
+    """Train ``model`` in place through all ``stages``; ``draw`` gives a demonstration of an agent done so well."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.05)
+    for stage in stages:
+        for step in range(stage.steps):
+            optimizer.param_groups[0]["lr"] = stage.rate(step)
+            losses = _accumulate(
+                model, [[draw(agent, stage.well) for _ in range(n)] for agent, n in stage.rows.items()]
+            )
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 100 == 0 or step == stage.steps - 1:
+                _log.info("%s, step %d: loss %s", stage.name, step, " ".join(f"{loss:.3f}" for loss in losses))
+
+
+def _accumulate(model: Qwen3ForCausalLM, batches: Sequence[Sequence[Row]]) -> list[float]:
+    """Add the gradients of all batches, and return their losses."""
+    losses = []
+    for rows in batches:
+        loss = batch_loss(model, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.item())
+    return losses
+
+
+def batch_loss(model: Qwen3ForCausalLM, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean cross-entropy of the taught tokens; the prefix that all rows share is computed once."""
+    shared = _shared(rows)
+    cache = model.model(torch.tensor([rows[0].ids[:shared]]), use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(rows))
+    ids_RT = _padded([row.ids[shared:] for row in rows])
+    taught_RT = _padded([row.taught[shared:] for row in rows]).bool()
+    hidden_RTH = model.model(ids_RT, past_key_values=cache, use_cache=True).last_hidden_state
+    logits = model.lm_head(hidden_RTH[:, :-1][taught_RT[:, 1:]])
+    return functional.cross_entropy(logits, ids_RT[:, 1:][taught_RT[:, 1:]])
+
+
+def _shared(rows: Sequence[Row]) -> int:
+    """How many tokens all rows begin with, short of the last one that predicts what is taught."""
+    first_taught = min(row.taught.index(True) for row in rows)
+    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
+    differ = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return min(next(differ, len(first)), first_taught - 1)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """``rows`` as one tensor, filled up with zeros on the right, where nothing attends to them."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
