@@ -1,12 +1,17 @@
-"""What several test folders share: a chat tokenizer small enough to be trained on the spot."""
+"""What several test folders share: the bundled model, and a chat tokenizer small enough to be trained on the spot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from agentrl.config.models import ModelSection
+from agentrl.inference.model_folder import find_model
+from agentrl.plugins import Plugins
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
@@ -88,3 +93,9 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """Trains such a tokenizer with another template, or without one."""
     return train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The folder of the bundled model ``tiny``."""
+    return find_model(Plugins(), ModelSection(name="tiny"))

@@ -30,14 +30,10 @@ def test_an_agents_exception_names_its_place():
 
 def test_an_agent_that_dies_of_a_refused_call_died_of_the_refusal():
     refusal = GatewayError("context of 64 tokens exceeded", code="context_length_exceeded")
-    try:
-        try:
-            raise ApiError("Error code: 400")
-        except ApiError as error:
-            raise RuntimeError("framework gave up") from error
-    except RuntimeError as error:
-        assert attribute(error, [refusal]) == Failure("gateway", "context of 64 tokens exceeded")
-        assert attribute(ValueError("own bug"), [refusal]).side == "agent"
+    framework = RuntimeError("framework gave up")
+    framework.__cause__ = ApiError("Error code: 400")
+    assert attribute(framework, [refusal]) == Failure("gateway", "context of 64 tokens exceeded")
+    assert attribute(ValueError("own bug"), [refusal]).side == "agent"
 
 
 def test_the_budget_stops_at_its_share_with_the_commonest_cause_first():

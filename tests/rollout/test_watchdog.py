@@ -21,7 +21,7 @@ async def watch(block, *, patience=0.1, deadline=60.0):
 
 def test_a_blocking_agent_is_named_once_with_its_place_and_the_fix():
     async def block():
-        time.sleep(0.5)
+        time.sleep(0.5)  # noqa: ASYNC251 - blocking is what is tested
 
     (report,) = asyncio.run(watch(block))
     assert "agent 'my-agent' has blocked the event loop" in report
@@ -42,7 +42,7 @@ def test_an_agent_that_awaits_is_not_reported():
 def test_each_spell_of_blocking_is_reported():
     async def block():
         for _ in range(2):
-            time.sleep(0.4)
+            time.sleep(0.4)  # noqa: ASYNC251 - blocking is what is tested
             await asyncio.sleep(0.1)
 
     assert len(asyncio.run(watch(block))) == 2

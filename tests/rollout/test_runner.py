@@ -1,0 +1,273 @@
+"""Episodes on the real gateway, engine and model: what each ending becomes, and that nothing else is harmed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from openai import AsyncOpenAI
+
+from agentrl.agents.binding import bind_agent
+from agentrl.errors import RunError
+from agentrl.gateway import Gateway, SessionSettings
+from agentrl.inference.contract import BackendContext
+from agentrl.inference.engine.backend import TorchBackend
+from agentrl.rollout.episode import EpisodeKey
+from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.rollout.inline import InlineRunner
+from agentrl.rollout.runner import EpisodeRunner
+from agentrl.tokens.renderer import load_renderer
+
+KEY = EpisodeKey("train", 1, 0, 0)
+TASK = {"question": "What is 12 + 30?", "answer": "42"}
+SETTINGS = SessionSettings(training=True, max_tokens=12, seed_key=(0, "train", 0, 0, 0))
+
+
+async def ask(base_url, api_key, http_client, text, **fields):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0)
+    return await client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], **fields)
+
+
+async def answering(data, *, base_url, api_key, http_client):
+    await ask(base_url, api_key, http_client, data["question"])
+    return 0.5
+
+
+class Stack:
+    """A gateway on the bundled model, and what runs episodes through it."""
+
+    def __init__(self, backend, gateway):
+        self.backend, self.gateway = backend, gateway
+
+    def runner(self, agent, *, timeout=30.0, score=None, max_attempts=2):
+        bound = bind_agent(agent, {}, name="agent")
+        return EpisodeRunner(InlineRunner(bound), self.gateway.open_session, score, timeout, max_attempts)
+
+    async def episode(self, agent, key=KEY, settings=SETTINGS, **options):
+        return await self.runner(agent, **options).run(key, TASK, settings)
+
+
+@pytest.fixture
+def run(tiny_folder):
+    """Run a scenario, an async function of the stack, to its end."""
+
+    def run(scenario):
+        async def main():
+            backend = TorchBackend(BackendContext(tiny_folder))
+            gateway = Gateway(backend, await backend.start(), load_renderer(tiny_folder))
+            try:
+                return await scenario(Stack(backend, gateway))
+            finally:
+                gateway.stop()
+                await backend.stop()
+
+        return asyncio.run(main())
+
+    return run
+
+
+def test_an_episode_keeps_its_calls_its_tokens_and_its_reward(run):
+    episode = run(lambda stack: stack.episode(answering))
+    (call,) = episode.calls
+    assert (episode.outcome, episode.reward, episode.failure) == ("rewarded", 0.5, None)
+    sampled = [span for span in episode.tree.spans if span.sampled]
+    assert [span.sampled.call for span in sampled] == [call.id]
+    assert len(sampled[0].ids) == call.completion_tokens
+
+
+def test_rewards_of_single_calls_add_up_to_the_episodes(run):
+    async def agent(data, *, base_url, api_key, http_client):
+        replies = [await ask(base_url, api_key, http_client, text) for text in ("1 + 1", "2 + 2")]
+        return {replies[0].id: 0.25, replies[1].id: 1}
+
+    episode = run(lambda stack: stack.episode(agent))
+    assert episode.reward == 1.25
+    assert list(episode.call_rewards.values()) == [0.25, 1.0]
+    assert set(episode.call_rewards) == {call.id for call in episode.calls}
+
+
+def test_none_is_a_rejection(run):
+    async def agent(data):
+        return None
+
+    episode = run(lambda stack: stack.episode(agent))
+    assert (episode.outcome, episode.reward) == ("rejected", None)
+
+
+def test_a_reward_function_scores_whatever_the_agent_returns(run):
+    async def agent(data):
+        return {"answer": data["answer"]}
+
+    async def score(answer, data, view):
+        return float(answer["answer"] == data["answer"] and view.key == KEY)
+
+    episode = run(lambda stack: stack.episode(agent, score=score))
+    assert (episode.reward, episode.answer) == (1.0, {"answer": "42"})
+
+
+def test_an_agent_that_raises_fails_on_its_own_side_and_keeps_what_it_did(run):
+    async def agent(data, *, base_url, api_key, http_client):
+        await ask(base_url, api_key, http_client, data["question"])
+        raise KeyError("tool")
+
+    episode = run(lambda stack: stack.episode(agent))
+    assert (episode.outcome, episode.failure.side, episode.attempts) == ("failed", "agent", 1)
+    assert "KeyError: 'tool'" in episode.failure.reason
+    assert len(episode.calls) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_named_as_such(run):
+    async def agent(data, *, base_url, api_key, http_client):
+        await ask(base_url, api_key, http_client, "1 + 1 is 2. " * 2000)
+        return 1.0
+
+    episode = run(lambda stack: stack.episode(agent))
+    assert episode.outcome == "failed"
+    assert "context" in episode.failure.reason
+    assert "tokens" in episode.failure.reason
+
+
+def test_an_engine_that_broke_is_tried_again_with_the_same_tokens_as_a_first_try(run):
+    async def scenario(stack):
+        generate, broken = stack.backend.generate, iter([True])
+
+        async def flaky(request):
+            if next(broken, False):
+                from agentrl.errors import BackendError
+
+                raise BackendError("lost the device")
+            async for chunk in generate(request):
+                yield chunk
+
+        stack.backend.generate = flaky
+
+        async def agent(data, *, base_url, api_key, http_client):
+            return await answering(data, base_url=base_url, api_key=api_key, http_client=http_client)
+
+        return await stack.episode(agent), await stack.episode(agent)
+
+    second_try, first_try = run(scenario)
+    assert (second_try.attempts, second_try.outcome) == (2, "rewarded")
+    assert (first_try.attempts, first_try.outcome) == (1, "rewarded")
+    assert [span.ids for span in second_try.tree.spans] == [span.ids for span in first_try.tree.spans]
+
+
+def test_a_deadline_while_the_model_answers_says_so_and_frees_its_slot(run):
+    async def scenario(stack):
+        async def silent(request):
+            await asyncio.sleep(60)
+            yield
+
+        stack.backend.generate, generate = silent, stack.backend.generate
+        late = await stack.episode(answering, timeout=0.2)
+        stack.backend.generate = generate
+        return late, await stack.episode(answering)
+
+    late, next_one = run(scenario)
+    assert late.failure.side == "agent"
+    assert "waiting for the model, in call 1" in late.failure.reason
+    assert next_one.outcome == "rewarded"
+
+
+def test_equal_keys_sample_equal_tokens_whatever_runs_beside_them(run):
+    async def scenario(stack):
+        alone = await stack.episode(answering)
+        crowd = [
+            stack.episode(answering, settings=replace(SETTINGS, seed_key=(0, "train", 0, 0, sample)))
+            for sample in (3, 0, 1, 2)
+        ]
+        return alone, await asyncio.gather(*crowd)
+
+    alone, crowd = run(scenario)
+    assert crowd[1].tree.spans[-1].ids == alone.tree.spans[-1].ids
+    assert len({episode.tree.spans[-1].ids for episode in crowd}) > 1
+
+
+def batch(tasks, group_size):
+    def settings(key):
+        return replace(SETTINGS, seed_key=(0, key.task, key.sample))
+
+    return Batch("train", 1, tasks, group_size, settings)
+
+
+def rollout(stack, agent, finished, *, budget=0.5, concurrency=4):
+    return Rollout(stack.runner(agent), concurrency, budget, finished)
+
+
+def test_one_failed_episode_never_sinks_its_group(run):
+    runs = iter(range(100))
+
+    async def agent(data, *, base_url, api_key, http_client):
+        if next(runs) == 1:
+            raise ValueError("once")
+        return await answering(data, base_url=base_url, api_key=api_key, http_client=http_client)
+
+    async def scenario(stack):
+        kept = []
+
+        async def finished(episode):
+            kept.append(episode)
+
+        tasks = [IndexedTask(5, TASK), IndexedTask(9, TASK)]
+        return await rollout(stack, agent, finished).run(batch(tasks, 3)), kept
+
+    groups, kept = run(scenario)
+    assert [group.task for group in groups] == [5, 9]
+    outcomes = [episode.outcome for group in groups for episode in group.episodes]
+    assert sorted(outcomes) == ["failed"] + ["rewarded"] * 5
+    assert {str(episode.key) for episode in kept} == {str(e.key) for g in groups for e in g.episodes}
+
+
+def test_a_task_that_comes_twice_in_a_batch_is_sampled_anew(run):
+    async def scenario(stack):
+        async def finished(episode):
+            pass
+
+        return await rollout(stack, answering, finished).run(batch([IndexedTask(5, TASK)] * 2, 2))
+
+    groups = run(scenario)
+    assert [episode.key.sample for group in groups for episode in group.episodes] == [0, 1, 2, 3]
+
+
+def test_at_most_concurrency_episodes_run_at_once(run):
+    running, most = 0, 0
+
+    async def agent(data):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return 1.0
+
+    async def scenario(stack):
+        async def finished(episode):
+            pass
+
+        await rollout(stack, agent, finished, concurrency=3).run(batch([IndexedTask(0, TASK)], 9))
+
+    run(scenario)
+    assert most == 3
+
+
+def test_an_agent_that_only_fails_stops_the_batch_and_its_siblings(run):
+    ended = []
+
+    async def agent(data):
+        try:
+            if len(ended) < 3:
+                raise ValueError("broken tool")
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def scenario(stack):
+        async def finished(episode):
+            pass
+
+        with pytest.raises(RunError, match=r"3 of 4 episodes of step 1 failed.*3x agent: ValueError: broken tool"):
+            await rollout(stack, agent, finished).run(batch([IndexedTask(0, TASK)], 4))
+
+    run(scenario)
+    assert len(ended) == 4
