@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
 import click
@@ -25,7 +24,7 @@ def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> in
         sys.stdout.flush()
     except AgentRLError as error:
         if debug():
-            traceback.print_exc()
+            _print_traceback()
         _report(str(error))
         return error.exit_code
     except click.ClickException as error:
@@ -39,6 +38,12 @@ def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> in
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     return result if isinstance(result, int) else 0
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
 
 
 def _report(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import click
@@ -14,6 +13,8 @@ __all__ = ["broken_json", "print_broken", "print_columns", "print_json"]
 
 def print_json(value: object) -> None:
     """One JSON document."""
+    import json
+
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 

@@ -27,9 +27,11 @@ def core_version() -> str:
 
 def unmet_range(distribution: Distribution) -> str | None:
     """Why this core is outside the range that ``distribution`` declares, or ``None`` where it is not."""
+    if normalised(distribution.name) == CORE:
+        return None
     for line in distribution.requires:
-        if _project(line) == CORE and not _admits(line, core_version()):
-            return f"it needs {line.split(';')[0].strip()} and this is {CORE} {core_version()}"
+        if _project(line) == CORE and (problem := _problem(line, core_version())):
+            return problem
     return None
 
 
@@ -38,10 +40,14 @@ def _project(requirement: str) -> str:
     return normalised(match.group()) if match else ""
 
 
-def _admits(line: str, version: str) -> bool:
-    from packaging.requirements import Requirement
+def _problem(line: str, version: str) -> str | None:
+    from packaging.requirements import InvalidRequirement, Requirement
 
-    requirement = Requirement(line)
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return True
-    return requirement.specifier.contains(version, prereleases=True)
+    try:
+        requirement = Requirement(line)
+    except InvalidRequirement:
+        return f"its requirement {line!r} cannot be read"
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    if not applies or requirement.specifier.contains(version, prereleases=True):
+        return None
+    return f"it needs {CORE}{requirement.specifier} and this is {version}"

@@ -1,0 +1,122 @@
+"""References to objects that nobody registered: ``pkg.mod:Obj`` and ``file.py:Obj``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.plugins.installing import install
+
+from agentrl.errors import AgentRLError, ConfigError, PluginError
+from agentrl.plugins import Plugins
+from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
+
+AGENT = "class Agent:\n    async def run(self, data):\n        return 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("math", NameReference("math")),
+        ("agentrl-camel/math", NameReference("agentrl-camel/math")),
+        ("objective.clip", NameReference("objective.clip")),
+        ("pkg.mod:Obj", ModuleReference("pkg.mod", "Obj")),
+        ("pkg.mod:Obj.inner", ModuleReference("pkg.mod", "Obj.inner")),
+        ("agents/file.py:Obj", FileReference(Path("agents/file.py"), "Obj")),
+        ("a:b/file.py:Obj", FileReference(Path("a:b/file.py"), "Obj")),
+        ("file.py", FileReference(Path("file.py"), None)),
+        ("file.py:", FileReference(Path("file.py"), None)),
+    ],
+)
+def test_the_form_of_a_reference_says_what_it_is(text: str, parsed: object) -> None:
+    assert parse_reference(text) == parsed
+
+
+def test_a_module_in_the_current_folder_is_found(site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text(f"class Outer:\n    x = 1\n{AGENT}")
+    monkeypatch.chdir(tmp_path)
+    assert Plugins().get("agents", "my_module:Agent").__name__ == "Agent"
+    assert Plugins().get("agents", "my_module:Outer.x") == 1
+
+
+def test_a_file_is_run_once_and_may_import_its_neighbours(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("import itertools\ncount = itertools.count()\n")
+    (tmp_path / "mine.py").write_text(f"import neighbour\nruns = next(neighbour.count)\n{AGENT}")
+    first = Plugins().get("agents", f"{tmp_path}/mine.py:Agent")
+    assert Plugins().get("agents", f"{tmp_path}/../{tmp_path.name}/mine.py:Agent") is first
+    assert Plugins().get("agents", f"{tmp_path}/mine.py:runs") == 0
+
+
+ASYNC_FUNCTION = "import asyncio\nfrom pathlib import Path\nasync def agent(data):\n    return 1\n"
+HELPERS = f"async def helper():\n    pass\ndef plain():\n    pass\n{AGENT}"
+INSTANCE = "class _Agent:\n    async def run(self, data):\n        return 1\nagent = _Agent()\n"
+SYNCHRONOUS = "class Agent:\n    def run(self, data):\n        return 1\n"
+
+
+@pytest.mark.parametrize("text", [ASYNC_FUNCTION, HELPERS, INSTANCE, AGENT])
+def test_a_file_without_an_object_means_the_only_agent_in_it(site: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    assert Plugins().get("agents", f"{tmp_path}/mine.py") is not None
+
+
+def test_a_reward_file_means_the_only_class_or_function_in_it(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from math import sqrt\ndef score(answer):\n    return sqrt(answer)\n")
+    assert Plugins().get("rewards", f"{tmp_path}/mine.py")(4) == 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("{here}/mine.py", ConfigError, r"mine\.py defines several: One, Two \(say which, as in .*mine\.py:One\)"),
+        ("{here}/empty.py", ConfigError, r"empty\.py defines no agent"),
+        ("{here}/sync.py", ConfigError, r"sync\.py defines no agent"),
+        ("{here}/mien.py:One", ConfigError, r"mien\.py' does not exist \(in .*: did you mean 'mine\.py'"),
+        ("{here}/nowhere/mine.py", ConfigError, r"does not exist \(there is no \.py file in .*/nowhere\)"),
+        ("{here}/mine.py:Tow", ConfigError, r"mine\.py has no 'Tow' \(did you mean 'Two'"),
+        ("{here}/bad.py:One", PluginError, r"bad\.py' raised ZeroDivisionError: division by zero at .*/bad\.py:2"),
+        ("{here}/typo.py:One", PluginError, r"typo\.py' raised SyntaxError: .*line 1"),
+        ("{here}/needs.py:One", PluginError, r"ModuleNotFoundError.*\(install 'not_installed' for"),
+        ("no_such_module:One", ConfigError, r"there is no agent module 'no_such_module' \(install it"),
+        ("agentrl.error:One", ConfigError, r"there is no agent module 'agentrl\.error' \(did you mean 'errors'"),
+        ("agentrl.errors:ConfigEror", ConfigError, r"has no 'ConfigEror' \(did you mean 'ConfigError'"),
+        ("not-a-module:One", ConfigError, r"'not-a-module' cannot name a module"),
+        (":One", ConfigError, "'' cannot name a module"),
+    ],
+)
+def test_what_is_wrong_with_a_reference_is_one_line_with_its_fix(
+    site: Path, tmp_path: Path, reference: str, error: type[AgentRLError], message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(AGENT.replace("Agent", "One") + AGENT.replace("Agent", "Two"))
+    (tmp_path / "empty.py").write_text("import asyncio\n")
+    (tmp_path / "sync.py").write_text(SYNCHRONOUS)
+    (tmp_path / "bad.py").write_text("x = 1\ny = x / 0\n")
+    (tmp_path / "typo.py").write_text("def (:\n")
+    (tmp_path / "needs.py").write_text("import not_installed\n")
+    with pytest.raises(error, match=message) as caught:
+        Plugins().get("agents", reference.format(here=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_raised_is_run_again_once_it_is_mended(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise ValueError\n")
+    with pytest.raises(PluginError):
+        Plugins().get("agents", f"{tmp_path}/mine.py")
+    (tmp_path / "mine.py").write_text(f"# mended\n{AGENT}")
+    assert Plugins().get("agents", f"{tmp_path}/mine.py").__name__ == "Agent"
+
+
+def test_a_file_may_hold_the_native_object_of_a_framework(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from framework import Native\nasync def tool():\n    pass\nagent = Native()\n")
+    files = {
+        "framework.py": "class Native:\n    pass\n",
+        "adapter.py": (
+            "from agentrl import hookimpl\nfrom framework import Native\n"
+            "@hookimpl\ndef agentrl_adapt_agent(obj):\n    return 'adapted' if isinstance(obj, Native) else None\n"
+        ),
+    }
+    install(site, "agentrl-framework", {"agentrl.plugins": {"framework": "adapter"}}, files=files)
+    plugins = Plugins()
+    native = plugins.get("agents", f"{tmp_path}/mine.py")
+    assert type(native).__name__ == "Native"
+    assert plugins.adapt_agent(native) == "adapted"
+    assert plugins.adapt_agent(3) == 3
