@@ -15,7 +15,11 @@ class Reporters:
     """Tells each of ``reporters`` everything, in their order."""
 
     def __init__(self, *reporters: Reporter) -> None:
-        self._reporters = reporters
+        self._reporters = list(reporters)
+
+    def add(self, reporter: Reporter) -> None:
+        """Tell ``reporter`` too, from now on."""
+        self._reporters.append(reporter)
 
     def run_started(self, plan: Plan) -> None:
         """Pass it on."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.runs.filesystem import cannot_write, sync_tree
 
 __all__ = ["save_model", "write_aside"]
@@ -24,7 +25,8 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
     """
 
     def write(aside: Path) -> None:
-        model.save_pretrained(aside)
+        with no_progress_bars():
+            model.save_pretrained(aside)
         for file in source.iterdir():
             if file.is_file() and not file.name.endswith(WEIGHTS) and not (aside / file.name).exists():
                 shutil.copy2(file, aside / file.name)

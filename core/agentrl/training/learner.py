@@ -35,6 +35,7 @@ from agentrl.training.weights import LearnerWeights
 
 if TYPE_CHECKING:
     from agentrl.inference.contract import Weights
+from agentrl.inference.progress_bars import no_progress_bars
 
 __all__ = ["Learner"]
 
@@ -121,7 +122,8 @@ class Learner:
 
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with no_progress_bars():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model folder {folder} does not load as a causal language model: {error}",

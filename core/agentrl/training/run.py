@@ -35,17 +35,18 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
 
     Raises ``AgentRLError`` for what stopped the run. Ctrl-C is no error: the outcome says so.
     """
+    told = Reporters(reporter)
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
-    trackers = Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning)
+    trackers = Trackers.build(parts.plugins, parts.config.trackers, warn=told.warning)
     folder = RunFolder.create(parts.config)
     log = RunLog(folder.logs / "run.log")
+    told.add(log)
     with (
         contextlib.closing(log),
         EpisodeStore(folder.episodes) as store,
         MetricsLog(folder.metrics) as metrics,
         trackers,
     ):
-        told = Reporters(reporter, log)
         for note in store.notes:
             told.note(note)
         journal = Journal(folder, store, metrics, trackers, parts.plugins, told)

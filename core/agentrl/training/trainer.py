@@ -55,7 +55,7 @@ class Trainer:
         self.reporter.close()
 
     def train(self, agent: Any = None) -> Summary:
-        """Train the model behind ``agent``: a name, ``pkg.mod:Obj``, ``file.py:Obj``, a class, an instance or a function.
+        """Train the model behind ``agent``: a name, ``pkg.mod:Obj``, ``file.py:Obj``, a class, an object or a function.
 
         By default it is the config's. Returns what the run folder's ``summary.json`` holds; its outcome is
         ``interrupted`` after Ctrl-C, with what was learned saved. Raises ``ConfigError`` or ``PluginError``

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from agentrl.errors import BackendError
 from agentrl.inference.engine.decoder import Decoder
@@ -19,6 +16,7 @@ from agentrl.inference.engine.kv import KVLayout
 from agentrl.inference.engine.probe import check_exact
 from agentrl.inference.engine.settings import TorchSettings
 from agentrl.inference.engine.stops import Decodes
+from agentrl.inference.progress_bars import no_progress_bars
 
 __all__ = ["context_length", "kv_tokens_in_memory", "load_decoder", "load_tokenizer"]
 
@@ -31,7 +29,7 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
-        with _no_progress_bar():
+        with no_progress_bars():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(
@@ -72,18 +70,6 @@ def kv_tokens_in_memory(layout: KVLayout) -> int:
     else:
         share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     return max(int(share) // layout.bytes_per_token, 1)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Leave the terminal to the run's own display."""
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _device(name: str) -> torch.device:
