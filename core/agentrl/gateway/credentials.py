@@ -8,7 +8,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
-__all__ = ["Credentials", "RedactTokens", "new_credentials", "redact", "session_of"]
+__all__ = ["Credentials", "new_credentials", "redact", "redact_log", "session_of"]
 
 _SECRET = re.compile(r"\b(sk-agentrl|capture)-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 
@@ -48,10 +48,16 @@ def redact(text: str) -> str:
     return _SECRET.sub(r"\1-\2-…", text)
 
 
-class RedactTokens(logging.Filter):
-    """Redacts the records of a logger; httpx logs the URL of every request, token included."""
-
+class _Redaction(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Always true; the record's message is redacted in place."""
         record.msg, record.args = redact(record.getMessage()), None
         return True
+
+
+_REDACTION = _Redaction()
+
+
+def redact_log(name: str) -> None:
+    """Redact what the logger ``name`` logs; HTTP libraries log the URL of every request, token included."""
+    logging.getLogger(name).addFilter(_REDACTION)

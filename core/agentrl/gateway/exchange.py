@@ -13,7 +13,8 @@ class Exchange:
     """One HTTP request as far as the gateway looks at it."""
 
     method: str
-    path: str
+    path: str = field(repr=False)
+    """It may hold a capture token."""
     body: bytes = field(default=b"", repr=False)
     authorization: str = field(default="", repr=False)
     """The ``Authorization`` header."""

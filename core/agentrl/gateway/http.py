@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrl.errors import GatewayError, RunError
+from agentrl.gateway.credentials import redact_log
 from agentrl.gateway.exchange import Exchange, Reply
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Server:
             server_header=False,
             timeout_graceful_shutdown=int(DEADLINE_S / 2),
         )
+        redact_log("uvicorn.access")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, name="agentrl-gateway", daemon=True

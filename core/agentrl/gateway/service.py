@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from types import ModuleType
 from typing import Any, NoReturn
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling
@@ -73,9 +74,14 @@ class Gateway:
         """A session of its own for one episode; close it when the episode ends."""
         credentials = new_credentials()
         base_url = f"{self.url}/{credentials.capture}/v1"
-        session = Session(settings, credentials, base_url, self._clients.get(), self._sessions.remove)
+        session = Session(settings, credentials, base_url, self.http_client(), self._sessions.remove)
         self._sessions.add(session)
         return session
+
+    def http_client(self, library: ModuleType | None = None) -> Any:
+        """The ``AsyncClient`` of ``library``, ``httpx`` or ``httpx2``, that reaches the gateway in process;
+        by default of the one that the installed openai package takes. One for all, and nobody can close it."""
+        return self._clients.get(library)
 
     def captures(self, authorization: str) -> bool:
         """Whether a request anywhere with this ``Authorization`` header is one of a session."""

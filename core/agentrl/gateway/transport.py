@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
-import logging
 import re
 import threading
 from functools import lru_cache
@@ -13,7 +12,7 @@ from types import ModuleType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from agentrl.gateway.credentials import RedactTokens
+from agentrl.gateway.credentials import redact_log
 from agentrl.gateway.exchange import Exchange, Reply
 
 __all__ = ["Service", "SharedClients", "Transport", "client_library"]
@@ -57,9 +56,6 @@ class _Unclosable:
         """Nothing: the client is shared."""
 
 
-_REDACT = RedactTokens()
-
-
 class SharedClients:
     """The clients that sessions hand out, one for each HTTP library that is asked for."""
 
@@ -82,7 +78,7 @@ class SharedClients:
             return self._clients[library.__name__]
 
     def _open(self, library: ModuleType) -> Any:
-        logging.getLogger(library.__name__).addFilter(_REDACT)
+        redact_log(library.__name__)
         self._transports.append(Transport(self._service, library))
         kind = type("SharedAsyncClient", (_Unclosable, library.AsyncClient), {})
         return kind(transport=self._transports[-1])

@@ -66,6 +66,8 @@ class Renderer:
         makes of the whole conversation, encoding apart.
         """
         roles = {message["role"] for message in messages}
+        if not roles:
+            return "nothing new to answer"
         if "assistant" in roles:
             return "history edited"
         if self._part.in_full:
