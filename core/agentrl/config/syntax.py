@@ -69,6 +69,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_text(self, text: str) -> ScalarNode:
+        """Line breaks other than a newline survive between double quotes alone."""
+        return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 @dataclass(frozen=True, slots=True)
 class Document:

@@ -1,0 +1,102 @@
+"""What is wrong with a configuration: one line, with the key, the value, where it was written and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentrl import ConfigError, load_config
+
+
+def message(path: Path | None, *overrides: str, agent: str | None = None, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, *overrides, environ=environ, agent=agent)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rollout:\n  groop_size: 3\n", ":2: there is no key 'rollout.groop_size' (did you mean 'group_size'?)"),
+        ("group_size: 3\n", ":1: there is no key 'group_size' (did you mean 'rollout.group_size'?)"),
+        ("zzz: 3\n", ":1: there is no key 'zzz' (known: agent, algorithm, evaluation, "),
+        ("\nseed: abc\n", ":2: seed should be a valid integer, not 'abc' (the default is 0)"),
+        ("seed: 1.5\n", ":1: seed should be a valid integer, not 1.5 (the default is 0)"),
+        ("seed: 1.0\n", ":1: seed should be a valid integer, not 1.0 (the default is 0)"),
+        ("seed: true\n", ":1: seed should be a valid integer, not true (the default is 0)"),
+        ("seed: -1\n", ":1: seed should be greater than or equal to 0, not -1 (the default is 0)"),
+        ("seed: {a: 1}\n", ":1: seed should be a valid integer, not {'a': 1} (the default is 0)"),
+        ("seed: x\nrollout: 3\n", ":1: seed should be a valid integer, not 'x' (and 1 more) (the default is 0)"),
+        ("training: {learning_rate: '1'}", ":1: training.learning_rate should be a valid number, not '1' (the default"),
+        ("training: {learning_rate: .inf}", ":1: training.learning_rate should be a finite number, not inf (the def"),
+        ("training: {schedule: step}", ":1: training.schedule should be 'constant', 'linear' or 'cosine', not 'step'"),
+        ("run: {name: 1.5}", ":1: run.name should be a valid string, not 1.5 (put it in quotes to make it text)"),
+        ("rollout:\n", ":1: rollout should be keys with their values, not null"),
+        ("reward: 3\n", ":1: reward should be a name, or {name: …} with its keys, not 3"),
+        ("reward: {tolerance: 3}\n", ":1: reward.name is missing (set it, or leave out what is set beside it)"),
+        ("trackers: tensorboard\n", ":1: trackers should be a valid list, not 'tensorboard' (the default is [])"),
+        ("a: b: c\n", " line 1 is not YAML: mapping values are not allowed here"),
+        ("seed: 1\nagent: [\n", " line 3 is not YAML: expected the node content, but found '<stream end>'"),
+        ("seed: 1\nseed: 2\n", " line 2 is not YAML: 'seed' is there twice"),
+        ("1: 2\n", " line 1 is not YAML: a key is not text: quote it"),
+        ("seed: !!python/name:os.system x\n", " line 1 is not YAML: could not determine a constructor"),
+        ("seed: \x00\n", " is not YAML: unacceptable character"),
+        ("- seed\n", " holds no keys (write a mapping, such as `seed: 0`)"),
+    ],
+)
+def test_a_file_is_refused_with_the_line_at_fault(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    found = message(path)
+    assert "config.yaml" in found
+    assert found.split("config.yaml", 1)[1].removeprefix("'").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "'seed' sets nothing (write key.sub=value, as in training.steps=100)"),
+        ("=3", "'=3' sets nothing"),
+        ("training..steps=3", "'training..steps=3' sets nothing"),
+        ("seed=abc", "command line: seed should be a valid integer, not 'abc' (the default is 0)"),
+        ("seed.sub=3", "command line: seed should be a valid integer, not {'sub': 3}"),
+        ("rollout.group_sise=3", "command line: there is no key 'rollout.group_sise' (did you mean 'group_size'?)"),
+        ("agent.kwargs.x=[1", "command line: agent.kwargs.x: [1 is not YAML: expected ',' or ']'"),
+        ("rollout.mode=threads", "command line: rollout.mode should be 'inline', not 'threads'"),
+    ],
+)
+def test_an_override_is_refused_as_one(override: str, expected: str) -> None:
+    assert message(None, override).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("AGENTRL_GROUP_SIZE", "3", "there is no key 'group_size' (did you mean 'rollout.group_size'?)"),
+        (
+            "AGENTRL_ROLLOUT__GROUP_SIZE",
+            "x",
+            "rollout.group_size should be a valid integer, not 'x' (the default is 8)",
+        ),
+        ("AGENTRL_DISABLE_PLUGIN", "x", "there is no key 'disable_plugin'"),
+        ("AGENTRL_TRACKERS", "[", "[ is not YAML"),
+    ],
+)
+def test_a_variable_that_sets_nothing_or_the_wrong_type_is_named(variable: str, value: str, expected: str) -> None:
+    assert message(None, **{variable: value}).startswith(f"environment {variable}: {expected}")
+
+
+def test_a_file_that_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("")
+    found = message(tmp_path / "quikstart.yaml")
+    assert found.endswith(f"quikstart.yaml' does not exist (in {tmp_path}: did you mean 'quickstart.yaml'?)")
+    assert "cannot be read: " in message(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read: " in message(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("override", ["agent=calculator", "agent.name=calculator"])
+def test_the_agent_cannot_be_named_twice(override: str) -> None:
+    assert message(None, override, agent="math").startswith("the agent is named twice, as 'math' and by an override")
