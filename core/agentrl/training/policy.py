@@ -39,16 +39,16 @@ class Policy:
     def score(self, work: Pass, terms: Terms) -> Scores:
         """Log-probability and entropy of each loss term of ``work``, at its own temperature."""
         columns, column = np.unique(work.position, return_inverse=True)
+        temperatures, kind = np.unique(terms.temperature[work.terms], return_inverse=True)
+        # one distribution for each position and temperature, however many tokens were drawn from it
+        drawn = (work.row * len(columns) + column) * len(temperatures) + kind
+        wanted, row = np.unique(drawn, return_inverse=True)
+        place, temperature = wanted // len(temperatures), temperatures[wanted % len(temperatures)]
         logits = self._logits(work, columns).flatten(0, 1)
-        temperature = terms.temperature[work.terms]
-        rows, first, row = np.unique(
-            np.stack([work.row * len(columns) + column, temperature]), axis=1, return_index=True, return_inverse=True
-        )
-        wanted = rows[0].astype(np.int64)
-        if not np.array_equal(wanted, np.arange(len(logits))):
-            logits = logits[self._tensor(wanted)]
+        if not np.array_equal(place, np.arange(len(logits))):
+            logits = logits[self._tensor(place)]
         if np.any(temperature != 1.0):
-            logits = logits / self._tensor(temperature[first])[:, None].to(logits.dtype)
+            logits = logits / self._tensor(temperature)[:, None].to(logits.dtype)
         return score(logits, self._tensor(row), self._tensor(terms.token[work.terms]))
 
     def _logits(self, work: Pass, columns: Ints) -> Tensor:
