@@ -78,15 +78,19 @@ def test_a_checkpoint_measures_again_what_it_measured(train, tmp_path):
     assert (again.sampled, again.greedy) == (summary.reward_after, summary.reward_after_greedy)
 
 
-def test_equal_seeds_train_equal_runs_and_others_do_not(train):
-    def figures(name, seed):
+def test_equal_seeds_sample_equal_episodes_and_other_seeds_do_not(train):
+    def sampled(name, seed):
         folder, _ = train("math", "training.steps=3", f"seed={seed}", "tasks.eval=null", name=name)
-        names = ("policy/loss", "policy/grad_norm", "reward/mean", "tokens/completion")
-        return [[row[name] for name in names] for row in read_metrics(folder.metrics)]
+        episodes = {
+            str(e.key): (e.data, [s.ids for s in e.tree.spans], e.reward) for e in read_episodes(folder.episodes)
+        }
+        return episodes, [row["policy/grad_norm"] for row in read_metrics(folder.metrics)]
 
-    first = figures("a", 3)
-    assert figures("b", 3) == first
-    assert figures("c", 4) != first
+    episodes, norms = sampled("a", 3)
+    again, norms_again = sampled("b", 3)
+    assert again == episodes
+    assert norms_again == pytest.approx(norms, rel=1e-3)
+    assert sampled("c", 4)[0] != episodes
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

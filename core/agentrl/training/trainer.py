@@ -13,8 +13,7 @@ from agentrl.agents.naming import reference_of
 from agentrl.config.checks import check_trainable
 from agentrl.config.models import Config
 from agentrl.plugins import Plugins
-from agentrl.runs.display import open_display
-from agentrl.runs.reporter import Reporter
+from agentrl.runs.reporter import Reporter, default_reporter
 from agentrl.runs.summary import Summary
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.measure import measure
@@ -40,7 +39,7 @@ class Trainer:
     def __init__(self, config: Config, *, plugins: Plugins | None = None, reporter: Reporter | None = None) -> None:
         self.config = config
         self.plugins = Plugins() if plugins is None else plugins
-        self.reporter = open_display() if reporter is None else reporter
+        self.reporter = default_reporter() if reporter is None else reporter
 
     def __enter__(self) -> Self:
         return self

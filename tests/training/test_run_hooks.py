@@ -1,0 +1,68 @@
+"""What an installed plugin hears of a whole run, and what becomes of the run when it raises."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from tests.plugins.conftest import site  # noqa: F401 - a fixture
+from tests.plugins.installing import install
+
+from agentrl import Trainer, load_config
+from agentrl.errors import PluginError
+from agentrl.runs.plain import PlainReporter
+
+LISTENER = """
+from agentrl import hookimpl
+heard = []
+
+@hookimpl
+def agentrl_configure(config): heard.append("configure")
+@hookimpl
+def agentrl_run_started(run): heard.append(f"started {run.name}")
+@hookimpl
+def agentrl_episode_finished(episode): heard.append("episode")
+@hookimpl
+def agentrl_batch_ready(batch): heard.append(f"batch of {len(batch)}")
+@hookimpl
+def agentrl_step_finished(step, metrics): heard.append(f"step {step}")
+@hookimpl
+def agentrl_checkpoint_saved(path): heard.append(path.name)
+@hookimpl
+def agentrl_run_finished(run, outcome): heard.append(outcome)
+"""
+SMALL = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2", "run.name=run")
+
+
+def train(tmp_path):
+    config = load_config(None, f"run.dir={tmp_path}", *SMALL, environ={})
+    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+        return trainer.train("math")
+
+
+def listen(folder, text):
+    install(
+        folder, "agentrl-listener", {"agentrl.plugins": {"listener": "listener_mod"}}, files={"listener_mod.py": text}
+    )
+
+
+def test_hooks_hear_of_a_run_in_order(site, tmp_path):  # noqa: F811
+    listen(site, LISTENER)
+    train(tmp_path)
+    import listener_mod
+
+    assert listener_mod.heard == [
+        *("configure", "started run"),
+        *["episode"] * 4,
+        *("batch of 2", "step 1", "step-000001", "completed"),
+    ]
+
+
+def test_a_hook_that_raises_ends_the_run_with_its_name_and_what_was_learned_saved(site, tmp_path):  # noqa: F811
+    listen(site, LISTENER.replace('heard.append(f"step {step}")', "1 / 0"))
+    with pytest.raises(PluginError, match=r"listener.*ZeroDivisionError.*agentrl_step_finished.*-p no:"):
+        train(tmp_path)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "ZeroDivisionError" in summary["outcome"]
+    assert summary["checkpoint"].endswith("step-000001")
