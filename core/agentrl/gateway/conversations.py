@@ -57,6 +57,7 @@ class Conversations:
 
     def __init__(self) -> None:
         self._roots: dict[str, _Node] = {}
+        self._sampled: set[Hashable] = set()
 
     def add(self, tools: str, keys: Sequence[Hashable], turn: Turn) -> None:
         """Record ``turn`` at the end of the messages with ``keys``, its own among them."""
@@ -64,31 +65,33 @@ class Conversations:
         for key in keys:
             node = node.children.setdefault(key, _Node())
         node.turns.append(turn)
+        self._sampled.add(keys[-1])
 
     def find(self, tools: str, messages: Messages, keys: Sequence[Hashable]) -> Match:
         """The recorded turn that ``messages`` continue, under the same tools."""
-        best, length = _longest(self._roots.get(tools), messages, keys)
+        best, length, known = _longest(self._roots.get(tools), messages, keys)
         for other, root in self._roots.items():
             if other != tools:
-                turn, longer = _longest(root, messages, keys)
+                turn, longer, _ = _longest(root, messages, keys)
                 if longer > length:
                     return Match(turn, longer, "tools changed")
-        edited = any(message["role"] == "assistant" for message in messages[length:]) and self._roots
-        return Match(best, length, "history edited" if edited else None)
+        replaced = known < len(messages) and known > 0 and messages[known]["role"] == "assistant"
+        if self._roots and (replaced or not self._sampled.isdisjoint(keys[length:])):
+            return Match(best, length, "history edited")
+        return Match(best, length, None)
 
 
-def _longest(root: _Node | None, messages: Messages, keys: Sequence[Hashable]) -> tuple[Turn | None, int]:
+def _longest(root: _Node | None, messages: Messages, keys: Sequence[Hashable]) -> tuple[Turn | None, int, int]:
+    """The last turn on the way, how many messages lead to it, and how many were seen in any conversation."""
     best, length, node = None, 0, root
-    for depth, (message, key) in enumerate(zip(messages, keys, strict=True), 1):
+    for depth, (message, key) in enumerate(zip(messages, keys, strict=True)):
         node = node.children.get(key) if node is not None else None
-        if node is None:
-            break
-        if node.turns:
-            turn = _choose(node.turns, message)
-            if turn is None:
-                break
-            best, length = turn, depth
-    return best, length
+        turn = _choose(node.turns, message) if node is not None and node.turns else None
+        if node is None or (node.turns and turn is None):
+            return best, length, depth
+        if turn is not None:
+            best, length = turn, depth + 1
+    return best, length, len(keys)
 
 
 def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Application", "Server", "Service"]
 
+_KEEP_ALIVE_S = 600
+"""Longer than clients keep an idle connection: one that the server ends while a client writes is a failed
+request, whose retry looks like that of any earlier request with the same body."""
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -140,6 +144,7 @@ class Server:
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=int(DEADLINE_S / 2),
+            timeout_keep_alive=_KEEP_ALIVE_S,
         )
         redact_log("uvicorn.access")
         self._server = uvicorn.Server(config)

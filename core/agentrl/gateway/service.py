@@ -133,7 +133,9 @@ class Gateway:
         self.check_size(len(exchange.body))
         try:
             body = json.loads(exchange.body)
-        except ValueError as error:
+            if b"\\u" in exchange.body:
+                json.dumps(body, ensure_ascii=False).encode()  # An escape may be half a character.
+        except (ValueError, RecursionError) as error:
             raise GatewayError(f"the body is not JSON: {error}", code="invalid_json") from error
         if not isinstance(body, dict):
             raise GatewayError(f"the body is not a JSON object but {body!r:.80}", code="invalid_json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import threading
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
@@ -63,6 +64,23 @@ class Record:
     """Keys of the request's messages and of the completion's."""
 
 
+class _Numbers:
+    """Numbers from 0, the smallest first; one that is given back is the next to be taken."""
+
+    def __init__(self) -> None:
+        self._given_back: list[int] = []
+        self._fresh = 0
+
+    def take(self) -> int:
+        if self._given_back:
+            return heapq.heappop(self._given_back)
+        self._fresh += 1
+        return self._fresh - 1
+
+    def give_back(self, number: int) -> None:
+        heapq.heappush(self._given_back, number)
+
+
 class Session:
     """A session of the gateway; use it from any thread.
 
@@ -94,7 +112,7 @@ class Session:
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
-        self._ordinals: dict[bytes, set[int]] = {}
+        self._numbers: dict[bytes, _Numbers] = {}
         self._closed = False
 
     def __repr__(self) -> str:
@@ -182,14 +200,13 @@ class Session:
         shared.update(fields.encode())
         key = shared.digest()
         with self.lock:
-            taken = self._ordinals.setdefault(key, set())
-            ordinal = next(number for number in range(len(taken) + 1) if number not in taken)
-            taken.add(ordinal)
+            numbers = self._numbers.setdefault(key, _Numbers())
+            number = numbers.take()
         try:
-            yield hashlib.sha256(key + ordinal.to_bytes(4)).digest()
+            yield hashlib.sha256(key + number.to_bytes(4)).digest()
         except BaseException:
             with self.lock:
-                taken.discard(ordinal)
+                numbers.give_back(number)
             raise
 
     def record(self, plan: Plan, record: Record) -> None:

@@ -11,8 +11,9 @@ from agentrl.tokens.template import Message
 
 __all__ = ["CONTINUATIONS", "CONVERSATIONS", "TOOLS", "Continuation", "Conversation", "Kind"]
 
-Kind = tuple[Literal["user", "tool"], bool]
-"""What a continuation holds: who speaks next, and whether the turn before it holds thinking."""
+Kind = tuple[Literal["system", "user", "tool"], bool]
+"""What a continuation holds: a system message, else one of the user, else tool results alone; and whether
+the turn before it holds thinking."""
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -97,6 +98,7 @@ def _continuations() -> Iterator[Continuation]:
         two = _assistant("Let me see.", _CALL, ("now", {}), reasoning=thought)
         results = [_result('{"value": 408}'), _result("12:00 🙂", 1)]
         yield Continuation([_SYSTEM, _ASK], two, results, ("tool", thought is not None), TOOLS)
+    yield Continuation([_ASK], _assistant("It is 408."), [_system("Be brief."), _user("Again?")], ("system", False))
     mixed = [_result("408"), _user("Thanks. Again?")]
     yield Continuation([_ASK], _assistant("", _CALL), mixed, ("user", False), TOOLS)
 

@@ -72,7 +72,10 @@ class Renderer:
             return "history edited"
         if self._part.in_full:
             return "the chat template is used in full each turn"
-        kind: Kind = ("tool" if roles == {"tool"} else "user", thinking)
+        if roles & {"system", "developer"}:
+            kind: Kind = ("system", thinking)
+        else:
+            kind = ("user" if "user" in roles else "tool", thinking)
         if kind not in self._part.extends:
             return "thinking dropped by the template" if thinking else f"renderer {self.name!r} does not extend here"
         recorded = [*prompt_ids, *completion_ids]

@@ -61,7 +61,8 @@ class TokenTree:
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
-        self._children: dict[int, list[int]] = {}
+        self._children: dict[int, dict[int, dict[int, list[int]]]] = {}
+        # Children by parent, by where they fork from it, and by their first token.
 
     @property
     def spans(self) -> Sequence[Span]:
@@ -103,10 +104,10 @@ class TokenTree:
             reached = done + common
             if reached > matched or (reached == matched and index < best.span):
                 best, matched = Position(index, offset + common), reached
-            for child in self._children.get(index, ()):
-                ahead = self._spans[child].fork - offset
-                if 0 <= ahead <= common and wanted[done + ahead : done + ahead + 1] == self._spans[child].ids[:1]:
-                    open_ends.append((Position(child, 0), done + ahead))
+            for fork, branches in self._children.get(index, {}).items():
+                ahead = done + fork - offset
+                if done <= ahead <= reached and ahead < len(wanted):
+                    open_ends += ((Position(child, 0), ahead) for child in branches.get(wanted[ahead], ()))
         return best, matched
 
     def add_given(self, ids: Sequence[int], at: Position = ROOT) -> Position:
@@ -136,8 +137,9 @@ class TokenTree:
         return position
 
     def _add(self, span: Span) -> Position:
+        branches = self._children.setdefault(span.parent, {}).setdefault(span.fork, {})
+        branches.setdefault(span.ids[0], []).append(len(self._spans))
         self._spans.append(span)
-        self._children.setdefault(span.parent, []).append(len(self._spans) - 1)
         return Position(len(self._spans) - 1, len(span.ids))
 
     def to_json(self) -> list[dict[str, Any]]:

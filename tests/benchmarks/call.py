@@ -1,0 +1,197 @@
+"""CPU milliseconds for one recorded chat call, in process and over HTTP, beside the SDK's own floor.
+
+The call has 3 messages and 16 sampled tokens, no logprobs. The backend answers at once; SDK, gateway,
+renderer, tokenizer and recording are the real ones. The floor is the same client with a transport that
+answers from memory. A *next turn* extends a recorded first one (user, assistant, user); a *first turn* is
+rendered whole (system, user, user). Every figure is the process's CPU time, server thread and garbage
+collection included, for blocks of calls that take turns; clients and sessions are made outside of it.
+
+    python tests/benchmarks/call.py [--rounds 40] [--calls 50] [--profile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import pstats
+import statistics
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from agentrl.gateway import Gateway, Session, SessionSettings
+from agentrl.gateway.transport import client_library
+from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
+from agentrl.tokens.renderer import Renderer, load_renderer
+
+TOKENS = 16
+SYSTEM = {"role": "system", "content": "You are a careful assistant. Answer with a number and nothing else."}
+ASK = {"role": "user", "content": "Ann has 12 apples and buys 34 more. How many apples does she have now?"}
+MORE = {"role": "user", "content": "Check the sum once more, please, and say the number again."}
+
+
+class InstantBackend:
+    """Samples nothing: the same 16 tokens, at once."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        text = "The answer is 46, because 12 and 34 are 46 in all, as I said."
+        ids = (renderer.vocabulary.encode(text) * TOKENS)[: TOKENS - 1]
+        self.ids = (*ids, renderer.vocabulary.convert_tokens_to_ids("<|im_end|>"))
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        yield Chunk(self.ids, (-0.5,) * TOKENS, (1,) * TOKENS, finish="stop")
+
+
+class CannedTransport:
+    """Answers every request with one response, from memory."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._response = client_library().Response
+
+    async def handle_async_request(self, request: Any) -> Any:
+        return self._response(200, headers={"content-type": "application/json"}, content=self._body)
+
+    async def aclose(self) -> None: ...
+
+
+class Bench:
+    """The ways of making a call; each prepares a block of calls and then makes them."""
+
+    def __init__(self, gateway: Gateway, calls: int) -> None:
+        self._gateway = gateway
+        self._calls = calls
+        self._http = client_library().AsyncClient(verify=False)
+        self._canned: AsyncOpenAI | None = None
+
+    def client(self, session: Session, http_client: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=http_client)
+
+    def session(self) -> Session:
+        return self._gateway.open_session(SessionSettings(training=True, seed_key=(0, "train", 1, 2, 3)))
+
+    async def floor(self) -> list[Callable[[], Awaitable[Any]]]:
+        if self._canned is None:
+            session = self.session()
+            raw = await self.client(session, session.http_client).chat.completions.with_raw_response.create(
+                model="policy", messages=[SYSTEM, ASK, MORE]
+            )
+            canned = client_library().AsyncClient(transport=CannedTransport(raw.content))
+            self._canned = self.client(session, canned)
+        return [_call(self._canned, [SYSTEM, ASK, MORE])] * self._calls
+
+    async def first_turn(self) -> list[Callable[[], Awaitable[Any]]]:
+        clients = [self.client(session, session.http_client) for session in self._sessions()]
+        return [_call(client, [SYSTEM, ASK, MORE]) for client in clients]
+
+    async def next_turn(self) -> list[Callable[[], Awaitable[Any]]]:
+        return await self._next([(session, session.http_client) for session in self._sessions()])
+
+    async def over_http(self) -> list[Callable[[], Awaitable[Any]]]:
+        return await self._next([(session, self._http) for session in self._sessions()])
+
+    async def _next(self, connections: list[tuple[Session, Any]]) -> list[Callable[[], Awaitable[Any]]]:
+        clients = [self.client(session, http_client) for session, http_client in connections]
+        answers = [await _call(client, [ASK])() for client in clients]
+        return [
+            _call(client, [ASK, answer.choices[0].message.model_dump(exclude_none=True), MORE])
+            for client, answer in zip(clients, answers, strict=True)
+        ]
+
+    def _sessions(self) -> list[Session]:
+        return [self.session() for _ in range(self._calls)]
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def _call(client: AsyncOpenAI, messages: list[Any]) -> Callable[[], Awaitable[Any]]:
+    return lambda: client.chat.completions.create(model="policy", messages=messages)
+
+
+async def measure(prepare: Callable[[], Awaitable[list[Callable[[], Awaitable[Any]]]]]) -> tuple[float, float]:
+    """CPU milliseconds a call, and those of them that went into garbage collection."""
+    calls = await prepare()
+    collected, began = 0.0, 0.0
+
+    def watch(phase: str, _: dict[str, int]) -> None:
+        nonlocal collected, began
+        if phase == "start":
+            began = time.process_time()
+        else:
+            collected += time.process_time() - began
+
+    gc.collect()
+    gc.callbacks.append(watch)
+    start = time.process_time()
+    for call in calls:
+        await call()
+    spent = time.process_time() - start
+    gc.callbacks.remove(watch)
+    return 1000 * spent / len(calls), 1000 * collected / len(calls)
+
+
+async def run(gateway: Gateway, rounds: int, calls: int, profile: bool) -> None:
+    bench = Bench(gateway, calls)
+    ways = {
+        "SDK floor": bench.floor,
+        "in process, first turn": bench.first_turn,
+        "in process, next turn": bench.next_turn,
+        "over HTTP, next turn": bench.over_http,
+    }
+    for prepare in ways.values():
+        await measure(prepare)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, prepare in ways.items():
+            spent[name].append(await measure(prepare))
+    floor = statistics.median(total for total, _ in spent["SDK floor"])
+    print(f"{'CPU ms a call':24}{'median':>9}{'best':>9}{'of GC':>9}{'x floor':>9}")
+    for name, figures in spent.items():
+        totals, collected = zip(*figures, strict=True)
+        median = statistics.median(totals)
+        print(f"{name:24}{median:9.3f}{min(totals):9.3f}{statistics.mean(collected):9.3f}{median / floor:9.2f}")
+    if profile:
+        await _profile(bench.next_turn)
+    await bench.close()
+
+
+async def _profile(prepare: Callable[[], Awaitable[list[Callable[[], Awaitable[Any]]]]]) -> None:
+    profiler = cProfile.Profile()
+    for _ in range(10):
+        calls = await prepare()
+        profiler.enable()
+        for call in calls:
+            await call()
+        profiler.disable()
+    pstats.Stats(profiler).strip_dirs().sort_stats("tottime").print_stats(45)
+    pstats.Stats(profiler).strip_dirs().sort_stats("cumtime").print_stats("gateway|tokens|renderers|transport|calls|session", 40)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--calls", type=int, default=50)
+    parser.add_argument("--model", type=Path, default=None, help="a model folder; by default the bundled tiny model")
+    parser.add_argument("--profile", action="store_true", help="show where an in-process call spends its time")
+    options = parser.parse_args()
+    renderer = load_renderer(options.model or _tiny())
+    gateway = Gateway(InstantBackend(renderer), Capabilities(context_length=4096, max_concurrency=64), renderer)
+    gateway.start()
+    asyncio.run(run(gateway, options.rounds, options.calls, options.profile))
+    gateway.stop()
+
+
+def _tiny() -> Path:
+    import agentrl_agents
+
+    return Path(agentrl_agents.__file__).parent / "tiny"
+
+
+if __name__ == "__main__":
+    main()
