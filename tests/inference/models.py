@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def scripted(*sequences: Sequence[int]) -> PreTrainedModel:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
     for ids in sequences:
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in itertools.pairwise(ids):
             model.lm_head.weight[after] = 10 * embedding[before] / embedding[before].norm()
     return model
 

@@ -54,7 +54,7 @@ async def complete(backend: TorchBackend, prompt: Sequence[int], **sampling: Any
 async def settled(condition: Callable[[], bool]) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

@@ -145,7 +145,7 @@ def test_a_model_with_recurrent_layers_is_refused(tmp_path: Path) -> None:
         shared_expert_intermediate_size=16,
     )
     Qwen3NextForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(BackendError, match="Qwen3NextForCausalLM.*linear_attention"):
+    with pytest.raises(BackendError, match=r"Qwen3NextForCausalLM.*linear_attention"):
         asyncio.run(_start(tmp_path))
 
 

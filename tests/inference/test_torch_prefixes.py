@@ -63,7 +63,7 @@ def test_the_next_turn_computes_only_what_is_new(folder: Path) -> None:
 @pytest.mark.parametrize("build", [models.qwen3, models.sliding_qwen3, models.gemma3], ids=lambda build: build.__name__)
 def test_reused_prefixes_give_the_same_ids_and_logprobs(build, tmp_path: Path) -> None:
     model = build().eval()
-    branches = [PROMPT, PROMPT[:20] + [1, 2], PROMPT + [3], PROMPT[:5] + [9] * 30, PROMPT[:1], PROMPT]
+    branches = [PROMPT, [*PROMPT[:20], 1, 2], [*PROMPT, 3], PROMPT[:5] + [9] * 30, PROMPT[:1], PROMPT]
 
     async def use(backend: TorchBackend) -> list[Chunk]:
         return [await complete(backend, ids, temperature=0, max_tokens=12) for ids in branches]

@@ -177,6 +177,6 @@ def test_uniform_numbers_are_uniform_over_seeds_and_over_positions() -> None:
     many, zero = np.arange(20_000), np.zeros(20_000)
     for seeds, positions in ((many, zero), (zero, many), (many, many)):
         numbers = np.sort(uniforms(seeds.astype(np.uint64), positions.astype(np.int64)))
-        assert 0 <= numbers[0]
+        assert numbers[0] >= 0
         assert numbers[-1] < 1
         assert np.abs(numbers - (many + 0.5) / len(many)).max() < 2.7 / len(many) ** 0.5

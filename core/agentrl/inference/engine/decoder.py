@@ -5,32 +5,34 @@ Shapes: ``B`` rows, ``Q`` tokens a row, ``L`` columns of the block that attentio
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from agentrl.errors import BackendError
 from agentrl.inference.engine.cache import RowCache
 from agentrl.inference.engine.kv import KVBlock, KVLayout, round_up
+from agentrl.inference.engine.network import Batch, Network
 from agentrl.inference.engine.prefixes import Ids
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "unsupported"]
 
 
 class Decoder:
-    """Runs a causal language model's own forward with ragged rows.
+    """Runs a causal language model with ragged rows, through ``network``.
 
     Raises ``BackendError`` for a model whose layers keep something other than keys and values by position.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, network: Network) -> None:
         self.model = model
         self.config = model.config.get_text_config()
+        self._network = network
         self._embedding: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
         self.vocabulary: int = self._embedding.shape[0]
         self._windows = self._layer_windows()
         self.layout = self._probe_layout()
+        self._visible = torch.zeros((), dtype=self.layout.dtype, device=self.device)
+        self._blocked = torch.full((), float("-inf"), dtype=self.layout.dtype, device=self.device)
 
     @property
     def windows(self) -> list[int]:
@@ -44,36 +46,28 @@ class Decoder:
 
     def prefill(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> None:
         """Write the KV of tokens at their positions in the first ``B`` rows; no logits."""
-        self.model.base_model(**self._inputs(ids_BQ, positions_BQ, block))
+        self._network.hidden(self._batch(ids_BQ, positions_BQ, block))
 
     def decode(self, ids_B: Ids, positions_B: Ids, block: KVBlock) -> torch.Tensor:
         """Logits ``[B, V]`` after one more token in each of the first ``B`` rows."""
-        logits: torch.Tensor = self.model(**self._inputs(ids_B[:, None], positions_B[:, None], block)).logits
-        return logits[:, -1]
+        return self._network.logits(self._batch(ids_B[:, None], positions_B[:, None], block))
 
-    def _inputs(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> dict[str, Any]:
+    def _batch(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> Batch:
         length = min(round_up(int(positions_BQ.max()) + 1), block.capacity)
-        positions = torch.from_numpy(positions_BQ).to(self.device)
-        return {
-            "input_ids": torch.from_numpy(ids_BQ).to(self.device),
-            "position_ids": positions,
-            "attention_mask": self._masks(positions, length),
-            "past_key_values": RowCache(block, positions, length),
-            "use_cache": True,
-        }
+        ids, positions = (torch.from_numpy(array).to(self.device) for array in (ids_BQ, positions_BQ))
+        return Batch(ids, positions, self._masks(positions, length), RowCache(block, positions, length), length)
 
-    def _masks(self, positions_BQ: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive masks ``[B, 1, Q, L]``, by layer type where the model has several."""
-        columns_L = torch.arange(length, device=positions_BQ.device)
+    def _masks(self, positions_BQ: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
+        """Additive masks ``[B, 1, Q, L]`` by type of layer."""
+        columns_L = torch.arange(length, device=self.device)
         positions = positions_BQ[:, None, :, None]
         masks = {}
         for kind, window in self._windows.items():
             visible = columns_L <= positions
             if window is not None:
                 visible &= columns_L > positions - window
-            blocked = torch.zeros(visible.shape, dtype=self.layout.dtype, device=visible.device)
-            masks[kind] = blocked.masked_fill_(~visible, float("-inf"))
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+            masks[kind] = torch.where(visible, self._visible, self._blocked)
+        return masks
 
     def _layer_windows(self) -> dict[str, int | None]:
         """Window of each type of layer that the model has; ``None`` is no window."""

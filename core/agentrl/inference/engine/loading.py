@@ -11,9 +11,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agentrl.errors import BackendError
-from agentrl.inference.engine.decoder import Decoder
+from agentrl.inference.engine.decoder import Decoder, unsupported
 from agentrl.inference.engine.kv import KVLayout
-from agentrl.inference.engine.probe import check_exact
+from agentrl.inference.engine.lean import LeanNetwork
+from agentrl.inference.engine.network import Network, PlainNetwork
+from agentrl.inference.engine.probe import inexactness
 from agentrl.inference.engine.settings import TorchSettings
 from agentrl.inference.engine.stops import Decodes
 from agentrl.inference.progress_bars import no_progress_bars
@@ -37,9 +39,22 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
             fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
         ) from error
     nn.Module.to(model, device).train(False)
-    decoder = Decoder(model)
-    check_exact(decoder)
-    return decoder
+    return _exact(model)
+
+
+def _exact(model: PreTrainedModel) -> Decoder:
+    """A decoder in the quickest way that equals the plain forward; raises ``BackendError`` where none does."""
+    networks: list[Network] = [PlainNetwork(model)]
+    if LeanNetwork.suits(model):
+        networks.insert(0, LeanNetwork(model))
+    problems = []
+    for network in networks:
+        decoder = Decoder(model, network)
+        problem = inexactness(decoder)
+        if problem is None:
+            return decoder
+        problems.append(problem)
+    raise unsupported(model, problems[-1])
 
 
 def load_tokenizer(folder: Path) -> Decodes | None:

@@ -5,34 +5,32 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from agentrl.errors import BackendError
-from agentrl.inference.engine.decoder import Decoder, unsupported
+from agentrl.inference.engine.decoder import Decoder
 from agentrl.inference.engine.kv import KVBlock, round_up
 
-__all__ = ["check_exact"]
+__all__ = ["inexactness"]
 
 _TOKENS = 24
 _LONGEST = 512
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}
-"""Largest difference of a logprob: rounding stays far below, a wrong mask or position goes far beyond."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+"""Largest difference of a logprob: rounding stays below, a wrong mask or position goes beyond."""
 
 
-def check_exact(decoder: Decoder) -> None:
-    """Raise ``BackendError`` unless two ragged rows, prefilled in pieces and decoded, equal a plain forward."""
+def inexactness(decoder: Decoder) -> str | None:
+    """How two ragged rows, prefilled in pieces and decoded, differ from a plain forward; ``None`` if they do not."""
     beyond = [window + 8 for window in decoder.windows if window + 8 <= _LONGEST]
     tokens = max([_TOKENS, *beyond])
     rows = np.random.default_rng(0).integers(0, decoder.vocabulary, (2, tokens))
     lengths = np.array([tokens - 1, tokens // 2])
     try:
         found = _decoded(decoder, rows, lengths)
-    except BackendError:
-        raise
     except Exception as error:
-        raise unsupported(decoder.model, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     expected = torch.stack([_plain(decoder, row[: n + 1]) for row, n in zip(rows, lengths, strict=True)])
     difference = float((found - expected).abs().max())
-    if not difference <= _TOLERANCE[decoder.layout.dtype]:
-        raise unsupported(decoder.model, f"its logprobs are off by {difference:.2g} when decoded row by row")
+    if difference <= _TOLERANCE[decoder.layout.dtype]:
+        return None
+    return f"decoded row by row its logprobs are off by {difference:.2g}"
 
 
 def _decoded(decoder: Decoder, rows: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
