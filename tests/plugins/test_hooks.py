@@ -74,6 +74,11 @@ def test_a_class_may_implement_hooks(site: Path) -> None:
     ("text", "reason"),
     [
         ("raise RuntimeError('no such chip')", r"importing bad_mod raised RuntimeError: no such chip"),
+        (
+            "def agentrl_step_finished(step): ...",
+            "its agentrl_step_finished is not marked (put @agentrl.hookimpl above it)",
+        ),
+        ("x = 1", "it implements no hook"),
         (HEAD + "@hookimpl\ndef agentrl_step_fnished(step): ...", "agentrl_step_fnished"),
         (HEAD + "@hookimpl\ndef agentrl_step_finished(steps): ...", "steps"),
         (

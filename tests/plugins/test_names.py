@@ -42,6 +42,10 @@ def test_a_distribution_that_does_not_import_hides_nobody_and_raises_with_its_ca
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "invalid syntax"),
         ("", "has no 'Agent'"),
+        (
+            "def __getattr__(name):\n    raise OSError('gone')",
+            r"looking up bad_mod:Agent raised OSError: gone at .*bad_mod.py:2",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_plugin_is_named(site: Path, text: str, reason: str) -> None:
@@ -112,7 +116,8 @@ def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(
 )
 def test_a_plugin_made_for_another_core_is_never_loaded(site: Path, requirement: str, admitted: bool) -> None:
     entries = {"agentrl.agents": {"good": "good_mod:Agent"}, "agentrl.plugins": {"hooks": "good_mod"}}
-    install(site, "agentrl-good", entries, requires=("click", requirement), files={"good_mod.py": AGENT})
+    hooks = "from agentrl import hookimpl\n@hookimpl\ndef agentrl_configure(config):\n    pass\n"
+    install(site, "agentrl-good", entries, requires=("click", requirement), files={"good_mod.py": AGENT + hooks})
     plugins = Plugins()
     plugins.load()
     assert ("good_mod" in sys.modules) is admitted

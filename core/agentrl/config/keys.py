@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["field_at", "key_names", "known_keys", "model_at"]
+__all__ = ["field_at", "is_plain_union", "key_names", "known_keys", "model_at"]
 
 
 def known_keys(model: type[BaseModel]) -> Iterator[str]:
@@ -39,6 +40,13 @@ def field_at(model: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | N
     """The field at ``path``, or ``None`` where there is none."""
     parent = model_at(model, path[:-1]) if path else None
     return parent.model_fields.get(str(path[-1])) if parent else None
+
+
+def is_plain_union(field: FieldInfo | None) -> bool:
+    """Whether a field takes one of several types, none of which has keys or items."""
+    if field is None or get_origin(field.annotation) not in (Union, types.UnionType):
+        return False
+    return not any(get_origin(member) or _model_of(member) for member in get_args(field.annotation))
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

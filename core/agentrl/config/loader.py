@@ -57,7 +57,7 @@ def resolve_config(
     layers = [
         _command_line(overrides, agent),
         sources.environment(os.environ if environ is None else environ),
-        *([sources.file(Path(path))] if path is not None else []),
+        *([sources.file(Path(path).expanduser())] if path is not None else []),
         sources.defaults(_plain(Config())),
     ]
     try:
@@ -76,10 +76,10 @@ def _command_line(overrides: Sequence[str], agent: str | None) -> Source:
     source = sources.command_line(overrides)
     if agent is None:
         return source
-    chosen = source.place("agent.name")
-    if chosen is not None:
+    given = source.values.get("agent", {})
+    if not isinstance(given, dict) or "name" in given:
         raise ConfigError(f"the agent is named twice, as {agent!r} and by an override", fix="leave one of them out")
-    source.values["agent"] = {**source.values.get("agent", {}), "name": agent}
+    source.values["agent"] = {**given, "name": agent}
     return source
 
 

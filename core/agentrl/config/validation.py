@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from agentrl.config.keys import field_at, key_names, known_keys, model_at
+from agentrl.config.keys import field_at, is_plain_union, key_names, known_keys, model_at
 from agentrl.errors import ConfigError, near_matches
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ def config_error(
 
     ``model`` is what was validated, and ``at`` the key that it stands at in the whole configuration.
     """
-    first, *more = error.errors(include_url=False)
-    path = _path(first)
+    errors = error.errors(include_url=False)
+    first, path = errors[0], _path(errors[0], model)
+    more = len({tuple(_path(each, model)) for each in errors}) - 1
     key = ".".join((at, *path) if at else path)
     source = origin(key)
     place = f"{source}: " if source else ""
-    rest = f" (and {len(more)} more)" if more else ""
+    rest = f" (and {more} more)" if more else ""
     if first["type"] == "extra_forbidden":
         return unknown_key(model, path, at=at, place=place)
     return ConfigError(f"{place}{_complaint(first, key, model, path)}{rest}", fix=_fix(first, model, path))
@@ -57,8 +58,12 @@ def _near_keys(model: type[BaseModel], path: Sequence[str]) -> str:
     return f"did you mean {leaves[near[0]]!r}?" if near else beside
 
 
-def _path(error: ErrorDetails) -> list[str]:
-    return [str(name) for name in error["loc"]]
+def _path(error: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    """Where the error is, without the member of a union that pydantic tried there."""
+    path = [str(name) for name in error["loc"]]
+    while len(path) > 1 and field_at(model, path) is None and is_plain_union(field_at(model, path[:-1])):
+        path.pop()
+    return path
 
 
 def _complaint(error: ErrorDetails, key: str, model: type[BaseModel], path: Sequence[str]) -> str:

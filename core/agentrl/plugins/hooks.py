@@ -47,13 +47,22 @@ class Hooks:
 
     def _register(self, plugin: object, entry: Entry) -> tuple[Entry, ...]:
         try:
+            self._refuse_unmarked(plugin)
             self._manager.register(plugin, name=entry.qualified)
             self._manager.check_pending()
+            if not self._manager.get_hookcallers(plugin):
+                raise PluginError("it implements no hook", fix="mark its functions with agentrl.hookimpl")
             return self._names(plugin, entry)
         except Exception:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
             raise
+
+    def _refuse_unmarked(self, plugin: object) -> None:
+        """A function that has a hook's name and lacks its mark would never be called."""
+        for name in vars(self._manager.hook):
+            if hasattr(plugin, name) and self._manager.parse_hookimpl_opts(plugin, name) is None:
+                raise PluginError(f"its {name} is not marked", fix="put @agentrl.hookimpl above it")
 
     def _names(self, plugin: object, entry: Entry) -> tuple[Entry, ...]:
         """What the plugin's own ``agentrl_register`` adds."""

@@ -34,6 +34,8 @@ def import_target(target: str) -> object:
         return _walk(module, attribute) if attribute else module
     except AttributeError as error:
         raise PluginError(f"{module_name} has no {attribute!r}", fix="update or reinstall the plugin") from error
+    except _LOAD_FAILURES as error:
+        raise _load_error(error, f"looking up {target}") from error
 
 
 def import_module(name: str, noun: str) -> ModuleType:
@@ -87,6 +89,8 @@ def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
     except AttributeError as error:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(f"{where} has no {attribute!r}", fix=near_matches(attribute, public)) from error
+    except _LOAD_FAILURES as error:
+        raise _load_error(error, f"{attribute} of {where}") from error
 
 
 def reason_of(error: BaseException) -> str:
@@ -112,8 +116,13 @@ def _place(error: BaseException) -> str:
     """`` at file.py:3``, the innermost line that ran; a syntax error says its own."""
     if isinstance(error, SyntaxError):
         return ""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    frames = [frame for frame in frames if frame.filename != __file__]
+    machinery = (
+        __file__,
+        importlib.__file__,
+        "<frozen importlib._bootstrap>",
+        "<frozen importlib._bootstrap_external>",
+    )
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in machinery]
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 

@@ -110,7 +110,6 @@ class Plugins:
             case NameReference(name):
                 return self._load_named(self.find(kind, name))
             case ModuleReference(module, attribute):
-                self.load()
                 return attribute_of(import_module(module, noun), attribute, f"module {module!r}")
             case FileReference(path, None):
                 return only_object(import_file(path, noun), path, kind, noun, self._adapts)
@@ -199,4 +198,10 @@ class Plugins:
         known = {entry.name for entry in self.entries(kind)}
         failed = ", ".join(broken.name for broken in self.broken)
         hint = f", unless a plugin that does not load has it ({failed}: see `agentrl plugins --all`)" if failed else ""
-        return ConfigError(f"there is no {noun} {name!r}{hint}", fix=near_matches(name, known))
+        return ConfigError(f"there is no {noun} {name!r}{hint}", fix=_near(name, known))
+
+
+def _near(name: str, known: set[str]) -> str:
+    """Registered names, or a file here, that are like ``name``."""
+    near = near_matches(name, known | ({f"{name}.py"} if os.path.isfile(f"{name}.py") else set()))
+    return near if near.startswith("did you mean") else f"{near}; what is not registered is pkg.mod:Obj or file.py:Obj"
