@@ -29,7 +29,12 @@ def test_the_client_is_of_the_kind_that_the_installed_openai_makes_itself(open_s
 
 @pytest.mark.parametrize(
     ("requirements", "library"),
-    [(["httpx<1,>=0.23.0", "pydantic"], httpx), (["httpx2<3,>=2.12.0"], httpx2), (None, httpx)],
+    [
+        (["httpx<1,>=0.23.0", "pydantic"], httpx),
+        (["httpx<1,>=0.23.0", "httpx2<3,>=2.7.0; extra == 'httpx2'"], httpx),
+        (["httpx2<3,>=2.12.0", "httpx<1; extra == 'legacy'"], httpx2),
+        (None, httpx),
+    ],
 )
 def test_the_kind_follows_what_openai_is_built_on(monkeypatch, requirements, library):
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: requirements)

@@ -39,7 +39,7 @@ def client_library() -> ModuleType:
         requirements = importlib.metadata.requires("openai") or []
     except importlib.metadata.PackageNotFoundError:
         requirements = []
-    second = any(re.match(r"httpx2\b", requirement) for requirement in requirements)
+    second = any(re.match(r"httpx2\b", each) and "extra ==" not in each for each in requirements)
     return importlib.import_module("httpx2" if second else "httpx")
 
 
@@ -81,7 +81,8 @@ class SharedClients:
         redact_log(library.__name__)
         self._transports.append(Transport(self._service, library))
         kind = type("SharedAsyncClient", (_Unclosable, library.AsyncClient), {})
-        return kind(transport=self._transports[-1])
+        # As the SDK has it by default; httpx's own 5 seconds would cut long answers off.
+        return kind(transport=self._transports[-1], timeout=library.Timeout(600, connect=5))
 
     def stop(self) -> None:
         """Close connections that went elsewhere."""
