@@ -19,7 +19,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 
 
 def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
-    """Write ``model`` as ``folder``, with the tokenizer, template and code files of ``source``.
+    """Write ``model`` as ``folder``, with the tokenizer, template and other small files of ``source``.
 
     A folder that is there already is replaced. Raises ``RunError`` where it cannot be written.
     """
@@ -28,8 +28,8 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
         with no_progress_bars():
             model.save_pretrained(aside)
         for file in source.iterdir():
-            if file.is_file() and not file.name.endswith(WEIGHTS) and not (aside / file.name).exists():
-                shutil.copy2(file, aside / file.name)
+            if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
+                shutil.copyfile(file, aside / file.name)
 
     write_aside(folder, write)
 

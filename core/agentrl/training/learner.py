@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError
+from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.rollout.episode import Group
 from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
@@ -35,7 +36,6 @@ from agentrl.training.weights import LearnerWeights
 
 if TYPE_CHECKING:
     from agentrl.inference.contract import Weights
-from agentrl.inference.progress_bars import no_progress_bars
 
 __all__ = ["Learner"]
 
@@ -67,8 +67,9 @@ class Learner:
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
         """Update the weights once from ``groups``; returns metrics by name.
 
-        Where nothing tells one call from another, all advantages being zero, the weights and the optimiser
-        stay as they are; the step counts all the same, ``version`` and learning rate going on with it.
+        Where nothing can be learned, no episode being better than another of its group, the weights and the
+        optimiser's moments stay as they are (``policy/updated`` is 0); the step counts all the same, and
+        ``version`` and the learning rate go on with it.
         Raises ``RunError`` for an episode longer than a pass, or gradients that stay infinite.
         """
         started = time.perf_counter()
@@ -78,7 +79,7 @@ class Learner:
         metrics = {**reward_metrics(groups), **batch_metrics(batch, self.version), **self._size(batch, passes)}
         metrics |= accumulate_gradient(self._policy, self._algorithm, batch.terms, passes)
         computed = time.perf_counter()
-        if np.any(batch.terms.advantage):
+        if passes:
             metrics |= self._optimiser.step(self.version)
         self.version += 1
         return metrics | {
@@ -116,7 +117,7 @@ class Learner:
         return {
             "tokens/forest": float(sum(work.ids.size for work in passes)),
             "tokens/rows": float(padded),
-            "passes": float(len(passes)),
+            "learner/passes": float(len(passes)),
         }
 
 
@@ -124,11 +125,12 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
     try:
         with no_progress_bars():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"model folder {folder} does not load as a causal language model: {error}",
+            f"model folder {folder} does not load as a causal language model: {' '.join(str(error).split())}",
             fix="name a folder that `save_pretrained` wrote",
         ) from error
+    model.generation_config = GenerationConfig.from_model_config(model.config)  # the folder's own may not be savable
     model.to(device)  # type: ignore[arg-type]
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,25 +37,26 @@ class Optimiser:
     def step(self, step: int) -> dict[str, float]:
         """Update the weights from their gradients and drop those; ``step`` counts from 0 and sets the learning rate.
 
-        A gradient that holds NaN or infinity is dropped instead and counted. Raises ``RunError`` when that
-        has happened ``PATIENCE`` times in a row.
+        A gradient of exactly zero changes nothing, not even the moments: there was nothing to learn. One that
+        holds NaN or infinity is dropped and counted. Raises ``RunError`` when that has happened ``PATIENCE``
+        times in a row.
         """
         rate = learning_rate(self._training, step)
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm))
-        finite = norm < float("inf")  # not so for NaN either
-        if finite:
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm, foreach=True))
+        updated = 0.0 < norm < math.inf
+        if updated:
             for group in self._adamw.param_groups:
                 group["lr"] = rate
             self._adamw.step()
         self._adamw.zero_grad()
-        self._count(finite, step)
-        return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/skipped_updates": float(not finite)}
+        self._count_bad(norm, step)
+        return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/updated": float(updated)}
 
-    def _count(self, finite: bool, step: int) -> None:
-        self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
+    def _count_bad(self, norm: float, step: int) -> None:
+        self._bad_in_a_row = 0 if norm < math.inf else self._bad_in_a_row + 1  # NaN is not less
         if self._bad_in_a_row >= PATIENCE:
             raise RunError(
-                f"the gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step}",
+                f"the gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
                 fix="lower training.learning_rate, raise training.warmup_steps or set training.precision=float32",
             )
 

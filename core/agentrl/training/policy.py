@@ -53,17 +53,13 @@ class Policy:
 
     def _logits(self, work: Pass, columns: Ints) -> Tensor:
         """Shape (rows, columns, vocabulary): only positions that predict a term meet the vocabulary."""
-        depth = self._tensor(work.depth)
-        extra: dict[str, Any] = {}
+        layout: dict[str, Any] = {}  # plain rows are what a model expects without being told
         if work.subtree_end is not None:
-            extra["forest"] = ForestAttention(work.depth[0], work.subtree_end)
+            layout["position_ids"] = self._tensor(work.depth)
+            layout["forest"] = ForestAttention(work.depth[0], work.subtree_end)
         with self._precision():
             output = self.model(
-                input_ids=self._tensor(work.ids),
-                position_ids=depth,
-                logits_to_keep=self._tensor(columns),
-                use_cache=False,
-                **extra,
+                input_ids=self._tensor(work.ids), logits_to_keep=self._tensor(columns), use_cache=False, **layout
             )
         logits: Tensor = output.logits
         return logits
