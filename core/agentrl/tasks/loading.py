@@ -29,7 +29,7 @@ def _file(part: PartLike, at: str) -> TaskSet:
     from agentrl.tasks.jsonl import JsonlTasks
 
     if part.options:
-        raise ConfigError(f"a task file takes no key {min(part.options)!r} ({at})", fix="leave it out")
+        raise ConfigError(f"there is no key '{at}.{min(part.options)}'", fix="a task file takes none")
     return JsonlTasks(JsonlTasks.Settings(path=Path(part.name)))
 
 
@@ -50,7 +50,7 @@ class _Checked:
         return len(self._tasks)
 
     def __getitem__(self, index: int, /) -> Task:
-        task = self._tasks[index]
+        task = self._tasks[range(len(self))[index]]  # generated sets may have no end of their own
         if not isinstance(task, dict):
             raise ConfigError(
                 f"task {index} of {self._name!r} is a {type(task).__name__}: {task!r:.80}", fix="a task is a dict"
