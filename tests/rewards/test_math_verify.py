@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,8 +12,8 @@ from agentrl.rewards.verifier import Verifier
 
 
 @pytest.fixture(scope="module")
-def reward() -> Iterator[MathVerify]:
-    yield MathVerify(MathVerify.Settings(timeout=30))
+def reward() -> MathVerify:
+    return MathVerify(MathVerify.Settings(timeout=30))
 
 
 def score(reward: MathVerify, answer: str, truth: str) -> float:
