@@ -152,6 +152,11 @@ def test_a_template_that_no_renderer_reproduces_is_used_in_full_and_says_what_th
     assert unknown.extend([1], [2], [ASK]) == "the chat template is used in full each turn"
 
 
+def test_a_template_in_full_ends_turns_as_it_writes_them(make_tokenizer):
+    tokenizer = make_tokenizer(PLAIN.replace("\n", "<|endoftext|>").replace("[bot]", "[assistant]"))
+    assert load_renderer(tokenizer).stop_ids == {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+
 def test_a_template_in_full_still_reads_tool_calls(unknown):
     ids = unknown.vocabulary.encode('<tool_call>\n{"name": "calculate", "arguments": {"a": 1}}\n</tool_call><|im_end|>')
     assert unknown.parse(ids, TOOLS)["tool_calls"][0]["function"] == {"name": "calculate", "arguments": '{"a": 1}'}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from contextlib import aclosing
@@ -130,6 +131,8 @@ class Caller:
         except Exception as error:  # The boundary to a plugin: whatever it raises is the backend's failure.
             raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
         whole = chunks[0] if len(chunks) == 1 else _joined(chunks)
+        if not math.isfinite(sum(whole.logprobs)):
+            raise BackendError("the inference backend gave a token a logprob that is no finite number")
         if whole.finish not in ("stop", "length") or not whole.ids:
             raise BackendError(
                 f"the inference backend ended a completion after {len(whole.ids)} tokens: {whole.finish}"

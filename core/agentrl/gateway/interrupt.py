@@ -22,7 +22,7 @@ class Interruptible:
     def interrupt(self, error: Exception) -> None:
         """Raise ``error`` in the block, once, unless it has ended; from any thread."""
         task = self._task
-        if task is not None:
+        if task is not None and not task.get_loop().is_closed():
             task.get_loop().call_soon_threadsafe(self._cancel, error)
 
     def _cancel(self, error: Exception) -> None:

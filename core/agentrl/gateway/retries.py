@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Attempt:
 
 
 class Retries:
-    """The requests of one session. Not thread-safe: its session serialises access.
+    """The requests of one session; use it from any thread.
 
     Equal bodies alone do not make a retry: agents ask the same thing several times for several samples.
     A marked retry joins the attempt that it repeats while that is under way, and also once it has
@@ -36,8 +37,18 @@ class Retries:
     def __init__(self) -> None:
         self._attempts: dict[bytes, list[Attempt]] = {}
         self._failed: Counter[bytes] = Counter()
+        self._lock = threading.Lock()
 
-    def join(self, exchange: Exchange) -> Attempt | None:
+    def take(self, exchange: Exchange) -> tuple[Attempt, bool]:
+        """The attempt that answers a request, and whether it is the caller's to make.
+
+        Whoever makes it ends it with ``succeed`` or ``fail``; others wait for its ``answer``.
+        """
+        with self._lock:
+            earlier = self._join(exchange)
+            return (earlier, False) if earlier else (self._begin(exchange), True)
+
+    def _join(self, exchange: Exchange) -> Attempt | None:
         """The attempt that a marked retry repeats; ``None`` where it has to be made."""
         if not exchange.retry:
             return None
@@ -51,21 +62,24 @@ class Retries:
                 return attempt
         return None
 
-    def begin(self, exchange: Exchange) -> Attempt:
-        """A new attempt, to be ended with ``succeed`` or ``fail``."""
+    def _begin(self, exchange: Exchange) -> Attempt:
         attempt = Attempt(_digest(exchange), exchange.retry, exchange.in_process)
         self._attempts.setdefault(attempt.body, []).append(attempt)
         return attempt
 
-    def succeed(self, attempt: Attempt) -> None:
-        """An answer was given. One that is sure to arrive is forgotten."""
+    def succeed(self, attempt: Attempt, reply: Reply) -> None:
+        """The attempt was answered. One whose answer is sure to arrive is forgotten."""
         if attempt.in_process:
-            self._attempts[attempt.body].remove(attempt)
+            with self._lock:
+                self._attempts[attempt.body].remove(attempt)
+        attempt.answer.set_result(reply)
 
     def fail(self, attempt: Attempt) -> None:
         """The attempt left no trace; its next retry is an attempt of its own."""
-        self._attempts[attempt.body].remove(attempt)
-        self._failed[attempt.body] += 1
+        with self._lock:
+            self._attempts[attempt.body].remove(attempt)
+            self._failed[attempt.body] += 1
+        attempt.answer.set_result(None)
 
 
 def _digest(exchange: Exchange) -> bytes:

@@ -60,7 +60,7 @@ class Gateway:
         return self._server.url or "http://gateway.invalid"
 
     def start(self) -> None:
-        """Serve over HTTP on a free port of this machine. Raises ``GatewayError`` if that takes too long."""
+        """Serve over HTTP on a free port of this machine. Raises ``RunError`` if that takes too long."""
         self._server.start()
 
     def stop(self) -> None:
@@ -105,29 +105,25 @@ class Gateway:
     async def _answer_once(self, session: Session, dialect: Dialect, exchange: Exchange) -> Reply:
         """The answer to a request, or to the one that it is a retry of."""
         while True:
-            with session.lock:
-                attempt = session.retries.join(exchange)
-                mine = None if attempt else session.retries.begin(exchange)
-            if mine is not None:
-                return await self._attempt(session, dialect, exchange, mine)
-            assert attempt is not None
+            attempt, mine = session.retries.take(exchange)
+            if mine:
+                return await self._attempt(session, dialect, exchange, attempt)
             earlier = await asyncio.shield(asyncio.wrap_future(attempt.answer))
             if earlier is not None:
                 return earlier
 
     async def _attempt(self, session: Session, dialect: Dialect, exchange: Exchange, attempt: Attempt) -> Reply:
-        reply: Reply | None = None
         try:
             with Interruptible() as block, session.running(block):
                 body, overridden = apply_override(self._body(exchange), session.settings.override, dialect.aliases)
                 request = dialect.parse(body)
                 completion = await self._caller.complete(session, request, overridden)
             reply = Reply(200, dialect.respond(request, completion), {"x-request-id": completion.call.id})
-            return reply
-        finally:
-            with session.lock:
-                (session.retries.succeed if reply else session.retries.fail)(attempt)
-            attempt.answer.set_result(reply)
+        except BaseException:
+            session.retries.fail(attempt)
+            raise
+        session.retries.succeed(attempt, reply)
+        return reply
 
     def _body(self, exchange: Exchange) -> dict[str, Any]:
         self.check_size(len(exchange.body))

@@ -6,10 +6,9 @@ import hashlib
 import heapq
 import threading
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from agentrl.errors import AgentRLError, GatewayError
 from agentrl.gateway.contract import Call, SessionSettings
@@ -19,9 +18,6 @@ from agentrl.gateway.interrupt import Interruptible
 from agentrl.gateway.retries import Retries
 from agentrl.tokens.template import Message
 from agentrl.tokens.tree import ROOT, Position, Sampled, TokenTree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Plan", "Record", "Session"]
 
@@ -106,7 +102,7 @@ class Session:
         """For ``AsyncOpenAI(http_client=…)``: reaches the gateway in process."""
         self.tree = TokenTree()
         self.retries = Retries()
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self._on_close = on_close
         self._calls: list[Call] = []
         self._refusals: list[AgentRLError] = []
@@ -138,7 +134,7 @@ class Session:
 
         Safe to call twice and from any thread.
         """
-        with self.lock:
+        with self._lock:
             running, self._running = self._running, set()
             self._closed = True
         for block in running:
@@ -157,13 +153,13 @@ class Session:
     @contextmanager
     def running(self, block: Interruptible) -> Iterator[None]:
         """Count a call as in flight. Raises ``GatewayError`` once the session is closed."""
-        with self.lock:
+        with self._lock:
             self._check_open()
             self._running.add(block)
         try:
             yield
         finally:
-            with self.lock:
+            with self._lock:
                 self._running.discard(block)
 
     def refuse(self, error: AgentRLError) -> None:
@@ -173,16 +169,16 @@ class Session:
     @contextmanager
     def planned(self, tools: str, messages: Sequence[Message], keys: Sequence[Hashable]) -> Iterator[Plan]:
         """What a request continues, and the ids recorded for that."""
-        with self.lock:
+        with self._lock:
             match = self._conversations.find(tools, messages, keys)
             turn = match.turn
-            history = self.tree.path(turn.position) if turn is not None and turn.position else []
+            history = self.tree.path(turn.position) if turn and turn.position else []
             if turn is not None:
                 turn.continued += 1
         try:
             yield Plan(match, history)
         except BaseException:
-            with self.lock:
+            with self._lock:
                 if turn is not None:
                     turn.continued -= 1
             raise
@@ -199,23 +195,22 @@ class Session:
         shared.update(array("q", prompt_ids).tobytes())
         shared.update(fields.encode())
         key = shared.digest()
-        with self.lock:
+        with self._lock:
             numbers = self._numbers.setdefault(key, _Numbers())
             number = numbers.take()
         try:
             yield hashlib.sha256(key + number.to_bytes(4)).digest()
         except BaseException:
-            with self.lock:
+            with self._lock:
                 numbers.give_back(number)
             raise
 
     def record(self, plan: Plan, record: Record) -> None:
         """Put a completed call into the tree. Raises ``GatewayError`` once the session is closed."""
-        turn = plan.match.turn
-        with self.lock:
+        turn = plan.match.turn if record.extends else None
+        start, known = (turn.position, len(plan.history)) if turn and turn.position else (ROOT, 0)
+        with self._lock:
             self._check_open()
-            start = turn.position if turn is not None and turn.position and record.extends else ROOT
-            known = len(plan.history) if record.extends else 0
             end = self.tree.add_given(record.prompt_ids[known:], start)
             end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
             self._calls.append(record.call)

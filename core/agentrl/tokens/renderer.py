@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentrl.errors import ConfigError, near_matches
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import Kind
-from agentrl.tokens.selection import Candidate, best_candidate, build, judge, known_renderers
+from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judge, known_renderers
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
 from agentrl.tokens.vocabulary import Vocabulary
 
@@ -126,7 +126,7 @@ def load_renderer(model: PreTrainedTokenizerBase | str | Path, name: str = "auto
         return _named(vocabulary, origin, name)
     template = ChatTemplate(vocabulary, origin)
     part = best_candidate(vocabulary, template) if name == "auto" else None
-    renderer = Renderer(vocabulary, template, part or build("default", vocabulary))
+    renderer = Renderer(vocabulary, template, part or in_full(vocabulary, template))
     if part is None:
         renderer.warning = _IN_FULL.format(origin=origin)
     return _warned(renderer)

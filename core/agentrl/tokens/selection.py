@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from renderers import ParsedResponse, ToolSpec
     from renderers import Renderer as Library
 
-__all__ = ["Candidate", "best_candidate", "build", "judge", "known_renderers"]
+__all__ = ["Candidate", "best_candidate", "build", "in_full", "judge", "known_renderers"]
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,20 @@ def best_candidate(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate 
         if judged is not None:
             found.append(judged)
     return max(found, key=lambda part: (part.parses, len(part.extends), part.thinking), default=None)
+
+
+def in_full(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
+    """The template itself. A turn ends with whatever special token the template writes after its text."""
+    part = build("default", vocabulary)
+    ask, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    try:
+        written = template.render([ask, answer], prompt=False)
+        prompt = template.render([ask])
+    except GatewayError:
+        return part
+    special = (token for token in written[len(prompt) :] if token in vocabulary.special_ids)
+    ends = frozenset(itertools.islice(special, 1)) if written[: len(prompt)] == prompt else frozenset()
+    return replace(part, stop_ids=part.stop_ids | ends)
 
 
 def judge(part: Candidate, template: ChatTemplate) -> Candidate | None:

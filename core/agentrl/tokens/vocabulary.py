@@ -30,6 +30,9 @@ class Vocabulary:
         self._encode_cached = lru_cache(_CACHED_TEXTS)(self._encode)
         self.piece = lru_cache(None)(self._piece)
         """The text and the bytes of one id."""
+        added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+        self.special_ids = frozenset(token_id for token_id, token in added if token.special)
+        """Ids of the tokens that mark structure, such as the end of a turn."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "__call__":

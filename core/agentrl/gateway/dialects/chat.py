@@ -62,6 +62,8 @@ _NO_EFFECT = frozenset(
 
 _KNOWN = _SAMPLING | _READ | _NO_EFFECT
 _MAX_TOP_LOGPROBS = 20
+_IMPOSSIBLE = -9999.0
+"""How the API writes the logprob of minus infinity, for which JSON has no number."""
 
 
 class ChatCompletions:
@@ -126,7 +128,7 @@ class ChatCompletions:
 
     def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
         text, raw = self._vocabulary.piece(token)
-        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+        return {"token": text, "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
 
 
 def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:

@@ -1,0 +1,71 @@
+"""Blocks that are ended with an error, from any thread, without cancelling the task around them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from agentrl.gateway.interrupt import Interruptible
+
+
+class Ended(Exception):
+    pass
+
+
+def test_the_block_raises_and_its_task_goes_on():
+    async def main():
+        block = Interruptible()
+        threading.Timer(0.01, block.interrupt, [Ended("now")]).start()
+        with pytest.raises(Ended, match="now"), block:
+            await asyncio.sleep(3600)
+        await asyncio.sleep(0)
+        return asyncio.current_task().cancelling()
+
+    assert asyncio.run(main()) == 0
+
+
+def test_after_its_end_nothing_happens():
+    async def main():
+        with Interruptible() as block:
+            await asyncio.sleep(0)
+        block.interrupt(Ended())
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_before_its_end_only_the_first_error_counts():
+    async def main():
+        with Interruptible() as block:
+            block.interrupt(Ended("first"))
+            block.interrupt(Ended("second"))
+            await asyncio.sleep(3600)
+
+    with pytest.raises(Ended, match="first"):
+        asyncio.run(main())
+
+
+def test_a_cancellation_at_the_same_time_stays_one():
+    async def main():
+        task = asyncio.current_task()
+        with Interruptible() as block:
+            block.interrupt(Ended())
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await asyncio.sleep(3600)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+
+
+def test_a_loop_that_is_gone_is_left_alone():
+    block = Interruptible()
+    loop = asyncio.new_event_loop()
+
+    async def main():
+        block.__enter__()
+
+    loop.run_until_complete(main())
+    loop.close()
+    block.interrupt(Ended())

@@ -1,0 +1,72 @@
+"""What a call's sampling is seeded with: what it asks, never when."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+ASKS = ["What is 12 * 34?", "What is 57 + 28?", "What is 57 + 28?"]
+KEY = (0, "eval", 3, 17, 2)
+
+
+def seeds(connection, backend, session, order, **request):
+    """The seed of each asked question, asked in ``order``."""
+    del backend.requests[:]
+    backend.says(*["Done."] * len(order))
+
+    async def agent():
+        async with connection.client(session) as client:
+            for ask in order:
+                messages = [{"role": "user", "content": ask}]
+                await client.chat.completions.create(model="x", messages=messages, **request)
+
+    asyncio.run(agent())
+    return sorted((order[n], each.sampling.seed) for n, each in enumerate(backend.requests))
+
+
+def test_the_order_of_calls_does_not_matter(in_process, backend, open_session):
+    found = [seeds(in_process, backend, open_session(seed_key=KEY), order) for order in itertools.permutations(ASKS)]
+    assert all(each == found[0] for each in found)
+    assert len({seed for _, seed in found[0]}) == 3
+
+
+def test_in_process_and_over_http_the_seeds_are_the_same(in_process, http, backend, open_session):
+    here = seeds(in_process, backend, open_session(seed_key=KEY), ASKS)
+    assert here == seeds(http, backend, open_session(seed_key=KEY), ASKS)
+
+
+@pytest.mark.parametrize("other", [(1, "eval", 3, 17, 2), (0, "train", 3, 17, 2), (0, "eval", 3, 17, 3), ()])
+def test_another_episode_draws_other_numbers(in_process, backend, open_session, other):
+    one = seeds(in_process, backend, open_session(seed_key=KEY), ASKS)
+    two = seeds(in_process, backend, open_session(seed_key=other), ASKS)
+    assert not {seed for _, seed in one} & {seed for _, seed in two}
+
+
+def test_what_does_not_touch_sampling_does_not_touch_the_seed(in_process, backend, open_session):
+    plain = seeds(in_process, backend, open_session(seed_key=KEY), ASKS)
+    assert plain == seeds(in_process, backend, open_session(seed_key=KEY), ASKS, user="someone", logprobs=True)
+    assert plain != seeds(in_process, backend, open_session(seed_key=KEY), ASKS, temperature=0.5)
+
+
+def test_a_requests_own_seed_is_honoured(in_process, backend, open_session):
+    found = seeds(in_process, backend, open_session(seed_key=KEY), ASKS, seed=-1)
+    assert {seed for _, seed in found} == {2**63 - 1}
+
+
+def test_ids_of_tool_calls_repeat_with_the_seed(in_process, backend, open_session):
+    """Some templates write them into the prompt, and an evaluation is to repeat exactly."""
+    tools = [{"type": "function", "function": {"name": "calculate", "parameters": {}}}]
+
+    async def agent(session):
+        async with in_process.client(session) as client:
+            messages = [{"role": "user", "content": "What is 12 * 34?"}]
+            completion = await client.chat.completions.create(model="x", messages=messages, tools=tools)
+            return completion.choices[0].message.tool_calls[0].id
+
+    call = '<tool_call>\n{"name": "calculate", "arguments": {}}\n</tool_call>'
+    backend.says(call, call, call)
+    first, second = open_session(seed_key=KEY), open_session(seed_key=KEY)
+    ids = [asyncio.run(agent(first)), asyncio.run(agent(first)), asyncio.run(agent(second))]
+    assert ids[0] == ids[2] != ids[1]
