@@ -6,20 +6,14 @@ import random
 from functools import cache
 
 import pytest
+from tests.training.algorithms import grpo
 from tests.training.episodes import Recorder, chain, groups_of_one_turn, wandering_groups
 from tests.training.models import VOCABULARY, gemma3, qwen3, takes_forest
 from tests.training.reference import forest_gradient, reference_gradient, relative_difference, rows_gradient
 
-from agentrl.config.models import Config
-from agentrl.plugins import Plugins
 from agentrl.rollout.episode import Group
-from agentrl.training.algorithm import Algorithm, build_algorithm
 
 EXACT = 1e-6
-
-
-def algorithm(**parts) -> Algorithm:
-    return build_algorithm(Plugins(), Config(agent="math", algorithm={"name": "grpo", **parts}).algorithm)
 
 
 @cache
@@ -29,9 +23,9 @@ def model(kind: str):
 
 
 def assert_exact(groups, *, kind="full", tokens_per_batch=8192, parts=None) -> None:
-    grpo = algorithm(**(parts or {}))
-    loss, gradient = forest_gradient(takes_forest(model(kind)), groups, grpo, tokens_per_batch)
-    expected_loss, expected = reference_gradient(model(kind), groups, grpo)
+    algorithm = grpo(**(parts or {}))
+    loss, gradient = forest_gradient(takes_forest(model(kind)), groups, algorithm, tokens_per_batch)
+    expected_loss, expected = reference_gradient(model(kind), groups, algorithm)
     assert loss == pytest.approx(expected_loss, rel=EXACT)
     assert relative_difference(gradient, expected) < EXACT
 
@@ -90,6 +84,6 @@ def test_other_parts(parts):
 @pytest.mark.parametrize("tokens_per_batch", [40, 8192])
 def test_padded_rows_give_it_too(tokens_per_batch):
     groups = wandering_groups(random.Random(7), VOCABULARY, calls=4)
-    _, gradient = rows_gradient(model("sliding"), groups, algorithm(), tokens_per_batch)
-    _, expected = reference_gradient(model("sliding"), groups, algorithm())
+    _, gradient = rows_gradient(model("sliding"), groups, grpo(), tokens_per_batch)
+    _, expected = reference_gradient(model("sliding"), groups, grpo())
     assert relative_difference(gradient, expected) < EXACT

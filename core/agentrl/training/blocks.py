@@ -86,7 +86,7 @@ def cut_blocks(depth: Ints, subtree_end: Ints, window: int | None) -> Blocks:
         if window is not None:
             stop = min(stop, position + window)  # so that it needs no mask
         own.append(Block(slice(position, stop), slice(position, stop), causal=True))
-        if stop < end:
+        if stop < end and window != 1:  # such a window holds nothing but the position itself
             above.append(_above(depth, subtree_end, position, stop, end, window))
         position = stop
     return Blocks(list(_stacked(depth, subtree_end, small, window)), own, above)
