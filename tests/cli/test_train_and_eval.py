@@ -1,0 +1,216 @@
+"""``agentrl train`` and ``agentrl eval`` as a user meets them: results, bad input, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agentrl.cli import main
+
+SMALL = ("training.steps=2", "rollout.tasks_per_step=2", "rollout.group_size=4", "evaluation.tasks=12")
+AGENTS = """
+from openai import AsyncOpenAI
+
+class Sync:
+    def run(self, data):
+        return 1.0
+
+async def raises(data):
+    raise LookupError("no such tool")
+
+async def wordy(data, *, base_url, api_key, http_client):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages = [{"role": "user", "content": "1 + 1 is 2. " * 3000}]
+    await client.chat.completions.create(model="m", messages=messages)
+    return 1.0
+
+class Answers:
+    async def run(self, data, *, base_url, api_key, http_client):
+        client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+        messages = [{"role": "user", "content": data["question"]}]
+        reply = await client.chat.completions.create(model="m", messages=messages)
+        return reply.choices[0].message.content
+"""
+
+
+class Command:
+    """``agentrl`` in an empty folder: here, or in a process of its own."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Run it here; returns its exit code, stdout and stderr."""
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        captured = self._capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it as a process."""
+        command = [sys.executable, "-m", "agentrl", *arguments]
+        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def refused(self, code: int, *arguments: str) -> str:
+        """Run what must fail with ``code``; returns the one line that says why."""
+        returned, out, err = self(*arguments)
+        assert returned == code, err
+        assert out == ""
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert err.splitlines()[-1] == line
+        return line
+
+
+@pytest.fixture
+def agentrl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    (tmp_path / "agents.py").write_text(AGENTS)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("AGENTRL_")]:
+        monkeypatch.delenv(name)
+    return Command(tmp_path, capsys)
+
+
+def test_train_says_what_was_learned_and_the_command_it_prints_measures_the_same(agentrl):
+    code, out, err = agentrl("train", "math", *SMALL, "run.name=first")
+    assert (code, "Traceback" in err) == (0, False)
+    lines = out.splitlines()
+    assert lines[0].startswith("completed after 2 steps")
+    assert "before" in lines[1]
+    assert "after" in lines[2]
+    assert lines[3] == "checkpoint: runs/first/checkpoints/step-000002"
+    program, *rest = lines[4].removeprefix("evaluate it: ").split()
+    assert program == "agentrl"
+    process = agentrl.start(*rest, "--json")
+    measured = json.loads(process.communicate(timeout=120)[0])
+    summary = json.loads((agentrl.folder / "runs/first/summary.json").read_text())
+    assert (measured["reward"], measured["reward_greedy"]) == (summary["reward_after"], summary["reward_after_greedy"])
+    assert {**json.loads(agentrl("eval", "runs/first", "--json")[1]), "model": ""} == {**measured, "model": ""}
+
+
+def test_an_agent_in_a_file_is_trained_with_a_reward_from_the_config(agentrl):
+    code, out, err = agentrl("train", "agents.py:Answers", "reward=numeric-match", *SMALL, "--json")
+    assert code == 0, err
+    assert json.loads(out)["outcome"] == "completed"
+
+
+def test_tracker_files_land_in_the_run_folder(agentrl):
+    code, _, err = agentrl("train", "math", *SMALL, "run.name=tracked", "trackers=[tensorboard]")
+    assert code == 0, err
+    assert list((agentrl.folder / "runs/tracked").rglob("events.out.tfevents.*"))
+
+
+def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, monkeypatch):
+    (agentrl.folder / "config.yaml").write_text("rollout:\n  group_size: 4\n")
+    monkeypatch.setenv("AGENTRL_TRAINING__STEPS", "7")
+    code, out, _ = agentrl("train", "math", "-c", "config.yaml", "seed=3", "--dry-run")
+    places = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert code == 0
+    assert places["seed"] == ["3", "command", "line"]
+    assert places["training.steps"] == ["7", "environment", "AGENTRL_TRAINING__STEPS"]
+    assert places["rollout.group_size"][:3] == ["4", "file", "config.yaml:2"]
+    assert places["rollout.concurrency"][1] == "default"
+    assert not (agentrl.folder / "runs").exists()
+
+
+def test_dry_run_refuses_a_key_without_effect(agentrl):
+    code, _, err = agentrl("train", "math", "tasks.eval=null", "evaluation.every=5", "--dry-run")
+    assert code == 2
+    assert "evaluation.every (command line) has no effect: tasks.eval is null" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mth"], ["'mth'", "did you mean 'math'?"]),
+        (["agentrl-core/mth"], ["'agentrl-core/mth'", "math"]),
+        (["nowhere.py:Agent"], ["nowhere.py"]),
+        (["agents.py:Answer"], ["'Answer'", "did you mean 'Answers'"]),
+        (["agents.py:Sync"], ["not async", "rollout.mode=subproc"]),
+        (["math", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["math", "rollout.group_sise=4"], ["rollout.group_sise", "group_size"]),
+        (["math", "rollout.group_size=many"], ["rollout.group_size", "many", "integer"]),
+        (["math", "rollout.group_size=0"], ["rollout.group_size", "0"]),
+        (["math", "agent.kwargs.max_turn=3"], ["max_turn"]),
+        (["math", "model=no-such-model"], ["no-such-model", "tiny"]),
+        (["math", "tasks.train=nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["math", "tasks.train=arithmetik"], ["arithmetik", "did you mean 'arithmetic'"]),
+        (["math", "tasks.train=broken.jsonl"], ["broken.jsonl:3"]),
+        (["math", "model=untemplated"], ["untemplated", "chat template"]),
+        (["math", "algorithm=grppo"], ["grppo", "grpo"]),
+        (["math", "algorithm.objective.clip_hihg=0.3"], ["clip_hihg", "clip_high"]),
+        (["math", "inference.backend=troch"], ["troch", "torch"]),
+        (["math", "rollout.temperature=0"], ["rollout.temperature"]),
+        (["math", "run.name=taken"], ["runs/taken", "run.name"]),
+        (["math", "math"], ["'math'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in "".join(value) else None,
+)
+def test_bad_input_is_one_line_with_the_value_and_the_fix(agentrl, tiny_folder, arguments, said):
+    (agentrl.folder / "broken.jsonl").write_text('{"question": "1+1", "answer": "2"}\n\n{"question": 1+1}\n')
+    (agentrl.folder / "runs/taken").mkdir(parents=True)
+    _without_template(tiny_folder, agentrl.folder / "untemplated")
+    line = agentrl.refused(2, "train", *arguments)
+    for words in said:
+        assert words in line
+
+
+def _without_template(model: Path, folder: Path) -> None:
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_an_agent_that_always_raises_ends_in_the_failure_budget(agentrl):
+    line = agentrl.refused(1, "train", "agents.py:raises", *SMALL)
+    for words in ("failed", "agent: LookupError: no such tool", "agents.py:", "rollout.failure_budget"):
+        assert words in line
+
+
+def test_a_prompt_longer_than_the_context_is_named(agentrl):
+    line = agentrl.refused(1, "train", "agents.py:wordy", *SMALL)
+    assert "context" in line
+    assert "tokens" in line
+
+
+def test_a_run_folder_that_cannot_be_made_is_the_environments_fault(agentrl):
+    line = agentrl.refused(3, "train", "math", "run.dir=/proc/runs")
+    assert "/proc/runs" in line
+    assert "run.dir" in line
+
+
+def test_a_broken_plugin_is_the_environments_fault(agentrl):
+    (agentrl.folder / "broken_agent.py").write_text("import no_such_framework\n")
+    line = agentrl.refused(3, "train", "broken_agent.py:Agent")
+    assert "no_such_framework" in line
+
+
+def test_eval_of_a_folder_that_is_no_model_says_so(agentrl):
+    (agentrl.folder / "empty").mkdir()
+    assert "config.json" in agentrl.refused(2, "eval", "./empty")
+
+
+def test_ctrl_c_saves_what_was_learned(agentrl):
+    process = agentrl.start("train", "math", *SMALL, "training.steps=10000", "tasks.eval=null", "run.name=cut")
+    metrics = agentrl.folder / "runs/cut/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    summary = json.loads((agentrl.folder / "runs/cut/summary.json").read_text())
+    assert summary["outcome"] == "interrupted"
+    assert summary["steps"] > 2
+    assert out.splitlines()[0].startswith("interrupted after")
+    assert (agentrl.folder / summary["checkpoint"] / "model.safetensors").exists()
+    assert "Traceback" not in err
