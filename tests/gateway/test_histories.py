@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrl.gateway import SessionSettings
-from agentrl.gateway.conversations import message_key, thinks
+from agentrl.gateway.conversations import message_key
 from agentrl.tokens.template import ChatTemplate
 from agentrl.tokens.tree import Position
 
@@ -25,6 +25,7 @@ STEP = st.fixed_dictionaries(
         "continue": st.integers(0, 30),
         "new": st.sampled_from(["user", "tool", "both", "system"]),
         "edit": st.sampled_from([None, None, None, "content", "drop"]),
+        "text": st.sampled_from(["What is 12 * 34?", "Check the answer.", "é\n"]),
         "tools": st.booleans(),
         "answer": st.sampled_from(ANSWERS),
         "spelled": st.booleans(),
@@ -40,19 +41,19 @@ def request(step, conversations):
         messages[-1] = messages[-1] | {"content": "Something else."}
     if step["edit"] == "drop" and len(messages) > 1:
         del messages[-2]
-    user = {"role": "user", "content": "What is 12 * 34?"}
-    tool = {"role": "tool", "tool_call_id": "1", "content": "408"}
+    user = {"role": "user", "content": step["text"]}
+    tool = {"role": "tool", "tool_call_id": "1", "content": step["text"]}
     new = {"user": [user], "tool": [tool], "both": [tool, user], "system": [{"role": "system", "content": "Brief."}]}
     return messages + new[step["new"]]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(STEP, min_size=1, max_size=8))
-def test_every_prompt_and_every_sample_of_a_random_agent_is_recorded(in_process, backend, steps):
+@given(st.lists(STEP, min_size=1, max_size=8), st.booleans())
+def test_every_prompt_and_every_sample_of_a_random_agent_is_recorded(in_process, backend, steps, cutting):
     session = in_process.gateway.open_session(SessionSettings(training=True))
     del backend.requests[:], backend.script[:]
     template = ChatTemplate(backend.renderer.vocabulary, "the model")
-    answered = asyncio.run(agent(in_process, backend, session, steps))
+    answered = asyncio.run(agent(in_process, backend, session, steps, cutting))
     spans = {span.sampled.call: (index, span) for index, span in enumerate(session.tree.spans) if span.sampled}
     assert list(spans) == [call.id for call in session.calls]
     by_id = {call.id: call for call in session.calls}
@@ -60,7 +61,7 @@ def test_every_prompt_and_every_sample_of_a_random_agent_is_recorded(in_process,
         index, span = spans[call.id]
         assert list(span.ids) == ids
         assert session.tree.path(Position(index, len(ids))) == [*sent.prompt_ids, *ids]
-        if not any(step["cut"] for step in steps) and not any(map(thinks, call.request["messages"])):
+        if not cutting:
             assert backend.renderer.vocabulary.decode(sent.prompt_ids) == template.text(
                 call.request["messages"], call.request.get("tools")
             )
@@ -80,14 +81,14 @@ def on_the_way(tree, span, ancestor):
     return span == ancestor
 
 
-async def agent(connection, backend, session, steps):
+async def agent(connection, backend, session, steps, cutting):
     """Makes the calls one after another; returns the ids that the backend answered with."""
     conversations, answered = [[]], []
     async with connection.client(session) as client:
         for step in steps:
             messages = request(step, conversations)
             (backend.spells if step["spelled"] and step["answer"] else backend.says)(step["answer"])
-            if step["cut"] and len(backend.script[-1]) > 2:
+            if cutting and step["cut"] and len(backend.script[-1]) > 2:
                 backend.script[-1] = backend.chunk(backend.script[-1][:-2], finish="length")
             answered.append(list(getattr(backend.script[-1], "ids", backend.script[-1])))
             tools = {"tools": TOOLS} if step["tools"] else {}

@@ -220,6 +220,32 @@ def test_interleaved_conversations_each_extend_their_own(ask, backend, session):
     assert len(sampled(session)) == 6
 
 
+@pytest.mark.parametrize("difference", [{"content": "Check the sum."}, {"role": "system"}, {"name": "ann"}])
+def test_conversations_with_equal_answers_are_not_confused(ask, backend, session, difference):
+    backend.says(*["It is 408."] * 4)
+    asked = [[MORE], [MORE | difference]]
+    answers = [ask(messages) for messages in asked]
+    for messages, answer in zip(asked, answers, strict=True):
+        ask([*messages, answer, ASK])
+    assert [call.parent for call in session.calls[2:]] == [call.id for call in session.calls[:2]]
+
+
+def test_a_few_shot_prompt_is_a_conversation_of_its_own(ask, backend, session):
+    backend.says("It is 408.", "Yes.", "No.")
+    ask([SYSTEM, ASK])
+    shots = [SYSTEM, MORE, {"role": "assistant", "content": "An example."}]
+    ask([*shots, ASK])
+    ask([*shots, MORE])
+    assert [call.fork_reason for call in session.calls] == [None, None, None]
+
+
+def test_a_swapped_system_prompt_is_an_edit(ask, backend, session):
+    backend.says("It is 408.", "Yes.")
+    answer = ask([SYSTEM, ASK])
+    ask([{"role": "system", "content": "Another agent takes over."}, ASK, answer, MORE])
+    assert session.calls[1].fork_reason == "history edited"
+
+
 def test_thinking_that_the_template_drops_is_a_fork_with_its_reason(ask, backend, session):
     backend.says("<think>\nMultiply.\n</think>\n\nIt is 408.")
     answer = ask([ASK])
