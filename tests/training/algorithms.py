@@ -7,7 +7,12 @@ from agentrl.plugins import Plugins
 from agentrl.training.algorithm import Algorithm, build_algorithm
 
 
+def build(algorithm: object) -> Algorithm:
+    """What the configuration's ``algorithm`` key names."""
+    config = Config.model_validate({"agent": "math", "algorithm": algorithm})
+    return build_algorithm(Plugins(), config.algorithm)
+
+
 def grpo(**parts: object) -> Algorithm:
     """``grpo`` with some of its slots overridden."""
-    config = Config.model_validate({"agent": "math", "algorithm": {"name": "grpo", **parts}})
-    return build_algorithm(Plugins(), config.algorithm)
+    return build({"name": "grpo", **parts})

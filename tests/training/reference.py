@@ -8,6 +8,7 @@ their contracts say.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentrl.rollout.episode import Group
-from agentrl.tokens.tree import Position
+from agentrl.tokens.tree import Position, TokenTree
 from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
+from agentrl.training.attention import NAME
 from agentrl.training.batch import collect
 from agentrl.training.contract import Membership, ObjectiveTerms
 from agentrl.training.gradient import accumulate_gradient
@@ -64,7 +66,7 @@ def reference_gradient(model: PreTrainedModel, groups: Sequence[Group], algorith
         np.repeat([row.episode for row in table], lengths), np.repeat(np.arange(len(table)), lengths)
     )
     weights = np.split(algorithm.normalisation(membership), np.cumsum(lengths)[:-1])
-    model.set_attn_implementation("sdpa")
+    _attend_plainly(model)
     model.zero_grad()
     total = 0.0
     for call, (row, weight) in enumerate(zip(table, weights, strict=True)):
@@ -97,8 +99,13 @@ def rows_gradient(
     model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, tokens_per_batch: int = 8192
 ) -> tuple[float, Gradient]:
     """The same by the learner's own code over padded rows."""
-    model.set_attn_implementation("sdpa")
+    _attend_plainly(model)
     return _learner_gradient(model, groups, algorithm, rows.stack, tokens_per_batch)
+
+
+def _attend_plainly(model: PreTrainedModel) -> None:
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
 
 
 def _learner_gradient(model, groups, algorithm, lay_out, tokens_per_batch):
@@ -107,6 +114,28 @@ def _learner_gradient(model, groups, algorithm, lay_out, tokens_per_batch):
     model.zero_grad()
     metrics = accumulate_gradient(Policy(model), algorithm, batch.terms, passes)
     return metrics["policy/loss"], _gradient(model)
+
+
+@torch.no_grad()
+def sampled_by(model: PreTrainedModel, groups: Sequence[Group]) -> list[Group]:
+    """The same episodes with the logprobs that ``model`` gives their completions, each at its own temperature."""
+
+    def scored(tree: TokenTree) -> TokenTree:
+        made = TokenTree()
+        for index, span in enumerate(tree.spans):
+            sampled = span.sampled
+            if sampled is not None:
+                ids = torch.tensor([tree.path(Position(index, len(span.ids)))])
+                logits = model(input_ids=ids).logits[0, -len(span.ids) - 1 : -1] / sampled.temperature
+                logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids[0, -len(span.ids) :, None])
+                sampled = replace(sampled, logprobs=tuple(logprobs[:, 0].tolist()))
+            made._add(replace(span, sampled=sampled))
+        return made
+
+    return [
+        replace(group, episodes=tuple(replace(episode, tree=scored(episode.tree)) for episode in group.episodes))
+        for group in groups
+    ]
 
 
 def _gradient(model: PreTrainedModel) -> Gradient:

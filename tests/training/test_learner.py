@@ -1,0 +1,265 @@
+"""A learner, on a model folder of its own: what a step does to weights, and what it says about it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.training.algorithms import grpo
+from tests.training.episodes import Recorder, groups_of_one_turn, wandering_groups
+from tests.training.models import VOCABULARY, qwen3
+from tests.training.reference import sampled_by
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentrl.config.models import TrainingSection
+from agentrl.errors import ConfigError, RunError
+from agentrl.rollout.episode import Group
+from agentrl.tokens.tree import Sampled, TokenTree
+from agentrl.training.learner import Learner
+
+GRPO = grpo()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, chat_tokenizer):
+    path = tmp_path_factory.mktemp("model")
+    qwen3().float().save_pretrained(path)
+    chat_tokenizer.save_pretrained(path)
+    return path
+
+
+def learner(folder, algorithm=GRPO, **training):
+    return Learner(folder, TrainingSection(**{"learning_rate": 1e-2, **training}), algorithm, seed=0)
+
+
+def shared_prompts(seed=0):
+    return groups_of_one_turn(random.Random(seed), VOCABULARY, groups=3, size=4, prompt=9, longest=6)
+
+
+def state(made):
+    return {name: tensor.clone() for name, tensor in made.weights().tensors()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_what_was_rewarded_becomes_likelier(folder):
+    made, groups = learner(folder), []
+    for task in range(2):
+        prompt, episodes = Recorder(random.Random(task), VOCABULARY).ids(6), []
+        for sample in range(4):
+            recorder = Recorder(random.Random(sample), VOCABULARY)
+            recorder.call(prompt, [task, sample, sample])
+            episodes.append(recorder.episode(float(sample == 2), sample, task))
+        groups.append(Group(task, tuple(episodes)))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    before = sampled_by(model, groups)
+    for _ in range(5):
+        made.step(sampled_by(made_model(made, model), groups))
+    after = sampled_by(made_model(made, model), groups)
+    for group_before, group_after in zip(before, after, strict=True):
+        rise = [total(b) - total(a) for a, b in zip(group_before.episodes, group_after.episodes, strict=True)]
+        assert max(rise) == rise[2] > 0.1
+
+
+def made_model(made, model):
+    model.load_state_dict(dict(made.weights().tensors()))
+    return model
+
+
+def total(episode):
+    return sum(sum(span.sampled.logprobs) for span in episode.tree.spans if span.sampled)
+
+
+def test_at_learning_rate_zero_sampler_and_learner_agree(folder):
+    made = learner(folder, learning_rate=0.0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for seed in range(5):
+        metrics = made.step(sampled_by(model, wandering_groups(random.Random(seed), VOCABULARY, groups=4)))
+        assert metrics["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert metrics["policy/mismatch_kl"] < 1e-8
+        assert metrics["policy/clip_fraction"] == 0.0
+    assert same(state(made), state(learner(folder)))
+
+
+def test_a_step_reports_what_it_trained_on(folder):
+    groups = shared_prompts()
+    groups.append(Group(9, (replace(groups[0].episodes[0], outcome="failed", reward=None),)))
+    metrics = learner(folder, tokens_per_batch=40).step(groups)
+    sampled = sum(len(span.ids) for g in groups[:3] for e in g.episodes for span in e.tree.spans if span.sampled)
+    assert metrics["tokens/trained"] == sampled
+    assert metrics["tokens/forest"] < metrics["tokens/rows"]
+    assert metrics["learner/passes"] > 1
+    assert metrics["episodes/rewarded"] == 12
+    assert metrics["episodes/failed"] == 1
+    assert metrics["groups/zero_variance"] == 1
+    assert metrics["reward/mean"] == pytest.approx(4 / 12)
+    assert metrics["policy/learning_rate"] == 1e-2
+    assert metrics["policy/updated"] == 1.0
+    assert 0 < metrics["policy/entropy"] < 4
+    assert metrics["staleness/max"] == 0
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_staleness_is_counted_from_each_tokens_version(folder):
+    made = learner(folder)
+    for age in range(3):
+        metrics = made.step(shared_prompts())
+        assert metrics["staleness/mean"] == metrics["staleness/max"] == age
+    assert made.version == 3
+
+
+@pytest.mark.parametrize("tokens_per_batch", [20, 40])
+def test_many_passes_are_one_batch(folder, tokens_per_batch):
+    groups = shared_prompts()
+    whole, cut = learner(folder).step(groups), learner(folder, tokens_per_batch=tokens_per_batch).step(groups)
+    assert cut["learner/passes"] > whole["learner/passes"]
+    for key in ("policy/loss", "policy/grad_norm", "policy/entropy", "policy/mismatch_kl"):
+        assert cut[key] == pytest.approx(whole[key], rel=1e-4), key
+
+
+def test_where_nothing_can_be_learned_weights_stay_and_the_step_counts(folder):
+    made = learner(folder, weight_decay=0.1)
+    made.step(shared_prompts())
+    before = state(made)
+    even = [Group(0, tuple(replace(e, reward=0.3) for e in g.episodes)) for g in shared_prompts(1)]
+    metrics = made.step(even)
+    assert metrics["policy/updated"] == metrics["policy/grad_norm"] == 0.0
+    assert metrics["policy/entropy"] > 0
+    assert made.step([Group(0, ())])["tokens/trained"] == 0
+    assert same(before, state(made))
+    assert made.version == 3
+
+
+def impossible(groups):
+    """The same episodes, said to have been sampled with probability 0."""
+
+    def spoil(tree):
+        spoilt = TokenTree()
+        for span in tree.spans:
+            sampled = span.sampled and Sampled("call-0", (-float("inf"),) * len(span.ids), span.sampled.versions, 1.0)
+            spoilt._add(replace(span, sampled=sampled))
+        return spoilt
+
+    return [Group(g.task, tuple(replace(e, tree=spoil(e.tree)) for e in g.episodes)) for g in groups]
+
+
+def test_a_gradient_that_is_not_finite_is_dropped_and_stops_the_run_in_the_end(folder):
+    made = learner(folder)
+    before = state(made)
+    for _ in range(4):
+        assert made.step(impossible(shared_prompts()))["policy/updated"] == 0.0
+    assert same(before, state(made))
+    made.step(shared_prompts())
+    for _ in range(4):
+        made.step(impossible(shared_prompts()))
+    with pytest.raises(RunError, match=r"NaN or infinite in 5 steps in a row, up to step 10 .*learning_rate"):
+        made.step(impossible(shared_prompts()))
+
+
+def test_a_saved_folder_loads_with_its_tokenizer(folder, tmp_path):
+    made = learner(folder)
+    made.step(shared_prompts())
+    made.save(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert same(state(made), dict(loaded.named_parameters()))
+    text = "What is 12 * 34?"
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text) == AutoTokenizer.from_pretrained(folder)(text)
+    assert "agentrl" not in (tmp_path / "saved" / "config.json").read_text()
+    made.save(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write") as raised:
+        learner(folder).save(tmp_path / "file" / "saved")
+    assert "\n" not in str(raised.value)
+
+
+def test_tied_weights_come_once(tmp_path):
+    qwen3(tied=True).float().save_pretrained(tmp_path)
+    weights = learner(tmp_path).weights()
+    names = [name for name, _ in weights.tensors()]
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    assert weights.version == 0
+
+
+def test_a_resumed_learner_goes_on_bit_for_bit(folder, tmp_path):
+    training = {"schedule": "cosine", "steps": 5, "warmup_steps": 1}
+    whole = learner(folder, **training)
+    for seed in range(2):
+        whole.step(shared_prompts(seed))
+    whole.save(tmp_path / "checkpoint")
+    whole.save_state(tmp_path / "checkpoint")
+    resumed = learner(tmp_path / "checkpoint", **training)
+    resumed.load_state(tmp_path / "checkpoint")
+    assert resumed.version == 2
+    for seed in range(2, 4):
+        left, right = whole.step(shared_prompts(seed)), resumed.step(shared_prompts(seed))
+        assert {k: v for k, v in left.items() if "seconds" not in k} == {
+            k: v for k, v in right.items() if "seconds" not in k
+        }
+    assert same(state(whole), state(resumed))
+
+
+DIGEST = """
+import hashlib, sys, torch
+from pathlib import Path
+from tests.training.test_learner import learner, shared_prompts
+torch.set_num_threads(1)
+made = learner(Path(sys.argv[1]), tokens_per_batch=64)
+for seed in range(3): made.step(shared_prompts(seed))
+digest = hashlib.sha256()
+for name, tensor in made.weights().tensors(): digest.update(tensor.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_another_process_learns_the_same_bits(folder):
+    digests = {
+        subprocess.run([sys.executable, "-c", DIGEST, str(folder)], capture_output=True, check=True, text=True).stdout
+        for _ in range(2)
+    }
+    assert len(digests) == 1
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(folder):
+    made = learner(folder, precision="bfloat16")
+    exact, rounded = learner(folder).step(shared_prompts()), made.step(shared_prompts())
+    assert rounded["policy/entropy"] == pytest.approx(exact["policy/entropy"], rel=0.05)
+    assert rounded["policy/entropy"] != exact["policy/entropy"]
+    assert all(tensor.dtype == torch.float32 for tensor in state(made).values())
+
+
+def test_gradients_are_clipped_to_the_norm(folder):
+    groups = shared_prompts()
+    steps = [learner(folder, max_grad_norm=norm, learning_rate=0.5) for norm in (1e-9, 1e9)]
+    assert steps[0].step(groups)["policy/grad_norm"] == steps[1].step(groups)["policy/grad_norm"]
+
+
+def test_an_episode_longer_than_a_pass_names_the_setting(folder):
+    with pytest.raises(RunError, match=r"training\.tokens_per_batch=8 "):
+        learner(folder, tokens_per_batch=8).step(shared_prompts())
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:7"])
+def test_a_device_that_is_not_there_is_refused(folder, device):
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ConfigError, match=f"training.device='{device}'"):
+        learner(folder, device=device)
+
+
+def test_a_folder_that_is_no_language_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    with pytest.raises(ConfigError, match="does not load as a causal language model") as raised:
+        learner(tmp_path)
+    assert "\n" not in str(raised.value)
