@@ -73,6 +73,12 @@ def test_every_value_has_its_provenance(write: Write) -> None:
     assert {"seed", "tasks.eval", "training.lora", "trackers"} < resolved.provenance.keys()
 
 
+def test_a_key_that_holds_a_dot_stays_within_its_mapping(write: Write) -> None:
+    resolved = resolve_config(write("agent: {name: math, kwargs: {a.b: 1}}\n"), environ={})
+    assert resolved.config.agent.kwargs == {"a.b": 1}
+    assert resolved.provenance["agent.kwargs"].endswith("config.yaml:1")
+
+
 def test_the_process_environment_is_read_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AGENTRL_")]:
         monkeypatch.delenv(name)

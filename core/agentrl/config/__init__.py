@@ -5,9 +5,12 @@
     config = load_config("config.yaml", "training.steps=100")
 
 Values come from the command line (``key.sub=value``), the environment (``AGENTRL_ROLLOUT__GROUP_SIZE=4``), a
-YAML file and the defaults, the first one winning. ``models`` holds every key with its help; ``resolve_config``
-also says where each value was written, ``dump_yaml`` writes a configuration down, and ``ineffective_keys``
-finds settings that would change nothing.
+YAML file and the defaults, the first one winning. Mappings are merged key by key: ``algorithm=dapo`` replaces
+what lower sources say about the algorithm, ``algorithm.name=dapo`` changes its name and keeps its keys.
+``models`` holds every key with its help. ``resolve_config`` also says where each value was written,
+``dump_yaml`` writes a configuration down so that it reads back equal, ``check_trainable`` refuses what cannot
+learn, and ``ineffective_keys`` finds settings that would change nothing. What is wrong is a ``ConfigError`` of
+one line: the place, the key, the value, what was expected, and the fix.
 """
 
 from __future__ import annotations

@@ -102,9 +102,9 @@ def _nearest_place(layers: Sequence[Source], key: str) -> str | None:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of everything that is no mapping, or an empty one."""
+    """The dotted keys of everything but mappings with keys; one whose keys hold dots themselves stays whole."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not any("." in key for key in value):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

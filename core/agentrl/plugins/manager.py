@@ -55,10 +55,18 @@ class Plugins:
         """Names that the environment disables and that are not installed."""
         return self._disabled.unmatched(self._scan.entries)
 
-    @property
+    @cached_property
     def hook(self) -> Hooks:
         """Calls hooks by name, as in ``plugins.hook.agentrl_step_finished(step=1, metrics=metrics)``."""
-        return self._hooks
+        from agentrl.plugins.hooks import Hooks
+
+        hooks = Hooks()
+        for entry in self.entries(kinds.HOOKS):
+            try:
+                self._registered += hooks.load(entry)
+            except AgentRLError as error:
+                self._broken[entry] = Broken(entry.name, entry.distribution, str(error))
+        return hooks
 
     @property
     def installed(self) -> tuple[Entry, ...]:
@@ -84,7 +92,7 @@ class Plugins:
 
     def load(self) -> None:
         """Load the hook plugins now, which lets them register their names."""
-        _ = self._hooks
+        _ = self.hook
 
     def load_everything(self) -> None:
         """Import every usable entry, so that ``broken`` says which do not import."""
@@ -161,18 +169,6 @@ class Plugins:
         reasons = {distribution: unmet_range(distribution) for distribution in distributions}
         return {distribution: reason for distribution, reason in reasons.items() if reason}
 
-    @cached_property
-    def _hooks(self) -> Hooks:
-        from agentrl.plugins.hooks import Hooks
-
-        hooks = Hooks()
-        for entry in self.entries(kinds.HOOKS):
-            try:
-                self._registered += hooks.load(entry)
-            except AgentRLError as error:
-                self._broken[entry] = Broken(entry.name, entry.distribution, str(error))
-        return hooks
-
     def _load_named(self, entry: Entry) -> object:
         try:
             return self._load(entry)
@@ -189,7 +185,7 @@ class Plugins:
 
     def _not_found(self, kind: str, name: str) -> AgentRLError:
         noun = kinds.kind(kind).noun
-        for entry in self._scan.entries:
+        for entry in self.installed:
             if entry.kind == kind and entry.is_called(name):
                 what = f"{noun} {name!r} of {entry.distribution} is left out: {self.unusable(entry)}"
                 if self.disabled_by(entry):
