@@ -9,6 +9,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -17,12 +21,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 VOCABULARY = 320
@@ -79,6 +87,38 @@ def gemma3() -> PreTrainedModel:
     torch.manual_seed(5)
     kinds = ["sliding_attention", "full_attention"]
     return Gemma3ForCausalLM(Gemma3TextConfig(**_SIZES, sliding_window=8, layer_types=kinds, query_pre_attn_scalar=8))
+
+
+def deepseek3() -> PreTrainedModel:
+    """Latent attention: keys and values of different sizes."""
+    torch.manual_seed(7)
+    sizes = {key: value for key, value in _SIZES.items() if key != "head_dim"} | {"num_key_value_heads": 4}
+    latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 16}
+    config = DeepseekV3Config(**sizes, **latent, **experts, n_group=1, topk_group=1, first_k_dense_replace=1)
+    return DeepseekV3ForCausalLM(config)
+
+
+def phi3_long() -> PreTrainedModel:
+    """Rotations that change for the whole batch once its longest row passes 64 tokens."""
+    torch.manual_seed(8)
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    config = Phi3Config(**_SIZES, rope_parameters=rope, original_max_position_embeddings=64, pad_token_id=0)
+    return Phi3ForCausalLM(config)
+
+
+def bloom() -> PreTrainedModel:
+    """Positions enter through the attention mask."""
+    return BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4))
+
+
+def qwen3_next() -> PreTrainedModel:
+    """Recurrent layers among those with attention."""
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    linear = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "shared_expert_intermediate_size": 16}
+    sizes = _SIZES | {"num_hidden_layers": 4}
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**sizes, **experts, **linear))
 
 
 def gpt2() -> PreTrainedModel:

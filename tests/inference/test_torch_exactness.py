@@ -14,8 +14,10 @@ from tests.inference.serving import complete, off_by, plain_greedy, plain_logpro
 from transformers import PreTrainedModel
 
 from agentrl.errors import BackendError
-from agentrl.inference.contract import Chunk
+from agentrl.inference.contract import Capabilities, Chunk
 from agentrl.inference.engine.backend import TorchBackend
+from agentrl.inference.engine.decoder import Decoder
+from agentrl.inference.engine.lean import LeanNetwork
 
 EXACT = 1e-5
 
@@ -28,6 +30,8 @@ ARCHITECTURES = [
     models.mistral,
     models.gemma3,
     models.gpt2,
+    models.deepseek3,
+    models.phi3_long,
 ]
 
 
@@ -126,29 +130,45 @@ def test_alternatives_are_the_likeliest_tokens_of_each_position(tmp_path: Path) 
     assert none.top_logprobs == ()
 
 
-def test_a_model_with_recurrent_layers_is_refused(tmp_path: Path) -> None:
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
-
-    config = Qwen3NextConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_value_heads=2,
-        linear_num_key_heads=2,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-    )
-    Qwen3NextForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(BackendError, match=r"Qwen3NextForCausalLM.*linear_attention"):
-        asyncio.run(_start(tmp_path))
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (models.qwen3_next, r"Qwen3NextForCausalLM: it has layers of type linear_attention"),
+        (models.bloom, r"BloomForCausalLM: ValueError"),
+    ],
+)
+def test_a_model_that_cannot_be_decoded_by_rows_is_refused(build: Build, reason: str, tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path)
+    with pytest.raises(BackendError, match=reason):
+        asyncio.run(_capabilities(tmp_path))
 
 
-async def _start(folder: Path) -> None:
-    async with serving(folder):
-        pass
+def test_a_forward_that_is_not_the_models_own_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its windows the decoder sees more than the model does."""
+    monkeypatch.setattr(Decoder, "_layer_windows", lambda self: {"sliding_attention": None, "full_attention": None})
+    with pytest.raises(BackendError, match=r"Gemma3ForCausalLM: decoded row by row its logprobs are off by"):
+        asyncio.run(_capabilities(models.saved(models.gemma3(), tmp_path)))
+
+
+def test_a_quicker_forward_that_is_not_exact_gives_way_to_the_models_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.gemma3().eval()
+    monkeypatch.setattr(LeanNetwork, "suits", lambda model: True)
+    monkeypatch.setattr(LeanNetwork, "__init__", lambda self, model: None)
+    monkeypatch.setattr(LeanNetwork, "_trunk", lambda self, batch: torch.zeros(batch.ids_BQ.numel(), 1))
+    monkeypatch.setattr(LeanNetwork, "logits", lambda self, batch: torch.zeros(len(batch.ids_BQ), models.VOCABULARY))
+
+    async def use(backend: TorchBackend) -> Chunk:
+        return await complete(backend, [1, 2, 3], max_tokens=5)
+
+    assert off_by(model, [1, 2, 3], served(models.saved(model, tmp_path), use)) < EXACT
+
+
+def test_rotations_that_depend_on_the_longest_row_bound_the_context(tmp_path: Path) -> None:
+    assert asyncio.run(_capabilities(models.saved(models.phi3_long(), tmp_path))).context_length == 64
+
+
+async def _capabilities(folder: Path) -> Capabilities:
+    async with serving(folder) as backend:
+        return await backend.start()

@@ -163,9 +163,9 @@ def test_without_a_tokenizer_stop_strings_are_refused_and_not_claimed(tmp_path: 
 
 
 def test_settings_are_checked_with_the_key_in_the_message(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"inference\.backend\.max_batch_token\b.*did you mean 'max_batch_tokens'"):
+    with pytest.raises(ConfigError, match=r"inference\.backend\.max_batch_token=5.*did you mean 'max_batch_tokens'"):
         TorchBackend(BackendContext(folder, options={"max_batch_token": 5}))
-    with pytest.raises(ConfigError, match=r"inference\.backend\.threads"):
+    with pytest.raises(ConfigError, match=r"inference\.backend\.threads=0.*CPU threads"):
         TorchBackend(BackendContext(folder, options={"threads": 0}))
 
 

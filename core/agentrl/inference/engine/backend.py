@@ -30,6 +30,8 @@ from agentrl.inference.engine.thread import EngineThread
 
 __all__ = ["TorchBackend"]
 
+_PREFIX_TOKENS = 65536
+
 
 class TorchBackend:
     """Samples from a Hugging Face model in this process. Every method may be called from any loop and thread."""
@@ -106,9 +108,11 @@ class TorchBackend:
         decoder = load_decoder(context.model_folder, settings)
         limit_threads(settings.threads or threads_for(decoder.model))
         limits = Limits(decoder.vocabulary, context_length(decoder, settings), load_tokenizer(context.model_folder))
-        kv_tokens = settings.kv_cache_tokens or kv_tokens_in_memory(decoder.layout)
+        affordable = kv_tokens_in_memory(decoder.layout)
+        kv_tokens = settings.kv_cache_tokens or affordable
         rows = Rows(decoder.layout, context.max_concurrency, limits.context_length, kv_tokens)
-        prefixes = PrefixCache(settings.prefix_cache_tokens)
+        kept = settings.prefix_cache_tokens
+        prefixes = PrefixCache(min(affordable // 4, _PREFIX_TOKENS) if kept is None else kept)
         return Engine(decoder, limits, rows, prefixes, settings.max_batch_tokens, context.version)
 
 
@@ -117,7 +121,11 @@ def _settings(options: dict[str, object]) -> TorchSettings:
         return TorchSettings.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(["inference.backend", *map(str, first["loc"])])
+        name = str(first["loc"][0])
+        unknown = first["type"] == "extra_forbidden"
         raise ConfigError(
-            f"{key}: {first['msg']}", fix=near_matches(str(first["loc"][0]), TorchSettings.model_fields)
+            f"inference.backend.{name}={first['input']!r}: {first['msg']}",
+            fix=near_matches(name, TorchSettings.model_fields)
+            if unknown
+            else TorchSettings.model_fields[name].description,
         ) from error

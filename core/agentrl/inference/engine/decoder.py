@@ -83,9 +83,13 @@ class Decoder:
     def _probe_layout(self) -> KVLayout:
         """Shapes of keys and values, from a forward over one token."""
         ids = torch.zeros((1, 1), dtype=torch.long, device=self._embedding.device)
-        layers = self.model.base_model(ids, past_key_values=DynamicCache(config=self.config), use_cache=True)
+        cache = DynamicCache(config=self.config)
+        try:
+            self.model.base_model(ids, past_key_values=cache, use_cache=True)
+        except Exception as error:
+            raise unsupported(self.model, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         planes = []
-        for layer in layers.past_key_values.layers:
+        for layer in cache.layers:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None:
                 raise unsupported(self.model, f"a layer keeps its state as {type(layer).__name__}")

@@ -35,7 +35,7 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(
-            f"no causal language model loads from {folder}: {' '.join(str(error).split())[:300]}",
+            f"no causal language model loads from {folder}: {' '.join(str(error).split())[:160]}",
             fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
         ) from error
     nn.Module.to(model, device).train(False)
@@ -67,6 +67,10 @@ def load_tokenizer(folder: Path) -> Decodes | None:
 def context_length(decoder: Decoder, settings: TorchSettings) -> int:
     """Prompt and completion together; raises ``BackendError`` for a setting beyond what the model knows."""
     known: int | None = getattr(decoder.config, "max_position_embeddings", None)
+    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond this length the rotations of every row would change with the longest one's.
+        known = rope["original_max_position_embeddings"]
     wanted = settings.context_length
     if wanted is None:
         return min(known or _LONGEST_DEFAULT, _LONGEST_DEFAULT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -91,10 +90,9 @@ class Job:
 def jobs_of(prompts: list[Prompt], budget: int) -> Iterator[list[Prompt]]:
     """Prompts grouped so that those of similar length share a forward of at most ``budget`` tokens."""
     batch: list[Prompt] = []
-    queue = deque(sorted(prompts, key=lambda prompt: prompt.missing))
-    while queue:
-        prompt = queue.popleft()
-        if batch and (len(batch) + 1) * prompt.missing > budget:
+    for prompt in sorted(prompts, key=lambda prompt: prompt.missing):
+        # Padding costs as much as tokens do; a forward of its own as much as a few.
+        if batch and ((len(batch) + 1) * prompt.missing > budget or prompt.missing > 2 * batch[0].missing + 16):
             yield batch
             batch = []
         batch.append(prompt)

@@ -67,7 +67,7 @@ class Rows:
             sampling.temperature,
             sampling.top_p,
             sampling.top_k,
-            sampling.seed & 0xFFFF_FFFF_FFFF_FFFF,
+            int(sampling.seed) & 0xFFFF_FFFF_FFFF_FFFF,
             sampling.top_logprobs,
         )
         self.completions.append(completion)

@@ -17,6 +17,11 @@ __all__ = ["Draw", "Rules", "sample", "uniforms"]
 _COLDEST = 1e-6
 """Below this a temperature is no number for float32 to divide by."""
 
+_LARGE = 2048
+"""A vocabulary beyond this is searched in blocks of ``_BLOCK`` tokens."""
+
+_BLOCK = 128
+
 
 def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each (seed, position): the SplitMix64 sequence of the seed's own hash.
@@ -59,67 +64,102 @@ class Draw:
 
 
 def sample(logits_BV: torch.Tensor, rules: Rules) -> Draw:
-    """Draw a token for every row. One copy from the device, two where alternatives are asked for.
+    """Draw a token for every row; overwrites ``logits``. One copy from the device, two with alternatives.
 
     A row whose logits are not all finite where they should be gets a NaN logprob.
     """
-    device = logits_BV.device
     greedy = rules.temperature == 0
     columns = np.stack([np.where(greedy, 1.0, np.maximum(rules.temperature, _COLDEST)), rules.uniform])
-    temperature_B1, uniform_B1 = torch.from_numpy(columns).to(device, torch.float32)[:, :, None]
+    temperature_B1, uniform_B1 = torch.from_numpy(columns).to(logits_BV.device, torch.float32)[:, :, None]
 
-    logits_BV = logits_BV.float()
-    best_B1, best_ids_B1 = logits_BV.max(dim=-1, keepdim=True)
-    scaled_BV = (logits_BV - best_B1).div_(temperature_B1)
-    mass_BV = scaled_BV.exp()
-    log_total_B1 = mass_BV.sum(dim=-1, keepdim=True).log_()
-    ids_B1 = _invert(_restricted(mass_BV, rules), uniform_B1)
-    if greedy.any():
-        ids_B1 = torch.where(torch.from_numpy(greedy).to(device)[:, None], best_ids_B1, ids_B1)
+    scaled_BV = logits_BV.float()
+    scaled_BV.sub_(scaled_BV.amax(dim=-1, keepdim=True)).div_(temperature_B1)
+    mass_BW = _masses(scaled_BV)
+    log_total_B1 = mass_BW.sum(dim=-1, keepdim=True).log_()
+    if greedy.all():
+        ids_B1 = scaled_BV.argmax(dim=-1, keepdim=True)
+    else:
+        ids_B1 = _invert(_restricted(mass_BW, rules), uniform_B1)
+        if greedy.any():
+            greedy_B1 = torch.from_numpy(greedy).to(logits_BV.device)[:, None]
+            ids_B1 = torch.where(greedy_B1, scaled_BV.argmax(dim=-1, keepdim=True), ids_B1)
     logprobs_B1 = scaled_BV.gather(1, ids_B1) - log_total_B1
 
     ids, logprobs = torch.cat([ids_B1, logprobs_B1.double()], dim=1).T.tolist()
-    top_ids: list[list[int]] = []
-    top_logprobs: list[list[float]] = []
-    if rules.top_logprobs:
-        values, indices = (scaled_BV - log_total_B1).topk(min(rules.top_logprobs, scaled_BV.shape[1]), dim=-1)
-        top = torch.cat([indices, values.double()], dim=1).tolist()
-        half = indices.shape[1]
-        top_ids = [[int(index) for index in row[:half]] for row in top]
-        top_logprobs = [row[half:] for row in top]
+    top_ids, top_logprobs = _likeliest(scaled_BV - log_total_B1, rules.top_logprobs) if rules.top_logprobs else ([], [])
     return Draw([int(index) for index in ids], logprobs, top_ids, top_logprobs)
 
 
-def _invert(mass_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative mass exceeds ``uniform`` of the whole, so never one without mass."""
-    cumulative_BV = mass_BV.cumsum(dim=-1)
-    total_B1 = cumulative_BV[:, -1:]
-    # Rounding may bring the product up to the total, which nothing exceeds.
-    target_B1 = torch.minimum(uniform_B1 * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
-    ids_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp_(max=mass_BV.shape[1] - 1)
-    if mass_BV.is_cuda:
+def _masses(scaled_BV: torch.Tensor) -> torch.Tensor:
+    """``exp``, for a large vocabulary with zeros up to a whole number of blocks: ``W`` columns."""
+    rows, vocabulary = scaled_BV.shape
+    if vocabulary <= _LARGE:
+        return scaled_BV.exp()
+    mass_BW = scaled_BV.new_zeros(rows, -(-vocabulary // _BLOCK) * _BLOCK)
+    torch.exp(scaled_BV, out=mass_BW[:, :vocabulary])
+    return mass_BW
+
+
+def _invert(mass_BW: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative mass exceeds ``uniform`` of the whole, so never one without mass.
+
+    In a large vocabulary first among the sums of blocks, then in the block: a cumulative sum over all of
+    it is the dearest part of sampling, and the less exact the longer it is.
+    """
+    if mass_BW.shape[1] <= _LARGE:
+        cumulative_BW = mass_BW.cumsum(dim=-1)
+        ids_B1 = _first_above(cumulative_BW, uniform_B1 * cumulative_BW[:, -1:])
+    else:
+        ids_B1 = _invert_blocks(mass_BW.view(len(mass_BW), -1, _BLOCK), uniform_B1)
+    if mass_BW.is_cuda:
         # A parallel sum need not rise monotonically: a token without mass may be hit, and is passed over.
-        ids_B1 = torch.where(mass_BV.gather(1, ids_B1) > 0, ids_B1, mass_BV.argmax(dim=-1, keepdim=True))
+        ids_B1 = torch.where(mass_BW.gather(1, ids_B1) > 0, ids_B1, mass_BW.argmax(dim=-1, keepdim=True))
     return ids_B1
 
 
-def _restricted(mass_BV: torch.Tensor, rules: Rules) -> torch.Tensor:
+def _invert_blocks(mass_BKN: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
+    sums_BK = mass_BKN.sum(dim=-1)
+    cumulative_BK = sums_BK.cumsum(dim=-1)
+    target_B1 = uniform_B1 * cumulative_BK[:, -1:]
+    block_B1 = _first_above(cumulative_BK, target_B1)
+    before_B1 = (cumulative_BK - sums_BK).gather(1, block_B1)
+    block_BN = mass_BKN[torch.arange(len(mass_BKN), device=mass_BKN.device), block_B1[:, 0]]
+    return block_B1 * _BLOCK + _first_above(block_BN.cumsum(dim=-1), target_B1 - before_B1)
+
+
+def _first_above(cumulative_BK: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
+    """Where a cumulative sum first exceeds ``target``, which rounding may have brought below 0 or up to the total."""
+    total_B1 = cumulative_BK[:, -1:]
+    highest_B1 = total_B1.nextafter(torch.zeros_like(total_B1))
+    inside_B1 = torch.minimum(target_B1, highest_B1).clamp_(min=0)
+    return torch.searchsorted(cumulative_BK, inside_B1, right=True).clamp_(max=cumulative_BK.shape[1] - 1)
+
+
+def _restricted(mass_BW: torch.Tensor, rules: Rules) -> torch.Tensor:
     """Mass with what ``top_k``, and then ``top_p`` of the rest, cut off set to zero."""
     cut = np.flatnonzero((rules.top_p < 1) | (rules.top_k > 0))
     if not len(cut):
-        return mass_BV
-    vocabulary = mass_BV.shape[1]
-    rows = torch.from_numpy(cut).to(mass_BV.device)
-    keep = np.where(rules.top_k[cut] > 0, rules.top_k[cut], vocabulary)
-    top_k = torch.from_numpy(keep).to(mass_BV.device)[:, None]
+        return mass_BW
+    width = mass_BW.shape[1]
+    rows = torch.from_numpy(cut).to(mass_BW.device)
+    keep = np.where(rules.top_k[cut] > 0, rules.top_k[cut], width)
+    top_k = torch.from_numpy(keep).to(mass_BW.device)[:, None]
     # At 1 nothing may be cut, not even what rounding puts beyond the total.
     share = np.where(rules.top_p[cut] < 1, rules.top_p[cut], np.inf)
-    top_p = torch.from_numpy(share).to(mass_BV.device, torch.float32)[:, None]
+    top_p = torch.from_numpy(share).to(mass_BW.device, torch.float32)[:, None]
 
-    sorted_mass, order = mass_BV[rows].sort(dim=-1, descending=True, stable=True)
-    sorted_mass = sorted_mass.masked_fill_(torch.arange(vocabulary, device=rows.device) >= top_k, 0.0)
+    sorted_mass, order = mass_BW[rows].sort(dim=-1, descending=True, stable=True)
+    sorted_mass = sorted_mass.masked_fill_(torch.arange(width, device=rows.device) >= top_k, 0.0)
     before = sorted_mass.cumsum(dim=-1) - sorted_mass
     # The likeliest token always stays: nothing lies before it.
     sorted_mass.masked_fill_(before >= top_p * sorted_mass.sum(dim=-1, keepdim=True), 0.0)
     kept = torch.zeros_like(sorted_mass).scatter_(1, order, sorted_mass)
-    return mass_BV.index_copy(0, rows, kept)
+    return mass_BW.index_copy(0, rows, kept)
+
+
+def _likeliest(logprobs_BV: torch.Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Ids and logprobs of the likeliest tokens of each row."""
+    values, indices = logprobs_BV.topk(min(count, logprobs_BV.shape[1]), dim=-1)
+    rows = torch.cat([indices, values.double()], dim=1).tolist()
+    half = indices.shape[1]
+    return [[int(index) for index in row[:half]] for row in rows], [row[half:] for row in rows]

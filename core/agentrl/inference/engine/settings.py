@@ -25,7 +25,8 @@ class TorchSettings(Section):
     kv_cache_tokens: int | None = Field(None, ge=1)
     """Most tokens of KV cache for running completions; null for what half of a GPU's
     free memory holds, or a quarter of the machine's."""
-    prefix_cache_tokens: int = Field(65536, ge=0)
-    """Most tokens of KV cache kept for prompts that begin alike; 0 recomputes every prompt."""
+    prefix_cache_tokens: int | None = Field(None, ge=0)
+    """Most tokens of KV cache kept for prompts that begin alike: 0 recomputes every prompt; null for a quarter of
+    what the memory holds by default, at most 65536."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a step; null for one where the model is small, else torch's own number."""
