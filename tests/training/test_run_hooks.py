@@ -66,3 +66,13 @@ def test_a_hook_that_raises_ends_the_run_with_its_name_and_what_was_learned_save
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "ZeroDivisionError" in summary["outcome"]
     assert summary["checkpoint"].endswith("step-000001")
+
+
+def test_a_plugin_that_does_not_load_takes_no_part_and_is_named(site, tmp_path):  # noqa: F811
+    listen(site, "import no_such_framework\n")
+    said = io.StringIO()
+    config = load_config(None, f"run.dir={tmp_path}", *SMALL, environ={})
+    with Trainer(config, reporter=PlainReporter(said)) as trainer:
+        assert trainer.train("math").outcome == "completed"
+    assert "takes no part in this run: " in said.getvalue()
+    assert "no_such_framework" in said.getvalue()

@@ -76,6 +76,9 @@ class Trainer:
         config, target = _with_agent(self.config, agent)
         if checkpoint is not None:
             config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(checkpoint)})})
+        self.plugins.load()
+        for broken in self.plugins.broken:
+            self.reporter.warning(f"a plugin takes no part in this run: {broken}")
         self.plugins.hook.agentrl_configure(config=config)
         return resolve_parts(config, self.plugins, target)
 
