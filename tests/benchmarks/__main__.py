@@ -1,0 +1,50 @@
+"""The speed of agentrl, measured and printed; nothing here passes or fails.
+
+    python -m tests.benchmarks [NAME ...]
+
+Every name is a module beside this one with a ``main``, run in a process of its own; by default all of them,
+in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine --help``.
+
+``call``
+    CPU milliseconds of one recorded chat call (3 messages, 16 sampled tokens, no logprobs), in process and over
+    HTTP, beside the openai SDK's own floor: the same call answered from memory. To reach: in process within
+    1.5 times the floor.
+``engine``
+    Tokens a second of the torch engine beside ``model.generate``, on equal lengths (64 requests of 32 tokens) and
+    on ragged ones (256 requests over 64 slots, log-normal lengths capped at 128). To reach: 1 and 2 times it.
+``learner``
+    Tokens a second of an optimiser step, the forest beside padded rows, on 8 groups of 8 with a shared prompt of
+    512 tokens. To reach: 3 times the rows.
+``list_agents``
+    Wall time of ``agentrl list-agents`` beside bare Python. To reach: under 150 ms.
+``train_step``
+    Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
+    here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
+    learner. To reach: no slower than TRL. TRL's column needs trl: ``tox -e benchmarks`` installs it.
+
+Trust ratios, not numbers, and both only on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+NAMES = ("call", "engine", "learner", "list_agents", "train_step")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; by default all")
+    names = parser.parse_args().names
+    for name in names:
+        if name not in NAMES:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(NAMES)}")
+    # A process each: what one leaves behind, threads, caches or a warm heap, is not measured by the next.
+    codes = [subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"]).returncode for name in names or NAMES]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Seconds of one training step beside TRL's ``GRPOTrainer``, and where agentrl's go.
+
+    python -m tests.benchmarks.train_step [--model FOLDER] [--max-tokens 8] [--blocks 6] [--steps 5]
+
+Both train the same model on the same prompts in the same order: 8 groups of 8, the same limit of tokens and the same
+stop token, temperature 1, one optimiser step a batch, no KL term. The learning rate is TRL's default, 1e-6: both go on
+sampling from the start model, so their completions have the same lengths, which the table shows. The sides run in
+turn, a block of steps each, in processes of their own. TRL runs on torch's own number of CPU threads and on one: the
+first is faster on a machine with cores to spare, the second on a busy one. Without trl, agentrl's figures stand alone.
+
+``clients`` is all that an agent's ``run`` costs, the openai SDK above all, less what its HTTP client's transport
+costs, which is ``gateway``: both are CPU of the event loop's thread, read whenever their coroutines are resumed or
+suspended. ``rollout`` is the rest of that thread, ``engine`` and ``store`` the CPU of threads of their own, ``learner``
+that of all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import multiprocessing
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from tests.benchmarks.sides.pace import Block, Workload
+
+SPLIT = ("clients", "gateway", "rollout", "engine", "store", "learner")
+STAGES = ("rollout", "learner", "weights")
+
+
+@dataclass
+class Side:
+    """A side's process, seen from here."""
+
+    name: str
+    pipe: Connection
+    blocks: list[Block] = field(default_factory=list)
+
+    def run_block(self) -> Block:
+        self.pipe.send(None)
+        block: Block = self.pipe.recv()
+        return block
+
+    @property
+    def steps(self) -> list[float]:
+        """Milliseconds of every step."""
+        return [1000 * seconds for block in self.blocks for seconds in block.wall]
+
+    @property
+    def cpu(self) -> float:
+        """Milliseconds of CPU a step, the median of the blocks'."""
+        return 1000 * statistics.median(block.cpu for block in self.blocks)
+
+    @property
+    def tokens(self) -> float:
+        return statistics.fmean(block.tokens for block in self.blocks)
+
+    def part(self, name: str) -> float:
+        """Milliseconds a step of one part, the median of the blocks'."""
+        return 1000 * statistics.median(block.parts[name] for block in self.blocks)
+
+
+@contextmanager
+def started(workloads: Mapping[str, Workload]) -> Iterator[list[Side]]:
+    """A process for every side, which waits for its first block."""
+    context = multiprocessing.get_context("spawn")
+    sides, processes = [], []
+    for name, workload in workloads.items():
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=enter, args=(workload, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()  # so that a side that dies is an end of file here, not a wait for ever
+        sides.append(Side(name, ours))
+    try:
+        yield sides
+    finally:
+        for side, process in zip(sides, processes, strict=True):
+            side.pipe.close()
+            process.join(timeout=30)
+
+
+def enter(workload: Workload, parent: Connection) -> None:
+    importlib.import_module(f"tests.benchmarks.sides.{workload.side}").run(workload, parent)
+
+
+def measure(workloads: Mapping[str, Workload], blocks: int) -> list[Side]:
+    """All sides, each having run so many blocks beside one that warmed it up."""
+    with started(workloads) as sides:
+        for number in range(1 + blocks):
+            # Each comes before the others as often as after them.
+            for side in sides if number % 2 else reversed(sides):
+                block = side.run_block()
+                if number:
+                    side.blocks.append(block)
+        return sides
+
+
+def step_table(sides: Sequence[Side], workload: Workload) -> Table:
+    table = Table(
+        title=f"a training step of {workload.groups} groups of {workload.group_size}, "
+        f"at most {workload.max_tokens} tokens; of {len(sides[0].steps)} steps"
+    )
+    for heading in ("", "median ms", "agentrl : it", "mean ms", "ms of CPU", "tokens a completion"):
+        table.add_column(heading, justify="right" if heading else "left")
+    ours = statistics.median(sides[0].steps)
+    for side in sides:
+        median, mean = statistics.median(side.steps), statistics.fmean(side.steps)
+        table.add_row(
+            side.name, f"{median:.0f}", f"{ours / median:.2f}", f"{mean:.0f}", f"{side.cpu:.0f}", f"{side.tokens:.2f}"
+        )
+    return table
+
+
+def split_table(ours: Side) -> Table:
+    table = Table(title="agentrl's step, milliseconds")
+    table.add_column()
+    for name in SPLIT:
+        table.add_column(name, justify="right")
+    table.add_row("CPU", *(f"{ours.part(name):.1f}" for name in SPLIT))
+    wall = {name: f"{ours.part(f'wall {name}'):.1f}" for name in STAGES}
+    table.add_row("wall", *(wall.get(name, "") for name in SPLIT))
+    return table
+
+
+def bundled() -> Path:
+    """The bundled model's folder."""
+    from agentrl.plugins import Plugins
+
+    return Path(str(Plugins().get("models", "tiny")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a model folder; by default the bundled one")
+    parser.add_argument("--max-tokens", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=6, help="blocks that count; one more warms up")
+    parser.add_argument("--steps", type=int, default=5, help="steps a block")
+    given = parser.parse_args()
+    workload = Workload(
+        side="agentrl_side",
+        model=given.model or bundled(),
+        max_tokens=given.max_tokens,
+        blocks=given.blocks,
+        block_steps=given.steps,
+    )
+    workloads = {"agentrl": workload}
+    if importlib.util.find_spec("trl") is not None:
+        trl = replace(workload, side="trl_side")
+        workloads |= {"TRL": trl, "TRL, 1 thread": replace(trl, threads=1)}
+    sides = measure(workloads, given.blocks)
+    console = Console()
+    console.print(step_table(sides, workload))
+    console.print(split_table(sides[0]))
+    if len(sides) == 1:
+        console.print("trl is not installed here; `tox -e benchmarks -- train_step` measures it too")
+
+
+if __name__ == "__main__":
+    main()
