@@ -15,6 +15,7 @@ from agentrl.rollout.groups import Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.rollout.watchdog import LoopWatchdog
+from agentrl.training.heap import settled_heap
 from agentrl.training.parts import Parts
 
 __all__ = ["Serving", "serve"]
@@ -56,6 +57,7 @@ async def serve(
         gateway.start()
         stack.callback(gateway.stop)
         await stack.enter_async_context(LoopWatchdog(parts.agent.name, warn, deadline=config.rollout.episode_timeout))
+        stack.enter_context(settled_heap())
         yield Serving(backend, gateway, _rollout(parts, gateway, finished))
 
 
