@@ -19,9 +19,9 @@ from agentrl_agents.models import TINY
 SEED = 0
 CONTEXT = 1024
 STAGES = (
-    Stage("the sum", 600, 3e-3, well=1.0, rows={"math": 64}),
-    Stage("every skill", 500, 2e-3, well=1.0, rows={"math": 48, "multi_turn_math": 32, "calculator": 48}),
-    Stage("the faults", 300, 1e-3, well=0.2, rows={"math": 48, "multi_turn_math": 48, "calculator": 64}),
+    Stage("the sum", 300, pace=1.0, well=1.0, rows={"math": 64}),
+    Stage("every skill", 600, pace=0.7, well=1.0, rows={"math": 32, "multi_turn_math": 32, "calculator": 48}),
+    Stage("the faults", 300, pace=0.3, well=0.2, rows={"math": 32, "multi_turn_math": 48, "calculator": 64}),
 )
 
 

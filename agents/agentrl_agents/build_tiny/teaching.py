@@ -23,32 +23,48 @@ class Stage:
 
     name: str
     steps: int
-    learning_rate: float
-    """Peak of AdamW's learning rate: it rises over 50 steps and falls to a twentieth by the end."""
+    pace: float
+    """Peak of the learning rates, as a share of the optimisers' own; it rises over 50 steps and falls to a twentieth."""
     well: float
     """Share of what is demonstrated that is done well."""
     rows: Mapping[str, int]
     """Demonstrations of each agent in a step."""
 
     def rate(self, step: int) -> float:
-        """The learning rate of one step, counted from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 - step / self.steps))
+        """The share of the optimisers' learning rates at one step, counted from 0."""
+        return self.pace * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 - step / self.steps))
 
 
 def teach(model: Qwen3ForCausalLM, stages: Sequence[Stage], draw: Callable[[str, float], Row]) -> None:
     """Train ``model`` in place through all ``stages``; ``draw`` gives a demonstration of an agent done so well."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizers = _optimizers(model)
     for stage in stages:
         for step in range(stage.steps):
-            optimizer.param_groups[0]["lr"] = stage.rate(step)
             losses = _accumulate(
                 model, [[draw(agent, stage.well) for _ in range(n)] for agent, n in stage.rows.items()]
             )
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * stage.rate(step)
+                optimizer.step()
+                optimizer.zero_grad()
             if step % 100 == 0 or step == stage.steps - 1:
                 _log.info("%s, step %d: loss %s", stage.name, step, " ".join(f"{loss:.3f}" for loss in losses))
+
+
+def _optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, by which addition is learnt in a third of AdamW's steps, and AdamW."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
 
 def _accumulate(model: Qwen3ForCausalLM, batches: Sequence[Sequence[Row]]) -> list[float]:
