@@ -82,7 +82,7 @@ def wander(recorder: Recorder, prompt: Sequence[int], calls: int) -> Recorder:
 
 
 def groups_of_one_turn(
-    random: random.Random, vocabulary: int, *, groups: int, size: int, prompt: int, longest: int
+    random: random.Random, vocabulary: int, *, groups: int, size: int, prompt: int, longest: int, shortest: int = 1
 ) -> list[Group]:
     """Groups that share a prompt, with a completion an episode and rewards of 0 and 1."""
     made: list[Group] = []
@@ -91,7 +91,7 @@ def groups_of_one_turn(
         episodes = []
         for sample in range(size):
             recorder = Recorder(random, vocabulary)
-            recorder.call(shared, random.randint(1, longest))
+            recorder.call(shared, random.randint(shortest, longest))
             episodes.append(recorder.episode(float((sample + task) % 3 == 0), sample, task))
         made.append(Group(task, tuple(episodes)))
     return made

@@ -64,6 +64,11 @@ class Learner:
         self.version = 0
         """How many steps made the weights."""
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model with the weights under training."""
+        return self._policy.model
+
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
         """Update the weights once from ``groups``; returns metrics by name.
 
@@ -90,7 +95,7 @@ class Learner:
 
     def weights(self) -> Weights:
         """A view of the current weights, valid until the next step."""
-        return LearnerWeights(self.version, self._policy.model, self._source)
+        return LearnerWeights(self.version, self.model, self._source)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder, tokenizer included, whole or not at all."""
