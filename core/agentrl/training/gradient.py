@@ -10,6 +10,7 @@ import torch
 
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.contract import ObjectiveTerms
+from agentrl.training.intraop import threads_for_pass
 from agentrl.training.metrics import PolicyMetrics
 from agentrl.training.passes import Pass
 from agentrl.training.policy import Policy
@@ -28,8 +29,10 @@ def accumulate_gradient(policy: Policy, algorithm: Algorithm, terms: Terms, pass
     however the terms are spread over passes, the sum of their gradients is that of one pass.
     """
     metrics = PolicyMetrics()
+    parameters = policy.model.num_parameters()
     for work in passes:
-        _backward(policy, algorithm, terms, work, metrics)
+        with threads_for_pass(parameters, work.ids.size):
+            _backward(policy, algorithm, terms, work, metrics)
     return metrics.result()
 
 
