@@ -146,7 +146,7 @@ class InferenceSection(Section):
 class TrainingSection(Section):
     steps: int = Field(60, ge=0)
     """Optimiser steps."""
-    learning_rate: float = Field(3.0e-4, ge=0)
+    learning_rate: float = Field(1.0e-4, ge=0)
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
