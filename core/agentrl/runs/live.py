@@ -101,7 +101,7 @@ class LiveReporter:
         progress = self._progress
         width = max(8, min(_CURVE_WIDTH, self._console.width - _BESIDE_CURVE))
         rows = Table.grid(padding=(0, 2))
-        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(style="dim", no_wrap=True, min_width=8)
         rows.add_column(no_wrap=True, overflow="ellipsis")
         if (plan := progress.plan) is not None:
             rows.add_row("step", _steps(progress, plan, width))

@@ -119,9 +119,9 @@ class Progress:
 
     @property
     def seconds_by_stage(self) -> dict[str, float]:
-        """Of the newest step, the whole step left out."""
+        """Of the newest step, without the whole step and without the parts of a stage."""
         return {
             name.removeprefix("seconds/"): seconds
             for name, seconds in self.metrics.items()
-            if name.startswith("seconds/") and name != "seconds/step"
+            if name.startswith("seconds/") and name.count("/") == 1 and name != "seconds/step"
         }

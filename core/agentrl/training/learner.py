@@ -88,9 +88,9 @@ class Learner:
             metrics |= self._optimiser.step(self.version)
         self.version += 1
         return metrics | {
-            "seconds/learner_pack": packed - started,
-            "seconds/learner_gradient": computed - packed,
-            "seconds/learner_update": time.perf_counter() - computed,
+            "seconds/learner/pack": packed - started,
+            "seconds/learner/gradient": computed - packed,
+            "seconds/learner/update": time.perf_counter() - computed,
         }
 
     def weights(self) -> Weights:
