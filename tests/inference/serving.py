@@ -30,10 +30,10 @@ async def serving(
 
 
 def served(folder: Path, use: Callable[[TorchBackend], Awaitable[T]], **options: Any) -> T:
-    """Start a backend, use it, stop it."""
+    """Start a backend, use it, stop it. A request that nobody answers fails the test."""
 
     async def run() -> T:
-        async with serving(folder, **options) as backend:
+        async with serving(folder, **options) as backend, asyncio.timeout(60):
             return await use(backend)
 
     return asyncio.run(run())

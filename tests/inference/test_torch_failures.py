@@ -87,6 +87,7 @@ def test_a_loop_that_ends_without_its_readers_leaves_nothing_behind(folder: Path
 
         await asyncio.to_thread(elsewhere)
         await settled(lambda: _idle(backend))
+        assert backend.counters().tokens < 200
         return await complete(backend, [1], max_tokens=3)
 
     assert len(served(folder, use).ids) == 3
@@ -213,6 +214,35 @@ def test_stop_ends_what_is_in_flight_and_may_be_called_twice(folder: Path) -> No
         assert not any(thread.name == "agentrl-engine" for thread in threading.enumerate())
 
     asyncio.run(use())
+
+
+def test_a_request_that_crosses_with_the_stop_is_answered_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step takes its time: the stop is asked for in it, and then a request is sent."""
+    entered, leave, step = threading.Event(), threading.Event(), Engine.step
+
+    def slow(self):
+        entered.set()
+        leave.wait(20)
+        step(self)
+
+    async def use(backend: TorchBackend) -> None:
+        monkeypatch.setattr(Engine, "step", slow)
+        first = asyncio.create_task(complete(backend, [1], **LONG))
+        await asyncio.to_thread(entered.wait, 20)
+        crossing = backend.generate(GenerationRequest([2], Sampling(**LONG)))
+        thread = backend._thread
+        stopping = asyncio.create_task(backend.stop())
+        await settled(lambda: backend._thread is None and not thread._messages.empty())
+        backend._thread = thread
+        last = asyncio.create_task(anext(crossing))
+        await settled(lambda: thread._messages.qsize() == 2)
+        leave.set()
+        await stopping
+        for task in (first, last):
+            with pytest.raises(BackendError, match="was stopped"):
+                await task
+
+    served(folder, use)
 
 
 def test_only_the_engines_own_thread_is_limited(folder: Path) -> None:

@@ -75,6 +75,20 @@ def test_reused_prefixes_give_the_same_ids_and_logprobs(build, tmp_path: Path) -
         assert chunk.logprobs == pytest.approx(reference.logprobs, abs=1e-5)
 
 
+def test_prompts_computed_side_by_side_stay_within_the_models_positions(tmp_path: Path) -> None:
+    """One of them goes on from a long prefix, and its neighbour's is longer than what is left of its 128 positions."""
+    model = models.gpt2().eval()
+    long, short = [index % 50 for index in range(100)], list(range(45))
+
+    async def use(backend: TorchBackend) -> list[Chunk]:
+        await complete(backend, long, max_tokens=1)
+        return await asyncio.gather(*(complete(backend, ids, max_tokens=5) for ids in ([*long, *range(20)], short)))
+
+    continued, fresh = served(models.saved(model, tmp_path), use)
+    assert off_by(model, [*long, *range(20)], continued) < 1e-5
+    assert off_by(model, short, fresh) < 1e-5
+
+
 def test_without_a_cache_nothing_is_kept(folder: Path) -> None:
     async def use(backend: TorchBackend) -> int:
         await complete(backend, PROMPT, max_tokens=2)
