@@ -49,12 +49,12 @@ class Side:
         self.steps.append(self.learner.step(groups))
 
     def milliseconds(self, stage: str) -> float:
-        return 1000 * statistics.median(step[f"seconds/learner_{stage}"] for step in self.steps)
+        return 1000 * statistics.median(step[f"seconds/learner/{stage}"] for step in self.steps)
 
     @property
     def total(self) -> float:
         return 1000 * statistics.median(
-            sum(step[f"seconds/learner_{stage}"] for stage in STAGES) for step in self.steps
+            sum(step[f"seconds/learner/{stage}"] for stage in STAGES) for step in self.steps
         )
 
 
