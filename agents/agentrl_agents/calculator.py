@@ -60,5 +60,7 @@ def use(call: ChatCompletionMessageToolCallUnion) -> str:
         return "Error: the only tool is calculator"
     try:
         return str(evaluate(json.loads(call.function.arguments)["expression"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError):
+        return 'Error: the arguments are {"expression": "..."}'
+    except ValueError as error:
         return f"Error: {error}"

@@ -75,8 +75,8 @@ def test_calculator_may_answer_without_the_tool(play: Play, text: str, reward: f
         (tool_call("47/0"), "Error: only numbers, + - * and brackets are allowed"),
         (tool_call("__import__('os')"), "Error: only numbers, + - * and brackets are allowed"),
         (tool_call("47+38", name="abacus"), "Error: the only tool is calculator"),
-        (tool_call("x").replace("expression", "query"), "Error: 'expression'"),
-        ('<tool_call>\n{"name": "calculator", "arguments": [1]}\n</tool_call>', "Error"),
+        (tool_call("x").replace("expression", "query"), "Error: the arguments are"),
+        ('<tool_call>\n{"name": "calculator", "arguments": [1]}\n</tool_call>', "Error: the arguments are"),
         (
             '<tool_call>\n{"name": "calculator", "arguments": {"expression": 4}}\n</tool_call>',
             "Error: an expression is",

@@ -32,10 +32,10 @@ def test_decimals_are_numbers() -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "", "x", "2**9", "9/3", "1+", "f(1)", "[1]", "'a'*3", "True", "1 if 1 else 2", "1<2", "+1", "1j", "a.b", "0" * 201,
-        "(" * 150 + "1" + ")" * 49, "1\n2", "\x00",
+        "", "x", "2**9", "9/3", "1+", "f(1)", "[1]", "'a'*3", "True", "1 if 1 else 2", "1<2", "+1", "1j", "a.b",
+        "0" * 201, "(" * 150 + "1" + ")" * 49, "1\n2", "\x00",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(expression: str) -> None:
-    with pytest.raises(ValueError, match="cannot evaluate|are allowed|at most 200"):
+    with pytest.raises(ValueError, match=r"cannot evaluate|are allowed|at most 200"):
         evaluate(expression)

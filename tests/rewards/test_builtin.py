@@ -14,7 +14,7 @@ from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RewardError
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rewards.numeric import last_number
+from agentrl.rewards.numeric import NumericMatch, last_number
 from agentrl.rollout.episode import EpisodeKey, EpisodeView
 
 VIEW = EpisodeView(EpisodeKey("eval", 0, 0, 0), ())
@@ -81,6 +81,12 @@ def test_the_last_number_is_read_as_people_write_it(text: str, number: float | N
 @given(st.integers(), st.text(alphabet="abc .,:;!?\n"))
 def test_any_integer_is_found_behind_any_words(number: int, words: str) -> None:
     assert last_number(f"{words} {number}.") == number
+
+
+@given(st.text(alphabet="0123456789.,-−eE+ x$"), st.floats(0, 10))
+def test_no_text_is_too_strange_to_be_compared(text: str, tolerance: float) -> None:
+    reward = NumericMatch(NumericMatch.Settings(tolerance=tolerance))
+    assert reward(text, {"answer": "85"}) in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from random import Random
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from agentrl.tokens.renderer import load_renderer
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS
 from agentrl_agents.build_tiny.recording import Recorder, Row
 from agentrl_agents.build_tiny.teaching import Stage, teach
@@ -20,7 +21,7 @@ SEED = 0
 CONTEXT = 1024
 STAGES = (
     Stage("the sum", 300, pace=1.0, well=1.0, rows={"math": 64}),
-    Stage("every skill", 600, pace=0.7, well=1.0, rows={"math": 32, "multi_turn_math": 32, "calculator": 48}),
+    Stage("every skill", 700, pace=0.7, well=1.0, rows={"math": 32, "multi_turn_math": 32, "calculator": 64}),
     Stage("the faults", 300, pace=0.3, well=0.2, rows={"math": 32, "multi_turn_math": 48, "calculator": 64}),
 )
 
@@ -30,9 +31,8 @@ def build(folder: Path) -> None:
     random = Random(SEED)
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    shown = [show(random, well) for _ in range(200) for show in DEMONSTRATORS.values() for well in (0.0, 1.0)]
-    tokenizer = train_tokenizer(shown, (TINY / "chat_template.jinja").read_text(), vocabulary=768, context=CONTEXT)
-    recorder = Recorder(tokenizer, undone=0.03)
+    tokenizer = tokenizer_of(random)
+    recorder = Recorder(tokenizer, load_renderer(tokenizer), undone=0.06)
 
     def draw(agent: str, well: float) -> Row:
         return recorder.record(DEMONSTRATORS[agent](random, well), random)
@@ -41,6 +41,12 @@ def build(folder: Path) -> None:
     teach(model, STAGES, draw)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def tokenizer_of(random: Random) -> PreTrainedTokenizerFast:
+    """The tokenizer, trained on demonstrations of every agent, done well and done badly."""
+    shown = [show(random, well) for _ in range(200) for show in DEMONSTRATORS.values() for well in (0.0, 1.0)]
+    return train_tokenizer(shown, (TINY / "chat_template.jinja").read_text(), vocabulary=768, context=CONTEXT)
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:

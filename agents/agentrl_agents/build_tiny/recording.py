@@ -8,7 +8,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerFast
 
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.renderer import Renderer
 from agentrl_agents.build_tiny.demonstrations import Demonstration
 
 __all__ = ["Recorder", "Row"]
@@ -25,9 +25,9 @@ class Row:
 class Recorder:
     """Renders prompts once and extends them turn by turn; what is written splits words in several ways."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, undone: float) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, renderer: Renderer, undone: float) -> None:
         """Each merge of a written text is undone with probability ``undone``."""
-        self._renderer = load_renderer(tokenizer)
+        self._renderer = renderer
         self._tokenizer = tokenizer
         self._parts = _parts(tokenizer)
         self._undone = undone

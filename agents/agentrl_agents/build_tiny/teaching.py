@@ -24,7 +24,7 @@ class Stage:
     name: str
     steps: int
     pace: float
-    """Peak of the learning rates, as a share of the optimisers' own; it rises over 50 steps and falls to a twentieth."""
+    """Peak of the learning rates, a share of the optimisers' own; it rises over 50 steps and falls to a twentieth."""
     well: float
     """Share of what is demonstrated that is done well."""
     rows: Mapping[str, int]

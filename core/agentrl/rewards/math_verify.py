@@ -20,7 +20,7 @@ class MathVerify:
     """1 where the answer is mathematically the truth; else 0, also where that takes too long to tell."""
 
     class Settings(TruthSettings):
-        timeout: float = Field(10.0, gt=0)
+        timeout: float = Field(5.0, gt=0)
         """Seconds that one comparison may take."""
 
     def __init__(self, settings: Settings | None = None) -> None:

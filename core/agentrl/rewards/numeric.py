@@ -15,7 +15,9 @@ from agentrl.rewards.fields import TruthSettings, truth_of
 __all__ = ["NumericMatch", "last_number"]
 
 # A minus is a sign where it cannot be a subtraction, a comma is part of a number where it groups thousands.
-_NUMBER = re.compile(r"(?:(?<![\w.)\]])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)\]])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?"
+)
 
 
 def last_number(value: object) -> Decimal | None:
