@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from agentrl.training.probe import probe_forest
 
@@ -50,6 +58,24 @@ def gemma3(window: int = 6) -> PreTrainedModel:
         initializer_range=0.3,
     )
     return Gemma3ForCausalLM(config).double()
+
+
+def of_kind(kind: str, **sizes: object) -> PreTrainedModel:
+    """A model of another architecture, small where its configuration has the usual names."""
+    torch.manual_seed(0)
+    usual = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+    }
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **usual | sizes)).eval()
 
 
 def takes_forest(model: PreTrainedModel) -> PreTrainedModel:

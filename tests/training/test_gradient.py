@@ -8,17 +8,24 @@ from functools import cache
 import pytest
 from tests.training.algorithms import grpo
 from tests.training.episodes import Recorder, chain, groups_of_one_turn, wandering_groups
-from tests.training.models import VOCABULARY, gemma3, qwen3, takes_forest
+from tests.training.models import VOCABULARY, gemma3, of_kind, qwen3, takes_forest
 from tests.training.reference import forest_gradient, reference_gradient, relative_difference, rows_gradient
 
 from agentrl.rollout.episode import Group
+from agentrl.training import scoring
 
 EXACT = 1e-6
 
 
 @cache
 def model(kind: str):
-    models = {"full": qwen3, "tied": lambda: qwen3(tied=True), "sliding": lambda: qwen3(window=5), "gemma": gemma3}
+    models = {
+        "full": qwen3,
+        "tied": lambda: qwen3(tied=True),
+        "sliding": lambda: qwen3(window=5),
+        "gemma": gemma3,
+        "scaled logits": lambda: of_kind("granite", logits_scaling=4.0).double(),
+    }
     return models[kind]()
 
 
@@ -79,6 +86,12 @@ def test_trees_cut_into_bins(kind, tokens_per_batch):
 )
 def test_other_parts(parts):
     assert_exact(wandering_groups(random.Random(6), VOCABULARY), parts=parts)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "scaled logits"])
+def test_a_vocabulary_computed_by_chunks(kind, monkeypatch):
+    monkeypatch.setattr(scoring, "ELEMENTS", 7 * VOCABULARY)
+    assert_exact(wandering_groups(random.Random(8), VOCABULARY), kind=kind)
 
 
 @pytest.mark.parametrize("tokens_per_batch", [40, 8192])

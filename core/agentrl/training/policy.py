@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agentrl.training.attention import ForestAttention
-from agentrl.training.scoring import Scores, score
+from agentrl.training.attention import NAME, ForestAttention
+from agentrl.training.scoring import Distributions, Scores, score
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from agentrl.training.contract import Ints
+    from agentrl.training.contract import Floats, Ints
     from agentrl.training.passes import Pass
     from agentrl.training.terms import Terms
 
@@ -30,6 +30,7 @@ class Policy:
         self.model = model
         self.model.train(False)
         self._autocast = autocast
+        self._head = _plain_head(model)
 
     @property
     def device(self) -> torch.device:
@@ -44,24 +45,41 @@ class Policy:
         drawn = (work.row * len(columns) + column) * len(temperatures) + kind
         wanted, row = np.unique(drawn, return_inverse=True)
         place, temperature = wanted // len(temperatures), temperatures[wanted % len(temperatures)]
-        logits = self._logits(work, columns).flatten(0, 1)
-        if not np.array_equal(place, np.arange(len(logits))):
-            logits = logits[self._tensor(place)]
-        if np.any(temperature != 1.0):
-            logits = logits / self._tensor(temperature)[:, None].to(logits.dtype)
-        return score(logits, self._tensor(row), self._tensor(terms.token[work.terms]))
+        distributions = self._distributions(work, columns, place, temperature)
+        return score(distributions, self._tensor(row), self._tensor(terms.token[work.terms]))
 
-    def _logits(self, work: Pass, columns: Ints) -> Tensor:
-        """Shape (rows, columns, vocabulary): only positions that predict a term meet the vocabulary."""
-        layout: dict[str, Any] = {}  # plain rows are what a model expects without being told
-        if work.subtree_end is not None:
-            layout["position_ids"] = self._tensor(work.depth)
-            layout["forest"] = ForestAttention(work.depth[0], work.subtree_end)
+    def _distributions(self, work: Pass, columns: Ints, place: Ints, temperature: Floats) -> Distributions:
+        """Those at ``place`` in (rows, columns) of the pass: only they meet the vocabulary."""
+        features = self._features(work, columns).flatten(0, 1)
+        if not np.array_equal(place, np.arange(len(features))):
+            features = features[self._tensor(place)]
+        return Distributions(
+            features,
+            None if np.all(temperature == 1.0) else self._tensor(temperature)[:, None],
+            self._to_logits,
+            self.model.config.get_text_config().vocab_size,
+        )
+
+    def _features(self, work: Pass, columns: Ints) -> Tensor:
+        """Hidden states, (rows, columns, size), or logits already where the model's head is not a plain one."""
+        inputs: dict[str, Any] = {"input_ids": self._tensor(work.ids), "use_cache": False}
+        if work.subtree_end is not None:  # plain rows are what a model expects without being told
+            inputs["position_ids"] = self._tensor(work.depth)
+            inputs["forest"] = ForestAttention(work.depth[0], work.subtree_end)
+        kept = self._tensor(columns)
+        features: Tensor
         with self._precision():
-            output = self.model(
-                input_ids=self._tensor(work.ids), logits_to_keep=self._tensor(columns), use_cache=False, **layout
-            )
-        logits: Tensor = output.logits
+            if self._head is None:
+                features = self.model(**inputs, logits_to_keep=kept).logits
+            else:
+                features = self.model.base_model(**inputs).last_hidden_state[:, kept]
+        return features
+
+    def _to_logits(self, features: Tensor) -> Tensor:
+        if self._head is None:
+            return features
+        with self._precision():
+            logits: Tensor = self._head(features)
         return logits
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -69,3 +87,20 @@ class Policy:
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+@torch.no_grad()
+def _plain_head(model: PreTrainedModel) -> nn.Module | None:
+    """The module that takes ``model.base_model``'s hidden states to its logits; ``None`` where more happens to them.
+
+    Some models scale or cap their logits after it, which a few positions show.
+    """
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None or model.base_model is model:
+        return None
+    run = np.arange(4)
+    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(run)[None].to(model.device), "use_cache": False}
+    if model.config._attn_implementation == NAME:
+        inputs["forest"] = ForestAttention(run, np.full(4, 4))
+    plain, logits = head(model.base_model(**inputs).last_hidden_state), model(**inputs).logits
+    return head if torch.allclose(plain, logits.to(plain.dtype), rtol=1e-4, atol=1e-5) else None
