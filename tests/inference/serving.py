@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, Sampling
 from agentrl.inference.engine.backend import TorchBackend
+from agentrl.inference.engine.engine import Engine
 
 T = TypeVar("T")
 
@@ -56,6 +58,24 @@ async def settled(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+@contextmanager
+def held(backend: TorchBackend) -> Iterator[None]:
+    """Keep the engine from its next step meanwhile: what is asked for in here comes to it at once."""
+    entered, leave = threading.Event(), threading.Event()
+    assert backend._thread is not None
+
+    def hold(engine: Engine) -> None:
+        entered.set()
+        leave.wait(20)
+
+    backend._thread.send(hold)
+    entered.wait(20)
+    try:
+        yield
+    finally:
+        leave.set()
 
 
 @torch.no_grad()

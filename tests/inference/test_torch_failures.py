@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.inference import models
-from tests.inference.serving import complete, off_by, served, serving, settled
+from tests.inference.serving import complete, held, off_by, served, serving, settled
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, Sampling
@@ -79,9 +79,10 @@ def test_a_prompt_that_is_being_computed_can_be_abandoned(folder: Path) -> None:
 
 def test_a_loop_that_ends_without_its_readers_leaves_nothing_behind(folder: Path) -> None:
     async def use(backend: TorchBackend) -> Chunk:
+        stream = backend.generate(GenerationRequest([1, 2], Sampling(**LONG), stream=True))
+
         def elsewhere() -> None:
             loop = asyncio.new_event_loop()
-            stream = backend.generate(GenerationRequest([1, 2], Sampling(**LONG), stream=True))
             loop.run_until_complete(anext(stream))
             loop.close()
 
@@ -216,27 +217,19 @@ def test_stop_ends_what_is_in_flight_and_may_be_called_twice(folder: Path) -> No
     asyncio.run(use())
 
 
-def test_a_request_that_crosses_with_the_stop_is_answered_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last step takes its time: the stop is asked for in it, and then a request is sent."""
-    entered, leave, step = threading.Event(), threading.Event(), Engine.step
-
-    def slow(self):
-        entered.set()
-        leave.wait(20)
-        step(self)
+def test_a_request_that_crosses_with_the_stop_is_answered_too(folder: Path) -> None:
+    """It is sent after the engine was asked to stop and before it is over."""
 
     async def use(backend: TorchBackend) -> None:
-        monkeypatch.setattr(Engine, "step", slow)
         first = asyncio.create_task(complete(backend, [1], **LONG))
-        await asyncio.to_thread(entered.wait, 20)
-        crossing = backend.generate(GenerationRequest([2], Sampling(**LONG)))
+        await settled(lambda: backend.counters().tokens > 0)
         thread = backend._thread
-        stopping = asyncio.create_task(backend.stop())
-        await settled(lambda: backend._thread is None and not thread._messages.empty())
-        backend._thread = thread
-        last = asyncio.create_task(anext(crossing))
-        await settled(lambda: thread._messages.qsize() == 2)
-        leave.set()
+        with held(backend):
+            stopping = asyncio.create_task(backend.stop())
+            await settled(lambda: thread._messages.qsize() == 1)
+            backend._thread = thread
+            last = asyncio.create_task(complete(backend, [2], **LONG))
+            await settled(lambda: thread._messages.qsize() == 2)
         await stopping
         for task in (first, last):
             with pytest.raises(BackendError, match="was stopped"):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.inference import models
-from tests.inference.serving import complete, off_by, plain_greedy, served
+from tests.inference.serving import complete, held, off_by, plain_greedy, served, settled
 
 from agentrl.inference.contract import Chunk
 from agentrl.inference.engine.backend import TorchBackend
@@ -78,11 +78,14 @@ def test_reused_prefixes_give_the_same_ids_and_logprobs(build, tmp_path: Path) -
 def test_prompts_computed_side_by_side_stay_within_the_models_positions(tmp_path: Path) -> None:
     """One of them goes on from a long prefix, and its neighbour's is longer than what is left of its 128 positions."""
     model = models.gpt2().eval()
-    long, short = [index % 50 for index in range(100)], list(range(45))
+    long, short = [index % 50 for index in range(100)], list(range(200, 245))
 
     async def use(backend: TorchBackend) -> list[Chunk]:
         await complete(backend, long, max_tokens=1)
-        return await asyncio.gather(*(complete(backend, ids, max_tokens=5) for ids in ([*long, *range(20)], short)))
+        both = [asyncio.create_task(complete(backend, ids, max_tokens=5)) for ids in ([*long, *range(20)], short)]
+        with held(backend):
+            await settled(lambda: backend._thread._messages.qsize() == 2)
+        return await asyncio.gather(*both)
 
     continued, fresh = served(models.saved(model, tmp_path), use)
     assert off_by(model, [*long, *range(20)], continued) < 1e-5
