@@ -11,6 +11,7 @@ import torch
 from tests.training.models import takes_forest
 from tests.training.reference import forest_gradient, reference_gradient, relative_difference
 from transformers import AutoModelForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from agentrl import Trainer, load_config
 from agentrl.plugins import Plugins
@@ -39,16 +40,27 @@ def _told_apart(episode):
     return replace(episode, reward=float(episode.key.sample), call_rewards=calls)
 
 
+@pytest.fixture
+def exact_norm(monkeypatch):
+    """The model's norm rounds to float32 whatever it is given, which is more than what is held apart here."""
+
+    def forward(self, states):
+        return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(Qwen3RMSNorm, "forward", forward)
+
+
 @pytest.mark.parametrize("agent", ["math", "multi_turn_math", "calculator"])
-def test_the_gradient_of_recorded_episodes_is_that_of_plain_rows(agent, tmp_path, tiny_folder):
+def test_the_gradient_of_recorded_episodes_is_that_of_plain_rows(agent, tmp_path, tiny_folder, request):
     groups, config = recorded(agent, tmp_path, "rollout.temperature=0.9")
+    request.getfixturevalue("exact_norm")  # Only now: the episodes were sampled by the model as it is.
     algorithm = build_algorithm(Plugins(), config.algorithm)
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float64)
     expected_loss, expected = reference_gradient(model, groups, algorithm)
     loss, gradient = forest_gradient(takes_forest(model), groups, algorithm)
     assert sum(len(group.episodes) for group in groups) == 32
-    assert loss == pytest.approx(expected_loss, rel=1e-6, abs=1e-9)
-    assert relative_difference(gradient, expected) < 1e-6
+    assert loss == pytest.approx(expected_loss, rel=1e-6, abs=1e-12)
+    assert relative_difference(gradient, expected) < 1e-9
 
 
 def test_the_next_turn_extends_the_very_tokens_that_were_sampled(tmp_path, tiny_folder):
