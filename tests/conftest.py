@@ -22,8 +22,10 @@ TEXTS = [
 
 QWEN3_TEMPLATE = """
 {%- set state = namespace(last_query=messages|length - 1) -%}
-{%- for m in messages if m.role == 'user' and not m.content.strip().startswith('<tool_response>') -%}
-  {%- set state.last_query = messages.index(m) -%}
+{%- for m in messages -%}
+  {%- if m.role == 'user' and not m.content.strip().startswith('<tool_response>') -%}
+    {%- set state.last_query = loop.index0 -%}
+  {%- endif -%}
 {%- endfor -%}
 {%- set system = messages[0].content if messages[0].role == 'system' else none -%}
 {%- if tools -%}

@@ -2,11 +2,13 @@
 
 The call has 3 messages and 16 sampled tokens, no logprobs. The backend answers at once; SDK, gateway,
 renderer, tokenizer and recording are the real ones. The floor is the same client with a transport that
-answers from memory. A *next turn* extends a recorded first one (user, assistant, user); a *first turn* is
-rendered whole (system, user, user). Every figure is the process's CPU time, server thread and garbage
-collection included, for blocks of calls that take turns; clients and sessions are made outside of it.
+answers from memory; eight sessions, as those of a group, ask the same. A *next turn* extends a recorded
+first one (user, assistant, user), by a client that made that one too; a *first turn* is rendered whole
+(system, user, user), by a client's first call. The floor makes the same calls of the same kinds of client.
+Every figure is the process's CPU time, server thread and garbage collection included, for blocks of calls
+that take turns; clients and sessions are made outside of it.
 
-    python tests/benchmarks/call.py [--rounds 40] [--calls 50] [--profile]
+    python tests/benchmarks/call.py [--rounds 20] [--calls 50] [--profile]
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import argparse
 import asyncio
 import cProfile
 import gc
+import itertools
 import pstats
 import statistics
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.tokens.renderer import Renderer, load_renderer
 
 TOKENS = 16
+GROUP = 8
 SYSTEM = {"role": "system", "content": "You are a careful assistant. Answer with a number and nothing else."}
 ASK = {"role": "user", "content": "Ann has 12 apples and buys 34 more. How many apples does she have now?"}
 MORE = {"role": "user", "content": "Check the sum once more, please, and say the number again."}
@@ -60,61 +64,81 @@ class CannedTransport:
     async def aclose(self) -> None: ...
 
 
-class Bench:
-    """The ways of making a call; each prepares a block of calls and then makes them."""
+Calls = list[Callable[[], Awaitable[Any]]]
 
-    def __init__(self, gateway: Gateway, calls: int) -> None:
+
+class Bench:
+    """The ways of making a call; each prepares a block of calls, to be made one after another."""
+
+    def __init__(self, gateway: Gateway, calls: int, canned: bytes) -> None:
         self._gateway = gateway
         self._calls = calls
-        self._http = client_library().AsyncClient(verify=False)
-        self._canned: AsyncOpenAI | None = None
+        self._blocks = itertools.count()
+        self.canned = client_library().AsyncClient(transport=CannedTransport(canned))
+        self.sockets = client_library().AsyncClient(verify=False)
+        self.in_process = gateway.http_client()
 
-    def client(self, session: Session, http_client: Any) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=http_client)
+    def first_turn(self, http_client: Any) -> Callable[[], Awaitable[Calls]]:
+        async def prepare() -> Calls:
+            asks = self._asks()
+            return [
+                _call(client, [SYSTEM, ask, MORE])
+                for client, ask in zip(self._clients(http_client), asks, strict=False)
+            ]
 
-    def session(self) -> Session:
-        return self._gateway.open_session(SessionSettings(training=True, seed_key=(0, "train", 1, 2, 3)))
+        return prepare
 
-    async def floor(self) -> list[Callable[[], Awaitable[Any]]]:
-        if self._canned is None:
-            session = self.session()
-            raw = await self.client(session, session.http_client).chat.completions.with_raw_response.create(
-                model="policy", messages=[SYSTEM, ASK, MORE]
-            )
-            canned = client_library().AsyncClient(transport=CannedTransport(raw.content))
-            self._canned = self.client(session, canned)
-        return [_call(self._canned, [SYSTEM, ASK, MORE])] * self._calls
+    def next_turn(self, http_client: Any) -> Callable[[], Awaitable[Calls]]:
+        async def prepare() -> Calls:
+            return [await self._second(*each) for each in zip(self._clients(http_client), self._asks(), strict=False)]
 
-    async def first_turn(self) -> list[Callable[[], Awaitable[Any]]]:
-        clients = [self.client(session, session.http_client) for session in self._sessions()]
-        return [_call(client, [SYSTEM, ASK, MORE]) for client in clients]
+        return prepare
 
-    async def next_turn(self) -> list[Callable[[], Awaitable[Any]]]:
-        return await self._next([(session, session.http_client) for session in self._sessions()])
+    def _asks(self) -> Iterator[dict[str, str]]:
+        """Questions of one block of calls: a group of episodes has one, and no other block has it."""
+        block = next(self._blocks)
+        return (_said(ASK, f"{block}.{number // GROUP}") for number in itertools.count())
 
-    async def over_http(self) -> list[Callable[[], Awaitable[Any]]]:
-        return await self._next([(session, self._http) for session in self._sessions()])
+    async def _second(self, client: AsyncOpenAI, ask: dict[str, str]) -> Callable[[], Awaitable[Any]]:
+        """The call after a first one; what follows its answer was never said before."""
+        answer = await _call(client, [ask])()
+        turn = answer.choices[0].message.model_dump(exclude_none=True)
+        return _call(client, [ask, turn, _said(MORE, next(self._blocks))])
 
-    async def _next(self, connections: list[tuple[Session, Any]]) -> list[Callable[[], Awaitable[Any]]]:
-        clients = [self.client(session, http_client) for session, http_client in connections]
-        answers = [await _call(client, [ASK])() for client in clients]
+    def _clients(self, http_client: Any) -> list[AsyncOpenAI]:
+        sessions = [_session(self._gateway) for _ in range(self._calls)]
         return [
-            _call(client, [ASK, answer.choices[0].message.model_dump(exclude_none=True), MORE])
-            for client, answer in zip(clients, answers, strict=True)
+            AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=http_client)
+            for session in sessions
         ]
 
-    def _sessions(self) -> list[Session]:
-        return [self.session() for _ in range(self._calls)]
-
     async def close(self) -> None:
-        await self._http.aclose()
+        await self.sockets.aclose()
+        await self.canned.aclose()
+
+
+def _said(message: dict[str, str], number: object) -> dict[str, str]:
+    """The message in words that no other ``number`` has, so that caches serve it no oftener than in a run."""
+    return {**message, "content": f"{number}: {message['content']}"}
+
+
+def _session(gateway: Gateway) -> Session:
+    return gateway.open_session(SessionSettings(training=True, seed_key=(0, "train", 1, 2, 3)))
+
+
+async def _canned_body(gateway: Gateway) -> bytes:
+    """What the gateway itself answers, for the floor to answer too."""
+    session = _session(gateway)
+    client = AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=session.http_client)
+    raw = await client.chat.completions.with_raw_response.create(model="policy", messages=[SYSTEM, ASK, MORE])
+    return bytes(raw.content)
 
 
 def _call(client: AsyncOpenAI, messages: list[Any]) -> Callable[[], Awaitable[Any]]:
     return lambda: client.chat.completions.create(model="policy", messages=messages)
 
 
-async def measure(prepare: Callable[[], Awaitable[list[Callable[[], Awaitable[Any]]]]]) -> tuple[float, float]:
+async def measure(prepare: Callable[[], Awaitable[Calls]]) -> tuple[float, float]:
     """CPU milliseconds a call, and those of them that went into garbage collection."""
     calls = await prepare()
     collected, began = 0.0, 0.0
@@ -137,12 +161,13 @@ async def measure(prepare: Callable[[], Awaitable[list[Callable[[], Awaitable[An
 
 
 async def run(gateway: Gateway, rounds: int, calls: int, profile: bool) -> None:
-    bench = Bench(gateway, calls)
+    bench = Bench(gateway, calls, await _canned_body(gateway))
     ways = {
-        "SDK floor": bench.floor,
-        "in process, first turn": bench.first_turn,
-        "in process, next turn": bench.next_turn,
-        "over HTTP, next turn": bench.over_http,
+        "first turn, SDK floor": bench.first_turn(bench.canned),
+        "first turn, in process": bench.first_turn(bench.in_process),
+        "next turn, SDK floor": bench.next_turn(bench.canned),
+        "next turn, in process": bench.next_turn(bench.in_process),
+        "next turn, over HTTP": bench.next_turn(bench.sockets),
     }
     for prepare in ways.values():
         await measure(prepare)
@@ -150,18 +175,23 @@ async def run(gateway: Gateway, rounds: int, calls: int, profile: bool) -> None:
     for _ in range(rounds):
         for name, prepare in ways.items():
             spent[name].append(await measure(prepare))
-    floor = statistics.median(total for total, _ in spent["SDK floor"])
-    print(f"{'CPU ms a call':24}{'median':>9}{'best':>9}{'of GC':>9}{'x floor':>9}")
-    for name, figures in spent.items():
-        totals, collected = zip(*figures, strict=True)
-        median = statistics.median(totals)
-        print(f"{name:24}{median:9.3f}{min(totals):9.3f}{statistics.mean(collected):9.3f}{median / floor:9.2f}")
+    _print(spent)
     if profile:
-        await _profile(bench.next_turn)
+        await _profile(bench.next_turn(bench.in_process))
     await bench.close()
 
 
-async def _profile(prepare: Callable[[], Awaitable[list[Callable[[], Awaitable[Any]]]]]) -> None:
+def _print(spent: dict[str, list[tuple[float, float]]]) -> None:
+    print(f"{'CPU ms a call':24}{'median':>9}{'best':>9}{'of GC':>9}{'x floor':>9}")
+    floors: dict[str, float] = {}
+    for name, figures in spent.items():
+        totals, collected = zip(*figures, strict=True)
+        median = statistics.median(totals)
+        floor = floors.setdefault(name.partition(",")[0], median)
+        print(f"{name:24}{median:9.3f}{min(totals):9.3f}{statistics.mean(collected):9.3f}{median / floor:9.2f}")
+
+
+async def _profile(prepare: Callable[[], Awaitable[Calls]]) -> None:
     profiler = cProfile.Profile()
     for _ in range(10):
         calls = await prepare()
@@ -170,12 +200,14 @@ async def _profile(prepare: Callable[[], Awaitable[list[Callable[[], Awaitable[A
             await call()
         profiler.disable()
     pstats.Stats(profiler).strip_dirs().sort_stats("tottime").print_stats(45)
-    pstats.Stats(profiler).strip_dirs().sort_stats("cumtime").print_stats("gateway|tokens|renderers|transport|calls|session", 40)
+    pstats.Stats(profiler).strip_dirs().sort_stats("cumtime").print_stats(
+        "gateway|tokens|renderers|transport|calls|session", 40
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=50)
     parser.add_argument("--model", type=Path, default=None, help="a model folder; by default the bundled tiny model")
     parser.add_argument("--profile", action="store_true", help="show where an in-process call spends its time")

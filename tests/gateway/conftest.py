@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import httpx
 import httpx2
@@ -96,7 +96,7 @@ def gateway(served) -> Gateway:
 def backend(served, renderer, monkeypatch) -> ScriptedBackend:
     """A fresh script behind the gateway."""
     backend = ScriptedBackend(renderer)
-    monkeypatch.setattr(served, "_caller", replace(served._caller, backend=backend))
+    monkeypatch.setattr(served._caller, "backend", backend)
     return backend
 
 

@@ -127,6 +127,18 @@ def test_parallel_tool_results_are_one_turn(ask, backend, session):
     assert session.calls[1].fork_reason is None
 
 
+def test_a_turn_that_ends_with_its_one_call_is_closed_and_extended(ask, backend, session):
+    vocabulary = backend.renderer.vocabulary
+    ids = vocabulary.encode('<tool_call>\n{"name": "calculate", "arguments": {"n": 1}}\n</tool_call>')
+    backend.script = [backend.chunk(ids)]
+    answer = ask([ASK], TOOLS, parallel_tool_calls=False)
+    backend.says("Done.")
+    messages = [ASK, answer, {"role": "tool", "tool_call_id": "1", "content": "1"}]
+    ask(messages, TOOLS)
+    assert session.calls[1].fork_reason is None
+    assert prompts(backend)[1] == backend.renderer.render(messages, TOOLS)
+
+
 def rewritten(message):
     """What frameworks make of a turn: null content empty, arguments written anew, null fields gone, new ids."""
     calls = [

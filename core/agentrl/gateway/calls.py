@@ -6,12 +6,15 @@ import json
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError
 from agentrl.gateway.contract import Call
-from agentrl.gateway.conversations import message_key, thinks, tools_key
+from agentrl.gateway.conversations import MessageKey, Turn, message_key, thinks, tools_key
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.gateway.session import Plan, Record, Session
@@ -21,6 +24,9 @@ from agentrl.tokens.template import Message
 from agentrl.tokens.tree import Sampled
 
 __all__ = ["Caller"]
+
+_OPENING_ROLES = frozenset({"system", "developer", "user"})
+_REMEMBERED_OPENINGS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +39,14 @@ class _Prompt:
     fork_reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Caller:
     """Completes requests with a backend and records them in their session."""
 
-    backend: Backend
-    capabilities: Capabilities
-    renderer: Renderer
+    def __init__(self, backend: Backend, capabilities: Capabilities, renderer: Renderer) -> None:
+        self.backend = backend
+        self.capabilities = capabilities
+        self.renderer = renderer
+        self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
 
     async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
         """Sample and record one completion; a call that fails or is cancelled leaves no trace.
@@ -49,8 +56,8 @@ class Caller:
         began = time.monotonic()
         tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
         with session.planned(tools, request.messages, keys) as plan:
-            prompt = self._prompt(plan, request)
-            with session.numbered(prompt.ids, json.dumps(request.fields, sort_keys=True)) as digest:
+            prompt = self._prompt(plan, request, tools, keys)
+            with session.numbered(prompt.ids, _canonical(request.fields)) as digest:
                 sampling = self._sampling(session, request, len(prompt.ids), digest)
                 chunk = await self._generate(GenerationRequest(prompt.ids, sampling, session=session.id))
                 message, shown = self._read(chunk, request, prompt.ids, digest)
@@ -81,21 +88,33 @@ class Caller:
                 session.record(plan, record)
         return Completion(call, session.settings.model, chunk.ids, chunk.logprobs, chunk.top_logprobs)
 
-    def _prompt(self, plan: Plan, request: ModelRequest) -> _Prompt:
+    def _prompt(self, plan: Plan, request: ModelRequest, tools: str, keys: list[MessageKey]) -> _Prompt:
         """The matched turn's own ids, extended by what is new; where they cannot be, all of it rendered."""
         turn, reason = plan.match.turn, plan.match.fork_reason
         if turn is not None and reason is None:
-            new = request.messages[plan.match.messages :]
-            extended = (
-                "a stop string cut the turn inside a token"
-                if turn.position is None
-                else self.renderer.extend(plan.prompt, plan.completion, new, request.tools, thinking=turn.thinking)
-            )
+            extended = self._extended(plan, turn, request)
             if not isinstance(extended, str):
                 return _Prompt(extended, True, turn.thinking, None)
             reason = extended
+        if all(message["role"] in _OPENING_ROLES for message in request.messages):
+            return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
         ids = self.renderer.render(request.messages, request.tools)
         return _Prompt(ids, False, any(map(thinks, request.messages)), reason)
+
+    def _extended(self, plan: Plan, turn: Turn, request: ModelRequest) -> list[int] | str:
+        if turn.position is None:
+            return "a stop string cut the turn inside a token"
+        if turn.thinking and not any(message["role"] == "user" for message in request.messages):
+            return "thinking without a question"  # Templates tell by the last question what thinking they keep.
+        new = request.messages[plan.match.messages :]
+        return self.renderer.extend(plan.prompt, plan.completion, new, request.tools, thinking=turn.thinking)
+
+    def _opening(self, tools: str, *keys: MessageKey) -> tuple[int, ...]:
+        """The prompt of a conversation in which nobody has answered yet; the episodes of a group share it."""
+        messages: list[Message] = []
+        for role, name, text in keys:
+            messages.append({"role": role, "content": text} | ({} if name is None else {"name": name}))
+        return tuple(self.renderer.render(messages, json.loads(tools) if tools else None))
 
     def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, digest: bytes) -> Sampling:
         room = self.capabilities.context_length - prompt_tokens
@@ -165,6 +184,10 @@ class Caller:
         if vocabulary.decode(ids[:count]) == before:
             return ids[:count], count
         return vocabulary.encode(before), None
+
+
+def _canonical(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True) if fields else ""
 
 
 def _finish_reason(chunk: Chunk, message: Message) -> str:

@@ -8,14 +8,17 @@ not count, and thinking may have been left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.tokens.template import Messages
 from agentrl.tokens.tree import Position
 
-__all__ = ["Conversations", "Match", "Turn", "message_key", "text_of", "thinks", "tools_key"]
+__all__ = ["Conversations", "Match", "MessageKey", "Turn", "message_key", "text_of", "thinks", "tools_key"]
+
+MessageKey = tuple[Any, ...]
+"""A message's meaning: role, name and text; of the assistant's, text and tool calls."""
 
 
 @dataclass(slots=True)
@@ -48,7 +51,7 @@ class Match:
 
 @dataclass(slots=True)
 class _Node:
-    children: dict[Hashable, _Node] = field(default_factory=dict)
+    children: dict[MessageKey, _Node] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
 
 
@@ -57,9 +60,9 @@ class Conversations:
 
     def __init__(self) -> None:
         self._roots: dict[str, _Node] = {}
-        self._sampled: set[Hashable] = set()
+        self._sampled: set[MessageKey] = set()
 
-    def add(self, tools: str, keys: Sequence[Hashable], turn: Turn) -> None:
+    def add(self, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
         """Record ``turn`` at the end of the messages with ``keys``, its own among them."""
         node = self._roots.setdefault(tools, _Node())
         for key in keys:
@@ -67,7 +70,7 @@ class Conversations:
         node.turns.append(turn)
         self._sampled.add(keys[-1])
 
-    def find(self, tools: str, messages: Messages, keys: Sequence[Hashable]) -> Match:
+    def find(self, tools: str, messages: Messages, keys: Sequence[MessageKey]) -> Match:
         """The recorded turn that ``messages`` continue, under the same tools."""
         best, length, known = _longest(self._roots.get(tools), messages, keys)
         for other, root in self._roots.items():
@@ -81,7 +84,7 @@ class Conversations:
         return Match(best, length, None)
 
 
-def _longest(root: _Node | None, messages: Messages, keys: Sequence[Hashable]) -> tuple[Turn | None, int, int]:
+def _longest(root: _Node | None, messages: Messages, keys: Sequence[MessageKey]) -> tuple[Turn | None, int, int]:
     """The last turn on the way, how many messages lead to it, and how many were seen in any conversation."""
     best, length, node = None, 0, root
     for depth, (message, key) in enumerate(zip(messages, keys, strict=True)):
@@ -96,16 +99,21 @@ def _longest(root: _Node | None, messages: Messages, keys: Sequence[Hashable]) -
 
 def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
     """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then
-    the one least continued, so that equal samples are each continued where several conversations go on."""
-    if reasoning := _reasoning(message):
+    the one least continued, so that equal samples are each continued where several conversations go on.
+    ``None`` where the message holds thinking that none of them has."""
+    reasoning = _reasoning(message)
+    if reasoning:
         turns = [turn for turn in turns if turn.reasoning == reasoning]
     if len(turns) < 2:
         return turns[0] if turns else None
     ids = tuple(call.get("id") for call in message.get("tool_calls") or ())
-    return min(turns, key=lambda turn: (turn.tool_call_ids != ids, turn.continued, turn.digest))
+    return min(
+        turns,
+        key=lambda turn: (turn.reasoning != reasoning, turn.tool_call_ids != ids, turn.continued, turn.digest),
+    )
 
 
-def message_key(message: Mapping[str, Any]) -> Hashable:
+def message_key(message: Mapping[str, Any]) -> MessageKey:
     """Equal for messages of equal meaning."""
     role = message["role"]
     text = text_of(message.get("content"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-__all__ = ["Exchange", "Reply"]
+__all__ = ["Exchange", "Reply", "Service"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +34,28 @@ class Reply:
     status: int
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Service(Protocol):
+    """What answers requests, behind a server or an in-process client."""
+
+    @property
+    def url(self) -> str:
+        """Where it is served; requests to it are its own."""
+        ...
+
+    def captures(self, authorization: str) -> bool:
+        """Whether a request to anywhere with this ``Authorization`` header is its own too."""
+        ...
+
+    def check_size(self, size: int) -> None:
+        """Raises ``GatewayError`` for a body of ``size`` bytes that is too large."""
+        ...
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """Answer a request. Only cancellation is raised."""
+        ...
+
+    def refusal(self, error: Exception) -> Reply:
+        """Answer a request that cannot be read."""
+        ...

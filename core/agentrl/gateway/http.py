@@ -7,16 +7,16 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import GatewayError, RunError
 from agentrl.gateway.credentials import redact_log
-from agentrl.gateway.exchange import Exchange, Reply
+from agentrl.gateway.exchange import Exchange, Reply, Service
 
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["Application", "Server", "Service"]
+__all__ = ["Application", "Server"]
 
 _KEEP_ALIVE_S = 600
 """Longer than clients keep an idle connection: one that the server ends while a client writes is a failed
@@ -28,16 +28,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 DEADLINE_S = 30.0
 """How long the server may take to start, or to end what it is doing."""
-
-
-class Service(Protocol):
-    """What answers the requests."""
-
-    async def answer(self, exchange: Exchange) -> Reply: ...
-
-    def refusal(self, error: Exception) -> Reply: ...
-
-    def check_size(self, size: int) -> None: ...
 
 
 class Application:

@@ -15,15 +15,22 @@ __all__ = ["Attempt", "Retries"]
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One request being answered, and everyone who waits for its answer."""
+    """One request being answered."""
 
     body: bytes
     """Digest of the request's body."""
     retry: int
     """The latest retry that joined it."""
     in_process: bool
-    answer: Future[Reply | None] = field(default_factory=Future)
-    """``None`` when it failed or was abandoned: whoever waits has to ask again."""
+    reply: Reply | None = None
+    waiting: list[Future[Reply | None]] = field(default_factory=list)
+    """Who joined it. They get ``None`` when it failed or was abandoned, and have to ask again."""
+
+    def end(self, reply: Reply | None) -> None:
+        """Tell everyone who waits."""
+        self.reply = reply
+        for future in self.waiting:
+            future.set_result(reply)
 
 
 class Retries:
@@ -39,48 +46,44 @@ class Retries:
         self._failed: Counter[bytes] = Counter()
         self._lock = threading.Lock()
 
-    def take(self, exchange: Exchange) -> tuple[Attempt, bool]:
-        """The attempt that answers a request, and whether it is the caller's to make.
-
-        Whoever makes it ends it with ``succeed`` or ``fail``; others wait for its ``answer``.
-        """
+    def take(self, exchange: Exchange) -> Attempt | Future[Reply | None]:
+        """A new attempt, for the caller to make and to end with ``succeed`` or ``fail``; for a marked retry
+        of one that there is, its answer."""
+        body = hashlib.blake2b(exchange.body, digest_size=16).digest()
         with self._lock:
-            earlier = self._join(exchange)
-            return (earlier, False) if earlier else (self._begin(exchange), True)
+            earlier = self._repeated(body, exchange.retry) if exchange.retry else None
+            if earlier is None:
+                attempt = Attempt(body, exchange.retry, exchange.in_process)
+                self._attempts.setdefault(body, []).append(attempt)
+                return attempt
+            earlier.retry = exchange.retry
+            return self._answer(earlier)
 
-    def _join(self, exchange: Exchange) -> Attempt | None:
-        """The attempt that a marked retry repeats; ``None`` where it has to be made."""
-        if not exchange.retry:
-            return None
-        body = _digest(exchange)
+    def _repeated(self, body: bytes, retry: int) -> Attempt | None:
+        """The attempt that a marked retry repeats; ``None`` where that failed."""
         if self._failed[body]:
             self._failed[body] -= 1
             return None
-        for attempt in self._attempts.get(body, ()):
-            if attempt.retry < exchange.retry:
-                attempt.retry = exchange.retry
-                return attempt
-        return None
+        return next((attempt for attempt in self._attempts.get(body, ()) if attempt.retry < retry), None)
 
-    def _begin(self, exchange: Exchange) -> Attempt:
-        attempt = Attempt(_digest(exchange), exchange.retry, exchange.in_process)
-        self._attempts.setdefault(attempt.body, []).append(attempt)
-        return attempt
+    def _answer(self, attempt: Attempt) -> Future[Reply | None]:
+        future: Future[Reply | None] = Future()
+        if attempt.reply is not None:
+            future.set_result(attempt.reply)
+        else:
+            attempt.waiting.append(future)
+        return future
 
     def succeed(self, attempt: Attempt, reply: Reply) -> None:
         """The attempt was answered. One whose answer is sure to arrive is forgotten."""
-        if attempt.in_process:
-            with self._lock:
+        with self._lock:
+            if attempt.in_process:
                 self._attempts[attempt.body].remove(attempt)
-        attempt.answer.set_result(reply)
+            attempt.end(reply)
 
     def fail(self, attempt: Attempt) -> None:
         """The attempt left no trace; its next retry is an attempt of its own."""
         with self._lock:
             self._attempts[attempt.body].remove(attempt)
             self._failed[attempt.body] += 1
-        attempt.answer.set_result(None)
-
-
-def _digest(exchange: Exchange) -> bytes:
-    return hashlib.blake2b(exchange.body, digest_size=16).digest()
+            attempt.end(None)

@@ -105,10 +105,10 @@ class Gateway:
     async def _answer_once(self, session: Session, dialect: Dialect, exchange: Exchange) -> Reply:
         """The answer to a request, or to the one that it is a retry of."""
         while True:
-            attempt, mine = session.retries.take(exchange)
-            if mine:
-                return await self._attempt(session, dialect, exchange, attempt)
-            earlier = await asyncio.shield(asyncio.wrap_future(attempt.answer))
+            taken = session.retries.take(exchange)
+            if isinstance(taken, Attempt):
+                return await self._attempt(session, dialect, exchange, taken)
+            earlier = await asyncio.shield(asyncio.wrap_future(taken))
             if earlier is not None:
                 return earlier
 

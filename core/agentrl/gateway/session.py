@@ -6,13 +6,13 @@ import hashlib
 import heapq
 import threading
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from agentrl.errors import AgentRLError, GatewayError
 from agentrl.gateway.contract import Call, SessionSettings
-from agentrl.gateway.conversations import Conversations, Match, Turn
+from agentrl.gateway.conversations import Conversations, Match, MessageKey, Turn
 from agentrl.gateway.credentials import Credentials
 from agentrl.gateway.interrupt import Interruptible
 from agentrl.gateway.retries import Retries
@@ -56,7 +56,7 @@ class Record:
     thinking: bool
     digest: bytes
     tools: str
-    keys: Sequence[Hashable]
+    keys: Sequence[MessageKey]
     """Keys of the request's messages and of the completion's."""
 
 
@@ -108,6 +108,7 @@ class Session:
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
+        self._seed = hashlib.sha256(repr(settings.seed_key).encode())
         self._numbers: dict[bytes, _Numbers] = {}
         self._closed = False
 
@@ -167,7 +168,7 @@ class Session:
         self._refusals.append(error)
 
     @contextmanager
-    def planned(self, tools: str, messages: Sequence[Message], keys: Sequence[Hashable]) -> Iterator[Plan]:
+    def planned(self, tools: str, messages: Sequence[Message], keys: Sequence[MessageKey]) -> Iterator[Plan]:
         """What a request continues, and the ids recorded for that."""
         with self._lock:
             match = self._conversations.find(tools, messages, keys)
@@ -191,7 +192,7 @@ class Session:
         sees them, and the same sampling ``fields``; when they arrive plays no part. A request that fails
         gives its number back.
         """
-        shared = hashlib.sha256(repr(self.settings.seed_key).encode())
+        shared = self._seed.copy()
         shared.update(array("q", prompt_ids).tobytes())
         shared.update(fields.encode())
         key = shared.digest()

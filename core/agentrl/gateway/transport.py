@@ -9,24 +9,13 @@ import re
 import threading
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from agentrl.gateway.credentials import redact_log
-from agentrl.gateway.exchange import Exchange, Reply
+from agentrl.gateway.exchange import Exchange, Service
 
-__all__ = ["Service", "SharedClients", "Transport", "client_library"]
-
-
-class Service(Protocol):
-    """What answers the requests."""
-
-    @property
-    def url(self) -> str: ...
-
-    async def answer(self, exchange: Exchange) -> Reply: ...
-
-    def captures(self, authorization: str) -> bool: ...
+__all__ = ["SharedClients", "Transport", "client_library"]
 
 
 @lru_cache(1)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentrl.tokens.template import Message
 
-__all__ = ["CONTINUATIONS", "CONVERSATIONS", "TOOLS", "Continuation", "Conversation", "Kind"]
+__all__ = ["CONTINUATIONS", "CONVERSATIONS", "TOOLS", "Continuation", "Conversation", "Kind", "kind_of"]
 
-Kind = tuple[Literal["system", "user", "tool"], bool]
-"""What a continuation holds: a system message, else one of the user, else tool results alone; and whether
-the turn before it holds thinking."""
+Kind = tuple[Literal["user", "tool", "system", "system and user"], bool]
+"""Who speaks in a continuation, ``tool`` meaning nobody but tools; and whether thinking came before it."""
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -33,6 +32,14 @@ TOOLS: list[dict[str, Any]] = [
     },
     {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}},
 ]
+
+
+def kind_of(roles: Set[str], thinking: bool) -> Kind:
+    """The kind of a continuation in which ``roles`` speak."""
+    user, system = "user" in roles, not roles.isdisjoint({"system", "developer"})
+    if system:
+        return ("system and user" if user else "system", thinking)
+    return ("user" if user else "tool", thinking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +102,12 @@ def _continuations() -> Iterator[Continuation]:
             yield Continuation(head, answer, [_user("  And halved? ")], ("user", thought is not None))
             call = _assistant("", _CALL, reasoning=thought)
             yield Continuation(head, call, [_result("408")], ("tool", thought is not None), TOOLS)
+            brief = [_system("Be brief.")]
+            yield Continuation(head, answer, brief, ("system", thought is not None))
+            yield Continuation(head, answer, [*brief, _user("Again?")], ("system and user", thought is not None))
         two = _assistant("Let me see.", _CALL, ("now", {}), reasoning=thought)
         results = [_result('{"value": 408}'), _result("12:00 🙂", 1)]
         yield Continuation([_SYSTEM, _ASK], two, results, ("tool", thought is not None), TOOLS)
-    yield Continuation([_ASK], _assistant("It is 408."), [_system("Be brief."), _user("Again?")], ("system", False))
     mixed = [_result("408"), _user("Thanks. Again?")]
     yield Continuation([_ASK], _assistant("", _CALL), mixed, ("user", False), TOOLS)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import ConfigError, near_matches
 from agentrl.tokens.parsing import assistant_message
-from agentrl.tokens.probes import Kind
+from agentrl.tokens.probes import kind_of
 from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judge, known_renderers
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
 from agentrl.tokens.vocabulary import Vocabulary
@@ -72,11 +72,7 @@ class Renderer:
             return "history edited"
         if self._part.in_full:
             return "the chat template is used in full each turn"
-        if roles & {"system", "developer"}:
-            kind: Kind = ("system", thinking)
-        else:
-            kind = ("user" if "user" in roles else "tool", thinking)
-        if kind not in self._part.extends:
+        if kind_of(roles, thinking) not in self._part.extends:
             return "thinking dropped by the template" if thinking else f"renderer {self.name!r} does not extend here"
         recorded = [*prompt_ids, *completion_ids]
         extended = self._part.bridge(prompt_ids, completion_ids, [plain(message) for message in messages], tools)

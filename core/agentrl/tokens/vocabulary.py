@@ -30,6 +30,9 @@ class Vocabulary:
         self._encode_cached = lru_cache(_CACHED_TEXTS)(self._encode)
         self.piece = lru_cache(None)(self._piece)
         """The text and the bytes of one id."""
+        self.unk_token_id = tokenizer.unk_token_id
+        self.eos_token_id = tokenizer.eos_token_id
+        self._convert_cached = lru_cache(None)(tokenizer.convert_tokens_to_ids)
         added = getattr(tokenizer, "added_tokens_decoder", {}).items()
         self.special_ids = frozenset(token_id for token_id, token in added if token.special)
         """Ids of the tokens that mark structure, such as the end of a turn."""
@@ -48,6 +51,12 @@ class Vocabulary:
     def decode(self, ids: int | Sequence[int], **_: object) -> str:
         """The text of ``ids``, special tokens included."""
         return self._decode([ids] if isinstance(ids, int) else list(ids))
+
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
+        """The id of a token or those of several, as the tokenizer has it; renderers ask for the same few."""
+        return (
+            self._convert_cached(tokens) if isinstance(tokens, str) else self._tokenizer.convert_tokens_to_ids(tokens)
+        )
 
     def special_id(self, token: str) -> int | None:
         """The id of ``token`` where the vocabulary holds it whole."""
