@@ -133,6 +133,21 @@ def test_a_cancelled_wait_does_not_undo_the_commit(tmp_path: Path) -> None:
     assert len(list(read_episodes(tmp_path / "episodes.sqlite"))) == 1
 
 
+def test_an_event_loop_that_is_gone_by_then_does_not_stop_the_writer(tmp_path: Path) -> None:
+    async def leave() -> None:
+        await asyncio.wait({asyncio.create_task(store.commit([make_episode(task=0)]))}, timeout=0)
+
+    path = tmp_path / "episodes.sqlite"
+    with EpisodeStore(path) as store:
+        other = sqlite3.connect(path)
+        other.execute("BEGIN IMMEDIATE")  # the writer waits for it, the event loop does not
+        asyncio.run(leave())
+        other.rollback()
+        other.close()
+        asyncio.run(store.commit([make_episode(task=1)]))
+    assert [episode.key.task for episode in read_episodes(path)] == [0, 1]
+
+
 def test_closing_commits_what_was_submitted_and_refuses_more(tmp_path: Path) -> None:
     store = EpisodeStore(tmp_path / "episodes.sqlite")
     futures = [store.submit([make_episode(task=task)]) for task in range(50)]

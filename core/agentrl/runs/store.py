@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -31,7 +31,21 @@ _PAGE = 128
 @dataclass(frozen=True, slots=True)
 class _Commit:
     episodes: Sequence[Episode]
-    done: Future[None] = field(default_factory=Future)
+    done: Future[None] | asyncio.Future[None]
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop whose thread alone may touch ``done``; ``None`` where any may."""
+        return self.done.get_loop() if isinstance(self.done, asyncio.Future) else None
+
+    def settle(self, error: Exception | None) -> None:
+        """Say how it went, unless nobody waits any more."""
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
 
 
 class EpisodeStore:
@@ -78,17 +92,22 @@ class EpisodeStore:
 
         Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails.
         """
-        await asyncio.shield(asyncio.wrap_future(self.submit(episodes)))
+        done = asyncio.get_running_loop().create_future()
+        self._enqueue(_Commit(tuple(episodes), done))
+        await done
 
     def submit(self, episodes: Sequence[Episode]) -> Future[None]:
         """Like ``commit``, for code without an event loop: the future is done when they are on disk."""
-        commit = _Commit(tuple(episodes))
-        commit.done.set_running_or_notify_cancel()
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()
+        self._enqueue(_Commit(tuple(episodes), done))
+        return done
+
+    def _enqueue(self, commit: _Commit) -> None:
         with self._closing:
             if self._closed:
                 raise RunError(f"the episode store {self.path} is closed")
             self._queue.put(commit)
-        return commit.done
 
     def episodes(self, phase: Phase | None = None, step: int | None = None) -> Iterator[Episode]:
         """The committed episodes, oldest commit first, all or those of a phase and a step."""
@@ -132,21 +151,19 @@ class EpisodeStore:
         return gathered, False
 
     def _write(self, commits: Sequence[_Commit]) -> None:
+        settled: list[tuple[_Commit, Exception | None]] = []
         encoded: list[tuple[_Commit, list[Row]]] = []
         for commit in commits:
             try:
                 encoded.append((commit, [_encoded(episode) for episode in commit.episodes]))
             except Exception as error:  # whatever it is, its own caller waits to hear of it
-                commit.done.set_exception(error)
+                settled.append((commit, error))
+        failure: Exception | None = None
         try:
             self._insert([row for _, rows in encoded for row in rows])
         except Exception as error:
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
-            for commit, _ in encoded:
-                commit.done.set_exception(failure)
-        else:
-            for commit, _ in encoded:
-                commit.done.set_result(None)
+        _tell([*settled, *((commit, failure) for commit, _ in encoded)])
 
     def _insert(self, rows: Sequence[Row]) -> None:
         """Insert all rows or none."""
@@ -180,6 +197,28 @@ def read_episodes(path: Path, phase: Phase | None = None, step: int | None = Non
         raise database_error(path, error, "read") from error
     finally:
         connection.close()
+
+
+def _tell(settled: Sequence[tuple[_Commit, Exception | None]]) -> None:
+    """Say how the commits went, and wake each event loop once: a wake-up a commit would pass the
+    interpreter's lock to and fro as many times."""
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[_Commit, Exception | None]]] = {}
+    for commit, error in settled:
+        by_loop.setdefault(commit.loop, []).append((commit, error))
+    for loop, told in by_loop.items():
+        if loop is None:
+            _settle(told)
+            continue
+        try:
+            loop.call_soon_threadsafe(_settle, told)
+        except RuntimeError:
+            if not loop.is_closed():
+                raise
+
+
+def _settle(settled: Sequence[tuple[_Commit, Exception | None]]) -> None:
+    for commit, error in settled:
+        commit.settle(error)
 
 
 def _encoded(episode: Episode) -> Row:
