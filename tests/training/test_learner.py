@@ -13,7 +13,7 @@ import torch
 from tests.training.algorithms import grpo
 from tests.training.episodes import Recorder, groups_of_one_turn, wandering_groups
 from tests.training.models import VOCABULARY, qwen3
-from tests.training.reference import sampled_by
+from tests.training.reference import reference_gradient, sampled_by
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl.config.models import TrainingSection
@@ -124,6 +124,21 @@ def test_many_passes_are_one_batch(folder, tokens_per_batch):
         assert cut[key] == pytest.approx(whole[key], rel=1e-4), key
 
 
+def test_even_groups_weigh_in_the_metrics_and_the_mean_alone(folder):
+    groups = shared_prompts()
+    groups += [Group(7, tuple(replace(e, reward=0.3) for e in g.episodes)) for g in shared_prompts(1)[:2]]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    loss, gradient = reference_gradient(model, groups, GRPO)
+    metrics = learner(folder).step(groups)
+    assert metrics["policy/loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+    norm = torch.stack([tensor.norm() for tensor in gradient.values()]).norm()
+    assert metrics["policy/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    apart = [learner(folder).step(part) for part in (groups[:3], groups[3:])]
+    tokens = [part["tokens/trained"] for part in apart]
+    entropy = sum(part["policy/entropy"] * count for part, count in zip(apart, tokens, strict=True)) / sum(tokens)
+    assert metrics["policy/entropy"] == pytest.approx(entropy, rel=1e-5)
+
+
 def test_where_nothing_can_be_learned_weights_stay_and_the_step_counts(folder):
     made = learner(folder, weight_decay=0.1)
     made.step(shared_prompts())
@@ -138,12 +153,12 @@ def test_where_nothing_can_be_learned_weights_stay_and_the_step_counts(folder):
 
 
 def impossible(groups):
-    """The same episodes, said to have been sampled with probability 0."""
+    """The same episodes, with logprobs that are no numbers."""
 
     def spoil(tree):
         spoilt = TokenTree()
         for span in tree.spans:
-            sampled = span.sampled and Sampled("call-0", (-float("inf"),) * len(span.ids), span.sampled.versions, 1.0)
+            sampled = span.sampled and Sampled("call-0", (float("nan"),) * len(span.ids), span.sampled.versions, 1.0)
             spoilt._add(replace(span, sampled=sampled))
         return spoilt
 

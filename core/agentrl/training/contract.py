@@ -108,4 +108,6 @@ class ObjectiveLoss:
 class Objective(Protocol):
     """The surrogate whose gradient is the policy gradient."""
 
-    def __call__(self, terms: ObjectiveTerms) -> ObjectiveLoss: ...
+    def __call__(self, terms: ObjectiveTerms) -> ObjectiveLoss:
+        """The loss of each term. Where an advantage is 0 its gradient is too: such terms may not be given one."""
+        ...

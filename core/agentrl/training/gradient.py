@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from agentrl.errors import RunError
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.contract import ObjectiveTerms
 from agentrl.training.intraop import threads_for_pass
@@ -26,13 +27,22 @@ def accumulate_gradient(policy: Policy, algorithm: Algorithm, terms: Terms, pass
     """Add the gradient of the loss to the policy's weights; returns the ``policy/`` metrics of the step.
 
     The loss is ``Σ weight · correction · objective`` over all terms. Weights are shares of the whole step, so
-    however the terms are spread over passes, the sum of their gradients is that of one pass.
+    however the terms are spread over passes, the sum of their gradients is that of one pass. Passes in which
+    every advantage is 0 are only looked at, for the metrics. Raises ``RunError`` where a pass needs more memory
+    than the device has.
     """
     metrics = PolicyMetrics()
     parameters = policy.model.num_parameters()
     for work in passes:
-        with threads_for_pass(parameters, work.ids.size):
-            _backward(policy, algorithm, terms, work, metrics)
+        learns = bool(np.any(terms.advantage[work.terms]))
+        try:
+            with threads_for_pass(parameters, work.ids.size), torch.set_grad_enabled(learns):
+                _backward(policy, algorithm, terms, work, metrics)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"a pass of {work.ids.size} tokens does not fit the memory of {policy.device}",
+                fix="lower training.tokens_per_batch",
+            ) from error
     return metrics.result()
 
 
@@ -48,5 +58,6 @@ def _backward(policy: Policy, algorithm: Algorithm, terms: Terms, work: Pass, me
     call = torch.from_numpy(terms.call[work.terms]).to(learner.device)
     made = algorithm.objective(ObjectiveTerms(scores.logprob, anchor.logprob, column(terms.advantage), call))
     loss = (made.loss * anchor.weight * column(terms.weight)).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
     metrics.add(loss=loss.detach(), log_ratio=learner - behaviour, entropy=scores.entropy, clipped=made.clipped)

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -85,7 +87,7 @@ class Learner:
         metrics |= accumulate_gradient(self._policy, self._algorithm, batch.terms, passes)
         computed = time.perf_counter()
         if passes:
-            metrics |= self._optimiser.step(self.version)
+            metrics |= self._optimiser.step(self.version, metrics["policy/loss"])
         self.version += 1
         return metrics | {
             "seconds/learner/pack": packed - started,
@@ -114,8 +116,18 @@ class Learner:
         torch.set_rng_state(state["random"].cpu())
 
     def _lay_out(self, batch: Batch) -> list[Pass]:
+        """Passes over the paths that can be learned from, then over the others, which need no gradient."""
         lay_out = forest.lay_out if self.rows_because is None else rows.stack
-        return lay_out(batch.paths, batch.terms.path, batch.terms.depth, self._training.tokens_per_batch)
+        terms, learned = batch.terms, np.zeros(len(batch.paths), dtype=np.bool_)
+        learned[terms.path[terms.advantage != 0.0]] = True
+        passes: list[Pass] = []
+        for chosen in (learned, ~learned):
+            paths = [path for path, taken in zip(batch.paths, chosen, strict=True) if taken]
+            number = np.cumsum(chosen) - 1
+            kept = np.flatnonzero(chosen[terms.path])
+            made = lay_out(paths, number[terms.path[kept]], terms.depth[kept], self._training.tokens_per_batch)
+            passes += [replace(work, terms=kept[work.terms]) for work in made]
+        return passes
 
     def _size(self, batch: Batch, passes: Sequence[Pass]) -> dict[str, float]:
         padded = rows.padded_size([len(path) for path in batch.paths], self._training.tokens_per_batch)

@@ -12,13 +12,17 @@ from agentrl.training.contract import ObjectiveLoss, ObjectiveTerms
 
 __all__ = ["ClipObjective"]
 
+LARGEST = 20.0
+"""Of the logarithm of a ratio."""
+
 
 class ClipObjective:
     """PPO's clipped surrogate, token by token (Schulman et al. 2017, eq. 7).
 
     With ``r = π / π_anchor`` the loss is ``-min(r · A, clip(r, 1 - clip_low, 1 + clip_high) · A)``. Two bounds of
     their own are DAPO's clip-higher (Yu et al. 2025, section 3.1). Where ``A < 0`` nothing bounds ``r`` from above;
-    there ``dual_clip`` does: the loss is at most ``-dual_clip · A`` (Ye et al. 2020, eq. 5).
+    there ``dual_clip`` does: the loss is at most ``-dual_clip · A`` (Ye et al. 2020, eq. 5). Ratios beyond ``e^±20``
+    count as that, so that a token whose logprob was wrong cannot make the loss infinite.
     """
 
     class Settings(Section):
@@ -35,7 +39,7 @@ class ClipObjective:
         self._dual_clip = settings.dual_clip
 
     def __call__(self, terms: ObjectiveTerms) -> ObjectiveLoss:
-        ratio = (terms.logprob - terms.anchor).exp()
+        ratio = (terms.logprob - terms.anchor).clamp(-LARGEST, LARGEST).exp()
         bounded = ratio.clamp(self._low, self._high)
         loss = -torch.minimum(ratio * terms.advantage, bounded * terms.advantage)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with clipping and a schedule, which refuses gradients that are not finite."""
+"""The optimiser: AdamW with clipping and a schedule, which refuses what is not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentrl.training.schedule import learning_rate
 __all__ = ["Optimiser"]
 
 PATIENCE = 5
-"""Gradients in a row that may be NaN or infinite before the run stops."""
+"""Steps in a row whose gradient may be NaN or infinite before the run stops."""
 
 
 class Optimiser:
@@ -34,29 +34,30 @@ class Optimiser:
             fused=True,
         )
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int, loss: float) -> dict[str, float]:
         """Update the weights from their gradients and drop those; ``step`` counts from 0 and sets the learning rate.
 
-        A gradient of exactly zero changes nothing, not even the moments: there was nothing to learn. One that
-        holds NaN or infinity is dropped and counted. Raises ``RunError`` when that has happened ``PATIENCE``
-        times in a row.
+        A gradient of exactly zero changes nothing, not even the moments: there was nothing to learn. Where it or
+        the ``loss`` is NaN or infinite it is dropped and counted. Raises ``RunError`` when that has happened
+        ``PATIENCE`` times in a row.
         """
         rate = learning_rate(self._training, step)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm, foreach=True))
-        updated = 0.0 < norm < math.inf
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        updated = finite and norm > 0.0
         if updated:
             for group in self._adamw.param_groups:
                 group["lr"] = rate
             self._adamw.step()
         self._adamw.zero_grad()
-        self._count_bad(norm, step)
+        self._count_bad(finite, step)
         return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/updated": float(updated)}
 
-    def _count_bad(self, norm: float, step: int) -> None:
-        self._bad_in_a_row = 0 if norm < math.inf else self._bad_in_a_row + 1  # NaN is not less
+    def _count_bad(self, finite: bool, step: int) -> None:
+        self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
         if self._bad_in_a_row >= PATIENCE:
             raise RunError(
-                f"the gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
+                f"the loss or its gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
                 fix="lower training.learning_rate, raise training.warmup_steps or set training.precision=float32",
             )
 
