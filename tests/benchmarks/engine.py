@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,85 +53,75 @@ def loads(vocabulary: int) -> list[Load]:
     return made
 
 
-def best(tokens: int, seconds: Sequence[float]) -> float:
-    """Tokens a second of the median repeat."""
-    return tokens / statistics.median(seconds)
+async def ask(backend: TorchBackend, load: Load, round_: int) -> None:
+    """All requests of a load at once."""
 
-
-async def engine_seconds(backend: TorchBackend, load: Load, repeat: int) -> list[float]:
     async def one(prompt: list[int], length: int, seed: int) -> None:
         request = GenerationRequest(prompt, Sampling(max_tokens=length, seed=seed))
         async for chunk in backend.generate(request):
             assert len(chunk.ids) == length
 
-    async def run(round_: int) -> None:
-        # Another first token each time: nothing of the round before is found in the prefix cache.
-        prompts = [[round_, *prompt[1:]] for prompt in load.prompts]
-        await asyncio.gather(*(one(*row) for row in zip(prompts, load.lengths, range(10**6), strict=False)))
-
-    return await timed(run, repeat)
+    # Another first token each time: nothing of the round before is found in the prefix cache.
+    prompts = [[round_, *prompt[1:]] for prompt in load.prompts]
+    await asyncio.gather(*(one(*row) for row in zip(prompts, load.lengths, range(len(prompts)), strict=True)))
 
 
-async def timed(run: Callable[[int], Awaitable[None]], repeat: int) -> list[float]:
-    seconds = []
+def generate(model: PreTrainedModel, load: Load) -> None:
+    """The same by ``model.generate``, 64 at a time."""
+    for first in range(0, len(load.prompts), SLOTS):
+        ids = torch.tensor(load.prompts[first : first + SLOTS])
+        longest = max(load.lengths[first : first + SLOTS])
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=longest,
+            max_new_tokens=longest,
+            pad_token_id=0,
+        )
+
+
+async def seconds(backend: TorchBackend, model: PreTrainedModel, load: Load, repeat: int) -> tuple[float, float]:
+    """Engine's and ``generate``'s, each the best of rounds that alternate: what else runs here disturbs both alike."""
+    engine, plain = [], []
     for round_ in range(repeat + 1):
         begun = time.perf_counter()
-        await run(round_)
-        seconds.append(time.perf_counter() - begun)
-    return seconds[1:]
-
-
-def generate_seconds(model: PreTrainedModel, load: Load, repeat: int) -> list[float]:
-    async def run(_: int) -> None:
-        for first in range(0, len(load.prompts), SLOTS):
-            ids = torch.tensor(load.prompts[first : first + SLOTS])
-            longest = max(load.lengths[first : first + SLOTS])
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                top_k=0,
-                min_new_tokens=longest,
-                max_new_tokens=longest,
-                pad_token_id=0,
-            )
-
-    return asyncio.run(timed(run, repeat))
+        await ask(backend, load, round_)
+        between = time.perf_counter()
+        generate(model, load)
+        engine.append(between - begun)
+        plain.append(time.perf_counter() - between)
+    return min(engine[1:]), min(plain[1:])
 
 
 async def step_milliseconds(backend: TorchBackend, rows: int, tokens: int = 64) -> float:
+    """A step of the engine, sampling and bookkeeping included, the best of three runs."""
+
     async def one(seed: int) -> None:
         async for _ in backend.generate(GenerationRequest([seed], Sampling(max_tokens=tokens, seed=seed))):
             pass
 
-    await asyncio.gather(*(one(seed) for seed in range(rows)))
-    before = backend.counters()
-    await asyncio.gather(*(one(seed) for seed in range(rows)))
-    after = backend.counters()
-    return 1000 * (after.busy_seconds - before.busy_seconds) / (after.steps - before.steps)
+    taken = []
+    for _ in range(3):
+        before = backend.counters()
+        await asyncio.gather(*(one(seed) for seed in range(rows)))
+        after = backend.counters()
+        taken.append((after.busy_seconds - before.busy_seconds) / (after.steps - before.steps))
+    return 1000 * min(taken)
 
 
 @torch.inference_mode()
 def forward_milliseconds(model: PreTrainedModel, rows: int, tokens: int = 64) -> float:
     """The plain forward of one token a row, over a cache that grows as the engine's does."""
-    seconds = []
-    for _ in range(2):
+    taken = []
+    for _ in range(3):
         cache = DynamicCache(config=model.config)
         begun = time.perf_counter()
         for _ in range(tokens):
             model(torch.ones((rows, 1), dtype=torch.long), past_key_values=cache, use_cache=True)
-        seconds.append(time.perf_counter() - begun)
-    return 1000 * min(seconds) / tokens
-
-
-async def measure_engine(folder: Path, cases: list[Load], repeat: int) -> tuple[dict[str, float], dict[int, float]]:
-    backend = TorchBackend(BackendContext(folder, max_concurrency=SLOTS))
-    await backend.start()
-    try:
-        rates = {load.name: best(load.tokens, await engine_seconds(backend, load, repeat)) for load in cases}
-        return rates, {rows: await step_milliseconds(backend, rows) for rows in (1, 8, SLOTS)}
-    finally:
-        await backend.stop()
+        taken.append(time.perf_counter() - begun)
+    return 1000 * min(taken) / tokens
 
 
 def random_model(folder: Path) -> Path:
@@ -161,27 +149,31 @@ def bundled() -> Path | None:
     return Path(str(plugins.get("models", "tiny"))) if "tiny" in names else None
 
 
-def report(folder: Path, repeat: int) -> None:
+async def measured(folder: Path, repeat: int) -> tuple[Table, Table]:
+    """Tokens a second, and milliseconds a decoding step."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    cases = loads(model.config.vocab_size)
-    rates, steps = asyncio.run(measure_engine(folder, cases, repeat))
     # Both sides get the threads that suit the model: two are slower than one for a small model.
     torch.set_num_threads(threads_for(model))
-    table = Table(title=f"tokens a second, {folder.name}, {model.num_parameters():,} parameters, median of {repeat}")
-    for heading in ("load", "tokens", "engine", "model.generate", "ratio"):
+    rates = _table(f"tokens a second: {folder.name}", "load", "tokens", "engine", "generate", "ratio")
+    steps = _table("milliseconds a decoding step", "rows", "engine", "plain forward")
+    backend = TorchBackend(BackendContext(folder, max_concurrency=SLOTS))
+    await backend.start()
+    for load in loads(model.config.vocab_size):
+        engine, plain = await seconds(backend, model, load, repeat)
+        rate = [f"{load.tokens / taken:,.0f}" for taken in (engine, plain)]
+        rates.add_row(load.name, f"{load.tokens:,}", *rate, f"{plain / engine:.2f}")
+    for rows in (1, 8, SLOTS):
+        engine, plain = await step_milliseconds(backend, rows), forward_milliseconds(model, rows)
+        steps.add_row(str(rows), f"{engine:.2f}", f"{plain:.2f}")
+    await backend.stop()
+    return rates, steps
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for load in cases:
-        plain = best(load.tokens, generate_seconds(model, load, repeat))
-        ratio = rates[load.name] / plain
-        table.add_row(load.name, f"{load.tokens:,}", f"{rates[load.name]:,.0f}", f"{plain:,.0f}", f"{ratio:.2f}")
-    step = Table(title="milliseconds a decoding step")
-    for heading in ("rows", "engine", "bare forward"):
-        step.add_column(heading, justify="right")
-    for rows, milliseconds in steps.items():
-        step.add_row(str(rows), f"{milliseconds:.2f}", f"{forward_milliseconds(model, rows):.2f}")
-    console = Console()
-    console.print(table)
-    console.print(step)
+    return table
 
 
 def main() -> None:
@@ -190,7 +182,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        report(arguments.model or bundled() or random_model(Path(scratch) / "random"), arguments.repeat)
+        folder = arguments.model or bundled() or random_model(Path(scratch) / "random")
+        for table in asyncio.run(measured(folder, arguments.repeat)):
+            Console().print(table)
 
 
 if __name__ == "__main__":

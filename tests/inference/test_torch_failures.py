@@ -16,6 +16,7 @@ from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest,
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.decoder import Decoder
 from agentrl.inference.engine.engine import Engine
+from agentrl.inference.engine.kv import KVBlock
 
 LONG = {"max_tokens": 200}
 
@@ -148,6 +149,34 @@ def test_a_decoding_step_that_fails_ends_its_rows_and_the_engine_goes_on(
         return await complete(backend, [1, 2], max_tokens=4)
 
     assert len(served(folder, use).ids) == 4
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_memory_that_does_not_suffice_for_a_prompt_fails_who_asked_for_it(
+    group: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a group that waits for one prompt; whoever decodes beside it goes on."""
+    make = KVBlock.__init__
+
+    def limited(self, layout, rows, capacity):
+        if capacity > 128:
+            raise torch.OutOfMemoryError(f"no memory for {capacity} tokens")
+        make(self, layout, rows, capacity)
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, Chunk]:
+        beside = asyncio.create_task(complete(backend, [1], max_tokens=100))
+        await settled(lambda: backend.counters().tokens > 0)
+        monkeypatch.setattr(KVBlock, "__init__", limited)
+        for _ in range(2):
+            asked = (complete(backend, [7] * 200, max_tokens=2) for _ in range(group))
+            for result in await asyncio.gather(*asked, return_exceptions=True):
+                with pytest.raises(BackendError, match="no memory for 224 tokens"):
+                    raise result
+        return await beside, await complete(backend, [7] * 20, max_tokens=4)
+
+    first, second = served(folder, use)
+    assert len(first.ids) == 100
+    assert len(second.ids) == 4
 
 
 def test_a_failure_outside_any_batch_ends_what_is_in_flight_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from agentrl.inference.contract import FinishReason, Weights
 from agentrl.inference.engine.counters import Counters
 from agentrl.inference.engine.decoder import Decoder
 from agentrl.inference.engine.delivery import Post, Ticket
+from agentrl.inference.engine.kv import Segment
 from agentrl.inference.engine.prefill import Job, Prompt, jobs_of
 from agentrl.inference.engine.prefixes import PrefixCache
 from agentrl.inference.engine.request import Completion, Limits
@@ -77,8 +78,11 @@ class Engine:
             self._forget(completion)
 
     def fail_all(self, error: BackendError) -> None:
-        """End everything in flight with an error."""
-        self._fail(list(self._live.values()), error)
+        """End everything in flight with an error. Asks nothing of the device, which may be what failed."""
+        live = list(self._live.values())
+        for held in (self._rows.completions, self._waiting, self._jobs, self._pending, self._live):
+            held.clear()
+        self._tell(live, error)
 
     def update(self, weights: Weights) -> None:
         """Take new weights; from here on tokens are of their version and no earlier KV is shared.
@@ -122,7 +126,7 @@ class Engine:
             self._jobs.append(Job(batch, self._decoder, self._generation))
 
     def _place(self, completion: Completion, fresh: list[Prompt]) -> bool:
-        """Into the rows where all KV is known; else it waits for whoever computes the same, or for one of ``fresh``.
+        """Let it decode where all KV is known; else it waits for whoever computes the same, or for one of ``fresh``.
 
         Returns whether it waits.
         """
@@ -140,15 +144,21 @@ class Engine:
             self._pending[body.tobytes()] = prompt
             fresh.append(prompt)
             return True
-        self._rows.add(completion, prompt.known)
+        self._start(completion, prompt.known)
         return False
+
+    def _start(self, completion: Completion, prefix: list[Segment]) -> None:
+        """Give a completion a row; where memory does not suffice, it alone fails."""
+        try:
+            self._rows.add(completion, prefix)
+        except Exception as error:
+            self._fail([completion], _broken(error))
 
     # Prompts
 
     def _forget(self, completion: Completion) -> None:
         """Take a completion from the job it waits for, and end a job that nobody waits for."""
-        job = next(job for job in self._jobs if job.drop(completion))
-        if not job.wanted:
+        for job in [job for job in self._jobs if job.drop(completion) and not job.wanted]:
             self._jobs.remove(job)
             self._close(job)
 
@@ -179,7 +189,7 @@ class Engine:
         for row, prompt in enumerate(job.prompts):
             segment = job.prefix(row)
             for completion in prompt.completions:
-                self._rows.add(completion, [segment])
+                self._start(completion, [segment])
             if job.generation == self._generation:
                 self._prefixes.insert(prompt.ids, segment)
 
@@ -191,7 +201,9 @@ class Engine:
             self._waiting.extendleft(rows.make_room())
             draw = sample(self._decoder.decode(rows.ids, rows.positions, rows.block), rows.rules())
         except Exception as error:
-            self._fail(list(rows.completions), _broken(error))
+            failed = list(rows.completions)
+            rows.completions.clear()
+            self._fail(failed, _broken(error))
             return
         rows.advance(draw.ids)
         self.counters.tokens += len(draw.ids)
@@ -233,6 +245,10 @@ class Engine:
     def _fail(self, completions: Sequence[Completion], error: BackendError) -> None:
         for completion in completions:
             self.cancel(completion.ticket)
+        self._tell(completions, error)
+
+    def _tell(self, completions: Sequence[Completion], error: BackendError) -> None:
+        for completion in completions:
             # One exception object each: every reader adds its own traceback.
             own = BackendError(error.message, fix=error.fix)
             own.__cause__ = error.__cause__

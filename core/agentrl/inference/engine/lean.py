@@ -43,7 +43,6 @@ class LeanNetwork:
         ]
         self._norm = _Norm(trunk.get_parameter("norm.weight"), config.rms_norm_eps)
         self._head = model.get_submodule("lm_head")
-        self._groups: int = config.num_attention_heads // config.num_key_value_heads
 
     @staticmethod
     def suits(model: PreTrainedModel) -> bool:
@@ -72,11 +71,8 @@ class LeanNetwork:
         """Hidden states ``[N, E]`` before the last norm."""
         hidden_NE: torch.Tensor = self._embedding(batch.ids_BQ.flatten())
         rotation = self._rotary(batch.positions_BQ, batch.length)
-        masks = batch.masks
-        if batch.ids_BQ.shape[1] > 1:
-            masks = {kind: mask.repeat(1, 1, self._groups, 1) for kind, mask in masks.items()}
         for index, layer in enumerate(self._layers):
-            mask = masks[layer.kind] if layer.kind in masks else next(iter(masks.values()))
+            mask = batch.masks[layer.kind] if layer.kind in batch.masks else next(iter(batch.masks.values()))
             hidden_NE = layer.mix(layer.attend(hidden_NE, rotation, mask, batch, index))
         return hidden_NE
 
@@ -116,8 +112,12 @@ class _Layer:
         keys, values = batch.cache.update(
             rotated[:, :, self._queries :].transpose(1, 2), projected[:, :, heads:].transpose(1, 2), index
         )
-        # Query heads that share keys go as more queries of one head: nothing of the KV is repeated.
-        query = rotated[:, :, : self._queries].transpose(1, 2).reshape(rows, self._keys, -1, self._dim)
+        query = rotated[:, :, : self._queries].transpose(1, 2)
+        if tokens == 1:
+            # Query heads that share keys go as more queries of one head: nothing of the KV is repeated.
+            query = query.reshape(rows, self._keys, -1, self._dim)
+        else:
+            keys, values = (part.repeat_interleave(self._queries // self._keys, dim=1) for part in (keys, values))
         attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         attended = attended.reshape(rows, self._queries, tokens, self._dim).transpose(1, 2)
         return torch.addmm(hidden_NE, attended.reshape(rows * tokens, -1), self._output.t())

@@ -23,6 +23,7 @@ from agentrl.inference.progress_bars import no_progress_bars
 __all__ = ["context_length", "kv_tokens_in_memory", "load_decoder", "load_tokenizer"]
 
 _LONGEST_DEFAULT = 32768
+_DEVICES = "use auto, cpu, cuda or cuda:N"
 
 
 def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
@@ -97,7 +98,11 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BackendError(f"inference.backend.device={name!r} is no device", fix="use auto, cpu or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"inference.backend.device={name!r}, but torch sees no CUDA here", fix="use auto or cpu")
+        raise BackendError(f"inference.backend.device={name!r} is no device", fix=_DEVICES) from error
+    if device.type not in ("cpu", "cuda"):
+        raise BackendError(f"inference.backend.device={name!r}: the torch engine runs on CPU and CUDA", fix=_DEVICES)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"inference.backend.device={name!r}, but torch sees {torch.cuda.device_count()} CUDA devices", fix=_DEVICES
+        )
     return device

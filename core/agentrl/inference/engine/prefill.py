@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -43,10 +44,16 @@ class Job:
         self._decoder = decoder
         self._done = 0
         self._width = max(prompt.missing for prompt in prompts)
-        self.block = KVBlock(decoder.layout, len(prompts), round_up(max(len(prompt.ids) for prompt in prompts) + 1))
-        for row, prompt in enumerate(prompts):
-            self.block.write_prefix(row, prompt.known)
+
+    @cached_property
+    def block(self) -> KVBlock:
+        """KV of the prompts, one row each; made when the first piece is computed."""
+        longest = max(len(prompt.ids) for prompt in self.prompts)
+        block = KVBlock(self._decoder.layout, len(self.prompts), round_up(longest + 1))
+        for row, prompt in enumerate(self.prompts):
+            block.write_prefix(row, prompt.known)
             prompt.known = []
+        return block
 
     @property
     def finished(self) -> bool:
