@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 from agentrl.errors import RunError
-from agentrl.runs.codec import COLUMNS
+from agentrl.runs.codec import COLUMNS, Row
 from agentrl.runs.filesystem import cannot_write, is_network_filesystem
 
 __all__ = [
-    "INSERT",
     "SCHEMA_VERSION",
     "Journal",
     "close_for_writing",
     "database_error",
+    "insert",
     "open_for_reading",
     "open_for_writing",
 ]
@@ -60,9 +60,11 @@ PRAGMA application_id = {_APPLICATION_ID};
 COMMIT;
 """
 
-_NAMES = ", ".join(COLUMNS)
-INSERT = f"INSERT INTO episodes ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
-"""Takes a row of ``COLUMNS``; it is made of this package's own names, never of data."""
+_INSERT = f"INSERT INTO episodes ({', '.join(COLUMNS)}) VALUES "  # noqa: S608
+"""Takes rows of ``COLUMNS``; it is made of this package's own names, never of data."""
+_PLACES = f"({', '.join('?' * len(COLUMNS))})"
+_ROWS_AT_ONCE = 999 // len(COLUMNS)
+"""Older builds of SQLite take 999 values in a statement."""
 
 _BUSY_SECONDS = 30.0
 
@@ -96,6 +98,25 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
         with _closed_on_error(connection):
             _check_schema(connection, path)
     return connection
+
+
+def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Insert all rows or none, and return once they are on disk. Raises what SQLite raises.
+
+    Many rows are one statement: Python's interpreter lock is let go and taken again with every statement, and
+    beside a busy event loop each of those waits.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            connection.execute(_INSERT + ", ".join([_PLACES] * len(some)), [value for row in some for value in row])
+        connection.execute("COMMIT")
+    except Exception:
+        # On a full disk SQLite may have rolled back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def close_for_writing(connection: sqlite3.Connection) -> None:

@@ -19,7 +19,7 @@ from types import TracebackType
 from agentrl.errors import RunError
 from agentrl.rollout.episode import Episode, Phase
 from agentrl.runs.codec import COLUMNS, Row, from_row, to_row
-from agentrl.runs.database import INSERT, Journal, close_for_writing, database_error, open_for_reading, open_for_writing
+from agentrl.runs.database import Journal, close_for_writing, database_error, insert, open_for_reading, open_for_writing
 from agentrl.runs.lock import FolderLock
 
 __all__ = ["EpisodeStore", "read_episodes"]
@@ -30,7 +30,7 @@ _PAGE = 128
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    episodes: Sequence[Episode]
+    rows: Sequence[Row]
     done: Future[None] | asyncio.Future[None]
 
     @property
@@ -93,14 +93,17 @@ class EpisodeStore:
         Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails.
         """
         done = asyncio.get_running_loop().create_future()
-        self._enqueue(_Commit(tuple(episodes), done))
+        self._enqueue(_Commit([_encoded(episode) for episode in episodes], done))
         await done
 
     def submit(self, episodes: Sequence[Episode]) -> Future[None]:
-        """Like ``commit``, for code without an event loop: the future is done when they are on disk."""
+        """Like ``commit``, for code without an event loop: the future is done when they are on disk.
+
+        Raises ``RunError`` at once for an episode that no row can hold.
+        """
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._enqueue(_Commit(tuple(episodes), done))
+        self._enqueue(_Commit([_encoded(episode) for episode in episodes], done))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -151,31 +154,12 @@ class EpisodeStore:
         return gathered, False
 
     def _write(self, commits: Sequence[_Commit]) -> None:
-        settled: list[tuple[_Commit, Exception | None]] = []
-        encoded: list[tuple[_Commit, list[Row]]] = []
-        for commit in commits:
-            try:
-                encoded.append((commit, [_encoded(episode) for episode in commit.episodes]))
-            except Exception as error:  # whatever it is, its own caller waits to hear of it
-                settled.append((commit, error))
         failure: Exception | None = None
         try:
-            self._insert([row for _, rows in encoded for row in rows])
-        except Exception as error:
+            insert(self._connection, [row for commit in commits for row in commit.rows])
+        except Exception as error:  # whatever it is, those who wait are to hear of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
-        _tell([*settled, *((commit, failure) for commit, _ in encoded)])
-
-    def _insert(self, rows: Sequence[Row]) -> None:
-        """Insert all rows or none."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._connection.executemany(INSERT, rows)
-            self._connection.execute("COMMIT")
-        except Exception:
-            # On a full disk SQLite may have rolled back by itself.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+        _tell(commits, failure)
 
 
 def read_episodes(path: Path, phase: Phase | None = None, step: int | None = None) -> Iterator[Episode]:
@@ -199,26 +183,26 @@ def read_episodes(path: Path, phase: Phase | None = None, step: int | None = Non
         connection.close()
 
 
-def _tell(settled: Sequence[tuple[_Commit, Exception | None]]) -> None:
-    """Say how the commits went, and wake each event loop once: a wake-up a commit would pass the
-    interpreter's lock to and fro as many times."""
-    by_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[_Commit, Exception | None]]] = {}
-    for commit, error in settled:
-        by_loop.setdefault(commit.loop, []).append((commit, error))
-    for loop, told in by_loop.items():
+def _tell(commits: Sequence[_Commit], failure: Exception | None) -> None:
+    """Say how it went, and wake each event loop once: a wake-up a commit would pass the interpreter's lock
+    to and fro as many times."""
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[_Commit]] = {}
+    for commit in commits:
+        by_loop.setdefault(commit.loop, []).append(commit)
+    for loop, waiting in by_loop.items():
         if loop is None:
-            _settle(told)
+            _settle(waiting, failure)
             continue
         try:
-            loop.call_soon_threadsafe(_settle, told)
+            loop.call_soon_threadsafe(_settle, waiting, failure)
         except RuntimeError:
             if not loop.is_closed():
                 raise
 
 
-def _settle(settled: Sequence[tuple[_Commit, Exception | None]]) -> None:
-    for commit, error in settled:
-        commit.settle(error)
+def _settle(commits: Sequence[_Commit], failure: Exception | None) -> None:
+    for commit in commits:
+        commit.settle(failure)
 
 
 def _encoded(episode: Episode) -> Row:
