@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qw
 from agentrl.inference.contract import BackendContext, GenerationRequest, Sampling
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.intraop import threads_for
+from agentrl.inference.progress_bars import no_progress_bars
 
 SLOTS = 64
 PROMPT = 24
@@ -82,17 +83,36 @@ def generate(model: PreTrainedModel, load: Load) -> None:
         )
 
 
-async def seconds(backend: TorchBackend, model: PreTrainedModel, load: Load, repeat: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Taken:
+    """Seconds, on the clock and of all CPUs."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Taken:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, begun: Taken) -> Taken:
+        return Taken(self.wall - begun.wall, self.cpu - begun.cpu)
+
+
+def best(rounds: list[Taken]) -> Taken:
+    return Taken(min(taken.wall for taken in rounds), min(taken.cpu for taken in rounds))
+
+
+async def compare(backend: TorchBackend, model: PreTrainedModel, load: Load, repeat: int) -> tuple[Taken, Taken]:
     """Engine's and ``generate``'s, each the best of rounds that alternate: what else runs here disturbs both alike."""
     engine, plain = [], []
     for round_ in range(repeat + 1):
-        begun = time.perf_counter()
+        begun = Taken.now()
         await ask(backend, load, round_)
-        between = time.perf_counter()
+        between = Taken.now()
         generate(model, load)
-        engine.append(between - begun)
-        plain.append(time.perf_counter() - between)
-    return min(engine[1:]), min(plain[1:])
+        engine.append(between.since(begun))
+        plain.append(Taken.now().since(between))
+    return best(engine[1:]), best(plain[1:])
 
 
 async def step_milliseconds(backend: TorchBackend, rows: int, tokens: int = 64) -> float:
@@ -136,7 +156,8 @@ def random_model(folder: Path) -> Path:
         head_dim=32,
         max_position_embeddings=2048,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    with no_progress_bars():
+        Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -151,17 +172,19 @@ def bundled() -> Path | None:
 
 async def measured(folder: Path, repeat: int) -> tuple[Table, Table]:
     """Tokens a second, and milliseconds a decoding step."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     # Both sides get the threads that suit the model: two are slower than one for a small model.
     torch.set_num_threads(threads_for(model))
-    rates = _table(f"tokens a second: {folder.name}", "load", "tokens", "engine", "generate", "ratio")
+    rates = _table(f"tokens a second: {folder.name}", "load", "tokens", "engine", "generate", "ratio", "by CPU time")
     steps = _table("milliseconds a decoding step", "rows", "engine", "plain forward")
     backend = TorchBackend(BackendContext(folder, max_concurrency=SLOTS))
     await backend.start()
     for load in loads(model.config.vocab_size):
-        engine, plain = await seconds(backend, model, load, repeat)
-        rate = [f"{load.tokens / taken:,.0f}" for taken in (engine, plain)]
-        rates.add_row(load.name, f"{load.tokens:,}", *rate, f"{plain / engine:.2f}")
+        engine, plain = await compare(backend, model, load, repeat)
+        rate = [f"{load.tokens / taken.wall:,.0f}" for taken in (engine, plain)]
+        ratios = f"{plain.wall / engine.wall:.2f}", f"{plain.cpu / engine.cpu:.2f}"
+        rates.add_row(load.name, f"{load.tokens:,}", *rate, *ratios)
     for rows in (1, 8, SLOTS):
         engine, plain = await step_milliseconds(backend, rows), forward_milliseconds(model, rows)
         steps.add_row(str(rows), f"{engine:.2f}", f"{plain:.2f}")
