@@ -7,14 +7,17 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from agentrl.tasks.arithmetic import Arithmetic, HeldOutArithmetic
 from agentrl.tasks.split import is_held_out
 from agentrl.tokens.renderer import Renderer
 from agentrl_agents.build_tiny.__main__ import tokenizer_of
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS, Demonstration
-from agentrl_agents.build_tiny.recording import Recorder
+from agentrl_agents.build_tiny.recording import Recorder, Row
+from agentrl_agents.build_tiny.teaching import batch_loss
 
 ALL_HELD_OUT = {task["question"] for task in HeldOutArithmetic(HeldOutArithmetic.Settings(size=1058))}
 
@@ -104,3 +107,21 @@ def test_the_recipe_gives_the_committed_tokenizer(tokenizer: PreTrainedTokenizer
 
 def _message(turn: str | dict[str, str]) -> dict[str, str]:
     return {"role": "assistant", "content": turn} if isinstance(turn, str) else turn
+
+
+@pytest.mark.parametrize("agent", DEMONSTRATORS)
+def test_a_shared_prefix_changes_nothing_about_the_loss(
+    agent: str, tokenizer: PreTrainedTokenizerFast, tiny_renderer: Renderer, tiny_folder: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    recorder, random = Recorder(tokenizer, tiny_renderer, undone=0.1), Random(4)
+    rows = [recorder.record(demonstration, random) for demonstration in shown(agent, 0.5, 6)]
+    losses = [loss for row in rows for loss in _losses(model, row)]
+    assert batch_loss(model, rows).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def _losses(model: Qwen3ForCausalLM, row: Row) -> list[float]:
+    """The cross-entropy of each taught token, by a plain forward of one row."""
+    ids = torch.tensor([row.ids])
+    losses = functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+    return [loss for loss, taught in zip(losses.tolist(), row.taught[1:], strict=True) if taught]
