@@ -96,10 +96,7 @@ def test_a_step_reports_what_it_trained_on(folder):
     assert metrics["tokens/trained"] == sampled
     assert metrics["tokens/forest"] < metrics["tokens/rows"]
     assert metrics["learner/passes"] > 1
-    assert metrics["episodes/rewarded"] == 12
-    assert metrics["episodes/failed"] == 1
     assert metrics["groups/zero_variance"] == 1
-    assert metrics["reward/mean"] == pytest.approx(4 / 12)
     assert metrics["policy/learning_rate"] == 1e-2
     assert metrics["policy/updated"] == 1.0
     assert 0 < metrics["policy/entropy"] < 4

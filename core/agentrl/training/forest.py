@@ -48,8 +48,7 @@ def _common_prefixes(paths: Sequence[Ints]) -> list[int]:
     for index in range(1, len(paths)):
         length = min(len(paths[index - 1]), len(paths[index]))
         differs = paths[index - 1][:length] != paths[index][:length]
-        first = int(differs.argmax()) if length else 0
-        shared[index] = first if length and differs[first] else length
+        shared[index] = int(differs.argmax()) if differs.any() else length
     return shared
 
 

@@ -32,11 +32,10 @@ def accumulate_gradient(policy: Policy, algorithm: Algorithm, terms: Terms, pass
     than the device has.
     """
     metrics = PolicyMetrics()
-    parameters = policy.model.num_parameters()
     for work in passes:
         learns = bool(np.any(terms.advantage[work.terms]))
         try:
-            with threads_for_pass(parameters, work.ids.size), torch.set_grad_enabled(learns):
+            with threads_for_pass(policy.size, work.ids.size), torch.set_grad_enabled(learns):
                 _backward(policy, algorithm, terms, work, metrics)
         except torch.OutOfMemoryError as error:
             raise RunError(

@@ -29,7 +29,7 @@ from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.batch import Batch, collect
 from agentrl.training.gradient import accumulate_gradient
-from agentrl.training.metrics import batch_metrics, reward_metrics
+from agentrl.training.metrics import batch_metrics
 from agentrl.training.optimiser import Optimiser
 from agentrl.training.passes import Pass
 from agentrl.training.policy import Policy
@@ -83,7 +83,7 @@ class Learner:
         batch = collect(groups, self._algorithm)
         passes = self._lay_out(batch)
         packed = time.perf_counter()
-        metrics = {**reward_metrics(groups), **batch_metrics(batch, self.version), **self._size(batch, passes)}
+        metrics = batch_metrics(batch, self.version) | self._size(batch, passes)
         metrics |= accumulate_gradient(self._policy, self._algorithm, batch.terms, passes)
         computed = time.perf_counter()
         if passes:

@@ -1,4 +1,4 @@
-"""What a training step reports, by name.
+"""What a learner's step reports, by name.
 
 ``policy/mismatch_kl`` estimates ``KL(sampler ‖ learner)`` over the sampled tokens as ``E[r - 1 - log r]`` with
 ``r = π_learner / π_sampler``: unbiased, never negative and of low variance (Schulman 2020, "Approximating KL
@@ -7,19 +7,15 @@ divergence", the estimator k3). Ratios are those of the weights before the step'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-
-from agentrl.rollout.episode import Group
 
 if TYPE_CHECKING:
     from agentrl.training.batch import Batch
 
-__all__ = ["PolicyMetrics", "batch_metrics", "reward_metrics"]
+__all__ = ["PolicyMetrics", "batch_metrics"]
 
 
 @dataclass(slots=True)
@@ -57,19 +53,6 @@ class PolicyMetrics:
         """The loss of the step, and means over its terms."""
         whole = ("policy/loss", "policy/ratio_max")
         return {name: float(value) / (1 if name in whole else self.count) for name, value in self._sums.items()}
-
-
-def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean and standard deviation of the rewards, and how the episodes ended."""
-    episodes = [episode for group in groups for episode in group.episodes]
-    rewards = [episode.reward for episode in episodes if episode.outcome == "rewarded" and episode.reward is not None]
-    metrics = {
-        f"episodes/{outcome}": float(sum(episode.outcome == outcome for episode in episodes))
-        for outcome in ("rewarded", "rejected", "failed")
-    }
-    if rewards:
-        metrics |= {"reward/mean": float(np.mean(rewards)), "reward/std": float(np.std(rewards))}
-    return metrics
 
 
 def batch_metrics(batch: Batch, version: int) -> dict[str, float]:

@@ -11,10 +11,13 @@ from torch import nn
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import RunError
+from agentrl.training.intraop import threads_for_pass
 from agentrl.training.schedule import learning_rate
 
 __all__ = ["Optimiser"]
 
+WORK = 32
+"""An update takes about as long as so many tokens of a pass."""
 PATIENCE = 5
 """Steps in a row whose gradient may be NaN or infinite before the run stops."""
 
@@ -24,6 +27,7 @@ class Optimiser:
 
     def __init__(self, parameters: Iterable[nn.Parameter], training: TrainingSection) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._size = sum(parameter.numel() for parameter in self._parameters)
         self._training = training
         self._bad_in_a_row = 0
         decayed = [parameter for parameter in self._parameters if parameter.ndim > 1]
@@ -42,13 +46,14 @@ class Optimiser:
         ``PATIENCE`` times in a row.
         """
         rate = learning_rate(self._training, step)
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm, foreach=True))
-        finite = math.isfinite(norm) and math.isfinite(loss)
-        updated = finite and norm > 0.0
-        if updated:
-            for group in self._adamw.param_groups:
-                group["lr"] = rate
-            self._adamw.step()
+        with threads_for_pass(self._size, WORK):
+            norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm, foreach=True))
+            finite = math.isfinite(norm) and math.isfinite(loss)
+            updated = finite and norm > 0.0
+            if updated:
+                for group in self._adamw.param_groups:
+                    group["lr"] = rate
+                self._adamw.step()
         self._adamw.zero_grad()
         self._count_bad(finite, step)
         return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/updated": float(updated)}

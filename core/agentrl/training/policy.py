@@ -29,6 +29,8 @@ class Policy:
     def __init__(self, model: PreTrainedModel, *, autocast: bool = False) -> None:
         self.model = model
         self.model.train(False)
+        self.size: int = model.num_parameters()
+        """How many parameters the model has."""
         self._autocast = autocast
         self._head = _plain_head(model)
 
