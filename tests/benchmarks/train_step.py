@@ -4,7 +4,7 @@
 
 Both train the same model on the same prompts in the same order: 8 groups of 8, the same limit of tokens and the same
 stop token, temperature 1, one optimiser step a batch, no KL term. The learning rate is TRL's default, 1e-6: both go on
-sampling from the start model, so their completions have the same lengths, which the table shows. The sides run in
+sampling from the start model, so their completions have the same lengths; ``tokens`` is the mean. The sides run in
 turn, a block of steps each, in processes of their own. TRL runs on torch's own number of CPU threads and on one: the
 first is faster on a machine with cores to spare, the second on a busy one. Without trl, agentrl's figures stand alone.
 
@@ -107,7 +107,7 @@ def step_table(sides: Sequence[Side], workload: Workload) -> Table:
         title=f"a training step of {workload.groups} groups of {workload.group_size}, "
         f"at most {workload.max_tokens} tokens; of {len(sides[0].steps)} steps"
     )
-    for heading in ("", "median ms", "agentrl : it", "mean ms", "ms of CPU", "tokens a completion"):
+    for heading in ("", "median ms", "agentrl / it", "mean ms", "CPU ms", "tokens"):
         table.add_column(heading, justify="right" if heading else "left")
     ours = statistics.median(sides[0].steps)
     for side in sides:
