@@ -49,6 +49,10 @@ def test_a_slot_takes_an_object_by_reference():
         ({"name": "grpo", "objective": "credit.tree"}, r"a part of another slot .*algorithm.credit"),
         ({"name": "grpo", "objective": 3}, r"algorithm.objective=3 is neither a name nor keys"),
         ({"name": "grpo", "objective": {"dual_clip": 0.5}}, r"algorithm.objective.dual_clip"),
+        (
+            {"name": "grpo", "correction": "truncated", "objective": {"clip_high": 0.3}},
+            r"algorithm.objective.clip_high has no effect beside this algorithm.correction",
+        ),
         ({"name": "grpo", "normalisation": "constant"}, r"algorithm.normalisation.length"),
         ({"name": "grpo", "normalisation": {"name": "token", "length": 3}}, r"algorithm.normalisation.length"),
     ],

@@ -6,15 +6,19 @@ import random
 from functools import cache
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from tests.training.algorithms import grpo
 from tests.training.episodes import Recorder, chain, groups_of_one_turn, wandering_groups
 from tests.training.models import VOCABULARY, gemma3, of_kind, qwen3, takes_forest
 from tests.training.reference import forest_gradient, reference_gradient, relative_difference, rows_gradient
 
 from agentrl.rollout.episode import Group
-from agentrl.training import scoring
+from agentrl.training import blocks, scoring
+from agentrl.training.batch import collect
 
 EXACT = 1e-6
+GRPO = grpo()
 
 
 @cache
@@ -49,6 +53,16 @@ def test_groups_that_share_a_prompt(kind):
 @pytest.mark.parametrize("kind", ["full", "tied", "sliding", "gemma"])
 def test_branches_and_temperatures(kind):
     assert_exact(wandering_groups(random.Random(3), VOCABULARY, groups=3, size=4), kind=kind)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10_000), st.sampled_from([64, 8192]), st.sampled_from([4, 160]))
+def test_whatever_conversations_branch_like(seed, tokens_per_batch, tile):
+    groups = wandering_groups(random.Random(seed), VOCABULARY, calls=4)
+    assume(collect(groups, GRPO).terms.advantage.any())  # else no parameter has a gradient
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "TILE", tile)
+        assert_exact(groups, kind="sliding", tokens_per_batch=tokens_per_batch)
 
 
 def test_conversations_of_several_turns():

@@ -64,7 +64,7 @@ def build_algorithm(plugins: Plugins, part: Part) -> Algorithm:
 
     The name is that of a ``Preset``. A slot is overridden by a name, with or without the slot's prefix
     (``objective: clip``), by keys of the preset's own part (``objective: {clip_high: 0.28}``), or by both.
-    Raises ``ConfigError`` for a name, a slot or a key that does not exist.
+    Raises ``ConfigError`` for a name, a slot or a key that does not exist, or a key that could have no effect.
     """
     preset = plugins.get(KIND, part.name)
     if not isinstance(preset, Preset):
@@ -76,7 +76,21 @@ def build_algorithm(plugins: Plugins, part: Part) -> Algorithm:
         if key not in SLOTS:
             raise ConfigError(f"algorithm.{key} does not exist", fix=near_matches(key, SLOTS))
     parts = {slot: _build(plugins, slot, preset.overridden(slot, part.options.get(slot, {}))) for slot in SLOTS}
+    for slot, built in parts.items():
+        _refuse_without_effect(part.options, slot, built)
     return Algorithm(name=part.name, **parts)
+
+
+def _refuse_without_effect(options: Mapping[str, Any], slot: str, built: object) -> None:
+    """Raise ``ConfigError`` for a key that the part in ``slot`` makes meaningless in another slot."""
+    for other, keys in getattr(built, "LEAVES_WITHOUT_EFFECT", {}).items():
+        given = options.get(other)
+        for key in keys:
+            if isinstance(given, Mapping) and key in given:
+                raise ConfigError(
+                    f"algorithm.{other}.{key} has no effect beside this algorithm.{slot}",
+                    fix=f"leave it out, or choose another algorithm.{slot}",
+                )
 
 
 def _build(plugins: Plugins, slot: str, choice: Mapping[str, Any]) -> Any:

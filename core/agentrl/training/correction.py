@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -37,6 +37,9 @@ class TruncatedCorrection:
     class Settings(Section):
         cap: float = Field(2.0, gt=0)
         """Greatest weight of a token."""
+
+    LEAVES_WITHOUT_EFFECT: ClassVar = {"objective": ("clip_low", "clip_high", "dual_clip")}
+    """Keys of other slots that mean nothing where the ratio is 1."""
 
     def __init__(self, settings: Settings) -> None:
         self._cap = settings.cap
