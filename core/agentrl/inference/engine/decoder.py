@@ -5,6 +5,7 @@ Shapes: ``B`` rows, ``Q`` tokens a row, ``L`` columns of the block that attentio
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -14,7 +15,11 @@ from agentrl.inference.engine.kv import KVBlock, KVLayout, round_up
 from agentrl.inference.engine.network import Batch, Network
 from agentrl.inference.engine.prefixes import Ids
 
-__all__ = ["Decoder", "unsupported"]
+__all__ = ["FEWEST_ROWS", "Decoder", "unsupported"]
+
+FEWEST_ROWS = 4
+"""Of any product. On CPU one of fewer rows takes another kernel, which rounds otherwise: where this holds, a token's
+logits are the same to the last bit, however many others are computed beside it."""
 
 
 class Decoder:
@@ -49,8 +54,17 @@ class Decoder:
         self._network.hidden(self._batch(ids_BQ, positions_BQ, block))
 
     def decode(self, ids_B: Ids, positions_B: Ids, block: KVBlock) -> torch.Tensor:
-        """Logits ``[B, V]`` after one more token in each of the first ``B`` rows."""
-        return self._network.logits(self._batch(ids_B[:, None], positions_B[:, None], block))
+        """Logits ``[B, V]`` after one more token in each of the first ``B`` rows.
+
+        Of the rows after them, a few may be written to.
+        """
+        rows = len(ids_B)
+        missing = min(FEWEST_ROWS, block.rows) - rows
+        if missing > 0:
+            ids_B, positions_B = (
+                np.concatenate([array, np.zeros(missing, np.int64)]) for array in (ids_B, positions_B)
+            )
+        return self._network.logits(self._batch(ids_B[:, None], positions_B[:, None], block))[:rows]
 
     def _batch(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> Batch:
         length = min(round_up(int(positions_BQ.max()) + 1), block.capacity)

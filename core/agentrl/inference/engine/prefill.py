@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from agentrl.inference.engine.decoder import Decoder
+from agentrl.inference.engine.decoder import FEWEST_ROWS, Decoder
 from agentrl.inference.engine.kv import KVBlock, Segment, round_up
 from agentrl.inference.engine.prefixes import Ids
 from agentrl.inference.engine.request import Completion
@@ -43,7 +43,7 @@ class Job:
         self.generation = generation
         self._decoder = decoder
         self._done = 0
-        self._width = max(prompt.missing for prompt in prompts)
+        self._width = _whole(max(prompt.missing for prompt in prompts) + FEWEST_ROWS - 1)
 
     @cached_property
     def block(self) -> KVBlock:
@@ -61,8 +61,8 @@ class Job:
         return self._done >= self._width
 
     def run(self, budget: int) -> int:
-        """Compute at most ``budget`` tokens (but one of each prompt at least); returns how many, padding included."""
-        width = min(max(budget // len(self.prompts), 1), self._width - self._done)
+        """Compute at most ``budget`` tokens, but a few of each prompt; returns how many, padding included."""
+        width = min(max(_whole(budget // len(self.prompts)), FEWEST_ROWS), self._width - self._done)
         columns = np.arange(self._done, self._done + width)
         starts = np.array([prompt.start for prompt in self.prompts])
         lengths = np.array([len(prompt.ids) for prompt in self.prompts])
@@ -92,6 +92,11 @@ class Job:
     def wanted(self) -> bool:
         """Whether anybody waits for it."""
         return any(prompt.completions for prompt in self.prompts)
+
+
+def _whole(tokens: int) -> int:
+    """The next smaller multiple of ``FEWEST_ROWS``: attention, too, is a product of as many rows as it has tokens."""
+    return tokens // FEWEST_ROWS * FEWEST_ROWS
 
 
 def jobs_of(prompts: list[Prompt], budget: int) -> Iterator[list[Prompt]]:

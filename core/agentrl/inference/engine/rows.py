@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from agentrl.inference.engine.decoder import FEWEST_ROWS
 from agentrl.inference.engine.kv import GRAIN, KVBlock, KVLayout, Segment, round_up
 from agentrl.inference.engine.request import Completion
 from agentrl.inference.engine.sampler import Rules, uniforms
@@ -35,7 +36,7 @@ class Rows:
         self._max_capacity = round_up(context_length)
         self._max_tokens = max_tokens
         self._state = np.zeros(max_rows, _STATE)
-        self.block = KVBlock(layout, 1, GRAIN)
+        self.block = KVBlock(layout, FEWEST_ROWS, GRAIN)
 
     def __len__(self) -> int:
         return len(self.completions)
