@@ -100,10 +100,10 @@ class Bench:
         return (_said(ASK, f"{block}.{number // GROUP}") for number in itertools.count())
 
     async def _second(self, client: AsyncOpenAI, ask: dict[str, str]) -> Callable[[], Awaitable[Any]]:
-        """The call after a first one; what follows its answer was never said before."""
+        """The call after a first one, with what agents say to every wrong answer."""
         answer = await _call(client, [ask])()
         turn = answer.choices[0].message.model_dump(exclude_none=True)
-        return _call(client, [ask, turn, _said(MORE, next(self._blocks))])
+        return _call(client, [ask, turn, MORE])
 
     def _clients(self, http_client: Any) -> list[AsyncOpenAI]:
         sessions = [_session(self._gateway) for _ in range(self._calls)]
@@ -182,13 +182,15 @@ async def run(gateway: Gateway, rounds: int, calls: int, profile: bool) -> None:
 
 
 def _print(spent: dict[str, list[tuple[float, float]]]) -> None:
+    """Medians; the ratio is the median of those of each round, whose calls were made side by side."""
     print(f"{'CPU ms a call':24}{'median':>9}{'best':>9}{'of GC':>9}{'x floor':>9}")
-    floors: dict[str, float] = {}
+    floors: dict[str, tuple[float, ...]] = {}
     for name, figures in spent.items():
         totals, collected = zip(*figures, strict=True)
-        median = statistics.median(totals)
-        floor = floors.setdefault(name.partition(",")[0], median)
-        print(f"{name:24}{median:9.3f}{min(totals):9.3f}{statistics.mean(collected):9.3f}{median / floor:9.2f}")
+        floor = floors.setdefault(name.partition(",")[0], totals)
+        ratio = statistics.median(total / below for total, below in zip(totals, floor, strict=True))
+        figures_ms = f"{statistics.median(totals):9.3f}{min(totals):9.3f}{statistics.mean(collected):9.3f}"
+        print(f"{name:24}{figures_ms}{ratio:9.2f}")
 
 
 async def _profile(prepare: Callable[[], Awaitable[Calls]]) -> None:

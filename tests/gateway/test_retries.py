@@ -79,6 +79,7 @@ def test_what_the_backend_refuses_is_refused_once(connection, backend, open_sess
         asyncio.run(agent())
     assert error.value.code == code
     assert len(answered) == 1
+    assert [refusal.side for refusal in session.refusals] == ["gateway"]
     assert untouched(session)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrl.tokens.renderer import load_renderer
 
+RENDERERS = {}
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 
 
@@ -96,3 +99,23 @@ def test_where_no_tools_are_offered_a_call_is_text(read):
 def test_thinking_is_kept_apart(read):
     message = read("<think>\nMultiply.\n</think>\n\nIt is 408.<|im_end|>")
     assert message == {"role": "assistant", "content": "It is 408.", "reasoning_content": "Multiply."}
+
+
+@pytest.mark.parametrize("renderer_name", ["qwen3", "default"])
+@given(st.data())
+def test_whatever_a_policy_writes_is_a_message(chat_tokenizer, renderer_name, data):
+    renderer = RENDERERS.setdefault(renderer_name, load_renderer(chat_tokenizer, renderer_name))
+    marks = chat_tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"])
+    pieces = chat_tokenizer.encode('{"name": "calculate", "arguments": {"a": [1, null]}}')
+    token = st.one_of(st.sampled_from(marks), st.sampled_from(pieces), st.integers(0, len(chat_tokenizer) - 1))
+    message = renderer.parse(data.draw(st.lists(token, max_size=30)), TOOLS)
+    assert message["role"] == "assistant"
+    assert isinstance(message["content"], str) or message["tool_calls"]
+    for each in message.get("tool_calls", ()):
+        assert isinstance(each["function"]["arguments"], str)
+        assert isinstance(each["function"]["name"], str)
+
+
+def test_a_completion_that_breaks_the_parser_is_text(read):
+    text = call('{"name": "calculate", "arguments": ' + "[" * 100_000)
+    assert read(f"{text}<|im_end|>") == {"role": "assistant", "content": text}

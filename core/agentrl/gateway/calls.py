@@ -14,13 +14,13 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError
 from agentrl.gateway.contract import Call
-from agentrl.gateway.conversations import MessageKey, Turn, message_key, thinks, tools_key
+from agentrl.gateway.conversations import MessageKey, Turn, message_key, tools_key
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.gateway.session import Plan, Record, Session
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
 from agentrl.tokens.renderer import Renderer
-from agentrl.tokens.template import Message
+from agentrl.tokens.template import Message, thinking_of
 from agentrl.tokens.tree import Sampled
 
 __all__ = ["Caller"]
@@ -99,7 +99,7 @@ class Caller:
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
             return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
         ids = self.renderer.render(request.messages, request.tools)
-        return _Prompt(ids, False, any(map(thinks, request.messages)), reason)
+        return _Prompt(ids, False, any(map(thinking_of, request.messages)), reason)
 
     def _extended(self, plan: Plan, turn: Turn, request: ModelRequest) -> list[int] | str:
         if turn.position is None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentrl.tokens.template import Messages
+from agentrl.tokens.template import Messages, text_of, thinking_of
 from agentrl.tokens.tree import Position
 
-__all__ = ["Conversations", "Match", "MessageKey", "Turn", "message_key", "text_of", "thinks", "tools_key"]
+__all__ = ["Conversations", "Match", "MessageKey", "Turn", "message_key", "tools_key"]
 
 MessageKey = tuple[Any, ...]
 """A message's meaning: role, name and text; of the assistant's, text and tool calls."""
@@ -101,7 +101,7 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
     """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then
     the one least continued, so that equal samples are each continued where several conversations go on.
     ``None`` where the message holds thinking that none of them has."""
-    reasoning = _reasoning(message)
+    reasoning = thinking_of(message)
     if reasoning:
         turns = [turn for turn in turns if turn.reasoning == reasoning]
     if len(turns) < 2:
@@ -116,7 +116,7 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
 def message_key(message: Mapping[str, Any]) -> MessageKey:
     """Equal for messages of equal meaning."""
     role = message["role"]
-    text = text_of(message.get("content"))
+    text = text_of(message)
     if role != "assistant":
         return ("system" if role == "developer" else role, message.get("name"), text)
     calls = [call["function"] for call in message.get("tool_calls") or ()]
@@ -129,28 +129,8 @@ def tools_key(tools: Sequence[object] | None) -> str:
     return json.dumps(tools) if tools else ""
 
 
-def thinks(message: Mapping[str, Any]) -> bool:
-    """Whether a turn of the assistant carries its thinking."""
-    return message["role"] == "assistant" and bool(_reasoning(message))
-
-
-def text_of(content: Any) -> str:
-    """A message's content as one text; text parts are joined."""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content or ())
-
-
-def _reasoning(message: Mapping[str, Any]) -> str:
-    given = message.get("reasoning_content")
-    if not given:
-        before, mark, _ = text_of(message.get("content")).rpartition("</think>")
-        given = before.rpartition("<think>")[2] if mark else ""
-    return str(given).strip()
-
-
 def _meaning(arguments: str) -> str:
     try:
         return json.dumps(json.loads(arguments), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments

@@ -162,7 +162,8 @@ class Gateway:
             _log.error("the gateway failed to answer a request", exc_info=error)
         refusal = _as_refusal(error)
         if session is not None:
-            session.refuse(error if isinstance(error, AgentRLError) else refusal)
+            # What may go better another time keeps its side; what a request got wrong is the gateway's no.
+            session.refuse(error if isinstance(error, AgentRLError) and refusal.status >= 500 else refusal)
         # A client is not to guess: what fails again is not worth its retries.
         again = {"x-should-retry": "true" if refusal.status == 503 else "false"}
         dialect = next(iter(self._dialects.values()))

@@ -52,7 +52,7 @@ def _function(attempt: ParsedToolCall) -> dict[str, str] | None:
         return {"name": attempt.name, "arguments": text}
     try:
         value = json.loads(attempt.raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _broken(attempt.raw)
     return _whole(value)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, GatewayError, near_matches
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import kind_of
 from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judge, known_renderers
-from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
+from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -44,11 +45,17 @@ class Renderer:
 
         Raises ``GatewayError`` (400) where the chat template refuses the messages.
         """
-        if self._template is not None and (
-            self._part.in_full or not (self._part.thinking or not any(map(_thinks, messages)))
-        ):
+        strange = not self._part.thinking and any(map(thinking_of, messages))
+        if self._template is not None and (self._part.in_full or strange):
             return self._template.render(messages, tools)
-        return self._part.render([plain(message) for message in messages], tools)
+        try:
+            return self._part.render([plain(message) for message in messages], tools)
+        except Exception as error:  # The boundary to the library: what it cannot render, a caller has sent.
+            raise GatewayError(
+                f"renderer {self.name!r} cannot render these messages: {error}",
+                code="invalid_messages",
+                param="messages",
+            ) from error
 
     def extend(
         self,
@@ -92,11 +99,17 @@ class Renderer:
 
         Tool arguments are JSON text, as the policy wrote them where they do not parse; a call whose name
         cannot be read stays in the content, and so do all where no ``tools`` are offered. Ids of tool
-        calls are ``call_ids`` and a number, unless the model writes its own.
+        calls are ``call_ids`` and a number, unless the model writes its own. A completion that cannot be
+        parsed at all is text.
         """
         ids = list(completion_ids)
-        parsed = self._part.parse(ids, tools, prompt_ids)
-        return assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
+        try:
+            parsed = self._part.parse(ids, tools, prompt_ids)
+            return assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
+        except Exception as error:  # The boundary to the library: a policy may write what no parser foresaw.
+            _log.debug("a completion of %d tokens does not parse: %s", len(ids), error)
+            spoken = itertools.takewhile(lambda token: token not in self.stop_ids, ids)
+            return {"role": "assistant", "content": self.vocabulary.decode(list(spoken))}
 
     def thinks(self, completion_ids: Sequence[int]) -> bool:
         """Whether a completion holds thinking, closed or not."""
@@ -123,7 +136,7 @@ def load_renderer(model: PreTrainedTokenizerBase | str | Path, name: str = "auto
     template = ChatTemplate(vocabulary, origin)
     part = best_candidate(vocabulary, template) if name == "auto" else None
     renderer = Renderer(vocabulary, template, part or in_full(vocabulary, template))
-    if part is None:
+    if part is None and name == "auto":
         renderer.warning = _IN_FULL.format(origin=origin)
     return _warned(renderer)
 
@@ -177,9 +190,3 @@ def _load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             f"model {str(folder)!r} has no tokenizer that loads: {reason}",
             fix="give a bundled name, a Hugging Face folder with its tokenizer.json, or a Hugging Face id",
         ) from error
-
-
-def _thinks(message: Any) -> bool:
-    return message["role"] == "assistant" and bool(
-        message.get("reasoning_content") or "</think>" in str(message.get("content") or "")
-    )

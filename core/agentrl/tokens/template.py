@@ -9,7 +9,7 @@ from typing import Any
 from agentrl.errors import ConfigError, GatewayError
 from agentrl.tokens.vocabulary import Vocabulary
 
-__all__ = ["ChatTemplate", "Message", "Messages", "Tools", "plain"]
+__all__ = ["ChatTemplate", "Message", "Messages", "Tools", "plain", "text_of", "thinking_of"]
 
 Message = dict[str, Any]
 """One message as the OpenAI API writes it, plain JSON."""
@@ -61,11 +61,8 @@ class ChatTemplate:
 
 def plain(message: Mapping[str, Any]) -> Message:
     """The message as templates expect it: content a string, tool arguments an object where they parse."""
-    content = message.get("content")
-    if not isinstance(content, str):
-        content = "" if content is None else "".join(part["text"] for part in content)
     role = "system" if message["role"] == "developer" else message["role"]
-    changed: Message = {**message, "role": role, "content": content}
+    changed: Message = {**message, "role": role, "content": text_of(message)}
     if calls := message.get("tool_calls"):
         changed["tool_calls"] = [{**call, "function": _parsed(call["function"])} for call in calls]
     elif "tool_calls" in message:
@@ -73,9 +70,26 @@ def plain(message: Mapping[str, Any]) -> Message:
     return changed
 
 
+def text_of(message: Mapping[str, Any]) -> str:
+    """A message's content as one text; text parts are joined."""
+    content = message.get("content")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
+
+
+def thinking_of(message: Mapping[str, Any]) -> str:
+    """The thinking that a turn of the assistant carries, beside its content or inside it."""
+    if message["role"] != "assistant":
+        return ""
+    given = message.get("reasoning_content")
+    if not given:
+        before, mark, _ = text_of(message).rpartition("</think>")
+        given = before.rpartition("<think>")[2] if mark else ""
+    return str(given).strip()
+
+
 def _parsed(function: Mapping[str, Any]) -> dict[str, Any]:
     try:
         arguments = json.loads(function["arguments"])
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     return {**function, "arguments": arguments if isinstance(arguments, dict) else function["arguments"]}

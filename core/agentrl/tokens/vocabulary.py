@@ -38,7 +38,7 @@ class Vocabulary:
         """Ids of the tokens that mark structure, such as the end of a turn."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__call__":
+        if name.startswith("__") or name == "_tokenizer":
             raise AttributeError(name)
         return getattr(self._tokenizer, name)
 
