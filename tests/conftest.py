@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -12,6 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from agentrl.config.models import ModelSection
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
+
+hypothesis.settings.register_profile("agentrl", deadline=None)  # A busy machine is no failure.
+hypothesis.settings.load_profile("agentrl")
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]

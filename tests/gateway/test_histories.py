@@ -47,7 +47,7 @@ def request(step, conversations):
     return messages + new[step["new"]]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEP, min_size=1, max_size=8), st.booleans())
 def test_every_prompt_and_every_sample_of_a_random_agent_is_recorded(in_process, backend, steps, cutting):
     session = in_process.gateway.open_session(SessionSettings(training=True))

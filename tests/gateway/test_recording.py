@@ -269,6 +269,15 @@ def test_thinking_that_the_template_drops_is_a_fork_with_its_reason(ask, backend
     assert session.calls[1].parent == session.calls[0].id
 
 
+def test_after_thinking_was_dropped_the_chain_goes_on_extended(ask, backend, session):
+    backend.says("<think>\nMultiply.\n</think>\n\nIt is 408.")
+    messages = [ASK, ask([ASK]), MORE]
+    for _ in range(2):
+        backend.says("Yes.")
+        messages += [ask(messages), MORE]
+    assert [call.fork_reason for call in session.calls] == [None, "thinking dropped by the template", None]
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_thinking_stays_through_tool_results_whether_the_agent_returns_it_or_not(ask, backend, session, kept):
     call = '<tool_call>\n{"name": "calculate", "arguments": {}}\n</tool_call>'

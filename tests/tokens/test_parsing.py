@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from agentrl.tokens.renderer import load_renderer
 
-RENDERERS = {}
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 
 
@@ -101,10 +100,13 @@ def test_thinking_is_kept_apart(read):
     assert message == {"role": "assistant", "content": "It is 408.", "reasoning_content": "Multiply."}
 
 
-@pytest.mark.parametrize("renderer_name", ["qwen3", "default"])
+@pytest.fixture(scope="module", params=["qwen3", "default"])
+def renderer(request, chat_tokenizer):
+    return load_renderer(chat_tokenizer, request.param)
+
+
 @given(st.data())
-def test_whatever_a_policy_writes_is_a_message(chat_tokenizer, renderer_name, data):
-    renderer = RENDERERS.setdefault(renderer_name, load_renderer(chat_tokenizer, renderer_name))
+def test_whatever_a_policy_writes_is_a_message(chat_tokenizer, renderer, data):
     marks = chat_tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"])
     pieces = chat_tokenizer.encode('{"name": "calculate", "arguments": {"a": [1, null]}}')
     token = st.one_of(st.sampled_from(marks), st.sampled_from(pieces), st.integers(0, len(chat_tokenizer) - 1))

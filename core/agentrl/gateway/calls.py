@@ -99,7 +99,8 @@ class Caller:
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
             return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
         ids = self.renderer.render(request.messages, request.tools)
-        return _Prompt(ids, False, any(map(thinking_of, request.messages)), reason)
+        thinking = any(map(thinking_of, request.messages)) and self.renderer.thinks(ids)
+        return _Prompt(ids, False, thinking, reason)
 
     def _extended(self, plan: Plan, turn: Turn, request: ModelRequest) -> list[int] | str:
         if turn.position is None:
