@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from agentrl.tasks.arithmetic import Arithmetic, HeldOutArithmetic
 from agentrl.tasks.split import is_held_out
 from agentrl.tokens.renderer import Renderer
-from agentrl_agents.build_tiny.__main__ import tokenizer_of
+from agentrl_agents.build_tiny.__main__ import STAGES, build, tokenizer_of
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS, Demonstration
 from agentrl_agents.build_tiny.recording import Recorder, Row
-from agentrl_agents.build_tiny.teaching import batch_loss
+from agentrl_agents.build_tiny.teaching import Stage, batch_loss
 
 ALL_HELD_OUT = {task["question"] for task in HeldOutArithmetic(HeldOutArithmetic.Settings(size=1058))}
 
@@ -103,6 +103,15 @@ def test_the_recipe_gives_the_committed_tokenizer(tokenizer: PreTrainedTokenizer
     made = tokenizer_of(Random(0))
     assert made.get_vocab() == tokenizer.get_vocab()
     assert made.chat_template == tokenizer.chat_template
+
+
+def test_the_recipe_repeats_bit_for_bit(tmp_path: Path) -> None:
+    stages = [Stage(stage.name, 3, stage.pace, stage.well, dict.fromkeys(stage.rows, 4)) for stage in STAGES]
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        build(folder, stages)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+    assert len(list((tmp_path / "one").iterdir())) == 6
 
 
 def _message(turn: str | dict[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -26,11 +27,10 @@ STAGES = (
 )
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, stages: Sequence[Stage] = STAGES) -> None:
     """Write the model to ``folder``; on one machine, always the same."""
     random = Random(SEED)
     torch.manual_seed(SEED)
-    torch.set_num_threads(1)
     tokenizer = tokenizer_of(random)
     recorder = Recorder(tokenizer, load_renderer(tokenizer), undone=0.06)
 
@@ -38,7 +38,7 @@ def build(folder: Path) -> None:
         return recorder.record(DEMONSTRATORS[agent](random, well), random)
 
     model = Qwen3ForCausalLM(_config(tokenizer))
-    teach(model, STAGES, draw)
+    teach(model, stages, draw)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -68,4 +68,5 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
     build(Path(sys.argv[1]) if len(sys.argv) > 1 else TINY)
