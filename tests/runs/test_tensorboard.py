@@ -32,7 +32,7 @@ def test_its_file_holds_the_metrics_the_config_and_the_outcome(tmp_path: Path) -
     (outcome,) = events.Tensors("outcome")
     assert outcome.tensor_proto.string_val == [b"completed"]
     (written,) = events.Tensors("config")
-    assert b"learning_rate: 0.0003" in written.tensor_proto.string_val[0]
+    assert f"learning_rate: {Config().training.learning_rate}".encode() in written.tensor_proto.string_val[0]
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
