@@ -140,7 +140,7 @@ def test_streamed_chunks_join_to_the_completion_read_whole(folder: Path) -> None
 def _rules(rows: int, **given: float) -> Rules:
     values = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "uniform": 0.5} | given
     columns = {name: np.full(rows, value, np.int64 if name == "top_k" else float) for name, value in values.items()}
-    return Rules(**columns, top_logprobs=0)
+    return Rules.of(**columns, top_logprobs=0, device=torch.device("cpu"))
 
 
 @given(

@@ -199,7 +199,8 @@ class Engine:
         rows = self._rows
         try:
             self._waiting.extendleft(rows.make_room())
-            draw = sample(self._decoder.decode(rows.ids, rows.positions, rows.block), rows.rules())
+            rules = rows.rules()
+            draw = sample(self._decoder.decode(rows.ids, rows.positions, rows.block), rules)
         except Exception as error:
             failed = list(rows.completions)
             rows.completions.clear()

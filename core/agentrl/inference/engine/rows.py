@@ -97,12 +97,13 @@ class Rows:
     def rules(self) -> Rules:
         """How the rows' next tokens are sampled."""
         state = self._state[: len(self)]
-        return Rules(
+        return Rules.of(
             temperature=state["temperature"],
             top_p=state["top_p"],
             top_k=state["top_k"],
             uniform=uniforms(state["seed"], state["position"]),
             top_logprobs=int(state["top_logprobs"].max(initial=0)),
+            device=self.block.layout.device,
         )
 
     def prefix(self, row: int) -> Segment:

@@ -40,15 +40,33 @@ def _mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How each of ``B`` rows is sampled; arrays of length ``B`` on the host."""
+    """How each of ``B`` rows is sampled."""
 
-    temperature: npt.NDArray[np.float64]
-    """0 is greedy."""
+    greedy: npt.NDArray[np.bool_]
     top_p: npt.NDArray[np.float64]
     top_k: npt.NDArray[np.int64]
-    uniform: npt.NDArray[np.float64]
+    temperature_B1: torch.Tensor
+    """On the device; 1 where greedy."""
+    uniform_B1: torch.Tensor
     top_logprobs: int
     """Alternatives to report, the most that any row wants."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        temperature: npt.NDArray[np.float64],
+        uniform: npt.NDArray[np.float64],
+        top_p: npt.NDArray[np.float64],
+        top_k: npt.NDArray[np.int64],
+        top_logprobs: int,
+        device: torch.device,
+    ) -> Rules:
+        """From arrays of length ``B``. Made before the forward, whose end a copy to the device would wait for."""
+        greedy = temperature == 0
+        columns = np.stack([np.where(greedy, 1.0, np.maximum(temperature, _COLDEST)), uniform])
+        temperature_B1, uniform_B1 = torch.from_numpy(columns).to(device, torch.float32)[:, :, None]
+        return cls(greedy, top_p, top_k, temperature_B1, uniform_B1, top_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +86,16 @@ def sample(logits_BV: torch.Tensor, rules: Rules) -> Draw:
 
     A row whose logits are not all finite where they should be gets a NaN logprob.
     """
-    greedy = rules.temperature == 0
-    columns = np.stack([np.where(greedy, 1.0, np.maximum(rules.temperature, _COLDEST)), rules.uniform])
-    temperature_B1, uniform_B1 = torch.from_numpy(columns).to(logits_BV.device, torch.float32)[:, :, None]
-
     scaled_BV = logits_BV.float()
-    scaled_BV.sub_(scaled_BV.amax(dim=-1, keepdim=True)).div_(temperature_B1)
+    scaled_BV.sub_(scaled_BV.amax(dim=-1, keepdim=True)).div_(rules.temperature_B1)
     mass_BW = _masses(scaled_BV)
     log_total_B1 = mass_BW.sum(dim=-1, keepdim=True).log_()
-    if greedy.all():
+    if rules.greedy.all():
         ids_B1 = scaled_BV.argmax(dim=-1, keepdim=True)
     else:
-        ids_B1 = _invert(_restricted(mass_BW, rules), uniform_B1)
-        if greedy.any():
-            greedy_B1 = torch.from_numpy(greedy).to(logits_BV.device)[:, None]
+        ids_B1 = _invert(_restricted(mass_BW, rules), rules.uniform_B1)
+        if rules.greedy.any():
+            greedy_B1 = torch.from_numpy(rules.greedy).to(logits_BV.device)[:, None]
             ids_B1 = torch.where(greedy_B1, scaled_BV.argmax(dim=-1, keepdim=True), ids_B1)
     logprobs_B1 = scaled_BV.gather(1, ids_B1) - log_total_B1
 
