@@ -174,6 +174,45 @@ def test_a_template_that_does_not_know_thinking_is_extended_where_there_is_none(
     assert "Hm." not in renderer.vocabulary.decode(renderer.render([ASK, thought, *new]))
 
 
+GLM = """[gMASK]<sop><|system|>Reasoning Effort: Max
+{%- if tools -%}{{- raise_exception('no tools') -}}{%- endif -%}
+{%- for m in messages -%}
+  {%- if m.role in ('user', 'system') -%}{{- '<|' + m.role + '|>' + m.content -}}
+  {%- elif m.role == 'assistant' -%}
+    {{- '<|assistant|><think>' + (m.reasoning_content or '') + '</think>' + m.content.strip() -}}
+  {%- else -%}{{- raise_exception('no tools') -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|><think>' -}}{%- endif -%}"""
+GLM_MARKS = [
+    *[
+        "[gMASK]",
+        "[sMASK]",
+        "<sop>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+        "<think>",
+        "</think>",
+    ],
+    *["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "</arg_key>", "<arg_value>"],
+    *["</arg_value>", "<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "/nothink"],
+]
+
+
+def test_another_family_is_known_likewise_and_extended_as_its_template_goes_on(make_tokenizer):
+    """One that opens thinking in the prompt, keeps it for good, and ends a turn with the next one's header."""
+    tokenizer = make_tokenizer(GLM, marks=GLM_MARKS)
+    renderer = load_renderer(tokenizer)
+    assert renderer.name == "glm-5.3"
+    prompt = renderer.render([ASK])
+    completion = tokenizer.encode("Multiply.</think>It is 408.<|user|>")
+    message = renderer.parse(completion, None, prompt)
+    assert message == {"role": "assistant", "content": "It is 408.", "reasoning_content": "Multiply."}
+    extended = renderer.extend(prompt, completion, [ASK], thinking=True)
+    assert extended == by_template(tokenizer, [ASK, message, ASK])
+
+
 def test_a_message_that_the_template_refuses_is_the_callers_mistake(make_tokenizer):
     strict = load_renderer(
         make_tokenizer(PLAIN.replace("[{{", "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}[{{"))

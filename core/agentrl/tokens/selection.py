@@ -142,7 +142,7 @@ def judge(part: Candidate, template: ChatTemplate) -> Candidate | None:
         return None
     thinking = all(same is not False for probe, same in verdicts if probe.thinking)
     outcomes = [(probe.kind, _extends(part, template, probe)) for probe in CONTINUATIONS]
-    kinds = {kind for kind, _ in outcomes if all(good for other, good in outcomes if other == kind)}
+    kinds = {kind for kind, good in outcomes if good} - {kind for kind, good in outcomes if good is False}
     parses = all(_parses(part, template, probe) for probe in CONTINUATIONS if not probe.kind[1])
     return replace(part, thinking=thinking, extends=frozenset(kinds), parses=parses)
 
@@ -158,27 +158,29 @@ def _same(part: Candidate, template: ChatTemplate, probe: Conversation) -> bool 
 def _turn(part: Candidate, template: ChatTemplate, probe: Continuation) -> tuple[list[int], list[int], list[int]]:
     """Prompt, completion and the prompt after it, as the template writes them.
 
-    The completion is what the whole conversation holds of the turn; where the turn thinks, what the
-    policy samples, which the conversation may not hold. It is empty where there is none to be found.
+    The completion is what the whole conversation holds of the turn; where the turn thinks and the
+    conversation has dropped that, what the policy samples. It is empty where there is none to be found.
     """
     prompt = template.render(probe.before, probe.tools)
     wanted = template.render([*probe.before, probe.turn, *probe.after], probe.tools)
-    thinking = probe.kind[1]
-    written = template.render([*probe.before, probe.turn], probe.tools, prompt=False) if thinking else wanted
+    written = wanted
+    if probe.kind[1]:
+        alone = template.render([*probe.before, probe.turn], probe.tools, prompt=False)
+        written = wanted if wanted[: len(alone)] == alone else alone
     if written[: len(prompt)] != prompt:
         return prompt, [], wanted
     ends = (n for n in range(len(prompt), len(written)) if written[n] in part.stop_ids)
     completion = written[len(prompt) : next(ends, len(prompt) - 1) + 1]
-    if thinking and probe.turn["reasoning_content"] not in template.decode(completion):
+    if probe.kind[1] and probe.turn["reasoning_content"] not in template.decode(completion):
         return prompt, [], wanted
     return prompt, completion, wanted
 
 
-def _extends(part: Candidate, template: ChatTemplate, probe: Continuation) -> bool:
+def _extends(part: Candidate, template: ChatTemplate, probe: Continuation) -> bool | None:
     try:
         prompt, completion, wanted = _turn(part, template, probe)
     except GatewayError:
-        return False
+        return None
     new = [plain(message) for message in probe.after]
     return bool(completion) and part.bridge(prompt, completion, new, probe.tools) == wanted
 
@@ -187,6 +189,8 @@ def _parses(part: Candidate, template: ChatTemplate, probe: Continuation) -> boo
     try:
         prompt, completion, _ = _turn(part, template, probe)
     except GatewayError:
+        return True
+    if not completion:
         return True
     parsed = part.parse(completion, probe.tools, prompt)
     calls = [(call.name, call.arguments) for call in parsed.tool_calls]
