@@ -106,7 +106,7 @@ def test_the_recipe_gives_the_committed_tokenizer(tokenizer: PreTrainedTokenizer
 
 
 def test_the_recipe_repeats_bit_for_bit(tmp_path: Path) -> None:
-    stages = [Stage(stage.name, 3, stage.pace, stage.well, dict.fromkeys(stage.rows, 4)) for stage in STAGES]
+    stages = [Stage(stage.name, 2, stage.pace, stage.well, dict.fromkeys(stage.rows, 4)) for stage in STAGES]
     for folder in (tmp_path / "one", tmp_path / "other"):
         build(folder, stages)
     for file in (tmp_path / "one").iterdir():
