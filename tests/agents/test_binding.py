@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentrl.agents.binding import bind_agent
+from agentrl.agents.contract import AgentWorkflow
 from agentrl.errors import ConfigError
 
 CONNECTION = {"base_url": "http://x/v1", "api_key": "k", "http_client": object(), "model": "policy"}
@@ -131,3 +132,47 @@ def test_an_async_generator_is_refused():
 def test_an_object_without_run_is_no_agent(thing):
     with pytest.raises(ConfigError, match="no `run`"):
         bind_agent(thing, {}, name="a")
+
+
+def test_open_kwargs_get_what_nobody_names():
+    class Open:
+        def __init__(self, **kwargs):
+            self.kwargs = kwargs
+
+        async def run(self, data, *, style="plain"):
+            return self.kwargs, style
+
+    assert run(Open, {"max_turns": 2, "style": "brief"}) == ({"max_turns": 2}, "brief")
+
+
+def test_a_kwarg_that_init_and_run_name_goes_to_both():
+    class Both:
+        def __init__(self, style):
+            self.style = style
+
+        async def run(self, data, *, style):
+            return self.style, style
+
+    assert run(Both, {"style": "brief"}) == ("brief", "brief")
+
+
+def test_the_optional_base_class_hides_no_unknown_kwarg():
+    class Derived(AgentWorkflow):
+        async def run(self, data, *, style="plain"):
+            return style
+
+    assert run(Derived, {"style": "brief"}) == "brief"
+    with pytest.raises(ConfigError, match="takes no 'styel'"):
+        bind_agent(Derived, {"styel": "brief"}, name="a")
+
+
+def test_an_agent_that_could_not_be_called_is_refused():
+    async def no_task(**kwargs):
+        return 1.0
+
+    async def by_position(data, base_url, /):
+        return 1.0
+
+    for agent in (no_task, by_position):
+        with pytest.raises(ConfigError, match=r"cannot be called.*by position"):
+            bind_agent(agent, {}, name="a")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.agents.contract import Data
+from agentrl.agents.contract import AgentWorkflow, Data
 from agentrl.errors import ConfigError, near_matches
 
 __all__ = ["CONNECTION", "BoundAgent", "bind_agent"]
@@ -21,6 +21,7 @@ CONNECTION = ("base_url", "api_key", "http_client", "model")
 """The keyword arguments that every run offers."""
 
 Run = Callable[..., Awaitable[Any]]
+_PROTOCOL_INIT = AgentWorkflow.__init__
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +57,18 @@ def bind_agent(agent: Any, kwargs: Mapping[str, Any], *, name: str) -> BoundAgen
     """
     run = _run_of(agent, name)
     init_takes = _Parameters.of(agent.__init__, skip=1) if _has_own_init(agent) else _Parameters()
-    run_takes = _Parameters.of(run, skip=2 if _is_unbound(agent) else 1)
+    positional = 2 if _is_unbound(agent) else 1
+    run_takes = _Parameters.of(run, skip=positional)
     _refuse_unknown(kwargs, init_takes, run_takes, name)
     bound = BoundAgent(
         name=name,
         _target=agent,
-        _init_kwargs={key: value for key, value in kwargs.items() if init_takes.names(key)},
-        _run_kwargs={
-            key: value for key, value in kwargs.items() if run_takes.accepts(key) and not init_takes.names(key)
-        },
+        _init_kwargs={key: value for key, value in kwargs.items() if init_takes.takes(key, beside=run_takes)},
+        _run_kwargs={key: value for key, value in kwargs.items() if run_takes.takes(key, beside=init_takes)},
         _connection=frozenset(key for key in CONNECTION if run_takes.accepts(key) and key not in kwargs),
     )
     _refuse_unprovided(bound, init_takes, run_takes)
+    _refuse_uncallable(bound, run, positional)
     return bound
 
 
@@ -98,6 +99,10 @@ class _Parameters:
     def accepts(self, key: str) -> bool:
         return self.open or self.names(key)
 
+    def takes(self, key: str, *, beside: _Parameters) -> bool:
+        """Whether it is given ``key``: ``**kwargs`` gets what the callable ``beside`` it does not name."""
+        return self.names(key) or (self.open and not beside.names(key))
+
 
 def _run_attribute(agent: Any) -> Any:
     return agent.run if hasattr(agent, "run") else agent
@@ -127,7 +132,8 @@ def _run_of(agent: Any, name: str) -> Callable[..., Any]:
 
 
 def _has_own_init(agent: Any) -> bool:
-    return inspect.isclass(agent) and agent.__init__ is not object.__init__
+    """Whether the author wrote one: a class that derives from a protocol has a stand-in, which takes anything."""
+    return inspect.isclass(agent) and agent.__init__ not in (object.__init__, _PROTOCOL_INIT)
 
 
 def _refuse_unknown(kwargs: Mapping[str, Any], init: _Parameters, run: _Parameters, name: str) -> None:
@@ -145,3 +151,13 @@ def _refuse_unprovided(bound: BoundAgent, init: _Parameters, run: _Parameters) -
             f"agent {bound.name!r} needs {key!r}, which nothing provides",
             fix=f"set agent.kwargs.{key}, or give the parameter a default",
         )
+
+
+def _refuse_uncallable(bound: BoundAgent, run: Callable[..., Any], positional: int) -> None:
+    try:
+        inspect.signature(run).bind(*range(positional), **dict.fromkeys([*bound._run_kwargs, *bound._connection]))
+    except TypeError as error:
+        raise ConfigError(
+            f"agent {bound.name!r} cannot be called: {error}",
+            fix="the task comes by position and the rest by name: `async def run(self, data, **extra_kwargs)`",
+        ) from error
