@@ -8,7 +8,7 @@ from tests.training.algorithms import build, grpo
 
 from agentrl.errors import ConfigError
 from agentrl.training.contract import ObjectiveLoss
-from agentrl.training.correction import BehaviourCorrection, TruncatedCorrection
+from agentrl.training.correction import RatioCorrection, TruncatedCorrection
 from agentrl.training.normalisation import SequenceNormalisation, TokenNormalisation
 from agentrl.training.objectives import ClipObjective
 
@@ -24,7 +24,7 @@ def test_grpo_is_a_choice_of_parts():
     algorithm = grpo()
     assert isinstance(algorithm.objective, ClipObjective)
     assert isinstance(algorithm.normalisation, SequenceNormalisation)
-    assert isinstance(algorithm.correction, BehaviourCorrection)
+    assert isinstance(algorithm.correction, RatioCorrection)
 
 
 def test_a_slot_is_overridden_by_name_with_or_without_its_prefix():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.training.contract import Membership, ObjectiveTerms
-from agentrl.training.correction import BehaviourCorrection, TruncatedCorrection
+from agentrl.training.correction import RatioCorrection, TruncatedCorrection
 from agentrl.training.normalisation import ConstantNormalisation, SequenceNormalisation, TokenNormalisation
 from agentrl.training.objectives import ClipObjective
 
@@ -78,8 +78,8 @@ def test_the_clipped_surrogate_and_where_its_gradient_stops(ratio, advantage, lo
     assert bool(made.clipped) == stopped or near_an_edge
 
 
-def test_without_correction_the_ratio_is_against_the_sampler():
-    anchor = BehaviourCorrection()(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.5]))
+def test_by_default_the_ratio_is_against_the_sampler():
+    anchor = RatioCorrection()(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.5]))
     assert anchor.logprob.tolist() == [-1.5, -2.5]
     assert anchor.weight.tolist() == [1.0, 1.0]
 

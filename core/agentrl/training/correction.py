@@ -12,14 +12,14 @@ from agentrl.training.contract import Anchor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BehaviourCorrection", "TruncatedCorrection"]
+__all__ = ["RatioCorrection", "TruncatedCorrection"]
 
 
-class BehaviourCorrection:
-    """The ratio is taken against the sampler's own logprobs, with no weight beside it.
+class RatioCorrection:
+    """The ratio is taken against the sampler's own logprobs, and so corrects by itself.
 
-    It is then the exact importance ratio, for staleness and for numeric mismatch alike, and the
-    objective's clip is what bounds it (PPO, Schulman et al. 2017).
+    It is the exact importance ratio, for staleness and for numeric mismatch alike, and the objective's
+    clip is what bounds it (PPO, Schulman et al. 2017).
     """
 
     def __call__(self, learner: torch.Tensor, behaviour: torch.Tensor) -> Anchor:

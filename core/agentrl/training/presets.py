@@ -10,7 +10,7 @@ grpo = Preset(
     credit={"name": "credit.tree"},
     advantage={"name": "advantage.group"},
     normalisation={"name": "normalisation.sequence"},
-    correction={"name": "correction.none"},
+    correction={"name": "correction.ratio"},
     objective={"name": "objective.clip"},
 )
 """Group relative policy optimisation (Shao et al. 2024, eq. 3), without the KL term to a reference model.
