@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -74,7 +75,7 @@ def test_stopping_ends_calls_under_way_and_closes_every_session(own_gateway, bac
     thread = threading.Thread(target=agent)
     thread.start()
     while not backend.running:
-        pass
+        time.sleep(0.002)
     own_gateway.stop()
     thread.join()
     assert failures == ["session_closed"]

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from agentrl.tokens.tree import Position
+
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 ASK = {"role": "user", "content": "What is 12 * 34?"}
@@ -73,8 +75,7 @@ def test_the_path_to_a_span_is_the_prompt_that_the_backend_was_given(ask, backen
         backend.spells(answer)
         messages += [ask(messages), MORE]
     for prompt, span in zip(prompts(backend), sampled(session), strict=True):
-        parent = session.tree.spans[span.parent]
-        assert session.tree.path(type(session.tree.walk([])[0])(span.parent, len(parent.ids))) == prompt
+        assert session.tree.path(Position(span.parent, span.fork)) == prompt
 
 
 def test_branches_share_their_history(ask, backend, session):
@@ -230,6 +231,38 @@ def test_interleaved_conversations_each_extend_their_own(ask, backend, session):
         assert call.fork_reason is None
         assert by_id[call.parent].request["messages"][1] == call.request["messages"][1]
     assert len(sampled(session)) == 6
+
+
+def test_sub_agents_at_once_each_extend_their_own(connection, backend, open_session, monkeypatch):
+    async def generate(request):
+        backend.requests.append(request)
+        await asyncio.sleep(0.001 * (len(request.prompt_ids) % 3))
+        ids = [
+            token for char in f"It is {len(backend.requests)}." for token in backend.renderer.vocabulary.encode(char)
+        ]
+        yield backend.chunk([*ids, backend.end])
+
+    async def sub_agent(client, number):
+        messages = [SYSTEM, {"role": "user", "content": f"Task {number}."}]
+        for _ in range(4):
+            completion = await client.chat.completions.create(model="x", messages=messages)
+            messages += [completion.choices[0].message, MORE]
+
+    async def agent():
+        async with connection.client(session) as client:
+            await asyncio.gather(*(sub_agent(client, number) for number in range(6)))
+
+    monkeypatch.setattr(backend, "generate", generate)
+    session = open_session()
+    asyncio.run(agent())
+    by_id = {call.id: call for call in session.calls}
+    assert len(by_id) == 24
+    assert {call.fork_reason for call in session.calls} == {None}
+    for call in session.calls:
+        if call.parent is not None:
+            assert by_id[call.parent].request["messages"] == call.request["messages"][:-2]
+    paths = {tuple(session.tree.path(Position(n, 0))) for n, span in enumerate(session.tree.spans) if span.sampled}
+    assert paths == {tuple(request.prompt_ids) for request in backend.requests}
 
 
 @pytest.mark.parametrize("difference", [{"content": "Check the sum."}, {"role": "system"}, {"name": "ann"}])

@@ -40,6 +40,7 @@ class Sampled:
     """Behaviour log-probability of each token, at ``temperature``."""
     versions: tuple[int, ...]
     temperature: float
+    """That of the logprobs; 1 for a greedy completion."""
     constrained: bool = False
     """Sampled under a grammar: its logprobs are not those of the policy alone."""
 
