@@ -147,7 +147,9 @@ def test_text_before_a_stop_string_is_what_the_agent_sees(connection, backend, o
         ({"extra_body": {"temprature": 1}}, "temprature", "did you mean 'temperature'?"),
         ({"extra_body": {"guided_json": {}}}, "guided_json", "guided_json={} is not a field"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort='low'"),
-        ({"temperature": "hot"}, "temperature", "is not a number"),
+        ({"temperature": "hot"}, "temperature", "is not a number of 0 or more"),
+        ({"temperature": 10**400}, "temperature", "is not a number of 0 or more"),
+        ({"temperature": True}, "temperature", "is not a number of 0 or more"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradicts"),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
@@ -212,6 +214,10 @@ def test_an_evaluation_may_sample_as_it_likes(connection, backend, open_session)
 def test_an_evaluation_is_refused_what_the_backend_cannot_do(connection, open_session):
     error = refused(connection, open_session(training=False), presence_penalty=1)
     assert "not supported by the inference backend" in error.message
+
+
+def test_a_nucleus_is_a_share(connection, open_session):
+    assert "from 0 to 1" in refused(connection, open_session(training=False), top_p=1.5).message
 
 
 def test_an_override_replaces_and_drops_and_is_counted(connection, backend, open_session):

@@ -58,6 +58,13 @@ def test_a_key_of_a_closed_session_beside_a_live_base_url_is_like_any_unknown_ke
     assert len(session.calls) == 1
 
 
+def test_no_key_at_all_is_a_401_that_says_so(gateway, open_session):
+    bare = exchange(open_session(), path="/v1/chat/completions")
+    reply = asyncio.run(gateway.answer(bare))
+    assert reply.status == 401
+    assert b"the request has no key" in reply.body
+
+
 @pytest.mark.parametrize("key", ["EMPTY", "sk-agentrl-0123456789ab-" + "x" * 43])
 def test_an_unknown_key_alone_is_a_401(connection, gateway, open_session, key):
     with pytest.raises(openai.AuthenticationError, match="no session has the key"):

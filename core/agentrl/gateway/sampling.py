@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,7 +62,7 @@ def resolve_sampling(
     limit = settings.max_tokens if fields.get("max_tokens") is None else _integer(fields, "max_tokens", 1)
     return Sampling(
         temperature=_number(fields, "temperature", settings.temperature),
-        top_p=_number(fields, "top_p", 1.0),
+        top_p=_number(fields, "top_p", 1.0, most=1.0),
         top_k=0 if fields.get("top_k") is None else max(0, _integer(fields, "top_k", -1)),
         max_tokens=room if limit is None else min(limit, room),
         seed=seed if fields.get("seed") is None else _integer(fields, "seed", -(2**63)) % 2**63,
@@ -112,12 +112,13 @@ def _unsupported(name: str, value: Any) -> GatewayError:
     )
 
 
-def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+def _number(fields: Mapping[str, Any], name: str, default: float, most: float = sys.float_info.max) -> float:
     value = fields.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise GatewayError(f"{name}={value!r} is not a number of 0 or more", param=name, code="invalid_type")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        limit = f"from 0 to {most:g}" if most < sys.float_info.max else "of 0 or more"
+        raise GatewayError(f"{name}={value!r:.80} is not a number {limit}", param=name, code="invalid_type")
     return float(value)
 
 
@@ -125,7 +126,7 @@ def _integer(fields: Mapping[str, Any], name: str, least: int) -> int:
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise GatewayError(
-            f"{name}={value!r} is not a whole number of at least {least}", param=name, code="invalid_type"
+            f"{name}={value!r:.80} is not a whole number of at least {least}", param=name, code="invalid_type"
         )
     return value
 
@@ -133,5 +134,7 @@ def _integer(fields: Mapping[str, Any], name: str, least: int) -> int:
 def _stop(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value or []
     if not isinstance(strings, list) or not all(isinstance(text, str) and text for text in strings):
-        raise GatewayError(f"stop={value!r} is neither a text nor a list of texts", param="stop", code="invalid_type")
+        raise GatewayError(
+            f"stop={value!r:.80} is neither a text nor a list of texts", param="stop", code="invalid_type"
+        )
     return tuple(strings)

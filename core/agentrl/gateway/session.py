@@ -19,7 +19,17 @@ from agentrl.gateway.retries import Retries
 from agentrl.tokens.template import Message
 from agentrl.tokens.tree import ROOT, Position, Sampled, TokenTree
 
-__all__ = ["Plan", "Record", "Session"]
+__all__ = ["Plan", "Record", "Session", "closed_error"]
+
+
+def closed_error(session: str) -> GatewayError:
+    """What a call to a closed session is told."""
+    return GatewayError(
+        f"session {session} is closed: its episode has ended",
+        status=404,
+        code="session_closed",
+        fix="make every call before run() returns",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +149,8 @@ class Session:
             running, self._running = self._running, set()
             self._closed = True
         for block in running:
-            block.interrupt(self.closed_error())
+            block.interrupt(closed_error(self.id))
         self._on_close(self)
-
-    def closed_error(self) -> GatewayError:
-        """What a call to a closed session is told."""
-        return GatewayError(
-            f"session {self.id} is closed: its episode has ended",
-            status=404,
-            code="session_closed",
-            fix="make every call before run() returns",
-        )
 
     @contextmanager
     def running(self, block: Interruptible) -> Iterator[None]:
@@ -219,7 +220,7 @@ class Session:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise self.closed_error()
+            raise closed_error(self.id)
 
 
 def _turn(record: Record, end: Position) -> Turn:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import NoReturn
 
 from agentrl.errors import GatewayError
 from agentrl.gateway.credentials import redact, session_of
 from agentrl.gateway.exchange import Exchange
-from agentrl.gateway.session import Session
+from agentrl.gateway.session import Session, closed_error
 
 __all__ = ["Sessions"]
 
@@ -61,12 +62,14 @@ class Sessions:
         key = exchange.authorization.removeprefix("Bearer ").strip()
         by_key = self.of_key(key)
         if capture is None:
-            return by_key or self._refuse(key, "key")
+            if by_key is None:
+                self._refuse(key, "key")
+            return by_key
         session = self._live.get(session_of(capture) or "")
         if session is None or not session.credentials.opens_with_capture(capture):
-            return self._refuse(capture, "base URL")
+            self._refuse(capture, "base URL")
         if by_key is None and not exchange.loopback:
-            return self._refuse(key, "key")
+            self._refuse(key, "key")
         if by_key not in (None, session):
             raise GatewayError(
                 f"the key is that of session {session_of(key)}, the base URL that of session {session.id}",
@@ -76,17 +79,13 @@ class Sessions:
             )
         return session
 
-    def _refuse(self, secret: str, kind: str) -> Session:
-        known = session_of(secret)
-        if known in self._closed:
-            raise GatewayError(
-                f"session {known} is closed: its episode has ended",
-                status=404,
-                code="session_closed",
-                fix="make every call before run() returns",
-            )
+    def _refuse(self, secret: str, kind: str) -> NoReturn:
+        session = session_of(secret)
+        if session is not None and session in self._closed:
+            raise closed_error(session)
+        given = redact(secret) if session else f"{secret[:8]}…"
         raise GatewayError(
-            f"no session has the {kind} {redact(secret) if known else secret[:8] + '…' if secret else '(none)'!s}",
+            f"no session has the {kind} {given}" if secret else f"the request has no {kind}",
             status=401,
             code="invalid_api_key",
             fix="use the base_url and api_key that run() was given",

@@ -101,7 +101,7 @@ class Transport:
             path=url.path,
             body=await request.aread(),
             authorization=authorization,
-            retry=int(retry) if retry.isdigit() else 0,
+            retry=int(retry) if retry.isdecimal() else 0,
             in_process=True,
         )
         seconds = request.extensions.get("timeout", {}).get("read")
