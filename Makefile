@@ -19,6 +19,7 @@ setup: .venv/.installed
 	  f"agentrl needs Python 3.11 or later and {sys.executable} is {v[0]}.{v[1]} (make PYTHON=python3.12 ...)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -rf agentrl_core.egg-info  # left by a build, its older entry points would hide the installed ones from tests
 	@touch $@
 
 train: setup
