@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests.training.algorithms import grpo
 from tests.training.episodes import Recorder, groups_of_one_turn, wandering_groups
-from tests.training.models import VOCABULARY, qwen3
+from tests.training.models import VOCABULARY, of_kind, qwen3
 from tests.training.reference import reference_gradient, sampled_by
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -251,6 +251,18 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(folder):
     assert rounded["policy/entropy"] == pytest.approx(exact["policy/entropy"], rel=0.05)
     assert rounded["policy/entropy"] != exact["policy/entropy"]
     assert all(tensor.dtype == torch.float32 for tensor in state(made).values())
+
+
+def test_a_model_that_cannot_take_the_forest_says_so_and_learns_on_rows(tmp_path):
+    sinks = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}
+    of_kind("gpt_oss", **sinks).save_pretrained(tmp_path)
+    made = learner(tmp_path)
+    before = state(made)
+    metrics = made.step(shared_prompts())
+    assert "trained on padded rows" in made.rows_because
+    assert metrics["policy/updated"] == 1.0
+    assert metrics["tokens/forest"] >= metrics["tokens/rows"]
+    assert not same(before, state(made))
 
 
 def test_gradients_are_clipped_to_the_norm(folder):

@@ -9,7 +9,8 @@ From an episode to its gradient::
     objective      ratio and advantage          → a loss for every sampled token
 
 The loss of a step is the weighted sum over all sampled tokens, ``Σ weight · correction · objective``.
-The learner knows no part by name.
+The learner knows no part by name. A part declares its keys as ``Settings``; one beside which keys of another slot
+mean nothing names those in ``LEAVES_WITHOUT_EFFECT``, a mapping from slot to keys, and they are refused.
 """
 
 from __future__ import annotations
