@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.config import load_config
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RunError, RunFolderError
 from agentrl.runs.folder import RunFolder, default_name
@@ -192,3 +193,9 @@ def test_a_summary_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeyp
     with pytest.raises(RunError, match=r"cannot write .*summary\.json: No space left"):
         folder.write_summary(Summary("completed"))
     assert not [path for path in folder.path.iterdir() if "summary" in path.name]
+
+
+def test_the_config_reads_back_equal(tmp_path: Path) -> None:
+    kwargs = {"tag": "1e4", "greeting": "grüezi 🎉", "flag": "no", "number": "012", "rate": 1e-5}
+    config = config_in(tmp_path, "1e4", agent={"name": "math", "kwargs": kwargs})
+    assert load_config(RunFolder.create(config).config, environ={}) == config

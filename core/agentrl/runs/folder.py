@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
+from agentrl.config.loader import dump_yaml
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError, ConfigError, RunFolderError
 from agentrl.runs.filesystem import (
@@ -77,7 +76,7 @@ class RunFolder:
         try:
             folder.checkpoints.mkdir()
             folder.logs.mkdir()
-            write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_atomically(folder.config, dump_yaml(config))
             reserve(folder.summary)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
