@@ -49,6 +49,17 @@ def test_an_agent_that_exits_costs_its_episode_only():
         run(leaves)
 
 
+def test_what_is_no_exception_of_the_ordinary_kind_is_the_agents_error_too():
+    class Stop(BaseException):
+        pass
+
+    async def stops(data):
+        raise Stop("enough")
+
+    with pytest.raises(AgentError, match=r"Stop\(enough\)"):
+        run(stops)
+
+
 def test_an_agent_that_cancels_itself_is_no_interruption_of_the_run():
     async def cancels(data):
         asyncio.current_task().cancel()

@@ -106,6 +106,15 @@ def test_a_reward_function_scores_whatever_the_agent_returns(run):
     assert (episode.reward, episode.answer) == (1.0, {"answer": "42"})
 
 
+def test_a_reward_that_never_returns_fails_its_episode_on_its_own_side(run):
+    async def hangs(answer, data, view):
+        await asyncio.Event().wait()
+
+    episode = run(lambda stack: stack.episode(answering, score=hangs, timeout=2.0))
+    assert (episode.outcome, episode.failure.side) == ("failed", "reward")
+    assert "did not score the answer 0.5 within 2 s" in episode.failure.reason
+
+
 def test_an_agent_that_raises_fails_on_its_own_side_and_keeps_what_it_did(run):
     async def agent(data, *, base_url, api_key, http_client):
         await ask(base_url, api_key, http_client, data["question"])

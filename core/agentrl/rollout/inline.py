@@ -44,8 +44,10 @@ class InlineRunner:
     async def _guarded(self, data: Data, connection: Mapping[str, Any]) -> Any:
         try:
             return await self._agent.run(data, connection)
-        except (SystemExit, KeyboardInterrupt) as error:
-            # Either would end the event loop, and every other episode with it.
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            # SystemExit and its like would end the event loop, and every other episode with it.
             raise AgentError(f"the agent raised {type(error).__name__}({error})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 from agentrl.agents.contract import Data
 from agentrl.agents.result import as_result
+from agentrl.errors import RewardError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
@@ -30,7 +32,7 @@ class EpisodeRunner:
     score: Score | None
     """``None`` where the agent returns its own reward."""
     timeout: float
-    """Seconds an episode may take."""
+    """Seconds that the agent may take, and then the reward."""
     max_attempts: int
 
     async def run(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
@@ -68,11 +70,24 @@ class EpisodeRunner:
             return replace(episode, outcome="rejected")
         if self.score is not None:
             view = EpisodeView(episode.key, episode.calls)
-            return replace(episode, reward=await self.score(returned, episode.data, view), answer=returned)
+            reward = await self._scored(self.score, returned, view, episode.data)
+            return replace(episode, reward=reward, answer=returned)
         result = as_result(returned, [call.id for call in episode.calls])
         if isinstance(result, dict):
             return replace(episode, reward=sum(result.values()), call_rewards=result)
         return replace(episode, reward=result)
+
+    async def _scored(self, score: Score, answer: Any, view: EpisodeView, data: Mapping[str, Any]) -> float:
+        try:
+            async with asyncio.timeout(self.timeout) as deadline:
+                return await score(answer, data, view)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise RewardError(
+                f"the reward did not score the answer {answer!r:.80} within {self.timeout:g} s",
+                fix="raise rollout.episode_timeout, or make the reward faster",
+            ) from error
 
 
 def _connection(session: Session, settings: SessionSettings) -> dict[str, Any]:
