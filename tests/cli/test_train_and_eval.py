@@ -121,6 +121,32 @@ def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, mo
     assert not (agentrl.folder / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("rollout.temperature=0", "set rollout.temperature above 0"),
+        ("algorithm=gpro", "did you mean 'grpo'?"),
+        ("algorithm.objective=clop", "did you mean 'objective.clip'?"),
+        ("inference.backend=torhc", "did you mean 'torch'?"),
+        ("inference.backend.nothing=1", "inference.backend.nothing"),
+        ("trackers=[tensorbord]", "did you mean 'tensorboard'?"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_a_dry_run_and_before_there_is_a_folder(agentrl, setting, said):
+    for more in (["--dry-run"], []):
+        code, _, err = agentrl("train", "math", setting, *more)
+        assert code == 2
+        assert said in err
+    assert not (agentrl.folder / "runs").exists()
+
+
+def test_no_command_is_printed_that_could_not_work(agentrl):
+    code, out, _ = agentrl("train", "math", *SMALL[:3], "tasks.eval=null")
+    assert code == 0
+    assert "checkpoint: " in out
+    assert "evaluate it" not in out
+
+
 def test_dry_run_refuses_a_key_without_effect(agentrl):
     code, _, err = agentrl("train", "math", "tasks.eval=null", "evaluation.every=5", "--dry-run")
     assert code == 2

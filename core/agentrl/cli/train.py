@@ -15,6 +15,7 @@ from agentrl.cli.settings import split_arguments
 
 if TYPE_CHECKING:
     from agentrl.config.loader import Resolved
+    from agentrl.config.models import Config
     from agentrl.runs.summary import Summary
 
 __all__ = ["train"]
@@ -51,7 +52,7 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
         for key in ineffective_keys(resolved.config, resolved.provenance):
             trainer.reporter.warning(str(key))
         summary = trainer.train()
-    _print(summary, as_json)
+    _print(resolved.config, summary, as_json)
     return INTERRUPTED if summary.outcome == "interrupted" else 0
 
 
@@ -60,25 +61,32 @@ def _plan(app: App, resolved: Resolved) -> int:
     from agentrl.cli.plan import print_plan
     from agentrl.config import ineffective_keys
     from agentrl.errors import ConfigError
-    from agentrl.training.parts import resolve_parts
+    from agentrl.training.trainer import Trainer
 
     print_plan(resolved)
     if dead := ineffective_keys(resolved.config, resolved.provenance):
         raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
-    resolve_parts(resolved.config, app.plugins)
+    with Trainer(resolved.config, plugins=app.plugins) as trainer:
+        trainer.check()
     return 0
 
 
-def _print(summary: Summary, as_json: bool) -> None:
+def _print(config: Config, summary: Summary, as_json: bool) -> None:
     from agentrl.cli.output import print_json
     from agentrl.runs.summary import final_lines
 
     if as_json:
         print_json(summary.to_json())
         return
-    command = summary.checkpoint and shlex.join([_program(), "eval", summary.checkpoint])
-    for line in final_lines(summary, command):
+    for line in final_lines(summary, _evaluation(config, summary)):
         click.echo(line)
+
+
+def _evaluation(config: Config, summary: Summary) -> str | None:
+    """The command that measures the checkpoint again, where there is one and something to measure it on."""
+    if summary.checkpoint is None or config.tasks.eval is None:
+        return None
+    return shlex.join([_program(), "eval", summary.checkpoint])
 
 
 def _program() -> str:

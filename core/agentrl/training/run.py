@@ -24,10 +24,10 @@ from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts
-from agentrl.training.serving import serve
+from agentrl.training.serving import build_backend, serve
 from agentrl.training.task_order import TaskOrder
 
-__all__ = ["train"]
+__all__ = ["prepare", "train"]
 
 
 async def train(parts: Parts, reporter: Reporter) -> Summary:
@@ -36,8 +36,7 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
     Raises ``AgentRLError`` for what stopped the run. Ctrl-C is no error: the outcome says so.
     """
     told = Reporters(reporter)
-    algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
-    trackers = Trackers.build(parts.plugins, parts.config.trackers, warn=told.warning)
+    algorithm, trackers = prepare(parts, told)
     folder = RunFolder.create(parts.config)
     log = RunLog(folder.logs / "run.log")
     told.add(log)
@@ -51,6 +50,16 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
             told.note(note)
         journal = Journal(folder, store, metrics, trackers, parts.plugins, told)
         return await _Run(parts, algorithm, journal).to_its_end()
+
+
+def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
+    """Build what needs no run folder, so that a wrong name or key is found before there is one.
+
+    Raises ``ConfigError`` or ``PluginError`` for the first of them.
+    """
+    build_backend(parts, version=0)
+    algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
+    return algorithm, Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning)
 
 
 @dataclass

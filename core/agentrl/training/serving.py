@@ -18,7 +18,7 @@ from agentrl.rollout.watchdog import LoopWatchdog
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import Parts
 
-__all__ = ["Serving", "serve"]
+__all__ = ["Serving", "build_backend", "serve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ async def serve(
     Raises ``ConfigError`` where training is wanted of a backend that cannot take new weights.
     """
     config = parts.config
-    backend = _backend(parts, version)
+    backend = build_backend(parts, version)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(backend.stop)
         capabilities = await backend.start()
@@ -61,7 +61,11 @@ async def serve(
         yield Serving(backend, gateway, _rollout(parts, gateway, finished))
 
 
-def _backend(parts: Parts, version: int) -> Backend:
+def build_backend(parts: Parts, version: int) -> Backend:
+    """The backend that the config names, not started; the model folder's weights are of ``version``.
+
+    Raises ``ConfigError`` or ``PluginError`` for a name or key that stands for nothing.
+    """
     part = parts.config.inference.backend
     context = BackendContext(
         model_folder=parts.model_folder,

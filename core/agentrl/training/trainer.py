@@ -18,7 +18,7 @@ from agentrl.runs.summary import Summary
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.measure import measure
 from agentrl.training.parts import Parts, resolve_parts
-from agentrl.training.run import train
+from agentrl.training.run import prepare, train
 
 __all__ = ["Trainer"]
 
@@ -60,9 +60,12 @@ class Trainer:
         ``interrupted`` after Ctrl-C, with what was learned saved. Raises ``ConfigError`` or ``PluginError``
         before anything has started, and another ``AgentRLError`` for what stopped the run.
         """
-        check_trainable(self.config)
-        parts = self._parts(agent)
+        parts = self._trainable(agent)
         return _run(lambda: train(parts, self.reporter))
+
+    def check(self, agent: Any = None) -> None:
+        """Raise what ``train`` would raise for a name or key that is wrong; nothing is started or written."""
+        prepare(self._trainable(agent), self.reporter)
 
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
@@ -71,6 +74,10 @@ class Trainer:
         """
         parts = self._parts(agent, checkpoint)
         return _run(lambda: measure(parts, self.reporter))
+
+    def _trainable(self, agent: Any) -> Parts:
+        check_trainable(self.config)
+        return self._parts(agent)
 
     def _parts(self, agent: Any, checkpoint: str | Path | None = None) -> Parts:
         config, target = _with_agent(self.config, agent)
