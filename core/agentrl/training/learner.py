@@ -25,6 +25,7 @@ from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError
 from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.rollout.episode import Group
+from agentrl.runs.filesystem import cannot_write
 from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.batch import Batch, collect
@@ -50,8 +51,7 @@ class Learner:
     def __init__(self, folder: Path, training: TrainingSection, algorithm: Algorithm, seed: int) -> None:
         """Load the model and probe whether it takes the forest.
 
-        Raises ``ConfigError`` for a device or precision that is not there, or a folder that is no causal language
-        model.
+        Raises ``ConfigError`` for a device that is not there, or a folder that is no causal language model.
         """
         torch.manual_seed(seed)
         self._source = folder
@@ -77,7 +77,8 @@ class Learner:
         Where nothing can be learned, no episode being better than another of its group, the weights and the
         optimiser's moments stay as they are (``policy/updated`` is 0); the step counts all the same, and
         ``version`` and the learning rate go on with it.
-        Raises ``RunError`` for an episode longer than a pass, or gradients that stay infinite.
+        Raises ``RunError`` for an episode longer than a pass, a pass that does not fit the device's memory, or
+        gradients that stay infinite.
         """
         started = time.perf_counter()
         batch = collect(groups, self._algorithm)
@@ -100,13 +101,22 @@ class Learner:
         return LearnerWeights(self.version, self.model, self._source)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder, tokenizer included, whole or not at all."""
+        """Write a Hugging Face model folder, tokenizer included, whole or not at all.
+
+        Raises ``RunError`` where it cannot be written.
+        """
         self.weights().save(folder)
 
     def save_state(self, folder: Path) -> None:
-        """Write into ``folder`` what beside the weights a run needs to go on as if it had never stopped."""
+        """Write into ``folder`` what beside the weights a run needs to go on as if it had never stopped.
+
+        Raises ``RunError`` where it cannot be written.
+        """
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
-        torch.save(state, folder / STATE)
+        try:
+            torch.save(state, folder / STATE)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter, on a full disk too
+            raise cannot_write(folder / STATE, error) from error
 
     def load_state(self, folder: Path) -> None:
         """Take up what ``save_state`` wrote; the weights are those that the learner was built from."""
