@@ -114,8 +114,9 @@ class Learner:
         """
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
         try:
-            torch.save(state, folder / STATE)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter, on a full disk too
+            with (folder / STATE).open("wb") as file:  # torch's own writer would not say that a disk is full
+                torch.save(state, file)
+        except OSError as error:
             raise cannot_write(folder / STATE, error) from error
 
     def load_state(self, folder: Path) -> None:
