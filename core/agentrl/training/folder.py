@@ -1,21 +1,28 @@
-"""Writing a Hugging Face model folder: beside its place first, then renamed, so that it is whole or not there."""
+"""Writing model folders, whole or not at all, and the state beside them; a full disk is told apart."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.runs.filesystem import cannot_write, sync_tree
 
-__all__ = ["save_model", "write_aside"]
+__all__ = ["save_model", "write_aside", "write_state"]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 """Endings of files that hold weights, which a saved folder has its own of."""
+
+SPARE = 1 << 16
+"""Bytes left on a disk that is as good as full."""
 
 
 def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
@@ -51,3 +58,14 @@ def write_aside(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         raise cannot_write(target, error) from error
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and numbers as ``path``. Raises ``RunError`` where it cannot be written."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        # torch's writer raises the latter on a full disk, without saying so
+        full = isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < SPARE
+        raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error) from error

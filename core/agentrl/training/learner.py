@@ -25,10 +25,10 @@ from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError
 from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.rollout.episode import Group
-from agentrl.runs.filesystem import cannot_write
 from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.batch import Batch, collect
+from agentrl.training.folder import write_state
 from agentrl.training.gradient import accumulate_gradient
 from agentrl.training.metrics import batch_metrics
 from agentrl.training.optimiser import Optimiser
@@ -113,11 +113,7 @@ class Learner:
         Raises ``RunError`` where it cannot be written.
         """
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
-        try:
-            with (folder / STATE).open("wb") as file:  # torch's own writer would not say that a disk is full
-                torch.save(state, file)
-        except OSError as error:
-            raise cannot_write(folder / STATE, error) from error
+        write_state(state, folder / STATE)
 
     def load_state(self, folder: Path) -> None:
         """Take up what ``save_state`` wrote; the weights are those that the learner was built from."""
