@@ -19,7 +19,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_agent_of_the_readme_trains(tmp_path):
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class CapitalAgent" in block]
+    (block,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class CapitalAgent" in block
+    ]
     assert len(block.splitlines()) <= 20
     (tmp_path / "my_agent.py").write_text(block)
     small = ("training.steps=1", "rollout.tasks_per_step=2", "tasks.eval=null", f"run.dir={tmp_path}")
@@ -33,7 +35,13 @@ def test_the_example_script_trains_the_agent_that_it_defines(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTRL_")}
     environment |= {"AGENTRL_EVALUATION__TASKS": "8", "AGENTRL_ROLLOUT__TASKS_PER_STEP": "2"}
     done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "outcome='completed'" in done.stdout

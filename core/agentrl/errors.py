@@ -42,6 +42,7 @@ __all__ = [
     "Side",
     "UnsupportedSampling",
     "near_matches",
+    "one_line",
 ]
 
 
@@ -148,6 +149,11 @@ class RunFolderError(RunError):
     """The run cannot start: the place that its folder should be made in does not take it."""
 
     exit_code = 3
+
+
+def one_line(text: object) -> str:
+    """``text``, or an exception's message, with every run of white space as one space."""
+    return " ".join(str(text).split())
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

@@ -226,6 +226,13 @@ def test_eval_of_a_folder_that_is_no_model_says_so(agentrl):
     assert "config.json" in agentrl.refused(2, "eval", "./empty")
 
 
+def test_eval_says_which_settings_it_does_not_read(agentrl):
+    code, _, err = agentrl("eval", "tiny", "evaluation.tasks=4", "training.steps=5")
+    assert code == 0
+    assert "warning: training.steps (command line) has no effect: evaluation does not train" in err
+    assert "evaluation.tasks" not in err
+
+
 def test_ctrl_c_saves_what_was_learned(agentrl):
     process = agentrl.start("train", "math", *SMALL, "training.steps=10000", "tasks.eval=null", "run.name=cut")
     metrics = agentrl.folder / "runs/cut/metrics.jsonl"

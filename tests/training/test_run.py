@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl import Trainer, load_config
-from agentrl.errors import ConfigError, RunError
+from agentrl.errors import BackendError, ConfigError, RunError
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import read_metrics
 from agentrl.runs.plain import PlainReporter
@@ -205,3 +205,33 @@ def test_no_thread_outlives_a_run(train):
     before = set(threading.enumerate())
     train("math", "training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=2")
     assert {thread.name for thread in set(threading.enumerate()) - before if not thread.daemon} == set()
+
+
+@pytest.mark.parametrize("settings", [("rollout.group_size=1",), ("agent.kwargs.reward=null",)])
+def test_a_run_that_cannot_learn_says_so(train, settings):
+    async def indifferent(data, *, base_url, api_key, http_client, reward=0.0):
+        from openai import AsyncOpenAI
+
+        client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": data["question"]}])
+        return reward
+
+    watcher = Watcher(-1, lambda: None)
+    small = ("training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2")
+    train(indifferent, *small, *settings, reporter=watcher)
+    (warning,) = watcher.warnings
+    assert "nothing could be learned in 2 steps" in warning
+    assert "rollout.group_size" in warning
+
+
+def test_an_engine_that_never_takes_new_weights_ends_at_a_deadline(train, monkeypatch):
+    from agentrl.inference.engine.backend import TorchBackend
+
+    async def never(self, weights):
+        import asyncio
+
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(TorchBackend, "update_weights", never)
+    with pytest.raises(BackendError, match=r"waited 3 s for the inference engine to take new weights"):
+        train("math", "training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=1", "inference.timeout=3")

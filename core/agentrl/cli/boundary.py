@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, one_line
 
 __all__ = ["INTERRUPTED", "report_errors"]
 
@@ -47,7 +47,7 @@ def _print_traceback() -> None:
 
 
 def _report(message: str) -> None:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {' '.join(message.split())}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {one_line(message)}", err=True)
 
 
 def _usage(error: click.ClickException) -> str:

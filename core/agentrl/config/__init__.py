@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from agentrl._lazy import attributes
 
 if TYPE_CHECKING:
-    from agentrl.config.checks import Ineffective, check_trainable, ineffective_keys
+    from agentrl.config.checks import Ineffective, check_trainable, ineffective_keys, unused_by_evaluation
     from agentrl.config.loader import Resolved, dump_yaml, load_config, resolve_config
     from agentrl.config.models import Config
 
@@ -33,12 +33,13 @@ __all__ = [
     "ineffective_keys",
     "load_config",
     "resolve_config",
+    "unused_by_evaluation",
 ]
 
 __getattr__, __dir__ = attributes(
     __name__,
     {
-        "agentrl.config.checks": ["Ineffective", "check_trainable", "ineffective_keys"],
+        "agentrl.config.checks": ["Ineffective", "check_trainable", "ineffective_keys", "unused_by_evaluation"],
         "agentrl.config.loader": ["Resolved", "dump_yaml", "load_config", "resolve_config"],
         "agentrl.config.models": ["Config"],
     },

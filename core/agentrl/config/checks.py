@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 
-__all__ = ["Ineffective", "check_trainable", "ineffective_keys"]
+__all__ = ["Ineffective", "check_trainable", "ineffective_keys", "unused_by_evaluation"]
 
 _OF_TRAINING = (
     "training.learning_rate",
@@ -62,6 +62,16 @@ def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Inef
         for section, reason in _dead(config)
         for key, place in provenance.items()
         if place != "default" and (key == section or key.startswith(f"{section}."))
+    ]
+
+
+def unused_by_evaluation(provenance: Mapping[str, str]) -> list[Ineffective]:
+    """Keys of the command line that only training reads; a run's own file may hold them all."""
+    sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "run", "scheduler")
+    return [
+        Ineffective(key, place, "evaluation does not train")
+        for key, place in provenance.items()
+        if place == "command line" and any(key == section or key.startswith(f"{section}.") for section in sections)
     ]
 
 

@@ -133,7 +133,7 @@ class RolloutSection(Section):
     max_attempts: int = Field(3, ge=1)
     """How often an episode is run when something around the agent breaks."""
     failure_budget: float = Field(0.5, ge=0, le=1)
-    """Share of failed episodes in a step at which the run stops."""
+    """Share of a step's episodes that may fail; the run stops when more do, or all."""
     override: dict[str, Any] = {}
     """Request fields to replace, or to drop where null, whatever the agent asks for."""
 
@@ -141,6 +141,8 @@ class RolloutSection(Section):
 class InferenceSection(Section):
     backend: Part = _Part(name="torch")
     """The inference engine."""
+    timeout: float = Field(600, gt=0)
+    """Seconds that the engine may take to start, or to take new weights."""
 
 
 class TrainingSection(Section):

@@ -15,7 +15,7 @@ import yaml
 from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, one_line
 
 __all__ = ["Document", "parse_document", "parse_value", "to_yaml"]
 
@@ -150,4 +150,4 @@ def _position(error: yaml.YAMLError) -> str:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    return " ".join(str(getattr(error, "problem", None) or error).split())
+    return one_line(getattr(error, "problem", None) or error)

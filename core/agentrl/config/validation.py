@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from agentrl.config.keys import field_at, is_plain_union, key_names, known_keys, model_at
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_matches, one_line
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -67,7 +67,7 @@ def _path(error: ErrorDetails, model: type[BaseModel]) -> list[str]:
 
 
 def _complaint(error: ErrorDetails, key: str, model: type[BaseModel], path: Sequence[str]) -> str:
-    message = " ".join(error["msg"].split())
+    message = one_line(error["msg"])
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "value_error":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentrl.config.models import ModelSection
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_matches, one_line
 from agentrl.plugins import Plugins
 
 __all__ = ["find_model"]
@@ -45,8 +45,8 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ConfigError(
-            f"model {name!r} could not be fetched from the Hugging Face hub: {' '.join(str(error).split())[:200]}",
-            fix="check the id, log in with `hf auth login` for a gated model, or name a local folder",
+            f"model {name!r} is no folder, nor to be had from the Hugging Face hub: {one_line(error)[:200]}",
+            fix="check the path or the id, or log in with `hf auth login` for a gated model",
         ) from error
 
 

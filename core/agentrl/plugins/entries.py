@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 
+from agentrl.errors import one_line
+
 __all__ = ["Broken", "Distribution", "Entry", "Scan", "normalised", "scan"]
 
 _GROUP_PREFIX = "agentrl."
@@ -91,7 +93,7 @@ def scan() -> Scan:
         try:
             entries += _entries(installed, distribution)
         except Exception as error:
-            reason = f"its entry_points.txt is malformed: {' '.join(str(error).split())}"
+            reason = f"its entry_points.txt is malformed: {one_line(error)}"
             broken.append(Broken(distribution.name, distribution, reason))
     return Scan(tuple(sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.qualified))), tuple(broken))
 

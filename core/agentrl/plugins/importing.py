@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
+from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches, one_line
 
 __all__ = ["attribute_of", "import_file", "import_module", "import_target", "reason_of"]
 
@@ -95,7 +95,7 @@ def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
 
 def reason_of(error: BaseException) -> str:
     """An exception on one line."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from agentrl.errors import AgentRLError, RunError, Side
+from agentrl.errors import AgentRLError, RunError, Side, one_line
 from agentrl.rollout.episode import Failure
+from agentrl.rollout.places import authors_place
 
 __all__ = ["TRANSIENT", "FailureBudget", "attribute"]
 
@@ -25,10 +26,11 @@ def attribute(error: BaseException, refusals: Sequence[AgentRLError]) -> Failure
     dies of one dies of that, whatever its client made of it.
     """
     if isinstance(error, AgentRLError):
-        return Failure(error.side, _one_line(str(error)))
+        return Failure(error.side, _shortened(str(error)))
     if refusals and _is_api_error(error):
-        return Failure(refusals[-1].side, _one_line(str(refusals[-1])))
-    return Failure("agent", _one_line(f"{type(error).__name__}: {error}{_place(error)}"))
+        return Failure(refusals[-1].side, _shortened(str(refusals[-1])))
+    place = authors_place(traceback.extract_tb(error.__traceback__))
+    return Failure("agent", _shortened(f"{type(error).__name__}: {error}{place}"))
 
 
 def _is_api_error(error: BaseException) -> bool:
@@ -41,13 +43,8 @@ def _is_api_error(error: BaseException) -> bool:
     return False
 
 
-def _place(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_REASON_CHARACTERS]
+def _shortened(text: str) -> str:
+    return one_line(text)[:_REASON_CHARACTERS]
 
 
 class FailureBudget:

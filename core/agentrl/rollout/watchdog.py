@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import sys
-import sysconfig
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
-import agentrl
 from agentrl.errors import EpisodeTimeout
+from agentrl.rollout.places import authors_place
 
 __all__ = ["Blocked", "LoopWatchdog"]
-
-_OURS = str(Path(agentrl.__file__).resolve().parent)
-_STDLIB = str(Path(sysconfig.get_path("stdlib")).resolve())
-_INSTALLED = str(Path(sysconfig.get_path("purelib")).resolve())
 
 
 class Blocked(EpisodeTimeout):
@@ -81,23 +75,9 @@ class LoopWatchdog:
                 _raise_in(self._loop_thread, Blocked)
 
     def _message(self, late: float) -> str:
-        place = _place(sys._current_frames().get(self._loop_thread))
+        frame = sys._current_frames().get(self._loop_thread)
+        place = authors_place(traceback.extract_stack(frame)) if frame is not None else ""
         return f"agent {self._agent!r} has blocked the event loop for {late:.1f} s{place}: {_FIX}"
-
-
-def _place(frame: FrameType | None) -> str:
-    """Where in the agent's code the stack of ``frame`` is: the innermost frame that is its author's."""
-    frames = [
-        (str(Path(summary.filename).resolve()), summary)
-        for summary in reversed(traceback.extract_stack(frame) if frame is not None else ())
-        if not summary.filename.startswith("<")
-    ]
-    # An installed agent lives among the libraries that it calls, so theirs are the second choice.
-    for libraries in ((_OURS, _STDLIB, _INSTALLED), (_OURS, _STDLIB)):
-        for path, summary in frames:
-            if not path.startswith(libraries):
-                return f" at {summary.filename}:{summary.lineno}, in {summary.name}"
-    return ""
 
 
 def _raise_in(thread: int, error: type[BaseException]) -> None:

@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from agentrl.errors import one_line
 from agentrl.rollout.episode import Episode
 from agentrl.runs.plain import plan_text, reading_text
 from agentrl.runs.progress import Progress, Reading
@@ -95,7 +96,7 @@ class LiveReporter:
             atexit.register(self.close)
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(Text(" ".join(text.split()), style=style))
+        self._console.print(Text(one_line(text), style=style))
 
     def _draw(self) -> RenderableType:
         progress = self._progress

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+from agentrl.errors import one_line
 from agentrl.rollout.episode import Episode
 from agentrl.runs.progress import Progress, Reading
 from agentrl.runs.reporter import Plan
@@ -82,7 +83,7 @@ class PlainReporter:
     def _line(self, text: str) -> None:
         # One write, so that the lines of several threads do not mix.
         with contextlib.suppress(OSError, ValueError):
-            self._stream.write(" ".join(text.split()) + "\n")
+            self._stream.write(one_line(text) + "\n")
             self._stream.flush()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, one_line
 from agentrl.runs.contract import RunInfo, Tracker
 
 if TYPE_CHECKING:
@@ -70,5 +70,5 @@ class Trackers:
             except Exception as error:
                 self._trackers.remove(entry)
                 self.failed.append(name)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                reason = one_line(f"{type(error).__name__}: {error}")
                 self._warn(f"tracker {name!r} raised in {verb} and is off for the rest of the run: {reason}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config.models import Section
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_matches, one_line
 from agentrl.tasks.contract import Task
 
 __all__ = ["HubTasks"]
@@ -60,7 +60,7 @@ def _load(settings: HubTasks.Settings) -> Any:
             return datasets.load_dataset(kind, data_files=settings.path, split=settings.split)
         return datasets.load_dataset(settings.path, settings.config, split=settings.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(
             f"cannot load data set {settings.path!r}: {reason}", fix="check path, config and split"
         ) from error

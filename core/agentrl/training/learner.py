@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from agentrl.config.models import TrainingSection
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, one_line
 from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.rollout.episode import Group
 from agentrl.training import forest, rows
@@ -151,7 +151,7 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"model folder {folder} does not load as a causal language model: {' '.join(str(error).split())}",
+            f"model folder {folder} does not load as a causal language model: {one_line(error)}",
             fix="name a folder that `save_pretrained` wrote",
         ) from error
     model.generation_config = GenerationConfig.from_model_config(model.config)  # the folder's own may not be savable

@@ -22,10 +22,13 @@ from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.interrupt import finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
-from agentrl.training.serving import Serving
+from agentrl.training.serving import Serving, within
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["TrainingLoop"]
+
+_IDLE_STEPS = 5
+"""After how many steps without a difference in any group that is worth a warning."""
 
 
 @dataclass
@@ -46,6 +49,7 @@ class TrainingLoop:
     """The newest checkpoint."""
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _saved_version: int = -1
+    _updates: float = 0.0
 
     @property
     def current_evaluation(self) -> Evaluation | None:
@@ -91,8 +95,12 @@ class TrainingLoop:
             with self._watch.stage("learner"):
                 learned = await finish_in_thread(self.learner.step, groups)
             with self._watch.stage("weights"):
-                await self.serving.backend.update_weights(self.learner.weights())
+                async with within(self.config.inference.timeout, "the inference engine to take new weights"):
+                    await self.serving.backend.update_weights(self.learner.weights())
         self.journal.step(step, {**rollout_metrics(groups), **learned, **self._watch.take()})
+        self._updates += learned.get("policy/updated", 0.0)
+        if step in (_IDLE_STEPS, self.config.training.steps) and not self._updates:
+            self.journal.reporter.warning(_nothing_learned(step))
 
     async def _roll_out(self, step: int) -> list[Group]:
         rollout = self.config.rollout
@@ -130,6 +138,14 @@ class TrainingLoop:
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
+
+
+def _nothing_learned(steps: int) -> str:
+    return (
+        f"nothing could be learned in {steps} steps: in no group did one rewarded episode do better than another "
+        "(choose tasks that succeed now and then, raise rollout.group_size or rollout.temperature, "
+        "or let the agent's reward tell better from worse)"
+    )
 
 
 def _recorded(episode: Episode) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError
+from agentrl.errors import BackendError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.inference.contract import Backend, BackendContext
 from agentrl.rollout.episode import Episode
@@ -18,7 +19,7 @@ from agentrl.rollout.watchdog import LoopWatchdog
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import Parts
 
-__all__ = ["Serving", "build_backend", "serve"]
+__all__ = ["Serving", "build_backend", "serve", "within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ async def serve(
     backend = build_backend(parts, version)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(backend.stop)
-        capabilities = await backend.start()
+        async with within(config.inference.timeout, "the inference engine to start"):
+            capabilities = await backend.start()
         if trains and not capabilities.trains:
             raise ConfigError(
                 f"inference.backend={config.inference.backend.name!r} cannot be trained: it takes no weights",
@@ -61,6 +63,16 @@ async def serve(
         yield Serving(backend, gateway, _rollout(parts, gateway, finished))
 
 
+@contextlib.asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """A deadline for the engine. Raises ``BackendError`` that names what was waited for."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
+
+
 def build_backend(parts: Parts, version: int) -> Backend:
     """The backend that the config names, not started; the model folder's weights are of ``version``.
 
@@ -72,6 +84,7 @@ def build_backend(parts: Parts, version: int) -> Backend:
         version=version,
         seed=parts.config.seed,
         max_concurrency=parts.config.rollout.concurrency,
+        options=part.options,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     return backend

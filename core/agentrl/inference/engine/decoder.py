@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from agentrl.errors import BackendError
+from agentrl.errors import BackendError, one_line
 from agentrl.inference.engine.cache import RowCache
 from agentrl.inference.engine.kv import KVBlock, KVLayout, round_up
 from agentrl.inference.engine.network import Batch, Network
@@ -101,7 +101,7 @@ class Decoder:
         try:
             self.model.base_model(ids, past_key_values=cache, use_cache=True)
         except Exception as error:
-            raise unsupported(self.model, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            raise unsupported(self.model, f"{type(error).__name__}: {one_line(error)[:200]}") from error
         planes = []
         for layer in cache.layers:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

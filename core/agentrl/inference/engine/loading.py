@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from agentrl.errors import BackendError
+from agentrl.errors import BackendError, one_line
 from agentrl.inference.engine.decoder import Decoder, unsupported
 from agentrl.inference.engine.kv import KVLayout
 from agentrl.inference.engine.lean import LeanNetwork
@@ -36,7 +36,7 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(
-            f"no causal language model loads from {folder}: {' '.join(str(error).split())[:160]}",
+            f"no causal language model loads from {folder}: {one_line(error)[:160]}",
             fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
         ) from error
     nn.Module.to(model, device).train(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from agentrl.errors import one_line
 from agentrl.inference.engine.decoder import Decoder
 from agentrl.inference.engine.kv import KVBlock, round_up
 
@@ -25,7 +26,7 @@ def inexactness(decoder: Decoder) -> str | None:
     try:
         found = _decoded(decoder, rows, lengths)
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{type(error).__name__}: {one_line(error)[:200]}"
     expected = torch.stack([_plain(decoder, row[: n + 1]) for row, n in zip(rows, lengths, strict=True)])
     difference = float((found - expected).abs().max())
     if difference <= _TOLERANCE[decoder.layout.dtype]:
