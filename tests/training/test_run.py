@@ -177,7 +177,7 @@ def test_an_agent_that_blocks_the_loop_is_named_while_it_runs(train):
     watcher = Watcher(-1, lambda: None)
     small = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=1", "rollout.group_size=1")
     train(blocks, *small, reporter=watcher)
-    (warning,) = watcher.warnings
+    warning = watcher.warnings[0]
     assert "agent 'blocks' has blocked the event loop" in warning
     assert "test_run.py" in warning
     assert "rollout.mode=subproc" in warning
@@ -220,7 +220,7 @@ def test_a_run_that_cannot_learn_says_so(train, settings):
     small = ("training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2")
     train(indifferent, *small, *settings, reporter=watcher)
     (warning,) = watcher.warnings
-    assert "nothing could be learned in 2 steps" in warning
+    assert "nothing could be learned up to step 2" in warning
     assert "rollout.group_size" in warning
 
 

@@ -142,7 +142,7 @@ class TrainingLoop:
 
 def _nothing_learned(steps: int) -> str:
     return (
-        f"nothing could be learned in {steps} steps: in no group did one rewarded episode do better than another "
+        f"nothing could be learned up to step {steps}: in no group did one rewarded episode do better than another "
         "(choose tasks that succeed now and then, raise rollout.group_size or rollout.temperature, "
         "or let the agent's reward tell better from worse)"
     )
