@@ -44,8 +44,8 @@ class InlineRunner:
     async def _guarded(self, data: Data, connection: Mapping[str, Any]) -> Any:
         try:
             return await self._agent.run(data, connection)
-        except (Exception, asyncio.CancelledError):
-            raise
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+            raise  # The last is the user's, who wants all to end at once.
         except BaseException as error:
             # SystemExit and its like would end the event loop, and every other episode with it.
             raise AgentError(f"the agent raised {type(error).__name__}({error})") from error
