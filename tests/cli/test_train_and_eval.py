@@ -17,6 +17,7 @@ from agentrl.cli import main
 
 SMALL = ("training.steps=2", "rollout.tasks_per_step=2", "rollout.group_size=4", "evaluation.tasks=12")
 AGENTS = """
+import asyncio
 from openai import AsyncOpenAI
 
 class Sync:
@@ -31,6 +32,17 @@ async def wordy(data, *, base_url, api_key, http_client):
     messages = [{"role": "user", "content": "1 + 1 is 2. " * 3000}]
     await client.chat.completions.create(model="m", messages=messages)
     return 1.0
+
+async def stubborn(data):
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except BaseException:
+            pass
+
+async def busy(data):
+    while True:
+        pass
 
 class Answers:
     async def run(self, data, *, base_url, api_key, http_client):
@@ -247,3 +259,17 @@ def test_ctrl_c_saves_what_was_learned(agentrl):
     assert out.splitlines()[0].startswith("interrupted after")
     assert (agentrl.folder / summary["checkpoint"] / "model.safetensors").exists()
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("agent", ["stubborn", "busy"])
+def test_a_second_ctrl_c_ends_it_at_once_whatever_an_agent_does(agentrl, agent):
+    process = agentrl.start("train", f"agents.py:{agent}", "tasks.eval=null", "run.name=stuck")
+    log = agentrl.folder / "runs/stuck/logs/run.log"
+    while process.poll() is None and not (log.exists() and "training agents.py" in log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not (agentrl.folder / "runs/stuck/summary.json").exists()

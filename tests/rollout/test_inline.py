@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 
 import pytest
 
 from agentrl.agents.binding import bind_agent
 from agentrl.errors import AgentError, EpisodeTimeout
+from agentrl.rollout import inline
 from agentrl.rollout.inline import InlineRunner
 
 
@@ -75,6 +77,23 @@ def test_what_the_agent_raises_passes_through():
 
     with pytest.raises(LookupError, match="no such tool"):
         run(broken)
+
+
+def test_an_agent_that_ignores_its_cancellation_is_ended_all_the_same(monkeypatch):
+    monkeypatch.setattr(inline, "_GRACE_S", 0.05)
+    ended = []
+
+    async def stubborn(data):
+        try:
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(EpisodeTimeout):
+        run(stubborn, deadline_s=0.05)
+    assert ended == [True]
 
 
 def test_cancelling_the_episode_ends_the_agent():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from agentrl.agents.binding import BoundAgent
@@ -27,7 +28,8 @@ class InlineRunner:
         self, data: Data, connection: Mapping[str, Any], *, deadline_s: float, stage: Callable[[], str]
     ) -> Any:
         """See ``AgentRunner.run``; the agent works on its own deep copy of ``data``."""
-        task = asyncio.ensure_future(self._guarded(copy.deepcopy(data), connection))
+        code = self._guarded(copy.deepcopy(data), connection)
+        task = asyncio.ensure_future(code)
         try:
             done, _ = await asyncio.wait({task}, timeout=deadline_s)
             if not done:
@@ -36,7 +38,7 @@ class InlineRunner:
                     fix="raise rollout.episode_timeout, or make the agent faster",
                 )
         finally:
-            await _end(task)
+            await _end(task, code)
         if task.cancelled():
             raise AgentError("the agent cancelled its own task")
         return task.result()
@@ -44,16 +46,21 @@ class InlineRunner:
     async def _guarded(self, data: Data, connection: Mapping[str, Any]) -> Any:
         try:
             return await self._agent.run(data, connection)
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt):
-            raise  # The last is the user's, who wants all to end at once.
+        except (Exception, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+            raise
         except BaseException as error:
             # SystemExit and its like would end the event loop, and every other episode with it.
             raise AgentError(f"the agent raised {type(error).__name__}({error})") from error
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Cancel ``task`` if it still runs; one that ignores that for long is left behind."""
+async def _end(task: asyncio.Task[Any], code: Coroutine[Any, Any, Any]) -> None:
+    """Cancel ``task`` if it still runs; from code that goes on regardless, what it awaits is taken away."""
     if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_GRACE_S)
+    if not task.done():
+        with contextlib.suppress(RuntimeError):  # Raised where the code awaits something even now.
+            code.close()
         task.cancel()
         await asyncio.wait({task}, timeout=_GRACE_S)
     if task.done() and not task.cancelled():

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from agentrl.errors import AgentRLError
 from agentrl.runs.folder import RunFolder
@@ -19,7 +20,7 @@ from agentrl.runs.summary import Summary
 from agentrl.runs.trackers import Trackers
 from agentrl.training.algorithm import Algorithm, build_algorithm
 from agentrl.training.evaluation import Evaluator
-from agentrl.training.interrupt import cancelled_by_signal, finish_in_thread
+from agentrl.training.interrupt import Interrupts, finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
 from agentrl.training.loop import TrainingLoop
@@ -28,6 +29,8 @@ from agentrl.training.serving import build_backend, serve
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["prepare", "train"]
+
+_SAVING = "interrupted: saving what was learned (Ctrl-C again to stop at once)"
 
 
 async def train(parts: Parts, reporter: Reporter) -> Summary:
@@ -49,7 +52,8 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
         for note in store.notes:
             told.note(note)
         journal = Journal(folder, store, metrics, trackers, parts.plugins, told)
-        return await _Run(parts, algorithm, journal).to_its_end()
+        with Interrupts(partial(told.note, _SAVING), told.close) as interrupts:
+            return await _Run(parts, algorithm, journal).to_its_end(interrupts)
 
 
 def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
@@ -72,8 +76,8 @@ class _Run:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
 
-    async def to_its_end(self) -> Summary:
-        outcome, error = await self._outcome()
+    async def to_its_end(self, interrupts: Interrupts) -> Summary:
+        outcome, error = await self._outcome(interrupts)
         try:
             await self._save()
         except AgentRLError as unsaved:
@@ -85,11 +89,11 @@ class _Run:
             raise error
         return summary
 
-    async def _outcome(self) -> tuple[str, Exception | None]:
+    async def _outcome(self, interrupts: Interrupts) -> tuple[str, Exception | None]:
         task = asyncio.current_task()
         assert task is not None
         try:
-            with cancelled_by_signal(task, self._announce):
+            with interrupts.cancelling(task):
                 async with self._started() as self.loop:
                     await self.loop.run()
         except asyncio.CancelledError:
@@ -126,9 +130,6 @@ class _Run:
     async def _save(self) -> None:
         if self.loop is not None and self.loop.learner.version > 0:
             await self.loop.save()
-
-    def _announce(self) -> None:
-        self.journal.reporter.note("interrupted: saving what was learned (Ctrl-C again to stop at once)")
 
     def _summary(self, outcome: str) -> Summary:
         counted = Summary(
