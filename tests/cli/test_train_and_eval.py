@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ class Command:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
         self._capsys = capsys
+        self._started: list[subprocess.Popen[str]] = []
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Run it here; returns its exit code, stdout and stderr."""
@@ -70,7 +72,15 @@ class Command:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start it as a process."""
         command = [sys.executable, "-m", "agentrl", *arguments]
-        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self._started.append(subprocess.Popen(command, cwd=self.folder, stdout=pipe, stderr=pipe, text=True))
+        return self._started[-1]
+
+    def end(self) -> None:
+        """End what was started and still runs, as it does where a test has failed."""
+        for process in self._started:
+            process.kill()
+            process.communicate()
 
     def refused(self, code: int, *arguments: str) -> str:
         """Run what must fail with ``code``; returns the one line that says why."""
@@ -83,12 +93,14 @@ class Command:
 
 
 @pytest.fixture
-def agentrl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def agentrl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     (tmp_path / "agents.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("AGENTRL_")]:
         monkeypatch.delenv(name)
-    return Command(tmp_path, capsys)
+    command = Command(tmp_path, capsys)
+    yield command
+    command.end()
 
 
 def test_train_says_what_was_learned_and_the_command_it_prints_measures_the_same(agentrl):
