@@ -204,7 +204,7 @@ def test_a_trainer_works_inside_a_running_event_loop(train):
 def test_no_thread_outlives_a_run(train):
     before = set(threading.enumerate())
     train("math", "training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=2")
-    assert {thread.name for thread in set(threading.enumerate()) - before if not thread.daemon} == set()
+    assert {thread.name for thread in set(threading.enumerate()) - before} == set()
 
 
 @pytest.mark.parametrize("settings", [("rollout.group_size=1",), ("agent.kwargs.reward=null",)])
