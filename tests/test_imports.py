@@ -14,15 +14,17 @@ import agentrl
 CORE = Path(agentrl.__file__).parent
 LAYERS = (
     {"cli"},
+    {"doctor", "scaffold", "testing"},
     {"training"},
     {"runs"},
     {"rewards"},
     {"rollout"},
+    {"worker"},
     {"agents", "tasks", "gateway"},
-    {"tokens", "inference"},
+    {"tokens", "inference", "environments"},
     {"plugins"},
     {"config"},
-    {"errors", "environ", "_lazy"},
+    {"errors", "environ", "clients", "_lazy"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

@@ -9,6 +9,7 @@ counted and what stops it, and the command line can decide its exit code::
     ├── AgentError        agent     the agent's own code raised or broke its contract  exit 1
     │   └── EpisodeTimeout          …or did not end in time
     ├── PolicyError       policy    the model did something wrong: an outcome
+    ├── WorkerError       worker    the process that ran an agent is gone, through no fault of its  exit 1
     ├── RewardError       reward    a reward function raised or returned no number     exit 1
     ├── BackendError      backend   the inference engine failed                        exit 1
     │   ├── PromptTooLong           the prompt leaves no room in the context
@@ -22,9 +23,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-Side = Literal["agent", "policy", "reward", "backend", "gateway", "config", "plugin", "run"]
+Side = Literal["agent", "policy", "reward", "backend", "gateway", "config", "plugin", "worker", "run"]
 
 __all__ = [
     "AgentError",
@@ -41,6 +42,7 @@ __all__ = [
     "RunFolderError",
     "Side",
     "UnsupportedSampling",
+    "WorkerError",
     "near_matches",
     "one_line",
 ]
@@ -90,9 +92,23 @@ class EpisodeTimeout(AgentError):
 
 
 class PolicyError(AgentRLError):
-    """The policy did something wrong. Episodes turn it into an outcome, never into a failure."""
+    """The policy did something wrong: it called a tool that does not exist, or never came to an end.
+
+    An agent may raise it instead of returning: the episode is an outcome, not a failure. ``answer`` is then
+    what a reward function scores; where the agent returns its own reward, the reward is 0.
+    """
 
     side = "policy"
+
+    def __init__(self, message: str, *, answer: Any = "", fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.answer = answer
+
+
+class WorkerError(AgentRLError):
+    """The process that ran an agent's code is gone, and the agent is not known to be the cause."""
+
+    side = "worker"
 
 
 class RewardError(AgentRLError):

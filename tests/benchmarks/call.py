@@ -27,8 +27,8 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from agentrl.clients import client_library
 from agentrl.gateway import Gateway, Session, SessionSettings
-from agentrl.gateway.transport import client_library
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.tokens.renderer import Renderer, load_renderer
 

@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from agentrl.gateway.transport import client_library
+from agentrl.clients import client_library
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 

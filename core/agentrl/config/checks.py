@@ -87,6 +87,9 @@ def _dead(config: Config) -> Iterator[tuple[str, str]]:
         for key in type(config.evaluation).model_fields:
             if not (no_training and key == "every"):
                 yield f"evaluation.{key}", "tasks.eval is null"
+    if not config.runs_in_workers:
+        for key in ("rollout.max_workers", "rollout.episodes_per_worker", "agent.env"):
+            yield key, "agents run inline"
     yield from _overridden(config, no_training)
 
 

@@ -95,6 +95,12 @@ class RunSection(Section):
 class AgentSection(Section):
     name: str
     """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+    python: Annotated[Path | None, Strict(False)] = None
+    """The interpreter that runs the agent, which needs agentrl-core and the agent but no torch; null for this one.
+    `agentrl env create` makes one for a plugin that cannot be installed here."""
+    env: list[str] = []
+    """Environment variables that the agent's processes get in subproc mode beside harmless ones such as PATH:
+    `NAME` inherits this process's, `NAME=value` sets it."""
     kwargs: dict[str, Any] = {}
     """What the agent's `__init__` or `run` takes beside the task and its connection."""
 
@@ -120,8 +126,15 @@ class RolloutSection(Section):
     """Tasks in one optimiser step."""
     concurrency: int = Field(64, ge=1)
     """Episodes that run at once."""
-    mode: Literal["inline"] = "inline"
-    """Where agents run: `inline`, as coroutines in the rollout process."""
+    mode: Literal["auto", "inline", "subproc"] = "auto"
+    """Where agents run: `inline`, as coroutines in the rollout process, or `subproc`, in worker processes, which
+    may block, be synchronous and read their endpoint from the environment; `auto` is inline unless the agent
+    has an interpreter of its own."""
+    max_workers: int | None = Field(None, ge=1)
+    """Most worker processes in subproc mode; null for one a CPU."""
+    episodes_per_worker: int | None = Field(None, ge=1)
+    """Most episodes that a worker process runs at once; null for 1 of a synchronous agent, and of others for
+    what `concurrency` leaves to each."""
     max_staleness: Literal[0] = 0
     """How many policy versions old an episode's oldest token may be when it trains."""
     temperature: float = Field(1.0, ge=0)
@@ -208,3 +221,8 @@ class Config(Section):
     scheduler: SchedulerSection = SchedulerSection()
     trackers: list[Part] = []
     """Where metrics go beside the run folder."""
+
+    @property
+    def runs_in_workers(self) -> bool:
+        """Whether agents run in worker processes."""
+        return self.rollout.mode == "subproc" or (self.rollout.mode == "auto" and self.agent.python is not None)

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.metadata
-import re
 import threading
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from agentrl.clients import Unclosable, client_library
 from agentrl.gateway.credentials import redact_log
 from agentrl.gateway.exchange import Exchange, Service
 
-__all__ = ["SharedClients", "Transport", "client_library"]
-
-
-@lru_cache(1)
-def client_library() -> ModuleType:
-    """The HTTP library whose clients the installed openai package takes: ``httpx2`` since its version 3.
-
-    Read from the package's metadata, which is quicker than importing it.
-    """
-    try:
-        requirements = importlib.metadata.requires("openai") or []
-    except importlib.metadata.PackageNotFoundError:
-        requirements = []
-    second = any(re.match(r"httpx2\b", each) and "extra ==" not in each for each in requirements)
-    return importlib.import_module("httpx2" if second else "httpx")
-
-
-class _Unclosable:
-    """Goes before a client class: whoever closes it, or leaves ``async with``, harms nobody else."""
-
-    async def aclose(self) -> None:
-        """Nothing: the client is shared."""
-
-    async def __aenter__(self) -> _Unclosable:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        """Nothing: the client is shared."""
+__all__ = ["SharedClients", "Transport"]
 
 
 class SharedClients:
@@ -69,7 +39,7 @@ class SharedClients:
     def _open(self, library: ModuleType) -> Any:
         redact_log(library.__name__)
         self._transports.append(Transport(self._service, library))
-        kind = type("SharedAsyncClient", (_Unclosable, library.AsyncClient), {})
+        kind = type("SharedAsyncClient", (Unclosable, library.AsyncClient), {})
         # As the SDK has it by default; httpx's own 5 seconds would cut long answers off.
         return kind(transport=self._transports[-1], timeout=library.Timeout(600, connect=5))
 

@@ -12,11 +12,19 @@ class AgentRunner(Protocol):
     """Runs one episode's agent code under a deadline."""
 
     async def run(
-        self, data: Data, connection: Mapping[str, Any], *, deadline_s: float, stage: Callable[[], str]
+        self,
+        data: Data,
+        connection: Mapping[str, Any],
+        *,
+        deadline_s: float,
+        stage: Callable[[], str],
+        alone: bool = False,
     ) -> Any:
         """Return what the agent returned.
 
         Whatever the agent raises passes through. Raises ``EpisodeTimeout`` after ``deadline_s`` seconds,
         with the words of ``stage()`` for where it was. Ends the agent's code before it returns.
+        ``alone`` keeps the agent apart from others, so that it can neither harm them nor be harmed by them;
+        without it ``WorkerError`` may be raised for an episode whose process another one has brought down.
         """
         ...

@@ -64,6 +64,8 @@ class Episode:
     answer: Any = None
     """What ``run`` returned where a reward function scored it, as plain JSON."""
     failure: Failure | None = None
+    mistake: str | None = None
+    """What the policy did wrong where that ended the episode, as the agent said it; the outcome is a reward."""
     seconds: float = 0.0
     attempts: int = 1
     """How many times it was run; a failure of what surrounds the agent is tried again."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from agentrl.errors import AgentRLError, RunError, Side, one_line
+from agentrl.agents.raising import describe, is_api_error
+from agentrl.errors import AgentError, AgentRLError, RunError, Side, one_line
 from agentrl.rollout.episode import Failure
-from agentrl.rollout.places import authors_place
 
-__all__ = ["TRANSIENT", "FailureBudget", "attribute"]
+__all__ = ["TRANSIENT", "FailureBudget", "RaisedElsewhere", "attribute"]
 
-TRANSIENT: Final[frozenset[Side]] = frozenset({"backend"})
+TRANSIENT: Final[frozenset[Side]] = frozenset({"backend", "worker"})
 """Sides whose failures are tried again: an agent's own would only repeat."""
 
 _REASON_CHARACTERS = 400
@@ -25,26 +24,30 @@ def attribute(error: BaseException, refusals: Sequence[AgentRLError]) -> Failure
     ``refusals`` are the errors with which the gateway answered the episode's calls: an agent that
     dies of one dies of that, whatever its client made of it.
     """
+    if refusals and _dies_of_an_answer(error):
+        return Failure(refusals[-1].side, _shortened(str(refusals[-1])))
     if isinstance(error, AgentRLError):
         return Failure(error.side, _shortened(str(error)))
-    if refusals and _is_api_error(error):
-        return Failure(refusals[-1].side, _shortened(str(refusals[-1])))
-    place = authors_place(traceback.extract_tb(error.__traceback__))
-    return Failure("agent", _shortened(f"{type(error).__name__}: {error}{place}"))
+    return Failure("agent", describe(error))
 
 
-def _is_api_error(error: BaseException) -> bool:
-    """Whether a chain of exceptions holds one of an HTTP client, whichever library it comes from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if hasattr(seen, "status_code") or hasattr(seen, "request"):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+def _dies_of_an_answer(error: BaseException) -> bool:
+    """Whether an agent's exception is one of its HTTP client's, here or in the process that ran the agent."""
+    if isinstance(error, AgentRLError):
+        return isinstance(error, RaisedElsewhere) and error.api_error
+    return is_api_error(error)
 
 
 def _shortened(text: str) -> str:
     return one_line(text)[:_REASON_CHARACTERS]
+
+
+class RaisedElsewhere(AgentError):
+    """What an agent raised in another process; ``api_error`` says that it was its HTTP client's."""
+
+    def __init__(self, message: str, *, api_error: bool, fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.api_error = api_error
 
 
 class FailureBudget:

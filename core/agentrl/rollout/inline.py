@@ -25,9 +25,18 @@ class InlineRunner:
         self._agent = agent
 
     async def run(
-        self, data: Data, connection: Mapping[str, Any], *, deadline_s: float, stage: Callable[[], str]
+        self,
+        data: Data,
+        connection: Mapping[str, Any],
+        *,
+        deadline_s: float,
+        stage: Callable[[], str],
+        alone: bool = False,
     ) -> Any:
-        """See ``AgentRunner.run``; the agent works on its own deep copy of ``data``."""
+        """See ``AgentRunner.run``; the agent works on its own deep copy of ``data``.
+
+        ``alone`` is the same as otherwise: coroutines share a process, and nothing here brings that down.
+        """
         code = self._guarded(copy.deepcopy(data), connection)
         task = asyncio.ensure_future(code)
         try:

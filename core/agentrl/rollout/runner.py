@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrl.agents.contract import Data
 from agentrl.agents.result import as_result
-from agentrl.errors import RewardError
+from agentrl.errors import PolicyError, RewardError, one_line
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
@@ -38,24 +38,23 @@ class EpisodeRunner:
     async def run(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
         """Run one episode to its outcome; only cancellation is raised.
 
-        What fails on the backend's side is tried again, up to ``max_attempts`` times.
+        What fails on a side that may do better another time is tried again, up to ``max_attempts`` times, and
+        then alone.
         """
         attempts = 1
         episode = await self._attempt(key, data, settings)
         while attempts < self.max_attempts and episode.failure is not None and episode.failure.side in TRANSIENT:
             attempts += 1
-            episode = await self._attempt(key, data, settings)
+            episode = await self._attempt(key, data, settings, alone=True)
         return replace(episode, attempts=attempts)
 
-    async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
+    async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings, *, alone: bool = False) -> Episode:
         began = time.monotonic()
         session = self.open_session(settings)
         try:
-            returned = await self.agent.run(
-                data, _connection(session, settings), deadline_s=self.timeout, stage=lambda: _stage(session)
-            )
+            returned, mistake = await self._returned(data, session, settings, alone)
             session.close()
-            ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
+            ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree, mistake=mistake)
             episode = await self._rewarded(ended, returned)
         except Exception as error:  # The boundary at which every failure gets its side.
             session.close()
@@ -64,6 +63,19 @@ class EpisodeRunner:
         finally:
             session.close()
         return replace(episode, seconds=time.monotonic() - began)
+
+    async def _returned(
+        self, data: Data, session: Session, settings: SessionSettings, alone: bool
+    ) -> tuple[Any, str | None]:
+        """What the agent returned; where the policy's mistake ended it, what that is worth, and the mistake."""
+        connection = _connection(session, settings)
+        try:
+            returned = await self.agent.run(
+                data, connection, deadline_s=self.timeout, stage=lambda: _stage(session), alone=alone
+            )
+        except PolicyError as error:
+            return (0.0 if self.score is None else error.answer), one_line(error)
+        return returned, None
 
     async def _rewarded(self, episode: Episode, returned: Any) -> Episode:
         if returned is None:

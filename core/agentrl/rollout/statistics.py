@@ -13,7 +13,7 @@ __all__ = ["rollout_metrics"]
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Counts of a batch's episodes, and means over those that were rewarded.
 
-    ``rollout/forks`` counts calls whose history had to be rendered anew, ``rollout/overridden`` calls
+    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/forks`` calls whose history had to be rendered anew, ``rollout/overridden`` calls
     whose fields ``rollout.override`` changed.
     """
     episodes = [episode for group in groups for episode in group.episodes]
@@ -23,6 +23,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/episodes": len(episodes),
         "rollout/failed": sum(episode.outcome == "failed" for episode in episodes),
         "rollout/rejected": sum(episode.outcome == "rejected" for episode in episodes),
+        "rollout/mistakes": sum(episode.mistake is not None for episode in episodes),
         "rollout/retried": sum(episode.attempts > 1 for episode in episodes),
         "rollout/calls": len(calls),
         "rollout/forks": sum(call.fork_reason is not None for call in calls),

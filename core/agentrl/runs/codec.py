@@ -35,6 +35,7 @@ COLUMNS = (
     "attempts",
     "sampled_tokens",
     "failure",
+    "mistake",
     "data",
     "answer",
     "call_rewards",
@@ -59,6 +60,7 @@ def to_row(episode: Episode) -> Row:
         episode.attempts,
         sum(len(span.ids) for span in episode.tree.spans if span.sampled is not None),
         None if episode.failure is None else json.dumps(asdict(episode.failure)),
+        episode.mistake,
         json.dumps(episode.data),
         json.dumps(plain(episode.answer)),
         json.dumps(episode.call_rewards),
@@ -80,6 +82,7 @@ def from_row(row: Row) -> Episode:
         tree=unpack_tree(value["tree"]),
         answer=json.loads(value["answer"]),
         failure=None if value["failure"] is None else Failure(**json.loads(value["failure"])),
+        mistake=value["mistake"],
         seconds=value["seconds"],
         attempts=value["attempts"],
     )

@@ -28,7 +28,7 @@ Journal = Literal["wal", "delete"]
 
 Verb = Literal["read", "write"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _APPLICATION_ID = 0x61726C31
 """Says what the file is: ``arl1``."""
@@ -47,6 +47,7 @@ CREATE TABLE episodes (
     attempts INTEGER NOT NULL,
     sampled_tokens INTEGER NOT NULL,
     failure TEXT,                   -- JSON: side, reason
+    mistake TEXT,                   -- what the policy did wrong where that ended the episode
     data TEXT NOT NULL,             -- JSON
     answer TEXT NOT NULL,           -- JSON
     call_rewards TEXT NOT NULL,     -- JSON

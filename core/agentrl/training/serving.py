@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError
 from agentrl.gateway import Gateway
@@ -15,7 +16,6 @@ from agentrl.rollout.episode import Episode
 from agentrl.rollout.groups import Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.rollout.watchdog import LoopWatchdog
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import Parts
 

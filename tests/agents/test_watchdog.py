@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from agentrl.rollout.watchdog import Blocked, LoopWatchdog
+from agentrl.agents.watchdog import Blocked, LoopWatchdog
 
 
 async def watch(block, *, patience=0.1, deadline=60.0):

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from agentrl.agents.places import authors_place
 from agentrl.errors import EpisodeTimeout
-from agentrl.rollout.places import authors_place
 
 __all__ = ["Blocked", "LoopWatchdog"]
 

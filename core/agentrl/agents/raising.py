@@ -1,0 +1,28 @@
+"""What an exception says about the agent that raised it."""
+
+from __future__ import annotations
+
+import traceback
+
+from agentrl.agents.places import authors_place
+from agentrl.errors import one_line
+
+__all__ = ["describe", "is_api_error"]
+
+_CHARACTERS = 400
+
+
+def describe(error: BaseException) -> str:
+    """``error`` on one line, with the place in the author's code where it was raised."""
+    place = authors_place(traceback.extract_tb(error.__traceback__))
+    return one_line(f"{type(error).__name__}: {error}{place}")[:_CHARACTERS]
+
+
+def is_api_error(error: BaseException) -> bool:
+    """Whether a chain of exceptions holds one of an HTTP client, whichever library it comes from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if hasattr(seen, "status_code") or hasattr(seen, "request"):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -1,0 +1,1 @@
+"""What `agentrl doctor` looks at, one module a subject."""

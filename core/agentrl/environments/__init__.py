@@ -1,0 +1,1 @@
+"""Environments: interpreters in which plugins live that cannot be installed beside the others."""

@@ -1,0 +1,1 @@
+"""What `agentrl new-plugin` writes: distributions that install, list themselves, pass their tests and train."""

@@ -1,0 +1,107 @@
+"""What the rollout and a worker say to each other: one JSON object a line, over a socket pair.
+
+The worker is started as ``python -m agentrl.worker --fd N`` with its end of the pair as descriptor ``N``; its
+standard output and error are the agent's, never the protocol's. The rollout speaks first::
+
+    rollout → worker                              worker → rollout
+    hello   protocol, core                        hello    protocol, core, python
+    load    agent, kwargs, disabled, endpoint     loaded   is_async, returns_answer
+                                                  refused  error
+    run     id, data, connection                  done     id, returned
+                                                  failed   id, error
+    cancel  id                                    blocked  id, message
+    stop
+
+``hello`` is understood by every version of either side, and a side that hears another ``protocol`` says so and
+ends. ``endpoint`` and ``connection`` hold ``base_url`` and ``api_key``, ``connection`` also ``model``. Every ``run`` is
+answered by one ``done`` or ``failed``, also after ``cancel``, unless the worker dies. ``blocked`` tells that an
+episode (null where unknown) keeps the worker's event loop from the others. A worker whose end of the pair is
+closed kills itself and its children.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agentrl import errors
+from agentrl.agents.raising import describe, is_api_error
+from agentrl.agents.result import as_number
+from agentrl.errors import AgentError, AgentRLError
+
+__all__ = ["LONGEST", "PROTOCOL", "Message", "decode", "encode", "error_from_json", "error_to_json", "unfit"]
+
+PROTOCOL = 1
+"""Raised whenever a message changes its meaning."""
+
+LONGEST = 64 * 2**20
+"""Most bytes of one message."""
+
+Message = dict[str, Any]
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """``message`` as a line. Numbers of other libraries become Python's.
+
+    Raises ``TypeError`` or ``ValueError`` for what JSON cannot carry; ``unfit`` says where that is.
+    """
+    return json.dumps(message, default=_number, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message in a line. Raises ``ValueError`` for anything else."""
+    message = json.loads(line)
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ValueError(f"no message of the worker protocol: {line[:80]!r}")
+    return message
+
+
+def unfit(value: Any, at: str) -> str | None:
+    """The first part of ``value`` that would not arrive as it is, with its type and its place below ``at``.
+
+    A tuple arrives as a list, and a number of another library as Python's: those are fit.
+    """
+    return _unfit(value, at, ())
+
+
+def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
+    if value is None or isinstance(value, str | int | float) or as_number(value) is not None:
+        return None
+    if id(value) in above:
+        return f"{at}, which contains itself"
+    inside = (*above, id(value))
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return f"the key {key!r:.80} of {at}, a {type(key).__name__}"
+            if found := _unfit(item, f"{at}[{key!r}]", inside):
+                return found
+        return None if isinstance(value, dict) else f"{at}, a {type(value).__name__}"
+    if isinstance(value, list | tuple):
+        faults = (_unfit(item, f"{at}[{index}]", inside) for index, item in enumerate(value))
+        return next(filter(None, faults), None)
+    return f"{at}, a {type(value).__name__}"
+
+
+def error_to_json(error: BaseException) -> dict[str, Any]:
+    """What an agent, or loading one, raised."""
+    if isinstance(error, AgentRLError):
+        answer = {"answer": error.answer} if isinstance(error, errors.PolicyError) else {}
+        return {"kind": type(error).__name__, "message": error.message, "fix": error.fix, **answer}
+    return {"kind": None, "message": describe(error), "fix": None, "api_error": is_api_error(error)}
+
+
+def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
+    """One of our own errors again; any other is the agent's."""
+    kind = getattr(errors, str(error["kind"]), AgentError)
+    extra = {"answer": error["answer"]} if kind is errors.PolicyError else {}
+    made: AgentRLError = kind(error["message"], fix=error["fix"], **extra)
+    return made
+
+
+def _number(value: Any) -> float | int:
+    number = as_number(value)
+    if number is None:
+        raise TypeError(f"JSON cannot carry a {type(value).__name__}")
+    return int(value) if number.is_integer() and type(value).__name__.startswith(("int", "uint")) else number

@@ -1,0 +1,41 @@
+"""What is said of an exception that an agent raised."""
+
+import httpx
+
+from agentrl.agents.raising import describe, is_api_error
+
+
+def raised(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_the_place_is_the_authors_own():
+    def broken():
+        return {}["missing"]
+
+    assert describe(raised(broken)).startswith("KeyError: 'missing' at ")
+    assert "in broken" in describe(raised(broken))
+
+
+def test_an_error_is_one_line_and_not_without_end():
+    def broken():
+        raise ValueError("one\ntwo\n" + "x" * 10_000)
+
+    text = describe(raised(broken))
+    assert "\n" not in text
+    assert len(text) <= 400
+
+
+def test_what_a_client_raised_is_known_behind_what_was_made_of_it():
+    def broken():
+        try:
+            raise httpx.HTTPStatusError("no", request=httpx.Request("GET", "http://x"), response=httpx.Response(400))
+        except httpx.HTTPError as error:
+            raise RuntimeError("the model failed") from error
+
+    assert is_api_error(raised(broken))
+    assert not is_api_error(ValueError("no"))
