@@ -311,7 +311,7 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match="has schema 99 and this agentrl has 1"):
+    with pytest.raises(RunError, match="has schema 99 and this agentrl has 2"):
         EpisodeStore(path)
 
 

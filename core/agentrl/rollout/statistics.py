@@ -13,8 +13,8 @@ __all__ = ["rollout_metrics"]
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Counts of a batch's episodes, and means over those that were rewarded.
 
-    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/forks`` calls whose history had to be rendered anew, ``rollout/overridden`` calls
-    whose fields ``rollout.override`` changed.
+    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/forks`` calls whose
+    history had to be rendered anew, ``rollout/overridden`` calls whose fields ``rollout.override`` changed.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     calls = [call for episode in episodes for call in episode.calls]
