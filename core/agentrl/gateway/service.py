@@ -22,6 +22,7 @@ from agentrl.gateway.retries import Attempt
 from agentrl.gateway.sampling import apply_override
 from agentrl.gateway.session import Session
 from agentrl.gateway.sessions import Sessions
+from agentrl.gateway.standing import StandingEndpoint
 from agentrl.gateway.transport import SharedClients
 from agentrl.inference.contract import Backend, Capabilities
 from agentrl.tokens.renderer import Renderer
@@ -77,6 +78,14 @@ class Gateway:
         session = Session(settings, credentials, base_url, self.http_client(), self._sessions.remove)
         self._sessions.add(session)
         return session
+
+    def open_standing(self) -> StandingEndpoint:
+        """An endpoint for a process that runs one episode after another; close it when the process ends."""
+        credentials = new_credentials()
+        base_url = f"{self.url}/{credentials.capture}/v1"
+        endpoint = StandingEndpoint(credentials, base_url, self._sessions.remove_standing)
+        self._sessions.add_standing(endpoint)
+        return endpoint
 
     def http_client(self, library: ModuleType | None = None) -> Any:
         """The ``AsyncClient`` of ``library``, ``httpx`` or ``httpx2``, that reaches the gateway in process;

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NoReturn
 
 from agentrl.errors import GatewayError
-from agentrl.gateway.credentials import redact, session_of
+from agentrl.gateway.credentials import Credentials, redact, session_of
 from agentrl.gateway.exchange import Exchange
 from agentrl.gateway.session import Session, closed_error
+from agentrl.gateway.standing import StandingEndpoint
 
 __all__ = ["Sessions"]
 
@@ -22,6 +24,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._live: dict[str, Session] = {}
+        self._standing: dict[str, StandingEndpoint] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -37,6 +40,16 @@ class Sessions:
                 self._closed[session.id] = None
             while len(self._closed) > _REMEMBERED:
                 self._closed.popitem(last=False)
+
+    def add_standing(self, endpoint: StandingEndpoint) -> None:
+        """An endpoint whose sessions change opens."""
+        with self._lock:
+            self._standing[endpoint.id] = endpoint
+
+    def remove_standing(self, endpoint: StandingEndpoint) -> None:
+        """Such an endpoint has closed; safe to call twice."""
+        with self._lock:
+            self._standing.pop(endpoint.id, None)
 
     def all(self) -> list[Session]:
         """Every live session."""
@@ -56,19 +69,18 @@ class Sessions:
     def identify(self, exchange: Exchange, capture: str | None) -> Session:
         """The session of a request with a capture token in its path, a key, or both.
 
-        Raises ``GatewayError``: 404 for a session that has closed or never was, 401 for no credentials
-        that open one, or two that open different ones.
+        Either may be a standing endpoint's, which means the session attached to it. Raises ``GatewayError``: 404
+        for a session that has closed or never was, 401 for no credentials that open one, or two that open
+        different ones, 409 for an endpoint with several sessions.
         """
         key = exchange.authorization.removeprefix("Bearer ").strip()
-        by_key = self.of_key(key)
         if capture is None:
-            if by_key is None:
-                self._refuse(key, "key")
-            return by_key
-        session = self._live.get(session_of(capture) or "")
-        if session is None or not session.credentials.opens_with_capture(capture):
+            return self.of_key(key) or self._of_standing(key, Credentials.opens_with_key) or self._refuse(key, "key")
+        session = self._of_capture(capture) or self._of_standing(capture, Credentials.opens_with_capture)
+        if session is None:
             self._refuse(capture, "base URL")
-        if by_key is None and not exchange.loopback:
+        by_key = self.of_key(key)
+        if by_key is None and not exchange.loopback and self._of_standing(key, Credentials.opens_with_key) != session:
             self._refuse(key, "key")
         if by_key not in (None, session):
             raise GatewayError(
@@ -79,10 +91,28 @@ class Sessions:
             )
         return session
 
+    def _of_capture(self, capture: str) -> Session | None:
+        session = self._live.get(session_of(capture) or "")
+        return session if session is not None and session.credentials.opens_with_capture(capture) else None
+
+    def _of_standing(self, secret: str, opens: Callable[[Credentials, str], bool]) -> Session | None:
+        """The session attached to the standing endpoint that ``secret`` opens.
+
+        Raises ``GatewayError`` where none is, or more than one.
+        """
+        endpoint = self._standing.get(session_of(secret) or "")
+        if endpoint is None or not opens(endpoint.credentials, secret):
+            return None
+        session = endpoint.session()
+        return self._live.get(session) or self._refuse_closed(session)
+
+    def _refuse_closed(self, session: str) -> NoReturn:
+        raise closed_error(session)
+
     def _refuse(self, secret: str, kind: str) -> NoReturn:
         session = session_of(secret)
         if session is not None and session in self._closed:
-            raise closed_error(session)
+            self._refuse_closed(session)
         given = redact(secret) if session else f"{secret[:8]}…"
         raise GatewayError(
             f"no session has the {kind} {given}" if secret else f"the request has no {kind}",
