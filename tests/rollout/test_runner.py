@@ -9,7 +9,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from agentrl.agents.binding import bind_agent
-from agentrl.errors import RunError
+from agentrl.errors import PolicyError, RunError
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
@@ -113,6 +113,27 @@ def test_a_reward_that_never_returns_fails_its_episode_on_its_own_side(run):
     episode = run(lambda stack: stack.episode(answering, score=hangs, timeout=2.0))
     assert (episode.outcome, episode.failure.side) == ("failed", "reward")
     assert "did not score the answer 0.5 within 2 s" in episode.failure.reason
+
+
+def test_a_mistake_of_the_policy_is_worth_nothing_and_no_failure(run):
+    async def agent(data, *, base_url, api_key, http_client):
+        await ask(base_url, api_key, http_client, data["question"])
+        raise PolicyError("it called\na tool that does not exist")
+
+    episode = run(lambda stack: stack.episode(agent))
+    assert (episode.outcome, episode.reward, episode.failure) == ("rewarded", 0.0, None)
+    assert (episode.mistake, len(episode.calls)) == ("it called a tool that does not exist", 1)
+
+
+def test_a_reward_function_scores_what_was_said_before_a_mistake(run):
+    async def agent(data):
+        raise PolicyError("the turn limit", answer="42 or so")
+
+    async def score(answer, data, view):
+        return 0.25 if answer == "42 or so" else 1.0
+
+    episode = run(lambda stack: stack.episode(agent, score=score))
+    assert (episode.outcome, episode.reward, episode.answer) == ("rewarded", 0.25, "42 or so")
 
 
 def test_an_agent_that_raises_fails_on_its_own_side_and_keeps_what_it_did(run):

@@ -50,7 +50,7 @@ class StandingEndpoint:
             )
         if len(attached) > 1:
             raise GatewayError(
-                f"{len(attached)} episodes run in this process, and a client older than they are cannot tell them apart",
+                f"{len(attached)} episodes run in this process, and an older client cannot tell them apart",
                 status=409,
                 code="ambiguous_episode",
                 fix="make the client inside run(), or set rollout.episodes_per_worker=1",
