@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from agentrl.agents.naming import reference_of
 from agentrl.config.checks import check_trainable
@@ -19,10 +16,9 @@ from agentrl.training.evaluation import Evaluation
 from agentrl.training.measure import measure
 from agentrl.training.parts import Parts, resolve_parts
 from agentrl.training.run import prepare, train
+from agentrl.training.running import run_to_end
 
 __all__ = ["Trainer"]
-
-Result = TypeVar("Result")
 
 
 class Trainer:
@@ -61,7 +57,7 @@ class Trainer:
         before anything has started, and another ``AgentRLError`` for what stopped the run.
         """
         parts = self._trainable(agent)
-        return _run(lambda: train(parts, self.reporter))
+        return run_to_end(lambda: train(parts, self.reporter))
 
     def check(self, agent: Any = None) -> None:
         """Raise what ``train`` would raise for a name or key that is wrong; nothing is started or written."""
@@ -73,7 +69,7 @@ class Trainer:
         A checkpoint measures what it measured in its run. Raises as ``train`` does.
         """
         parts = self._parts(agent, checkpoint)
-        return _run(lambda: measure(parts, self.reporter))
+        return run_to_end(lambda: measure(parts, self.reporter))
 
     def _trainable(self, agent: Any) -> Parts:
         check_trainable(self.config)
@@ -97,13 +93,3 @@ def _with_agent(config: Config, agent: Any) -> tuple[Config, Any]:
     name = agent if isinstance(agent, str) else reference_of(agent)
     named = config.model_copy(update={"agent": config.agent.model_copy(update={"name": name})})
     return named, None if isinstance(agent, str) else agent
-
-
-def _run(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine to its end, also for a caller who has an event loop already, as notebooks do."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(main())
-    with ThreadPoolExecutor(1, thread_name_prefix="agentrl") as threads:
-        return threads.submit(lambda: asyncio.run(main())).result()
