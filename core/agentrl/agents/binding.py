@@ -1,14 +1,15 @@
 """Binding an agent to a run: what its signature takes, and nothing else.
 
 An agent is a class with an async ``run`` (built once an episode), an instance of one (shared by all
-episodes) or an async function. What a run can give it are the *connection* (``base_url``, ``api_key``,
-``http_client``, ``model``) and the keys of the config's ``agent.kwargs``.
+episodes) or an async function; in a worker process the function may be a plain one. What a run can give it are
+the *connection* (``base_url``, ``api_key``, ``http_client``, ``model``) and the keys of the config's
+``agent.kwargs``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ __all__ = ["CONNECTION", "BoundAgent", "bind_agent"]
 CONNECTION = ("base_url", "api_key", "http_client", "model")
 """The keyword arguments that every run offers."""
 
-Run = Callable[..., Awaitable[Any]]
+Run = Callable[..., Any]
 _PROTOCOL_INIT = AgentWorkflow.__init__
 
 
@@ -29,19 +30,31 @@ class BoundAgent:
     """An agent and the config's kwargs, sorted by who takes them."""
 
     name: str
+    is_async: bool
+    """Whether ``call`` returns an awaitable; an agent that is not blocks its thread until it is done."""
+    returns_answer: bool
+    """Whether the agent says, by an attribute of this name, that what it returns is never a reward."""
     _target: Any
     _init_kwargs: Mapping[str, Any]
     _run_kwargs: Mapping[str, Any]
     _connection: frozenset[str]
 
+    def takes(self, name: str) -> bool:
+        """Whether the agent is passed ``name``, one of ``CONNECTION``."""
+        return name in self._connection
+
     async def run(self, data: Data, connection: Mapping[str, Any]) -> Any:
-        """Run one episode and return what the agent returned.
+        """Run one episode of an async agent and return what the agent returned; see ``call``."""
+        return await self.call(data, connection)
+
+    def call(self, data: Data, connection: Mapping[str, Any]) -> Any:
+        """Call the agent for one episode: an async one returns an awaitable, another what it returned.
 
         ``connection`` holds the keys of ``CONNECTION``; those that the signature takes are passed.
         Whatever the agent raises passes through.
         """
-        taken = {name: value for name, value in connection.items() if name in self._connection}
-        return await self._episode_run()(data, **self._run_kwargs, **taken)
+        taken = {name: value for name, value in connection.items() if self.takes(name)}
+        return self._episode_run()(data, **self._run_kwargs, **taken)
 
     def _episode_run(self) -> Run:
         target: Any = self._target(**self._init_kwargs) if inspect.isclass(self._target) else self._target
@@ -49,19 +62,29 @@ class BoundAgent:
         return run
 
 
-def bind_agent(agent: Any, kwargs: Mapping[str, Any], *, name: str) -> BoundAgent:
+def bind_agent(agent: Any, kwargs: Mapping[str, Any], *, name: str, allow_sync: bool = False) -> BoundAgent:
     """Check that ``agent`` is one and that every key of ``kwargs`` is taken.
 
-    Raises ``ConfigError`` for an object that is no agent or is not async, for a key that neither
-    ``__init__`` nor ``run`` takes, and for a parameter that nothing provides.
+    Raises ``ConfigError`` for an object that is no agent or, unless ``allow_sync``, is not async, for a key
+    that neither ``__init__`` nor ``run`` takes, and for a parameter that nothing provides.
     """
     run = _run_of(agent, name)
+    is_async = _is_async(run)
+    if not (is_async or allow_sync):
+        raise ConfigError(
+            f"agent {name!r} is not async: {getattr(run, '__qualname__', run)} is a plain function",
+            fix="make it `async def` and use AsyncOpenAI, or run it in worker processes with rollout.mode=subproc",
+        )
+    if inspect.isgeneratorfunction(_function_of(run)):
+        raise ConfigError(f"agent {name!r} is a generator", fix="return the reward instead of yielding")
     init_takes = _Parameters.of(agent.__init__, skip=1) if _has_own_init(agent) else _Parameters()
     positional = 2 if _is_unbound(agent) else 1
     run_takes = _Parameters.of(run, skip=positional)
     _refuse_unknown(kwargs, init_takes, run_takes, name)
     bound = BoundAgent(
         name=name,
+        is_async=is_async,
+        returns_answer=bool(getattr(agent, "returns_answer", False)),
         _target=agent,
         _init_kwargs={key: value for key, value in kwargs.items() if init_takes.takes(key, beside=run_takes)},
         _run_kwargs={key: value for key, value in kwargs.items() if run_takes.takes(key, beside=init_takes)},
@@ -120,15 +143,17 @@ def _run_of(agent: Any, name: str) -> Callable[..., Any]:
             f"{name!r} is no agent: {type(agent).__name__} has no `run`",
             fix="an agent is a class or object with `async def run(self, data, **extra_kwargs)`, or an async function",
         )
-    function: Callable[..., Any] = run if inspect.isroutine(run) else type(run).__call__
-    if inspect.isasyncgenfunction(function):
+    if inspect.isasyncgenfunction(_function_of(run)):
         raise ConfigError(f"agent {name!r} is an async generator", fix="return the reward instead of yielding")
-    if not any(inspect.iscoroutinefunction(candidate) for candidate in (run, inspect.unwrap(function))):
-        raise ConfigError(
-            f"agent {name!r} is not async: {getattr(run, '__qualname__', run)} is a plain function",
-            fix="make it `async def` and use AsyncOpenAI, or run it in worker processes with rollout.mode=subproc",
-        )
     return run
+
+
+def _function_of(run: Callable[..., Any]) -> Callable[..., Any]:
+    return run if inspect.isroutine(run) else type(run).__call__
+
+
+def _is_async(run: Callable[..., Any]) -> bool:
+    return any(inspect.iscoroutinefunction(candidate) for candidate in (run, inspect.unwrap(_function_of(run))))
 
 
 def _has_own_init(agent: Any) -> bool:
