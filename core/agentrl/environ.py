@@ -11,10 +11,13 @@ DEBUG = "AGENTRL_DEBUG"
 DISABLE_PLUGINS = "AGENTRL_DISABLE_PLUGINS"
 """Plugins that are not used, separated by commas; what ``-p no:NAME`` takes."""
 
+ENVIRONMENTS = "AGENTRL_ENVIRONMENTS"
+"""The folder of the environments that ``agentrl env create`` makes, where it is not the user's data folder."""
+
 TEST_DATA = "AGENTRL_TEST_DATA"
 """Where the test suite finds real data sets."""
 
 PREFIX = "AGENTRL_"
 
-RESERVED = frozenset({DEBUG, DISABLE_PLUGINS, TEST_DATA})
+RESERVED = frozenset({DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA})
 """Names below ``PREFIX`` that are no configuration keys."""

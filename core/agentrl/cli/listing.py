@@ -11,14 +11,16 @@ from agentrl.cli.output import broken_json, print_broken, print_columns, print_j
 from agentrl.plugins.entries import Entry
 from agentrl.plugins.kinds import KINDS
 
-_ALL = "Load the hook plugins too, and list the names that they register at run time."
+__all__ = ["ALL", "EPILOG", "HELP", "entry_json", "reference"]
+
+ALL = "Load the hook plugins too, and list the names that they register at run time."
 
 
 def _list_verb(kind: str, summary: str) -> click.Command:
     verb = f"list-{kind}"
 
-    @click.command(verb, short_help=summary, help=f"{summary}\n\n{_HELP}", epilog=_EPILOG.format(verb=verb))
-    @click.option("--all", "load", is_flag=True, help=_ALL)
+    @click.command(verb, short_help=summary, help=f"{summary}\n\n{HELP}", epilog=EPILOG.format(verb=verb))
+    @click.option("--all", "load", is_flag=True, help=ALL)
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     @click.pass_obj
     def command(app: App, load: bool, as_json: bool) -> None:
@@ -27,9 +29,9 @@ def _list_verb(kind: str, summary: str) -> click.Command:
             plugins.load()
         entries = plugins.entries(kind)
         if as_json:
-            print_json({kind: _as_json(entries), "broken": broken_json(plugins.broken)})
+            print_json({kind: [entry_json(entry, entries) for entry in entries], "broken": broken_json(plugins.broken)})
             return
-        print_columns([(_reference(entry, entries), str(entry.distribution), entry.target) for entry in entries])
+        print_columns([(reference(entry, entries), str(entry.distribution), entry.target) for entry in entries])
         print_broken(plugins.broken)
         if not entries:
             click.echo(f"no {KINDS[kind].noun} is installed", err=True)
@@ -37,37 +39,34 @@ def _list_verb(kind: str, summary: str) -> click.Command:
     return command
 
 
-_HELP = """\
+HELP = """\
 Each line holds the name, the distribution that it comes from, and the object that it names. Nothing of
 that is imported: a plugin that does not work is found out when it is used, or by `agentrl plugins --all`."""
 
-_EPILOG = """\b
+EPILOG = """\b
 Examples:
   agentrl {verb}
   agentrl {verb} --all --json
 """
 
 
-def _reference(entry: Entry, entries: Sequence[Entry]) -> str:
+def reference(entry: Entry, entries: Sequence[Entry]) -> str:
     """The shortest name that means ``entry`` alone."""
     claims = [other for other in entries if other.name == entry.name]
     return entry.name if len(claims) == 1 else entry.qualified
 
 
-def _as_json(entries: Sequence[Entry]) -> list[dict[str, str]]:
-    return [
-        {
-            "name": entry.name,
-            "reference": _reference(entry, entries),
-            "distribution": entry.distribution.name,
-            "version": entry.distribution.version,
-            "target": entry.target,
-        }
-        for entry in entries
-    ]
+def entry_json(entry: Entry, entries: Sequence[Entry]) -> dict[str, str]:
+    """One of ``entries`` as plain data."""
+    return {
+        "name": entry.name,
+        "reference": reference(entry, entries),
+        "distribution": entry.distribution.name,
+        "version": entry.distribution.version,
+        "target": entry.target,
+    }
 
 
-list_agents = _list_verb("agents", "List the agents that can be trained.")
 list_rewards = _list_verb("rewards", "List the reward functions.")
 list_tasks = _list_verb("tasks", "List the task sets.")
 list_models = _list_verb("models", "List the bundled models.")

@@ -16,13 +16,15 @@ USAGE = 2
 VERBS = {
     "train": Verb("agentrl.cli.train:train", "Train the model behind an agent."),
     "eval": Verb("agentrl.cli.eval:evaluate", "Measure a checkpoint on held-out tasks."),
-    "list-agents": Verb(f"{_LISTING}:list_agents", "List the agents that can be trained."),
+    "list-agents": Verb("agentrl.cli.list_agents:list_agents", "List the agents that can be trained."),
     "list-rewards": Verb(f"{_LISTING}:list_rewards", "List the reward functions."),
     "list-tasks": Verb(f"{_LISTING}:list_tasks", "List the task sets."),
     "list-models": Verb(f"{_LISTING}:list_models", "List the bundled models."),
     "list-algorithms": Verb(f"{_LISTING}:list_algorithms", "List the algorithms and their parts."),
     "list-backends": Verb(f"{_LISTING}:list_backends", "List the inference engines."),
     "list-trackers": Verb(f"{_LISTING}:list_trackers", "List where metrics can go."),
+    "env": Verb("agentrl.cli.env:env", "Make environments for plugins that cannot be installed here."),
+    "new-plugin": Verb("agentrl.cli.new_plugin:new_plugin", "Start a plugin of your own."),
     "plugins": Verb("agentrl.cli.plugins:plugins", "Show what is installed, disabled, in conflict or broken."),
 }
 

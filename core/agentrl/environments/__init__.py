@@ -1,1 +1,48 @@
-"""Environments: interpreters in which plugins live that cannot be installed beside the others."""
+"""Environments: interpreters in which plugins live that cannot be installed beside the others.
+
+``agentrl env create camel`` makes one, a virtual environment with agentrl-core and the plugin, below
+``AGENTRL_ENVIRONMENTS`` or the user's data folder. ``environments`` says which there are and ``locate_agent``
+finds the one whose agent a config means; neither starts an interpreter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentrl._lazy import attributes
+
+if TYPE_CHECKING:
+    from agentrl.environments.contract import Recipe
+    from agentrl.environments.environment import Environment
+    from agentrl.environments.known import entries_elsewhere, environment_of, environments, find_environment, incomplete
+    from agentrl.environments.locating import locate_agent
+    from agentrl.environments.places import environments_folder
+
+__all__ = [
+    "Environment",
+    "Recipe",
+    "entries_elsewhere",
+    "environment_of",
+    "environments",
+    "environments_folder",
+    "find_environment",
+    "incomplete",
+    "locate_agent",
+]
+
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "agentrl.environments.contract": ["Recipe"],
+        "agentrl.environments.environment": ["Environment"],
+        "agentrl.environments.known": [
+            "entries_elsewhere",
+            "environment_of",
+            "environments",
+            "find_environment",
+            "incomplete",
+        ],
+        "agentrl.environments.locating": ["locate_agent"],
+        "agentrl.environments.places": ["environments_folder"],
+    },
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -78,12 +78,15 @@ def normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def scan() -> Scan:
-    """Every entry of ours on ``sys.path``; of two copies of a distribution the first one counts."""
+def scan(path: Sequence[str] | None = None) -> Scan:
+    """Every entry of ours in the folders of ``path``, by default ``sys.path``.
+
+    Of two copies of a distribution the first one counts.
+    """
     entries: list[Entry] = []
     broken: list[Broken] = []
     seen: set[str] = set()
-    for installed in metadata.distributions():
+    for installed in metadata.distributions() if path is None else metadata.distributions(path=list(path)):
         if f"[{_GROUP_PREFIX}" not in (installed.read_text("entry_points.txt") or ""):
             continue
         distribution = _distribution(installed)

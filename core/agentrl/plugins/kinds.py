@@ -26,6 +26,7 @@ KINDS = {
     "trackers": Kind("tracker", "trackers"),
     "schedulers": Kind("scheduler", "scheduler"),
     "commands": Kind("command", "command"),
+    "environments": Kind("recipe", "agentrl env create"),
 }
 """The kinds that core uses, by entry-point group without its ``agentrl.``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,24 @@ class Plugins:
 
     ``disabled`` holds what ``-p no:`` takes; ``AGENTRL_DISABLE_PLUGINS`` in ``environ`` (the process's
     own by default) adds to it. A name in ``disabled`` that matches nothing is a ``ConfigError``.
+
+    ``elsewhere`` says which entries other interpreters have that take part in runs of this one. They are never
+    loaded here, but their names may be disabled, and are suggested where an unknown name is like them.
     """
 
-    def __init__(self, disabled: Iterable[str] = (), *, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        disabled: Iterable[str] = (),
+        *,
+        environ: Mapping[str, str] | None = None,
+        elsewhere: Callable[[], Iterable[Entry]] = tuple,
+    ) -> None:
         self._disabled = Disabled.of(disabled, os.environ if environ is None else environ)
+        self._find_elsewhere = elsewhere
         self._registered: list[Entry] = []
         self._broken: dict[Entry, Broken] = {}
         if self._disabled.asked:
-            self._disabled.refuse_unknown(self._scan.entries)
+            self._disabled.refuse_unknown((*self._scan.entries, *self._elsewhere))
 
     @property
     def disabled(self) -> tuple[str, ...]:
@@ -53,7 +63,7 @@ class Plugins:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names that the environment disables and that are not installed."""
-        return self._disabled.unmatched(self._scan.entries)
+        return self._disabled.unmatched((*self._scan.entries, *self._elsewhere))
 
     @cached_property
     def hook(self) -> Hooks:
@@ -163,6 +173,10 @@ class Plugins:
         return scan()
 
     @cached_property
+    def _elsewhere(self) -> tuple[Entry, ...]:
+        return tuple(self._find_elsewhere())
+
+    @cached_property
     def _unmet(self) -> dict[Distribution, str]:
         """Distributions made for another core, with the reason; none of their code is loaded."""
         distributions = {entry.distribution: None for entry in self._scan.entries if not self.disabled_by(entry)}
@@ -185,13 +199,14 @@ class Plugins:
 
     def _not_found(self, kind: str, name: str) -> AgentRLError:
         noun = kinds.kind(kind).noun
-        for entry in self.installed:
-            if entry.kind == kind and entry.is_called(name):
-                what = f"{noun} {name!r} of {entry.distribution} is left out: {self.unusable(entry)}"
+        candidates = [entry for entry in (*self.installed, *self._elsewhere) if entry.kind == kind]
+        for entry in candidates:
+            if entry.is_called(name) and (reason := self.unusable(entry)):
+                what = f"{noun} {name!r} of {entry.distribution} is left out: {reason}"
                 if self.disabled_by(entry):
                     return ConfigError(what, fix="enable it to use it")
                 return PluginError(what, fix=f"install a version of {entry.distribution.name} made for this core")
-        known = {entry.name for entry in self.entries(kind)}
+        known = {entry.name for entry in candidates if self.unusable(entry) is None}
         failed = ", ".join(broken.name for broken in self.broken)
         hint = f", unless a plugin that does not load has it ({failed}: see `agentrl plugins --all`)" if failed else ""
         return ConfigError(f"there is no {noun} {name!r}{hint}", fix=_near(name, known))

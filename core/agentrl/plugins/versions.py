@@ -25,12 +25,15 @@ def core_version() -> str:
         ) from error
 
 
-def unmet_range(distribution: Distribution) -> str | None:
-    """Why this core is outside the range that ``distribution`` declares, or ``None`` where it is not."""
+def unmet_range(distribution: Distribution, version: str | None = None) -> str | None:
+    """Why core is outside the range that ``distribution`` declares, or ``None`` where it is not.
+
+    ``version`` is that of the core beside the distribution, by default this one.
+    """
     if normalised(distribution.name) == CORE:
         return None
     for line in distribution.requires:
-        if _project(line) == CORE and (problem := _problem(line, core_version())):
+        if _project(line) == CORE and (problem := _problem(line, version or core_version())):
             return problem
     return None
 

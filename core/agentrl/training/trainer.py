@@ -9,6 +9,7 @@ from typing import Any, Self
 from agentrl.agents.naming import reference_of
 from agentrl.config.checks import check_trainable
 from agentrl.config.models import Config
+from agentrl.environments import entries_elsewhere
 from agentrl.plugins import Plugins
 from agentrl.runs.reporter import Reporter, default_reporter
 from agentrl.runs.summary import Summary
@@ -34,7 +35,7 @@ class Trainer:
 
     def __init__(self, config: Config, *, plugins: Plugins | None = None, reporter: Reporter | None = None) -> None:
         self.config = config
-        self.plugins = Plugins() if plugins is None else plugins
+        self.plugins = Plugins(elsewhere=entries_elsewhere) if plugins is None else plugins
         self.reporter = default_reporter() if reporter is None else reporter
 
     def __enter__(self) -> Self:

@@ -1,0 +1,70 @@
+"""Which interpreter runs an agent that is known by name."""
+
+from __future__ import annotations
+
+from agentrl.config.models import Config
+from agentrl.environments.environment import Environment
+from agentrl.environments.known import environments
+from agentrl.errors import ConfigError, PluginError
+from agentrl.plugins import Plugins
+from agentrl.plugins.references import NameReference, parse_reference
+
+__all__ = ["locate_agent"]
+
+
+def locate_agent(config: Config, plugins: Plugins) -> Config:
+    """``config`` with ``agent.python`` set where the agent's name is known in an environment and not here.
+
+    What ``agent.python`` says decides, then what is installed here; a name that nobody knows is left to whoever
+    loads it. Raises ``PluginError`` where several environments have the name or the only one is damaged, and
+    ``ConfigError`` where ``rollout.mode=inline`` contradicts an interpreter of the agent's own.
+    """
+    if config.agent.python is not None:
+        _refuse_inline(config, f"agent.python={config.agent.python}")
+        return config
+    found = [] if _is_known_here(config.agent.name, plugins) else _having(config.agent.name, plugins)
+    if not found:
+        return config
+    environment = _only(config.agent.name, found)
+    _refuse_inline(config, f"agent {config.agent.name!r}, which is in the environment {environment.name!r},")
+    agent = config.agent.model_copy(update={"python": environment.python})
+    return config.model_copy(update={"agent": agent})
+
+
+def _is_known_here(name: str, plugins: Plugins) -> bool:
+    """Whether ``name`` is a reference to code, or that of an agent which can be used here."""
+    if not isinstance(parse_reference(name), NameReference):
+        return True
+    plugins.load()
+    return any(entry.is_called(name) for entry in plugins.entries("agents"))
+
+
+def _having(name: str, plugins: Plugins) -> list[Environment]:
+    def has(environment: Environment) -> bool:
+        agents = environment.entries("agents")
+        return any(entry.is_called(name) and plugins.disabled_by(entry) is None for entry in agents)
+
+    return [environment for environment in environments() if has(environment)]
+
+
+def _only(name: str, found: list[Environment]) -> Environment:
+    usable = [environment for environment in found if environment.fault is None]
+    if not usable:
+        broken = found[0]
+        raise PluginError(
+            f"agent {name!r} is in the environment {broken.name!r}, which cannot be used: {broken.fault}",
+            fix=broken.remedy,
+        )
+    if len(usable) > 1:
+        names = " and ".join(environment.name for environment in usable)
+        choices = " or ".join(f"agent.python={environment.python}" for environment in usable)
+        raise PluginError(f"agent {name!r} is in the environments {names}", fix=f"set {choices}")
+    return usable[0]
+
+
+def _refuse_inline(config: Config, what: str) -> None:
+    if config.rollout.mode == "inline":
+        raise ConfigError(
+            f"rollout.mode=inline runs agents in this interpreter, and {what} needs another",
+            fix="set rollout.mode=subproc, or leave it out",
+        )
