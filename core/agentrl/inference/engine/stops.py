@@ -11,7 +11,7 @@ __all__ = ["Decodes", "StopStrings"]
 class Decodes(Protocol):
     """What is needed of a tokenizer."""
 
-    def decode(self, token_ids: list[int], /, **kwargs: bool) -> str: ...
+    def decode(self, token_ids: list[int], **kwargs: bool) -> str: ...
 
 
 class StopStrings:
