@@ -1,0 +1,51 @@
+"""``agentrl new-plugin``: start a plugin of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agentrl.cli.app import App
+
+if TYPE_CHECKING:
+    from agentrl.scaffold import PluginKind
+
+__all__ = ["new_plugin"]
+
+_EPILOG = """\b
+Examples:
+  agentrl new-plugin my-agent --kind agent
+  agentrl new-plugin my-reward --kind reward --into plugins
+  agentrl new-plugin my-engine --kind backend
+"""
+
+
+@click.command("new-plugin", epilog=_EPILOG)
+@click.argument("name")
+@click.option(
+    "--kind", type=click.Choice(["agent", "reward", "backend"]), required=True, help="What the plugin provides."
+)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="FOLDER",
+    help="An existing folder to write it in; the current one by default.",
+)
+@click.pass_obj
+def new_plugin(app: App, name: str, kind: PluginKind, into: Path) -> None:
+    """Write a distribution agentrl-NAME that provides NAME, in a new folder of that name.
+
+    It works as it is: it installs, is listed, passes its tests and trains the bundled model `tiny`. What
+    is in it is small enough to be read, and is for its author to replace. At the end stand the commands
+    to go on with.
+    """
+    from agentrl.scaffold import next_commands, plugin_name, write_plugin
+
+    named = plugin_name(name, f"{kind}s", app.plugins)
+    folder = write_plugin(named, kind, into)
+    click.echo(f"wrote {folder}, the {kind} {named.entry}; install, list, test and train it with")
+    for command in next_commands(named, kind, folder):
+        click.echo(f"  {command}")

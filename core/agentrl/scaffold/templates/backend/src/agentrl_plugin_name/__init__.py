@@ -1,0 +1,1 @@
+"""The inference backend ``plugin-name`` for agentrl."""

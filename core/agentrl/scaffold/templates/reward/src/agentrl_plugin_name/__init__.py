@@ -1,0 +1,1 @@
+"""The reward ``plugin-name`` for agentrl."""
