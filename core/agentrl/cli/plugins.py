@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 from agentrl.cli.app import App
 from agentrl.cli.output import broken_json, print_broken, print_columns, print_json
 from agentrl.plugins.entries import Entry
-from agentrl.plugins.kinds import HOOKS, kind
+from agentrl.plugins.kinds import kind
 from agentrl.plugins.manager import Plugins
 
 __all__ = ["plugins"]
@@ -54,7 +53,7 @@ def _print(installed: Plugins) -> None:
         click.echo(f"disabled: {kind(entry.kind).noun} {entry.name} ({entry.distribution}), by {source}")
     for name in installed.missing:
         click.echo(f"disabled: {name}, which is not installed")
-    for claims in _conflicts(installed):
+    for claims in installed.conflicts:
         choices = " or ".join(entry.qualified for entry in claims)
         click.echo(f"conflict: {kind(claims[0].kind).noun} {claims[0].name} is claimed twice: write {choices}")
     print_broken(installed.broken)
@@ -67,7 +66,7 @@ def _as_json(installed: Plugins) -> dict[str, Any]:
         "disabled_but_missing": list(installed.missing),
         "conflicts": [
             {"kind": claims[0].kind, "name": claims[0].name, "references": [entry.qualified for entry in claims]}
-            for claims in _conflicts(installed)
+            for claims in installed.conflicts
         ],
         "broken": broken_json(installed.broken),
     }
@@ -91,10 +90,3 @@ def _disabled(installed: Plugins) -> list[tuple[Entry, str]]:
     sources = ((entry, installed.disabled_by(entry)) for entry in installed.installed)
     return [(entry, source) for entry, source in sources if source]
 
-
-def _conflicts(installed: Plugins) -> Iterable[list[Entry]]:
-    """Usable entries of one kind and name, where there are several."""
-    usable = [entry for entry in installed.installed if entry.kind != HOOKS and installed.unusable(entry) is None]
-    usable.sort(key=lambda entry: (entry.kind, entry.name))
-    claims = (list(group) for _, group in groupby(usable, lambda entry: (entry.kind, entry.name)))
-    return [group for group in claims if len(group) > 1]

@@ -92,6 +92,15 @@ class Plugins:
         source = self.disabled_by(entry)
         return f"disabled by {source}" if source else self._unmet.get(entry.distribution)
 
+    @property
+    def conflicts(self) -> tuple[tuple[Entry, ...], ...]:
+        """Usable entries of one kind and name, where there are several: ``dist/name`` tells them apart."""
+        claims: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.installed:
+            if entry.kind != kinds.HOOKS and self.unusable(entry) is None:
+                claims.setdefault((entry.kind, entry.name), []).append(entry)
+        return tuple(tuple(claims[key]) for key in sorted(claims) if len(claims[key]) > 1)
+
     def entries(self, kind: str) -> tuple[Entry, ...]:
         """The usable entries of a kind, sorted by name, without importing anything.
 

@@ -23,6 +23,7 @@ from agentrl.training.interrupt import finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
 from agentrl.training.serving import Serving, within
+from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["TrainingLoop"]
@@ -110,15 +111,7 @@ class TrainingLoop:
             return await self.serving.rollout.run(batch)
 
     def _session(self, key: EpisodeKey) -> SessionSettings:
-        rollout = self.config.rollout
-        return SessionSettings(
-            training=True,
-            model=self.config.model.name,
-            temperature=rollout.temperature,
-            max_tokens=rollout.max_tokens,
-            override=rollout.override,
-            seed_key=(self.config.seed, key.phase, self.learner.version, key.task, key.sample),
-        )
+        return training_session(self.config, key, self.learner.version)
 
     async def _evaluate(self) -> None:
         if self.evaluator is None:

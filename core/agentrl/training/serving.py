@@ -11,7 +11,7 @@ from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError
 from agentrl.gateway import Gateway
-from agentrl.inference.contract import Backend, BackendContext
+from agentrl.inference.contract import Backend, BackendContext, Capabilities
 from agentrl.rollout.episode import Episode
 from agentrl.rollout.groups import Rollout
 from agentrl.rollout.inline import InlineRunner
@@ -27,6 +27,7 @@ class Serving:
     """What is running while a run runs."""
 
     backend: Backend
+    capabilities: Capabilities
     gateway: Gateway
     rollout: Rollout
 
@@ -60,7 +61,7 @@ async def serve(
         stack.callback(gateway.stop)
         await stack.enter_async_context(LoopWatchdog(parts.agent.name, warn, deadline=config.rollout.episode_timeout))
         stack.enter_context(settled_heap())
-        yield Serving(backend, gateway, _rollout(parts, gateway, finished))
+        yield Serving(backend, capabilities, gateway, _rollout(parts, gateway, finished))
 
 
 @contextlib.asynccontextmanager
