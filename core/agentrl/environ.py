@@ -17,7 +17,10 @@ ENVIRONMENTS = "AGENTRL_ENVIRONMENTS"
 TEST_DATA = "AGENTRL_TEST_DATA"
 """Where the test suite finds real data sets."""
 
+WORKER = "AGENTRL_WORKER"
+"""Set in an agent's process, and so in all that it starts: a word by which they are found when it is killed."""
+
 PREFIX = "AGENTRL_"
 
-RESERVED = frozenset({DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA})
+RESERVED = frozenset({DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA, WORKER})
 """Names below ``PREFIX`` that are no configuration keys."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from agentrl.agents.binding import BoundAgent
 from agentrl.agents.contract import Data
-from agentrl.errors import AgentError, EpisodeTimeout
+from agentrl.errors import AgentError
+from agentrl.rollout.deadline import too_late
 
 __all__ = ["InlineRunner"]
 
@@ -42,10 +43,7 @@ class InlineRunner:
         try:
             done, _ = await asyncio.wait({task}, timeout=deadline_s)
             if not done:
-                raise EpisodeTimeout(
-                    f"the episode did not end within {deadline_s:g} s; it was {stage()}",
-                    fix="raise rollout.episode_timeout, or make the agent faster",
-                )
+                raise too_late(deadline_s, stage())
         finally:
             await _end(task, code)
         if task.cancelled():

@@ -1,0 +1,59 @@
+"""Starting an agent's process."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from agentrl.environ import WORKER
+from agentrl.errors import PluginError
+from agentrl.rollout.workers.contract import AgentProcess
+
+__all__ = ["launch", "usable_interpreter"]
+
+
+def launch(process: AgentProcess, mark: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start ``python -m agentrl.worker`` and return it with our end of its connection.
+
+    It leads a session and a process group of its own, its output is one pipe, and ``mark`` stands in its
+    environment. Raises ``PluginError`` where there is no such interpreter, or no process can be started.
+    """
+    python = usable_interpreter(process.python)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            started = subprocess.Popen(  # noqa: S603  (the interpreter is the user's choice)
+                [python, "-m", "agentrl.worker", "--fd", str(theirs.fileno())],
+                bufsize=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**process.env, WORKER: mark},
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise PluginError(
+                f"{python} could not be started: {error.strerror or error}",
+                fix="set agent.python to a Python interpreter",
+            ) from error
+    return started, ours
+
+
+def usable_interpreter(python: Path) -> Path:
+    """``python`` as it can be started. Raises ``PluginError`` that says why it cannot."""
+    path = python.expanduser()
+    if path.is_dir():
+        inside = path / "bin" / "python"
+        fix = f"set agent.python={inside}" if inside.exists() else "set agent.python to the interpreter itself"
+        raise PluginError(f"agent.python={python} is a folder, not an interpreter", fix=fix)
+    if not path.exists():
+        found = None if path.is_absolute() else shutil.which(str(path))
+        fix = f"set agent.python={found}" if found else "set agent.python to the path of a Python interpreter"
+        raise PluginError(f"agent.python={python} does not exist", fix=fix)
+    if shutil.which(path.absolute()) is None:
+        raise PluginError(f"agent.python={python} is not executable", fix=f"chmod +x {path}, or choose an interpreter")
+    return path

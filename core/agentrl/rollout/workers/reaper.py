@@ -1,0 +1,119 @@
+"""Ending processes with all that they have started, and noticing that one has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+
+from agentrl.environ import WORKER
+
+__all__ = ["Reaper", "exit_of"]
+
+_ROUNDS = 10
+_ROUND_S = 1.0
+
+
+def exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
+    """Done once ``process`` has ended; it is left unreaped where the platform can, so that its id stays its own.
+
+    A thread waits, because asyncio's watchers of children depend on the platform and on the main thread.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):  # Somebody else has reaped it.
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            else:
+                process.wait()
+        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
+            loop.call_soon_threadsafe(ended.set_result, None)
+
+    threading.Thread(target=wait, name=f"agentrl-exit-{process.pid}", daemon=True).start()
+    return ended
+
+
+class Reaper:
+    """Kills and buries processes, one after another in a thread of its own.
+
+    A process may leave others behind: children, members of its process group, and those that have left both but
+    still carry its mark in their environment. All end with it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentrl-reaper")
+        self._marks: set[str] = set()
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Begin to end ``process`` and what descends from it; safe at any time."""
+        self._thread.submit(_kill, process)
+
+    async def bury(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        """End what a process that has ended left behind, and reap it."""
+        self._marks.add(mark)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._bury, process)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+
+    def _bury(self, process: subprocess.Popen[bytes]) -> None:
+        _signal_group(process.pid, signal.SIGKILL)
+        # One look through all processes serves every one that has ended by now.
+        marks, self._marks = self._marks, set()
+        if marks:
+            _kill_marked(marks)
+        process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is not None:
+        return  # It has been reaped: its id may be another's.
+    _signal_group(process.pid, signal.SIGSTOP)  # So that it starts no more.
+    below = _descendants(process.pid)
+    _signal_group(process.pid, signal.SIGKILL)
+    _kill_all(below)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.Error:  # It has just ended.
+        return []
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # Nobody is left in it, or only the dead.
+        os.killpg(group, number)
+
+
+def _kill_marked(marks: set[str]) -> None:
+    """Again and again, for what is started while we look."""
+    for _ in range(_ROUNDS):
+        found = list(_marked(marks))
+        if not found:
+            return
+        _kill_all(found)
+        psutil.wait_procs(found, timeout=_ROUND_S)
+
+
+def _marked(marks: set[str]) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # Another user's, or gone.
+            if process.environ().get(WORKER) in marks:
+                yield process
+
+
+def _kill_all(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()

@@ -1,0 +1,174 @@
+"""One live worker: episodes in, what their agents returned out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrl.errors import AgentRLError, EpisodeTimeout, WorkerError
+from agentrl.gateway.standing import StandingEndpoint
+from agentrl.rollout.deadline import too_late
+from agentrl.rollout.failures import RaisedElsewhere
+from agentrl.rollout.workers.contract import AgentFacts, Limits
+from agentrl.rollout.workers.fate import Sentence, fate
+from agentrl.rollout.workers.process import BURIAL_S, WorkerProcess
+from agentrl.worker.protocol import Message, encode, error_from_json
+
+__all__ = ["Order", "Worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An episode as it is sent."""
+
+    id: int
+    line: bytes = field(repr=False)
+    """The encoded ``run`` message."""
+    api_key: str = field(repr=False)
+    """Of its session."""
+
+
+class Worker:
+    """Runs episodes in a process that has imported the agent."""
+
+    def __init__(self, number: int, limits: Limits, warn: Callable[[str], None]) -> None:
+        self.number = number
+        self._limits = limits
+        self._warn = warn
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._latest: int | None = None
+        self._heard = 0
+        self._blocker: int | None = None
+
+    def begin(self, process: WorkerProcess, facts: AgentFacts, endpoint: StandingEndpoint) -> None:
+        """Take a process whose agent is loaded."""
+        self.process, self.facts, self._endpoint = process, facts, endpoint
+        process.gone.add_done_callback(self._fail_all)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes episodes."""
+        return self.process.alive
+
+    async def run(self, order: Order, *, deadline_s: float, stage: Callable[[], str]) -> Any:
+        """Run an episode and return what its agent returned; see ``AgentRunner.run``.
+
+        Its agent's code has ended when this does, also when cancelled.
+        """
+        answer = self._send(order)
+        try:
+            if await _done(answer, deadline_s):
+                return answer.result()
+            raise await self._overdue(order.id, answer, too_late(deadline_s, stage()))
+        except asyncio.CancelledError:
+            await self._abandon(order.id, answer)
+            raise
+        finally:
+            self._forget(order, answer)
+
+    def receive(self, message: Message) -> None:
+        """Take a message about an episode. Raises ``LookupError``, ``TypeError`` or ``ValueError`` for what is none."""
+        match message["type"]:
+            case "done":
+                self._answer(message["id"], message["returned"], None)
+            case "failed":
+                self._answer(message["id"], None, _error(message["error"]))
+            case "blocked":
+                self._blocker = message["id"]
+                self._warn(str(message["message"]))
+            case other:
+                raise ValueError(f"no message of a worker: {other!r}")
+
+    def _send(self, order: Order) -> asyncio.Future[Any]:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._answers[order.id] = answer
+        self._latest = order.id
+        self._endpoint.attach(order.api_key)
+        self.process.output.allow()
+        self.process.send(order.line)
+        return answer
+
+    def _forget(self, order: Order, answer: asyncio.Future[Any]) -> None:
+        self._endpoint.detach(order.api_key)
+        self.process.output.allow()
+        del self._answers[order.id]
+        if answer.done():
+            answer.exception()  # Marks it as seen where nobody asks any more.
+
+    def _answer(self, episode: int, returned: Any, error: AgentRLError | None) -> None:
+        self._heard += 1
+        self._blocker = None  # The loop moves again.
+        answer = self._answers.get(episode)
+        if answer is None or answer.done():
+            return  # An answer given twice, as by an agent that has forked.
+        if error is None:
+            answer.set_result(returned)
+        else:
+            answer.set_exception(error)
+
+    async def _overdue(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> AgentRLError:
+        """What an episode past its deadline fails with: its own lateness, unless another one held it up."""
+        if await self._cancel(episode, answer, error):
+            return error
+        await _done(answer, BURIAL_S)
+        failure = answer.exception() if answer.done() else None
+        return failure if isinstance(failure, AgentRLError) else error
+
+    async def _abandon(self, episode: int, answer: asyncio.Future[Any]) -> None:
+        """End an episode that nobody waits for."""
+        error = EpisodeTimeout("the run was interrupted")
+        try:
+            if not await self._cancel(episode, answer, error):
+                await _done(answer, BURIAL_S)
+        except asyncio.CancelledError:
+            self._kill(Sentence("did not end when the run was interrupted", episode, error))
+            raise
+
+    async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> bool:
+        """Whether the agent ends within its grace when it is cancelled; otherwise its process is killed."""
+        if answer.done():
+            return True
+        heard = self._heard
+        self.process.send(encode({"type": "cancel", "id": episode}))
+        # Code that is not async cannot be cancelled, so there is nothing to wait for.
+        if self.facts.is_async and await _done(answer, self._limits.grace_s):
+            return True
+        self._kill(self._sentence(episode, error, moved=self._heard > heard))
+        return False
+
+    def _sentence(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> Sentence:
+        """Who is to blame for a process that does not end an episode: nobody, where that cannot be known."""
+        blocker = self._blocker
+        if blocker is not None and blocker != episode and blocker in self._answers:
+            reason = "blocked its event loop past an episode's deadline"
+            return Sentence(reason, blocker, EpisodeTimeout(f"the agent {reason}", fix=error.fix))
+        known = len(self._answers) == 1 or blocker == episode or moved or not self.facts.is_async
+        return Sentence("did not end an episode past its deadline", episode if known else None, error)
+
+    def _kill(self, sentence: Sentence) -> None:
+        self.process.kill(sentence)
+
+    def _fail_all(self, gone: asyncio.Future[str]) -> None:
+        self._endpoint.close()
+        waiting = {episode: answer for episode, answer in self._answers.items() if not answer.done()}
+        for episode, answer in waiting.items():
+            answer.set_exception(self._fate(episode, len(waiting) - 1, gone.result()))
+
+    def _fate(self, episode: int, others: int, how: str) -> AgentRLError:
+        if self.process.sentence is None and self.process.unread and episode == self._latest:
+            return WorkerError(f"the process {how}, before it had read of this episode")
+        return fate(episode, others, how, self.process.sentence)
+
+
+async def _done(answer: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether ``answer`` comes within ``seconds``."""
+    await asyncio.wait({answer}, timeout=seconds)
+    return answer.done()
+
+
+def _error(error: Mapping[str, Any]) -> AgentRLError:
+    if error["kind"] is None:
+        return RaisedElsewhere(error["message"], api_error=bool(error["api_error"]), fix=error["fix"])
+    return error_from_json(error)
