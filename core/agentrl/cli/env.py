@@ -4,9 +4,98 @@ from __future__ import annotations
 
 import click
 
+from agentrl.cli.app import App
+from agentrl.cli.group import NearGroup, help_without_verb
+from agentrl.cli.output import print_columns, print_json
+
 __all__ = ["env"]
 
 
-@click.group()
-def env() -> None:
-    """Make, list and remove environments: interpreters with agentrl-core and a plugin of their own."""
+env = NearGroup(
+    "env",
+    help="""\
+Make, list and remove environments.
+
+An environment is a folder with a Python of its own, agentrl-core and a plugin that cannot be installed beside the
+others. Its agents are trained by their names, as those that are installed here are.""",
+    callback=help_without_verb,
+    invoke_without_command=True,
+)
+
+
+@env.command(
+    short_help="Make one for a plugin.",
+    epilog="""\b
+Examples:
+  agentrl env create camel
+  agentrl env create camel --from ./my-checkout/agentrl-camel --editable
+  agentrl env create camel --from agentrl-camel==0.1 --python python3.12 --replace
+""",
+)
+@click.argument("name")
+@click.option(
+    "--from",
+    "sources",
+    metavar="PATH|REQUIREMENT",
+    multiple=True,
+    help="What to install instead of agentrl-NAME: a local folder, or what pip takes. May be repeated.",
+)
+@click.option("--editable", is_flag=True, help="Install local folders as they are, so that changes to them count.")
+@click.option("--python", metavar="INTERPRETER", help="The Python to make it of; by default this one.")
+@click.option("--replace", is_flag=True, help="Make it anew, of the same sources unless --from names others.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=1800, show_default=True, help="Seconds."
+)
+@click.pass_obj
+def create(
+    app: App, name: str, sources: tuple[str, ...], editable: bool, python: str | None, replace: bool, timeout: float
+) -> None:
+    """Make the environment NAME with the distribution agentrl-NAME in it.
+
+    It gets this version of agentrl-core. Where this one was installed from a local folder, core comes from there, and
+    the plugin too if the folder has it; everything else comes from the package index, as pip is configured to find it.
+    """
+    from agentrl.cli.narration import interruptible, narrator
+    from agentrl.environments.creating import Wish, create_environment
+    from agentrl.errors import PluginError
+
+    wish = Wish(name, sources, editable, python, replace, timeout)
+    with interruptible(), narrator() as told:
+        created = create_environment(wish, app.plugins, told)
+    made = created.environment
+    if created.faults:
+        raise PluginError(
+            f"the environment {made.name!r} is made, but in it these do not load: "
+            + "; ".join(map(str, created.faults)),
+            fix=f"{made.python} -m pip installs what is missing",
+        )
+    click.echo(f"{made.name}: {', '.join(map(str, made.plugins))} in {made.path}")
+    if agents := [entry.name for entry in made.entries("agents")]:
+        click.echo(f"train: agentrl train {' or '.join(agents)}")
+
+
+@env.command("list", short_help="Show the environments and what is in them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_environments(as_json: bool) -> None:
+    """List the environments: Python, agentrl-core, plugins, agents and folder of each."""
+    from agentrl.cli.environments import as_columns, notes, to_json
+    from agentrl.environments import environments, environments_folder, incomplete
+
+    known, unfinished = environments(), incomplete()
+    if as_json:
+        print_json(to_json(known, unfinished))
+        return
+    print_columns([as_columns(each) for each in known])
+    for note in notes(known, unfinished):
+        click.echo(note)
+    if not known and not unfinished:
+        click.echo(f"there is no environment in {environments_folder()}", err=True)
+
+
+@env.command(short_help="Delete one.")
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove the environment NAME and everything in its folder, without asking."""
+    from agentrl.environments.removing import remove_environment
+
+    click.echo(f"removed {remove_environment(name)}")

@@ -12,7 +12,9 @@ from agentrl.cli.app import App
 from agentrl.cli.options import add_global_options
 from agentrl.errors import ConfigError, PluginError, near_matches
 
-__all__ = ["LazyGroup", "Verb"]
+__all__ = ["LazyGroup", "NearGroup", "Verb", "help_without_verb"]
+
+_USAGE = 2
 
 
 class Verb(NamedTuple):
@@ -23,7 +25,34 @@ class Verb(NamedTuple):
     help: str
 
 
-class LazyGroup(click.Group):
+@click.pass_context
+def help_without_verb(context: click.Context) -> int:
+    """The callback of a group that may be invoked alone: it shows what may follow, which is a usage error."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return _USAGE
+    return 0
+
+
+class NearGroup(click.Group):
+    """A group whose commands take the global options, and that names what is near an unknown one."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        return command and add_global_options(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, *rest = args
+        command = self.get_command(ctx, name)
+        if command is None and not ctx.resilient_parsing:
+            path = f"{ctx.command_path} {name}".removeprefix(f"{ctx.find_root().command_path} ")
+            raise ConfigError(f"there is no command {path!r}", fix=near_matches(name, self.list_commands(ctx)))
+        return name, command, rest
+
+
+class LazyGroup(NearGroup):
     """A group of core's verbs and of those in the entry-point group ``agentrl.commands``.
 
     A plugin's verb that has the name of one of core's, or of another plugin's, is called ``dist/name``.
@@ -47,15 +76,6 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise PluginError(f"command {cmd_name!r} is no click command but of type {type(command).__name__}")
         return add_global_options(command)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, *rest = args
-        command = self.get_command(ctx, name)
-        if command is None and not ctx.resilient_parsing:
-            raise ConfigError(f"there is no command {name!r}", fix=near_matches(name, self.list_commands(ctx)))
-        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

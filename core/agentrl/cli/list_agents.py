@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import click
@@ -93,7 +93,7 @@ def _broken_lines(known: tuple[Environment, ...]) -> Iterator[str]:
             yield from (f"{plugin} in environment {environment.name}" for plugin in environment.broken)
 
 
-def _broken_json(plugins: Plugins, known: tuple[Environment, ...]) -> Iterator[dict[str, str | None]]:
+def _broken_json(plugins: Plugins, known: tuple[Environment, ...]) -> Iterator[Mapping[str, str | None]]:
     yield from ({**each, "environment": None} for each in broken_json(plugins.broken))
     for environment in known:
         if environment.fault:

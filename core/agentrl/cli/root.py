@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import click
 
-from agentrl.cli.group import LazyGroup, Verb
+from agentrl.cli.group import LazyGroup, Verb, help_without_verb
 from agentrl.cli.options import global_options
 
 __all__ = ["root"]
 
 _LISTING = "agentrl.cli.listing"
-
-USAGE = 2
 
 VERBS = {
     "train": Verb("agentrl.cli.train:train", "Train the model behind an agent."),
@@ -48,14 +46,6 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
         context.exit()
 
 
-@click.pass_context
-def _help_without_verb(context: click.Context) -> int:
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
-        return USAGE
-    return 0
-
-
 _VERSION = click.Option(
     ["--version"],
     is_flag=True,
@@ -71,7 +61,7 @@ root = LazyGroup(
     params=[*global_options(), _VERSION],
     help="Train any LLM agent by reinforcement learning, by its registered name, without changing the agent.",
     epilog=_EPILOG,
-    callback=_help_without_verb,
+    callback=help_without_verb,
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
 )

@@ -1,0 +1,167 @@
+"""Making an environment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from agentrl.environ import ENVIRONMENTS
+from agentrl.environments.checking import check_environment
+from agentrl.environments.environment import Environment
+from agentrl.environments.folders import emptied, held
+from agentrl.environments.inside import Fault
+from agentrl.environments.interpreters import Interpreter, find_interpreter
+from agentrl.environments.known import environment_at
+from agentrl.environments.pip import failure_of, pip_environment
+from agentrl.environments.places import LOG, environment_name, environments_folder, is_environment_folder
+from agentrl.environments.planning import Plan, plan
+from agentrl.environments.processes import child_environment, run_shown
+from agentrl.environments.record import Record, write_record
+from agentrl.environments.sources import parse_source
+from agentrl.environments.staging import copied, tidied
+from agentrl.errors import AgentRLError, ConfigError, PluginError, one_line
+
+if TYPE_CHECKING:
+    from agentrl.plugins.manager import Plugins
+
+__all__ = ["Created", "Narrator", "Wish", "create_environment"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for."""
+
+    name: str
+    sources: tuple[str, ...] = ()
+    """Folders and requirements; without any the name decides."""
+    editable: bool = False
+    """Whether folders are installed as they are, so that later changes to them count."""
+    python: str | None = None
+    """The interpreter to make it of; ``None`` for this one."""
+    replace: bool = False
+    """Whether an environment of that name goes; what is not asked for anew is as it was in that one."""
+    timeout_s: float = 1800
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """An environment that was made, and what does not load in it."""
+
+    environment: Environment
+    faults: list[Fault]
+
+
+class Narrator(Protocol):
+    """Where is told how it goes."""
+
+    def say(self, text: str) -> None:
+        """Something that happens once."""
+        ...
+
+    def show(self, line: str) -> None:
+        """A line of a program's output."""
+        ...
+
+
+def create_environment(wish: Wish, plugins: Plugins, narrator: Narrator) -> Created:
+    """Make an environment, which counts once it is complete.
+
+    Raises ``ConfigError`` for a wish that cannot be met, and ``PluginError`` where a program failed or was not done in
+    time: then nothing has changed but the log, which the message names.
+    """
+    name = environment_name(wish.name)
+    folder = environments_folder() / name
+    wish = _completed(wish, folder)
+    interpreter = find_interpreter(wish.python, dict(os.environ))
+    todo = plan(name, wish.sources, plugins)
+    narrator.say(f"making the environment {name} of Python {interpreter.version} in {folder}")
+    for source in todo.sources:
+        narrator.say(f"installing {source}{', editable' if wish.editable and source.folder else ''}")
+    try:
+        with held(folder), emptied(folder):
+            return _Making(folder, wish, narrator).make(interpreter, todo)
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}" if error.strerror else one_line(error)[:300]
+        raise PluginError(
+            f"cannot make the environment {name!r} in {folder}: {reason}", fix=f"set {ENVIRONMENTS} to another folder"
+        ) from error
+
+
+def _completed(wish: Wish, folder: Path) -> Wish:
+    """``wish`` with what the environment that it replaces was made of; folders as absolute paths."""
+    if (existing := environment_at(folder)) is not None:
+        if not wish.replace:
+            raise ConfigError(f"there is an environment {folder.name!r} already", fix=existing.remedy)
+        before = existing.record
+        if not wish.sources:
+            wish = replace(wish, sources=before.sources, editable=wish.editable or before.editable)
+        wish = replace(wish, python=wish.python or before.interpreter)
+    elif folder.exists() and not is_environment_folder(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} holds something that is no environment", fix="move it, or take another name")
+    return replace(wish, sources=tuple(parse_source(text).text for text in wish.sources))
+
+
+class _Making:
+    """One environment on its way."""
+
+    def __init__(self, folder: Path, wish: Wish, narrator: Narrator) -> None:
+        self._folder = folder
+        self._wish = wish
+        self._narrator = narrator
+        self._log = folder / LOG
+        self._deadline = time.monotonic() + wish.timeout_s
+        self._environ = child_environment(pip_environment(os.environ))
+
+    def make(self, interpreter: Interpreter, todo: Plan) -> Created:
+        self._log.write_text("")
+        self._run("python -m venv", [interpreter.path, "-I", "-m", "venv", str(self._folder)])
+        self._install(todo)
+        asked = None if self._wish.python is None else interpreter.path
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        record = Record(interpreter.version, asked, self._wish.sources, self._wish.editable, created)
+        environment = Environment(self._folder.name, self._folder, self._folder / "bin" / "python", record)
+        self._narrator.say("checking that its agents load")
+        try:
+            faults = check_environment(environment, self._environ, self._deadline, self._narrator.show)
+        except TimeoutError as error:
+            raise self._too_slow("importing its agents") from error
+        write_record(self._folder, record)
+        return Created(environment, faults)
+
+    def _install(self, todo: Plan) -> None:
+        with ExitStack() as stack:
+            if self._wish.editable:
+                arguments = stack.enter_context(tidied(todo.sources))
+            else:
+                copies = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentrl-"))
+                arguments = copied(todo.sources, Path(copies))
+            self._pip("install", *arguments)
+        if todo.uninstall:
+            self._pip("uninstall", "--yes", *todo.uninstall)
+
+    def _pip(self, verb: str, *arguments: str) -> None:
+        self._run(f"pip {verb}", [str(self._folder / "bin" / "python"), "-I", "-m", "pip", verb, *arguments])
+
+    def _run(self, what: str, command: Sequence[str]) -> None:
+        try:
+            code, lines = run_shown(command, self._environ, self._log, self._deadline, self._narrator.show)
+        except TimeoutError as error:
+            raise self._too_slow(what) from error
+        if code:
+            reason, fix = failure_of(lines)
+            raise PluginError(
+                f"{what} failed: {reason}", fix="; ".join(filter(None, [fix, f"all of its output is in {self._log}"]))
+            )
+
+    def _too_slow(self, what: str) -> AgentRLError:
+        return PluginError(
+            f"{what} was not done after {self._wish.timeout_s:g} s",
+            fix=f"allow more with --timeout; its output is in {self._log}",
+        )

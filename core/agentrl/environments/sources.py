@@ -1,0 +1,109 @@
+"""What is installed into an environment, and from where."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from agentrl.errors import ConfigError, one_line
+from agentrl.plugins.entries import normalised
+from agentrl.plugins.versions import CORE, core_version
+
+__all__ = ["Source", "core_source", "parse_source", "plugin_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing that pip installs."""
+
+    text: str
+    """A requirement, a URL or an absolute path."""
+    project: str | None
+    """The normalised name of its distribution, where that is known without building it."""
+    folder: Path | None = None
+    """The local folder that it is, if it is one."""
+
+    def __str__(self) -> str:
+        if self.folder is not None:
+            return f"{self.project or self.folder.name} from the folder {self.folder}"
+        return f"{self.text} from the package index" if self.project else self.text
+
+    @property
+    def is_core(self) -> bool:
+        """Whether it is agentrl-core itself."""
+        return self.project == CORE
+
+
+def parse_source(text: str) -> Source:
+    """What ``--from`` takes: a folder or an archive if it looks like a path, a URL, else a requirement.
+
+    Raises ``ConfigError`` for what is none of them, or does not exist.
+    """
+    if "://" in text and not text.startswith("-"):
+        return Source(text, project=None)
+    if os.sep in text or text.startswith((".", "~")):
+        return _path(Path(text).expanduser().absolute())
+    return _requirement(text)
+
+
+def core_source() -> Source:
+    """This core again: from the folder or file that it was installed from, else its version from the index."""
+    url = urlsplit(_direct_url())
+    path = Path(unquote(url.path))
+    if url.scheme == "file" and path.exists():
+        return _path(path)
+    return _requirement(f"{CORE}=={core_version()}")
+
+
+def plugin_source(requirement: str, core: Source) -> Source:
+    """``requirement``, taken from the checkout that ``core`` is where the plugin is in there."""
+    source = parse_source(requirement)
+    if source.project and core.folder is not None:
+        beside = core.folder / "plugins" / source.project
+        return _path(beside) if beside.is_dir() else source
+    return source
+
+
+def _path(path: Path) -> Source:
+    if path.is_file():
+        return Source(str(path), project=None)
+    if not path.is_dir():
+        raise ConfigError(f"there is no {path} to install from", fix="name a folder that holds a pyproject.toml")
+    if not any((path / name).is_file() for name in ("pyproject.toml", "setup.py")):
+        raise ConfigError(f"{path} is no Python project", fix="name a folder that holds a pyproject.toml")
+    return Source(str(path), _project(path), folder=path)
+
+
+def _project(folder: Path) -> str | None:
+    """The name in a folder's ``pyproject.toml``; older projects say theirs only when they are built."""
+    import tomllib
+
+    try:
+        name = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {}).get("name")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'pyproject.toml'} cannot be read: {one_line(error)}", fix="correct it") from error
+    return normalised(name) if isinstance(name, str) else None
+
+
+def _requirement(text: str) -> Source:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return Source(text, normalised(Requirement(text).name))
+    except InvalidRequirement as error:
+        raise ConfigError(
+            f"{text!r} is no requirement: {one_line(str(error).splitlines()[0])}",
+            fix="write a folder as ./folder, and a package as name or name==1.0",
+        ) from error
+
+
+def _direct_url() -> str:
+    """Where pip had this core from, if that was no index (PEP 610)."""
+    text = metadata.distribution(CORE).read_text("direct_url.json")
+    return str(json.loads(text)["url"]) if text else ""
