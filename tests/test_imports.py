@@ -24,12 +24,13 @@ LAYERS = (
     {"tokens", "inference", "environments"},
     {"plugins"},
     {"config"},
-    {"errors", "environ", "clients", "_lazy"},
+    {"errors", "environ", "clients", "redaction", "_lazy"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 ENTRANCES = {"__init__", "__main__"}
-MODULES = sorted(path.relative_to(CORE) for path in CORE.rglob("*.py"))
+TEMPLATES = CORE / "scaffold" / "templates"
+MODULES = sorted(path.relative_to(CORE) for path in CORE.rglob("*.py") if not path.is_relative_to(TEMPLATES))
 
 
 def package_of(module: Path) -> str:

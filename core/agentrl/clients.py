@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from types import ModuleType
 
-__all__ = ["Unclosable", "client_library"]
+__all__ = ["Unclosable", "UnclosableSync", "client_library"]
 
 
 @lru_cache(1)
@@ -35,4 +35,17 @@ class Unclosable:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        """Nothing: the client is shared."""
+
+
+class UnclosableSync:
+    """The same for a client class that is not async."""
+
+    def close(self) -> None:
+        """Nothing: the client is shared."""
+
+    def __enter__(self) -> UnclosableSync:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Nothing: the client is shared."""

@@ -6,6 +6,7 @@ import traceback
 
 from agentrl.agents.places import authors_place
 from agentrl.errors import one_line
+from agentrl.redaction import redact
 
 __all__ = ["describe", "is_api_error"]
 
@@ -13,9 +14,9 @@ _CHARACTERS = 400
 
 
 def describe(error: BaseException) -> str:
-    """``error`` on one line, with the place in the author's code where it was raised."""
+    """``error`` on one line, with the place in the author's code where it was raised, and without secrets."""
     place = authors_place(traceback.extract_tb(error.__traceback__))
-    return one_line(f"{type(error).__name__}: {error}{place}")[:_CHARACTERS]
+    return redact(one_line(f"{type(error).__name__}: {_text(error)}{place}"))[:_CHARACTERS]
 
 
 def is_api_error(error: BaseException) -> bool:
@@ -26,3 +27,10 @@ def is_api_error(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"its text cannot be had, {type(second).__name__}"

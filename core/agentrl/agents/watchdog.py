@@ -36,11 +36,23 @@ class LoopWatchdog:
     its own episode and no other.
     """
 
-    def __init__(self, agent: str, report: Callable[[str], None], *, patience: float = 2.0, deadline: float) -> None:
+    def __init__(
+        self,
+        agent: str,
+        report: Callable[[str], None],
+        *,
+        patience: float = 2.0,
+        deadline: float,
+        harms: Callable[[], bool] = lambda: True,
+        fix: str = _FIX,
+    ) -> None:
+        """``report`` is called, from the watchdog's thread, with a message that ends in ``fix``, once ``harms()``."""
         self._agent = agent
         self._report = report
         self._patience = patience
         self._deadline = deadline
+        self._harms = harms
+        self._fix = fix
         self._stop = threading.Event()
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="agentrl-watchdog", daemon=True)
@@ -67,7 +79,7 @@ class LoopWatchdog:
         reported = raised = 0.0
         while not self._stop.wait(self._patience / 4):
             beat, late = self._beat, time.monotonic() - self._beat
-            if late > self._patience and reported != beat:
+            if late > self._patience and reported != beat and self._harms():
                 reported = beat
                 self._report(self._message(late))
             if late > self._deadline and raised != beat:
@@ -77,7 +89,7 @@ class LoopWatchdog:
     def _message(self, late: float) -> str:
         frame = sys._current_frames().get(self._loop_thread)
         place = authors_place(traceback.extract_stack(frame)) if frame is not None else ""
-        return f"agent {self._agent!r} has blocked the event loop for {late:.1f} s{place}: {_FIX}"
+        return f"agent {self._agent!r} has blocked the event loop for {late:.1f} s{place}: {self._fix}"
 
 
 def _raise_in(thread: int, error: type[BaseException]) -> None:

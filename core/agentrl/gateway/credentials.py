@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import logging
-import re
 import secrets
 from dataclasses import dataclass, field
 
-__all__ = ["Credentials", "new_credentials", "redact", "redact_log", "session_of"]
+from agentrl.redaction import SECRET, redact, redact_log
 
-_SECRET = re.compile(r"\b(sk-agentrl|capture)-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+__all__ = ["Credentials", "new_credentials", "redact", "redact_log", "session_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +37,5 @@ def new_credentials() -> Credentials:
 
 def session_of(secret: str) -> str | None:
     """The public session id in a key or capture token; ``None`` where it is neither."""
-    match = _SECRET.fullmatch(secret)
+    match = SECRET.fullmatch(secret)
     return match.group(2) if match else None
-
-
-def redact(text: str) -> str:
-    """``text`` with every key and capture token cut down to its session's public id."""
-    return _SECRET.sub(r"\1-\2-…", text)
-
-
-class _Redaction(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Always true; the record's message is redacted in place."""
-        record.msg, record.args = redact(record.getMessage()), None
-        return True
-
-
-_REDACTION = _Redaction()
-
-
-def redact_log(name: str) -> None:
-    """Redact what the logger ``name`` logs; HTTP libraries log the URL of every request, token included."""
-    logging.getLogger(name).addFilter(_REDACTION)

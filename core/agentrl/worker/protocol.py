@@ -12,11 +12,21 @@ standard output and error are the agent's, never the protocol's. The rollout spe
     cancel  id                                    blocked  id, message
     stop
 
-``hello`` is understood by every version of either side, and a side that hears another ``protocol`` says so and
-ends. ``endpoint`` and ``connection`` hold ``base_url`` and ``api_key``, ``connection`` also ``model``. Every ``run`` is
-answered by one ``done`` or ``failed``, also after ``cancel``, unless the worker dies. ``blocked`` tells that an
-episode (null where unknown) keeps the worker's event loop from the others. A worker whose end of the pair is
-closed kills itself and its children.
+``hello`` is understood by every version of either side: the worker answers it in any case, and where the
+``protocol`` is another than its own it then ends. ``core`` is the version of agentrl-core beside the agent, null where
+none is installed as a distribution, and ``python`` the interpreter's. ``disabled`` names plugins, which need not be
+installed there. ``endpoint``, which stays the same, and ``connection``, the episode's, hold ``base_url`` and
+``api_key``, ``connection`` also ``model``. A worker loads one agent; one that has ``refused`` it waits for ``stop``.
+
+Every ``run`` is answered by one ``done`` or ``failed``, also after ``cancel``, unless the worker dies. ``cancel``
+cancels the episode's task, and the answer comes when that has ended: an agent may take its time over it, or go on
+regardless, and a synchronous one does not notice at all. Only the end of the process ends those. ``blocked``, at most
+once a spell, tells that an episode (null where unknown) keeps the worker's event loop from the others, or from what
+the rollout says.
+
+After ``stop`` the worker cancels what runs and exits with 0 within seconds, whatever threads there are. One whose end
+of the pair is closed kills itself and its children, in whatever sessions those are; so does one that hears what is no
+message, which it reports on standard error.
 """
 
 from __future__ import annotations
@@ -29,6 +39,7 @@ from agentrl import errors
 from agentrl.agents.raising import describe, is_api_error
 from agentrl.agents.result import as_number
 from agentrl.errors import AgentError, AgentRLError
+from agentrl.redaction import redact
 
 __all__ = ["LONGEST", "PROTOCOL", "Message", "decode", "encode", "error_from_json", "error_to_json", "unfit"]
 
@@ -44,14 +55,18 @@ Message = dict[str, Any]
 def encode(message: Mapping[str, Any]) -> bytes:
     """``message`` as a line. Numbers of other libraries become Python's.
 
-    Raises ``TypeError`` or ``ValueError`` for what JSON cannot carry; ``unfit`` says where that is.
+    Raises ``TypeError`` or ``ValueError`` for what JSON cannot carry; ``unfit`` says where that is. ``unfit`` also
+    finds what would arrive as something else, which raises nothing here.
     """
     return json.dumps(message, default=_number, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """The message in a line. Raises ``ValueError`` for anything else."""
-    message = json.loads(line)
+    try:
+        message = json.loads(line)
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {line[:80]!r}") from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise ValueError(f"no message of the worker protocol: {line[:80]!r}")
     return message
@@ -62,7 +77,10 @@ def unfit(value: Any, at: str) -> str | None:
 
     A tuple arrives as a list, and a number of another library as Python's: those are fit.
     """
-    return _unfit(value, at, ())
+    try:
+        return _unfit(value, at, ())
+    except RecursionError:
+        return f"{at}, which is nested too deeply"
 
 
 def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
@@ -88,7 +106,7 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
     """What an agent, or loading one, raised."""
     if isinstance(error, AgentRLError):
         answer = {"answer": error.answer} if isinstance(error, errors.PolicyError) else {}
-        return {"kind": type(error).__name__, "message": error.message, "fix": error.fix, **answer}
+        return {"kind": _kind(error), "message": redact(str(error.message)), "fix": error.fix, **answer}
     return {"kind": None, "message": describe(error), "fix": None, "api_error": is_api_error(error)}
 
 
@@ -100,8 +118,14 @@ def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
     return made
 
 
-def _number(value: Any) -> float | int:
+def _kind(error: AgentRLError) -> str:
+    """The name of the nearest class of ours: a plugin may have derived its own, which the other side lacks."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+
+
+def _number(value: Any) -> bool | int | float:
     number = as_number(value)
     if number is None:
         raise TypeError(f"JSON cannot carry a {type(value).__name__}")
-    return int(value) if number.is_integer() and type(value).__name__.startswith(("int", "uint")) else number
+    native = value.item() if hasattr(value, "item") else number  # numpy's integers and booleans stay what they are.
+    return native if isinstance(native, int | float) else number

@@ -1,0 +1,136 @@
+"""A worker is two processes: one that runs agents' code, and its supervisor, which nothing an agent does can hold up.
+
+The supervisor is the process that the rollout starts, the leader of its session. It forks before anything else
+happens, and then
+
+- reaps the orphans that agents leave (on Linux they are its own from then on), so that neither zombies nor
+  strangers gather among the children of the agents' process;
+- ends that process once the rollout is gone, also where agent code never lets Python's other threads run;
+- ends everything that is left when that process is no more, also what has made itself a session of its own, and
+  then ends as it did: with its exit status, or by its signal.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["supervised"]
+
+_GRACE_S = 2.0
+"""How long the agents' process may take to notice by itself that the rollout is gone."""
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def supervised(fd: int) -> None:
+    """Go on in a process of its own, for as long as somebody is at the other end of the socket ``fd``.
+
+    Only that process returns; the one that calls stays behind and ends with it.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    supervisor = os.getpid()
+    if worker := os.fork():
+        _Supervisor(fd, worker).stay()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+class _Supervisor:
+    def __init__(self, fd: int, worker: int) -> None:
+        self._worker = worker
+        self._status: int | None = None
+        self._gone = 0.0
+        self._socket = fd
+        self._poll = select.poll()
+        self._poll.register(fd, getattr(select, "POLLRDHUP", 0))
+
+    def stay(self) -> NoReturn:
+        self._wake_on_signals()
+        self._reap()
+        while self._status is None:
+            self._watch()
+            self._reap()
+        for child in _children():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        if self._gone and os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        _end_with(self._status)
+
+    def _wake_on_signals(self) -> None:
+        self._signals, waker = os.pipe()
+        for end in (self._signals, waker):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _ignore)
+        signal.signal(signal.SIGTERM, self._terminate)
+        self._poll.register(self._signals, select.POLLIN)
+
+    def _watch(self) -> None:
+        """Wait for a child's end or the rollout's; past the grace that the latter gives, end the worker."""
+        ready = self._poll.poll(_GRACE_S * 1000 if self._gone else None)
+        for fd, _ in ready:
+            if fd == self._signals:
+                os.read(fd, 4096)
+            else:
+                self._gone = time.monotonic()
+                self._poll.unregister(fd)
+        if self._gone and time.monotonic() > self._gone + _GRACE_S:
+            os.kill(self._worker, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        """Take the exit status of every child that has ended."""
+        while self._status is None:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if child == 0:
+                break
+            if child == self._worker:
+                self._status = status
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        os.kill(self._worker, number)
+
+
+def _children() -> Iterator[int]:
+    """The processes that are this one's children, until there are none: those that a child leaves follow it."""
+    while found := [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _parent(entry) == os.getpid()]:
+        yield from found
+
+
+def _parent(process: Path) -> int | None:
+    try:
+        # The name, in brackets, may hold anything.
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _end_with(status: int) -> NoReturn:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # The worker has left a core file if there is to be one.
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Handled by waking up; a signal that is ignored outright would be so in the worker's children too."""
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
