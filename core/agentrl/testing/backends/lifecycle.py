@@ -1,0 +1,52 @@
+"""Starting, saying what it can do, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import fields
+
+import pytest
+
+from agentrl.errors import BackendError
+from agentrl.inference.contract import Chunk, Sampling
+from agentrl.testing.backends.base import BackendSuite
+from agentrl.testing.backends.bench import Bench, ask, read
+
+__all__ = ["Lifecycle"]
+
+_ALWAYS = {"max_tokens", "stop_ids"}
+
+
+class Lifecycle(BackendSuite):
+    """Tests of the beginning and the end."""
+
+    def test_it_says_what_it_can_do(self, bench: Bench) -> None:
+        stated = bench.capabilities
+        assert stated.context_length >= 2
+        assert stated.max_concurrency >= 1
+        known = {field.name for field in fields(Sampling)} - _ALWAYS
+        assert stated.sampling <= known, f"capabilities.sampling names {sorted(stated.sampling - known)}: unknown"
+
+    def test_it_stops_while_it_generates_and_stops_twice(self, bench: Bench) -> None:
+        if not self.other_models:
+            pytest.skip("it cannot be started a second time: `other_models` is false")
+        prompt = bench.prompts(1)[0]
+        backend = self.built(bench.reference.folder)
+
+        async def scenario() -> Chunk | BaseException:
+            await backend.start()
+            reading = asyncio.ensure_future(read(backend, ask(prompt)))
+            try:
+                await read(backend, ask(prompt, max_tokens=1))
+            finally:
+                await backend.stop()
+                await backend.stop()
+            (ended,) = await asyncio.gather(reading, return_exceptions=True)
+            with pytest.raises(BackendError):
+                await read(backend, ask(prompt, max_tokens=1))
+            return ended
+
+        deadline = self.timeout + self.start_timeout
+        ended = bench.loop.run(scenario(), deadline_s=deadline, what="a backend that is stopped while it generates")
+        if isinstance(ended, BaseException):
+            assert isinstance(ended, BackendError), f"a request that stop() ends is a BackendError, not {ended!r}"

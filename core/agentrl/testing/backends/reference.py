@@ -1,0 +1,86 @@
+"""What a model says of a completion by a plain forward: what every engine's tokens are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentrl.inference.contract import Chunk, Weights
+from agentrl.inference.progress_bars import no_progress_bars
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+__all__ = ["Reference", "load_reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A model in float32 on the CPU, its weights those of policy version ``version``."""
+
+    model: PreTrainedModel
+    folder: Path
+    """Where it was loaded from; its tokenizer is there."""
+    version: int = 0
+
+    def logprobs(self, prompt: Sequence[int], ids: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+        """Log-probabilities ``[tokens, vocabulary]`` at the positions of a completion, each given all before it."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        expected: torch.Tensor = (logits.double() / temperature).log_softmax(-1)
+        return expected
+
+    def distances(self, prompt: Sequence[int], chunk: Chunk, temperature: float = 1.0) -> list[float]:
+        """For each token of ``chunk``, how far its logprob is from this model's."""
+        import torch
+
+        ours = self.logprobs(prompt, chunk.ids, temperature).gather(1, torch.tensor(chunk.ids)[:, None])[:, 0]
+        distances: list[float] = (ours - torch.tensor(chunk.logprobs, dtype=ours.dtype)).abs().tolist()
+        return distances
+
+    def off_by(self, prompt: Sequence[int], chunk: Chunk, temperature: float = 1.0) -> float:
+        """The largest of ``distances``."""
+        return max(self.distances(prompt, chunk, temperature))
+
+    def changed(self, *, head_only: bool = False) -> Reference:
+        """A model of the next version, every parameter of which is another.
+
+        With ``head_only`` only those behind the last layer change: then what attention has stored of a text under
+        the older weights is what the new ones would store.
+        """
+        import copy
+
+        import torch
+
+        model = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(self.version)
+        embedding = model.get_input_embeddings().weight
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if head_only and (parameter is embedding or ".layers." in name):
+                    continue
+                spread = 0.2 * float(parameter.std()) + 0.02
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=spread)
+        return Reference(model, self.folder, self.version + 1)
+
+    @property
+    def weights(self) -> Weights:
+        """As the learner hands them over."""
+        from agentrl.training.weights import LearnerWeights
+
+        return LearnerWeights(self.version, self.model, self.folder)
+
+
+def load_reference(folder: Path) -> Reference:
+    """The model in ``folder``, as version 0."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with no_progress_bars():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return Reference(model.train(False), folder)

@@ -1,0 +1,170 @@
+"""What a request may ask for, what ends it, and what is refused without harm to others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
+from agentrl.inference.contract import Chunk
+from agentrl.testing.backends.base import BackendSuite, needs
+from agentrl.testing.backends.bench import Bench, ask, read
+
+__all__ = ["Requests"]
+
+_ROUNDS = 20
+"""So many requests are given up that to sample them to their end would take longer than a test may."""
+
+_UNUSUAL: Mapping[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 3,
+    "seed": 7,
+    "stop": ("x",),
+    "top_logprobs": 2,
+}
+"""A value of each field that a backend may not honour."""
+
+
+class Requests(BackendSuite):
+    """Tests of single requests, and of many at once."""
+
+    def test_max_tokens_ends_a_completion(self, bench: Bench) -> None:
+        for chunk in bench.complete(*(ask(prompt, max_tokens=12) for prompt in bench.prompts())):
+            assert (len(chunk.ids), chunk.finish) == (12, "length"), "only stop ids end a turn before max_tokens"
+
+    def test_the_end_of_the_context_ends_a_completion(self, bench: Bench) -> None:
+        (chunk,) = bench.complete(ask(_long(bench, bench.capabilities.context_length - 5)))
+        assert (len(chunk.ids), chunk.finish) == (5, "length")
+
+    def test_a_stop_id_ends_a_completion_as_its_last_token(self, bench: Bench) -> None:
+        prompt, free = bench.prompts(1)[0], self._greedy(bench)
+        end = free.ids[4]
+        (chunk,) = bench.complete(ask(prompt, temperature=0, max_tokens=12, stop_ids=frozenset({end})))
+        assert chunk.ids == free.ids[: free.ids.index(end) + 1]
+        assert (chunk.finish, chunk.stop_string) == ("stop", None)
+
+    def test_a_stop_string_ends_a_completion_that_holds_it(self, bench: Bench) -> None:
+        needs(bench, "stop")
+        prompt, free = bench.prompts(1)[0], self._greedy(bench)
+        decode = bench.renderer.vocabulary.decode
+        text = decode(free.ids)
+        stop = text[2:5]
+        (chunk,) = bench.complete(ask(prompt, temperature=0, max_tokens=12, stop=(stop, "no such text")))
+        assert (chunk.finish, chunk.stop_string) == ("stop", stop)
+        assert stop in decode(chunk.ids), "the ids do not hold the stop string"
+        assert stop not in decode(chunk.ids[:-1]), "it went on beyond the stop string"
+        assert chunk.ids == free.ids[: len(chunk.ids)]
+
+    def test_streamed_chunks_join_to_the_completion_read_whole(self, bench: Bench) -> None:
+        prompt = bench.prompts(1)[0]
+        whole, streamed = (
+            bench.complete(ask(prompt, temperature=0, max_tokens=12, stream=stream))[0] for stream in (False, True)
+        )
+        assert (streamed.ids, streamed.finish) == (whole.ids, whole.finish)
+
+    def test_a_stream_comes_in_parts(self, bench: Bench) -> None:
+        async def parts() -> list[Chunk]:
+            async with aclosing(bench.backend.generate(ask(bench.prompts(1)[0], max_tokens=64, stream=True))) as stream:
+                return [chunk async for chunk in stream]
+
+        assert len(bench.run(parts())) > 1, "64 tokens that are read as they come arrived in one chunk"
+
+    def test_equal_seeds_give_equal_tokens_whatever_else_is_in_the_batch(self, bench: Bench) -> None:
+        needs(bench, "seed")
+        prompts = bench.prompts()
+        prompt, request = prompts[0], ask(prompts[0], seed=5, max_tokens=16)
+        (alone,) = bench.complete(request)
+        mates = [ask(mate, seed=number, max_tokens=8 + number) for number, mate in enumerate(prompts)]
+        *_, among = bench.complete(*mates, request)
+        assert among.ids == alone.ids
+        others = bench.complete(*(ask(prompt, seed=seed, max_tokens=16) for seed in range(16)))
+        assert len({chunk.ids for chunk in others}) > 1, "16 seeds gave the same tokens"
+
+    def test_a_prompt_that_fills_the_context_is_refused_before_its_first_token(self, bench: Bench) -> None:
+        for tokens in (bench.capabilities.context_length, 2 * bench.capabilities.context_length):
+            with pytest.raises(PromptTooLong):
+                bench.complete(ask(_long(bench, tokens)))
+
+    @pytest.mark.parametrize("field", _UNUSUAL)
+    def test_a_field_that_it_does_not_honour_is_refused(self, field: str, bench: Bench) -> None:
+        if field in bench.capabilities.sampling:
+            pytest.skip(f"the backend honours {field!r}")
+        with pytest.raises(UnsupportedSampling):
+            bench.complete(ask(bench.prompts(1)[0], max_tokens=2, **{field: _UNUSUAL[field]}))
+
+    def test_the_error_of_one_request_harms_no_other(self, bench: Bench) -> None:
+        prompt, *others = bench.prompts()
+        bad = [
+            ask(_long(bench, bench.capabilities.context_length)),
+            ask([*prompt, bench.vocabulary + 5]),
+        ]
+        good = [ask(other, temperature=0, max_tokens=12) for other in others]
+        alone = [chunk.ids for chunk in bench.complete(*good)]
+        *ended, last = bench.outcomes(*bad, *good, good[0])
+        for request, error in zip(bad, ended, strict=False):
+            assert isinstance(error, BackendError), f"for {request!r:.100} it gave {error!r:.200}, not a BackendError"
+        among = [chunk.ids if isinstance(chunk, Chunk) else chunk for chunk in [*ended[len(bad) :], last]]
+        assert among == [*alone, alone[0]]
+
+    def test_more_requests_than_slots_are_all_answered(self, bench: Bench) -> None:
+        count = 3 * bench.capabilities.max_concurrency + 1
+        prompts = bench.prompts()
+        requests = [ask(prompts[number % len(prompts)], max_tokens=5 + number % 7) for number in range(min(count, 200))]
+        for request, chunk in zip(requests, bench.complete(*requests), strict=True):
+            assert len(chunk.ids) == request.sampling.max_tokens
+
+    def test_a_request_that_is_given_up_frees_its_slot(self, bench: Bench) -> None:
+        prompt = bench.prompts(1)[0]
+
+        async def begun_and_closed() -> None:
+            async with aclosing(bench.backend.generate(ask(prompt, stream=True))) as stream:
+                await anext(stream)
+
+        async def cancelled() -> None:
+            reading = asyncio.ensure_future(read(bench.backend, ask(prompt)))
+            await read(bench.backend, ask(prompt, max_tokens=1))
+            reading.cancel()
+            await asyncio.wait([reading])
+
+        async def scenario() -> Chunk:
+            slots = min(bench.capabilities.max_concurrency, 16)
+            for _ in range(_ROUNDS):
+                for give_up in (begun_and_closed, cancelled):
+                    await asyncio.gather(*(give_up() for _ in range(slots + 1)))
+            return await read(bench.backend, ask(prompt, max_tokens=3))
+
+        assert len(bench.run(scenario(), "requests after others were given up").ids) == 3
+
+    def test_it_serves_several_threads_and_loops_at_once(self, bench: Bench) -> None:
+        prompts = bench.prompts(3)
+        found: dict[int, Chunk | BaseException] = {}
+
+        def use(number: int) -> None:
+            try:
+                found[number] = asyncio.run(read(bench.backend, ask(prompts[number], temperature=0, max_tokens=8)))
+            except BaseException as error:
+                found[number] = error
+
+        threads = [threading.Thread(target=use, args=[number], daemon=True) for number in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(self.timeout)
+        expected = bench.complete(*(ask(prompt, temperature=0, max_tokens=8) for prompt in prompts))
+        assert [found.get(number) for number in range(len(prompts))] == expected
+
+    def _greedy(self, bench: Bench) -> Chunk:
+        (chunk,) = bench.complete(ask(bench.prompts(1)[0], temperature=0, max_tokens=12))
+        return chunk
+
+
+def _long(bench: Bench, tokens: int) -> list[int]:
+    """A prompt of so many tokens."""
+    ids = [token for prompt in bench.prompts() for token in prompt]
+    return (ids * (tokens // len(ids) + 1))[:tokens]
