@@ -32,6 +32,11 @@ class App:
             self._plugins = Plugins(self._disabled, elsewhere=entries_elsewhere)
         return self._plugins
 
+    @property
+    def disabled(self) -> tuple[str, ...]:
+        """The names of ``-p no:NAME``."""
+        return self._disabled
+
     def disable(self, names: tuple[str, ...]) -> None:
         """Leave out plugins beside those that are left out already."""
         if names:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from agentrl.plugins.entries import Broken
 
-__all__ = ["broken_json", "print_broken", "print_columns", "print_json"]
+__all__ = ["broken_json", "print_broken", "print_columns", "print_json", "program"]
 
 
 def print_json(value: object) -> None:
@@ -42,3 +44,8 @@ def broken_json(broken: Sequence[Broken]) -> list[dict[str, str]]:
         }
         for plugin in broken
     ]
+
+
+def program() -> str:
+    """How this program was called, which need not be on the PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "agentrl" else "agentrl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,9 +85,6 @@ def _evaluation(config: Config, summary: Summary) -> str | None:
     """The command that measures the checkpoint again, where there is one and something to measure it on."""
     if summary.checkpoint is None or config.tasks.eval is None:
         return None
-    return shlex.join([_program(), "eval", summary.checkpoint])
+    from agentrl.cli.output import program
 
-
-def _program() -> str:
-    """How this program was called, which need not be on the PATH."""
-    return sys.argv[0] if Path(sys.argv[0]).name == "agentrl" else "agentrl"
+    return shlex.join([program(), "eval", summary.checkpoint])

@@ -1,0 +1,91 @@
+"""The agent: one dry episode, with everything that it came to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+from agentrl.doctor.case import Case
+from agentrl.doctor.findings import Finding, note, ok, problem, warning
+from agentrl.errors import AgentError, AgentRLError, BackendError, ConfigError, PluginError, RunError, Side
+from agentrl.rollout.episode import Episode, EpisodeKey
+from agentrl.training.sessions import training_session
+from agentrl.training.task_order import TaskOrder
+
+__all__ = ["FIXES", "agent", "like"]
+
+FIXES: dict[Side, str] = {
+    "agent": "mend the agent; for what the policy does wrong it raises agentrl.errors.PolicyError, which is an outcome",
+    "policy": "nothing is to be done: the policy learns it",
+    "reward": "mend the reward: it is given every answer that the agent may return",
+    "backend": "mend the engine, or use another inference.backend",
+    "gateway": "change the request that the agent makes, or replace its fields with rollout.override",
+    "config": "change the setting",
+    "plugin": "mend or update the plugin",
+    "worker": "see what ends the agent's process, or run fewer at once: rollout.max_workers",
+    "run": "change the setting",
+}
+_UNUSED = (
+    "have the agent's client use the base_url and api_key, or the http_client, that run() is given; for one that "
+    "reads OPENAI_BASE_URL and takes no arguments, set rollout.mode=subproc"
+)
+
+
+async def agent(case: Case) -> AsyncIterator[Finding]:
+    """Run the first episode that training would run."""
+    (task,) = TaskOrder(case.parts.train_tasks, case.config.seed).take(1)
+    key = EpisodeKey("train", case.learner.version + 1, task.index, 0)
+    settings = training_session(case.config, key, case.learner.version)
+    episode = await case.serving.rollout.runner.run(key, task.data, settings)
+    yield _outcome(episode)
+    for finding in _calls(episode):
+        yield finding
+
+
+def _outcome(episode: Episode) -> Finding:
+    calls = episode.calls
+    prompt, completion = (sum(getattr(call, f"{kind}_tokens") for call in calls) for kind in ("prompt", "completion"))
+    figures = {
+        "task": episode.key.task,
+        "outcome": episode.outcome,
+        "reward": episode.reward,
+        "calls": len(calls),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "seconds": round(episode.seconds, 3),
+    }
+    counted = f"{len(calls)} call{'s' * (len(calls) != 1)}, {prompt:,} prompt and {completion:,} completion tokens"
+    text = f"task {episode.key.task}: {counted}, {episode.seconds:.2f} s"
+    if (failure := episode.failure) is not None:
+        text = f"{text}, and it failed; {failure.side}: {failure.reason}"
+        figures |= {"side": failure.side}
+        return problem(text, fix=FIXES[failure.side], like=like(failure.side), blocks=True, **figures)
+    if not calls:
+        text = f"{text}: the agent never called the endpoint of its session"
+        return problem(text, fix=_UNUSED, like=AgentError, blocks=True, **figures)
+    if episode.reward is None:
+        return warning(f"{text}; rejected, so not trained", fix="return a reward instead of None", **figures)
+    return ok(f"{text}; reward {episode.reward:g}", **figures)
+
+
+def like(side: Side) -> type[AgentRLError]:
+    """The error that a failure on ``side`` is told as."""
+    return {"config": ConfigError, "plugin": PluginError, "backend": BackendError, "agent": AgentError}.get(
+        side, RunError
+    )
+
+
+def _calls(episode: Episode) -> Iterator[Finding]:
+    """What is remarkable about the calls of an episode."""
+    if episode.mistake is not None:
+        yield note(f"an error of the policy ended it, which is an outcome: {episode.mistake}")
+    cut = sum(call.finish_reason == "length" for call in episode.calls)
+    if cut:
+        yield note(f"{cut} of {len(episode.calls)} completions were cut by max_tokens or the context", truncated=cut)
+    forks = Counter(call.fork_reason for call in episode.calls if call.fork_reason is not None)
+    if forks:
+        reasons = ", ".join(f"{count} for {reason!r}" for reason, count in forks.most_common())
+        yield note(f"{forks.total()} prompts were rendered anew instead of extended: {reasons}", forks=dict(forks))
+    overridden = Counter(field for call in episode.calls for field in call.overridden)
+    if overridden:
+        yield note(f"rollout.override changed {', '.join(overridden)}", overridden=dict(overridden))

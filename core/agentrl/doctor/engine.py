@@ -1,0 +1,95 @@
+"""The inference engine: that it starts, and gives token ids with the logprobs of the learner's model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from agentrl.doctor.agreement import Agreement, agreement
+from agentrl.doctor.case import Case
+from agentrl.doctor.findings import Finding, ok, problem, warning
+from agentrl.doctor.sampling import Sample, draw, fault
+from agentrl.errors import BackendError
+from agentrl.rollout.episode import Episode
+from agentrl.training.serving import serve, within
+
+__all__ = ["engine", "probe"]
+
+_CONTRACT = "use another inference.backend, or mend this one: agentrl.inference.contract says what it gives"
+_FLOAT32 = 1e-3
+"""Mean difference of logprobs that float32 explains."""
+_HALF = 0.1
+"""The same of engines that compute in 16 bits."""
+
+
+async def engine(case: Case) -> AsyncIterator[Finding]:
+    """Start what a run would start. Raises as that does."""
+
+    async def finished(episode: Episode) -> None:
+        case.episodes.append(episode)
+        case.episode_ended()
+
+    began = time.monotonic()
+    serving = serve(case.parts, case.learner.version, finished=finished, warn=case.warn, trains=True)
+    case.serving = await case.stack.enter_async_context(serving)
+    seconds, can = time.monotonic() - began, case.serving.capabilities
+    yield ok(
+        f"{case.config.inference.backend.name} started in {seconds:.1f} s; a context of {can.context_length:,} tokens, "
+        f"{can.max_concurrency} completions at once, takes new weights; {', '.join(sorted(can.sampling))}",
+        seconds=round(seconds, 3),
+        context_length=can.context_length,
+        max_concurrency=can.max_concurrency,
+        sampling=sorted(can.sampling),
+    )
+    case.doing("sampling, and scoring the samples with the learner's model")
+    async for finding in probe(case, "to sample"):
+        yield finding
+
+
+async def probe(case: Case, what: str) -> AsyncIterator[Finding]:
+    """Sample under the learner's weights, and hold the samples against these."""
+    prompt = case.renderer.render([{"role": "user", "content": "What is 12 + 30? Think first."}])
+    began = time.monotonic()
+    async with within(case.config.inference.timeout, f"the inference engine {what}"):
+        samples = await draw(case.serving.backend, prompt)
+    seconds = time.monotonic() - began
+    version, vocabulary = case.learner.version, case.learner.model.config.get_text_config().vocab_size
+    faults = [wrong for each in samples if (wrong := fault(each, vocabulary=vocabulary, version=version))]
+    if faults:
+        yield problem(faults[0], fix=_CONTRACT, like=BackendError, blocks=True, faulty=len(faults), of=len(samples))
+        return
+    tokens = sum(len(sample.ids) for sample in samples)
+    yield ok(
+        f"{tokens} token ids came with their logprobs, {tokens / seconds:,.0f} tokens/s of {len(samples)} completions",
+        tokens=tokens,
+        tokens_per_second=round(tokens / seconds, 1),
+    )
+    yield _agreement(await asyncio.to_thread(agreement, case.learner, samples))
+    if "seed" in case.serving.capabilities.sampling and samples[0].ids != samples[-1].ids:
+        yield _unrepeated(samples)
+
+
+def _agreement(found: Agreement) -> Finding:
+    figures = {"mean_difference": found.worst_mean, "highest_difference": found.highest, "tokens": found.tokens}
+    text = (
+        f"logprobs differ from the learner's by {found.worst_mean:.2g} in the mean at temperature "
+        f"{found.temperature:g}, by at most {found.highest:.2g}"
+    )
+    if not found.worst_mean <= _HALF:
+        fix = "the engine has other weights, or gives logprobs of another temperature: they are of what was drawn from"
+        return problem(text, fix=f"{fix}; {_CONTRACT}", like=BackendError, blocks=True, **figures)
+    if found.worst_mean > _FLOAT32:
+        return warning(
+            f"{text}, as of an engine that computes in 16 bits",
+            fix="where the engine has a dtype, float32 is exact, and slower; policy/mismatch_kl shows what it does",
+            **figures,
+        )
+    return ok(f"{text}: they are the same model's", **figures)
+
+
+def _unrepeated(samples: list[Sample]) -> Finding:
+    return warning(
+        f"a completion with the seed {samples[0].seed} did not repeat, so that evaluations will not either",
+        fix="compare evaluations as samples, or use an engine whose batches do not change its results",
+    )

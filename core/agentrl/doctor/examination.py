@@ -1,0 +1,169 @@
+"""An examination: sections one after another, each with its deadline, and none without what it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Protocol
+
+from agentrl.agents.raising import describe
+from agentrl.doctor.alarm import Alarm
+from agentrl.doctor.case import Case
+from agentrl.doctor.checks import ALONE, SERVED, Check
+from agentrl.doctor.findings import Diagnosis, Finding, Section, of_error, problem, skipped, warning
+from agentrl.errors import AgentRLError
+from agentrl.training.interrupt import Interrupts
+
+__all__ = ["Watcher", "examine"]
+
+_GRACE_S = 15.0
+"""How long code may go on past a deadline that it has been told of."""
+_PULSE_S = 0.5
+_FIXES = {
+    "inference.timeout": "mend what hangs there, or raise inference.timeout where it needs more time",
+    "rollout.episode_timeout": "await instead of blocking, or set rollout.mode=subproc, where agents can be ended",
+}
+
+
+class Watcher(Protocol):
+    """Whoever is told of an examination as it goes on; ``found`` and ``stuck`` may come from any thread."""
+
+    def section(self, name: str, doing: str) -> None:
+        """A section begins; ``doing`` says with what."""
+        ...
+
+    def doing(self, what: str) -> None:
+        """What goes on in it now."""
+        ...
+
+    def found(self, section: Section, finding: Finding) -> None:
+        """Something is known about it."""
+        ...
+
+    def raised(self, error: Exception) -> None:
+        """Something raised what nobody foresaw; it is among the findings too."""
+        ...
+
+    def interrupted(self) -> None:
+        """Ctrl-C was pressed, and what runs is being ended."""
+        ...
+
+    def left(self) -> None:
+        """Ctrl-C was pressed again: the process is about to end at once."""
+        ...
+
+    def stuck(self, diagnosis: Diagnosis) -> None:
+        """The main thread hangs in code that cannot be ended, and nothing more can be found out: leave the process."""
+        ...
+
+
+def examine(case: Case, watcher: Watcher) -> Diagnosis:
+    """Examine everything; whatever goes wrong in a section is among its findings.
+
+    Code that hangs is left after ``inference.timeout`` seconds, an agent's after ``rollout.episode_timeout``.
+    Raises nothing but ``KeyboardInterrupt``.
+    """
+    return _Examination(case, watcher).run()
+
+
+class _Examination:
+    def __init__(self, case: Case, watcher: Watcher) -> None:
+        self._case = case
+        self._watcher = watcher
+        self._diagnosis = Diagnosis()
+        self._alarm = Alarm(self._expired)
+        self._check: Check | None = None
+        self._lock = threading.Lock()
+        case.doing, case.warn = watcher.doing, lambda text: self._found(warning(text))
+
+    def run(self) -> Diagnosis:
+        with self._alarm:
+            for check in ALONE:
+                with self._section(check) as possible:
+                    if possible:
+                        self._alarm.set(self._limit(check))
+                        for finding in check.function(self._case):
+                            self._found(finding)
+            try:
+                asyncio.run(self._served())
+            except asyncio.CancelledError as error:
+                raise KeyboardInterrupt from error
+        return self._diagnosis
+
+    async def _served(self) -> None:
+        """The sections for which the engine runs, which the first of them starts."""
+        task = asyncio.current_task()
+        assert task is not None
+        pulse = asyncio.ensure_future(self._pulse())
+        with Interrupts(self._watcher.interrupted, self._watcher.left) as interrupts, interrupts.cancelling(task):
+            try:
+                async with self._case.stack:
+                    for check in SERVED:
+                        with self._section(check) as possible:
+                            if possible:
+                                async for finding in check.function(self._case):
+                                    self._found(finding)
+            except Exception as error:  # What foreign code raises when it is to stop.
+                self._broken(error)
+            finally:
+                pulse.cancel()
+        self._check = None
+
+    async def _pulse(self) -> None:
+        """Put the alarm off for as long as the event loop is not blocked; everything else has deadlines of its own."""
+        while True:
+            self._alarm.set(self._limit(self._check or SERVED[0]))
+            await asyncio.sleep(_PULSE_S)
+
+    @contextlib.contextmanager
+    def _section(self, check: Check) -> Iterator[bool]:
+        """A section; yields whether it can be examined. What is raised within it is found."""
+        blocked = {section.name for section in self._diagnosis.sections if section.blocked}
+        section, self._check, began = Section(check.section), check, time.monotonic()
+        self._diagnosis.sections.append(section)
+        try:
+            if missing := [name for name in check.needs if name in blocked]:
+                self._found(skipped(f"needs {' and '.join(missing)}"))
+            else:
+                self._watcher.section(check.section, check.doing)
+            yield not missing
+        except Exception as error:  # The boundary to what is examined: anything may be wrong with it.
+            self._broken(error)
+        finally:
+            section.seconds = time.monotonic() - began
+
+    def _limit(self, check: Check) -> float:
+        seconds: float = attrgetter(check.deadline)(self._case.config)
+        return seconds + _GRACE_S
+
+    def _broken(self, error: Exception) -> None:
+        if isinstance(error, AgentRLError):
+            self._found(of_error(error))
+        else:
+            self._watcher.raised(error)
+            self._found(problem(describe(error), fix="see where with agentrl --debug doctor", blocks=True))
+
+    def _found(self, finding: Finding) -> None:
+        with self._lock:
+            section = self._diagnosis.sections[-1]
+            section.findings.append(finding)
+            self._watcher.found(section, finding)
+
+    def _expired(self, place: str) -> None:
+        if self._check is None:
+            what, fix = "threads that the agent or a plugin has started do not end", "end them, or make them daemons"
+        else:
+            seconds = attrgetter(self._check.deadline)(self._case.config)
+            what = f"nothing came of {self._check.doing} in {seconds:g} s, and it cannot be ended{place}"
+            fix = _FIXES[self._check.deadline]
+        self._found(problem(what, fix=fix, blocks=True))
+        examined = {section.name for section in self._diagnosis.sections}
+        for check in (*ALONE, *SERVED):
+            if check.section not in examined:
+                self._diagnosis.sections.append(Section(check.section))
+                self._found(skipped(f"needs {self._diagnosis.sections[len(examined) - 1].name}"))
+        self._watcher.stuck(self._diagnosis)

@@ -1,0 +1,160 @@
+"""Groups of episodes: whether anything can be learned from comparing them, what fails, and what is too long."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import fmean, pstdev
+
+from agentrl.config.models import Config
+from agentrl.doctor.agent import FIXES
+from agentrl.doctor.case import Case
+from agentrl.doctor.findings import Finding, note, ok, problem, warning
+from agentrl.errors import RunError
+from agentrl.gateway.contract import SessionSettings
+from agentrl.rollout.episode import Episode, EpisodeKey, Group
+from agentrl.rollout.groups import Batch
+from agentrl.tokens.tree import TokenTree
+from agentrl.training.algorithm import Algorithm
+from agentrl.training.sessions import training_session
+from agentrl.training.task_order import TaskOrder
+
+__all__ = ["group"]
+
+_TASKS = 4
+"""Most tasks that are run."""
+_NEARLY_FULL = 0.9
+_MANY_CUT = 0.25
+_COMPARED = (
+    "choose tasks that succeed now and then, raise rollout.group_size or rollout.temperature, or let the reward "
+    "tell better from worse"
+)
+
+
+async def group(case: Case) -> AsyncIterator[Finding]:
+    """Run the first groups that training would run."""
+    config = case.config
+    tasks = TaskOrder(case.parts.train_tasks, config.seed).take(min(_TASKS, config.rollout.tasks_per_step))
+    batch = Batch("train", case.learner.version + 1, tasks, config.rollout.group_size, partial(_session, case))
+    total = len(tasks) * config.rollout.group_size
+    case.episode_ended = lambda: case.doing(f"running groups of episodes, {len(case.episodes)} of {total} done")
+    began = time.monotonic()
+    case.groups = []
+    with contextlib.suppress(RunError):  # All have failed, which the episodes say better.
+        case.groups = await replace(case.serving.rollout, failure_budget=1.0).run(batch)
+    seconds = time.monotonic() - began
+    failed = [episode for episode in case.episodes if episode.failure is not None]
+    if failed:
+        yield _failures(failed, total, config.rollout.failure_budget)
+    if not case.groups:
+        return
+    for finding in (_rewards(case.groups, case.algorithm), *_lengths(case), *_calls(case.episodes)):
+        yield finding
+    yield _pace(config, total, seconds)
+
+
+def _session(case: Case, key: EpisodeKey) -> SessionSettings:
+    return training_session(case.config, key, case.learner.version)
+
+
+def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
+    failures = [episode.failure for episode in failed if episode.failure is not None]
+    sides = Counter(failure.side for failure in failures)
+    (cause, count), *_ = Counter(f"{failure.side}: {failure.reason}" for failure in failures).most_common(1)
+    text = f"{len(failed)} of {total} episodes failed; commonest, {count} times: {cause}"
+    fix, figures = FIXES[sides.most_common(1)[0][0]], {"failed": len(failed), "of": total, "sides": dict(sides)}
+    if len(failed) > budget * total or len(failed) == total:
+        text = f"{text}; a run ends at more than rollout.failure_budget={budget:g}"
+        return problem(text, fix=fix, like=RunError, blocks=len(failed) == total, **figures)
+    return warning(text, fix=fix, **figures)
+
+
+def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
+    rewards = [episode.reward for group in groups for episode in group.episodes if episode.reward is not None]
+    if not rewards:
+        return warning("the agent rejected every task: none has a reward", fix="return a reward instead of None")
+    apart = sum(_tells_apart(group, algorithm) for group in groups)
+    figures = {
+        "groups": len(groups),
+        "groups_that_differ": apart,
+        "reward_mean": fmean(rewards),
+        "reward_std": pstdev(rewards),
+        "reward_min": min(rewards),
+        "reward_max": max(rewards),
+    }
+    text = (
+        f"{len(rewards)} rewards of {fmean(rewards):.3f} in the mean, deviation {pstdev(rewards):.3f}, from "
+        f"{min(rewards):g} to {max(rewards):g}"
+    )
+    if not apart:
+        alike = f"in none of {len(groups)} groups did one episode do better than another, so nothing can be learned"
+        return warning(f"{text}; {alike}", fix=_COMPARED, **figures)
+    return ok(f"{text}; {apart} of {len(groups)} groups tell better episodes from worse", **figures)
+
+
+def _tells_apart(group: Group, algorithm: Algorithm) -> bool:
+    rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
+    advantages = algorithm.advantage([algorithm.credit(episode) for episode in rewarded])
+    return any(value for by_call in advantages for value in by_call.values())
+
+
+def _lengths(case: Case) -> Iterator[Finding]:
+    context = case.serving.capabilities.context_length
+    longest = max((call.prompt_tokens + call.completion_tokens for e in case.episodes for call in e.calls), default=0)
+    path = max((_depth(episode.tree) for episode in case.episodes), default=0)
+    allowed = case.config.training.tokens_per_batch
+    text = f"the longest call has {longest:,} tokens of a context of {context:,}"
+    figures = {"longest_call_tokens": longest, "context_length": context, "longest_path_tokens": path}
+    if longest > _NEARLY_FULL * context:
+        fix = "give the model a longer context, or bound the agent's history and rollout.max_tokens"
+        yield warning(text, fix=fix, **figures)
+    else:
+        yield ok(text, **figures)
+    if path > allowed:
+        text = f"an episode of {path:,} tokens does not fit training.tokens_per_batch={allowed}"
+        yield problem(text, fix=f"set training.tokens_per_batch to {path} or more", like=RunError, blocks=True)
+
+
+def _depth(tree: TokenTree) -> int:
+    """Tokens on the longest way from the root."""
+    ends: list[int] = []
+    starts: list[int] = []
+    for span in tree.spans:
+        starts.append(starts[span.parent] + span.fork if span.parent >= 0 else 0)
+        ends.append(starts[-1] + len(span.ids))
+    return max(ends, default=0)
+
+
+def _calls(episodes: Sequence[Episode]) -> Iterator[Finding]:
+    calls = [call for episode in episodes for call in episode.calls]
+    cut = sum(call.finish_reason == "length" for call in calls)
+    if cut > _MANY_CUT * len(calls):
+        yield warning(
+            f"{cut} of {len(calls)} completions were cut by max_tokens or the context",
+            fix="raise rollout.max_tokens, or what the agent asks for",
+            truncated=cut,
+            calls=len(calls),
+        )
+    forks = Counter(call.fork_reason for call in calls if call.fork_reason is not None)
+    if forks:
+        reasons = ", ".join(f"{count} for {reason!r}" for reason, count in forks.most_common(3))
+        yield note(f"{forks.total()} of {len(calls)} prompts were rendered anew: {reasons}", forks=dict(forks))
+    mistakes = sum(episode.mistake is not None for episode in episodes)
+    if mistakes:
+        yield note(f"{mistakes} of {len(episodes)} episodes ended with an error of the policy", mistakes=mistakes)
+
+
+def _pace(config: Config, episodes: int, seconds: float) -> Finding:
+    rollout = config.rollout
+    step = rollout.tasks_per_step * rollout.group_size
+    expected = step * seconds / episodes
+    return note(
+        f"{episodes} episodes took {seconds:.1f} s; the {step} of a step would take about {expected:.1f} s",
+        seconds=round(seconds, 3),
+        episodes=episodes,
+        step_seconds=round(expected, 3),
+    )

@@ -1,0 +1,82 @@
+"""Which requirements of an installed distribution are not met, as ``pip check`` sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from agentrl.plugins.versions import CORE
+
+__all__ = ["Unmet", "unmet_requirements", "version_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """A requirement that what is installed does not meet."""
+
+    wanted_by: str
+    """The distribution that declares it."""
+    requirement: Requirement
+    installed: str | None
+    """The version that is installed; ``None`` for none."""
+    direct: bool
+    """Whether the distribution that was asked about declares it, and not one of those that it needs."""
+
+    @property
+    def install(self) -> str:
+        """What pip is to be told."""
+        extras = f"[{','.join(sorted(self.requirement.extras))}]" if self.requirement.extras else ""
+        return f"{self.requirement.name}{extras}{self.requirement.specifier}"
+
+    def __str__(self) -> str:
+        if self.installed is None:
+            return f"{self.wanted_by} needs {self.install}, which is not installed"
+        return f"{self.wanted_by} needs {self.install} and {self.requirement.name} {self.installed} is installed"
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a distribution; ``None`` for none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def unmet_requirements(name: str, extras: tuple[str, ...] = ()) -> list[Unmet]:
+    """Those of the distribution ``name`` with ``extras``, and of everything that it needs in turn.
+
+    Plugins need agentrl-core, which is passed over: their ranges of it are checked before they are loaded.
+    """
+    found: list[Unmet] = []
+    waiting = [(name, extra) for extra in ("", *extras)]
+    seen = set(waiting)
+    while waiting:
+        owner, extra = waiting.pop(0)
+        for requirement in _requirements(owner, extra):
+            project, installed = canonicalize_name(requirement.name), version_of(requirement.name)
+            if project == CORE:
+                continue
+            if installed is None or not requirement.specifier.contains(installed, prereleases=True):
+                found.append(Unmet(owner, requirement, installed, direct=owner == name))
+                continue
+            needed = [(project, of) for of in ("", *requirement.extras) if (project, of) not in seen]
+            seen.update(needed)
+            waiting += needed
+    return found
+
+
+def _requirements(name: str, extra: str) -> Iterator[Requirement]:
+    """What applies here of what ``name`` declares for ``extra``, which is empty for what it always needs."""
+    for line in metadata.requires(name) or ():
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        marker = requirement.marker
+        always = marker is None or marker.evaluate({"extra": ""})
+        if (always and not extra) or (not always and marker is not None and marker.evaluate({"extra": extra})):
+            yield requirement
