@@ -15,7 +15,8 @@ PROMPT = [40, 41, 42, 43]
 
 
 async def completion(folder: Path, sampling: Sampling) -> list[int]:
-    backend = PluginNameBackend(BackendContext(folder), PluginNameBackend.Settings())
+    settings = PluginNameBackend.Settings()
+    backend = PluginNameBackend(BackendContext(folder), settings)
     await backend.start()
     try:
         request = GenerationRequest(PROMPT, sampling)
