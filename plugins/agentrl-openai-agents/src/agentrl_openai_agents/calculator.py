@@ -1,0 +1,36 @@
+"""The example of an agent with a tool: a native one of the SDK, and its reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents import Agent, function_tool
+
+from agentrl_agents.expressions import evaluate
+from agentrl_agents.tasks import question, score
+from agentrl_openai_agents.conversation import converse
+from agentrl_openai_agents.model import Endpoint
+
+__all__ = ["CALCULATOR", "CalculatorAgent"]
+
+
+@function_tool(strict_mode=False)
+def calculator(expression: str) -> str:
+    """Evaluates numbers, + - * and brackets."""
+    return str(evaluate(expression))
+
+
+CALCULATOR = Agent[Any](name="Calculator", instructions="Solve the problem with the calculator.", tools=[calculator])
+"""As an application has it: it knows nothing of agentrl."""
+
+
+class CalculatorAgent:
+    """Asks ``CALCULATOR``. The reward is 1 for the right number, 0 for any other."""
+
+    def __init__(self, max_turns: int = 3) -> None:
+        self.max_turns = max_turns
+
+    async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any, model: str) -> float:
+        endpoint = Endpoint(base_url, api_key, http_client, model)
+        answer = await converse(CALCULATOR, [question(data)], endpoint, max_turns=self.max_turns)
+        return score(answer, data)

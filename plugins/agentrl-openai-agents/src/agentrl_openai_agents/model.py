@@ -1,0 +1,59 @@
+"""The policy as the SDK sees it: a model of the chat completions API, made anew for each episode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agents import ModelBehaviorError, ModelResponse, OpenAIChatCompletionsModel
+from agents.items import TResponseStreamEvent
+from openai import AsyncOpenAI
+
+__all__ = ["Endpoint", "PolicyModel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an episode's calls go: what agentrl gives an agent."""
+
+    base_url: str
+    api_key: str
+    http_client: Any
+    model: str
+
+
+class PolicyModel(OpenAIChatCompletionsModel):
+    """Goes into a ``RunConfig``, where it replaces the models of all agents that take part.
+
+    ``failure`` is the first error in which a call ended and which is not the policy's. The SDK tells the policy of
+    one inside an agent that is used as a tool, as that tool's output; an episode must not be trained on that.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        client = AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key, http_client=endpoint.http_client)
+        # Strict: what chat completions cannot express is an error, where it would be dropped.
+        super().__init__(endpoint.model, client, strict_feature_validation=True)
+        self.failure: Exception | None = None
+
+    async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
+        """See ``agents.Model.get_response``."""
+        with self._noting():
+            return await super().get_response(*args, **kwargs)
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
+        """See ``agents.Model.stream_response``."""
+        with self._noting():
+            async for event in super().stream_response(*args, **kwargs):
+                yield event
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except ModelBehaviorError:
+            raise
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
