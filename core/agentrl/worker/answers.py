@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import sys
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,19 @@ from agentrl.errors import AgentError, PolicyError
 from agentrl.redaction import redact
 from agentrl.worker.protocol import LONGEST, encode, error_to_json, unfit
 
-__all__ = ["done", "failed"]
+__all__ = ["done", "failed", "say"]
 
 _CORE = Path(agentrl.__file__).parent
+_TRACEBACK_CHARACTERS = 20_000
 
 
 def done(episode: object, returned: Any) -> bytes:
     """The answer for an agent that returned, or a failure where that cannot be sent."""
     try:
-        return _fitting({"type": "done", "id": episode, "returned": returned}, "what the agent returned", returned)
+        if inspect.iscoroutine(returned):
+            returned.close()
+            raise AgentError("the agent is a plain function that returned a coroutine", fix="make it `async def`")
+        return _line({"type": "done", "id": episode, "returned": returned}, returned, "returned")
     except AgentError as error:
         return failed(episode, error)
 
@@ -30,29 +35,34 @@ def done(episode: object, returned: Any) -> bytes:
 def failed(episode: object, error: BaseException) -> bytes:
     """The answer for an agent that raised. Unless that is an outcome, the traceback goes to standard error."""
     if not isinstance(error, PolicyError):
-        print(f"episode {episode} failed:\n{_authors_traceback(error)}", end="", file=sys.stderr, flush=True)
+        say(f"episode {episode} failed:\n{_authors_traceback(error)}")
+    content = error_to_json(error)
     try:
-        answer = getattr(error, "answer", None)
-        return _fitting({"type": "failed", "id": episode, "error": error_to_json(error)}, "the policy's answer", answer)
+        return _line({"type": "failed", "id": episode, "error": content}, content.get("answer"), "answer")
     except AgentError as unsendable:
         return failed(episode, unsendable)
 
 
-def _fitting(message: dict[str, Any], what: str, value: Any) -> bytes:
-    """``message`` as a line, if all of ``value`` in it arrives. Raises ``AgentError`` where it would not."""
-    if inspect.iscoroutine(value):
-        value.close()
-        raise AgentError("the agent is a plain function that returned a coroutine", fix="make it `async def`")
+def say(text: str) -> None:
+    """Write to standard error itself: what an agent has put in the place of ``sys.stderr`` may do anything."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
+
+
+def _line(message: dict[str, Any], value: Any, at: str) -> bytes:
+    """``message``, if ``value`` in it arrives as it is. Raises ``AgentError`` where it would not."""
     try:
-        fault = unfit(value, what)
-        if fault is None:
-            line = encode(message)
-    except Exception as error:
-        fault = f"{what}, which raises {describe(error)}"
-    if fault is not None:
-        raise AgentError(f"JSON cannot carry {fault}", fix="return a number, or what is made of dicts, lists and text")
+        fault = unfit(value, at)
+        line = b"" if fault else encode(message)
+    except Exception as error:  # The value is the agent's, and may do anything when it is looked at.
+        fault = f"{at}, with {describe(error)}"
+    if fault:
+        raise AgentError(
+            f"what the agent returned cannot be sent as JSON: {fault}",
+            fix="return a number, or an answer made of dicts, lists, text and numbers",
+        )
     if len(line) > LONGEST:
-        raise AgentError(f"{what} takes {len(line)} bytes, more than {LONGEST}", fix="return what the reward needs")
+        raise AgentError(f"what the agent returned takes {len(line)} bytes, more than {LONGEST}", fix="return less")
     return line
 
 
@@ -61,4 +71,5 @@ def _authors_traceback(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(_CORE):
         trace = trace.tb_next
-    return redact("".join(traceback.format_exception(type(error), error, trace or error.__traceback__)))
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    return redact(text)[-_TRACEBACK_CHARACTERS:]

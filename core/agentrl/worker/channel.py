@@ -47,5 +47,6 @@ class Channel:
 
     def _close_in_child(self) -> None:
         # Not with close(): the file object that reads, in a thread that the child does not have, defers that.
-        os.close(self._socket.detach())
+        if self._socket.fileno() >= 0:
+            os.close(self._socket.detach())
         self._lock = threading.Lock()

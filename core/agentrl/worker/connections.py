@@ -17,7 +17,7 @@ class Connections:
 
     It is async for an async agent; any number of its calls may be under way. It behaves like the client that the
     SDK makes for itself: ten minutes for an answer, and proxies from the environment, for what an agent's tools
-    send elsewhere (the gateway is always reached directly; see ``loading``).
+    send elsewhere (the variables of the process name the gateway's host among those that are reached directly).
     """
 
     def __init__(self, agent: BoundAgent) -> None:

@@ -18,6 +18,7 @@ from agentrl.worker.answers import done, failed
 from agentrl.worker.connections import Connections
 from agentrl.worker.forks import end_if_forked, end_loop_in_forks
 from agentrl.worker.inbox import Inbox
+from agentrl.worker.loop import WorkerLoop
 from agentrl.worker.protocol import Message, encode
 from agentrl.worker.variables import endpoint_variables, enter_episode
 
@@ -29,63 +30,71 @@ _EPISODE: ContextVar[object] = ContextVar("agentrl_episode", default=None)
 
 
 def run_coroutines(agent: BoundAgent, inbox: Inbox, send: Callable[[bytes], None]) -> None:
-    """Run episodes until the rollout says ``stop``; then cancel those that are left.
+    """Run episodes until the rollout says ``stop``, and cancel those that are left.
 
-    What an agent raises to leave the interpreter ends its task, as anything else that it raises, and the loop goes on.
+    Raises ``ValueError`` for a message that makes no sense.
     """
     worker = os.getpid()
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+    with asyncio.Runner(loop_factory=WorkerLoop) as runner:
         loop = runner.get_loop()
-        serving = loop.create_task(_Coroutines(agent, inbox, send).serve())
+        serving = loop.create_task(_Coroutines(agent, inbox, send, loop).serve())
         while not serving.done():
             try:
                 loop.run_until_complete(serving)
             except (SystemExit, KeyboardInterrupt) as error:
+                # Of a task or callback of the agent's. Its episode sees it where it waits for that; the loop goes on.
                 end_if_forked(worker, error)
 
 
 class _Coroutines:
-    def __init__(self, agent: BoundAgent, inbox: Inbox, send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, agent: BoundAgent, inbox: Inbox, send: Callable[[bytes], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._agent = agent
         self._inbox = inbox
         self._send = send
+        self._loop = loop
         self._connections = Connections(agent)
         self._worker = os.getpid()
         self._tasks: dict[object, asyncio.Task[bytes]] = {}
         self._cancelled: set[object] = set()
         self._owners: WeakKeyDictionary[asyncio.Task[Any], object] = WeakKeyDictionary()
-        self._stop = asyncio.Event()
+        self._stopped: asyncio.Future[None] = loop.create_future()
 
     async def serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_task_factory(self._owned)  # type: ignore[arg-type]  # A generic protocol
+        self._loop.set_task_factory(self._owned)  # type: ignore[arg-type]  # A protocol of generic functions.
         end_loop_in_forks(self._loop)
         self._inbox.wake_with(lambda: self._loop.call_soon_threadsafe(self._take))
-        watchdog = LoopWatchdog(
-            self._agent.name, self._report, deadline=math.inf, harms=self._holds_others_up, fix=_FIX
-        )
-        async with watchdog:
-            await self._stop.wait()
+        async with LoopWatchdog(self._agent.name, self._report, deadline=math.inf, harms=self._harms, fix=_FIX):
+            await self._stopped
+        for episode in list(self._tasks):
+            self._cancel(episode)
 
     def _take(self) -> None:
-        for message in self._inbox.waiting():
-            match message["type"]:
-                case "run":
-                    self._start(message)
-                case "cancel":
-                    self._cancel(message["id"])
-                case "stop":
-                    self._stop.set()
-                case other:
-                    raise ValueError(f"a worker that has loaded its agent takes no {other!r}")
+        try:
+            for message in self._inbox.waiting():
+                self._obey(message)
+        except (LookupError, TypeError, ValueError) as error:
+            self._stopped.set_exception(ValueError(f"{type(error).__name__}: {error}"))
 
-    def _start(self, run: Message) -> None:
-        episode = run["id"]
-        connection = run["connection"]
+    def _obey(self, message: Message) -> None:
+        match message["type"]:
+            case "run":
+                self._start(message["id"], message["data"], message["connection"])
+            case "cancel":
+                self._cancel(message["id"])
+            case "stop":
+                self._stopped.set_result(None)
+            case other:
+                raise ValueError(f"{other!r} to a worker that has its agent")
+
+    def _start(self, episode: object, data: Any, connection: Message) -> None:
+        if episode in self._tasks:
+            raise ValueError(f"episode {episode} runs already")
         context = contextvars.copy_context()
         context.run(enter_episode, endpoint_variables(connection["base_url"], connection["api_key"]))
         context.run(_EPISODE.set, episode)
-        task = context.run(self._loop.create_task, self._answer(episode, run["data"], connection))
+        task = context.run(self._loop.create_task, self._answer(episode, data, connection))
         self._tasks[episode] = task
         task.add_done_callback(lambda ended: self._ended(episode, ended))
 
@@ -97,7 +106,7 @@ class _Coroutines:
         except BaseException as error:  # An agent may do nothing that ends more than its episode.
             end_if_forked(self._worker, error)
             return failed(episode, error)
-        end_if_forked(self._worker, None)
+        end_if_forked(self._worker)
         return done(episode, returned)
 
     def _ended(self, episode: object, task: asyncio.Task[bytes]) -> None:
@@ -123,7 +132,8 @@ class _Coroutines:
         self._owners[task] = _EPISODE.get()
         return task
 
-    def _holds_others_up(self) -> bool:
+    def _harms(self) -> bool:
+        """Whether a loop that does not move holds anybody up."""
         return len(self._tasks) > 1 or not self._inbox.empty
 
     def _report(self, message: str) -> None:

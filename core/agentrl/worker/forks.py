@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import NoReturn
+from collections.abc import Callable
+from typing import TypeVar
 
-__all__ = ["end_if_forked", "end_loop_in_forks"]
+__all__ = ["end_if_forked", "end_loop_in_forks", "ending_in_forks"]
+
+T = TypeVar("T")
 
 
-def end_if_forked(worker: int, error: BaseException | None) -> None:
-    """End a copy of the process ``worker`` whose agent code is over, as a script would, and return in ``worker``."""
-    if os.getpid() != worker:
-        _end(error)
+def end_if_forked(worker: int, error: BaseException | None = None) -> None:
+    """Return in the process ``worker``; in a copy of it, whose code is over, end as a script that ends so would."""
+    if os.getpid() == worker:
+        return
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        os._exit((error.code or 0) & 0xFF)
+    os._exit(0 if error is None else 1)
+
+
+def ending_in_forks(run: Callable[[], T]) -> Callable[[], T]:
+    """``run`` for a thread of this process, which a copy of the process made in it is not to go on with."""
+    worker = os.getpid()
+
+    def guarded() -> T:
+        try:
+            result = run()
+        except BaseException as error:
+            end_if_forked(worker, error)
+            raise
+        end_if_forked(worker)
+        return result
+
+    return guarded
 
 
 def end_loop_in_forks(loop: asyncio.AbstractEventLoop) -> None:
@@ -27,9 +49,3 @@ def end_loop_in_forks(loop: asyncio.AbstractEventLoop) -> None:
         loop.call_soon(os._exit, 0)
 
     os.register_at_fork(after_in_child=end_next)
-
-
-def _end(error: BaseException | None) -> NoReturn:
-    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
-        os._exit((error.code or 0) & 0xFF)
-    os._exit(0 if error is None else 1)

@@ -105,8 +105,8 @@ def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
 def error_to_json(error: BaseException) -> dict[str, Any]:
     """What an agent, or loading one, raised."""
     if isinstance(error, AgentRLError):
-        answer = {"answer": error.answer} if isinstance(error, errors.PolicyError) else {}
-        return {"kind": _kind(error), "message": redact(str(error.message)), "fix": error.fix, **answer}
+        answer = {"answer": getattr(error, "answer", "")} if isinstance(error, errors.PolicyError) else {}
+        return {"kind": _kind(error), "message": _message(error), "fix": getattr(error, "fix", None), **answer}
     return {"kind": None, "message": describe(error), "fix": None, "api_error": is_api_error(error)}
 
 
@@ -116,6 +116,11 @@ def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
     extra = {"answer": error["answer"]} if kind is errors.PolicyError else {}
     made: AgentRLError = kind(error["message"], fix=error["fix"], **extra)
     return made
+
+
+def _message(error: AgentRLError) -> str:
+    """A class derived elsewhere need not have called ours when it was made."""
+    return redact(str(error.message)) if hasattr(error, "message") else describe(error)
 
 
 def _kind(error: AgentRLError) -> str:

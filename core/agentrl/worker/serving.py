@@ -13,6 +13,7 @@ from agentrl.agents.binding import BoundAgent
 from agentrl.errors import PluginError, one_line
 from agentrl.plugins.versions import core_version
 from agentrl.redaction import redact_every_log
+from agentrl.worker.answers import say
 from agentrl.worker.channel import Channel
 from agentrl.worker.coroutines import run_coroutines
 from agentrl.worker.forks import end_if_forked
@@ -35,7 +36,7 @@ def serve(channel: Channel) -> int:
     try:
         if _greet(inbox.get(), channel.send):
             _work(inbox, channel.send)
-    except (ValueError, KeyError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         return _broken(error)
     return 0
 
@@ -43,7 +44,7 @@ def serve(channel: Channel) -> int:
 def _greet(hello: Message, send: Callable[[bytes], None]) -> bool:
     """Answer ``hello``; whether it is of this protocol."""
     if hello["type"] != "hello":
-        raise ValueError(f"it began with {hello['type']!r}")
+        raise ValueError(f"{hello['type']!r} instead of 'hello'")
     send(encode({"type": "hello", "protocol": PROTOCOL, "core": _core(), "python": platform.python_version()}))
     return hello.get("protocol") == PROTOCOL
 
@@ -60,7 +61,7 @@ def _work(inbox: Inbox, send: Callable[[bytes], None]) -> None:
     if message["type"] == "stop":
         return
     if message["type"] != "load":
-        raise ValueError(f"it wants {message['type']!r} of a worker without an agent")
+        raise ValueError(f"{message['type']!r} to a worker without an agent")
     agent = _load(message, send)
     if agent is None:
         while inbox.get()["type"] != "stop":
@@ -98,7 +99,7 @@ def _listen(channel: Channel, inbox: Inbox) -> None:
 
 
 def _broken(error: Exception) -> int:
-    print(f"agentrl.worker: the rollout broke the protocol: {one_line(error)}", file=sys.stderr, flush=True)
+    say(f"agentrl.worker: the rollout broke the protocol: {one_line(error)}\n")
     return 1
 
 

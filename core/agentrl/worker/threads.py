@@ -6,6 +6,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from agentrl.agents.binding import BoundAgent
 from agentrl.worker.answers import done, failed
@@ -19,31 +20,42 @@ __all__ = ["run_threads"]
 
 
 def run_threads(agent: BoundAgent, inbox: Inbox, send: Callable[[bytes], None]) -> None:
-    """Run episodes until the rollout says ``stop``. Nothing can cancel a thread: ``cancel`` is not heard."""
-    connections = Connections(agent)
-    worker = os.getpid()
+    """Run episodes until the rollout says ``stop``. ``cancel`` is not heard: nothing can cancel a thread.
 
-    def run(message: Message) -> None:
-        connection = message["connection"]
-        enter_episode(endpoint_variables(connection["base_url"], connection["api_key"]))
-        send(_answer(agent, message, connections, worker))
-
+    Raises ``ValueError`` for a message that makes no sense.
+    """
+    threads = _Threads(agent, send)
     while (message := inbox.get())["type"] != "stop":
         match message["type"]:
             case "run":
-                context = contextvars.copy_context()
-                threading.Thread(target=context.run, args=(run, message), name="episode", daemon=True).start()
+                threads.start(message["id"], message["data"], message["connection"])
             case "cancel":
                 pass
             case other:
-                raise ValueError(f"a worker that has loaded its agent takes no {other!r}")
+                raise ValueError(f"{other!r} to a worker that has its agent")
 
 
-def _answer(agent: BoundAgent, run: Message, connections: Connections, worker: int) -> bytes:
-    try:
-        returned = agent.call(run["data"], connections.of(run["connection"]))
-    except BaseException as error:  # An agent may do nothing that ends more than its episode.
-        end_if_forked(worker, error)
-        return failed(run["id"], error)
-    end_if_forked(worker, None)
-    return done(run["id"], returned)
+class _Threads:
+    def __init__(self, agent: BoundAgent, send: Callable[[bytes], None]) -> None:
+        self._agent = agent
+        self._send = send
+        self._connections = Connections(agent)
+        self._worker = os.getpid()
+
+    def start(self, episode: object, data: Any, connection: Message) -> None:
+        context = contextvars.copy_context()
+        context.run(enter_episode, endpoint_variables(connection["base_url"], connection["api_key"]))
+        run = (self._run, episode, data, connection)
+        threading.Thread(target=context.run, args=run, name=f"episode-{episode}", daemon=True).start()
+
+    def _run(self, episode: object, data: Any, connection: Message) -> None:
+        self._send(self._answer(episode, data, connection))
+
+    def _answer(self, episode: object, data: Any, connection: Message) -> bytes:
+        try:
+            returned = self._agent.call(data, self._connections.of(connection))
+        except BaseException as error:  # An agent may do nothing that ends more than its episode.
+            end_if_forked(self._worker, error)
+            return failed(episode, error)
+        end_if_forked(self._worker)
+        return done(episode, returned)
