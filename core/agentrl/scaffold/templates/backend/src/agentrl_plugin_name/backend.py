@@ -107,7 +107,9 @@ class PluginNameBackend:
         for name in ("top_p", "top_k", "stop", "top_logprobs"):
             if getattr(sampling, name) != getattr(PLAIN, name):
                 raise UnsupportedSampling(f"this backend has no {name}")
-        if not all(0 <= token < known for token in prompt):
+        if not sampling.temperature >= 0:
+            raise UnsupportedSampling("a temperature is a number from 0 up")
+        if not prompt or not all(0 <= token < known for token in prompt):
             raise BackendError(f"the model's token ids are 0 to {known - 1}")
         room = self._context - len(prompt)
         if room < 1:
