@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from agentrl.agents.binding import BoundAgent, bind_agent
-from agentrl.errors import BackendError, ConfigError, UnsupportedSampling
+from agentrl.agents.naming import reference_of
+from agentrl.config.models import Config
+from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling
 from agentrl.plugins import Plugins
-from agentrl.rewards import call_reward, load_reward
-from agentrl.rollout.inline import InlineRunner
-from agentrl.tasks import TaskSet, load_tasks
+from agentrl.tasks import Task, TaskSet, load_tasks
+from agentrl.testing.clients import settings_of
 from agentrl.testing.mistakes import MISTAKES, Tool
 from agentrl.testing.parts import MISSING, PartName, as_part, given
 from agentrl.testing.scripted import Completion, Script
@@ -23,167 +22,246 @@ from agentrl.worker.protocol import unfit
 
 __all__ = ["AgentConformance"]
 
-_REFUSED_CALLS = 10
-"""How often an agent may ask again for what was refused for good."""
+_AGAIN = 10
+"""How often an agent may ask for what is refused for good."""
+
+Mode = Literal["auto", "inline", "subproc"]
 
 
 class AgentConformance:
-    """Tests of one agent. Subclass it with a name that begins with ``Test``, and set ``agent``."""
+    """Tests of one agent. Subclass it with a name that begins with ``Test``, and set ``agent``.
+
+    Its episodes run as in training, on the real gateway, with the tokenizer and template of the model ``tiny``;
+    what the policy writes comes from a script.
+    """
 
     agent: ClassVar[Any] = MISSING
     """A registered name or a reference, or the agent itself: a class, an instance, a function, or an object of a
     framework whose plugin is installed."""
     kwargs: ClassVar[Mapping[str, Any]] = {}
     """As ``agent.kwargs`` in a config."""
+    python: ClassVar[str | None] = None
+    """As ``agent.python``."""
+    env: ClassVar[Sequence[str]] = ()
+    """As ``agent.env``."""
+    mode: ClassVar[Mode] = "auto"
+    """As ``rollout.mode``: ``subproc`` for an agent that is not async, or reads its endpoint from the environment."""
+    override: ClassVar[Mapping[str, Any]] = {}
+    """As ``rollout.override``, for an agent that sets fields which cannot be trained."""
     tasks: ClassVar[PartName] = "arithmetic"
-    """The task set that it works on, of which two tasks are used."""
+    """The task set that it works on; the first two tasks are used."""
     reward: ClassVar[PartName | None] = None
     """The reward that scores its answer; ``None`` where it returns its own."""
     completions: ClassVar[Sequence[Completion]] = ("It is 42.",)
     """What the policy writes in an episode that ends well; the last again for ever."""
     tools: ClassVar[Sequence[str]] = ()
-    """Names of its tools, where its first request does not offer them."""
-    override: ClassVar[Mapping[str, Any]] = {}
-    """As ``rollout.override`` in a config, where it sets fields that cannot be trained."""
+    """Names of its tools, where its first episode does not offer them to the model."""
     append_only: ClassVar[bool] = False
-    """Whether it claims that each call continues the last one's messages, so that the token tree never forks."""
+    """Whether it claims that each call continues the messages of the one before, so that the token tree never forks."""
     timeout: ClassVar[float] = 10.0
     """Seconds that an episode may take."""
     most_calls: ClassVar[int] = 50
-    """How many calls an episode may make however the policy answers."""
+    """Calls that an episode may make however the policy answers."""
+
+    @classmethod
+    def config(cls, *, mode: Mode | None = None, kwargs: Mapping[str, Any] | None = None) -> Config:
+        """What a run of this agent would be given."""
+        agent = given(cls, "agent")
+        return Config.model_validate(
+            {
+                "agent": {
+                    "name": agent if isinstance(agent, str) else reference_of(agent),
+                    "kwargs": dict(cls.kwargs if kwargs is None else kwargs),
+                    "python": cls.python,
+                    "env": list(cls.env),
+                },
+                "reward": cls.reward,
+                "rollout": {
+                    "mode": mode or cls.mode,
+                    "episode_timeout": cls.timeout,
+                    "override": dict(cls.override),
+                    "max_workers": 2,
+                    "concurrency": 2,
+                },
+            }
+        )
+
+    @classmethod
+    def staged(cls, *, mode: Mode | None = None, kwargs: Mapping[str, Any] | None = None) -> Stage:
+        """The agent as a run would have it, not started."""
+        agent = given(cls, "agent")
+        return Stage(cls.config(mode=mode, kwargs=kwargs), None if isinstance(agent, str) else agent)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def bind(cls) -> Callable[[Mapping[str, Any]], BoundAgent]:
-        """Binds the agent to kwargs."""
-        target = given(cls, "agent")
-        plugins = Plugins()
-        found = plugins.get("agents", target) if isinstance(target, str) else target
-        name = target if isinstance(target, str) else cls.__name__
-        return lambda kwargs: bind_agent(plugins.adapt_agent(found), kwargs, name=name)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def stage(cls, bind: Callable[[Mapping[str, Any]], BoundAgent]) -> Iterator[Stage]:
+    def stage(cls) -> Iterator[Stage]:
         """Runs episodes of the agent."""
-        plugins = Plugins()
-        score = None if cls.reward is None else partial(call_reward, load_reward(plugins, as_part(cls.reward)))
-        stage = Stage(InlineRunner(bind(cls.kwargs)), score, cls.timeout, cls.override)
-        yield stage
-        stage.close()
+        with cls.staged() as stage:
+            yield stage
 
     @pytest.fixture(scope="class")
     @classmethod
-    def task_set(cls) -> TaskSet:
-        """The tasks."""
-        return load_tasks(Plugins(), as_part(cls.tasks))
+    def two_tasks(cls) -> list[Task]:
+        """Tasks of its set: two, or the only one twice."""
+        tasks: TaskSet = load_tasks(Plugins(), as_part(cls.tasks))
+        return [copy.deepcopy(tasks[index % len(tasks)]) for index in range(2)]
+
+    @pytest.fixture
+    def task(self, two_tasks: list[Task]) -> Task:
+        """One of them."""
+        return copy.deepcopy(two_tasks[0])
 
     @pytest.fixture(scope="class")
     @classmethod
-    def tool(cls, stage: Stage, task_set: TaskSet) -> Tool:
-        """A tool of the agent; one of another name where it has none."""
+    def tool(cls, stage: Stage, two_tasks: list[Task]) -> Tool:
+        """A tool of the agent; one that it does not have where it has none."""
         if cls.tools:
             return Tool(cls.tools[0])
-        (played,) = stage.play(cls.completions, task_set[0])
+        (played,) = stage.play(cls.completions, two_tasks[0])
         offered = [tool["function"] for call in played.episode.calls for tool in call.request.get("tools") or ()]
         return Tool(offered[0]["name"], offered[0].get("parameters") or {}) if offered else Tool("calculator")
 
-    def test_its_name_means_an_agent_that_takes_its_kwargs(self, bind: Callable[..., BoundAgent]) -> None:
-        bind(self.kwargs)
+    def test_it_is_found_and_takes_its_kwargs(self, stage: Stage) -> None:
+        assert stage.agent
 
-    def test_a_kwarg_that_it_does_not_take_is_refused(self, bind: Callable[..., BoundAgent]) -> None:
-        with contextlib.suppress(ConfigError):
-            bind({**self.kwargs, "no_such_kwarg": 1})
+    def test_a_kwarg_that_it_does_not_take_is_refused(self) -> None:
+        try:
+            self.staged(kwargs={**self.kwargs, "no_such_kwarg": 1})
+        except ConfigError as error:
+            if "no_such_kwarg" not in str(error):
+                raise
+        else:
             pytest.skip("it takes any keyword, so that a misspelt one cannot be told")
 
-    def test_it_calls_the_model_and_every_call_is_captured(self, stage: Stage, task_set: TaskSet) -> None:
-        (played,) = stage.play(self.completions, task_set[0])
+    def test_it_calls_the_model_and_every_call_is_captured(self, stage: Stage, task: Task) -> None:
+        (played,) = stage.play(self.completions, task)
         _ended(played)
-        assert played.episode.calls, "the episode made no call of the model that its session captured"
+        calls = len(played.episode.calls)
+        assert calls, "the episode ended without a call of the model that its session has captured"
         answered = len(stage.backend.requests) - stage.backend.cancelled
-        assert len(played.episode.calls) == answered
+        assert calls == answered, f"of {answered} calls that the model answered, the session has captured {calls}"
 
-    def test_an_episode_ends_in_a_reward_or_a_rejection(self, stage: Stage, task_set: TaskSet) -> None:
-        for played in stage.play(self.completions, *_two(task_set)):
+    def test_an_episode_ends_in_a_reward_or_a_rejection(self, stage: Stage, two_tasks: list[Task]) -> None:
+        for played in stage.play(self.completions, *two_tasks):
             _ended(played)
 
-    def test_json_can_carry_what_it_returns(self, stage: Stage, task_set: TaskSet) -> None:
-        (played,) = stage.play(self.completions, task_set[0])
+    def test_json_can_carry_what_it_returns(self, stage: Stage, task: Task) -> None:
+        (played,) = stage.play(self.completions, task)
         _ended(played)
         fault = unfit(played.returned, "what run() returned")
-        assert fault is None, f"JSON cannot carry {fault}: such an agent cannot run in a worker process"
+        assert fault is None, f"JSON cannot carry {fault}: it could not run in a worker process"
 
-    def test_an_episode_leaves_nothing_behind_for_the_next(self, stage: Stage, task_set: TaskSet, tool: Tool) -> None:
-        script = self._conversation(tool)
-        first, second = (stage.play(script, task_set[0])[0] for _ in range(2))
-        assert _shape(first) == _shape(second), "the same task and completions, run again, came out differently"
+    def test_an_episode_leaves_nothing_behind_for_the_next(self, stage: Stage, task: Task, tool: Tool) -> None:
+        before = copy.deepcopy(task)
+        first, second = (_shape(stage.play(self._conversation(tool), task)[0]) for _ in range(2))
+        assert task == before, "it changed the task of others: its copy is not its own"
+        assert first == second, f"the same task with the same completions came to {first}, and then to {second}"
 
-    def test_episodes_at_once_do_not_mix(self, stage: Stage, task_set: TaskSet, tool: Tool) -> None:
-        tasks = _two(task_set)
+    def test_episodes_at_once_do_not_mix(self, stage: Stage, two_tasks: list[Task], tool: Tool) -> None:
         script = self._conversation(tool)
-        alone = [stage.play(script, task)[0] for task in tasks]
-        together = stage.play(script, *tasks)
-        assert [_shape(each) for each in together] == [_shape(each) for each in alone]
+        alone, again = ([stage.play(script, task)[0] for task in two_tasks] for _ in range(2))
+        together = stage.play(script, *two_tasks, gather=not stage.config.runs_in_workers)
+        if stage.backend.alone:
+            pytest.fail(
+                f"while an episode waits for the model no other goes on; {' '.join(stage.warnings)}".rstrip("; ")
+            )
+        repeats = [_told(each) for each in alone] == [_told(each) for each in again]
+        seen = _told if repeats else _shape  # Texts may hold a time, or an id.
+        for beside, by_itself in zip(together, alone, strict=True):
+            assert seen(beside) == seen(by_itself), "beside another episode it went otherwise than by itself"
 
     @pytest.mark.parametrize("mistake", MISTAKES)
-    def test_a_mistake_of_the_policy_is_an_outcome(
-        self, mistake: str, stage: Stage, task_set: TaskSet, tool: Tool
-    ) -> None:
-        (played,) = stage.play([MISTAKES[mistake](tool), *self.completions], task_set[0])
+    def test_a_mistake_of_the_policy_is_an_outcome(self, mistake: str, stage: Stage, task: Task, tool: Tool) -> None:
+        (played,) = stage.play([MISTAKES[mistake](tool), *self.completions], task)
         _ended(played)
 
     @pytest.mark.parametrize("mistake", MISTAKES)
-    def test_a_policy_that_never_learns_better_is_an_outcome(
-        self, mistake: str, stage: Stage, task_set: TaskSet, tool: Tool
+    def test_a_mistake_that_is_made_for_ever_is_an_outcome(
+        self, mistake: str, stage: Stage, task: Task, tool: Tool
     ) -> None:
-        (played,) = stage.play(self._for_ever(MISTAKES[mistake](tool)), task_set[0])
-        asked = played.asked
-        assert asked <= self.most_calls, f"it asked {self.most_calls} times and would have gone on: limit its turns"
+        over = UnsupportedSampling("the test ends an episode that makes too many calls")
+        (played,) = stage.play([MISTAKES[mistake](tool)] * self.most_calls + [over], task)
+        if played.asked > self.most_calls:
+            pytest.fail(f"it made {self.most_calls} calls and would have gone on: limit its turns", pytrace=False)
         _ended(played)
 
-    def test_a_refused_request_ends_the_episode(self, stage: Stage, task_set: TaskSet) -> None:
-        (played,) = stage.play([UnsupportedSampling("refused by the test")], task_set[0])
-        failure = played.episode.failure
-        assert failure is not None, f"its call was refused, and it ended as if nothing were wrong: {played.returned!r}"
-        assert failure.side == "gateway", f"its call was refused by the gateway, and it failed as: {failure}"
-        assert played.asked <= _REFUSED_CALLS, f"it asked {played.asked} times for what was refused for good"
+    @pytest.mark.parametrize("error", [PromptTooLong, UnsupportedSampling], ids=lambda kind: kind.__name__)
+    def test_a_request_that_is_refused_for_good_fails_the_episode(
+        self, error: type[BackendError], stage: Stage, task: Task
+    ) -> None:
+        (played,) = stage.play([error("refused by the test")], task)
+        _failed(played, "gateway", "its call was refused with status 400")
+        assert played.asked <= _AGAIN, f"it asked {played.asked} times for what was refused for good"
 
-    def test_a_backend_that_fails_is_named(self, stage: Stage, task_set: TaskSet) -> None:
-        (played,) = stage.play([BackendError("broken by the test")], task_set[0])
-        failure = played.episode.failure
-        assert failure is not None, f"the backend failed, and it ended as if nothing were wrong: {played.returned!r}"
-        assert failure.side == "backend", f"the backend failed, and it was put down to: {failure}"
+    def test_a_backend_that_fails_fails_the_episode(self, stage: Stage, task: Task) -> None:
+        (played,) = stage.play([BackendError("broken by the test")], task)
+        _failed(played, "backend", "the backend broke")
 
-    def test_its_history_is_append_only(self, stage: Stage, task_set: TaskSet, tool: Tool) -> None:
-        (played,) = stage.play(self._conversation(tool), task_set[0])
-        reasons = [call.fork_reason for call in played.episode.calls if call.fork_reason]
-        if self.append_only:
-            assert not reasons
-        elif reasons:
-            pytest.skip(f"{len(reasons)} of {len(played.episode.calls)} calls fork the token tree: {reasons[0]}")
+    def test_the_client_that_all_share_is_as_it_was(self, stage: Stage, task: Task) -> None:
+        before = settings_of(stage.gateway.http_client())
+        stage.play(self.completions, task)
+        after = settings_of(stage.gateway.http_client())
+        assert after == before, f"it changed the HTTP client that all episodes share: {after} was {before}"
+        assert stage.ask_alone("Hello") == "Hello", "after it, the HTTP client that all share does not work"
+
+    @pytest.mark.parametrize("credential", ["base_url", "api_key"])
+    def test_either_credential_is_enough(self, credential: str, stage: Stage, task: Task) -> None:
+        needed = {"base_url", "api_key"} | ({"http_client"} if credential == "api_key" else set())
+        if not stage.takes(needed):
+            pytest.skip(f"its run() does not take all of {', '.join(sorted(needed))}, or not in this process")
+        other = {"base_url": "http://elsewhere.invalid/v1"} if credential == "api_key" else {"api_key": "sk-other"}
+        (played,) = stage.play(self.completions, task, **other)
+        _ended(played)
+        assert played.episode.calls, f"with the session's {credential} alone, none of its calls was captured"
+
+    def test_its_history_is_append_only(self, stage: Stage, task: Task, tool: Tool) -> None:
+        (played,) = stage.play(self._conversation(tool), task)
+        calls = played.episode.calls
+        forks = [call.fork_reason for call in calls if call.fork_reason]
+        if forks and self.append_only:
+            pytest.fail(f"{len(forks)} of {len(calls)} calls fork the token tree: {forks[0]}", pytrace=False)
+        elif forks:
+            pytest.skip(f"{len(forks)} of {len(calls)} calls fork the token tree, which costs tokens: {forks[0]}")
+
+    def test_it_runs_in_a_worker_process_as_well(self, stage: Stage, two_tasks: list[Task], tool: Tool) -> None:
+        if stage.config.runs_in_workers:
+            pytest.skip("all of these tests run it in worker processes")
+        if not isinstance(self.agent, str):
+            pytest.skip("another process finds an agent by a name or a reference only")
+        script = self._conversation(tool)
+        inline = [_shape(played) for played in stage.play(script, *two_tasks)]
+        with self.staged(mode="subproc") as workers:
+            assert [_shape(played) for played in workers.play(script, *two_tasks)] == inline
 
     def _conversation(self, tool: Tool) -> Script:
         """More than one turn of an agent that has tools."""
         return [MISTAKES["call"](tool), *self.completions]
 
-    def _for_ever(self, completion: Completion) -> Script:
-        """``completion`` until the agent has asked too often."""
-        over = UnsupportedSampling("the test ends an agent that asks too often")
-        return [completion] * self.most_calls + [over]
-
-
-def _two(task_set: TaskSet) -> list[dict[str, Any]]:
-    return [task_set[index] for index in range(min(2, len(task_set)))]
-
 
 def _ended(played: Played) -> None:
-    """The outcome is one that a policy can have."""
+    """Fails the test unless the outcome is one that a policy can have."""
     failure = played.episode.failure
-    assert failure is None, f"the episode failed on the side of the {failure.side}: {failure.reason}"
+    if failure is not None:
+        pytest.fail(f"the episode failed on the side of the {failure.side}: {failure.reason}", pytrace=False)
+
+
+def _failed(played: Played, side: str, why: str) -> None:
+    """Fails the test unless the episode failed on ``side``."""
+    failure = played.episode.failure
+    if failure is None:
+        end = f"{played.episode.outcome} with {played.returned!r:.80}"
+        pytest.fail(f"{why}, and the episode ended as if nothing were wrong: {end}", pytrace=False)
+    if failure.side != side:
+        pytest.fail(f"{why}, and it was put down to the {failure.side}: {failure.reason}", pytrace=False)
 
 
 def _shape(played: Played) -> tuple[object, ...]:
-    """What an episode came to, as far as it repeats: texts may hold a time or an id."""
+    """What an episode came to, without the texts."""
     episode = played.episode
-    messages = [len(call.request["messages"]) for call in episode.calls]
-    return episode.outcome, episode.reward, messages
+    return episode.outcome, episode.reward, [len(call.request["messages"]) for call in episode.calls]
+
+
+def _told(played: Played) -> tuple[object, ...]:
+    """What an episode came to, and everything that the model was told."""
+    episode = played.episode
+    return episode.outcome, episode.reward, [call.request["messages"] for call in episode.calls]

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
+from agentrl.agents.contract import Data
+from agentrl.config.models import Config
+from agentrl.environments import locate_agent
 from agentrl.errors import AgentRLError
 from agentrl.gateway import Gateway, Session, SessionSettings
-from agentrl.inference.contract import Capabilities
+from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
+from agentrl.plugins import Plugins
+from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.episode import Episode, EpisodeKey
-from agentrl.rollout.runner import EpisodeRunner, Score
+from agentrl.rollout.runner import EpisodeRunner
+from agentrl.testing.clients import ask_alone
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
+from agentrl.training.agent import InlineAgent, Place, resolve_agent
 
 __all__ = ["Played", "Stage"]
 
+_CONTEXT = 2**20
+"""Tokens; so many that no conversation of a test comes to its end."""
+
+_START_S = 120.0
+"""How long an agent in a process of its own may take to start, and to end."""
+
 _CLEANUP_S = 15.0
 """How much longer than its deadline an episode may take to end."""
+
+_AS_IT_IS: Mapping[str, Any] = {}
+
+_PATIENCE_S = 3.0
+"""How long an episode's first answer waits for the others' questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,65 +60,121 @@ class Played:
         return len(self.episode.calls) + len(self.refusals)
 
 
-@dataclass
-class _Listening:
-    """A runner that remembers what the agent returned."""
-
-    runner: AgentRunner
-    connection: Mapping[str, Any]
-    returned: Any = None
-
-    async def run(self, data: Any, connection: Mapping[str, Any], **how: Any) -> Any:
-        self.returned = await self.runner.run(data, {**connection, **self.connection}, **how)
-        return self.returned
-
-
-@dataclass
 class Stage:
-    """Runs episodes of an agent. ``close`` it at the end."""
+    """Runs episodes of the agent that ``config`` names, or of ``agent`` itself, as a training run would.
 
-    agent: AgentRunner
-    score: Score | None
-    timeout: float
-    override: Mapping[str, Any] = field(default_factory=dict)
-    context_length: int = 32768
+    Enter it to start the agent. Making one raises ``ConfigError`` or ``PluginError`` where the run could not start.
+    """
 
-    def __post_init__(self) -> None:
-        self.loop = LoopThread()
-        self.backend = ScriptedBackend([""], context_length=self.context_length)
-        capabilities = Capabilities(self.context_length, max_concurrency=64)
-        self.gateway = Gateway(self.backend, capabilities, self.backend.renderer)
+    def __init__(self, config: Config, agent: Any = None) -> None:
+        plugins = Plugins()
+        self.config = config if agent is not None else locate_agent(config, plugins)
+        self.agent = resolve_agent(self.config, plugins, agent)
+        self._score = None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward))
+        self.warnings: list[str] = []
+        """What a run would have warned of."""
+        self.backend = GatheringBackend([""], context_length=_CONTEXT)
+        self.gateway = Gateway(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer)
+        self._loop = LoopThread()
+        self._running = contextlib.AsyncExitStack()
+        self._runner: AgentRunner
+
+    def __enter__(self) -> Self:
         self.gateway.start()
+        place = Place(self.gateway, self.config, None, self.warnings.append)
 
-    def close(self) -> None:
-        """End the gateway and the loop. Safe to call twice."""
-        self.gateway.stop()
-        self.loop.close()
+        async def start() -> AgentRunner:
+            return await self._running.enter_async_context(self.agent.running(place))
 
-    def play(self, completions: Script, *tasks: dict[str, Any], **connection: Any) -> list[Played]:
+        self._runner = self._loop.run(start(), deadline_s=_START_S, what="the agent's start")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._loop.run(self._running.aclose(), deadline_s=_START_S, what="the agent's end")
+        finally:
+            self.gateway.stop()
+            self._loop.close()
+
+    def play(
+        self, completions: Script, *tasks: Data, gather: bool = False, connection: Mapping[str, Any] = _AS_IT_IS
+    ) -> list[Played]:
         """One episode a task, all at once, each with the script from its beginning.
 
-        ``connection`` replaces values that the agent is given. Fails the test where an episode does not end.
+        With ``gather`` no episode's first call is answered before all have made theirs. ``connection`` replaces
+        values that the agent is given. Fails the test where an episode does not end.
         """
         self.backend.play(completions)
-        return self.loop.run(
-            self._all(tasks, connection), deadline_s=self.timeout + _CLEANUP_S, what="the agent's episode"
-        )
+        self.backend.expected = len(tasks) if gather else 1
 
-    async def _all(self, tasks: tuple[dict[str, Any], ...], connection: Mapping[str, Any]) -> list[Played]:
-        return await asyncio.gather(
-            *(self._episode(EpisodeKey("train", 0, number, 0), task, connection) for number, task in enumerate(tasks))
-        )
+        async def episodes() -> list[Played]:
+            return await asyncio.gather(*(self._episode(task, connection) for task in tasks))
 
-    async def _episode(self, key: EpisodeKey, data: dict[str, Any], connection: Mapping[str, Any]) -> Played:
+        deadline = self.config.rollout.episode_timeout + _CLEANUP_S
+        return self._loop.run(episodes(), deadline_s=deadline, what="the agent's episode")
+
+    def ask_alone(self, completion: str) -> str | None:
+        """What somebody else hears who asks through the client that all episodes share."""
+        self.backend.play([completion])
+        self.backend.expected = 1
+        return self._loop.run(ask_alone(self.gateway), deadline_s=_CLEANUP_S, what="a call beside the agent's")
+
+    def takes(self, names: set[str]) -> bool:
+        """Whether the agent runs in this process and is passed all of ``names``."""
+        return isinstance(self.agent, InlineAgent) and all(map(self.agent.bound.takes, names))
+
+    async def _episode(self, data: Data, connection: Mapping[str, Any]) -> Played:
         sessions: list[Session] = []
-        listening = _Listening(self.agent, connection)
+        listening = _Listening(self._runner, connection)
 
         def open_session(settings: SessionSettings) -> Session:
             sessions.append(self.gateway.open_session(settings))
             return sessions[-1]
 
-        runner = EpisodeRunner(listening, open_session, self.score, self.timeout, max_attempts=1)
-        settings = SessionSettings(training=True, override=self.override, seed_key=(str(key),))
-        episode = await runner.run(key, data, settings)
+        timeout = self.config.rollout.episode_timeout
+        runner = EpisodeRunner(listening, open_session, self._score, timeout, max_attempts=1)
+        settings = SessionSettings(training=True, override=self.config.rollout.override)
+        episode = await runner.run(EpisodeKey("train", 0, 0, 0), data, settings)
         return Played(episode, listening.returned, sessions[0].refusals)
+
+
+@dataclass
+class _Listening:
+    """A runner that remembers what the agent returned, and replaces some of what it is given."""
+
+    runner: AgentRunner
+    connection: Mapping[str, Any]
+    returned: Any = None
+
+    async def run(self, data: Data, connection: Mapping[str, Any], **how: Any) -> Any:
+        self.returned = await self.runner.run(data, {**connection, **self.connection}, **how)
+        return self.returned
+
+
+class GatheringBackend(ScriptedBackend):
+    """Answers no session's first request before ``expected`` sessions have made theirs."""
+
+    expected = 1
+    alone = 0
+    """How many requests waited for others in vain."""
+
+    def play(self, completions: Script) -> None:
+        """See ``ScriptedBackend.play``."""
+        super().play(completions)
+        self._asked: set[str | None] = set()
+        self.alone = 0
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """See ``ScriptedBackend.generate``."""
+        self._asked.add(request.session)
+        patience = time.monotonic() + _PATIENCE_S
+        while len(self._asked) < self.expected:
+            if time.monotonic() > patience:
+                self.alone += 1
+                break
+            await asyncio.sleep(0.005)
+        async with contextlib.aclosing(super().generate(request)) as stream:
+            async for chunk in stream:
+                yield chunk
