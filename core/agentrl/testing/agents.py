@@ -162,9 +162,8 @@ class AgentConformance:
         alone, again = ([stage.play(script, task)[0] for task in two_tasks] for _ in range(2))
         together = stage.play(script, *two_tasks, gather=not stage.config.runs_in_workers)
         if stage.backend.alone:
-            pytest.fail(
-                f"while an episode waits for the model no other goes on; {' '.join(stage.warnings)}".rstrip("; ")
-            )
+            said = " ".join(stage.warnings) or "it may block the event loop"
+            pytest.fail(f"while one episode waits for the model, no other goes on: {said}", pytrace=False)
         repeats = [_told(each) for each in alone] == [_told(each) for each in again]
         seen = _told if repeats else _shape  # Texts may hold a time, or an id.
         for beside, by_itself in zip(together, alone, strict=True):
@@ -210,7 +209,7 @@ class AgentConformance:
         if not stage.takes(needed):
             pytest.skip(f"its run() does not take all of {', '.join(sorted(needed))}, or not in this process")
         other = {"base_url": "http://elsewhere.invalid/v1"} if credential == "api_key" else {"api_key": "sk-other"}
-        (played,) = stage.play(self.completions, task, **other)
+        (played,) = stage.play(self.completions, task, connection=other)
         _ended(played)
         assert played.episode.calls, f"with the session's {credential} alone, none of its calls was captured"
 
