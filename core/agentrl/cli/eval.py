@@ -37,12 +37,13 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     CHECKPOINT is a folder that a run saved, a run folder (then its newest), or any model. A checkpoint in
     its run folder is measured with the run's own settings, unless --config names others.
     """
+    from agentrl.cli.locating import located
     from agentrl.config import resolve_config, unused_by_evaluation
     from agentrl.training.trainer import Trainer
 
     given, settings = split_arguments(arguments, "checkpoint")
     found = _find(given)
-    resolved = resolve_config(file or found.config, *found.settings, *settings)
+    resolved = located(resolve_config(file or found.config, *found.settings, *settings), app.plugins)
     config = resolved.config
     with Trainer(config, plugins=app.plugins) as trainer:
         for key in unused_by_evaluation(resolved.provenance):

@@ -39,10 +39,11 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of
     --config and from the defaults, the first one winning. Ctrl-C ends a run cleanly: what was learned is saved.
     """
+    from agentrl.cli.locating import located
     from agentrl.config import ineffective_keys, resolve_config
 
     agent, settings = split_arguments(arguments, "agent")
-    resolved = resolve_config(file, *settings, agent=agent)
+    resolved = located(resolve_config(file, *settings, agent=agent), app.plugins)
     if dry_run:
         return _plan(app, resolved)
     from agentrl.training.trainer import Trainer

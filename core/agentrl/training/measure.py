@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 from agentrl.errors import ConfigError
 from agentrl.rollout.episode import Episode
 from agentrl.runs.reporter import Reporter
+from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.parts import Parts
@@ -21,12 +28,35 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
     if parts.eval_tasks is None:
         raise ConfigError("tasks.eval is null: there is nothing to evaluate on", fix="set tasks.eval to a task set")
 
+    reporter.stage("starting the inference engine")
+    with _printed(reporter) as logs:
+        return await _measured(parts, parts.eval_tasks, reporter, logs)
+
+
+async def _measured(parts: Parts, tasks: TaskSet, reporter: Reporter, logs: Path) -> Evaluation:
     async def finished(episode: Episode) -> None:
         reporter.episode_finished(episode)
 
-    reporter.stage("starting the inference engine")
     version = read_checkpoint(parts.model_folder).version
-    async with serve(parts, version, finished=finished, warn=reporter.warning, trains=False) as serving:
-        evaluator = Evaluator(serving.rollout, parts.eval_tasks, parts.config)
+    async with serve(parts, version, finished=finished, warn=reporter.warning, trains=False, logs=logs) as serving:
+        evaluator = Evaluator(serving.rollout, tasks, parts.config)
         reporter.stage("evaluating", episodes=evaluator.episodes)
         return await evaluator.run(version)
+
+
+@contextlib.contextmanager
+def _printed(reporter: Reporter) -> Iterator[Path]:
+    """Where an agent's processes print to; kept where they did, since an evaluation has no run folder."""
+    folder = Path(tempfile.mkdtemp(prefix="agentrl-eval-"))
+    try:
+        yield folder
+    finally:
+        if any(_holds_more_than_headers(log) for log in folder.rglob("*.log*")):
+            reporter.note(f"what the agent printed is in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holds_more_than_headers(log: Path) -> bool:
+    with log.open("rb") as lines:
+        return any(not line.startswith(b"--- ") for line in lines)

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.agents.binding import BoundAgent, bind_agent
 from agentrl.config.models import Config
+from agentrl.environments import locate_agent
 from agentrl.errors import ConfigError, one_line
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
@@ -17,6 +17,7 @@ from agentrl.rollout.runner import Score
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
 from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.training.agent import Agent, resolve_agent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ class Parts:
 
     config: Config
     plugins: Plugins
-    agent: BoundAgent
+    agent: Agent
     score: Score | None
     """``None`` where the agent returns its own reward."""
     train_tasks: TaskSet
@@ -43,12 +44,14 @@ class Parts:
 def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     """Resolve every name of ``config``; ``agent`` may be the agent itself instead of a name.
 
-    Raises ``ConfigError`` or ``PluginError`` for the first name that stands for nothing.
+    An agent that lives in another environment is found there. Raises ``ConfigError`` or ``PluginError`` for the
+    first name that stands for nothing.
     """
+    config = locate_agent(config, plugins) if agent is None else config
     return Parts(
         config=config,
         plugins=plugins,
-        agent=_agent(config, plugins, agent),
+        agent=resolve_agent(config, plugins, agent),
         score=None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward)),
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
@@ -56,11 +59,6 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
         tokenizer=(tokenizer := _tokenizer(folder)),
         renderer=load_renderer(tokenizer, config.model.renderer),
     )
-
-
-def _agent(config: Config, plugins: Plugins, given: Any) -> BoundAgent:
-    target = plugins.get("agents", config.agent.name) if given is None else given
-    return bind_agent(plugins.adapt_agent(target), config.agent.kwargs, name=config.agent.name)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -115,7 +115,12 @@ class _Run:
             reporter.warning(learner.rows_because)
         reporter.stage("starting the inference engine")
         async with serve(
-            parts, learner.version, finished=journal.episode, warn=reporter.warning, trains=True
+            parts,
+            learner.version,
+            finished=journal.episode,
+            warn=reporter.warning,
+            trains=True,
+            logs=journal.folder.logs,
         ) as serving:
             journal.start(config)
             yield TrainingLoop(

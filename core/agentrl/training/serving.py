@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.inference.contract import Backend, BackendContext, Capabilities
+from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.episode import Episode
 from agentrl.rollout.groups import Rollout
-from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner
+from agentrl.training.agent import Place
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import Parts
 
@@ -40,10 +41,12 @@ async def serve(
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
     trains: bool,
+    logs: Path | None = None,
 ) -> AsyncIterator[Serving]:
-    """Start the backend on the model folder's weights, which are of ``version``, the gateway and the watchdog.
+    """Start the backend on the model folder's weights, which are of ``version``, the gateway and the agent.
 
-    Raises ``ConfigError`` where training is wanted of a backend that cannot take new weights.
+    ``logs`` is the folder for what an agent in processes of its own prints; ``None`` keeps nothing of it. Raises
+    ``ConfigError`` where training is wanted of a backend that cannot take new weights.
     """
     config = parts.config
     backend = build_backend(parts, version)
@@ -59,9 +62,9 @@ async def serve(
         gateway = Gateway(backend, capabilities, parts.renderer)
         gateway.start()
         stack.callback(gateway.stop)
-        await stack.enter_async_context(LoopWatchdog(parts.agent.name, warn, deadline=config.rollout.episode_timeout))
+        agent = await stack.enter_async_context(parts.agent.running(Place(gateway, config, logs, warn)))
         stack.enter_context(settled_heap())
-        yield Serving(backend, capabilities, gateway, _rollout(parts, gateway, finished))
+        yield Serving(backend, capabilities, gateway, _rollout(parts, agent, gateway, finished))
 
 
 @contextlib.asynccontextmanager
@@ -91,10 +94,12 @@ def build_backend(parts: Parts, version: int) -> Backend:
     return backend
 
 
-def _rollout(parts: Parts, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]) -> Rollout:
+def _rollout(
+    parts: Parts, agent: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
+) -> Rollout:
     config: Config = parts.config
     runner = EpisodeRunner(
-        agent=InlineRunner(parts.agent),
+        agent=agent,
         open_session=gateway.open_session,
         score=parts.score,
         timeout=config.rollout.episode_timeout,

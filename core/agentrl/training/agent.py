@@ -1,0 +1,138 @@
+"""The agent of a run, wherever its code runs: as coroutines here, or in worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agentrl.agents.binding import BoundAgent, bind_agent
+from agentrl.agents.naming import reference_of
+from agentrl.agents.watchdog import LoopWatchdog
+from agentrl.config.models import Config
+from agentrl.environ import DISABLE_PLUGINS
+from agentrl.errors import ConfigError
+from agentrl.gateway import Gateway
+from agentrl.plugins import Plugins
+from agentrl.rollout.contract import AgentRunner
+from agentrl.rollout.inline import InlineRunner
+from agentrl.rollout.subproc import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
+from agentrl.training.running import run_to_end
+
+__all__ = ["Agent", "Place", "resolve_agent"]
+
+_INSPECTION_S = 120.0
+"""How long an agent may take to be imported; a framework takes 10 seconds on a busy machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What an agent's code is run beside."""
+
+    gateway: Gateway
+    config: Config
+    logs: Path | None
+    """The folder for what the agent prints where it has processes of its own; ``None`` keeps nothing."""
+    warn: Callable[[str], None]
+
+
+class Agent(Protocol):
+    """An agent that has been found, and can be run."""
+
+    @property
+    def returns_answer(self) -> bool:
+        """Whether it never returns a reward, only what a reward function can score."""
+        ...
+
+    def running(self, place: Place) -> contextlib.AbstractAsyncContextManager[AgentRunner]:
+        """Make it ready to run episodes; on leaving, nothing of it is left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InlineAgent:
+    """An agent of this interpreter, run on its event loop."""
+
+    bound: BoundAgent
+
+    @property
+    def returns_answer(self) -> bool:
+        """See ``Agent``."""
+        return self.bound.returns_answer
+
+    @contextlib.asynccontextmanager
+    async def running(self, place: Place) -> AsyncIterator[AgentRunner]:
+        """See ``Agent``: the event loop is watched, which an agent might block."""
+        async with LoopWatchdog(self.bound.name, place.warn, deadline=place.config.rollout.episode_timeout):
+            yield InlineRunner(self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAgent:
+    """An agent in processes of its own."""
+
+    process: AgentProcess
+    facts: AgentFacts
+
+    @property
+    def returns_answer(self) -> bool:
+        """See ``Agent``."""
+        return self.facts.returns_answer
+
+    def running(self, place: Place) -> contextlib.AbstractAsyncContextManager[AgentRunner]:
+        """See ``Agent``."""
+        rollout = place.config.rollout
+        return SubprocRunner(
+            self.process,
+            concurrency=rollout.concurrency,
+            max_workers=rollout.max_workers,
+            episodes_per_worker=rollout.episodes_per_worker,
+            logs=place.logs,
+            open_standing=place.gateway.open_standing,
+            warn=place.warn,
+        )
+
+
+def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:
+    """Find the agent that ``config`` names, or take the one that is ``given``, where its code is going to run.
+
+    Raises ``ConfigError`` or ``PluginError`` where there is none, it does not load, or it cannot be run there.
+    """
+    agent: Agent = _in_workers(config, plugins, given) if config.runs_in_workers else _inline(config, plugins, given)
+    if agent.returns_answer and config.reward is None:
+        raise ConfigError(
+            f"agent {config.agent.name!r} returns an answer, and no reward is set to score it",
+            fix="set reward= to one of `agentrl list-rewards`, pkg.mod:Obj or file.py:Obj",
+        )
+    return agent
+
+
+def _inline(config: Config, plugins: Plugins, given: Any) -> InlineAgent:
+    target = plugins.get("agents", config.agent.name) if given is None else given
+    return InlineAgent(bind_agent(plugins.adapt_agent(target), config.agent.kwargs, name=config.agent.name))
+
+
+def _in_workers(config: Config, plugins: Plugins, given: Any) -> WorkerAgent:
+    reference = config.agent.name if given is None else reference_of(given)
+    if given is not None and ":" not in reference:
+        raise ConfigError(
+            f"{reference!r} cannot be found by another process: it is no class or function at the top of a module",
+            fix="pass one that is, or its reference pkg.mod:Obj or file.py:Obj, or use rollout.mode=inline",
+        )
+    python = Path(sys.executable) if config.agent.python is None else config.agent.python.expanduser()
+    process = AgentProcess(
+        reference=reference,
+        kwargs=config.agent.kwargs,
+        python=python,
+        env=worker_environment(config.agent.env, os.environ, python=python) | _disabling(plugins),
+    )
+    return WorkerAgent(process, run_to_end(lambda: inspect_agent(process, deadline_s=_INSPECTION_S)))
+
+
+def _disabling(plugins: Plugins) -> dict[str, str]:
+    """What is disabled here is disabled there too, and need not be installed there."""
+    return {DISABLE_PLUGINS: ",".join(plugins.disabled)} if plugins.disabled else {}

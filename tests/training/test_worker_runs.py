@@ -1,0 +1,146 @@
+"""Whole runs of agents in worker processes: what they read, what they may be, what they leave behind."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from agentrl import Trainer, load_config
+from agentrl.errors import ConfigError, PluginError
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.plain import PlainReporter
+from agentrl.runs.store import read_episodes
+
+BRIEF = ("evaluation.tasks=32", "evaluation.every=0", "training.checkpoint_every=0", "rollout.max_workers=2")
+
+ENVIRONMENT_ONLY = '''
+import os
+from openai import AsyncOpenAI
+from agentrl_agents.math import SYSTEM
+from agentrl_agents.tasks import score
+
+
+async def agent(data):
+    """Takes nothing but the task: the SDK itself reads OPENAI_BASE_URL and OPENAI_API_KEY."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": data["question"]}]
+    async with AsyncOpenAI() as client:
+        reply = await client.chat.completions.create(model="gpt-4o", messages=messages)
+    return score(reply.choices[0].message.content, data)
+'''
+
+SYNCHRONOUS = '''
+from openai import OpenAI
+from agentrl_agents.math import SYSTEM
+from agentrl_agents.tasks import score
+
+client = OpenAI()  # Older than any episode, as in most people's code.
+
+
+def agent(data):
+    """Blocks, and knows no session."""
+    print("asked", data["question"])
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": data["question"]}]
+    reply = client.chat.completions.create(model="gpt-4o", messages=messages)
+    return score(reply.choices[0].message.content, data)
+'''
+
+ANSWERING = """
+async def agent(data):
+    return data["answer"]
+
+
+agent.returns_answer = True
+"""
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train an agent given as source code, or by name, in workers; returns the run folder and the summary."""
+
+    def train(agent, *settings):
+        if "\n" in agent:
+            (tmp_path / "mine.py").write_text(agent)
+            agent = f"{tmp_path / 'mine.py'}:agent"
+        config = load_config(
+            None, f"run.dir={tmp_path}", "run.name=run", "rollout.mode=subproc", *BRIEF, *settings, environ={}
+        )
+        with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+            summary = trainer.train(agent)
+        return RunFolder(tmp_path / "run"), summary
+
+    return train
+
+
+@pytest.mark.parametrize("source", [ENVIRONMENT_ONLY, SYNCHRONOUS], ids=["environment only", "synchronous"])
+def test_an_agent_that_takes_no_connection_learns(train, source):
+    folder, summary = train(source, "training.steps=12")
+    assert summary.outcome == "completed"
+    assert summary.reward_after > summary.reward_before + 0.1
+    episodes = list(read_episodes(folder.episodes))
+    assert {len(episode.calls) for episode in episodes} == {1}
+    assert {episode.outcome for episode in episodes} == {"rewarded"}
+
+
+def test_a_run_samples_in_workers_what_it_samples_inline(train, tmp_path):
+    brief = ("training.steps=1", "training.learning_rate=0", "rollout.tasks_per_step=2", "tasks.eval=null")
+
+    def sampled(folder):
+        episodes = read_episodes(folder.episodes)
+        return {str(episode.key): [span.ids for span in episode.tree.spans] for episode in episodes}
+
+    in_workers, _ = train("calculator", *brief)
+    config = load_config(None, f"run.dir={tmp_path}", "run.name=inline", *BRIEF, *brief, environ={})
+    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+        trainer.train("calculator")
+    assert sampled(in_workers) == sampled(RunFolder(tmp_path / "inline"))
+
+
+def test_what_an_agent_prints_is_in_the_logs_of_the_run(train, capfd):
+    folder, _ = train(SYNCHRONOUS, "training.steps=1", "tasks.eval=null")
+    logs = [path.read_text() for path in (folder.logs / "workers").glob("worker-*.log")]
+    assert sum(text.count("asked What is") for text in logs) == 64
+    assert "asked" not in "".join(capfd.readouterr())
+
+
+def test_an_agents_own_interpreter_runs_it_in_workers_unasked(train):
+    settings = (f"agent.python={sys.executable}", "rollout.mode=auto", "training.steps=1", "tasks.eval=null")
+    _, summary = train("math", *settings)
+    assert summary.outcome == "completed"
+
+
+def test_an_evaluation_runs_in_workers_too(train, tmp_path):
+    folder, summary = train("math", "training.steps=1")
+    with Trainer(load_config(folder.config, environ={}), reporter=PlainReporter(io.StringIO())) as trainer:
+        again = trainer.evaluate(summary.checkpoint)
+    assert (again.sampled, again.greedy) == (summary.reward_after, summary.reward_after_greedy)
+
+
+def refused(train, error, agent, *settings):
+    with pytest.raises(error) as caught:
+        train(agent, *settings)
+    return str(caught.value)
+
+
+def test_what_cannot_run_is_refused_before_there_is_a_run_folder(train, tmp_path):
+    assert "there is no agent 'mth'" in refused(train, ConfigError, "mth")
+    assert "did you mean 'math'" in refused(train, ConfigError, "mth")
+    assert "takes no 'turns'" in refused(train, ConfigError, "math", "agent.kwargs.turns=3")
+    assert "nowhere/python" in refused(train, PluginError, "math", "agent.python=/nowhere/python")
+    assert "returns an answer, and no reward is set" in refused(train, ConfigError, ANSWERING)
+    assert "'SECRET', which is not set here" in refused(train, ConfigError, "math", "agent.env=[SECRET]")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_object_that_no_other_process_can_find_is_refused(tmp_path):
+    class Local:
+        async def run(self, data):
+            return 1.0
+
+    config = load_config(None, f"run.dir={tmp_path}", "rollout.mode=subproc", environ={})
+    with (
+        Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer,
+        pytest.raises(ConfigError, match="cannot be found by another process"),
+    ):
+        trainer.train(Local())
