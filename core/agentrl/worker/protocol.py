@@ -112,7 +112,8 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
 
 def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
     """One of our own errors again; any other is the agent's."""
-    kind = getattr(errors, str(error["kind"]), AgentError)
+    named = getattr(errors, str(error["kind"]), None)
+    kind = named if isinstance(named, type) and issubclass(named, AgentRLError) else AgentError
     extra = {"answer": error["answer"]} if kind is errors.PolicyError else {}
     made: AgentRLError = kind(error["message"], fix=error["fix"], **extra)
     return made
