@@ -17,6 +17,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     512 tokens. To reach: 3 times the rows.
 ``list_agents``
     Wall time of ``agentrl list-agents`` beside bare Python. To reach: under 150 ms.
+``modes``
+    Episodes a second of an agent of one call: inline, in warm workers, and with one process an episode. To reach: warm
+    workers within 3 times inline, and at least 10 times one process an episode.
 ``train_step``
     Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
@@ -31,7 +34,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("call", "engine", "learner", "list_agents", "train_step")
+NAMES = ("call", "engine", "learner", "list_agents", "modes", "train_step")
 
 
 def main() -> int:
