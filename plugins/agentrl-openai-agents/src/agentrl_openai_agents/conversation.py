@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from agents import Agent, AgentsException, RunConfig, Runner, RunResult, Session, SQLiteSession
 
+from agentrl.errors import ConfigError
 from agentrl_openai_agents.answers import answer_of
 from agentrl_openai_agents.model import Endpoint, PolicyModel
 from agentrl_openai_agents.outcomes import outcome_of
@@ -36,9 +37,7 @@ async def converse(
     agent's own code and the gateway raise passes through.
     """
     model = PolicyModel(endpoint)
-    options: dict[str, Any] = {"context": context, "run_config": _run_config(model)}
-    if max_turns is not None:  # To later versions None is no limit.
-        options["max_turns"] = max_turns
+    options: dict[str, Any] = {"run_config": _run_config(model), "context": context} | _limit(max_turns)
     async with AsyncExitStack() as stack:
         if new_session is not None or len(turns) > 1:
             options["session"] = session = (new_session or _in_memory)()
@@ -52,13 +51,24 @@ def _run_config(model: PolicyModel) -> RunConfig:
     return RunConfig(model=model, tracing_disabled=True, tool_not_found_behavior="return_error_to_model")
 
 
-async def _run(agent: Agent[Any], turn: Turn, model: PolicyModel, options: dict[str, Any]) -> RunResult:
+def _limit(max_turns: int | None) -> dict[str, int]:
+    if max_turns is None:  # Which the SDK would take for no limit at all.
+        return {}
+    if not isinstance(max_turns, int) or max_turns < 1:
+        raise ConfigError(f"max_turns={max_turns!r} lets the agent do nothing", fix="a whole number of at least 1")
+    return {"max_turns": max_turns}
+
+
+async def _run(agent: Agent[Any], turn: Turn, model: PolicyModel, options: Mapping[str, Any]) -> RunResult:
+    ended: AgentsException | None = None
     try:
         result = await Runner.run(agent, turn, **options)
     except AgentsException as error:
-        raise (model.failure or outcome_of(error)) from error
+        ended = error
     if model.failure is not None:
         raise model.failure
+    if ended is not None:
+        raise outcome_of(ended, model.last_words)
     return result
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agents import ModelBehaviorError, ModelResponse, OpenAIChatCompletionsModel
+from agents import ItemHelpers, ModelBehaviorError, ModelResponse, OpenAIChatCompletionsModel
 from agents.items import TResponseStreamEvent
 from openai import AsyncOpenAI
 
@@ -27,29 +27,34 @@ class Endpoint:
 class PolicyModel(OpenAIChatCompletionsModel):
     """Goes into a ``RunConfig``, where it replaces the models of all agents that take part.
 
-    ``failure`` is the first error in which a call ended and which is not the policy's. The SDK tells the policy of
-    one inside an agent that is used as a tool, as that tool's output; an episode must not be trained on that.
+    ``last_words`` is the last text that the policy wrote, whichever agent it was. ``failure`` is the first error
+    in which a call ended and which is not the policy's. Inside an agent that is used as a tool the SDK makes of
+    it an output of that tool, for the policy to read; an episode must not be trained on that.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         client = AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key, http_client=endpoint.http_client)
         # Strict: what chat completions cannot express is an error, where it would be dropped.
         super().__init__(endpoint.model, client, strict_feature_validation=True)
+        self.last_words = ""
         self.failure: Exception | None = None
 
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """See ``agents.Model.get_response``."""
-        with self._noting():
-            return await super().get_response(*args, **kwargs)
+        with self._noting_failure():
+            response = await super().get_response(*args, **kwargs)
+        texts = [ItemHelpers.extract_last_text(item) for item in response.output]
+        self.last_words = next(filter(None, reversed(texts)), self.last_words)
+        return response
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
         """See ``agents.Model.stream_response``."""
-        with self._noting():
+        with self._noting_failure():
             async for event in super().stream_response(*args, **kwargs):
                 yield event
 
     @contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _noting_failure(self) -> Iterator[None]:
         try:
             yield
         except ModelBehaviorError:

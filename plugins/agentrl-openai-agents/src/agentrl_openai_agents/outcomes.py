@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import traceback
+
 from agents import (
     AgentsException,
     InputGuardrailTripwireTriggered,
-    ItemHelpers,
     MaxTurnsExceeded,
-    MessageOutputItem,
     ModelBehaviorError,
     ModelRefusalError,
     OutputGuardrailTripwireTriggered,
     ToolInputGuardrailTripwireTriggered,
     ToolOutputGuardrailTripwireTriggered,
+    UserError,
 )
 
+from agentrl.agents.places import authors_place
 from agentrl.errors import AgentError, PolicyError
 
 __all__ = ["outcome_of"]
@@ -23,32 +25,29 @@ _MISTAKES = (
     MaxTurnsExceeded,
     ModelBehaviorError,
     ModelRefusalError,
-    OutputGuardrailTripwireTriggered,
     ToolInputGuardrailTripwireTriggered,
     ToolOutputGuardrailTripwireTriggered,
 )
 
 
-def outcome_of(error: AgentsException) -> Exception:
-    """What an episode that ended in ``error`` raises.
+def outcome_of(error: AgentsException, last_words: str) -> Exception:
+    """What an episode raises whose run ended in ``error``.
 
-    A ``PolicyError`` with the policy's last words where it is the policy's mistake; ``AgentError`` where a guardrail
-    turned the task away, before the policy had any part in it; else ``error`` itself.
+    The policy's mistakes are a ``PolicyError`` with its ``last_words`` as the answer, or none where a guardrail stopped
+    it. A guardrail that turns the task away is an ``AgentError``, for the policy has no part in that; so is a tool that
+    raises, with the place. Anything else is ``error`` itself.
     """
-    if isinstance(error, _MISTAKES):
-        return PolicyError(str(error) or type(error).__name__, answer=_last_words(error))
-    if isinstance(error, InputGuardrailTripwireTriggered):
-        return AgentError(
-            f"the input guardrail {error.guardrail_result.guardrail.get_name()!r} turned the task away",
-            fix="leave such tasks out of the task set, or the guardrail out of the agent",
-        )
+    match error:
+        case OutputGuardrailTripwireTriggered():
+            name = error.guardrail_result.guardrail.get_name()
+            return PolicyError(f"the output guardrail {name!r} stopped the answer")
+        case InputGuardrailTripwireTriggered():
+            return AgentError(
+                f"the input guardrail {error.guardrail_result.guardrail.get_name()!r} turned the task away",
+                fix="leave such tasks out of the task set, or the guardrail out of the agent",
+            )
+        case UserError(__cause__=Exception() as cause):
+            return AgentError(f"{error.message}{authors_place(traceback.extract_tb(cause.__traceback__))}")
+        case _ if isinstance(error, _MISTAKES):
+            return PolicyError(str(error), answer=last_words)
     return error
-
-
-def _last_words(error: AgentsException) -> str:
-    """The last text that the policy wrote in the run; empty where it never wrote any."""
-    if error.run_data is None:
-        return ""
-    messages = [item for item in error.run_data.new_items if isinstance(item, MessageOutputItem)]
-    texts = [ItemHelpers.text_message_output(item) for item in messages]
-    return next((text for text in reversed(texts) if text), "")

@@ -15,7 +15,7 @@ __all__ = ["factory"]
 
 @lru_cache
 def factory(reference: str, key: str) -> Callable[..., Any]:
-    """What ``reference`` names, which ``key`` of ``agent.kwargs`` holds; ``ConfigError`` where that cannot be called."""
+    """What ``reference``, the value of ``agent.kwargs.KEY``, names; ``ConfigError`` where that cannot be called."""
     made = _object(reference, key)
     if not callable(made):
         raise ConfigError(

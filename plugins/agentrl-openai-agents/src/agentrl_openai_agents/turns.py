@@ -34,7 +34,7 @@ def user_turns(data: Mapping[str, Any], field: str | None = None) -> list[Turn]:
         case other:
             raise AgentError(
                 f"the task's field {name!r} is {other!r:.80}",
-                fix="a text is what the agent is asked, a list of messages a conversation, a list of texts one turn each",
+                fix="it may be a text, a list of messages, or a list of texts to be said one after another",
             )
 
 
@@ -43,7 +43,8 @@ def _found(data: Mapping[str, Any], field: str | None) -> str:
     for name in names:
         if name in data:
             return name
+    there = ", ".join(map(repr, data)) or "no field at all"
     raise AgentError(
-        f"the task has no field {' or '.join(map(repr, names))}, only {', '.join(map(repr, data)) or 'no field at all'}",
+        f"the task has no field {' or '.join(map(repr, names))}, only {there}",
         fix="name the field that the agent is asked with agent.kwargs.input",
     )
