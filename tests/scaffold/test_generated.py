@@ -22,7 +22,7 @@ SMALL = {
     "AGENTRL_TRAINING__STEPS": "6",
     "AGENTRL_TRAINING__LEARNING_RATE": "3e-4",
     "AGENTRL_ROLLOUT__TASKS_PER_STEP": "4",
-    "AGENTRL_EVALUATION__TASKS": "32",
+    "AGENTRL_EVALUATION__TASKS": "16",
 }
 
 SCRIPT = "#!{python}\nfrom agentrl.cli import main\nmain()\n"
