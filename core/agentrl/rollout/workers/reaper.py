@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ __all__ = ["Reaper", "exit_of"]
 
 _ROUNDS = 10
 _ROUND_S = 1.0
+_PAUSE_S = 0.01
 
 
 def exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
@@ -67,7 +69,7 @@ class Reaper:
         self._thread.shutdown()
 
     def _bury(self, process: subprocess.Popen[bytes]) -> None:
-        _signal_group(process.pid, signal.SIGKILL)
+        _kill_group(process.pid)
         # One look through all processes serves every one that has ended by now.
         marks, self._marks = self._marks, set()
         if marks:
@@ -78,10 +80,11 @@ class Reaper:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.returncode is not None:
         return  # It has been reaped: its id may be another's.
-    _signal_group(process.pid, signal.SIGSTOP)  # So that it starts no more.
     below = _descendants(process.pid)
-    _signal_group(process.pid, signal.SIGKILL)
     _kill_all(below)
+    # Its supervisor ends what is left below it, reaps it and ends by itself; unless the agent has seen to that too.
+    if not below or not _ends(process.pid):
+        _kill_group(process.pid)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
@@ -91,9 +94,20 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
+def _ends(pid: int) -> bool:
+    """Whether a process ends soon; it is not reaped."""
+    for _ in range(int(_ROUND_S / _PAUSE_S)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_PAUSE_S)
+                continue
+        return True
+    return False
+
+
+def _kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # Nobody is left in it, or only the dead.
-        os.killpg(group, number)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _kill_marked(marks: set[str]) -> None:
