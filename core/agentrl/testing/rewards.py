@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import pytest
@@ -13,24 +15,23 @@ from agentrl.errors import RewardError
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.episode import EpisodeKey, EpisodeView
-from agentrl.tasks import load_tasks
+from agentrl.tasks import Task, load_tasks
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.parts import MISSING, PartName, as_part, given
 
 __all__ = ["RewardConformance"]
 
-_VIEW = EpisodeView(EpisodeKey("train", 0, 0, 0), ())
-
 ANSWERS: Mapping[str, Any] = {
     "a text": "It is 42.",
     "an empty text": "",
     "white space": " \n\t",
-    "a very long text": "and then 12345, " * 10_000,
-    "a long number": "9" * 5_000,
+    "a very long text": "and then 12345, " * 5_000,
+    "a very long number": "9" * 5_000,
     "other scripts": "答えは四十二 €، 🦀 \u202e42",
-    "control characters": "\x00\x1b[2J\ud800",
+    "control characters": "\x00\x1b[2J",
+    "half a surrogate pair": "It is \ud83e",
     "broken LaTeX": r"\boxed{\frac{1}{$$",
-    "the word None": "None",
+    "a word for nothing": "None",
     "false": False,
     "a number": 42,
     "a fraction": 0.5,
@@ -39,6 +40,11 @@ ANSWERS: Mapping[str, Any] = {
     "a dict": {"answer": "42", "steps": [1, 2]},
     "an empty dict": {},
 }
+"""What agents answer, by what it is. ``None`` is not among them: it rejects the episode, and nothing is scored."""
+
+_VIEW = EpisodeView(EpisodeKey("train", 0, 0, 0), ())
+
+Score = Callable[[Any, Task], float | None]
 
 
 class RewardConformance:
@@ -47,61 +53,101 @@ class RewardConformance:
     reward: ClassVar[PartName] = MISSING
     """Its name, or ``{"name": …}`` with its keys."""
     tasks: ClassVar[PartName] = "arithmetic"
-    """Tasks whose answers it scores, of which the first is used."""
-    right: ClassVar[Sequence[tuple[Any, dict[str, Any]]]] = ()
+    """Tasks whose answers it scores, of which the first is used; not read where ``right`` has one."""
+    right: ClassVar[Sequence[tuple[Any, Task]]] = ()
     """Answers that deserve more than any in ``wrong``, each with its task."""
-    wrong: ClassVar[Sequence[tuple[Any, dict[str, Any]]]] = ()
+    wrong: ClassVar[Sequence[tuple[Any, Task]]] = ()
+    """Answers that deserve less."""
     timeout: ClassVar[float] = 10.0
-    """Seconds that one answer may take."""
+    """Seconds that one answer may take; the first has a minute."""
 
     @pytest.fixture(scope="class")
     @classmethod
-    def score(cls) -> Iterator[Callable[[Any, Mapping[str, Any]], float]]:
-        """Scores an answer to a task."""
-        reward = load_reward(Plugins(), as_part(given(cls, "reward")))
+    def score(cls) -> Iterator[Score]:
+        """Scores an answer to a task; ``None`` where the reward refuses it with a ``RewardError``."""
+        reward = _Watched(load_reward(Plugins(), as_part(given(cls, "reward"))))
         loop = LoopThread()
+        deadlines = iter([60.0])
 
-        def score(answer: Any, data: Mapping[str, Any]) -> float:
-            scoring = call_reward(reward, answer, data, _VIEW)
-            return loop.run(scoring, deadline_s=cls.timeout, what=f"scoring {answer!r:.40}")
+        def score(answer: Any, data: Task) -> float | None:
+            deadline = max(next(deadlines, 0.0), cls.timeout)
+            return loop.run(reward.score(answer, data), deadline_s=deadline, what=f"scoring {answer!r:.40}")
 
         yield score
         loop.close()
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def task(cls) -> dict[str, Any]:
+    @pytest.fixture
+    def task(self) -> Task:
         """A task that it can score."""
-        return cls.right[0][1] if cls.right else load_tasks(Plugins(), as_part(cls.tasks))[0]
+        found = self.right[0][1] if self.right else load_tasks(Plugins(), as_part(self.tasks))[0]
+        return copy.deepcopy(found)
 
-    def test_its_name_means_a_reward(self, score: Callable[..., float]) -> None:
+    def test_it_is_found_and_takes_its_keys(self, score: Score) -> None:
         assert callable(score)
 
+    def test_an_answer_is_worth_a_number(self, score: Score, task: Task) -> None:
+        answer = self.right[0][0] if self.right else "It is 42."
+        assert score(answer, task) is not None, f"it refuses {answer!r:.80}, an answer to a task that it is made for"
+
     @pytest.mark.parametrize("answer", ANSWERS)
-    def test_any_answer_is_a_finite_number_or_a_reward_error(
-        self, answer: str, score: Callable[..., float], task: dict[str, Any]
-    ) -> None:
-        try:
-            reward = score(ANSWERS[answer], copy.deepcopy(task))
-        except RewardError as error:
-            if error.__cause__ is not None:  # Its own code raised something else.
-                pytest.fail(f"it raised instead of scoring: {error}", pytrace=False)
-        else:
-            assert math.isfinite(reward)
+    def test_any_answer_is_worth_a_number_or_is_refused(self, answer: str, score: Score, task: Task) -> None:
+        score(ANSWERS[answer], task)
 
-    def test_an_answer_is_worth_the_same_again(self, score: Callable[..., float], task: dict[str, Any]) -> None:
-        answers = [answer for answer, _ in self.right] or ["It is 42."]
-        for answer in answers:
-            assert score(answer, task) == score(answer, task), f"the answer {answer!r:.80} is worth something else"
+    def test_an_answer_is_worth_the_same_again(self, score: Score, task: Task) -> None:
+        answers = [*self.right, *self.wrong] or [(answer, task) for answer in ("It is 42.", "", "No idea.")]
+        for answer, data in answers:
+            first, second = score(answer, data), score(answer, data)
+            assert first == second, f"the answer {answer!r:.80} is worth {first}, and the next time {second}"
 
-    def test_it_leaves_the_task_alone(self, score: Callable[..., float], task: dict[str, Any]) -> None:
+    def test_it_leaves_answer_and_task_alone(self, score: Score, task: Task) -> None:
         before = copy.deepcopy(task)
+        answer = {"answer": "42", "steps": [1, 2]}
+        score(answer, task)
         score("It is 42.", task)
         assert task == before, "it changed the task that it was given"
+        assert answer == {"answer": "42", "steps": [1, 2]}, "it changed the answer that it was given"
 
-    def test_right_answers_are_worth_more_than_wrong_ones(self, score: Callable[..., float]) -> None:
-        if not self.right or not self.wrong:
-            pytest.skip("no answers in `right` and `wrong` to compare")
-        least = min(score(*pair) for pair in self.right)
-        most = max(score(*pair) for pair in self.wrong)
-        assert least > most, f"a right answer is worth {least}, and a wrong one {most}"
+    def test_right_answers_are_worth_more_than_wrong_ones(self, score: Score) -> None:
+        if not (self.right and self.wrong):
+            pytest.skip("no answers to compare in `right` and `wrong`")
+        least = min(_worths(score, self.right), key=itemgetter(0))
+        most = max(_worths(score, self.wrong), key=itemgetter(0))
+        told = f"the right answer {least[1]!r:.80} is worth {least[0]}, and the wrong one {most[1]!r:.80} {most[0]}"
+        assert least[0] > most[0], told
+
+
+def _worths(score: Score, pairs: Sequence[tuple[Any, Task]]) -> list[tuple[float, Any]]:
+    """What answers are worth, each with its answer; one that is refused fails the test."""
+    worths = []
+    for answer, data in pairs:
+        worth = score(answer, data)
+        assert worth is not None, f"it refuses {answer!r:.80}, an answer that it should tell from others"
+        worths.append((worth, answer))
+    return worths
+
+
+class _Watched:
+    """A reward of which is known whether a ``RewardError`` is its own."""
+
+    def __init__(self, reward: Callable[..., Any]) -> None:
+        self._refusal: RewardError | None = None
+
+        @functools.wraps(reward)  # So that it is offered what the reward itself takes.
+        async def watched(*given: Any, **offered: Any) -> Any:
+            try:
+                returned = reward(*given, **offered)
+                return await returned if inspect.isawaitable(returned) else returned
+            except RewardError as error:
+                self._refusal = error
+                raise
+
+        self._reward = watched
+
+    async def score(self, answer: Any, data: Task) -> float | None:
+        """What the answer is worth; ``None`` where the reward refuses it. Fails the test for anything else."""
+        try:
+            return await call_reward(self._reward, answer, data, _VIEW)
+        except RewardError as error:
+            if error is self._refusal:
+                return None
+            pytest.fail(f"no finite number and no RewardError of its own: {error}", pytrace=False)
