@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_a_module_in_the_current_folder_is_found(site: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert Plugins().get("agents", "my_module:Agent").__name__ == "Agent"
     assert Plugins().get("agents", "my_module:Outer.x") == 1
+
+
+def test_files_of_one_name_are_modules_of_their_own(site: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twice.py").write_text(f"def agent(): return {folder!r}", encoding="utf-8")
+    one, two = (Plugins().get("agents", f"{tmp_path / folder / 'twice.py'}:agent") for folder in ("one", "two"))
+    assert (one(), two()) == ("one", "two")
+    assert pickle.loads(pickle.dumps(one)) is one
+    assert one.__module__ == "twice"  # By which another process finds it too.
 
 
 def test_a_file_is_run_once_and_may_import_its_neighbours(site: Path, tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ def import_file(path: Path, noun: str) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"{noun} file {str(path)!r} does not exist", fix=_file_fix(path))
     resolved = path.resolve()
-    name = f"_agentrl_{resolved.stem}_{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:8]}"
+    _import_from(resolved.parent)
+    name = _module_name(resolved)
     if name in sys.modules:
         return sys.modules[name]
-    _import_from(resolved.parent)
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None
     assert spec.loader is not None
@@ -80,6 +80,18 @@ def import_file(path: Path, noun: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _module_name(path: Path) -> str:
+    """The name by which ``import`` finds the file, so that other processes can too; else one that nothing else has."""
+    importlib.invalidate_caches()
+    try:
+        spec = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):  # A dot in the name, or a module of this name that was made by other means.
+        spec = None
+    if spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path:
+        return path.stem
+    return f"_agentrl_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
 def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
