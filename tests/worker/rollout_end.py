@@ -29,7 +29,7 @@ class Rollout:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(DEADLINE_S)
         self._lines = self._socket.makefile("rb")
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         with theirs:
             self.process = subprocess.Popen(
                 [str(python), "-m", "agentrl.worker", "--fd", str(theirs.fileno())],

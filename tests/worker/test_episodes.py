@@ -6,10 +6,10 @@ import math
 import re
 
 import pytest
+from tests.worker.rollout_end import is_over
 
 from agentrl.errors import PolicyError
 from agentrl.worker.protocol import LONGEST, error_from_json
-from tests.worker.rollout_end import is_over
 
 FAULTY = """
     import asyncio, sys, threading, time

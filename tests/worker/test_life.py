@@ -11,9 +11,9 @@ import venv
 from pathlib import Path
 
 import pytest
+from tests.worker.rollout_end import DEADLINE_S, STANDING, is_gone, is_over
 
 from agentrl.worker.protocol import LONGEST, PROTOCOL, encode, error_from_json
-from tests.worker.rollout_end import DEADLINE_S, STANDING, is_gone, is_over
 
 SIMPLE = """
     async def agent(data):
