@@ -176,3 +176,68 @@ def test_an_agent_that_could_not_be_called_is_refused():
     for agent in (no_task, by_position):
         with pytest.raises(ConfigError, match=r"cannot be called.*by position"):
             bind_agent(agent, {}, name="a")
+
+
+class Plain:
+    def __init__(self, style="plain"):
+        self.style = style
+
+    def run(self, data, *, model):
+        return self.style, model
+
+
+def plain(data, *, model):
+    return "plain", model
+
+
+class PlainCallable:
+    def __call__(self, data, *, model):
+        return "plain", model
+
+
+def test_a_synchronous_agent_is_bound_where_it_may_be_one():
+    for agent in (Plain, Plain(), plain, PlainCallable(), functools.partial(plain)):
+        bound = bind_agent(agent, {}, name="a", allow_sync=True)
+        assert not bound.is_async
+        assert bound.call({}, CONNECTION) == ("plain", "policy")
+    bound = bind_agent(Plain, {"style": "brief"}, name="a", allow_sync=True)
+    assert bound.call({}, CONNECTION) == ("brief", "policy")
+
+
+def test_an_async_agent_stays_one_where_it_need_not_be():
+    bound = bind_agent(function, {}, name="a", allow_sync=True)
+    assert bound.is_async
+    assert asyncio.run(bound.call({}, CONNECTION)) == ("http://x/v1", "plain")
+    assert bind_agent(function, {}, name="a").is_async
+
+
+def test_generators_and_wrong_kwargs_of_synchronous_agents_are_refused_too():
+    def generator(data):
+        yield 1.0
+
+    with pytest.raises(ConfigError, match=r"is a generator.*return the reward"):
+        bind_agent(generator, {}, name="a", allow_sync=True)
+    with pytest.raises(ConfigError, match="not async"):
+        bind_agent(generator, {}, name="a")
+    with pytest.raises(ConfigError, match=r"takes no 'styel'.*'style'"):
+        bind_agent(Plain, {"styel": "brief"}, name="a", allow_sync=True)
+
+
+def test_an_agent_says_that_it_returns_answers():
+    class Answers(Agent):
+        returns_answer = True
+
+    def answers(data):
+        return "an answer"
+
+    answers.returns_answer = True
+    assert bind_agent(Answers, {}, name="a").returns_answer
+    assert bind_agent(Answers(), {}, name="a").returns_answer
+    assert bind_agent(answers, {}, name="a", allow_sync=True).returns_answer
+    assert not bind_agent(Agent, {}, name="a").returns_answer
+
+
+def test_what_an_agent_takes_is_known_before_it_runs():
+    bound = bind_agent(function, {}, name="a")
+    assert bound.takes("base_url")
+    assert not bound.takes("http_client")

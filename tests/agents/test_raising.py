@@ -3,6 +3,7 @@
 import httpx
 
 from agentrl.agents.raising import describe, is_api_error
+from agentrl.gateway.credentials import new_credentials
 
 
 def raised(function):
@@ -39,3 +40,18 @@ def test_what_a_client_raised_is_known_behind_what_was_made_of_it():
 
     assert is_api_error(raised(broken))
     assert not is_api_error(ValueError("no"))
+
+
+def test_secrets_and_texts_that_cannot_be_had_are_left_out():
+    key = new_credentials().key
+
+    class Odd(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    def broken(error):
+        raise error
+
+    assert key not in (said := describe(raised(lambda: broken(LookupError(f"no {key}")))))
+    assert said.startswith("LookupError: no sk-agentrl-")
+    assert describe(raised(lambda: broken(Odd()))).startswith("Odd: its text cannot be had, RuntimeError")

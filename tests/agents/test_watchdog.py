@@ -55,3 +55,19 @@ def test_a_busy_loop_is_broken_at_the_deadline():
 
     with pytest.raises(Blocked, match="past the episode's deadline"):
         asyncio.run(watch(forever, deadline=0.3))
+
+
+def test_a_loop_that_holds_nobody_up_is_reported_once_it_does():
+    reports = []
+    asked = []
+
+    async def block():
+        async with LoopWatchdog(
+            "a", reports.append, patience=0.1, deadline=60.0, harms=lambda: asked.append(1) or len(asked) > 3, fix="F"
+        ):
+            time.sleep(0.6)  # noqa: ASYNC251 - blocking is what is tested
+
+    asyncio.run(block())
+    (report,) = reports
+    assert report.endswith(": F")
+    assert len(asked) == 4
