@@ -1,17 +1,22 @@
-"""What takes longer than a test: every bundled agent on three seeds, as a user would train it.
+"""What takes longer than a test: every bundled agent on three seeds, and one in an environment of its own.
 
 Run by ``make acceptance``. Prints a table and ends with ``N passed, N failed``; the exit code says the same.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.acceptance.checks import Check, agreement, blanked_tools, learning
+from tests.acceptance.checks import Check, agreement, blanked_tools, environment, learning
+
+from agentrl.environ import ENVIRONMENTS
 
 AGENTS = ("math", "multi_turn_math", "calculator")
+ELSEWHERE = {"camel": "camel-math"}
+"""By plugin, the agent that is trained in an environment of its own."""
 SEEDS = (0, 1, 2)
 TEMPERATURES = (1.0, 0.7)
 
@@ -39,6 +44,10 @@ def _checks(scratch: Path):
     for agent in AGENTS:
         for temperature in TEMPERATURES:
             yield agreement(agent, temperature, scratch)
+    os.environ[ENVIRONMENTS] = str(scratch / "environments")
+    for plugin, agent in ELSEWHERE.items():
+        yield environment(plugin, module=plugin)
+        yield from learning(agent, SEEDS[0], scratch)
 
 
 if __name__ == "__main__":

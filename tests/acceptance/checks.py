@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -61,6 +62,19 @@ def learning(agent: str, seed: int, scratch: Path) -> Iterator[Check]:
         f"{agent}, seed {seed}, evaluates the same",
         f"sampled {measured[0]:.3f}, greedy {measured[1]:.3f}",
         measured == after,
+        time.monotonic() - began,
+    )
+
+
+def environment(name: str, module: str) -> Check:
+    """Make the environment of a plugin whose framework is not installed here."""
+    began = time.monotonic()
+    agentrl("env", "create", name)
+    (made,) = (found for found in json.loads(agentrl("env", "list", "--json"))["environments"] if found["name"] == name)
+    return Check(
+        f"env create {name}",
+        f"{', '.join(made['agents'])} on Python {made['python_version']}, {module} not here",
+        importlib.util.find_spec(module) is None,
         time.monotonic() - began,
     )
 
