@@ -6,8 +6,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agentrl.environments.known import environment_at
@@ -17,6 +17,7 @@ from agentrl.errors import PluginError
 __all__ = ["emptied", "held", "remove_folder"]
 
 _PREVIOUS = ".previous"
+_DISCARDED = ".discarded"
 
 
 @contextmanager
@@ -43,35 +44,40 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def emptied(folder: Path) -> Iterator[None]:
-    """``folder`` without what is in it, a complete environment being kept aside.
+    """``folder`` without what was in it, a complete environment being kept aside.
 
     Where the block raises, that environment comes back; where there was none only the log stays, and after an
     interrupt nothing.
     """
     previous = folder / _PREVIOUS
-    if environment_at(folder) is None:
-        _remove_all_but(folder)
-    else:
-        shutil.rmtree(previous, ignore_errors=True)
-        previous.mkdir()
-        _move(folder, previous, _record_first)
+    is_kept = environment_at(folder) is not None
+    _remove(folder, *([_PREVIOUS, _DISCARDED] if is_kept else os.listdir(folder)))
     try:
+        if is_kept:
+            previous.mkdir()
+            _move(folder, previous, _record_first)
         yield
     except BaseException as error:
-        _remove_all_but(folder, _PREVIOUS, *([LOG] if isinstance(error, Exception) else []))
-        if previous.is_dir():
-            _move(previous, folder, _record_last)
-            shutil.rmtree(previous)
-        with suppress(OSError):
-            folder.rmdir()
+        _restore(folder, keep_log=isinstance(error, Exception))
         raise
-    shutil.rmtree(previous, ignore_errors=True)
+    _remove(folder, _PREVIOUS)
+
+
+def _restore(folder: Path, *, keep_log: bool) -> None:
+    """Put back what was there before; renaming takes no time, so that a second interrupt finds it done."""
+    discarded, previous = folder / _DISCARDED, folder / _PREVIOUS
+    discarded.mkdir()
+    _move(folder, discarded, _record_first, but=[LOG] if keep_log else [])
+    if previous.is_dir():
+        _move(previous, folder, _record_last, but=os.listdir(folder))
+    _remove(folder, _PREVIOUS, _DISCARDED)
+    if not os.listdir(folder):
+        folder.rmdir()
 
 
 def remove_folder(folder: Path) -> None:
     """Remove an environment, its record first: what is left of it if this is interrupted counts no more."""
-    (folder / RECORD).unlink(missing_ok=True)
-    _remove_all_but(folder, LOG)
+    _remove(folder, RECORD)
     shutil.rmtree(folder)
 
 
@@ -83,17 +89,15 @@ def _record_last(name: str) -> bool:
     return name == RECORD
 
 
-def _move(source: Path, target: Path, order: Callable[[str], bool]) -> None:
+def _move(source: Path, target: Path, order: Callable[[str], bool], but: Collection[str] = ()) -> None:
     for name in sorted(os.listdir(source), key=order):
-        if name != _PREVIOUS and not (name == LOG and (target / LOG).exists()):
+        if name not in (_PREVIOUS, _DISCARDED, *but):
             (source / name).rename(target / name)
 
 
-def _remove_all_but(folder: Path, *kept: str) -> None:
-    for path in list(folder.iterdir()):
-        if path.name in kept:
-            continue
+def _remove(folder: Path, *names: str) -> None:
+    for path in (folder / name for name in names):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)

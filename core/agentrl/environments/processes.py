@@ -14,7 +14,7 @@ from typing import IO
 
 __all__ = ["child_environment", "run_shown"]
 
-_GRACE_S = 2.0
+_GRACE_S = 5.0
 _OF_PYTHON = ("PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
@@ -80,13 +80,18 @@ def _text(line: bytes) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End what is left of the program's group; an interrupt first, after which pip removes its temporary files."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
+    try:
+        if process.poll() is None:
+            _signal(process, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+    finally:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+        os.killpg(process.pid, number)

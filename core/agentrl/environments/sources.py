@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,9 @@ from agentrl.plugins.entries import normalised
 from agentrl.plugins.versions import CORE, core_version
 
 __all__ = ["Source", "core_source", "parse_source", "plugin_source"]
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_PATH = re.compile(r"[.~]|[^-].*/|/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,9 @@ def parse_source(text: str) -> Source:
 
     Raises ``ConfigError`` for what is none of them, or does not exist.
     """
-    if "://" in text and not text.startswith("-"):
+    if _URL.match(text):
         return Source(text, project=None)
-    if os.sep in text or text.startswith((".", "~")):
+    if _PATH.match(text) and "://" not in text:
         return _path(Path(text).expanduser().absolute())
     return _requirement(text)
 

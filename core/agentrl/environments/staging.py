@@ -57,4 +57,4 @@ def _copy(folder: Path, target: Path) -> str:
 def _leftovers(source: Source) -> list[Path]:
     if source.folder is None:
         return []
-    return [source.folder / "build", *source.folder.glob("*.egg-info"), *source.folder.glob("*/*.egg-info")]
+    return [path for pattern in ("build", "*.egg-info", "*/*.egg-info") for path in source.folder.glob(pattern)]

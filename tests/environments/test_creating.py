@@ -1,0 +1,133 @@
+"""Making environments with a real venv and a real pip, from local folders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.environments.conftest import Made, Told
+from tests.environments.known import write_camel
+from tests.environments.projects import write_core
+
+from agentrl.environ import ENVIRONMENTS
+from agentrl.environments import environments, incomplete
+from agentrl.environments.creating import Wish, create_environment
+from agentrl.environments.places import LOG
+from agentrl.errors import ConfigError, PluginError
+from agentrl.plugins import Plugins
+from agentrl.plugins.versions import core_version
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_an_environment_has_core_the_plugin_and_its_agents(made: Made) -> None:
+    environment = made.created.environment
+    assert environment.name == "sample"
+    assert environment.path == made.folder / "sample"
+    assert environment.fault is None
+    assert environment.core == core_version()
+    assert [str(plugin) for plugin in environment.plugins] == ["agentrl-sample 0.3"]
+    assert [entry.name for entry in environment.entries("agents")] == ["fails", "works"]
+    assert environments({ENVIRONMENTS: str(made.folder)}) == (environment,)
+
+
+def test_its_interpreter_finds_the_agent_and_nothing_of_this_one_s_path(made: Made) -> None:
+    code = "import works_module, sys; print(works_module.__file__); print(sys.prefix)"
+    done = subprocess.run(
+        [made.created.environment.python, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    module, prefix = done.stdout.splitlines()
+    assert Path(module).is_relative_to(made.created.environment.path)
+    assert prefix == str(made.created.environment.path)
+
+
+def test_an_agent_that_does_not_load_in_it_is_told_with_the_reason(made: Made) -> None:
+    (fault,) = made.created.faults
+    assert (fault.name, fault.distribution) == ("fails", "agentrl-sample 0.3")
+    assert "No module named 'no_such_framework'" in fault.reason
+
+
+def test_it_says_first_what_comes_from_where_and_keeps_all_that_pip_says(made: Made) -> None:
+    assert made.told.said[1:3] == [
+        f"installing agentrl-core from the folder {made.core}",
+        f"installing agentrl-sample from the folder {made.plugin}",
+    ]
+    log = (made.created.environment.path / LOG).read_text()
+    assert [line for line in made.told.shown if "Successfully installed" in line]
+    assert all(line in log for line in made.told.shown)
+
+
+def test_the_folders_that_it_was_built_from_are_not_touched(made: Made) -> None:
+    assert names_in(made.plugin) == {
+        "pyproject.toml",
+        "backend.py",
+        "src",
+        "src/works_module.py",
+        "src/fails_module.py",
+    }
+
+
+def test_a_replacement_that_fails_leaves_what_was_there_and_says_why(
+    made: Made, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENTS, str(made.folder))
+    path, before = made.created.environment.path, made.created.environment.record
+    with pytest.raises(PluginError) as caught:
+        create_environment(Wish("sample", (str(made.core), "agentrl-nowhere==7"), replace=True), Plugins(), told)
+    assert "pip install failed: " in str(caught.value)
+    assert "No matching distribution found for agentrl-nowhere==7" in str(caught.value)
+    assert str(path / LOG) in str(caught.value.fix)
+    assert "agentrl-nowhere" in (path / LOG).read_text()
+    (environment,) = environments()
+    assert environment.record == before
+    subprocess.run([environment.python, "-c", "import works_module"], timeout=60, check=True)
+    assert not {".previous", ".discarded"} & set(os.listdir(path))
+
+
+def test_ctrl_c_ends_pip_and_its_children_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    core = write_core(tmp_path / "core")
+    (core / "slow").touch()
+    command = [sys.executable, "-m", "agentrl", "env", "create", "slow", "--from", str(core)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "Preparing metadata" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().rstrip().endswith("interrupted")
+        assert process.wait(60) == 130
+    assert not folder.exists() or os.listdir(folder) == []
+    assert str(folder) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_deadline_ends_it(folder: Path, tmp_path: Path, told: Told) -> None:
+    with pytest.raises(PluginError, match=r"python -m venv was not done after 0\.01 s .*--timeout"):
+        create_environment(Wish("camel", timeout_s=0.01), Plugins(), told)
+    assert environments() == ()
+    assert [path.name for path in incomplete()] == ["camel"]
+    assert os.listdir(folder / "camel") == [LOG]
+
+
+def test_a_name_that_is_taken_is_refused_with_the_flag_that_replaces(folder: Path, told: Told) -> None:
+    write_camel(folder / "camel")
+    with pytest.raises(ConfigError, match=r"'camel' already .agentrl env create camel --replace."):
+        create_environment(Wish("agentrl-camel"), Plugins(), told)
+
+
+def test_a_folder_that_is_no_environment_is_never_emptied(folder: Path, told: Told) -> None:
+    (folder / "camel").mkdir(parents=True)
+    (folder / "camel" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something that is no environment"):
+        create_environment(Wish("camel", replace=True), Plugins(), told)
+    assert (folder / "camel" / "thesis.txt").read_text() == "mine"
