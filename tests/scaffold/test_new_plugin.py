@@ -11,7 +11,7 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.plugins import Plugins
-from agentrl.scaffold import PluginKind, plugin_name, write_plugin
+from agentrl.scaffold import PluginKind, next_commands, plugin_name, write_plugin
 from agentrl.scaffold.naming import PluginName
 
 KINDS: list[PluginKind] = ["agent", "reward", "backend"]
@@ -39,7 +39,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.mark.parametrize("text", ["my-agent", "agentrl-my-agent", "agentrl_my_agent", "My_Agent", "my.agent"])
 def test_a_name_means_the_same_in_every_spelling(text: str) -> None:
-    name = plugin_name(text, "agents", Plugins())
+    name = plugin_name(text, "agent", Plugins())
     assert (name.entry, name.distribution, name.package) == ("my-agent", "agentrl-my-agent", "agentrl_my_agent")
     assert (name.class_of("Agent"), name.class_of("Reward")) == ("MyAgent", "MyAgentReward")
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_imported_is_refused_with_a_name_that_can(text: str, near
     line = refused("--kind", "agent", "--", text)
     assert repr(text) in line
     assert near in line
-    assert plugin_name(near.strip("'"), "agents", Plugins()).entry == near.strip("'")
+    assert plugin_name(near.strip("'"), "agent", Plugins()).entry == near.strip("'")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_name_that_something_installed_has_is_refused(kind: str, text: str, sa
 
 
 def test_a_name_that_another_kind_has_is_free() -> None:
-    assert plugin_name("math", "rewards", Plugins()).entry == "math"
+    assert plugin_name("math", "reward", Plugins()).entry == "math"
 
 
 def test_an_existing_folder_is_refused_even_where_it_is_a_link_to_nowhere(tmp_path: Path, refused) -> None:
@@ -156,6 +156,20 @@ def test_it_is_made_for_this_core_up_to_the_next_that_may_differ(
     monkeypatch.setattr("agentrl.scaffold.writing.core_version", lambda: core)
     folder = write_plugin(PluginName("mine"), "backend", tmp_path)
     assert f'"agentrl-core[train]{declared}"' in (folder / "pyproject.toml").read_text()
+
+
+def test_its_commands_can_be_copied_where_nothing_is_on_the_path_and_folders_have_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "env/bin").mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "env/bin/python"))
+    install, listing, test, train = next_commands(PluginName("mine"), "reward", Path("my plugins/agentrl-mine"))
+    assert install == "env/bin/python -m pip install -e './my plugins/agentrl-mine[test]'"
+    assert listing == "env/bin/agentrl list-rewards"
+    assert test == "env/bin/python -m pytest 'my plugins/agentrl-mine'"
+    assert train == "env/bin/agentrl train 'my plugins/agentrl-mine/example_agent.py' reward=mine"
 
 
 def test_the_help_shows_how(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 
 import click
 
 from agentrl.cli.app import App
-
-if TYPE_CHECKING:
-    from agentrl.scaffold import PluginKind
+from agentrl.scaffold import PluginKind, next_commands, plugin_name, write_plugin
 
 __all__ = ["new_plugin"]
 
@@ -24,9 +22,7 @@ Examples:
 
 @click.command("new-plugin", epilog=_EPILOG)
 @click.argument("name")
-@click.option(
-    "--kind", type=click.Choice(["agent", "reward", "backend"]), required=True, help="What the plugin provides."
-)
+@click.option("--kind", type=click.Choice(get_args(PluginKind)), required=True, help="What the plugin provides.")
 @click.option(
     "--into",
     type=click.Path(path_type=Path),
@@ -42,9 +38,7 @@ def new_plugin(app: App, name: str, kind: PluginKind, into: Path) -> None:
     is in it is small enough to be read, and is for its author to replace. At the end stand the commands
     to go on with.
     """
-    from agentrl.scaffold import next_commands, plugin_name, write_plugin
-
-    named = plugin_name(name, f"{kind}s", app.plugins)
+    named = plugin_name(name, kind, app.plugins)
     folder = write_plugin(named, kind, into)
     click.echo(f"wrote {folder}, the {kind} {named.entry}; install, list, test and train it with")
     for command in next_commands(named, kind, folder):

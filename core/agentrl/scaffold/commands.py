@@ -7,8 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from agentrl.scaffold.naming import PluginName
-from agentrl.scaffold.writing import PluginKind
+from agentrl.scaffold.naming import PluginKind, PluginName
 
 __all__ = ["next_commands"]
 

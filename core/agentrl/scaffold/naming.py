@@ -7,12 +7,15 @@ import re
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Literal
 
 from agentrl.errors import ConfigError
-from agentrl.plugins import KINDS, Plugins
+from agentrl.plugins import Plugins
 from agentrl.plugins.entries import normalised
 
-__all__ = ["PluginName", "plugin_name"]
+__all__ = ["PluginKind", "PluginName", "plugin_name"]
+
+PluginKind = Literal["agent", "reward", "backend"]
 
 _PREFIX = "agentrl-"
 _VALID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -50,15 +53,15 @@ class PluginName:
         return self.camel if self.camel.endswith(noun) else self.camel + noun
 
 
-def plugin_name(text: str, group: str, plugins: Plugins) -> PluginName:
-    """The name that ``text`` means, with or without ``agentrl-``, for a new plugin in the entry-point ``group``.
+def plugin_name(text: str, kind: PluginKind, plugins: Plugins) -> PluginName:
+    """The name that ``text`` means, with or without ``agentrl-``, for a new plugin of ``kind``.
 
     Raises ``ConfigError`` for a name that could not be imported, or that something installed has already.
     """
     name = PluginName(normalised(text).removeprefix(_PREFIX))
     if not _VALID.fullmatch(name.entry) or keyword.iskeyword(name.identifier):
         raise ConfigError(f"{text!r} cannot name a plugin", fix=_suggestion(name))
-    _refuse_taken(name, group, plugins)
+    _refuse_taken(name, kind, plugins)
     return name
 
 
@@ -69,12 +72,11 @@ def _suggestion(name: PluginName) -> str:
     return f"use letters, digits and dashes, a letter first and no word of Python's, such as {example!r}"
 
 
-def _refuse_taken(name: PluginName, group: str, plugins: Plugins) -> None:
+def _refuse_taken(name: PluginName, kind: PluginKind, plugins: Plugins) -> None:
     plugins.load()
     for entry in plugins.installed:
-        if entry.kind == group and normalised(entry.name) == name.entry:
-            noun = KINDS[group].noun
-            raise ConfigError(f"{noun} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
+        if entry.kind == f"{kind}s" and normalised(entry.name) == name.entry:
+            raise ConfigError(f"{kind} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
     if (version := _installed_version(name.distribution)) is not None:
         raise ConfigError(
             f"{name.distribution} {version} is installed, and a new one would replace it", fix="choose another name"

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 from packaging.version import Version
 
 from agentrl.errors import ConfigError
 from agentrl.plugins.versions import core_version
-from agentrl.scaffold.naming import PluginName
+from agentrl.scaffold.naming import PluginKind, PluginName
 
-__all__ = ["PluginKind", "write_plugin"]
-
-PluginKind = Literal["agent", "reward", "backend"]
+__all__ = ["write_plugin"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHARED = "common"
@@ -32,7 +30,8 @@ def write_plugin(name: PluginName, kind: PluginKind, into: Path) -> Path:
     """
     folder = into / name.distribution
     if not into.is_dir():
-        raise ConfigError(f"there is no folder {str(into)!r}", fix=f"mkdir -p {into}, or name another with --into")
+        fix = f"mkdir -p {shlex.quote(str(into))}, or name another with --into"
+        raise ConfigError(f"there is no folder {str(into)!r}", fix=fix)
     if os.path.lexists(folder):
         raise ConfigError(f"{folder} exists", fix="choose another name, or another folder with --into")
     files = _rendered(name, kind)

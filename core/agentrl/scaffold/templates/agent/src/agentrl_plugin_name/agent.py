@@ -30,7 +30,7 @@ class PluginNameAgent:
                 {"role": "user", "content": data["question"]},
             ],
         )
-        return score(reply.choices[0].message.content or "", data["answer"])
+        return score(reply.choices[0].message.content or "", str(data["answer"]))
 
 
 def score(text: str, truth: str) -> float:
