@@ -35,7 +35,7 @@ async def diagnose(process: AgentProcess, how: str) -> PluginError:
     facts = await asyncio.to_thread(_ask, process)
     python = process.python
     if facts is None:
-        return PluginError(f"{python} is no Python interpreter: {how}", fix="set agent.python to one")
+        return PluginError(f"{python} is no Python interpreter: it {how}", fix="set agent.python to one")
     version = tuple(facts["agentrl interpreter"])
     if version < _OLDEST:
         return PluginError(
@@ -46,7 +46,10 @@ async def diagnose(process: AgentProcess, how: str) -> PluginError:
         return PluginError(f"{python} has no {CORE}", fix=update_fix(process))
     if not facts["worker"]:
         return PluginError(f"{python} has an {CORE} that is too old to run agents", fix=update_fix(process))
-    return PluginError(f"the process of agent {process.reference!r} did not start: {how}", fix=f"{python} was started")
+    return PluginError(
+        f"the process of agent {process.reference!r} did not get as far as its first episode: it {how}",
+        fix=f"see what importing the agent does in {python}",
+    )
 
 
 def wrong_protocol(process: AgentProcess, hello: Mapping[str, Any]) -> PluginError:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, WorkerError
 from agentrl.rollout.workers.placement import Load, plan
 from agentrl.rollout.workers.worker import Worker
 
@@ -40,7 +40,6 @@ class Pool:
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._failed_starts = 0
         self._broken: Exception | None = None
-        self._closed = False
 
     async def open(self) -> Worker:
         """Start the first worker. Raises what starting it raises."""
@@ -74,26 +73,25 @@ class Pool:
 
     async def close(self, stop_s: float) -> None:
         """End every worker, and every start; they have ``stop_s`` seconds to end by themselves."""
-        self._closed = True
+        self._give_up(WorkerError("the workers of this run have been stopped"))
         starting = list(self._starting.values())
         for task in starting:
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)
         async with asyncio.TaskGroup() as tasks:
-            for worker in self._loads:
+            for worker in list(self._loads):
                 tasks.create_task(worker.process.stop(stop_s))
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        if waiter.worker.done() and not waiter.worker.cancelled():
-            if waiter.worker.exception() is None:
-                self.release(waiter.worker.result())
-        elif waiter in self._waiting:
-            self._waiting.remove(waiter)
-            self._dispatch()
+        """Give back what a waiter has got that no longer wants it; whatever it kept from others is theirs again."""
+        if not waiter.worker.cancelled() and waiter.worker.exception() is None:
+            self.release(waiter.worker.result())
+        self._dispatch()
 
     def _dispatch(self) -> None:
         """Do what can be done for those that wait."""
-        if self._closed or not self._waiting:
+        self._waiting = [waiter for waiter in self._waiting if not waiter.worker.done()]
+        if self._broken is not None or not self._waiting:
             return
         alive = [worker for worker in self._loads if worker.alive]
         next_steps = plan(
@@ -146,9 +144,14 @@ class Pool:
             self._max_workers = len(self._loads)
             self._warn(f"goes on with {self._max_workers} workers, because no more can be started: {error}")
             return
+        self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Start no more, and tell everybody who waits, now or later."""
         self._broken = error
         for waiter in self._waiting:
-            waiter.worker.set_exception(_again(error))
+            if not waiter.worker.done():
+                waiter.worker.set_exception(_again(error))
         self._waiting.clear()
 
 

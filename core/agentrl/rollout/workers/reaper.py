@@ -38,10 +38,15 @@ def exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
             else:
                 process.wait()
         with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
-            loop.call_soon_threadsafe(ended.set_result, None)
+            loop.call_soon_threadsafe(_set, ended)
 
     threading.Thread(target=wait, name=f"agentrl-exit-{process.pid}", daemon=True).start()
     return ended
+
+
+def _set(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 class Reaper:

@@ -79,7 +79,7 @@ def _listed(entries: Sequence[str], environ: Mapping[str, str]) -> Iterator[tupl
 
 
 def _check(name: str, entry: str, seen: set[str]) -> None:
-    if not name or "\0" in entry or name != name.strip():
+    if name.split() != [name] or "\0" in entry:
         raise ConfigError(f"agent.env holds {entry!r}, which names no variable", fix="write NAME or NAME=value")
     if name in (*OURS, WORKER):
         raise ConfigError(

@@ -82,10 +82,10 @@ class Worker:
                 raise ValueError(f"no message of a worker: {other!r}")
 
     def _send(self, order: Order) -> asyncio.Future[Any]:
+        self._endpoint.attach(order.api_key)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[order.id] = answer
         self._latest = order.id
-        self._endpoint.attach(order.api_key)
         self.process.output.allow()
         self.process.send(order.line)
         return answer
@@ -110,33 +110,29 @@ class Worker:
 
     async def _overdue(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> AgentRLError:
         """What an episode past its deadline fails with: its own lateness, unless another one held it up."""
-        if await self._cancel(episode, answer, error):
-            return error
-        await _done(answer, BURIAL_S)
-        failure = answer.exception() if answer.done() else None
-        return failure if isinstance(failure, AgentRLError) else error
+        await self._cancel(episode, answer, error)
+        failure = answer.exception() if await _done(answer, BURIAL_S) else None
+        return failure if isinstance(failure, WorkerError) else error
 
     async def _abandon(self, episode: int, answer: asyncio.Future[Any]) -> None:
         """End an episode that nobody waits for."""
         error = EpisodeTimeout("the run was interrupted")
         try:
-            if not await self._cancel(episode, answer, error):
-                await _done(answer, BURIAL_S)
+            await self._cancel(episode, answer, error)
+            await _done(answer, BURIAL_S)
         except asyncio.CancelledError:
             self._kill(Sentence("did not end when the run was interrupted", episode, error))
             raise
 
-    async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> bool:
-        """Whether the agent ends within its grace when it is cancelled; otherwise its process is killed."""
+    async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> None:
+        """Cancel the agent; where it does not end within its grace, kill the process."""
         if answer.done():
-            return True
+            return
         heard = self._heard
         self.process.send(encode({"type": "cancel", "id": episode}))
         # Code that is not async cannot be cancelled, so there is nothing to wait for.
-        if self.facts.is_async and await _done(answer, self._limits.grace_s):
-            return True
-        self._kill(self._sentence(episode, error, moved=self._heard > heard))
-        return False
+        if not (self.facts.is_async and await _done(answer, self._limits.grace_s)):
+            self._kill(self._sentence(episode, error, moved=self._heard > heard))
 
     def _sentence(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> Sentence:
         """Who is to blame for a process that does not end an episode: nobody, where that cannot be known."""
@@ -153,6 +149,8 @@ class Worker:
     def _fail_all(self, gone: asyncio.Future[str]) -> None:
         self._endpoint.close()
         waiting = {episode: answer for episode, answer in self._answers.items() if not answer.done()}
+        if len(waiting) > 1:
+            self._warn(f"worker {self.number} {gone.result()}; the episodes in it are run again")
         for episode, answer in waiting.items():
             answer.set_exception(self._fate(episode, len(waiting) - 1, gone.result()))
 
