@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +12,7 @@ import pytest
 from tests.environments.projects import AGENT, write_core, write_plugin
 
 from agentrl.environ import ENVIRONMENTS
-from agentrl.environments.creating import Created, Wish, create_environment
-from agentrl.plugins import Plugins
+from agentrl.environments import Environment, environments
 
 
 @dataclass
@@ -30,14 +31,15 @@ class Told:
 
 @dataclass(frozen=True)
 class Made:
-    """A real environment, and what it was made of."""
+    """A real environment, what it was made of, and what the command that made it said."""
 
-    created: Created
-    told: Told
+    environment: Environment
     folder: Path
     """Where it is, with nothing else beside it."""
     core: Path
     plugin: Path
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
@@ -56,16 +58,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """An environment with an agent that loads and one that does not."""
-    folder = tmp_path_factory.mktemp("real")
-    core = write_core(folder / "sources" / "core")
-    agents = {"works": AGENT, "fails": "print('noise')\nimport no_such_framework\n"}
-    plugin = write_plugin(folder / "sources" / "plugin", "agentrl-sample", **agents)
-    told = Told()
-    with pytest.MonkeyPatch.context() as patch:
-        # As a user's shell may have it: neither may reach the new interpreter.
-        patch.setenv("PYTHONPATH", os.pathsep.join(["", str(plugin / "src")]))
-        patch.setenv(ENVIRONMENTS, str(folder / "environments"))
-        patch.setenv("PIP_NO_INDEX", "1")
-        created = create_environment(Wish("agentrl-sample", (str(core), str(plugin))), Plugins(), told)
-    return Made(created, told, folder / "environments", core, plugin)
+    """An environment with a plugin of two agents."""
+    place = tmp_path_factory.mktemp("real")
+    folder = place / "environments"
+    core = write_core(place / "core")
+    plugin = write_plugin(place / "plugin", "agentrl-sample", first=AGENT, second=AGENT)
+    # As a user's shell may have it: neither this interpreter's path nor a plugin on it may reach the new one.
+    path = {"PYTHONPATH": str(plugin / "src")}
+    done = subprocess.run(
+        [sys.executable, "-m", "agentrl", "env", "create", "agentrl-sample", "--from", core, "--from", plugin],
+        env={**os.environ, **path, ENVIRONMENTS: str(folder), "PIP_NO_INDEX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    (environment,) = environments({ENVIRONMENTS: str(folder)})
+    return Made(environment, folder, core, plugin, done.stdout, done.stderr)

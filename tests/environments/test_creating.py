@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from tests.environments.conftest import Made, Told
-from tests.environments.known import write_camel
+from tests.environments.known import write_camel, write_environment
 from tests.environments.projects import write_core
+from tests.plugins.installing import install
 
 from agentrl.environ import ENVIRONMENTS
 from agentrl.environments import environments, incomplete
+from agentrl.environments.checking import check_environment
 from agentrl.environments.creating import Wish, create_environment
 from agentrl.environments.places import LOG
 from agentrl.errors import ConfigError, PluginError
@@ -27,62 +33,78 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
 
 
-def names_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
 def test_an_environment_has_core_the_plugin_and_its_agents(made: Made) -> None:
-    environment = made.created.environment
-    assert environment.name == "sample"
+    environment = made.environment
     assert environment.path == made.folder / "sample"
     assert environment.fault is None
     assert environment.core == core_version()
     assert [str(plugin) for plugin in environment.plugins] == ["agentrl-sample 0.3"]
-    assert [entry.name for entry in environment.entries("agents")] == ["fails", "works"]
-    assert environments({ENVIRONMENTS: str(made.folder)}) == (environment,)
+    assert [entry.name for entry in environment.entries("agents")] == ["first", "second"]
+    assert environment.record.python_version == platform.python_version()
+    assert environment.record.sources == (str(made.core), str(made.plugin))
 
 
-def test_its_interpreter_finds_the_agent_and_nothing_of_this_one_s_path(made: Made) -> None:
-    code = "import works_module, sys; print(works_module.__file__); print(sys.prefix)"
-    done = subprocess.run(
-        [made.created.environment.python, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    module, prefix = done.stdout.splitlines()
-    assert Path(module).is_relative_to(made.created.environment.path)
-    assert prefix == str(made.created.environment.path)
-
-
-def test_an_agent_that_does_not_load_in_it_is_told_with_the_reason(made: Made) -> None:
-    (fault,) = made.created.faults
-    assert (fault.name, fault.distribution) == ("fails", "agentrl-sample 0.3")
-    assert "No module named 'no_such_framework'" in fault.reason
+def test_the_result_is_said_with_the_command_that_follows(made: Made) -> None:
+    assert made.stdout.splitlines() == [
+        f"sample: agentrl-sample 0.3 in {made.environment.path}",
+        "train: agentrl train first or second",
+    ]
 
 
 def test_it_says_first_what_comes_from_where_and_keeps_all_that_pip_says(made: Made) -> None:
-    assert made.told.said[1:3] == [
+    lines = made.stderr.splitlines()
+    assert lines[:3] == [
+        f"making the environment sample of Python {platform.python_version()} in {made.environment.path}",
         f"installing agentrl-core from the folder {made.core}",
         f"installing agentrl-sample from the folder {made.plugin}",
     ]
-    log = (made.created.environment.path / LOG).read_text()
-    assert [line for line in made.told.shown if "Successfully installed" in line]
-    assert all(line in log for line in made.told.shown)
+    pip = [line.strip() for line in lines if line.startswith("  ")]
+    assert [line for line in pip if line.startswith("Successfully installed agentrl-core")]
+    log = (made.environment.path / LOG).read_text()
+    assert [line for line in pip if line not in log] == []
+
+
+def test_its_interpreter_finds_the_agent_and_nothing_of_this_one_s_path(made: Made) -> None:
+    code = "import first_module, sys; print(first_module.__file__); print(sys.prefix)"
+    command = [made.environment.python, "-c", code]
+    module, prefix = subprocess.check_output(command, text=True, timeout=60).splitlines()
+    assert Path(module).is_relative_to(made.environment.path)
+    assert prefix == str(made.environment.path)
 
 
 def test_the_folders_that_it_was_built_from_are_not_touched(made: Made) -> None:
-    assert names_in(made.plugin) == {
-        "pyproject.toml",
-        "backend.py",
-        "src",
-        "src/works_module.py",
-        "src/fails_module.py",
-    }
+    files = {str(path.relative_to(made.plugin)) for path in made.plugin.rglob("*")}
+    assert files == {"pyproject.toml", "backend.py", "src", "src/first_module.py", "src/second_module.py"}
+
+
+def test_what_does_not_load_in_it_is_told_with_the_reason(made: Made, told: Told) -> None:
+    (site,) = made.environment.path.glob("lib/python*/site-packages")
+    files = {"torn_module.py": "print('noise')\nimport no_such_framework\n"}
+    points = {"agentrl.agents": {"torn": "torn_module:Agent"}, "agentrl.plugins": {"torn-hooks": "torn_module"}}
+    info = install(site, "agentrl-torn", points, files=files)
+    try:
+        faults = check_environment(made.environment, dict(os.environ), time.monotonic() + 60, told.show)
+    finally:
+        shutil.rmtree(info)
+    assert [(fault.name, fault.distribution) for fault in faults] == [
+        ("torn-hooks", "agentrl-torn 1.0"),
+        ("torn", "agentrl-torn 1.0"),
+    ]
+    assert all("No module named 'no_such_framework'" in fault.reason for fault in faults)
+    assert "noise" in told.shown
+
+
+def test_another_core_than_this_one_is_refused(folder: Path, told: Told) -> None:
+    write_environment(folder / "old", core="0.0.1")
+    with pytest.raises(PluginError, match=rf"brought agentrl-core 0.0.1 and this is {re.escape(core_version())}"):
+        check_environment(environments()[0], {}, time.monotonic() + 60, told.show)
 
 
 def test_a_replacement_that_fails_leaves_what_was_there_and_says_why(
     made: Made, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENVIRONMENTS, str(made.folder))
-    path, before = made.created.environment.path, made.created.environment.record
+    path, before = made.environment.path, made.environment.record
     with pytest.raises(PluginError) as caught:
         create_environment(Wish("sample", (str(made.core), "agentrl-nowhere==7"), replace=True), Plugins(), told)
     assert "pip install failed: " in str(caught.value)
@@ -91,7 +113,7 @@ def test_a_replacement_that_fails_leaves_what_was_there_and_says_why(
     assert "agentrl-nowhere" in (path / LOG).read_text()
     (environment,) = environments()
     assert environment.record == before
-    subprocess.run([environment.python, "-c", "import works_module"], timeout=60, check=True)
+    subprocess.run([environment.python, "-c", "import first_module"], timeout=60, check=True)
     assert not {".previous", ".discarded"} & set(os.listdir(path))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.environments.known import write_camel, write_environment
 
-from agentrl.environments import environments
+from agentrl.environments import environments, processes
 from agentrl.environments.folders import emptied, held
 from agentrl.environments.interpreters import find_interpreter
 from agentrl.environments.pip import failure_of, pip_environment
@@ -79,7 +79,8 @@ def test_what_a_program_says_is_shown_kept_and_returned(tmp_path: Path) -> None:
     assert all(line in text for line in lines)
 
 
-def test_a_deadline_ends_a_program_with_its_children(tmp_path: Path) -> None:
+def test_a_deadline_ends_a_program_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE_S", 0.2)
     sleeper = f"import time\nwhile True: time.sleep(0.1)  # {tmp_path}"
     code = (
         "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
