@@ -71,3 +71,10 @@ def test_a_loop_that_holds_nobody_up_is_reported_once_it_does():
     (report,) = reports
     assert report.endswith(": F")
     assert len(asked) == 4
+
+
+def test_a_loop_that_waits_is_not_taken_for_blocked_however_short_the_deadline():
+    async def waits():
+        await asyncio.sleep(1.2)
+
+    assert asyncio.run(watch(waits, patience=2.0, deadline=0.01)) == []

@@ -50,7 +50,8 @@ class LoopWatchdog:
         self._agent = agent
         self._report = report
         self._patience = patience
-        self._deadline = deadline
+        # An idle loop's newest beat is itself up to a quarter of the patience old.
+        self._deadline = max(deadline, patience / 2)
         self._harms = harms
         self._fix = fix
         self._stop = threading.Event()
