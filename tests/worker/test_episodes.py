@@ -217,6 +217,16 @@ def test_synchronous_episodes_may_run_at_once_too(loaded):
     assert {rollout.hear()["id"], rollout.hear()["id"]} == {1, 2}
 
 
+def test_a_synchronous_episode_has_the_main_thread_as_in_a_script(loaded):
+    rollout = loaded("""
+        import asyncio, signal, threading
+        def agent(data):
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            return threading.current_thread() is threading.main_thread()
+    """)
+    assert [rollout.run() for _ in range(3)] == [True] * 3
+
+
 def test_each_episode_gets_its_own_data(loaded):
     rollout = loaded("""
         kept = []

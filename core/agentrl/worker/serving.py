@@ -17,10 +17,10 @@ from agentrl.worker.answers import say
 from agentrl.worker.channel import Channel
 from agentrl.worker.coroutines import run_coroutines
 from agentrl.worker.forks import end_if_forked
+from agentrl.worker.functions import run_functions
 from agentrl.worker.inbox import Inbox
 from agentrl.worker.loading import load_agent
 from agentrl.worker.protocol import PROTOCOL, Message, encode, error_to_json
-from agentrl.worker.threads import run_threads
 
 __all__ = ["serve"]
 
@@ -69,7 +69,7 @@ def _work(inbox: Inbox, send: Callable[[bytes], None]) -> None:
     elif agent.is_async:
         run_coroutines(agent, inbox, send)
     else:
-        run_threads(agent, inbox, send)
+        run_functions(agent, inbox, send)
 
 
 def _load(load: Message, send: Callable[[bytes], None]) -> BoundAgent | None:
