@@ -18,7 +18,7 @@ __all__ = ["LoopThread"]
 
 Result = TypeVar("Result")
 
-_GRACE_S = 5.0
+_GRACE_S = 2.0
 """How long a coroutine may take to end once it is cancelled."""
 
 

@@ -22,7 +22,7 @@ from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.episode import Episode, EpisodeKey
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.testing.clients import ask_alone
+from agentrl.testing.clients import ask_alone, settings_of
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
 from agentrl.training.agent import InlineAgent, Place, resolve_agent
@@ -81,6 +81,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.gateway.start()
+        self._client_at_first = settings_of(self.gateway.http_client())
         place = Place(self.gateway, self.config, None, self.warnings.append)
 
         async def start() -> AgentRunner:
@@ -120,6 +121,11 @@ class Stage:
         self.backend.play([completion])
         self.backend.expected = 1
         return self._loop.run(ask_alone(self.gateway), deadline_s=_CLEANUP_S, what="a call beside the agent's")
+
+    def changes_of_the_client(self) -> dict[str, object]:
+        """What is not with the shared client as it was before the first episode."""
+        now = settings_of(self.gateway.http_client())
+        return {name: value for name, value in now.items() if value != self._client_at_first[name]}
 
     def takes(self, names: set[str]) -> bool:
         """Whether the agent runs in this process and is passed all of ``names``."""

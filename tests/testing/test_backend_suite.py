@@ -1,0 +1,57 @@
+"""A backend that breaks a promise fails the test that names it."""
+
+from __future__ import annotations
+
+import pytest
+from tests.testing.conftest import Failures
+
+GREEDY = "test_greedy_tokens_are_the_likeliest"
+LOGPROBS = "test_logprobs_are_of_the_distribution_after_temperature"
+OFTEN = "test_tokens_come_as_often_as_the_distribution_says"
+MOST, STOP_ID = "test_max_tokens_ends_a_completion", "test_a_stop_id_ends_a_completion_as_its_last_token"
+STOP, SEED = "test_a_stop_string_ends_a_completion_that_holds_it", "test_equal_seeds_give_equal_tokens"
+OTHERS = "test_alternatives_are_the_likeliest_tokens"
+UNCLAIMED = "test_a_field_that_it_does_not_honour_is_refused"
+DATED = "test_every_token_has_a_logprob_and_the_version_of_the_weights"
+UPDATE = "test_tokens_are_those_of_the_new_weights_also_for_a_prompt_seen_before"
+FLIGHT = "test_a_completion_under_way_keeps_its_tokens_and_goes_on_under_the_new_weights"
+TIED = "test_tied_embeddings_are_replaced_at_both_ends"
+PARTS, FREES = "test_a_stream_comes_in_parts", "test_a_request_that_is_given_up_frees_its_slot"
+HARM, LONG = "test_the_error_of_one_request_harms_no_other", "test_a_prompt_that_fills_the_context_is_refused"
+LOOPS, MANY = "test_it_serves_several_threads_and_loops", "test_more_requests_than_slots_are_all_answered"
+ENDS = "test_it_stops_while_it_generates_and_stops_twice"
+
+
+@pytest.mark.parametrize(
+    ("backend", "failed", "told"),
+    [
+        ("Hot", GREEDY, "greedy, it took a token whose logprob is"),
+        ("Hot", LOGPROBS, "logprobs are off by up to"),
+        ("Rounded", LOGPROBS, "logprobs are off by up to"),
+        ("Cold", OFTEN, "drawn 600 times"),
+        ("Ending", MOST, "only stop ids end a turn before max_tokens"),
+        ("Swallowing", STOP_ID, ""),
+        ("Unstopped", STOP, ""),
+        ("Unseeded", SEED, ""),
+        ("Unalternative", OTHERS, "not the likeliest"),
+        ("Cut", UNCLAIMED, "DID NOT RAISE"),
+        ("Whole", PARTS, "arrived in one chunk"),
+        ("Stale", UPDATE, "and are those of the old ones"),
+        ("Deaf", UPDATE, "and are those of the old ones"),
+        ("Undated", UPDATE, ""),
+        ("Draining", FLIGHT, "none of 400 tokens was sampled under the new weights"),
+        ("Forgetful", TIED, "after an update, logprobs are off by up to"),
+        ("Stubborn", FREES, "requests after others were given up did not end within"),
+        ("Brittle", HARM, ""),
+        ("Late", LONG, "DID NOT RAISE"),
+        ("Vague", LONG, "something broke"),
+        ("Homebound", LOOPS, ""),
+        ("Narrow", MANY, "all slots are taken"),
+        ("Once", ENDS, "stopped already"),
+    ],
+)
+def test_a_broken_promise_fails_its_test(failures: Failures, backend: str, failed: str, told: str) -> None:
+    attributes = f'backend = "tests.testing.broken_backends:{backend}"\ntimeout = 5.0'
+    (found,) = failures("BackendConformance", attributes, failed).items()
+    assert found[0].startswith(failed)
+    assert told in found[1]
