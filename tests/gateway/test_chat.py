@@ -289,3 +289,11 @@ def test_a_plain_sync_client_is_served_over_http(http, backend, open_session):
         completion = client.chat.completions.create(model="x", messages=[ASK])
     assert completion.choices[0].message.content == "It is 408."
     assert len(session.calls) == 1
+
+
+def test_a_tool_that_is_not_strict_reads_as_one_that_does_not_say(http, backend, open_session):
+    session = open_session()
+    for strict in ({}, {"strict": False}, {"strict": None}):
+        backend.says("Hello")
+        call(http, session, tools=[{"type": "function", "function": TOOLS[0]["function"] | strict}])
+    assert len({tuple(request.prompt_ids) for request in backend.requests}) == 1

@@ -93,7 +93,7 @@ def _tool_call(call: Any, where: str) -> None:
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The ``tools`` of a request, as given. Raises ``GatewayError`` (400), naming the tool at fault."""
+    """The ``tools`` of a request. Raises ``GatewayError`` (400), naming the tool at fault."""
     if not value:
         return None
     if not isinstance(value, list):
@@ -104,7 +104,13 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
             raise _wrong(f"tools[{index}]", "is not a function", fix="the policy calls functions only")
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise _wrong(f"tools[{index}].function.name", "is missing")
-    return value
+    return [_plain(tool) for tool in value]
+
+
+def _plain(tool: dict[str, Any]) -> dict[str, Any]:
+    """``tool`` without ``strict`` where that is false, as it is unless said: templates would show it to the policy."""
+    function = {name: given for name, given in tool["function"].items() if name != "strict" or given}
+    return {**tool, "function": function}
 
 
 def _wrong(where: str, what: str, *, fix: str | None = None, code: str = "invalid_value") -> GatewayError:
