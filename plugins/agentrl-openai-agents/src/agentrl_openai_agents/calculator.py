@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from agents import Agent, function_tool
-
+from agentrl_agents import calculator as bundled
 from agentrl_agents.expressions import evaluate
 from agentrl_agents.tasks import question, score
 from agentrl_openai_agents.conversation import converse
 from agentrl_openai_agents.model import Endpoint
+from agents import Agent, function_tool
 
 __all__ = ["CALCULATOR", "CalculatorAgent"]
 
@@ -20,8 +21,11 @@ def calculator(expression: str) -> str:
     return str(evaluate(expression))
 
 
-CALCULATOR = Agent[Any](name="Calculator", instructions="Solve the problem with the calculator.", tools=[calculator])
-"""As an application has it: it knows nothing of agentrl."""
+# The model tiny has learnt one spelling of the tool's schema; any other model reads that which the SDK writes.
+tool = replace(calculator, params_json_schema=bundled.TOOL["function"]["parameters"])
+
+CALCULATOR = Agent[Any](name="Calculator", instructions=bundled.SYSTEM, tools=[tool])
+"""An agent as an application has it: it knows nothing of agentrl."""
 
 
 class CalculatorAgent:
