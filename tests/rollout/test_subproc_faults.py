@@ -50,7 +50,7 @@ def test_an_agent_that_goes_on_in_two_processes_is_one_episode(batches):
 def test_an_agent_that_prints_a_gigabyte_costs_its_own_episode(batches, agent):
     lost = only_fault(batches.run(agent, tasks(1024 * MIB)))
     assert lost.failure.side == "agent"
-    assert "printed more than 64 MiB during one episode and was killed" in lost.failure.reason
+    assert "printed more than 64 MiB during one episode, and was killed" in lost.failure.reason
     logs = batches.folder / "logs" / "workers"
     assert sum(path.stat().st_size for path in logs.iterdir()) < 2 * 2 * 9 * MIB
 

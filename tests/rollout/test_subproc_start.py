@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tests.rollout.batches import in_time, process_of
 
-from agentrl.environ import WORKER
+from agentrl.environ import ENVIRONMENTS, WORKER
+from agentrl.environments.record import Record, write_record
 from agentrl.errors import ConfigError, PluginError, RunError
 from agentrl.rollout.subproc import AgentFacts, Limits, inspect_agent
 
@@ -93,6 +94,15 @@ def test_an_interpreter_without_agentrl(agent_file, refusal, bare_python):
     assert re.search(
         rf"{bare_python} has no agentrl-core \({bare_python} -m pip install 'agentrl-core==[\w.]+'\)", str(error)
     )
+
+
+def test_the_fix_for_an_environment_of_agentrls_own_is_to_make_it_anew(agent_file, refusal, tmp_path, monkeypatch):
+    folder = tmp_path / "environments" / "camel"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    write_record(folder, Record("3.11", None, (), editable=False, created="2026-11-24T12:00:00"))
+    monkeypatch.setenv(ENVIRONMENTS, str(folder.parent))
+    error = refusal(process_of(agent_file(TRIVIAL), python=folder / "bin" / "python"))
+    assert str(error).endswith("has no agentrl-core (agentrl env create camel --replace)")
 
 
 def test_an_agentrl_that_cannot_run_agents_yet(agent_file, refusal, tmp_path, bare_python):

@@ -33,4 +33,4 @@ def test_the_ways_to_end():
     assert how_it_ended(-signal.SIGSEGV, None, "") == "was ended by SIGSEGV"
     assert how_it_ended(-signal.SIGKILL, None, "") == "was ended by SIGKILL, as where memory runs out"
     assert how_it_ended(-63, None, "") == "was ended by signal 63"
-    assert how_it_ended(-signal.SIGKILL, Sentence("printed more"), "") == "printed more and was killed"
+    assert how_it_ended(-signal.SIGKILL, Sentence("printed more"), "") == "printed more, and was killed"

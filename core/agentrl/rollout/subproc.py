@@ -141,13 +141,9 @@ async def inspect_agent(process: AgentProcess, *, deadline_s: float) -> AgentFac
     reaper = Reaper()
     limits = Limits(start_s=deadline_s)
     try:
-        started = WorkerProcess(process, receive=_ignore, log=None, limits=limits, reaper=reaper)
+        started = WorkerProcess(process, log=None, limits=limits, reaper=reaper)
         facts = await load(started, process, _NOWHERE, "none", limits)
         await started.stop(limits.stop_s)
     finally:
         reaper.close()
     return facts
-
-
-def _ignore(message: Message) -> None:
-    """Nothing is run, so nothing is told."""

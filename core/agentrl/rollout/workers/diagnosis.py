@@ -54,9 +54,10 @@ async def diagnose(process: AgentProcess, how: str) -> PluginError:
 
 def wrong_protocol(process: AgentProcess, hello: Mapping[str, Any]) -> PluginError:
     """The error of a worker of another version."""
+    theirs, ours = hello.get("core") or "of unknown version", core_version()
     return PluginError(
-        f"{process.python} has {CORE} {hello.get('core')}, whose worker speaks protocol {hello.get('protocol')}; "
-        f"{CORE} {core_version()} here speaks {PROTOCOL}",
+        f"{process.python} has {CORE} {theirs}, whose worker speaks protocol {hello.get('protocol')}; "
+        f"{CORE} {ours} here speaks {PROTOCOL}",
         fix=update_fix(process),
     )
 

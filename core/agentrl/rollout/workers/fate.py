@@ -40,7 +40,7 @@ def fate(episode: int, others: int, how: str, sentence: Sentence | None) -> Agen
 
 def how_it_ended(code: int, sentence: Sentence | None, last_lines: str) -> str:
     """How a process with this return code ended, after "the agent's process"."""
-    how = f"{sentence.reason} and was killed" if sentence else _ending(code)
+    how = f"{sentence.reason}, and was killed" if sentence else _ending(code)
     return f"{how}; it printed last: {last_lines}" if last_lines else how
 
 

@@ -38,17 +38,18 @@ class WorkerProcess:
         self,
         spec: AgentProcess,
         *,
-        receive: Callable[[Message], None],
         log: WorkerLog | None,
         limits: Limits,
         reaper: Reaper,
     ) -> None:
-        """Start it. ``receive`` gets every message that is no answer to ``ask``. Raises ``PluginError``."""
+        """Start it. Raises ``PluginError``."""
         loop = asyncio.get_running_loop()
         self.gone: asyncio.Future[str] = loop.create_future()
         """How the process ended, once it has, and nothing that it started is left."""
         self.output = Output(log, limits.printed, lambda: self.kill(Sentence(_flooded(limits.printed))))
-        self._receive = receive
+        self.receive: Callable[[Message], None] = _refuse
+        """Gets every message that is no answer to ``ask``. Raises ``LookupError``, ``TypeError`` or ``ValueError`` for
+        one that makes no sense."""
         self._log = log
         self._reaper = reaper
         self._sentence: Sentence | None = None
@@ -128,7 +129,7 @@ class WorkerProcess:
 
     def _take(self, message: Message) -> None:
         if message["type"] not in _REPLIES:
-            self._receive(message)
+            self.receive(message)
         elif self._reply is None or self._reply.done():
             raise ValueError("an answer to nothing")
         else:
@@ -151,6 +152,10 @@ class WorkerProcess:
             self._log.close()
         how = how_it_ended(self._process.returncode, self._sentence, self.output.last_lines())
         self.gone.set_result(how)
+
+
+def _refuse(message: Message) -> None:
+    raise ValueError("nothing was asked yet")
 
 
 def _flooded(limit: int) -> str:

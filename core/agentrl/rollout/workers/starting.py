@@ -37,22 +37,19 @@ class Starter:
 
     async def start(self, number: int) -> Worker:
         """Start worker ``number``. Raises ``ConfigError`` or ``PluginError``, and leaves no process then."""
-        worker = Worker(number, self.limits, self.warn)
         endpoint = self.open_standing()
         try:
-            process = self._process(number, worker)
+            process = WorkerProcess(self.spec, log=self._log(number), limits=self.limits, reaper=self.reaper)
             facts = await load(process, self.spec, endpoint.base_url, endpoint.api_key, self.limits)
         except BaseException:
             endpoint.close()
             raise
-        worker.begin(process, facts, endpoint)
-        return worker
+        return Worker(number, process, facts, endpoint, self.limits, self.warn)
 
-    def _process(self, number: int, worker: Worker) -> WorkerProcess:
-        log = None
-        if self.logs is not None:
-            log = WorkerLog(self.logs / "workers" / f"worker-{number}.log", self.limits.log, self.warn)
-        return WorkerProcess(self.spec, receive=worker.receive, log=log, limits=self.limits, reaper=self.reaper)
+    def _log(self, number: int) -> WorkerLog | None:
+        if self.logs is None:
+            return None
+        return WorkerLog(self.logs / "workers" / f"worker-{number}.log", self.limits.log, self.warn)
 
 
 async def load(process: WorkerProcess, spec: AgentProcess, base_url: str, api_key: str, limits: Limits) -> AgentFacts:

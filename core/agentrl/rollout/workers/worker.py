@@ -33,18 +33,26 @@ class Order:
 class Worker:
     """Runs episodes in a process that has imported the agent."""
 
-    def __init__(self, number: int, limits: Limits, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        process: WorkerProcess,
+        facts: AgentFacts,
+        endpoint: StandingEndpoint,
+        limits: Limits,
+        warn: Callable[[str], None],
+    ) -> None:
         self.number = number
+        self.process = process
+        self.facts = facts
+        self._endpoint = endpoint
         self._limits = limits
         self._warn = warn
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._latest: int | None = None
         self._heard = 0
         self._blocker: int | None = None
-
-    def begin(self, process: WorkerProcess, facts: AgentFacts, endpoint: StandingEndpoint) -> None:
-        """Take a process whose agent is loaded."""
-        self.process, self.facts, self._endpoint = process, facts, endpoint
+        process.receive = self._take
         process.gone.add_done_callback(self._fail_all)
 
     @property
@@ -68,8 +76,7 @@ class Worker:
         finally:
             self._forget(order, answer)
 
-    def receive(self, message: Message) -> None:
-        """Take a message about an episode. Raises ``LookupError``, ``TypeError`` or ``ValueError`` for what is none."""
+    def _take(self, message: Message) -> None:
         match message["type"]:
             case "done":
                 self._answer(message["id"], message["returned"], None)
