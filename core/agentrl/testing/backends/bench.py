@@ -124,15 +124,16 @@ class Bench:
     def sample(self, **sampling: Any) -> list[Compared]:
         """A completion of every prompt, all at once, beside what the model says of it."""
         prompts = self.prompts()
-        if "seed" in self.capabilities.sampling:
-            requests = [ask(prompt, seed=number, **sampling) for number, prompt in enumerate(prompts)]
-        else:
-            requests = [ask(prompt, **sampling) for prompt in prompts]
+        requests = [ask(prompt, **self.seed(number), **sampling) for number, prompt in enumerate(prompts)]
         temperature = sampling.get("temperature", 1.0) or 1.0
         return [
             Compared(prompt, chunk, self.reference.logprobs(prompt, chunk.ids, temperature))
             for prompt, chunk in zip(prompts, self.complete(*requests), strict=True)
         ]
+
+    def seed(self, number: int) -> dict[str, Any]:
+        """A seed for a request, where the backend honours one."""
+        return {"seed": number} if "seed" in self.capabilities.sampling else {}
 
     def update(self, new: Reference | None = None) -> Reference:
         """Put other weights in place, by default of no use; returns the model of the old ones."""

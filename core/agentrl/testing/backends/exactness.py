@@ -17,7 +17,8 @@ class Exactness(BackendSuite):
 
     def test_every_token_has_a_logprob_and_the_version_of_the_weights(self, bench: Bench) -> None:
         for chunk in bench.complete(*(ask(prompt, max_tokens=9) for prompt in bench.prompts())):
-            assert len(chunk.ids) == len(chunk.logprobs) == len(chunk.versions)
+            told = f"{len(chunk.ids)} ids have {len(chunk.logprobs)} logprobs and {len(chunk.versions)} versions"
+            assert len(chunk.ids) == len(chunk.logprobs) == len(chunk.versions), told
             assert set(chunk.versions) == {bench.reference.version}, "tokens do not carry the version of the weights"
 
     def test_greedy_tokens_are_the_likeliest(self, bench: Bench) -> None:
@@ -55,20 +56,18 @@ class Exactness(BackendSuite):
     def test_alternatives_are_the_likeliest_tokens(self, bench: Bench) -> None:
         needs(bench, "top_logprobs")
         for compared in bench.sample(top_logprobs=3, max_tokens=6):
-            best = compared.expected.topk(3).values
-            assert len(compared.chunk.top_logprobs) == len(compared.chunk.ids)
+            assert len(compared.chunk.top_logprobs) == len(compared.chunk.ids), "not every token has alternatives"
+            best = compared.expected.topk(3).values.tolist()
             for position, alternatives in enumerate(compared.chunk.top_logprobs):
-                assert len(alternatives) == 3
-                for rank, (token, logprob) in enumerate(alternatives):
-                    ours = float(compared.expected[position, token])
-                    assert logprob == pytest.approx(ours, abs=self.tolerance)
-                    assert ours == pytest.approx(float(best[position, rank]), abs=self.tolerance), "not the likeliest"
+                ours = [float(compared.expected[position, token]) for token, _ in alternatives]
+                stated = [logprob for _, logprob in alternatives]
+                assert stated == pytest.approx(ours, abs=self.tolerance), "alternatives have other logprobs"
+                assert ours == pytest.approx(best[position], abs=self.tolerance), "alternatives are not the likeliest"
 
     def test_tokens_come_as_often_as_the_distribution_says(self, bench: Bench) -> None:
         """Pearson's statistic of first tokens, within six standard deviations of its mean."""
         prompt = bench.prompts(1)[0]
-        seeds = range(_DRAWS) if "seed" in bench.capabilities.sampling else [0] * _DRAWS
-        chunks = bench.complete(*(ask(prompt, seed=seed, max_tokens=1) for seed in seeds))
+        chunks = bench.complete(*(ask(prompt, max_tokens=1, **bench.seed(number)) for number in range(_DRAWS)))
         expected = bench.reference.logprobs(prompt, [0])[0].exp() * _DRAWS
         counts = expected.new_zeros(len(expected))
         for chunk in chunks:
@@ -86,7 +85,8 @@ class Exactness(BackendSuite):
         prompt = bench.prompts(1)[0]
         for _ in range(3):
             (chunk,) = bench.complete(ask(prompt, max_tokens=6))
-            assert bench.reference.off_by(prompt, chunk) <= self.tolerance
+            off_by = bench.reference.off_by(prompt, chunk)
+            assert off_by <= self.tolerance, f"as a prompt goes on, logprobs are off by up to {off_by:.2g}"
             prompt = [*prompt, *chunk.ids, *bench.prompts(2)[1]]
 
     def _is_exact(self, bench: Bench, **sampling: float) -> None:

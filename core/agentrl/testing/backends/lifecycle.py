@@ -22,8 +22,8 @@ class Lifecycle(BackendSuite):
 
     def test_it_says_what_it_can_do(self, bench: Bench) -> None:
         stated = bench.capabilities
-        assert stated.context_length >= 2
-        assert stated.max_concurrency >= 1
+        assert stated.context_length >= 2, f"context_length={stated.context_length}"
+        assert stated.max_concurrency >= 1, f"max_concurrency={stated.max_concurrency}"
         known = {field.name for field in fields(Sampling)} - _ALWAYS
         assert stated.sampling <= known, f"capabilities.sampling names {sorted(stated.sampling - known)}: unknown"
 

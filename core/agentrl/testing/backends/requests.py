@@ -36,37 +36,42 @@ class Requests(BackendSuite):
 
     def test_max_tokens_ends_a_completion(self, bench: Bench) -> None:
         for chunk in bench.complete(*(ask(prompt, max_tokens=12) for prompt in bench.prompts())):
-            assert (len(chunk.ids), chunk.finish) == (12, "length"), "only stop ids end a turn before max_tokens"
+            assert len(chunk.ids) == 12, f"max_tokens=12 and no stop ids gave {len(chunk.ids)} tokens: {_end(chunk)}"
+            assert chunk.finish == "length", f"max_tokens ended a completion: {_end(chunk)}"
 
     def test_the_end_of_the_context_ends_a_completion(self, bench: Bench) -> None:
         (chunk,) = bench.complete(ask(_long(bench, bench.capabilities.context_length - 5)))
-        assert (len(chunk.ids), chunk.finish) == (5, "length")
+        assert len(chunk.ids) == 5, f"5 tokens below the context's end it sampled {len(chunk.ids)}: {_end(chunk)}"
+        assert chunk.finish == "length", f"the end of the context ended a completion: {_end(chunk)}"
 
     def test_a_stop_id_ends_a_completion_as_its_last_token(self, bench: Bench) -> None:
         prompt, free = bench.prompts(1)[0], self._greedy(bench)
         end = free.ids[4]
         (chunk,) = bench.complete(ask(prompt, temperature=0, max_tokens=12, stop_ids=frozenset({end})))
-        assert chunk.ids == free.ids[: free.ids.index(end) + 1]
-        assert (chunk.finish, chunk.stop_string) == ("stop", None)
+        expected = free.ids[: free.ids.index(end) + 1]
+        assert chunk.ids == expected, f"stopped by the id {end} it gave {chunk.ids}, and should have given {expected}"
+        assert chunk.finish == "stop", f"a stop id ended a completion: {_end(chunk)}"
+        assert chunk.stop_string is None, f"a stop id ended a completion: {_end(chunk)}"
 
     def test_a_stop_string_ends_a_completion_that_holds_it(self, bench: Bench) -> None:
         needs(bench, "stop")
         prompt, free = bench.prompts(1)[0], self._greedy(bench)
         decode = bench.renderer.vocabulary.decode
-        text = decode(free.ids)
-        stop = text[2:5]
+        stop = decode(free.ids)[2:5]
         (chunk,) = bench.complete(ask(prompt, temperature=0, max_tokens=12, stop=(stop, "no such text")))
-        assert (chunk.finish, chunk.stop_string) == ("stop", stop)
+        assert chunk.finish == "stop", f"the stop string {stop!r} came up, and the completion ended by {_end(chunk)}"
+        assert chunk.stop_string == stop, f"the stop string {stop!r} ended a completion: {_end(chunk)}"
         assert stop in decode(chunk.ids), "the ids do not hold the stop string"
         assert stop not in decode(chunk.ids[:-1]), "it went on beyond the stop string"
-        assert chunk.ids == free.ids[: len(chunk.ids)]
+        assert chunk.ids == free.ids[: len(chunk.ids)], "before a stop string the tokens are others than without one"
 
     def test_streamed_chunks_join_to_the_completion_read_whole(self, bench: Bench) -> None:
         prompt = bench.prompts(1)[0]
         whole, streamed = (
             bench.complete(ask(prompt, temperature=0, max_tokens=12, stream=stream))[0] for stream in (False, True)
         )
-        assert (streamed.ids, streamed.finish) == (whole.ids, whole.finish)
+        assert streamed.ids == whole.ids, "a stream gives other tokens than the same completion read whole"
+        assert streamed.finish == whole.finish, f"a stream ended by {_end(streamed)}, read whole by {_end(whole)}"
 
     def test_a_stream_comes_in_parts(self, bench: Bench) -> None:
         async def parts() -> list[Chunk]:
@@ -82,25 +87,29 @@ class Requests(BackendSuite):
         (alone,) = bench.complete(request)
         mates = [ask(mate, seed=number, max_tokens=8 + number) for number, mate in enumerate(prompts)]
         *_, among = bench.complete(*mates, request)
-        assert among.ids == alone.ids
+        assert among.ids == alone.ids, "beside other requests the same prompt and seed gave other tokens"
         others = bench.complete(*(ask(prompt, seed=seed, max_tokens=16) for seed in range(16)))
         assert len({chunk.ids for chunk in others}) > 1, "16 seeds gave the same tokens"
 
     def test_a_prompt_that_fills_the_context_is_refused_before_its_first_token(self, bench: Bench) -> None:
-        async def first(tokens: int) -> Chunk:
+        async def first(tokens: int) -> Chunk | BaseException:
             async with aclosing(bench.backend.generate(ask(_long(bench, tokens), stream=True))) as stream:
-                return await anext(stream)
+                (ended,) = await asyncio.gather(anext(stream), return_exceptions=True)
+                return ended
 
         for tokens in (bench.capabilities.context_length, 2 * bench.capabilities.context_length):
-            with pytest.raises(PromptTooLong):
-                bench.run(first(tokens))
+            ended = bench.run(first(tokens))
+            assert isinstance(ended, PromptTooLong), (
+                f"a prompt of {tokens} tokens gave {ended!r:.200}: raise PromptTooLong"
+            )
 
     @pytest.mark.parametrize("field", _UNUSUAL)
     def test_a_field_that_it_does_not_honour_is_refused(self, field: str, bench: Bench) -> None:
         if field in bench.capabilities.sampling:
             pytest.skip(f"the backend honours {field!r}")
-        with pytest.raises(UnsupportedSampling):
-            bench.complete(ask(bench.prompts(1)[0], max_tokens=2, **{field: _UNUSUAL[field]}))
+        (ended,) = bench.outcomes(ask(bench.prompts(1)[0], max_tokens=2, **{field: _UNUSUAL[field]}))
+        told = f"{field}={_UNUSUAL[field]!r} is not among its capabilities, and gave {ended!r:.200}"
+        assert isinstance(ended, UnsupportedSampling), f"{told}: raise UnsupportedSampling"
 
     def test_the_error_of_one_request_harms_no_other(self, bench: Bench) -> None:
         prompt, *others = bench.prompts()
@@ -109,19 +118,20 @@ class Requests(BackendSuite):
             ask([*prompt, bench.vocabulary + 5]),
         ]
         good = [ask(other, temperature=0, max_tokens=12) for other in others]
-        alone = [chunk.ids for chunk in bench.complete(*good)]
+        alone = bench.complete(*good)
         *ended, last = bench.outcomes(*bad, *good, good[0])
         for request, error in zip(bad, ended, strict=False):
             assert isinstance(error, BackendError), f"for {request!r:.100} it gave {error!r:.200}, not a BackendError"
-        among = [chunk.ids if isinstance(chunk, Chunk) else chunk for chunk in [*ended[len(bad) :], last]]
-        assert among == [*alone, alone[0]]
+        for chunk, expected in zip([*ended[len(bad) :], last], [*alone, alone[0]], strict=True):
+            found = chunk.ids if isinstance(chunk, Chunk) else chunk
+            assert found == expected.ids, f"beside bad requests a good one gave {found!r:.200}, alone {expected.ids}"
 
     def test_more_requests_than_slots_are_all_answered(self, bench: Bench) -> None:
         count = 3 * bench.capabilities.max_concurrency + 1
         prompts = bench.prompts()
         requests = [ask(prompts[number % len(prompts)], max_tokens=5 + number % 7) for number in range(min(count, 200))]
         for request, chunk in zip(requests, bench.complete(*requests), strict=True):
-            assert len(chunk.ids) == request.sampling.max_tokens
+            assert len(chunk.ids) == request.sampling.max_tokens, "a request that had to wait was cut short"
 
     def test_a_request_that_is_given_up_frees_its_slot(self, bench: Bench) -> None:
         prompt = bench.prompts(1)[0]
@@ -132,7 +142,7 @@ class Requests(BackendSuite):
 
         async def cancelled() -> None:
             reading = asyncio.ensure_future(read(bench.backend, ask(prompt)))
-            await read(bench.backend, ask(prompt, max_tokens=1))
+            await asyncio.sleep(0.01)
             reading.cancel()
             await asyncio.wait([reading])
 
@@ -143,15 +153,16 @@ class Requests(BackendSuite):
                     await asyncio.gather(*(give_up() for _ in range(slots + 1)))
             return await read(bench.backend, ask(prompt, max_tokens=3))
 
-        assert len(bench.run(scenario(), "requests after others were given up").ids) == 3
+        chunk = bench.run(scenario(), "a request after others were given up")
+        assert len(chunk.ids) == 3, f"after others were given up, 3 tokens were asked for: {chunk}"
 
     def test_it_serves_several_threads_and_loops_at_once(self, bench: Bench) -> None:
         prompts = bench.prompts(3)
-        found: dict[int, Chunk | BaseException] = {}
+        found: dict[int, object] = {}
 
         def use(number: int) -> None:
             try:
-                found[number] = asyncio.run(read(bench.backend, ask(prompts[number], temperature=0, max_tokens=8)))
+                found[number] = asyncio.run(read(bench.backend, ask(prompts[number], temperature=0, max_tokens=8))).ids
             except BaseException as error:
                 found[number] = error
 
@@ -161,7 +172,9 @@ class Requests(BackendSuite):
         for thread in threads:
             thread.join(self.timeout)
         expected = bench.complete(*(ask(prompt, temperature=0, max_tokens=8) for prompt in prompts))
-        assert [found.get(number) for number in range(len(prompts))] == expected
+        for number, chunk in enumerate(expected):
+            told = f"asked from a thread and an event loop of its own, it gave {found.get(number, 'nothing')!r:.200}"
+            assert found.get(number) == chunk.ids, f"{told}, and should have given {chunk.ids}"
 
     def _greedy(self, bench: Bench) -> Chunk:
         (chunk,) = bench.complete(ask(bench.prompts(1)[0], temperature=0, max_tokens=12))
@@ -172,3 +185,8 @@ def _long(bench: Bench, tokens: int) -> list[int]:
     """A prompt of so many tokens."""
     ids = [token for prompt in bench.prompts() for token in prompt]
     return (ids * (tokens // len(ids) + 1))[:tokens]
+
+
+def _end(chunk: Chunk) -> str:
+    """How a completion says that it ended."""
+    return f"finish={chunk.finish!r}, stop_string={chunk.stop_string!r}"

@@ -28,7 +28,8 @@ class WeightUpdates(BackendSuite):
         bench.sample(max_tokens=12)
         old = bench.update()
         for compared in bench.sample(max_tokens=12):
-            assert set(compared.chunk.versions) == {bench.reference.version}
+            versions = set(compared.chunk.versions)
+            assert versions == {bench.reference.version}, f"after the update to {bench.reference.version}: {versions}"
             _of(bench.reference, old, compared.prompt, compared.chunk, self.tolerance)
 
     def test_update_after_update_is_exact(self, bench: Bench) -> None:
@@ -74,11 +75,13 @@ class WeightUpdates(BackendSuite):
 async def _across(bench: Bench, new: Reference, prompt: list[int]) -> tuple[Chunk, Chunk]:
     """A long completion, with ``new`` put in place after its first tokens; and one of the
     same prompt that is asked for while the first goes on."""
-    async with aclosing(bench.backend.generate(ask(prompt, stream=True, seed=1, max_tokens=_FLIGHT))) as stream:
+    async with aclosing(
+        bench.backend.generate(ask(prompt, stream=True, max_tokens=_FLIGHT, **bench.seed(1)))
+    ) as stream:
         chunks = [await anext(stream)]
         await bench.backend.update_weights(new.weights)
         bench.reference = new
-        beside = asyncio.ensure_future(read(bench.backend, ask(prompt, seed=2, max_tokens=6)))
+        beside = asyncio.ensure_future(read(bench.backend, ask(prompt, max_tokens=6, **bench.seed(2))))
         chunks += [chunk async for chunk in stream]
     return joined(chunks), await beside
 
