@@ -147,6 +147,14 @@ def test_a_name_that_is_taken_is_refused_with_the_flag_that_replaces(folder: Pat
         create_environment(Wish("agentrl-camel"), Plugins(), told)
 
 
+def test_an_environment_is_not_made_of_its_own_interpreter(
+    made: Made, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENTS, str(made.folder))
+    with pytest.raises(ConfigError, match=r"bin/python is the environment's own \(name another with --python\)"):
+        create_environment(Wish("sample", python=str(made.environment.python), replace=True), Plugins(), told)
+
+
 def test_a_folder_that_is_no_environment_is_never_emptied(folder: Path, told: Told) -> None:
     (folder / "camel").mkdir(parents=True)
     (folder / "camel" / "thesis.txt").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -53,6 +54,12 @@ def test_the_environment_says_where_environments_are(environ: dict[str, str], pl
 def test_otherwise_they_are_in_the_user_s_data_folder(environ: dict[str, str]) -> None:
     data = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
     assert environments_folder(environ) == Path.home() / data / "agentrl" / "environments"
+
+
+def test_a_user_without_a_home_is_told_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(PluginError, match=r"no home folder .* \(set AGENTRL_ENVIRONMENTS to a folder\)"):
+        environments({})
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,9 @@ def test_a_half_made_environment_does_not_count(folder: Path) -> None:
 def test_a_record_reads_back_equal_and_one_of_another_shape_not_at_all(tmp_path: Path) -> None:
     record = replace(RECORD, interpreter="/usr/bin/python3", sources=("/a", "b==1"), editable=True)
     write_record(tmp_path, record)
+    assert read_record(tmp_path) == record
+    written = json.loads((tmp_path / RECORD_NAME).read_text())
+    (tmp_path / RECORD_NAME).write_text(json.dumps({**written, "of_a_later_version": 1}))
     assert read_record(tmp_path) == record
     for text in ("[]", "{}", '{"python_version": "3.11.4"}', "nonsense", ""):
         (tmp_path / RECORD_NAME).write_text(text)

@@ -80,6 +80,8 @@ def create_environment(wish: Wish, plugins: Plugins, narrator: Narrator) -> Crea
     folder = environments_folder() / name
     wish = _completed(wish, folder)
     interpreter = find_interpreter(wish.python, dict(os.environ))
+    if Path(interpreter.path).is_relative_to(folder):
+        raise ConfigError(f"{interpreter.path} is the environment's own", fix="name another with --python")
     todo = plan(name, wish.sources, plugins)
     narrator.say(f"making the environment {name} of Python {interpreter.version} in {folder}")
     for source in todo.sources:

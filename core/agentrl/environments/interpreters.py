@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from agentrl.environments.processes import child_environment
 from agentrl.errors import ConfigError, PluginError, one_line
@@ -37,7 +37,7 @@ def find_interpreter(asked: str | None, environ: dict[str, str]) -> Interpreter:
 
     Raises ``ConfigError`` where it is no Python or too old, and ``PluginError`` where it cannot make environments.
     """
-    command = sys.executable if asked is None else shutil.which(Path(asked).expanduser())
+    command = sys.executable if asked is None else shutil.which(os.path.expanduser(asked))
     if command is None:
         raise ConfigError(f"there is no interpreter {asked!r}", fix="name a path or a command such as python3.12")
     path, version, missing = _answer(command, environ)

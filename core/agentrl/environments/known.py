@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def find_environment(name: str, environ: Mapping[str, str] | None = None) -> Env
 
 def environment_of(python: Path, environ: Mapping[str, str] | None = None) -> Environment | None:
     """The environment whose interpreter ``python`` is, so that a message can name the command that mends it."""
-    return next((known for known in environments(environ) if known.python == python), None)
+    path = Path(os.path.expanduser(python)).absolute()
+    return next((known for known in environments(environ) if known.python == path), None)
 
 
 def entries_elsewhere() -> tuple[Entry, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agentrl.environ import ENVIRONMENTS
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, PluginError
 
 __all__ = ["LOG", "RECORD", "environment_name", "environments_folder", "is_environment_folder"]
 
@@ -26,15 +26,21 @@ _PREFIX = "agentrl-"
 def environments_folder(environ: Mapping[str, str] | None = None) -> Path:
     """The folder that holds one folder an environment; it need not exist.
 
-    It is ``AGENTRL_ENVIRONMENTS``, else ``agentrl/environments`` in the user's data folder.
+    It is ``AGENTRL_ENVIRONMENTS``, else ``agentrl/environments`` in the user's data folder. Raises ``PluginError``
+    for a user who has no home.
     """
     environ = os.environ if environ is None else environ
     if given := environ.get(ENVIRONMENTS):
-        return Path(given).expanduser().absolute()
+        return Path(os.path.expanduser(given)).absolute()
     data = Path(environ.get("XDG_DATA_HOME", ""))
-    if not data.is_absolute():
-        data = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
-    return data / "agentrl" / "environments"
+    return (data if data.is_absolute() else _user_data()) / "agentrl" / "environments"
+
+
+def _user_data() -> Path:
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise PluginError("there is no home folder that could hold environments", fix=f"set {ENVIRONMENTS} to a folder")
+    return Path(home, "Library/Application Support" if sys.platform == "darwin" else ".local/share")
 
 
 def environment_name(text: str) -> str:

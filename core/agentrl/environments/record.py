@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from agentrl.environments.places import RECORD
@@ -30,9 +30,11 @@ def read_record(folder: Path) -> Record | None:
     import json
 
     try:
-        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        return Record(**{**asdict(record), "sources": tuple(map(str, record.sources))})
-    except (OSError, ValueError, TypeError):
+        written = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        # A later version may write more than this one knows.
+        known = {field.name: written[field.name] for field in fields(Record)}
+        return Record(**{**known, "sources": tuple(map(str, known["sources"]))})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -49,17 +50,18 @@ def parse_source(text: str) -> Source:
     if _URL.match(text):
         return Source(text, project=None)
     if _PATH.match(text) and "://" not in text:
-        return _path(Path(text).expanduser().absolute())
+        return _path(Path(os.path.expanduser(text)).absolute())
     return _requirement(text)
 
 
 def core_source() -> Source:
     """This core again: from the folder or file that it was installed from, else its version from the index."""
+    version = core_version()
     url = urlsplit(_direct_url())
     path = Path(unquote(url.path))
     if url.scheme == "file" and path.exists():
         return _path(path)
-    return _requirement(f"{CORE}=={core_version()}")
+    return _requirement(f"{CORE}=={version}")
 
 
 def plugin_source(requirement: str, core: Source) -> Source:
