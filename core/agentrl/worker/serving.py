@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 from agentrl.agents.binding import BoundAgent
 from agentrl.errors import PluginError, one_line
@@ -26,6 +28,9 @@ __all__ = ["serve"]
 
 _GRACE_S = 2.0
 """How long a worker that was told to stop may take to clean up."""
+
+_FLUSH_S = 1.0
+"""How long what it has printed may take to be written."""
 
 
 def serve(channel: Channel) -> int:
@@ -91,8 +96,7 @@ def _listen(channel: Channel, inbox: Inbox) -> None:
         for message in channel.messages():
             inbox.put(message)
             if message["type"] == "stop":
-                time.sleep(_GRACE_S)
-                _leave(0)
+                _leave(0, after_s=_GRACE_S)
     except ValueError as error:
         _leave(_broken(error))
     os._exit(1)  # The rollout is gone, and the supervisor ends what is left.
@@ -103,13 +107,18 @@ def _broken(error: Exception) -> int:
     return 1
 
 
-def _leave(code: int) -> None:
-    flushing = threading.Thread(target=_flush, daemon=True)
-    flushing.start()
-    flushing.join(timeout=1)  # A full pipe that nobody empties holds it up for ever.
+def _leave(code: int, *, after_s: float = 0.0) -> NoReturn:
+    """End the process, if the main thread has not by then."""
+
+    def flush() -> None:
+        time.sleep(after_s)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # The agent may have closed it.
+                stream.flush()
+        os._exit(code)
+
+    # A thread, because a full pipe that nobody empties would hold the flushing up for ever; and made now, because
+    # an interpreter that is on its way out starts none.
+    threading.Thread(target=flush, daemon=True).start()
+    time.sleep(after_s + _FLUSH_S)
     os._exit(code)
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
