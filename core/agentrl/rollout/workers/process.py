@@ -34,14 +34,7 @@ class Ended(Exception):
 class WorkerProcess:
     """A process, the connection to it and its output; all three end together."""
 
-    def __init__(
-        self,
-        spec: AgentProcess,
-        *,
-        log: WorkerLog | None,
-        limits: Limits,
-        reaper: Reaper,
-    ) -> None:
+    def __init__(self, spec: AgentProcess, *, log: WorkerLog | None, limits: Limits, reaper: Reaper) -> None:
         """Start it. Raises ``PluginError``."""
         loop = asyncio.get_running_loop()
         self.gone: asyncio.Future[str] = loop.create_future()
@@ -69,11 +62,6 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self._channel, sock=self._socket)
         await loop.connect_read_pipe(lambda: self.output, self._pipe)
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -150,8 +138,7 @@ class WorkerProcess:
         self._pipe.close()
         if self._log is not None:
             self._log.close()
-        how = how_it_ended(self._process.returncode, self._sentence, self.output.last_lines())
-        self.gone.set_result(how)
+        self.gone.set_result(how_it_ended(self._process.returncode, self._sentence, self.output.last_lines()))
 
 
 def _refuse(message: Message) -> None:

@@ -66,7 +66,7 @@ async def load(process: WorkerProcess, spec: AgentProcess, base_url: str, api_ke
         if isinstance(error, TimeoutError):
             raise PluginError(
                 f"the process of agent {spec.reference!r} was not ready within {limits.start_s:g} s: {how}",
-                fix=f"see what importing it does: {spec.python} -X importtime -m agentrl.worker --help",
+                fix="have its module do in run() what takes long when it is imported",
             ) from None
         raise
 

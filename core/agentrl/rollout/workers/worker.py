@@ -128,7 +128,7 @@ class Worker:
             await self._cancel(episode, answer, error)
             await _done(answer, BURIAL_S)
         except asyncio.CancelledError:
-            self._kill(Sentence("did not end when the run was interrupted", episode, error))
+            self.process.kill(Sentence("did not end when the run was interrupted", episode, error))
             raise
 
     async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> None:
@@ -139,7 +139,7 @@ class Worker:
         self.process.send(encode({"type": "cancel", "id": episode}))
         # Code that is not async cannot be cancelled, so there is nothing to wait for.
         if not (self.facts.is_async and await _done(answer, self._limits.grace_s)):
-            self._kill(self._sentence(episode, error, moved=self._heard > heard))
+            self.process.kill(self._sentence(episode, error, moved=self._heard > heard))
 
     def _sentence(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> Sentence:
         """Who is to blame for a process that does not end an episode: nobody, where that cannot be known."""
@@ -149,9 +149,6 @@ class Worker:
             return Sentence(reason, blocker, EpisodeTimeout(f"the agent {reason}", fix=error.fix))
         known = len(self._answers) == 1 or blocker == episode or moved or not self.facts.is_async
         return Sentence("did not end an episode past its deadline", episode if known else None, error)
-
-    def _kill(self, sentence: Sentence) -> None:
-        self.process.kill(sentence)
 
     def _fail_all(self, gone: asyncio.Future[str]) -> None:
         self._endpoint.close()
