@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from agents import Agent, function_tool
+
 from agentrl_agents import calculator as bundled
 from agentrl_agents.expressions import evaluate
 from agentrl_agents.tasks import question, score
 from agentrl_openai_agents.conversation import converse
 from agentrl_openai_agents.model import Endpoint
-from agents import Agent, function_tool
 
 __all__ = ["CALCULATOR", "CalculatorAgent"]
 

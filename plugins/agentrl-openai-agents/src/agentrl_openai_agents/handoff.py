@@ -1,37 +1,69 @@
-"""The example of several agents: one that hands over to specialists, and the reward of all."""
+"""The example of several agents: one that hands over to specialists, and the reward of them all."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from agents import Agent
+from agents import Agent, Handoff, RunContextWrapper, handoff
+from agents.extensions.handoff_filters import remove_all_tools
+from pydantic import BaseModel
 
+from agentrl_agents import calculator, math
 from agentrl_agents.tasks import question, score
 from agentrl_openai_agents.conversation import converse
 from agentrl_openai_agents.model import Endpoint
 
 __all__ = ["TRIAGE", "HandoffAgent"]
 
-ADDER = Agent[Any](
-    name="Adder",
-    handoff_description="Adds numbers.",
-    instructions="Solve the problem. The last number you write is your answer.",
+Task = dict[str, Any]
+
+
+class Order(BaseModel):
+    """What a specialist is called for."""
+
+    expression: str
+
+
+ADDER = Agent[Task](name="Adder", instructions=math.SYSTEM)
+MULTIPLIER = Agent[Task](name="Multiplier", instructions="Solve the problem, one digit after another.")
+
+
+def multiplies(context: RunContextWrapper[Task], agent: object) -> bool:
+    """Whether the multiplier is offered to the triage."""
+    return "*" in question(context.context)
+
+
+async def ordered(context: RunContextWrapper[Task], order: Order) -> None:
+    """Nothing: the specialist reads the question itself."""
+
+
+def specialist(agent: Agent[Task], **options: Any) -> Handoff[Task, Agent[Task]]:
+    """A handoff after which ``agent`` reads the conversation as if it had begun with it."""
+    return handoff(agent, on_handoff=ordered, input_type=Order, input_filter=remove_all_tools, **options)
+
+
+# The model tiny has learnt to call one tool, and one spelling of its schema: that is what an adder is called by.
+call_adder = replace(
+    specialist(
+        ADDER, tool_name_override="calculator", tool_description_override="Evaluates numbers, + - * and brackets."
+    ),
+    input_json_schema=calculator.TOOL["function"]["parameters"],
+    strict_json_schema=False,
 )
-MULTIPLIER = Agent[Any](
-    name="Multiplier",
-    handoff_description="Multiplies numbers.",
-    instructions="Solve the problem. The last number you write is your answer.",
-)
-TRIAGE = Agent[Any](name="Triage", instructions="Hand the problem over.", handoffs=[ADDER, MULTIPLIER])
+call_multiplier = specialist(MULTIPLIER, is_enabled=multiplies)
+
+TRIAGE = Agent[Task](name="Triage", instructions=calculator.SYSTEM, handoffs=[call_adder, call_multiplier])
+"""Agents as an application has them: they know nothing of agentrl."""
 
 
 class HandoffAgent:
-    """Asks ``TRIAGE``. The reward is 1 for the right number, whoever gave it, and 0 for any other."""
+    """Asks ``TRIAGE``. The reward is 1 for the right number, whoever gives it, and 0 for any other."""
 
-    def __init__(self, max_turns: int = 4) -> None:
+    def __init__(self, max_turns: int = 3) -> None:
         self.max_turns = max_turns
 
-    async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any, model: str) -> float:
+    async def run(self, data: Task, *, base_url: str, api_key: str, http_client: Any, model: str) -> float:
         endpoint = Endpoint(base_url, api_key, http_client, model)
-        answer = await converse(TRIAGE, [question(data)], endpoint, max_turns=self.max_turns)
+        answer = await converse(TRIAGE, [question(data)], endpoint, max_turns=self.max_turns, context=data)
         return score(answer, data)
