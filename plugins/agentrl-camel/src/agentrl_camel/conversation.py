@@ -46,4 +46,5 @@ def _was_cut_off(agent: ChatAgent, response: ChatAgentResponse) -> bool:
     """Whether ``max_iteration`` ended the step, while tools were called or the terminators waited for more."""
     if agent.response_terminators:
         return not response.terminated
-    return response.info["termination_reasons"] == ["tool_calls"]
+    reasons: list[str] = response.info["termination_reasons"]
+    return reasons == ["tool_calls"]

@@ -10,7 +10,7 @@ import copy
 
 from camel.agents import ChatAgent
 from camel.memories import ChatHistoryMemory
-from camel.terminators import ResponseTerminator
+from camel.models import BaseModelBackend
 from camel.toolkits import FunctionTool, RegisteredAgentToolkit
 
 from agentrl.errors import AgentError, ConfigError
@@ -34,6 +34,8 @@ class Copier:
         if type(agent.memory) is not ChatHistoryMemory:
             raise _uncopyable(f"its memory is a {type(agent.memory).__name__}")
         self._agent = agent
+        self._window = agent.memory._window_size
+        self._terminators = copy.deepcopy(agent.response_terminators)
         self._tools = [checked_once(tool) for tool in agent.tool_dict.values()]
         self._has_toolkits = any(map(_toolkit_is_copied, self._tools))
 
@@ -45,17 +47,18 @@ class Copier:
         """
         agent = self._agent
         tools, toolkits = agent._clone_tools() if self._has_toolkits else (self._tools, [])
+        models: list[BaseModelBackend] = [policy.backend(each.model_config_dict) for each in agent.model_backend.models]
         copied = ChatAgent(
             system_message=agent._original_system_message,
-            model=[policy.backend(model.model_config_dict) for model in agent.model_backend.models],
-            message_window_size=agent.memory._window_size,
+            model=models,
+            message_window_size=self._window,
             summarize_threshold=None,
             token_limit=agent.token_limit,
             output_language=agent.output_language,
             tools=list(tools),
             toolkits_to_register_agent=toolkits,
             external_tools=list(agent._external_tool_schemas.values()),
-            response_terminators=_reset(agent),
+            response_terminators=copy.deepcopy(self._terminators),
             scheduling_strategy=agent.model_backend.scheduling_strategy.__name__,
             max_iteration=agent.max_iteration,
             stop_event=agent.stop_event,
@@ -78,15 +81,8 @@ class Copier:
         elif with_memory is None and len(records) > len(copied.memory.retrieve()):
             raise AgentError(
                 f"the agent holds a conversation of {len(records)} messages",
-                fix="reset() it before training, or set agent.kwargs.with_memory: true to begin each episode with them",
+                fix="set agent.kwargs.with_memory: true to begin every episode with it, or false to leave it out",
             )
-
-
-def _reset(agent: ChatAgent) -> list[ResponseTerminator]:
-    terminators = copy.deepcopy(agent.response_terminators)
-    for terminator in terminators:
-        terminator.reset()
-    return terminators
 
 
 def _toolkit_is_copied(tool: FunctionTool) -> bool:

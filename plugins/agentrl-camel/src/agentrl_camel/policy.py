@@ -7,7 +7,7 @@ from typing import Any
 
 from camel.agents import ChatAgent
 from camel.memories import ScoreBasedContextCreator
-from camel.models import ModelManager
+from camel.models import BaseModelBackend, ModelManager
 from openai import AsyncOpenAI
 
 from agentrl.errors import AgentError
@@ -48,7 +48,7 @@ class Policy:
         """
         manager = agent.model_backend
         agent.model_backend = ModelManager(
-            [self._taken(model) for model in manager.models],
+            [self._taken(each) for each in manager.models],
             scheduling_strategy=manager.scheduling_strategy.__name__,
         )
         agent.model_type = agent.model_backend.model_type
@@ -60,7 +60,7 @@ class Policy:
             creator._token_counter = COUNTER
         return agent
 
-    def _taken(self, model: Any) -> PolicyBackend:
+    def _taken(self, model: BaseModelBackend) -> BaseModelBackend:
         if not isinstance(model, PolicyBackend):
             return self.backend(model.model_config_dict)
         if model.policy is not self:

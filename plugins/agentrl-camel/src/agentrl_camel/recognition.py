@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    from camel.agents import ChatAgent
 
 __all__ = ["factory_of", "is_agent"]
 
 _NAME = "ChatAgent"
 
 
-def is_agent(obj: object) -> bool:
+def is_agent(obj: object) -> TypeGuard[ChatAgent]:
     """Whether ``obj`` is a ``ChatAgent``, of whatever class."""
     return _is_agent_class(type(obj))
 
@@ -23,13 +26,18 @@ def factory_of(obj: object) -> Callable[..., Any] | None:
     whose instances are such, or a class of agents of somebody's own.
     """
     if inspect.isclass(obj):
-        if _is_agent_class(obj):
-            return None if _is_camels(obj) else obj  # A file that imports CAMEL's classes means none of them.
-        called = vars(obj).get("__call__")
-        return obj() if callable(called) and _returns_agent(called) else None
-    if not callable(obj) or hasattr(obj, "run"):
+        return _factory_of_class(obj)
+    return obj if callable(obj) and not hasattr(obj, "run") and _returns_agent(obj) else None
+
+
+def _factory_of_class(kind: type[Any]) -> Callable[..., Any] | None:
+    if _is_agent_class(kind):
+        return None if _is_camels(kind) else kind  # A file that imports CAMEL's classes means none of them.
+    called = vars(kind).get("__call__")
+    if not callable(called) or not _returns_agent(called):
         return None
-    return obj if _returns_agent(obj) else None
+    factory: Callable[..., Any] = kind()
+    return factory
 
 
 def _is_agent_class(kind: type[Any]) -> bool:
