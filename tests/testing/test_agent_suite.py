@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 from tests.testing.conftest import Failures
 
@@ -94,3 +98,15 @@ def test_a_synchronous_agent_is_held_to_the_same_in_worker_processes(failures: F
 def test_an_agent_that_cannot_be_run_is_refused_in_words(failures: Failures, attributes: str, told: str) -> None:
     found = failures("AgentConformance", attributes, CAPTURED)
     assert told in found[CAPTURED]
+
+
+def test_the_agent_of_the_readme_passes(failures: Failures, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [agent] = [block for block in blocks if "class CapitalAgent" in block]
+    [suite] = [block for block in blocks if "(AgentConformance)" in block]
+    (tmp_path / "agents.py").write_text(agent)
+    (tmp_path / "questions.jsonl").write_text('{"question": "Of France?", "answer": "Paris"}\n')
+    _, body = suite.split("(AgentConformance):\n")
+    attributes = textwrap.dedent(body).replace("capitals", f"{tmp_path}/agents.py:CapitalAgent")
+    assert failures("AgentConformance", attributes.replace("questions", f"{tmp_path}/questions"), QUICK) == {}

@@ -29,7 +29,7 @@ ENDS = "test_it_stops_while_it_generates_and_stops_twice"
         ("Hot", LOGPROBS, "logprobs are off by up to"),
         ("Rounded", LOGPROBS, "logprobs are off by up to"),
         ("Cold", OFTEN, "drawn 600 times"),
-        ("Ending", MOST, "only stop ids end a turn before max_tokens"),
+        ("Ending", MOST, "max_tokens=12 and no stop ids gave"),
         ("Swallowing", STOP_ID, "stopped by the id"),
         ("Unstopped", STOP, "came up, and the completion ended by finish='length'"),
         ("Unseeded", SEED, "beside other requests"),

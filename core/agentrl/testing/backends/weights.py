@@ -75,9 +75,8 @@ class WeightUpdates(BackendSuite):
 async def _across(bench: Bench, new: Reference, prompt: list[int]) -> tuple[Chunk, Chunk]:
     """A long completion, with ``new`` put in place after its first tokens; and one of the
     same prompt that is asked for while the first goes on."""
-    async with aclosing(
-        bench.backend.generate(ask(prompt, stream=True, max_tokens=_FLIGHT, **bench.seed(1)))
-    ) as stream:
+    request = ask(prompt, stream=True, max_tokens=_FLIGHT, **bench.seed(1))
+    async with aclosing(bench.backend.generate(request)) as stream:
         chunks = [await anext(stream)]
         await bench.backend.update_weights(new.weights)
         bench.reference = new
