@@ -35,8 +35,8 @@ class Told:
         self._as_json = as_json
         self._debug = debug
         self._spinner = Spinner()
-        self._section = ""
-        self._headed: str | None = None
+        self._shown: Section | None = None
+        self._headed: Section | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,22 +46,18 @@ class Told:
     ) -> None:
         self._spinner.hide()
 
-    def section(self, name: str, doing: str) -> None:
+    def doing(self, section: Section, what: str) -> None:
         """Show it."""
-        self._section = name
-        self._spinner.show(f"{name}: {doing}")
-
-    def doing(self, what: str) -> None:
-        """Show it."""
-        self._spinner.show(f"{self._section}: {what}", at_once=False)
+        self._spinner.show(f"{section.name}: {what}", at_once=section is not self._shown)
+        self._shown = section
 
     def found(self, section: Section, finding: Finding) -> None:
         """Write it, below the name of its section."""
         if self._as_json:
             return
         self._spinner.hide()
-        if self._headed != section.name:
-            self._headed = section.name
+        if section is not self._headed:
+            self._headed = section
             self._write(click.style(section.name, bold=True))
         level = click.style(finding.level.ljust(_LEVEL_WIDTH), fg=_COLOURS[finding.level])
         first, *others = self._lines(finding.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def doctor(app: App, arguments: tuple[str, ...], file: Path | None, as_json: boo
     agent, settings = split_arguments(arguments, "agent")
     resolved = resolve_config(file, *settings, agent=agent)
     case = Case(resolved, app.plugins)
+    logging.getLogger("agentrl").addHandler(logging.NullHandler())  # What is worth a warning is among the findings.
     # Taken now: what agents print goes to stderr.
     told = Told(sys.stdout, _training(app, arguments, file), as_json=as_json, debug=app.debug)
     with told, contextlib.redirect_stdout(sys.stderr):

@@ -12,7 +12,7 @@ from agentrl.rollout.episode import Episode, EpisodeKey
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 
-__all__ = ["FIXES", "agent", "like"]
+__all__ = ["FIXES", "agent", "like", "parted"]
 
 FIXES: dict[Side, str] = {
     "agent": "mend the agent; for what the policy does wrong it raises agentrl.errors.PolicyError, which is an outcome",
@@ -54,18 +54,31 @@ def _outcome(episode: Episode) -> Finding:
         "completion_tokens": completion,
         "seconds": round(episode.seconds, 3),
     }
-    counted = f"{len(calls)} call{'s' * (len(calls) != 1)}, {prompt:,} prompt and {completion:,} completion tokens"
-    text = f"task {episode.key.task}: {counted}, {episode.seconds:.2f} s"
+    counted = f"{len(calls)} call{'s' * (len(calls) != 1)}"
     if (failure := episode.failure) is not None:
-        text = f"{text}, and it failed; {failure.side}: {failure.reason}"
-        figures |= {"side": failure.side}
-        return problem(text, fix=FIXES[failure.side], like=like(failure.side), blocks=True, **figures)
+        reason, fix = parted(failure.reason)
+        text = f"task {episode.key.task} failed after {episode.seconds:.2f} s and {counted}; {failure.side}: {reason}"
+        figures["side"] = failure.side
+        return problem(text, fix=fix or FIXES[failure.side], like=like(failure.side), blocks=True, **figures)
+    text = f"task {episode.key.task}: {counted}"
     if not calls:
-        text = f"{text}: the agent never called the endpoint of its session"
+        text = f"{text}: the agent never used the endpoint of its session, so that nothing of it can be trained"
         return problem(text, fix=_UNUSED, like=AgentError, blocks=True, **figures)
+    text = f"{text}, {prompt:,} prompt and {completion:,} completion tokens, {episode.seconds:.2f} s"
     if episode.reward is None:
         return warning(f"{text}; rejected, so not trained", fix="return a reward instead of None", **figures)
     return ok(f"{text}; reward {episode.reward:g}", **figures)
+
+
+def parted(reason: str) -> tuple[str, str | None]:
+    """The reason of a failure, and the fix that our own errors end with in parentheses."""
+    opening, depth = len(reason), 0
+    while reason.endswith(")") and opening and (depth or opening == len(reason)):
+        opening -= 1
+        depth += {")": 1, "(": -1}.get(reason[opening], 0)
+    if opening == len(reason) or depth or reason[:opening][-1:] != " ":
+        return reason, None
+    return reason[: opening - 1], reason[opening + 1 : -1]
 
 
 def like(side: Side) -> type[AgentRLError]:

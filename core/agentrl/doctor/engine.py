@@ -61,7 +61,8 @@ async def probe(case: Case, what: str) -> AsyncIterator[Finding]:
         return
     tokens = sum(len(sample.ids) for sample in samples)
     yield ok(
-        f"{tokens} token ids came with their logprobs, {tokens / seconds:,.0f} tokens/s of {len(samples)} completions",
+        f"{tokens} token ids came with their logprobs, of version {version}; {tokens / seconds:,.0f} tokens/s of "
+        f"{len(samples)} completions",
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +18,15 @@ from agentrl.doctor.checks import ALONE, SERVED, Check
 from agentrl.doctor.findings import Diagnosis, Finding, Section, of_error, problem, skipped, warning
 from agentrl.errors import AgentRLError
 from agentrl.training.interrupt import Interrupts
+from agentrl.training.running import run_to_end
 
 __all__ = ["Watcher", "examine"]
 
-_GRACE_S = 15.0
+_GRACE_S = 5.0
 """How long code may go on past a deadline that it has been told of."""
 _PULSE_S = 0.5
+_END = "end"
+_INTERRUPTED = 130
 _FIXES = {
     "inference.timeout": "mend what hangs there, or raise inference.timeout where it needs more time",
     "rollout.episode_timeout": "await instead of blocking, or set rollout.mode=subproc, where agents can be ended",
@@ -32,16 +36,12 @@ _FIXES = {
 class Watcher(Protocol):
     """Whoever is told of an examination as it goes on; ``found`` and ``stuck`` may come from any thread."""
 
-    def section(self, name: str, doing: str) -> None:
-        """A section begins; ``doing`` says with what."""
-        ...
-
-    def doing(self, what: str) -> None:
-        """What goes on in it now."""
+    def doing(self, section: Section, what: str) -> None:
+        """What is being looked at."""
         ...
 
     def found(self, section: Section, finding: Finding) -> None:
-        """Something is known about it."""
+        """Something is known."""
         ...
 
     def raised(self, error: Exception) -> None:
@@ -77,19 +77,20 @@ class _Examination:
         self._diagnosis = Diagnosis()
         self._alarm = Alarm(self._expired)
         self._check: Check | None = None
+        self._doing = ""
+        self._interrupted = False
         self._lock = threading.Lock()
-        case.doing, case.warn = watcher.doing, lambda text: self._found(warning(text))
+        case.doing, case.warn = self._do, lambda text: self._found(warning(text))
 
     def run(self) -> Diagnosis:
         with self._alarm:
             for check in ALONE:
                 with self._section(check) as possible:
                     if possible:
-                        self._alarm.set(self._limit(check))
                         for finding in check.function(self._case):
                             self._found(finding)
             try:
-                asyncio.run(self._served())
+                run_to_end(self._served)
             except asyncio.CancelledError as error:
                 raise KeyboardInterrupt from error
         return self._diagnosis
@@ -99,7 +100,7 @@ class _Examination:
         task = asyncio.current_task()
         assert task is not None
         pulse = asyncio.ensure_future(self._pulse())
-        with Interrupts(self._watcher.interrupted, self._watcher.left) as interrupts, interrupts.cancelling(task):
+        with Interrupts(self._interrupt, self._watcher.left) as interrupts, interrupts.cancelling(task):
             try:
                 async with self._case.stack:
                     for check in SERVED:
@@ -108,16 +109,17 @@ class _Examination:
                                 async for finding in check.function(self._case):
                                     self._found(finding)
             except Exception as error:  # What foreign code raises when it is to stop.
-                self._broken(error)
+                self._end(self._as_finding(error))
             finally:
                 pulse.cancel()
-        self._check = None
+                self._check = None
+                self._alarm.set(_GRACE_S)  # Threads that somebody has started in here are waited for.
 
     async def _pulse(self) -> None:
         """Put the alarm off for as long as the event loop is not blocked; everything else has deadlines of its own."""
         while True:
-            self._alarm.set(self._limit(self._check or SERVED[0]))
             await asyncio.sleep(_PULSE_S)
+            self._alarm.set(self._limit(self._check or SERVED[0]))
 
     @contextlib.contextmanager
     def _section(self, check: Check) -> Iterator[bool]:
@@ -129,10 +131,11 @@ class _Examination:
             if missing := [name for name in check.needs if name in blocked]:
                 self._found(skipped(f"needs {' and '.join(missing)}"))
             else:
-                self._watcher.section(check.section, check.doing)
+                self._alarm.set(self._limit(check))
+                self._do(check.doing)
             yield not missing
         except Exception as error:  # The boundary to what is examined: anything may be wrong with it.
-            self._broken(error)
+            self._found(self._as_finding(error))
         finally:
             section.seconds = time.monotonic() - began
 
@@ -140,12 +143,15 @@ class _Examination:
         seconds: float = attrgetter(check.deadline)(self._case.config)
         return seconds + _GRACE_S
 
-    def _broken(self, error: Exception) -> None:
+    def _do(self, what: str) -> None:
+        self._doing = what
+        self._watcher.doing(self._diagnosis.sections[-1], what)
+
+    def _as_finding(self, error: Exception) -> Finding:
         if isinstance(error, AgentRLError):
-            self._found(of_error(error))
-        else:
-            self._watcher.raised(error)
-            self._found(problem(describe(error), fix="see where with agentrl --debug doctor", blocks=True))
+            return of_error(error)
+        self._watcher.raised(error)
+        return problem(describe(error), fix="see where with agentrl --debug doctor", blocks=True)
 
     def _found(self, finding: Finding) -> None:
         with self._lock:
@@ -153,17 +159,31 @@ class _Examination:
             section.findings.append(finding)
             self._watcher.found(section, finding)
 
+    def _end(self, finding: Finding) -> None:
+        """Something shows itself after all sections."""
+        self._diagnosis.sections.append(Section(_END))
+        self._found(finding)
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self._watcher.interrupted()
+
     def _expired(self, place: str) -> None:
+        """Called from the alarm's thread, while the main one hangs."""
+        if self._interrupted:
+            self._watcher.left()
+            os._exit(_INTERRUPTED)
         if self._check is None:
-            what, fix = "threads that the agent or a plugin has started do not end", "end them, or make them daemons"
+            self._end(problem("threads of the agent or of a plugin do not end", fix="end them, or make them daemons"))
         else:
             seconds = attrgetter(self._check.deadline)(self._case.config)
-            what = f"nothing came of {self._check.doing} in {seconds:g} s, and it cannot be ended{place}"
-            fix = _FIXES[self._check.deadline]
-        self._found(problem(what, fix=fix, blocks=True))
-        examined = {section.name for section in self._diagnosis.sections}
-        for check in (*ALONE, *SERVED):
-            if check.section not in examined:
-                self._diagnosis.sections.append(Section(check.section))
-                self._found(skipped(f"needs {self._diagnosis.sections[len(examined) - 1].name}"))
+            text = f"{self._doing} has not ended within {seconds:g} s{place}, and cannot be ended"
+            self._found(problem(text, fix=_FIXES[self._check.deadline], blocks=True))
+            self._skip_the_rest(self._check)
         self._watcher.stuck(self._diagnosis)
+
+    def _skip_the_rest(self, stuck: Check) -> None:
+        checks = (*ALONE, *SERVED)
+        for check in checks[checks.index(stuck) + 1 :]:
+            self._diagnosis.sections.append(Section(check.section))
+            self._found(skipped(f"needs {stuck.section} to end"))

@@ -11,7 +11,7 @@ from functools import partial
 from statistics import fmean, pstdev
 
 from agentrl.config.models import Config
-from agentrl.doctor.agent import FIXES
+from agentrl.doctor.agent import FIXES, parted
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.errors import RunError
@@ -65,8 +65,10 @@ def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
     failures = [episode.failure for episode in failed if episode.failure is not None]
     sides = Counter(failure.side for failure in failures)
     (cause, count), *_ = Counter(f"{failure.side}: {failure.reason}" for failure in failures).most_common(1)
+    cause, fix = parted(cause)
     text = f"{len(failed)} of {total} episodes failed; commonest, {count} times: {cause}"
-    fix, figures = FIXES[sides.most_common(1)[0][0]], {"failed": len(failed), "of": total, "sides": dict(sides)}
+    fix = fix or FIXES[sides.most_common(1)[0][0]]
+    figures = {"failed": len(failed), "of": total, "sides": dict(sides)}
     if len(failed) > budget * total or len(failed) == total:
         text = f"{text}; a run ends at more than rollout.failure_budget={budget:g}"
         return problem(text, fix=fix, like=RunError, blocks=len(failed) == total, **figures)

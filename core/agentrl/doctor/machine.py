@@ -60,8 +60,8 @@ def _disk(case: Case) -> Iterator[Finding]:
     run = case.config.run
     folder = existing_parent(run.dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        text = f"run.dir={run.dir} cannot be made: {folder} is not writable"
-        yield problem(text, fix="set run.dir to a folder that is", like=RunFolderError)
+        text = f"run.dir={run.dir} cannot be made: {folder} is not a folder that can be written to"
+        yield problem(text, fix="set run.dir to another folder", like=RunFolderError)
         return
     if run.name is not None and (run.dir.expanduser() / run.name).exists():
         text = f"run.name={run.name!r} is taken: {run.dir / run.name} exists"

@@ -34,7 +34,9 @@ def model(case: Case) -> Iterator[Finding]:
     case.doing("choosing a renderer")
     case.renderer = renderer = load_renderer(case.folder, case.config.model.renderer)
     how = "found by holding each against the chat template" if case.config.model.renderer == "auto" else "as configured"
-    yield ok(f"renderer {renderer.name}, {how}; {len(renderer.vocabulary.get_vocab()):,} tokens", renderer=renderer.name)
+    yield ok(
+        f"renderer {renderer.name}, {how}; {len(renderer.vocabulary.get_vocab()):,} tokens", renderer=renderer.name
+    )
     if not renderer.vocabulary.chat_template:
         yield note("its tokenizer has no chat template, so that the renderer's word is taken for everything")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -40,10 +41,8 @@ class Unmet:
 
 def version_of(name: str) -> str | None:
     """The installed version of a distribution; ``None`` for none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    found = _find(name)
+    return None if found is None else found.version
 
 
 def unmet_requirements(name: str, extras: tuple[str, ...] = ()) -> list[Unmet]:
@@ -51,15 +50,16 @@ def unmet_requirements(name: str, extras: tuple[str, ...] = ()) -> list[Unmet]:
 
     Plugins need agentrl-core, which is passed over: their ranges of it are checked before they are loaded.
     """
-    found: list[Unmet] = []
+    find, found = cache(_read), list[Unmet]()
     waiting = [(name, extra) for extra in ("", *extras)]
     seen = set(waiting)
     while waiting:
         owner, extra = waiting.pop(0)
-        for requirement in _requirements(owner, extra):
-            project, installed = canonicalize_name(requirement.name), version_of(requirement.name)
+        for requirement in _applying(find(owner)[1], extra):
+            project = canonicalize_name(requirement.name)
             if project == CORE:
                 continue
+            installed = find(project)[0]
             if installed is None or not requirement.specifier.contains(installed, prereleases=True):
                 found.append(Unmet(owner, requirement, installed, direct=owner == name))
                 continue
@@ -69,13 +69,30 @@ def unmet_requirements(name: str, extras: tuple[str, ...] = ()) -> list[Unmet]:
     return found
 
 
-def _requirements(name: str, extra: str) -> Iterator[Requirement]:
-    """What applies here of what ``name`` declares for ``extra``, which is empty for what it always needs."""
-    for line in metadata.requires(name) or ():
+def _find(name: str) -> metadata.Distribution | None:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(name: str) -> tuple[str | None, tuple[Requirement, ...]]:
+    """The version of a distribution and what it declares, as far as that can be read."""
+    found = _find(name)
+    return (None, ()) if found is None else (found.version, tuple(_declared(found.requires or ())))
+
+
+def _declared(lines: list[str] | tuple[str, ...]) -> Iterator[Requirement]:
+    for line in lines:
         try:
-            requirement = Requirement(line)
+            yield Requirement(line)
         except InvalidRequirement:
             continue
+
+
+def _applying(declared: tuple[Requirement, ...], extra: str) -> Iterator[Requirement]:
+    """What applies here of that for ``extra``, which is empty for what is always needed."""
+    for requirement in declared:
         marker = requirement.marker
         always = marker is None or marker.evaluate({"extra": ""})
         if (always and not extra) or (not always and marker is not None and marker.evaluate({"extra": extra})):

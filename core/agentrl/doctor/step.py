@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from agentrl.doctor.case import Case
 from agentrl.doctor.engine import probe
-from agentrl.doctor.findings import Finding, ok, problem, warning
+from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.errors import RunError
 from agentrl.training.serving import within
 
@@ -25,6 +25,9 @@ async def step(case: Case) -> AsyncIterator[Finding]:
     began = time.monotonic()
     async with within(timeout, "the learner's step"):
         learned = await asyncio.to_thread(case.learner.step, case.groups)
+    if not learned["tokens/trained"]:
+        yield note("no episode has a token to be trained")
+        return
     yield _learned(learned, time.monotonic() - began)
     case.doing("giving the engine the new weights")
     async with within(timeout, "the inference engine to take new weights"):

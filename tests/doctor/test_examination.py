@@ -1,0 +1,152 @@
+"""Whole examinations of the bundled model: everything well, and each thing that can be wrong by its real cause."""
+
+from __future__ import annotations
+
+import pytest
+
+SECTIONS = ["versions", "plugins", "model", "machine", "config", "learner", "engine", "agent", "group", "step"]
+
+
+def test_where_all_is_well_every_section_says_so_and_nothing_is_written(examined, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    result = examined("math")
+    assert result.diagnosis.ready
+    assert result.diagnosis.exit_code == 0
+    assert [section.name for section in result.diagnosis.sections] == SECTIONS
+    assert all(found <= {"ok", "note"} for found in result.levels().values()), result.diagnosis.to_json()
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_an_episode_and_its_groups_are_told_in_figures(examined):
+    result = examined("math")
+    figures = {key: value for _, each in result.told.found_in for key, value in each.figures.items()}
+    assert figures["calls"] == 1
+    assert figures["prompt_tokens"] > figures["completion_tokens"] > 0
+    assert figures["reward"] in (0.0, 1.0)
+    assert 0 < figures["reward_std"] <= 0.5
+    assert figures["groups"] == 2
+    assert figures["mean_difference"] < 1e-4
+    assert figures["ratio_mean"] == pytest.approx(1.0, abs=1e-3)
+    assert "group: running groups of episodes, 8 of 8 done" in result.told.stages
+
+
+@pytest.mark.parametrize(
+    ("agent", "said", "fix"),
+    [
+        ("silent", "0 calls: the agent never used the endpoint", "rollout.mode=subproc"),
+        ("raises", "1 call; agent: LookupError: no such tool at ", "PolicyError"),
+        ("reshapes", "gateway: top_p=0.5 changes the distribution", "rollout.override: {top_p: null}"),
+    ],
+)
+def test_an_episode_that_cannot_be_trained_is_a_problem_and_ends_the_examination(examined, agent, said, fix):
+    result = examined(f"agents.py:{agent}")
+    problem = result.only("problem", "agent")
+    assert said in problem.text
+    assert fix in problem.fix
+    assert result.diagnosis.exit_code == 1
+    assert [each.text for each in result.diagnosis.of_level("skipped")] == ["needs agent", "needs group"]
+
+
+def test_an_agent_that_hangs_is_told_at_its_deadline(examined):
+    problem = examined("agents.py:hangs", "rollout.episode_timeout=0.5").only("problem", "agent")
+    assert "did not end within 0.5 s" in problem.text
+    assert "before any call" in problem.text
+    assert problem.fix == "raise rollout.episode_timeout, or make the agent faster"
+
+
+def test_equal_rewards_are_a_warning_that_says_what_to_change(examined):
+    result = examined("agents.py:constant")
+    warning = result.only("warning", "group")
+    assert "8 rewards of 0.500 in the mean, deviation 0.000" in warning.text
+    assert "in none of 2 groups" in warning.text
+    assert "rollout.group_size" in warning.fix
+    assert warning.figures["groups_that_differ"] == 0
+    assert result.diagnosis.ready
+
+
+def test_an_agent_that_rejects_everything_has_nothing_to_train(examined):
+    result = examined("agents.py:rejects")
+    assert [finding.fix for finding in result.diagnosis.of_level("warning")] == ["return a reward instead of None"] * 2
+    assert result.diagnosis.sections[-1].findings[-1].text == "no episode has a token to be trained"
+
+
+def test_completions_that_are_cut_are_counted(examined):
+    warning = examined("agents.py:cuts").diagnosis.of_level("warning")[-1]
+    assert warning.text.startswith("8 of 8 completions were cut")
+    assert "rollout.max_tokens" in warning.fix
+
+
+def test_an_edited_history_is_told_with_its_reason(examined):
+    result = examined("agents.py:Forgetful")
+    notes = [note.text for note in result.diagnosis.of_level("note")]
+    assert "1 prompts were rendered anew instead of extended: 1 for 'history edited'" in notes
+    assert "8 of 16 prompts were rendered anew: 8 for 'history edited'" in notes
+
+
+def test_failures_are_a_share_of_the_episodes_by_side(examined):
+    problem = examined("agents.py:Flaky").only("problem", "group")
+    assert problem.text.startswith("8 of 8 episodes failed; commonest, 8 times: agent: RuntimeError: out of luck at ")
+    assert problem.figures == {"failed": 8, "of": 8, "sides": {"agent": 8}}
+
+
+def test_an_episode_that_nearly_fills_the_context_and_one_that_no_pass_holds_are_told(examined):
+    result = examined("agents.py:wordy", "training.tokens_per_batch=512")
+    assert any("tokens of a context of 1,024" in warning.text for warning in result.diagnosis.of_level("warning"))
+    problem = result.only("problem", "group")
+    assert "does not fit training.tokens_per_batch=512" in problem.text
+    assert problem.fix.startswith("set training.tokens_per_batch to 9")
+    assert result.levels()["step"] == {"skipped"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "section", "said"),
+    [
+        ("NoLogprobs", "engine", "a completion of 16 ids came with 0 logprobs"),
+        ("OfTemperatureOne", "engine", "in the mean at temperature 0.7"),
+        ("Frozen", "engine", "cannot be trained: it takes no weights"),
+        ("KeepsOldWeights", "step", "tokens came as sampled under version 0 of the weights, which are of 1"),
+        ("Raises", "engine", "ValueError: no engine at "),
+        ("RaisesAtTheEnd", "end", "ValueError: no end at "),
+    ],
+)
+def test_an_engine_that_breaks_its_contract_is_found_out(examined, backend, section, said):
+    result = examined("math", f"inference.backend=backends.py:{backend}")
+    problem = result.only("problem", section)
+    assert said in problem.text
+    assert problem.fix
+    assert not result.diagnosis.ready
+    assert [type(error) for error in result.told.errors] == ([ValueError] if backend.startswith("Raises") else [])
+
+
+@pytest.mark.parametrize(
+    ("agent", "setting", "section", "said", "code"),
+    [
+        ("mth", "seed=0", "config", "there is no agent 'mth'", 2),
+        ("math", "model=no-such-model", "model", "'no-such-model' is no bundled model", 2),
+        ("math", "algorithm=gpro", "config", "gpro", 2),
+        ("math", "rollout.temperature=0", "config", "rollout.temperature=0 samples all episodes", 2),
+        ("math", "trackers=[tensorbord]", "config", "tensorbord", 2),
+        ("math", "inference.backend=backends.py:Missing", "config", "has no 'Missing'", 2),
+        ("math", "run.dir=agents.py/runs", "machine", "agents.py is not a folder that can be written to", 3),
+        ("broken_agent.py:Agent", "seed=0", "config", "no_such_framework", 3),
+    ],
+)
+def test_what_a_run_would_refuse_is_a_problem_with_the_same_exit_code(
+    examined, tmp_path, agent, setting, section, said, code
+):
+    (tmp_path / "broken_agent.py").write_text("import no_such_framework\n")
+    result = examined(agent, setting)
+    problem = result.only("problem", section)
+    assert said in problem.text
+    assert problem.fix
+    assert result.diagnosis.exit_code == code
+
+
+def test_settings_without_effect_are_warnings(examined):
+    warning = examined("math", "tasks.eval=null", "evaluation.every=5").only("warning", "config")
+    assert "evaluation.every (command line) has no effect: tasks.eval is null" in warning.text
+
+
+def test_a_run_name_that_is_taken_is_a_problem(examined, tmp_path):
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    assert "choose another run.name" in examined("math", "run.name=mine").only("problem", "machine").fix

@@ -1,0 +1,114 @@
+"""The parts that an examination is made of: findings, deadlines, samples, reasons."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from agentrl.doctor.agent import parted
+from agentrl.doctor.alarm import Alarm
+from agentrl.doctor.findings import Diagnosis, Section, note, of_error, ok, problem, skipped, warning
+from agentrl.doctor.sampling import Sample, fault
+from agentrl.errors import BackendError, ConfigError, PluginError
+
+
+def test_the_exit_code_is_that_of_the_first_problem():
+    first = problem("it is gone", fix="install it", like=PluginError)
+    diagnosis = Diagnosis([Section("a", [ok("good", n=1), first]), Section("b", [of_error(ConfigError("no"))])])
+    assert (diagnosis.ready, diagnosis.exit_code) == (False, 3)
+    assert Diagnosis([Section("a", [warning("slow", fix="wait"), note("so")])]).exit_code == 0
+
+
+def test_a_section_blocks_others_by_what_it_could_not_find_out():
+    assert Section("a", [of_error(BackendError("dead", fix="mend it"))]).blocked
+    assert Section("a", [skipped("needs b")]).blocked
+    assert not Section("a", [problem("tight", fix="less"), warning("slow", fix="wait")]).blocked
+
+
+def test_a_diagnosis_is_plain_json():
+    told = Diagnosis([Section("a", [ok("good", speed=2.5), problem("bad", fix="mend it")], seconds=1.23456)]).to_json()
+    assert told == {
+        "ready": False,
+        "problems": 1,
+        "warnings": 0,
+        "skipped": 0,
+        "sections": [
+            {
+                "name": "a",
+                "seconds": 1.235,
+                "findings": [
+                    {"level": "ok", "text": "good", "fix": None, "figures": {"speed": 2.5}},
+                    {"level": "problem", "text": "bad", "fix": "mend it", "figures": {}},
+                ],
+            }
+        ],
+    }
+
+
+def test_an_alarm_says_where_the_thread_that_made_it_hangs():
+    rung, places = threading.Event(), []
+
+    def expired(place):
+        places.append(place)
+        rung.set()
+
+    with Alarm(expired) as alarm:
+        alarm.set(0.05)
+        assert rung.wait(30)
+    assert places[0].startswith(f" at {__file__}:")
+
+
+def test_an_alarm_that_is_put_off_or_left_does_not_ring():
+    rung = threading.Event()
+    with Alarm(lambda _: rung.set()) as alarm:
+        alarm.set(0.2)
+        alarm.set(60)
+        assert not rung.wait(0.5)
+    with Alarm(lambda _: rung.set()):
+        pass
+    assert not rung.is_set()
+
+
+GOOD = Sample((1, 2), 1.0, 0, ids=(3, 4), logprobs=(-0.5, 0.0), versions=(0, 0), finish="length")
+
+
+def test_a_sample_with_a_logprob_and_a_version_for_every_id_has_no_fault():
+    assert fault(GOOD, vocabulary=5, version=0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ids": (), "logprobs": (), "versions": ()}, "without a token id"),
+        ({"logprobs": (-0.5,)}, "2 ids came with 1 logprobs"),
+        ({"versions": ()}, "2 ids came with 0 policy versions"),
+        ({"ids": (3, 5)}, "holds id 5, and the vocabulary has 5"),
+        ({"ids": (3, -9)}, "holds id -9"),
+        ({"logprobs": (-0.5, float("nan"))}, "the logprob nan"),
+        ({"logprobs": (-0.5, float("-inf"))}, "the logprob -inf"),
+        ({"logprobs": (0.6, -0.1)}, "the logprob 0.6"),
+        ({"versions": (1, 1)}, "under version 1 of the weights, which are of 0"),
+        ({"finish": None}, "finish=None"),
+        ({"finish": "cancelled"}, "finish='cancelled'"),
+    ],
+)
+def test_every_fault_of_a_sample_is_named(change, said):
+    assert said in fault(replace(GOOD, **change), vocabulary=5, version=0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "parts"),
+    [
+        ("it is late (raise the deadline)", ("it is late", "raise the deadline")),
+        ("it is (very) late (raise it, see f(x))", ("it is (very) late", "raise it, see f(x)")),
+        ("the agent raised SystemExit(3)", ("the agent raised SystemExit(3)", None)),
+        ("LookupError: no (such) tool at agents.py:3", ("LookupError: no (such) tool at agents.py:3", None)),
+        ("unbalanced)", ("unbalanced)", None)),
+        ("(all of it)", ("(all of it)", None)),
+        ("", ("", None)),
+    ],
+)
+def test_a_reason_is_parted_from_the_fix_that_it_ends_with(reason, parts):
+    assert parted(reason) == parts
