@@ -307,18 +307,18 @@ def test_a_synchronous_agent_does_not_hear_of_a_cancellation(loaded):
 BLOCKING = """
     import asyncio, time
     async def tool():
-        time.sleep(3)
+        time.sleep(30)
     async def agent(data):
         if data["blocks"] == "in a part":
             await asyncio.gather(tool(), asyncio.sleep(0))
         elif data["blocks"]:
-            time.sleep(3)
+            time.sleep(data["blocks"])
         await asyncio.sleep(0.01)
         return 1.0
 """
 
 
-@pytest.mark.parametrize("how", ["itself", "in a part"])
+@pytest.mark.parametrize("how", [30, "in a part"], ids=["itself", "in a part"])
 def test_an_episode_that_holds_others_up_is_named(loaded, how):
     rollout = loaded(BLOCKING)
     rollout.begin(1, {"blocks": False})
@@ -335,5 +335,5 @@ def test_an_episode_that_holds_others_up_is_named(loaded, how):
 
 def test_an_episode_that_blocks_nobody_is_not_reported(loaded):
     rollout = loaded(BLOCKING)
-    rollout.begin(1, {"blocks": True})
+    rollout.begin(1, {"blocks": 3})
     assert rollout.hear()["type"] == "done"

@@ -109,6 +109,17 @@ def test_multiprocessing_works(loaded, method, kind):
     assert rollout.log() == ""
 
 
+def test_subprocesses_of_asyncio_work(loaded):
+    rollout = loaded("""
+        import asyncio
+        async def agent(data):
+            process = await asyncio.create_subprocess_exec("sh", "-c", "cat; exit 3", stdin=-1, stdout=-1)
+            said, _ = await process.communicate(b"through a pipe")
+            return [said.decode(), process.returncode]
+    """)
+    assert [rollout.run() for _ in range(3)] == [["through a pipe", 3]] * 3
+
+
 def test_a_child_process_has_no_part_in_the_protocol(loaded):
     rollout = loaded("""
         import os, subprocess, time

@@ -1,7 +1,7 @@
 """What the rollout and a worker say to each other: one JSON object a line, over a socket pair.
 
-The worker is started as ``python -m agentrl.worker --fd N`` with its end of the pair as descriptor ``N``; its
-standard output and error are the agent's, never the protocol's. The rollout speaks first::
+The worker is started as ``python -m agentrl.worker --fd N``, the leader of a session, with its end of the pair as
+descriptor ``N``; its standard output and error are the agent's, never the protocol's. The rollout speaks first::
 
     rollout → worker                              worker → rollout
     hello   protocol, core                        hello    protocol, core, python
@@ -24,9 +24,10 @@ regardless, and a synchronous one does not notice at all. Only the end of the pr
 once a spell, tells that an episode (null where unknown) keeps the worker's event loop from the others, or from what
 the rollout says.
 
-After ``stop`` the worker cancels what runs and exits with 0 within seconds, whatever threads there are. One whose end
-of the pair is closed kills itself and its children, in whatever sessions those are; so does one that hears what is no
-message, which it reports on standard error.
+After ``stop`` the worker cancels what runs and exits with 0 within seconds, whatever threads there are. One that the
+other end of the pair has left kills itself and its children, in whatever sessions those are; so does one that hears
+what is no message, which it reports on standard error. Agents run in a child of the process that is started
+(see ``supervisor``), which ends as that child does: with its exit status, or by its signal.
 """
 
 from __future__ import annotations
