@@ -81,6 +81,27 @@ def test_a_part_of_an_async_agent_that_exits_costs_its_episode(loaded):
     assert rollout.run({"call": True}) == "went on"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "asyncio.get_running_loop().stop(); await asyncio.sleep(0)",
+        "json.dumps = json.loads = None",
+        "sys.stdout.close(); sys.stderr = None",
+        "sys.setrecursionlimit(100)",
+        "asyncio.get_running_loop().set_task_factory(None)",
+    ],
+)
+def test_what_an_agent_does_to_the_process_does_not_reach_the_protocol(loaded, code):
+    rollout = loaded(f"""
+        import asyncio, json, sys
+        async def agent(data):
+            {code}
+            return await asyncio.create_task(asyncio.sleep(0, 1.0))
+    """)
+    assert [rollout.run(), rollout.run()] == [1.0, 1.0]
+    assert rollout.stop() == 0
+
+
 def test_an_agent_that_cancels_itself_says_so(loaded):
     rollout = loaded("""
         import asyncio

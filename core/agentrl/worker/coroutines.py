@@ -38,12 +38,14 @@ def run_coroutines(agent: BoundAgent, inbox: Inbox, send: Callable[[bytes], None
     with asyncio.Runner(loop_factory=WorkerLoop) as runner:
         loop = runner.get_loop()
         serving = loop.create_task(_Coroutines(agent, inbox, send, loop).serve())
+        serving.add_done_callback(lambda _: loop.stop())
         while not serving.done():
             try:
-                loop.run_until_complete(serving)
+                loop.run_forever()  # Again where the agent has stopped it.
             except (SystemExit, KeyboardInterrupt) as error:
                 # Of a task or callback of the agent's. Its episode sees it where it waits for that; the loop goes on.
                 end_if_forked(worker, error)
+        serving.result()
 
 
 class _Coroutines:

@@ -32,8 +32,8 @@ what is no message, which it reports on standard error. Agents run in a child of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from json import JSONEncoder, loads
 from typing import Any
 
 from agentrl import errors
@@ -59,13 +59,13 @@ def encode(message: Mapping[str, Any]) -> bytes:
     Raises ``TypeError`` or ``ValueError`` for what JSON cannot carry; ``unfit`` says where that is. ``unfit`` also
     finds what would arrive as something else, which raises nothing here.
     """
-    return json.dumps(message, default=_number, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    return _ENCODER.encode(message).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """The message in a line. Raises ``ValueError`` for anything else."""
     try:
-        message = json.loads(line)
+        message = loads(line)
     except RecursionError as error:
         raise ValueError(f"nested too deeply: {line[:80]!r}") from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
@@ -136,3 +136,7 @@ def _number(value: Any) -> bool | int | float:
         raise TypeError(f"JSON cannot carry a {type(value).__name__}")
     native = value.item() if hasattr(value, "item") else number  # numpy's integers and booleans stay what they are.
     return native if isinstance(native, int | float) else number
+
+
+_ENCODER = JSONEncoder(default=_number, ensure_ascii=False)
+"""Of our own: an agent's module may put another function in the place of ``json.dumps``."""
