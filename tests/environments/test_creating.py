@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -19,10 +20,11 @@ from tests.environments.projects import write_core
 from tests.plugins.installing import install
 
 from agentrl.environ import ENVIRONMENTS
-from agentrl.environments import environments, incomplete
+from agentrl.environments import creating, environments, incomplete
 from agentrl.environments.checking import check_environment
-from agentrl.environments.creating import Wish, create_environment
+from agentrl.environments.creating import create_environment
 from agentrl.environments.places import LOG
+from agentrl.environments.wishes import Wish
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.plugins.versions import core_version
@@ -139,6 +141,22 @@ def test_a_deadline_ends_it(folder: Path, tmp_path: Path, told: Told) -> None:
     assert environments() == ()
     assert [path.name for path in incomplete()] == ["camel"]
     assert os.listdir(folder / "camel") == [LOG]
+
+
+def test_a_disk_that_is_full_is_said_to_be(folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(creating, "run_shown", full)
+    with pytest.raises(PluginError, match=r"camel: No space left on device \(free some space, or set AGENTRL_ENV"):
+        create_environment(Wish("camel", ("x",)), Plugins(), told)
+    assert environments() == ()
+
+
+def test_a_place_that_takes_no_folder_is_said_to_be(folder: Path, told: Told) -> None:
+    folder.write_text("")
+    with pytest.raises(PluginError, match=r"/camel: Not a directory: .* \(set AGENTRL_ENVIRONMENTS to another folder"):
+        create_environment(Wish("camel", ("x",)), Plugins(), told)
 
 
 def test_a_name_that_is_taken_is_refused_with_the_flag_that_replaces(folder: Path, told: Told) -> None:

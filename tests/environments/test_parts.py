@@ -116,6 +116,19 @@ def test_a_deadline_ends_a_program_with_its_children(tmp_path: Path, monkeypatch
         ),
         (["Traceback", "ValueError: odd", "", "[notice] a new release"], "Traceback; ValueError: odd", None),
         (["  error: metadata-generation-failed", "╰─> See above"], "metadata-generation-failed", None),
+        (
+            [
+                "  error: subprocess-exited-with-error",
+                "  ╰─> [2 lines of output]",
+                "      Traceback (most recent call last):",
+                "      ModuleNotFoundError: No module named 'wheel'",
+                "      [end of output]",
+                "  note: This error originates from a subprocess, and is likely not a problem with pip.",
+                "  ERROR: Failed building wheel for a",
+            ],
+            "ModuleNotFoundError: No module named 'wheel'; Failed building wheel for a",
+            None,
+        ),
         ([], "it said nothing", None),
     ],
 )

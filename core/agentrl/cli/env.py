@@ -56,7 +56,8 @@ def create(
     the plugin too if the folder has it; everything else comes from the package index, as pip is configured to find it.
     """
     from agentrl.cli.narration import interruptible, narrator
-    from agentrl.environments.creating import Wish, create_environment
+    from agentrl.environments.creating import create_environment
+    from agentrl.environments.wishes import Wish
     from agentrl.errors import PluginError
 
     wish = Wish(name, sources, editable, python, replace, timeout)

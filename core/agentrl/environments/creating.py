@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,36 +20,21 @@ from agentrl.environments.environment import Environment
 from agentrl.environments.folders import emptied, held
 from agentrl.environments.inside import Fault
 from agentrl.environments.interpreters import Interpreter, find_interpreter
-from agentrl.environments.known import environment_at
-from agentrl.environments.pip import failure_of, pip_environment
-from agentrl.environments.places import LOG, environment_name, environments_folder, is_environment_folder
+from agentrl.environments.pip import FREE_SPACE, failure_of, pip_environment
+from agentrl.environments.places import LOG, environment_name, environments_folder
 from agentrl.environments.planning import Plan, plan
 from agentrl.environments.processes import child_environment, run_shown
 from agentrl.environments.record import Record, write_record
-from agentrl.environments.sources import parse_source
 from agentrl.environments.staging import copied, tidied
+from agentrl.environments.wishes import Wish, completed
 from agentrl.errors import AgentRLError, ConfigError, PluginError, one_line
 
 if TYPE_CHECKING:
     from agentrl.plugins.manager import Plugins
 
-__all__ = ["Created", "Narrator", "Wish", "create_environment"]
+__all__ = ["Created", "Narrator", "create_environment"]
 
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What was asked for."""
-
-    name: str
-    sources: tuple[str, ...] = ()
-    """Folders and requirements; without any the name decides."""
-    editable: bool = False
-    """Whether folders are installed as they are, so that later changes to them count."""
-    python: str | None = None
-    """The interpreter to make it of; ``None`` for this one."""
-    replace: bool = False
-    """Whether an environment of that name goes; what is not asked for anew is as it was in that one."""
-    timeout_s: float = 1800
+_CRUMBS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +65,7 @@ def create_environment(wish: Wish, plugins: Plugins, narrator: Narrator) -> Crea
     """
     name = environment_name(wish.name)
     folder = environments_folder() / name
-    wish = _completed(wish, folder)
+    wish = completed(wish, folder)
     interpreter = find_interpreter(wish.python, dict(os.environ))
     if Path(interpreter.path).is_relative_to(folder):
         raise ConfigError(f"{interpreter.path} is the environment's own", fix="name another with --python")
@@ -90,24 +77,13 @@ def create_environment(wish: Wish, plugins: Plugins, narrator: Narrator) -> Crea
         with held(folder), emptied(folder):
             return _Making(folder, wish, narrator).make(interpreter, todo)
     except OSError as error:
-        reason = f"{error.strerror}: {error.filename}" if error.strerror else one_line(error)[:300]
-        raise PluginError(
-            f"cannot make the environment {name!r} in {folder}: {reason}", fix=f"set {ENVIRONMENTS} to another folder"
-        ) from error
+        raise _cannot_make(folder, error) from error
 
 
-def _completed(wish: Wish, folder: Path) -> Wish:
-    """``wish`` with what the environment that it replaces was made of; folders as absolute paths."""
-    if (existing := environment_at(folder)) is not None:
-        if not wish.replace:
-            raise ConfigError(f"there is an environment {folder.name!r} already", fix=existing.remedy)
-        before = existing.record
-        if not wish.sources:
-            wish = replace(wish, sources=before.sources, editable=wish.editable or before.editable)
-        wish = replace(wish, python=wish.python or before.interpreter)
-    elif folder.exists() and not is_environment_folder(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} holds something that is no environment", fix="move it, or take another name")
-    return replace(wish, sources=tuple(parse_source(text).text for text in wish.sources))
+def _cannot_make(folder: Path, error: OSError) -> PluginError:
+    reason = ": ".join(filter(None, [error.strerror, error.filename])) or one_line(error)[:300]
+    fix = FREE_SPACE if error.errno in {errno.ENOSPC, errno.EDQUOT} else f"set {ENVIRONMENTS} to another folder"
+    return PluginError(f"cannot make the environment {folder.name!r} in {folder}: {reason}", fix=fix)
 
 
 class _Making:
@@ -158,6 +134,8 @@ class _Making:
             raise self._too_slow(what) from error
         if code:
             reason, fix = failure_of(lines)
+            if shutil.disk_usage(self._folder).free < _CRUMBS:
+                fix = FREE_SPACE  # Not every program says so.
             raise PluginError(
                 f"{what} failed: {reason}", fix="; ".join(filter(None, [fix, f"all of its output is in {self._log}"]))
             )
