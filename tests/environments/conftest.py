@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.environments.projects import AGENT, write_core, write_plugin
+from tests.plugins.installing import install
 
 from agentrl.environ import ENVIRONMENTS
 from agentrl.environments import Environment, environments
@@ -58,15 +59,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """An environment with a plugin of two agents."""
+    """An environment with a plugin of two agents; a recipe removed what was installed beside it."""
     place = tmp_path_factory.mktemp("real")
     folder = place / "environments"
     core = write_core(place / "core")
     plugin = write_plugin(place / "plugin", "agentrl-sample", first=AGENT, second=AGENT)
-    # As a user's shell may have it: neither this interpreter's path nor a plugin on it may reach the new one.
-    path = {"PYTHONPATH": str(plugin / "src")}
+    extra = write_plugin(place / "extra", "extra", third=AGENT)
+    recipe = "from agentrl.environments import Recipe\nRECIPE = Recipe((), uninstall=('extra', 'never-there'))\n"
+    points = {"agentrl.environments": {"sample": "recipe_mod:RECIPE"}}
+    install(place / "site", "agentrl-recipes", points, files={"recipe_mod.py": recipe})
+    sources = [argument for source in (core, plugin, extra) for argument in ("--from", source)]
+    # Of this interpreter's path nothing may reach the new one.
+    path = {"PYTHONPATH": os.pathsep.join([str(place / "site"), str(plugin / "src")])}
     done = subprocess.run(
-        [sys.executable, "-m", "agentrl", "env", "create", "agentrl-sample", "--from", core, "--from", plugin],
+        [sys.executable, "-m", "agentrl", "env", "create", "agentrl-sample", *sources],
         env={**os.environ, **path, ENVIRONMENTS: str(folder), "PIP_NO_INDEX": "1"},
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ def test_an_environment_has_core_the_plugin_and_its_agents(made: Made) -> None:
     assert [str(plugin) for plugin in environment.plugins] == ["agentrl-sample 0.3"]
     assert [entry.name for entry in environment.entries("agents")] == ["first", "second"]
     assert environment.record.python_version == platform.python_version()
-    assert environment.record.sources == (str(made.core), str(made.plugin))
+    assert environment.record.sources[:2] == (str(made.core), str(made.plugin))
 
 
 def test_the_result_is_said_with_the_command_that_follows(made: Made) -> None:
@@ -55,15 +55,21 @@ def test_the_result_is_said_with_the_command_that_follows(made: Made) -> None:
 
 def test_it_says_first_what_comes_from_where_and_keeps_all_that_pip_says(made: Made) -> None:
     lines = made.stderr.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
         f"making the environment sample of Python {platform.python_version()} in {made.environment.path}",
         f"installing agentrl-core from the folder {made.core}",
         f"installing agentrl-sample from the folder {made.plugin}",
+        f"installing extra from the folder {made.plugin.parent / 'extra'}",
     ]
     pip = [line.strip() for line in lines if line.startswith("  ")]
     assert [line for line in pip if line.startswith("Successfully installed agentrl-core")]
     log = (made.environment.path / LOG).read_text()
     assert [line for line in pip if line not in log] == []
+
+
+def test_what_a_recipe_uninstalls_is_gone(made: Made) -> None:
+    assert "Successfully uninstalled extra-0.3" in made.stderr
+    assert not list(made.environment.path.rglob("third_module.py"))
 
 
 def test_its_interpreter_finds_the_agent_and_nothing_of_this_one_s_path(made: Made) -> None:
