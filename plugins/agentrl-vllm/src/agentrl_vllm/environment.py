@@ -17,7 +17,7 @@ _CPU = Recipe(
 _CUDA = Recipe(requirements=("agentrl-vllm", "vllm>=0.32"))
 
 
-def VLLM() -> Recipe:  # noqa: N802
+def VLLM() -> Recipe:
     """The build for this machine: the stock one where there is an NVIDIA GPU, else the one for CPUs."""
     return _CUDA if _has_nvidia_gpu() else _CPU
 

@@ -1,0 +1,109 @@
+"""What a configuration may set about the vLLM backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict, field_validator, model_validator
+
+from agentrl.config.models import Section
+
+__all__ = ["VllmSettings"]
+
+_OF_STARTED_SERVERS = (
+    "python",
+    "replicas",
+    "devices",
+    "dtype",
+    "args",
+    "env",
+    "start_timeout",
+    "kv_cache_bytes",
+    "port",
+)
+
+_OURS = {
+    "--model": "model",
+    "--dtype": "inference.backend.dtype",
+    "--port": "inference.backend.port",
+    "--tensor-parallel-size": "inference.backend.devices",
+    "-tp": "inference.backend.devices",
+    "--kv-cache-memory-bytes": "inference.backend.kv_cache_bytes",
+    "--host": None,
+    "--uds": None,
+    "--api-key": None,
+    "--served-model-name": None,
+    "--enable-scale-out": None,
+    "--logprobs-mode": None,
+    "--generation-config": None,
+    "--worker-extension-cls": None,
+}
+"""Flags of the server that are not the user's to give, and the key that decides each."""
+
+
+class VllmSettings(Section):
+    """The keys beside ``inference.backend.name: vllm``."""
+
+    python: Annotated[Path | None, Strict(False)] = None
+    """The interpreter that runs vLLM; null for that of the environment `vllm`, which `agentrl env create vllm`
+    makes, or for this one where vLLM is installed here."""
+    urls: list[str] = Field([])
+    """Servers that run already, such as `http://gpu-1:8000`, instead of ones that are started. They see
+    `weights_dir` under the same path."""
+    replicas: int = Field(1, ge=1)
+    """How many servers are started."""
+    devices: list[str] = Field([])
+    """What each replica sees as `CUDA_VISIBLE_DEVICES`, one entry a replica, such as `["0,1", "2,3"]`: one with
+    several devices splits the model over them. Empty to leave it to vLLM."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and activations; `auto` is bfloat16 on CUDA and float32 on CPU."""
+    kv_cache_bytes: int | None = Field(None, ge=1)
+    """Bytes of KV cache of a replica; null for what vLLM finds free on a GPU, and on a CPU for what the run's
+    concurrency can use, at most a quarter of the memory."""
+    args: list[str] = Field([])
+    """More flags for the server, such as `["--max-model-len", "8192"]`."""
+    env: list[str] = Field([])
+    """Environment variables that a server gets beside harmless ones such as PATH: `NAME` inherits this process's,
+    `NAME=value` sets it."""
+    port: int = Field(0, ge=0, le=65535)
+    """Where the first replica listens, on the loopback interface, each further one a port higher; 0 for any that are
+    free."""
+    start_timeout: float = Field(570, gt=0)
+    """Seconds until a server that starts has to be ready; `inference.timeout` bounds all of the start."""
+    request_timeout: float = Field(600, gt=0)
+    """Seconds that a server may take to answer a request before it counts as hung."""
+    weights_dir: Annotated[Path | None, Strict(False)] = None
+    """Where new weights are handed over; null for `/dev/shm` where that is, else the folder for temporary files."""
+    probe_updates: int = Field(3, ge=0)
+    """After how many of the first weight updates the server's logprobs are compared with the learner's."""
+
+    @field_validator("args")
+    @classmethod
+    def _leaves_ours(cls, args: list[str]) -> list[str]:
+        for flag in (arg.partition("=")[0].replace("_", "-") for arg in args):
+            if flag in _OURS:
+                key = _OURS[flag]
+                raise ValueError(f"{flag} is not yours to give: " + (f"set {key}" if key else "agentrl decides it"))
+        return args
+
+    @field_validator("urls")
+    @classmethod
+    def _are_addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is no address: write it as http://host:port")
+        cleaned = [url.rstrip("/").removesuffix("/v1") for url in urls]
+        if len(set(cleaned)) < len(cleaned):
+            raise ValueError("an address is there twice")
+        return cleaned
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> VllmSettings:
+        if self.urls and (idle := [key for key in _OF_STARTED_SERVERS if key in self.model_fields_set]):
+            raise ValueError(f"{', '.join(idle)} cannot change servers that run already: leave out these or urls")
+        if self.devices and len(self.devices) != self.replicas:
+            raise ValueError(f"devices has {len(self.devices)} entries for {self.replicas} replicas: one a replica")
+        if self.port and self.port + self.replicas > 65536:
+            raise ValueError(f"there are no {self.replicas} ports from {self.port} on")
+        return self
