@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from natives import solver
+
 from agentrl.testing import AgentConformance
 
 pytest_plugins = ["agentrl.testing"]
@@ -18,3 +20,10 @@ class TestCamelMath(AgentConformance):
 class TestCamelSociety(AgentConformance):
     agent = "camel-society"
     completions = ("Quickly: 2.", "Carefully: 2.")
+
+
+class TestANativeAgent(AgentConformance):
+    agent = solver()
+    reward = "numeric-match"
+    completions = (CALL, "It is 2.")
+    append_only = True

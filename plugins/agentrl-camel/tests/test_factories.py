@@ -67,6 +67,29 @@ class TestWhatIsOne:
         with pytest.raises(ConfigError, match=r"needs cannot be called: missing a required argument: 'style'"):
             Plugins().adapt_agent(needs)
 
+    def test_a_class_of_factories_that_needs_more_is_refused(self) -> None:
+        class Configured(Maker):
+            def __init__(self, style: str) -> None:
+                self.style = style
+
+            def __call__(self, model: Any) -> ChatAgent:
+                return ChatAgent(self.style, model=model)
+
+        with pytest.raises(ConfigError, match="missing a required argument: 'style'"):
+            Plugins().adapt_agent(Configured)
+        assert isinstance(Plugins().adapt_agent(Configured("brief")), AdaptedFactory)
+
+    def test_an_agent_of_agentrls_that_is_camels_too_stays_what_it_is(self, play: Play) -> None:
+        class Both(ChatAgent):
+            def __init__(self) -> None:
+                super().__init__("Solve.", model=elsewhere())
+
+            async def run(self, data: dict[str, Any]) -> float:
+                return 0.5
+
+        for agent in (Both, Both()):
+            assert Plugins().adapt_agent(agent) is agent
+
     def test_nothing_of_camel_is_imported_to_tell(self) -> None:
         code = (
             "import sys; from agentrl_camel.hooks import agentrl_adapt_agent as adapt\n"

@@ -44,8 +44,13 @@ class Policy:
 
         It summarises nothing and retries nothing by itself, so that every call is one of the conversation, and it
         stops calling tools after ``max_iteration`` calls in a step: by default its own, and else ``MOST_CALLS``.
-        Raises ``AgentError`` for an agent of another episode.
+        Raises ``AgentError`` for an agent of another episode, and a ``max_iteration`` below 1.
         """
+        if max_iteration is not None and max_iteration < 1:
+            raise AgentError(
+                f"max_iteration={max_iteration} leaves no call of the model",
+                fix="set agent.kwargs.max_iteration to 1 or more",
+            )
         manager = agent.model_backend
         agent.model_backend = ModelManager(
             [self._taken(each) for each in manager.models],

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from agentrl.errors import ConfigError
+
 if TYPE_CHECKING:
     from camel.agents import ChatAgent
 
@@ -15,19 +17,26 @@ _NAME = "ChatAgent"
 
 
 def is_agent(obj: object) -> TypeGuard[ChatAgent]:
-    """Whether ``obj`` is a ``ChatAgent``, of whatever class."""
-    return _is_agent_class(type(obj))
+    """Whether ``obj`` is a ``ChatAgent``, of whatever class, and no agent of agentrl's already."""
+    return _is_agent_class(type(obj)) and not _is_agentrls(obj)
 
 
 def factory_of(obj: object) -> Callable[..., Any] | None:
     """``obj`` as something to call for a ``ChatAgent``; ``None`` where it is no factory.
 
     A factory is a function or callable object whose return annotation is ``ChatAgent`` or a class of one, a class
-    whose instances are such, or a class of agents of somebody's own.
+    whose instances are such, or a class of agents of somebody's own. Raises ``ConfigError`` for a class of
+    factories that cannot be made.
     """
+    if _is_agentrls(obj):
+        return None
     if inspect.isclass(obj):
         return _factory_of_class(obj)
-    return obj if callable(obj) and not hasattr(obj, "run") and _returns_agent(obj) else None
+    return obj if callable(obj) and _returns_agent(obj) else None
+
+
+def _is_agentrls(obj: object) -> bool:
+    return inspect.iscoroutinefunction(getattr(obj, "run", None))
 
 
 def _factory_of_class(kind: type[Any]) -> Callable[..., Any] | None:
@@ -36,6 +45,13 @@ def _factory_of_class(kind: type[Any]) -> Callable[..., Any] | None:
     called = vars(kind).get("__call__")
     if not callable(called) or not _returns_agent(called):
         return None
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"{kind.__qualname__}, whose instances make a ChatAgent, cannot be made: {error}",
+            fix="give the parameters of its __init__ defaults, or name an instance",
+        ) from error
     factory: Callable[..., Any] = kind()
     return factory
 
