@@ -157,7 +157,8 @@ def test_remove_says_what_is_gone_and_knows_near_names(folder: Path) -> None:
         (("create", "camel==0.1"), 2, "write agentrl env create camel --from agentrl-camel==0.1"),
         (("create", "camel", "--from", "./nowhere"), 2, "there is no"),
         (("create", "camel", "--python", "python9"), 2, "there is no interpreter 'python9'"),
-        (("create", "camel", "--timeout", "0"), 2, "0"),
+        (("create", "camel", "--timeout", "0"), 2, "0.0 is not in the range"),
+        (("create", "camel", "--timeout", "inf"), 2, "inf is not in the range"),
         (("create", "camel", "--timeout", "0.001"), 3, "python -m venv was not done after 0.001 s"),
     ],
 )

@@ -10,6 +10,8 @@ from agentrl.cli.output import print_columns, print_json
 
 __all__ = ["env"]
 
+_LONGEST_S = 1_000_000
+
 
 env = NearGroup(
     "env",
@@ -44,7 +46,11 @@ Examples:
 @click.option("--python", metavar="INTERPRETER", help="The Python to make it of; by default this one.")
 @click.option("--replace", is_flag=True, help="Make it anew, of the same sources unless --from names others.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=1800, show_default=True, help="Seconds."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True, max=_LONGEST_S),
+    default=1800,
+    show_default=True,
+    help="Seconds that all of it may take.",
 )
 @click.pass_obj
 def create(
@@ -54,6 +60,9 @@ def create(
 
     It gets this version of agentrl-core. Where this one was installed from a local folder, core comes from there, and
     the plugin too if the folder has it; everything else comes from the package index, as pip is configured to find it.
+    A plugin that is installed here may say what else NAME consists of. Folders are built from a copy.
+
+    Where it fails or is interrupted nothing that counts is left, and what --replace would have replaced stays.
     """
     from agentrl.cli.narration import interruptible, narrator
     from agentrl.environments.creating import create_environment
@@ -75,7 +84,15 @@ def create(
         click.echo(f"train: agentrl train {' or '.join(agents)}")
 
 
-@env.command("list", short_help="Show the environments and what is in them.")
+@env.command(
+    "list",
+    short_help="Show the environments and what is in them.",
+    epilog="""\b
+Examples:
+  agentrl env list
+  agentrl env list --json
+""",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_environments(as_json: bool) -> None:
     """List the environments: Python, agentrl-core, plugins, agents and folder of each."""
@@ -93,7 +110,13 @@ def list_environments(as_json: bool) -> None:
         click.echo(f"there is no environment in {environments_folder()}", err=True)
 
 
-@env.command(short_help="Delete one.")
+@env.command(
+    short_help="Delete one.",
+    epilog="""\b
+Examples:
+  agentrl env remove camel
+""",
+)
 @click.argument("name")
 def remove(name: str) -> None:
     """Remove the environment NAME and everything in its folder, without asking."""

@@ -27,7 +27,7 @@ from agentrl.environments.processes import child_environment, run_shown
 from agentrl.environments.record import Record, write_record
 from agentrl.environments.staging import copied, tidied
 from agentrl.environments.wishes import Wish, completed
-from agentrl.errors import AgentRLError, ConfigError, PluginError, one_line
+from agentrl.errors import ConfigError, PluginError, one_line
 
 if TYPE_CHECKING:
     from agentrl.plugins.manager import Plugins
@@ -140,7 +140,7 @@ class _Making:
                 f"{what} failed: {reason}", fix="; ".join(filter(None, [fix, f"all of its output is in {self._log}"]))
             )
 
-    def _too_slow(self, what: str) -> AgentRLError:
+    def _too_slow(self, what: str) -> PluginError:
         return PluginError(
             f"{what} was not done after {self._wish.timeout_s:g} s",
             fix=f"allow more with --timeout; its output is in {self._log}",
