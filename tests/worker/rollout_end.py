@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -53,6 +54,10 @@ class Rollout:
         line = self._lines.readline()
         assert line, f"the worker ended: {self.log()}"
         return decode(line)
+
+    def has_unread(self) -> bool:
+        """Whether the worker has sent something."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def greet(self) -> Message:
         """Say hello, and return the worker's."""

@@ -238,6 +238,18 @@ def test_it_dies_with_the_rollout_and_takes_its_children_along(loaded, code):
     assert is_over(lambda: all(is_gone(pid) for pid in pids))
 
 
+def test_a_rollout_that_leaves_answers_unread_is_missed_without_a_word(loaded):
+    rollout = loaded("""
+        async def agent(data):
+            return "unread"
+    """)
+    rollout.begin(1)
+    assert is_over(rollout.has_unread)
+    rollout.close()
+    assert rollout.exit_code() != 0
+    assert rollout.log() == ""
+
+
 def test_a_parent_that_is_killed_is_noticed(write, tmp_path):
     """Not only a socket that is closed in good order: the whole process that held it is gone."""
     script = f"""

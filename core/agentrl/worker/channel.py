@@ -31,7 +31,8 @@ class Channel:
 
     def messages(self) -> Iterator[Message]:
         """What the rollout says, until it is gone. Raises ``ValueError`` for what is no message."""
-        with self._socket.makefile("rb") as lines:
+        # It is "reset" where the rollout has left something unread.
+        with self._socket.makefile("rb") as lines, contextlib.suppress(ConnectionError):
             while line := self._line(lines.readline(LONGEST + 1)):
                 yield decode(line)
 

@@ -49,9 +49,11 @@ class _Supervisor:
     def __init__(self, fd: int, worker: int) -> None:
         self._worker = worker
         self._status: int | None = None
-        self._gone = 0.0
-        self._socket = fd
+        self._gone: float | None = None
+        """When the rollout was found to be gone."""
+        self._signals, self._waker = os.pipe()
         self._poll = select.poll()
+        self._poll.register(self._signals, select.POLLIN)
         self._poll.register(fd, getattr(select, "POLLRDHUP", 0))
 
     def stay(self) -> NoReturn:
@@ -63,29 +65,26 @@ class _Supervisor:
         for child in _children():
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        if self._gone and os.getpgrp() == os.getpid():
+        if self._gone is not None and os.getpgrp() == os.getpid():
             os.killpg(os.getpgrp(), signal.SIGKILL)
         _end_with(self._status)
 
     def _wake_on_signals(self) -> None:
-        self._signals, waker = os.pipe()
-        for end in (self._signals, waker):
-            os.set_blocking(end, False)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        os.set_blocking(self._waker, False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _ignore)
         signal.signal(signal.SIGTERM, self._terminate)
-        self._poll.register(self._signals, select.POLLIN)
 
     def _watch(self) -> None:
         """Wait for a child's end or the rollout's; past the grace that the latter gives, end the worker."""
-        ready = self._poll.poll(_GRACE_S * 1000 if self._gone else None)
+        ready = self._poll.poll(None if self._gone is None else _GRACE_S * 1000)
         for fd, _ in ready:
             if fd == self._signals:
                 os.read(fd, 4096)
             else:
                 self._gone = time.monotonic()
                 self._poll.unregister(fd)
-        if self._gone and time.monotonic() > self._gone + _GRACE_S:
+        if self._gone is not None and time.monotonic() > self._gone + _GRACE_S:
             os.kill(self._worker, signal.SIGKILL)
 
     def _reap(self) -> None:
