@@ -195,3 +195,31 @@ def test_ctrl_c_ends_it_cleanly(start: Callable[..., subprocess.Popen[str]]) -> 
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
     assert out.splitlines()[-1].startswith("  ok       logprobs differ")
+
+
+WITHOUT_TORCH = """
+import sys
+for module in ("torch", "transformers", "renderers"):
+    sys.modules[module] = None  # importing it raises as where it is not installed
+from agentrl.cli import main
+main(["doctor", "math"])
+"""
+
+
+def test_without_what_training_needs_it_says_what_can_be_said(folder: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 3, done.stderr
+    assert "  problem  importing torch raised ModuleNotFoundError" in done.stdout
+    assert "CPUs, " in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 problem"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("math", *SMALL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "versions\n"
+    process.stdout.close()
+    assert process.wait(timeout=DEADLINE_S) == 1
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()

@@ -204,3 +204,13 @@ def examined() -> Examine:
         return Examined(examine(Case(resolved, Plugins(disabled)), told), told)
 
     return run
+
+
+@pytest.fixture
+def plugin_findings(examined: Examine) -> Callable[..., list[Finding]]:
+    """What is not well with the plugins, without what comes after them: there is no such model."""
+
+    def run(agent: str = "math", *settings: str) -> list[Finding]:
+        return examined(agent, "model=no-such-model", *settings).found("plugins")
+
+    return run

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from agentrl.doctor.history import conversation, walk
+from agentrl.doctor.history import walk
 from agentrl.tokens.renderer import load_renderer
 from agentrl.tokens.template import ChatTemplate
 
@@ -17,7 +17,7 @@ TURNS = 4
 def turns(tokenizer, *, thinking=False):
     renderer = load_renderer(tokenizer)
     template = ChatTemplate(renderer.vocabulary, "it")
-    return list(walk(renderer, template, conversation(thinking=thinking), thinking=thinking))
+    return walk(renderer, template, thinking=thinking)
 
 
 def test_a_template_that_only_appends_keeps_every_id(chat_tokenizer):
@@ -84,7 +84,7 @@ def test_a_template_that_rewrites_history_is_a_warning_with_the_place(examined, 
 
 def test_a_template_of_no_known_family_is_told_what_it_costs(examined, model_with):
     (warning,) = examined("math", f"model={model_with(writes_its_own_turns)}").found("model")
-    assert "4 of 4 turns are rendered in full (the chat template is used in full each turn)" in warning.text
+    assert "4 of 4 turns with tools are rendered in full (the chat template is used in full each turn)" in warning.text
     assert warning.figures["forks"] == {"the chat template is used in full each turn": 4}
 
 
@@ -94,3 +94,31 @@ def test_a_model_without_a_template_cannot_be_trained(examined, model_with):
     problem = result.only("problem", "model")
     assert "has no chat template" in problem.text
     assert result.levels()["config"] == {"skipped"}
+
+
+def refuses_tools(template):
+    return "{%- if tools -%}{{- raise_exception('no tools here') -}}{%- endif -%}\n" + template
+
+
+def refuses_everything(template):
+    return "{{- raise_exception('out of order') -}}\n" + template
+
+
+def test_a_template_without_tools_is_tried_without_them(examined, model_with):
+    result = examined("math", f"model={model_with(refuses_tools)}")
+    assert result.found("model") == []
+    texts = [finding.text for name, finding in result.told.found_in if name == "model"]
+    assert any("conversations with tools cannot be rendered" in text and "no tools here" in text for text in texts)
+    assert any(text.startswith("prefixes are kept: 2 of 2 turns extend") for text in texts)
+
+
+def test_a_template_that_renders_nothing_is_a_problem(examined, model_with):
+    problem = examined("math", f"model={model_with(refuses_everything)}").only("problem", "model")
+    assert "out of order" in problem.text
+
+
+def test_a_renderer_of_another_family_is_told(examined, model_with):
+    folder = model_with(counts_the_messages)
+    (warning,) = examined("math", f"model.name={folder}", "model.renderer=qwen3").found("model")
+    assert "'qwen3' does not reproduce the chat template" in warning.text
+    assert warning.fix == "set model.renderer=auto"

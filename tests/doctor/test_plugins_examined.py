@@ -28,20 +28,19 @@ def test_it_is_a_problem_where_the_config_names_it(examined, site):
 
 
 @pytest.mark.parametrize(("agent", "level", "code"), [("math", "warning", 0), ("twice", "problem", 3)])
-def test_two_that_claim_a_name_are_told_apart(examined, site, agent, level, code):
+def test_two_that_claim_a_name_are_told_apart(plugin_findings, site, agent, level, code):
     for name in ("agentrl-one", "agentrl-two"):
         install(site, name, {"agentrl.agents": {"twice": "twice_mod:MathAgent"}}, files={"twice_mod.py": MATH})
-    (finding,) = (result := examined(agent)).found("plugins")
-    assert finding.level == level
+    (finding,) = plugin_findings(agent)
+    assert (finding.level, finding.exit_code) == (level, code)
     assert finding.text == "agent twice is claimed by agentrl-one 1.0 and agentrl-two 1.0"
     assert finding.fix.endswith("write agentrl-one/twice or agentrl-two/twice")
-    assert result.diagnosis.exit_code == code
 
 
-def test_the_name_with_its_distribution_has_no_conflict(examined, site):
+def test_the_name_with_its_distribution_has_no_conflict(plugin_findings, site):
     for name in ("agentrl-one", "agentrl-two"):
         install(site, name, {"agentrl.agents": {"twice": "twice_mod:MathAgent"}}, files={"twice_mod.py": MATH})
-    assert examined("agentrl-one/twice").diagnosis.ready
+    assert plugin_findings("agentrl-one/twice")[0].level == "warning"
 
 
 @pytest.mark.parametrize(
@@ -51,35 +50,33 @@ def test_the_name_with_its_distribution_has_no_conflict(examined, site):
         ("click<1", "needs click<1 and click ", "click<1"),
     ],
 )
-def test_requirements_that_are_not_met_are_told_with_the_way_out(examined, site, requires, said, fix):
+def test_requirements_that_are_not_met_are_told_with_the_way_out(plugin_findings, site, requires, said, fix):
     files = {"needy_mod.py": MATH}
     install(
         site, "agentrl-needy", {"agentrl.agents": {"needy": "needy_mod:MathAgent"}}, requires=(requires,), files=files
     )
-    (problem,) = (result := examined("needy")).found("plugins")
-    assert problem.level == "problem"
+    (problem,) = plugin_findings("needy")
+    assert (problem.level, problem.exit_code, problem.blocks) == ("problem", 3, False)
     assert problem.text.startswith(f"agentrl-needy {said}")
     assert problem.fix.startswith(f"pip install '{fix}', or keep agentrl-needy apart: agentrl env create needy")
-    assert result.diagnosis.exit_code == 3
-    assert result.levels()["agent"] <= {"ok", "note"}
 
 
-def test_what_a_requirement_needs_in_turn_is_a_warning(examined, site):
+def test_what_a_requirement_needs_in_turn_is_a_warning(plugin_findings, site):
     install(site, "framework", {}, version="3.0", requires=("pydantic<2", "colour; extra == 'all'"))
     requires = ("framework>=2", "agentrl-core>=0.1,<99", "unknown; python_version < '3'")
     files = {"deep_mod.py": MATH}
     install(site, "agentrl-deep", {"agentrl.agents": {"deep": "deep_mod:MathAgent"}}, requires=requires, files=files)
-    (warning,) = examined("deep").found("plugins")
+    (warning,) = plugin_findings("deep")
     assert warning.level == "warning"
     assert warning.text.startswith("framework needs pydantic<2 and pydantic ")
 
 
-def test_a_plugin_for_another_core_is_left_out(examined, site):
+def test_a_plugin_for_another_core_is_left_out(plugin_findings, site):
     requires = ("agentrl-core>=99",)
     install(site, "agentrl-new", {"agentrl.agents": {"new": "new_mod:Agent"}}, requires=requires)
-    (warning,) = examined("math").found("plugins")
+    (warning,) = plugin_findings()
     assert "it needs agentrl-core>=99 and this is " in warning.text
-    assert examined("new").found("plugins")[0].level == "problem"
+    assert plugin_findings("new")[0].level == "problem"
 
 
 def test_what_is_disabled_is_named(examined, site):

@@ -69,7 +69,7 @@ class Told:
                 self._write(f"{self._margin}{line}")
 
     def raised(self, error: Exception) -> None:
-        """Show where, to those who ask."""
+        """Show where, to those who ask for it."""
         if self._debug:
             import traceback
 

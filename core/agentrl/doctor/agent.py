@@ -15,7 +15,7 @@ from agentrl.training.task_order import TaskOrder
 __all__ = ["FIXES", "agent", "like", "parted"]
 
 FIXES: dict[Side, str] = {
-    "agent": "mend the agent; for what the policy does wrong it raises agentrl.errors.PolicyError, which is an outcome",
+    "agent": "mend the agent; for what the policy does wrong it raises agentrl.PolicyError, which is an outcome",
     "policy": "nothing is to be done: the policy learns it",
     "reward": "mend the reward: it is given every answer that the agent may return",
     "backend": "mend the engine, or use another inference.backend",
@@ -25,10 +25,11 @@ FIXES: dict[Side, str] = {
     "worker": "see what ends the agent's process, or run fewer at once: rollout.max_workers",
     "run": "change the setting",
 }
-_UNUSED = (
-    "have the agent's client use the base_url and api_key, or the http_client, that run() is given; for one that "
-    "reads OPENAI_BASE_URL and takes no arguments, set rollout.mode=subproc"
-)
+_GIVEN = "have the agent's client use the base_url and api_key, or the http_client, that run() is given"
+_UNUSED = {
+    "inline": f"{_GIVEN}; for one that reads OPENAI_BASE_URL and takes no arguments, set rollout.mode=subproc",
+    "workers": f"{_GIVEN}, or OPENAI_BASE_URL and OPENAI_API_KEY of its process's environment",
+}
 
 
 async def agent(case: Case) -> AsyncIterator[Finding]:
@@ -37,12 +38,12 @@ async def agent(case: Case) -> AsyncIterator[Finding]:
     key = EpisodeKey("train", case.learner.version + 1, task.index, 0)
     settings = training_session(case.config, key, case.learner.version)
     episode = await case.serving.rollout.runner.run(key, task.data, settings)
-    yield _outcome(episode)
+    yield _outcome(episode, "workers" if case.config.runs_in_workers else "inline")
     for finding in _calls(episode):
         yield finding
 
 
-def _outcome(episode: Episode) -> Finding:
+def _outcome(episode: Episode, mode: str) -> Finding:
     calls = episode.calls
     prompt, completion = (sum(getattr(call, f"{kind}_tokens") for call in calls) for kind in ("prompt", "completion"))
     figures = {
@@ -63,7 +64,7 @@ def _outcome(episode: Episode) -> Finding:
     text = f"task {episode.key.task}: {counted}"
     if not calls:
         text = f"{text}: the agent never used the endpoint of its session, so that nothing of it can be trained"
-        return problem(text, fix=_UNUSED, like=AgentError, blocks=True, **figures)
+        return problem(text, fix=_UNUSED[mode], like=AgentError, blocks=True, **figures)
     text = f"{text}, {prompt:,} prompt and {completion:,} completion tokens, {episode.seconds:.2f} s"
     if episode.reward is None:
         return warning(f"{text}; rejected, so not trained", fix="return a reward instead of None", **figures)

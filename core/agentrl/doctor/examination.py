@@ -15,7 +15,7 @@ from agentrl.agents.raising import describe
 from agentrl.doctor.alarm import Alarm
 from agentrl.doctor.case import Case
 from agentrl.doctor.checks import ALONE, SERVED, Check
-from agentrl.doctor.findings import Diagnosis, Finding, Section, of_error, problem, skipped, warning
+from agentrl.doctor.findings import SEE_WHERE, Diagnosis, Finding, Section, of_error, problem, skipped, warning
 from agentrl.errors import AgentRLError
 from agentrl.training.interrupt import Interrupts
 from agentrl.training.running import run_to_end
@@ -45,7 +45,7 @@ class Watcher(Protocol):
         ...
 
     def raised(self, error: Exception) -> None:
-        """Something raised what nobody foresaw; it is among the findings too."""
+        """A section ended with ``error``, which is among the findings too."""
         ...
 
     def interrupted(self) -> None:
@@ -148,10 +148,10 @@ class _Examination:
         self._watcher.doing(self._diagnosis.sections[-1], what)
 
     def _as_finding(self, error: Exception) -> Finding:
-        if isinstance(error, AgentRLError):
-            return of_error(error)
         self._watcher.raised(error)
-        return problem(describe(error), fix="see where with agentrl --debug doctor", blocks=True)
+        return (
+            of_error(error) if isinstance(error, AgentRLError) else problem(describe(error), fix=SEE_WHERE, blocks=True)
+        )
 
     def _found(self, finding: Finding) -> None:
         with self._lock:

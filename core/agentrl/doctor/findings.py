@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from agentrl.errors import AgentRLError, RunError, one_line
 
 __all__ = [
+    "SEE_WHERE",
     "Diagnosis",
     "Figure",
     "Finding",
@@ -24,6 +26,8 @@ __all__ = [
 
 Level = Literal["ok", "note", "warning", "problem", "skipped"]
 """A note is nobody's fault; a warning does not keep from training, a problem does."""
+SEE_WHERE = "see where with agentrl --debug doctor"
+"""The fix for what does not say its own."""
 Figure = Any
 """Plain JSON: a number, a text, or a list or dict of them."""
 
@@ -46,7 +50,13 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"level": self.level, "text": self.text, "fix": self.fix, "figures": dict(self.figures)}
+        figures = {name: _finite(value) for name, value in self.figures.items()}
+        return {"level": self.level, "text": self.text, "fix": self.fix, "figures": figures}
+
+
+def _finite(value: Figure) -> Figure:
+    """JSON knows no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ok(text: str, **figures: Figure) -> Finding:
@@ -78,7 +88,7 @@ def skipped(text: str) -> Finding:
 
 def of_error(error: AgentRLError) -> Finding:
     """The problem that kept a section from being examined to its end."""
-    return Finding("problem", one_line(error.message), error.fix, {}, error.exit_code, blocks=True)
+    return Finding("problem", one_line(error.message), error.fix or SEE_WHERE, {}, error.exit_code, blocks=True)
 
 
 @dataclass(slots=True)

@@ -46,10 +46,11 @@ class Gpus:
     present: tuple[str, ...] = ()
     """Names and driver versions, as NVIDIA's driver gives them."""
 
-    @property
-    def free_bytes(self) -> int:
-        """Free memory of the first, which is the one that trains."""
-        return self.usable[0].free_bytes
+    def free_bytes(self, device: str) -> int | None:
+        """Free memory of the one that ``training.device`` means; ``None`` where it means none of them."""
+        index = device.partition(":")[2] or "0"
+        usable = device != "cpu" and index.isdigit() and int(index) < len(self.usable)
+        return self.usable[int(index)].free_bytes if usable else None
 
     @classmethod
     def seen(cls) -> Gpus:

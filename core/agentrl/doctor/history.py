@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from agentrl.tokens.probes import TOOLS
 from agentrl.tokens.renderer import Renderer
-from agentrl.tokens.template import ChatTemplate, Message
+from agentrl.tokens.template import ChatTemplate, Message, Tools
 
-__all__ = ["Turn", "conversation", "walk"]
+__all__ = ["Turn", "walk"]
 
 _SHOWN_TOKENS = 12
 
@@ -27,8 +27,11 @@ class Turn:
     """Length of the prompt."""
 
 
-def conversation(*, thinking: bool) -> list[Message]:
-    """Questions, tool calls, their results and answers; the assistant thinks in every turn, or in none."""
+def _conversation(thinking: bool, tools: bool) -> list[Message]:
+    """Questions and answers; with ``tools`` there are calls and their results between them.
+
+    The assistant thinks in every turn, or in none.
+    """
     messages: list[Message] = [{"role": "system", "content": "Use the calculator. Be brief."}]
     for number, (left, right) in enumerate([(12, 34), (408, 2)]):
         call = {"name": "calculate", "arguments": json.dumps({"expression": f"{left} * {right}", "exact": True})}
@@ -43,54 +46,54 @@ def conversation(*, thinking: bool) -> list[Message]:
             {"role": "assistant", "content": f"It is {left * right}."},
         ]
     messages.append({"role": "user", "content": "Thanks. And the sum of both?"})
+    if not tools:
+        messages = [m for m in messages if m["role"] != "tool" and "tool_calls" not in m]
     if not thinking:
         return messages
     return [m | {"reasoning_content": "Let me see."} if m["role"] == "assistant" else m for m in messages]
 
 
-def walk(renderer: Renderer, template: ChatTemplate, messages: Sequence[Message], *, thinking: bool) -> Iterator[Turn]:
-    """Every continuation of the conversation ``messages``.
-
-    Raises ``GatewayError`` where the template refuses them.
-    """
-    spoken = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    prompt = renderer.render(messages[: spoken[0]], TOOLS)
-    for index, following in zip(spoken, [*spoken[1:], len(messages)], strict=True):
-        before, turn, after = messages[:index], messages[index], messages[index + 1 : following]
-        anew = renderer.render(messages[:following], TOOLS)
-        recorded = [*prompt, *_completion(renderer, template, [*before, turn], prompt, anew, thinking=thinking)]
-        extended = renderer.extend(prompt, recorded[len(prompt) :], after, TOOLS, thinking=thinking)
-        fork = extended if isinstance(extended, str) else None
-        prompt = anew if isinstance(extended, str) else extended
-        yield Turn(fork, _rewritten(renderer, recorded, template.render(messages[:following], TOOLS)), len(prompt))
+def walk(renderer: Renderer, template: ChatTemplate, *, thinking: bool = False, tools: bool = True) -> list[Turn]:
+    """Every continuation of such a conversation. Raises ``GatewayError`` where the template refuses it."""
+    return list(_Walk(renderer, template, thinking, TOOLS if tools else None).turns(_conversation(thinking, tools)))
 
 
-def _completion(
-    renderer: Renderer,
-    template: ChatTemplate,
-    until: Sequence[Message],
-    prompt: Sequence[int],
-    anew: Sequence[int],
-    *,
-    thinking: bool,
-) -> list[int]:
-    """The last of the messages ``until`` as the policy samples it after ``prompt``, its end included.
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    renderer: Renderer
+    template: ChatTemplate
+    thinking: bool
+    tools: Tools | None
 
-    Some templates write the last turn in another way than one that is followed by others; what thinks is
-    as when it was last.
-    """
-    alone = template.render(until, TOOLS, prompt=False)
-    written = next(
-        (ids for ids in ([alone] if thinking else [anew, alone]) if list(ids[: len(prompt)]) == list(prompt)), alone
-    )
-    ends = (place for place in range(len(prompt), len(written)) if written[place] in renderer.stop_ids)
-    return list(written[len(prompt) : next(ends, len(written) - 1) + 1])
+    def turns(self, messages: Sequence[Message]) -> Iterator[Turn]:
+        spoken = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        prompt = self.renderer.render(messages[: spoken[0]], self.tools)
+        for index, following in zip(spoken, [*spoken[1:], len(messages)], strict=True):
+            anew = self.renderer.render(messages[:following], self.tools)
+            completion = self._completion(messages[: index + 1], prompt, anew)
+            new = messages[index + 1 : following]
+            extended = self.renderer.extend(prompt, completion, new, self.tools, thinking=self.thinking)
+            fork = extended if isinstance(extended, str) else None
+            rewritten = self._rewritten([*prompt, *completion], self.template.render(messages[:following], self.tools))
+            prompt = anew if isinstance(extended, str) else extended
+            yield Turn(fork, rewritten, len(prompt))
 
+    def _completion(self, until: Sequence[Message], prompt: Sequence[int], anew: Sequence[int]) -> list[int]:
+        """The last of the messages ``until`` as the policy samples it after ``prompt``, its end included.
 
-def _rewritten(renderer: Renderer, recorded: Sequence[int], anew: Sequence[int]) -> tuple[str, str] | None:
-    pairs = zip(recorded, anew, strict=False)
-    same = next((place for place, (old, new) in enumerate(pairs) if old != new), min(len(recorded), len(anew)))
-    if same == len(recorded):
-        return None
-    shown = slice(same, same + _SHOWN_TOKENS)
-    return renderer.vocabulary.decode(recorded[shown]), renderer.vocabulary.decode(anew[shown])
+        Some templates write the last turn in another way than one that is followed by others; what thinks is
+        as when it was last.
+        """
+        alone = self.template.render(until, self.tools, prompt=False)
+        candidates = [alone] if self.thinking else [anew, alone]
+        written = next((ids for ids in candidates if list(ids[: len(prompt)]) == list(prompt)), alone)
+        ends = (place for place in range(len(prompt), len(written)) if written[place] in self.renderer.stop_ids)
+        return list(written[len(prompt) : next(ends, len(written) - 1) + 1])
+
+    def _rewritten(self, recorded: Sequence[int], anew: Sequence[int]) -> tuple[str, str] | None:
+        pairs = zip(recorded, anew, strict=False)
+        same = next((place for place, (old, new) in enumerate(pairs) if old != new), min(len(recorded), len(anew)))
+        if same == len(recorded):
+            return None
+        shown = slice(same, same + _SHOWN_TOKENS)
+        return self.renderer.vocabulary.decode(recorded[shown]), self.renderer.vocabulary.decode(anew[shown])

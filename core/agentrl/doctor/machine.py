@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentrl.config.models import Config
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.gpu import Gpus, gpu_findings
 from agentrl.doctor.memory import existing_parent, free_disk, free_memory, human, usable_processors
-from agentrl.doctor.size import ModelSize
 from agentrl.errors import ConfigError, RunFolderError
 from agentrl.runs.filesystem import filesystem_type, is_network_filesystem
+
+if TYPE_CHECKING:
+    from agentrl.doctor.size import ModelSize
 
 __all__ = ["machine"]
 
@@ -32,8 +35,8 @@ def machine(case: Case) -> Iterator[Finding]:
     gpus = Gpus.seen()
     yield from gpu_findings(gpus, case.config)
     if case.size is not None:
-        free = gpus.free_bytes if gpus.usable and case.config.training.device != "cpu" else memory
-        yield _memory(case.size, case.config, free, on_gpu=free != memory)
+        on_gpu = gpus.free_bytes(case.config.training.device)
+        yield _memory(case.size, case.config, memory if on_gpu is None else on_gpu, on_gpu=on_gpu is not None)
     yield from _disk(case)
 
 

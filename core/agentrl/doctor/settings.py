@@ -34,11 +34,11 @@ def settings(case: Case) -> Iterator[Finding]:
 
 def _agent(parts: Parts) -> Finding:
     config = parts.config
-    where = f"in {config.agent.python}" if config.agent.python else "in this interpreter"
-    how = "in worker processes" if config.runs_in_workers else "inline"
+    where = f"of {config.agent.python}" if config.agent.python else "of this interpreter"
+    how = f"in worker processes {where}" if config.runs_in_workers else "inline"
     reward = "its own" if config.reward is None else config.reward.name
     return ok(
-        f"agent {config.agent.name} runs {how}, {where}; reward: {reward}",
+        f"agent {config.agent.name} runs {how}; reward: {reward}",
         agent=config.agent.name,
         workers=config.runs_in_workers,
         reward=None if config.reward is None else config.reward.name,
