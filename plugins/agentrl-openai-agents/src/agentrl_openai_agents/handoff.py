@@ -43,12 +43,11 @@ def specialist(agent: Agent[Task], **options: Any) -> Handoff[Task, Agent[Task]]
     return handoff(agent, on_handoff=ordered, input_type=Order, input_filter=remove_all_tools, **options)
 
 
-# The model tiny has learnt to call one tool, and one spelling of its schema: that is what an adder is called by.
+# The model tiny has learnt to call one tool, in one spelling: that is what the adder is called by.
+TOOL = calculator.TOOL["function"]
 call_adder = replace(
-    specialist(
-        ADDER, tool_name_override="calculator", tool_description_override="Evaluates numbers, + - * and brackets."
-    ),
-    input_json_schema=calculator.TOOL["function"]["parameters"],
+    specialist(ADDER, tool_name_override=TOOL["name"], tool_description_override=TOOL["description"]),
+    input_json_schema=TOOL["parameters"],
     strict_json_schema=False,
 )
 call_multiplier = specialist(MULTIPLIER, is_enabled=multiplies)
