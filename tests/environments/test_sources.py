@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -53,13 +52,17 @@ def test_a_source_is_a_folder_an_archive_a_url_or_a_requirement(
     write_plugin(tmp_path / "mine", "AgentRL_Mine")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "setup.py").touch()
-    (tmp_path / "a.whl").touch()
+    wheel = tmp_path / "agentrl_core-0.1-py3-none-any.whl"
+    wheel.touch()
+    (tmp_path / "my-plugin-1.0.tar.gz").touch()
     monkeypatch.chdir(tmp_path)
     mine = parse_source("./mine")
     assert (mine.text, mine.project, mine.folder) == (str(tmp_path / "mine"), "agentrl-mine", tmp_path / "mine")
     assert parse_source(f"{tmp_path}/mine") == mine
     assert parse_source("./old").project is None
-    assert parse_source("./a.whl").text == str(tmp_path / "a.whl")
+    assert (parse_source(str(wheel)).text, parse_source(str(wheel)).is_core) == (str(wheel), True)
+    assert str(parse_source(str(wheel))) == f"the file {wheel}"
+    assert parse_source("./my-plugin-1.0.tar.gz").project == "my-plugin"
     assert parse_source("git+https://example.org/a.git").text == "git+https://example.org/a.git"
     assert parse_source("a @ https://example.org/a.whl").project == "a"
     assert parse_source("AgentRL_camel[x]>=0.1").project == "agentrl-camel"
@@ -173,4 +176,4 @@ def test_a_source_is_told_with_where_it_comes_from(checkout: Path) -> None:
         f"agentrl-core from the folder {checkout}",
         "agentrl-other from the package index",
     ]
-    assert json.loads(json.dumps(str(parse_source("https://example.org/a.whl")))) == "https://example.org/a.whl"
+    assert str(parse_source("https://example.org/a.whl")) == "https://example.org/a.whl"

@@ -34,6 +34,8 @@ class Source:
     def __str__(self) -> str:
         if self.folder is not None:
             return f"{self.project or self.folder.name} from the folder {self.folder}"
+        if os.path.isabs(self.text):
+            return f"the file {self.text}"
         return f"{self.text} from the package index" if self.project else self.text
 
     @property
@@ -75,12 +77,19 @@ def plugin_source(requirement: str, core: Source) -> Source:
 
 def _path(path: Path) -> Source:
     if path.is_file():
-        return Source(str(path), project=None)
+        return Source(str(path), _project_of_file(path.name))
     if not path.is_dir():
         raise ConfigError(f"there is no {path} to install from", fix="name a folder that holds a pyproject.toml")
     if not any((path / name).is_file() for name in ("pyproject.toml", "setup.py")):
         raise ConfigError(f"{path} is no Python project", fix="name a folder that holds a pyproject.toml")
     return Source(str(path), _project(path), folder=path)
+
+
+def _project_of_file(name: str) -> str | None:
+    """The name in the file name of a wheel or a source archive, which both standards put before a hyphen."""
+    if name.endswith(".whl"):
+        return normalised(name.partition("-")[0])
+    return normalised(name.rpartition("-")[0]) if name.endswith(".tar.gz") else None
 
 
 def _project(folder: Path) -> str | None:
