@@ -22,7 +22,7 @@ class Recorder:
     failed: dict[str, str] = field(default_factory=dict)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.ran += report.when == "call"
+        self.ran += report.when == "setup"
         name = report.nodeid.split("::")[-1].split("[")[0]
         if report.failed:
             self.failed.setdefault(name, report.longreprtext)
@@ -50,7 +50,15 @@ def failures(tmp_path: Path) -> Failures:
             f"class TestBroken({suite}):\n{lines}\n"
         )
         recorder = Recorder()
-        options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", str(tmp_path / "pytest.ini")]
+        options = [
+            "-q",
+            "--disable-plugin-autoload",
+            "-p",
+            "no:cacheprovider",
+            "--import-mode=importlib",
+            "-c",
+            str(tmp_path / "pytest.ini"),
+        ]
         pytest.main([*options, "-k", select, str(tmp_path / f"{module}.py")], plugins=[recorder])
         assert recorder.ran
         return recorder.failed

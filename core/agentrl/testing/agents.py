@@ -14,7 +14,7 @@ from agentrl.errors import BackendError, ConfigError, PromptTooLong, Unsupported
 from agentrl.plugins import Plugins
 from agentrl.tasks import Task, TaskSet, load_tasks
 from agentrl.testing.mistakes import MISTAKES, Tool
-from agentrl.testing.parts import MISSING, PartName, as_part, given
+from agentrl.testing.parts import MISSING, PartName, as_part, given, told
 from agentrl.testing.scripted import Completion, Script
 from agentrl.testing.stage import Played, Stage
 from agentrl.worker.protocol import unfit
@@ -79,7 +79,7 @@ class AgentConformance:
                     "mode": mode or cls.mode,
                     "episode_timeout": cls.timeout,
                     "override": dict(cls.override),
-                    "max_workers": 2,
+                    "max_workers": 1,
                     "concurrency": 2,
                 },
             }
@@ -95,14 +95,17 @@ class AgentConformance:
     @classmethod
     def stage(cls) -> Iterator[Stage]:
         """Runs episodes of the agent."""
-        with cls.staged() as stage:
+        with told():
+            stage = cls.staged()
+        with stage:
             yield stage
 
     @pytest.fixture(scope="class")
     @classmethod
     def two_tasks(cls) -> list[Task]:
         """Tasks of its set: two, or the only one twice."""
-        tasks: TaskSet = load_tasks(Plugins(), as_part(cls.tasks))
+        with told():
+            tasks: TaskSet = load_tasks(Plugins(), as_part(cls.tasks))
         return [copy.deepcopy(tasks[index % len(tasks)]) for index in range(2)]
 
     @pytest.fixture
@@ -113,24 +116,27 @@ class AgentConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def tool(cls, stage: Stage, two_tasks: list[Task]) -> Tool:
-        """A tool of the agent; one that it does not have where it has none."""
+        """The tool of the agent that takes the most; one that it does not have where it has none."""
         if cls.tools:
             return Tool(cls.tools[0])
         (played,) = stage.play(cls.completions, two_tasks[0])
         offered = [tool["function"] for call in played.episode.calls for tool in call.request.get("tools") or ()]
-        return Tool(offered[0]["name"], offered[0].get("parameters") or {}) if offered else Tool("calculator")
+        tools = [Tool(function["name"], function.get("parameters") or {}) for function in offered]
+        return max(tools, key=lambda tool: len(tool.arguments()), default=Tool("calculator"))
 
     def test_it_is_found_and_takes_its_kwargs(self, stage: Stage) -> None:
         assert stage.agent
 
     def test_a_kwarg_that_it_does_not_take_is_refused(self) -> None:
+        refusal: ConfigError | None = None
         try:
             self.staged(kwargs={**self.kwargs, "no_such_kwarg": 1})
         except ConfigError as error:
-            if "no_such_kwarg" not in str(error):
-                raise
-        else:
+            refusal = error
+        if refusal is None:
             pytest.skip("it takes any keyword, so that a misspelt one cannot be told")
+        assert "no_such_kwarg" in refusal.message, f"the refusal does not name the key: {refusal}"
+        assert refusal.fix, f"the refusal does not say what would be taken: {refusal}"
 
     def test_it_calls_the_model_and_every_call_is_captured(self, stage: Stage, task: Task) -> None:
         (played,) = stage.play(self.completions, task)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from pydantic import TypeAdapter
 
 from agentrl.config.models import Part
+from agentrl.errors import AgentRLError
 from agentrl.plugins.building import PartLike
 
-__all__ = ["MISSING", "PartName", "as_part", "given"]
+__all__ = ["MISSING", "PartName", "as_part", "given", "told"]
 
 PartName = str | Mapping[str, Any]
 """A part as a config writes it: its name, or ``{"name": …}`` with its keys."""
@@ -28,8 +31,17 @@ def as_part(part: PartName) -> PartLike:
 
 
 def given(suite: type, name: str) -> Any:
-    """The class attribute ``name`` of ``suite``, a function as such. Raises ``TypeError`` where it is not set."""
+    """The class attribute ``name`` of ``suite``, a function as such. Fails the test where it is not set."""
     value = getattr(suite, name)
     if value is MISSING:
-        raise TypeError(f"{suite.__name__} does not say what it tests: set the class attribute `{name}`")
+        pytest.fail(f"{suite.__name__} does not say what it tests: set the class attribute `{name}`", pytrace=False)
     return value
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Fails the test, in the words of the error alone, where a part cannot be used."""
+    try:
+        yield
+    except AgentRLError as error:
+        pytest.fail(f"no run could use it: {error}", pytrace=False)

@@ -17,7 +17,7 @@ from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.episode import EpisodeKey, EpisodeView
 from agentrl.tasks import Task, load_tasks
 from agentrl.testing.looping import LoopThread
-from agentrl.testing.parts import MISSING, PartName, as_part, given
+from agentrl.testing.parts import MISSING, PartName, as_part, given, told
 
 __all__ = ["RewardConformance"]
 
@@ -65,7 +65,8 @@ class RewardConformance:
     @classmethod
     def score(cls) -> Iterator[Score]:
         """Scores an answer to a task; ``None`` where the reward refuses it with a ``RewardError``."""
-        reward = _Watched(load_reward(Plugins(), as_part(given(cls, "reward"))))
+        with told():
+            reward = _Watched(load_reward(Plugins(), as_part(given(cls, "reward"))))
         loop = LoopThread()
         deadlines = iter([60.0])
 

@@ -113,7 +113,8 @@ class Stage:
         async def episodes() -> list[Played]:
             return await asyncio.gather(*(self._episode(task, connection) for task in tasks))
 
-        deadline = self.config.rollout.episode_timeout + _CLEANUP_S
+        deadline = len(tasks) * (self.config.rollout.episode_timeout + _CLEANUP_S)
+        deadline += _START_S if self.config.runs_in_workers else 0  # For a process in the place of one that ended.
         return self._loop.run(episodes(), deadline_s=deadline, what="the agent's episode")
 
     def ask_alone(self, completion: str) -> str | None:

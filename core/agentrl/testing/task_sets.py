@@ -11,7 +11,7 @@ import pytest
 from agentrl.agents.result import as_number
 from agentrl.plugins import Plugins
 from agentrl.tasks import Task, TaskSet, load_tasks
-from agentrl.testing.parts import MISSING, PartName, as_part, given
+from agentrl.testing.parts import MISSING, PartName, as_part, given, told
 from agentrl.worker.protocol import unfit
 
 __all__ = ["TaskSetConformance"]
@@ -34,7 +34,8 @@ class TaskSetConformance:
     @classmethod
     def task_set(cls) -> TaskSet:
         """The tasks."""
-        return cls.loaded()
+        with told():
+            return cls.loaded()
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -42,7 +43,7 @@ class TaskSetConformance:
         """Tasks by index, as they are at first."""
         size, half = len(task_set), cls.most_rows // 2
         indexes = range(size) if size <= 2 * half else [*range(half), *range(size - half, size)]
-        return {index: copy.deepcopy(task_set[index]) for index in indexes}
+        return {index: copy.deepcopy(_task(task_set, index)) for index in indexes}
 
     def test_it_is_found_and_has_tasks(self, task_set: TaskSet) -> None:
         assert len(task_set) == len(task_set) > 0, "its length changes, or it is empty"
@@ -80,6 +81,14 @@ class TaskSetConformance:
         for index, row in others.items():
             assert spoilt[index] == row, f"task 0 was changed, and task {index} with it: they share an object"
         assert self.loaded()[0] == rows[0], "a task was changed, and it stays changed where the set is loaded again"
+
+
+def _task(task_set: TaskSet, index: int) -> Task:
+    with told():
+        try:
+            return task_set[index]
+        except IndexError:
+            pytest.fail(f"it says that it has {len(task_set)} tasks, and there is no task {index}", pytrace=False)
 
 
 def _spoil(value: Any) -> None:

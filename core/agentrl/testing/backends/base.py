@@ -11,7 +11,7 @@ import pytest
 from agentrl.inference.contract import Backend
 from agentrl.testing.backends.bench import Bench, bench, build_backend
 from agentrl.testing.models import model_folder
-from agentrl.testing.parts import MISSING, PartName, given
+from agentrl.testing.parts import MISSING, PartName, given, told
 
 __all__ = ["BackendSuite"]
 
@@ -46,7 +46,8 @@ class BackendSuite:
     @classmethod
     def built(cls, folder: Path) -> Backend:
         """The backend on a model folder, not started."""
-        return build_backend(given(cls, "backend"), cls.options, folder, concurrency=cls.concurrency)
+        with told():
+            return build_backend(given(cls, "backend"), cls.options, folder, concurrency=cls.concurrency)
 
     @classmethod
     def started(cls, folder: Path) -> Any:

@@ -13,7 +13,7 @@ from agentrl.inference.contract import Backend, BackendContext, Capabilities, Ch
 from agentrl.plugins import Plugins
 from agentrl.testing.backends.reference import Reference, load_reference
 from agentrl.testing.looping import LoopThread
-from agentrl.testing.parts import PartName, as_part
+from agentrl.testing.parts import PartName, as_part, told
 from agentrl.tokens.renderer import Renderer, load_renderer
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def bench(build: Callable[[Path], Backend], folder: Path, *, timeout: float, sta
     table = Bench(build(folder), load_reference(folder), timeout)
     try:
         started = table.backend.start()
-        table.capabilities = table.loop.run(started, deadline_s=start_timeout, what="the backend's start")
+        with told():
+            table.capabilities = table.loop.run(started, deadline_s=start_timeout, what="the backend's start")
         yield table
     finally:
         table.loop.run(table.backend.stop(), deadline_s=start_timeout, what="the backend's stop")
