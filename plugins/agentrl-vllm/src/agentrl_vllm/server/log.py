@@ -1,0 +1,70 @@
+"""What a server has printed: the stage of its start, and its last lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from agentrl.errors import one_line
+
+__all__ = ["ServerLog", "stage_of"]
+
+_STAGES = (
+    (r"EngineArgs|version \d|non-default args|Resolved architecture", "reading its configuration"),
+    (r"Initializing a V1 LLM engine", "starting its engine"),
+    (r"Starting to load model", "loading the weights"),
+    (r"Loading weights took|Model loading took", "measuring its memory"),
+    (r"Dynamo bytecode|[Cc]ompiling a graph", "compiling the model"),
+    (r"Capturing CUDA graphs|Graph capturing", "capturing CUDA graphs"),
+    (r"KV cache size", "warming up"),
+    (r"Starting vLLM server", "opening its port"),
+)
+_FIRST = "importing vLLM"
+_TAIL = 65536
+_LINES = 6
+_CHARACTERS = 300
+_NOISE = re.compile(r"warnings\.warn|Warning: |\bWARNING\b|resource_tracker|^\s*$|Route: ")
+_PREFIX = re.compile(r"^\((?:APIServer|EngineCore\w*|Worker\w*|VllmWorker\S*)[^)]*\) ?")
+_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*|^.*: error: .*")
+_SEE_ABOVE = re.compile(r"See root cause above|Engine core initialization failed")
+
+
+def stage_of(text: str) -> str:
+    """What a server whose log is ``text`` is doing until it answers."""
+    stage = _FIRST
+    for pattern, name in _STAGES:
+        if re.search(pattern, text):
+            stage = name
+    return stage
+
+
+class ServerLog:
+    """A file that a server prints to; what earlier servers have printed there is not this one's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begin = path.stat().st_size if path.exists() else 0
+
+    @property
+    def stage(self) -> str:
+        """What the server that starts is doing."""
+        return stage_of(self._read())
+
+    @property
+    def cause(self) -> str | None:
+        """The line that says why it has failed, if there is one: the first error that does not point to another."""
+        lines = [_PREFIX.sub("", line) for line in self._read().splitlines()]
+        lines = [re.sub(r"^(?:ERROR|INFO) \S+ \S+ \[\S+\] ?", "", line) for line in lines]
+        errors = [line for line in lines if _ERROR.match(line) and not _SEE_ABOVE.search(line)]
+        return one_line(errors[-1])[:_CHARACTERS] if errors else None
+
+    def last_lines(self) -> str:
+        """The last that it printed, on one line; empty where it printed nothing."""
+        lines = [line for line in self._read().splitlines() if not _NOISE.search(line)]
+        return " | ".join(one_line(line)[:_CHARACTERS] for line in lines[-_LINES:])
+
+    def _read(self) -> str:
+        with self.path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(self._begin, size - _TAIL))
+            return file.read().decode("utf-8", "replace")
