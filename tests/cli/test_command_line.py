@@ -71,7 +71,7 @@ def test_without_a_verb_the_help_is_shown_as_an_error_of_usage(run: Run) -> None
     assert "list-agents" in err
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "list-agents", "list-rewards", "list-backends", "plugins"])
+@pytest.mark.parametrize("verb", ["train", "eval", "doctor", "list-agents", "list-rewards", "list-backends", "plugins"])
 def test_every_verb_has_help_with_examples(run: Run, verb: str) -> None:
     code, out, err = run(verb, "--help")
     assert (code, err) == (0, "")

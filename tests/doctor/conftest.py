@@ -20,7 +20,7 @@ from agentrl.plugins import Plugins
 SMALL = ("rollout.tasks_per_step=2", "rollout.group_size=4", "rollout.episode_timeout=20", "inference.timeout=60")
 AGENTS = """
 import asyncio
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAI
 
 async def ask(text, base_url, api_key, http_client, **fields):
     client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
@@ -57,9 +57,12 @@ async def wordy(data, *, base_url, api_key, http_client):
     await ask("1 + 1 is 2. " * 102, base_url, api_key, http_client, max_tokens=50)
     return 1.0
 
-class Forgetful:
-    turns = 0
+def reads_environment(data):
+    reply = OpenAI().chat.completions.create(model="m", messages=[{"role": "user", "content": data["question"]}])
+    print(reply)
+    return float(str(data["answer"]) in (reply.choices[0].message.content or ""))
 
+class Forgetful:
     async def run(self, data, *, base_url, api_key, http_client):
         client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
         messages = [{"role": "user", "content": data["question"]}]

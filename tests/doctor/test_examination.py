@@ -17,6 +17,15 @@ def test_where_all_is_well_every_section_says_so_and_nothing_is_written(examined
     assert sorted(path for path in tmp_path.iterdir() if path.name != "__pycache__") == before
 
 
+def test_an_agent_in_worker_processes_is_examined_there(examined, tmp_path):
+    result = examined("agents.py:reads_environment", "rollout.mode=subproc", "rollout.max_workers=1")
+    assert result.diagnosis.ready, result.diagnosis.to_json()
+    texts = [finding.text for finding in result.diagnosis.of_level("ok")]
+    assert any("agents.py:reads_environment runs in worker processes of this interpreter" in text for text in texts)
+    assert any(": 1 call, " in text for text in texts)
+    assert {path.name for path in tmp_path.iterdir()} <= {"agents.py", "backends.py", "__pycache__"}
+
+
 def test_an_episode_and_its_groups_are_told_in_figures(examined):
     result = examined("math")
     figures = {key: value for _, each in result.told.found_in for key, value in each.figures.items()}
@@ -116,6 +125,13 @@ def test_an_engine_that_breaks_its_contract_is_found_out(examined, backend, sect
     assert problem.fix
     assert not result.diagnosis.ready
     assert (ValueError in map(type, result.told.errors)) == backend.startswith("Raises")
+
+
+def test_an_engine_in_16_bits_differs_by_its_rounding_and_that_is_a_note(examined):
+    result = examined("math", "inference.backend={name: torch, dtype: bfloat16}")
+    assert result.found("engine") == result.found("step") == []
+    notes = [note for note in result.diagnosis.of_level("note") if "rounding to 16 bits" in note.text]
+    assert [1e-3 < note.figures["mean_difference"] < 0.1 for note in notes] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from agentrl.rollout.episode import Episode, EpisodeKey
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 
-__all__ = ["FIXES", "agent", "like", "parted"]
+__all__ = ["FIXES", "agent", "parted"]
 
 FIXES: dict[Side, str] = {
     "agent": "mend the agent; for what the policy does wrong it raises agentrl.PolicyError, which is an outcome",
@@ -24,6 +24,12 @@ FIXES: dict[Side, str] = {
     "plugin": "mend or update the plugin",
     "worker": "see what ends the agent's process, or run fewer at once: rollout.max_workers",
     "run": "change the setting",
+}
+_ERRORS: dict[Side, type[AgentRLError]] = {
+    "agent": AgentError,
+    "backend": BackendError,
+    "config": ConfigError,
+    "plugin": PluginError,
 }
 _GIVEN = "have the agent's client use the base_url and api_key, or the http_client, that run() is given"
 _UNUSED = {
@@ -60,7 +66,9 @@ def _outcome(episode: Episode, mode: str) -> Finding:
         reason, fix = parted(failure.reason)
         text = f"task {episode.key.task} failed after {episode.seconds:.2f} s and {counted}; {failure.side}: {reason}"
         figures["side"] = failure.side
-        return problem(text, fix=fix or FIXES[failure.side], like=like(failure.side), blocks=True, **figures)
+        return problem(
+            text, fix=fix or FIXES[failure.side], like=_ERRORS.get(failure.side, RunError), blocks=True, **figures
+        )
     text = f"task {episode.key.task}: {counted}"
     if not calls:
         text = f"{text}: the agent never used the endpoint of its session, so that nothing of it can be trained"
@@ -80,13 +88,6 @@ def parted(reason: str) -> tuple[str, str | None]:
     if opening == len(reason) or depth or reason[:opening][-1:] != " ":
         return reason, None
     return reason[: opening - 1], reason[opening + 1 : -1]
-
-
-def like(side: Side) -> type[AgentRLError]:
-    """The error that a failure on ``side`` is told as."""
-    return {"config": ConfigError, "plugin": PluginError, "backend": BackendError, "agent": AgentError}.get(
-        side, RunError
-    )
 
 
 def _calls(episode: Episode) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from agentrl.doctor.agreement import Agreement, agreement
 from agentrl.doctor.case import Case
-from agentrl.doctor.findings import Finding, ok, problem, warning
+from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.sampling import Sample, draw, fault
 from agentrl.errors import BackendError
 from agentrl.rollout.episode import Episode
@@ -19,6 +19,7 @@ __all__ = ["engine", "probe"]
 _CONTRACT = "use another inference.backend, or mend this one: agentrl.inference.contract says what it gives"
 _FLOAT32 = 1e-3
 """Mean difference of logprobs that float32 explains."""
+_HALF_TYPES = ("bfloat16", "float16")
 _HALF = 0.1
 """The same of engines that compute in 16 bits."""
 
@@ -66,12 +67,18 @@ async def probe(case: Case, what: str) -> AsyncIterator[Finding]:
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
     )
-    yield _agreement(await asyncio.to_thread(agreement, case.learner, samples))
+    yield _agreement(await asyncio.to_thread(agreement, case.learner, samples), half=_computes_in_half(case))
     if "seed" in case.serving.capabilities.sampling and samples[0].ids != samples[-1].ids:
         yield _unrepeated(samples)
 
 
-def _agreement(found: Agreement) -> Finding:
+def _computes_in_half(case: Case) -> bool:
+    """Whether 16 bits are what was asked for: by the name that engines give such a key, or on a GPU by default."""
+    dtype = case.config.inference.backend.options.get("dtype", "auto")
+    return dtype in _HALF_TYPES or (dtype == "auto" and case.learner.model.device.type != "cpu")
+
+
+def _agreement(found: Agreement, *, half: bool) -> Finding:
     figures = {"mean_difference": found.worst_mean, "highest_difference": found.highest, "tokens": found.tokens}
     text = (
         f"logprobs differ from the learner's by {found.worst_mean:.2g} in the mean at temperature "
@@ -80,12 +87,11 @@ def _agreement(found: Agreement) -> Finding:
     if not found.worst_mean <= _HALF:
         fix = "the engine has other weights, or gives logprobs of another temperature: they are of what was drawn from"
         return problem(text, fix=f"{fix}; {_CONTRACT}", like=BackendError, blocks=True, **figures)
+    if found.worst_mean > _FLOAT32 and half:
+        return note(f"{text}, which is rounding to 16 bits: policy/mismatch_kl shows what comes of it", **figures)
     if found.worst_mean > _FLOAT32:
-        return warning(
-            f"{text}, as of an engine that computes in 16 bits",
-            fix="where the engine has a dtype, float32 is exact, and slower; policy/mismatch_kl shows what it does",
-            **figures,
-        )
+        fix = "set the engine to float32, where it has a dtype, and see whether they agree then"
+        return warning(f"{text}, which is more than float32 explains", fix=fix, **figures)
     return ok(f"{text}: they are the same model's", **figures)
 
 

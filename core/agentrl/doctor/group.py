@@ -145,6 +145,9 @@ def _calls(episodes: Sequence[Episode]) -> Iterator[Finding]:
     if forks:
         reasons = ", ".join(f"{count} for {reason!r}" for reason, count in forks.most_common(3))
         yield note(f"{forks.total()} of {len(calls)} prompts were rendered anew: {reasons}", forks=dict(forks))
+    rejected = sum(episode.outcome == "rejected" for episode in episodes)
+    if rejected:
+        yield note(f"{rejected} of {len(episodes)} episodes were rejected by the agent", rejected=rejected)
     mistakes = sum(episode.mistake is not None for episode in episodes)
     if mistakes:
         yield note(f"{mistakes} of {len(episodes)} episodes ended with an error of the policy", mistakes=mistakes)
