@@ -89,4 +89,3 @@ def _by_distribution(entry: Entry) -> tuple[str, str, str]:
 def _disabled(installed: Plugins) -> list[tuple[Entry, str]]:
     sources = ((entry, installed.disabled_by(entry)) for entry in installed.installed)
     return [(entry, source) for entry, source in sources if source]
-
