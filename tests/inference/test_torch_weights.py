@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,12 @@ class ModelWeights:
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
+
+    @torch.no_grad()
+    def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
+        logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, :-1]
+        scores: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+        return scores
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,13 @@ class Weights(Protocol):
         """Write them as a Hugging Face model folder."""
         ...
 
+    def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
+        """The learner's natural log-probabilities of ``ids[1:]`` at temperature 1, each given all before it.
+
+        What an engine that took the weights is held against; valid until the learner steps again.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
