@@ -34,7 +34,8 @@ def doctor(app: App, arguments: tuple[str, ...], file: Path | None, as_json: boo
 
     Takes what `agentrl train` takes. Looks at versions, plugins, the model's chat template and the machine, starts
     the inference engine, runs an episode and a few groups, and takes a step of training with them in memory.
-    Nothing is written. The exit code is 0 where training would work, else that of the first problem.
+    Nothing is written, but a model that is not here is downloaded. The exit code is 0 where training would work, else
+    that of the first problem.
     """
     from agentrl.cli.diagnosis import Told
     from agentrl.config import resolve_config
