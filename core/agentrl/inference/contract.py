@@ -6,7 +6,7 @@ event loop at once: the gateway serves agents in the rollout process and over HT
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -117,6 +117,10 @@ class BackendContext:
     """Completions the run wants at once."""
     options: dict[str, object] = field(default_factory=dict)
     """Keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
+    logs: Path | None = None
+    """The folder for what its processes print, if it has any; ``None`` where nobody keeps it."""
+    say: Callable[[str], None] = lambda text: None
+    """Told, from any thread, what a long start waits for and which faults the backend deals with by itself."""
 
 
 class Backend(Protocol):

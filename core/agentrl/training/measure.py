@@ -38,7 +38,9 @@ async def _measured(parts: Parts, tasks: TaskSet, reporter: Reporter, logs: Path
         reporter.episode_finished(episode)
 
     version = read_checkpoint(parts.model_folder).version
-    async with serve(parts, version, finished=finished, warn=reporter.warning, trains=False, logs=logs) as serving:
+    async with serve(
+        parts, version, finished=finished, warn=reporter.warning, trains=False, logs=logs, say=reporter.note
+    ) as serving:
         evaluator = Evaluator(serving.rollout, tasks, parts.config)
         reporter.stage("evaluating", episodes=evaluator.episodes)
         return await evaluator.run(version)
@@ -46,13 +48,15 @@ async def _measured(parts: Parts, tasks: TaskSet, reporter: Reporter, logs: Path
 
 @contextlib.contextmanager
 def _printed(reporter: Reporter) -> Iterator[Path]:
-    """Where an agent's processes print to; kept where they did, since an evaluation has no run folder."""
+    """Where processes print to, since an evaluation has no run folder; kept where an agent's did, and of a failure."""
     folder = Path(tempfile.mkdtemp(prefix="agentrl-eval-"))
+    kept = "*.log*"
     try:
         yield folder
+        kept = "worker-*.log*"
     finally:
-        if any(_holds_more_than_headers(log) for log in folder.rglob("*.log*")):
-            reporter.note(f"what the agent printed is in {folder}")
+        if any(_holds_more_than_headers(log) for log in folder.rglob(kept)):
+            reporter.note(f"what the processes printed is in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
 

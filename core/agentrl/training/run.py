@@ -121,6 +121,7 @@ class _Run:
             warn=reporter.warning,
             trains=True,
             logs=journal.folder.logs,
+            say=reporter.note,
         ) as serving:
             journal.start(config)
             yield TrainingLoop(

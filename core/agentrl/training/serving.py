@@ -42,14 +42,16 @@ async def serve(
     warn: Callable[[str], None],
     trains: bool,
     logs: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[Serving]:
     """Start the backend on the model folder's weights, which are of ``version``, the gateway and the agent.
 
-    ``logs`` is the folder for what an agent in processes of its own prints; ``None`` keeps nothing of it. Raises
-    ``ConfigError`` where training is wanted of a backend that cannot take new weights.
+    ``logs`` is the folder for what processes of agents and of the backend print; ``None`` keeps nothing of it. ``say``
+    is told what a long start waits for. Raises ``ConfigError`` where training is wanted of a backend that cannot take
+    new weights.
     """
     config = parts.config
-    backend = build_backend(parts, version)
+    backend = build_backend(parts, version, logs=logs, say=say)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(backend.stop)
         async with within(config.inference.timeout, "the inference engine to start"):
@@ -77,7 +79,9 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
         raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
 
 
-def build_backend(parts: Parts, version: int) -> Backend:
+def build_backend(
+    parts: Parts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Backend:
     """The backend that the config names, not started; the model folder's weights are of ``version``.
 
     Raises ``ConfigError`` or ``PluginError`` for a name or key that stands for nothing.
@@ -89,6 +93,8 @@ def build_backend(parts: Parts, version: int) -> Backend:
         seed=parts.config.seed,
         max_concurrency=parts.config.rollout.concurrency,
         options=part.options,
+        logs=logs,
+        say=say,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     return backend

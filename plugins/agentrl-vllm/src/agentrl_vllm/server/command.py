@@ -1,86 +1,113 @@
-"""How a server is started: its command line, its environment and the folder that it keeps its temporary files in."""
+"""How a server is started: its command line, its environment, and what of our code it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from agentrl_vllm.server.installation import Installation
-from agentrl_vllm.server.memory import kv_cache_bytes
+from agentrl_vllm.server.memory import kv_cache_bytes, shape_of
 from agentrl_vllm.settings import VllmSettings
 
-__all__ = ["MODEL", "Command", "serving_command"]
+__all__ = ["MODEL", "Command", "ServingCommand"]
 
 MODEL = "policy"
 """What a server that we start calls the model, whichever folder it has it from."""
 
-_EXTENSION = "agentrl_vllm_extension"
+_GIVEN = ("extension", "uncut")
+"""Our modules that run in the server, as ``agentrl_vllm_<name>``: they import nothing of ours but each other."""
+
+_FIXED = (
+    "--enable-scale-out",
+    *("--worker-extension-cls", "agentrl_vllm_extension.WorkerExtension"),
+    # What a request does not say is not taken from the model's folder.
+    *("--generation-config", "vllm"),
+    *("--logprobs-mode", "processed_logprobs"),
+    # As many as clients may ask for, and the token that was drawn.
+    *("--max-logprobs", "21"),
+    "--disable-uvicorn-access-log",
+)
+_BATCHED_TOKENS = 2048
+"""Prompt tokens of a step on a CPU, where no prompt can be longer."""
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program that serves on the loopback interface."""
+    """A program, and all of its environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
 
 
-def serving_command(
-    installation: Installation,
-    settings: VllmSettings,
-    environ: Mapping[str, str],
-    *,
-    model_folder: Path,
-    replica: int,
-    port: int,
-    sequences: int,
-    scratch: Path,
-) -> Command:
-    """The command line of replica number ``replica`` on ``port``, which samples at most ``sequences`` at once.
+@dataclass(frozen=True, slots=True)
+class ServingCommand:
+    """How one replica is served, but for its weights and its port."""
 
-    ``environ`` is what ``server_environment`` returned; ``scratch`` an empty folder of the server's own.
-    """
-    code, temporary = scratch / "code", scratch / "tmp"
-    code.mkdir()
-    temporary.mkdir()
-    # Alone in a folder: whatever else is beside it here is for our interpreter, not for the server's.
-    extension = files("agentrl_vllm") / "extension.py"
-    (code / f"{_EXTENSION}.py").write_text(extension.read_text(encoding="utf-8"), encoding="utf-8")
-    devices = settings.devices[replica] if settings.devices else None
-    flags = [
-        *("--model", str(model_folder.absolute()), "--served-model-name", MODEL),
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", _dtype(installation, settings), "--max-num-seqs", str(sequences)),
-        *("--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"),
-        *("--enable-scale-out", "--worker-extension-cls", f"{_EXTENSION}.WorkerExtension"),
-        "--disable-uvicorn-access-log",
-        *(("--tensor-parallel-size", str(len(devices.split(",")))) if devices else ()),
-        *_memory(installation, settings, model_folder, sequences),
+    installation: Installation
+    settings: VllmSettings
+    environ: Mapping[str, str]
+    """What ``server_environment`` returned."""
+    replica: int
+    """Its number, from 0."""
+    sequences: int
+    """Completions that it samples at once; more wait."""
+
+    def build(self, model_folder: Path, port: int, scratch: Path) -> Command:
+        """Serve ``model_folder`` on ``port``; ``scratch`` is an empty folder of the server's own."""
+        code, temporary = scratch / "code", scratch / "tmp"
+        code.mkdir()
+        temporary.mkdir()
+        # Alone in a folder: what is beside it here is for our interpreter, not for the server's.
+        for name in _GIVEN:
+            text = (files("agentrl_vllm") / f"{name}.py").read_text(encoding="utf-8")
+            (code / f"agentrl_vllm_{name}.py").write_text(text, encoding="utf-8")
+        path = ":".join(filter(None, [str(code), self.environ.get("PYTHONPATH")]))
+        visible = {} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices}
+        return Command(
+            (
+                str(self.installation.python),
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                *self._flags(model_folder, port),
+            ),
+            {**self.environ, "PYTHONPATH": path, "TMPDIR": str(temporary), **visible},
+        )
+
+    @property
+    def _devices(self) -> str | None:
+        return self.settings.devices[self.replica] if self.settings.devices else None
+
+    @property
+    def _dtype(self) -> str:
+        if self.settings.dtype != "auto":
+            return self.settings.dtype
+        return "float32" if self.installation.is_cpu else "bfloat16"
+
+    def _flags(self, model_folder: Path, port: int) -> Iterator[str]:
+        """What is given twice is taken from the end, so that the user's own flags win."""
+        yield from ("--model", str(model_folder.absolute()), "--served-model-name", MODEL)
+        yield from ("--host", "127.0.0.1", "--port", str(port))
+        yield from ("--dtype", self._dtype, "--max-num-seqs", str(self.sequences))
+        yield from _FIXED
+        if self._devices is not None:
+            yield from ("--tensor-parallel-size", str(len(self._devices.split(","))))
+        if self.settings.kv_cache_bytes is not None:
+            yield from ("--kv-cache-memory-bytes", str(self.settings.kv_cache_bytes))
+        if self.installation.is_cpu:
+            yield from self._flags_on_cpu(model_folder)
+        yield from self.settings.args
+
+    def _flags_on_cpu(self, model_folder: Path) -> Iterator[str]:
+        shape = shape_of(model_folder)
+        if self.settings.kv_cache_bytes is None:
+            size = kv_cache_bytes(shape, self.sequences, _ELEMENT_BYTES[self._dtype])
+            yield from ("--kv-cache-memory-bytes", str(size))
         # Compiling for a CPU takes minutes.
-        *(("--enforce-eager",) if installation.is_cpu and "--no-enforce-eager" not in settings.args else ()),
-        *settings.args,
-    ]
-    argv = (str(installation.python), "-m", "vllm.entrypoints.openai.api_server", *flags)
-    return Command(argv, _environment(environ, code, temporary, devices))
-
-
-def _dtype(installation: Installation, settings: VllmSettings) -> str:
-    if settings.dtype != "auto":
-        return settings.dtype
-    return "float32" if installation.is_cpu else "bfloat16"
-
-
-def _memory(installation: Installation, settings: VllmSettings, model_folder: Path, sequences: int) -> list[str]:
-    size = settings.kv_cache_bytes
-    if size is None and installation.is_cpu:
-        element_bytes = 4 if _dtype(installation, settings) == "float32" else 2
-        size = kv_cache_bytes(model_folder, sequences, element_bytes)
-    return [] if size is None else ["--kv-cache-memory-bytes", str(size)]
-
-
-def _environment(environ: Mapping[str, str], code: Path, temporary: Path, devices: str | None) -> dict[str, str]:
-    path = ":".join(filter(None, [str(code), environ.get("PYTHONPATH")]))
-    visible = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
-    return {**environ, "PYTHONPATH": path, "TMPDIR": str(temporary), **visible}
+        yield "--enforce-eager"
+        # A seeded request whose prompt is cut in chunks ends the engine there, so that prompts have to fit whole.
+        yield "--no-enable-chunked-prefill"
+        if shape.context_length is not None:
+            yield from ("--max-num-batched-tokens", str(max(shape.context_length, self.sequences, _BATCHED_TOKENS)))

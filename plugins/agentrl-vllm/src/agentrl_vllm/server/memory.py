@@ -1,13 +1,14 @@
-"""How much KV cache a server on a CPU gets. vLLM's own default there is a share of the machine, whatever the model."""
+"""What a server on a CPU needs to be told of its memory, since vLLM's defaults there do not look at the model."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["kv_cache_bytes"]
+__all__ = ["Shape", "kv_cache_bytes", "shape_of"]
 
 _LEAST = 64 * 2**20
 _UNKNOWN = 2**30
@@ -16,26 +17,38 @@ _BLOCK = 128
 """Tokens; a sequence takes whole blocks of the cache."""
 
 
-def kv_cache_bytes(model_folder: Path, sequences: int, element_bytes: int) -> int:
-    """Bytes for ``sequences`` of the model's full context at once, at most a quarter of the machine's memory."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's config says; ``None`` for what it does not say in the usual words."""
+
+    context_length: int | None
+    """Positions that it knows."""
+    elements: int | None
+    """Numbers that the KV cache holds for a token."""
+
+
+def shape_of(model_folder: Path) -> Shape:
+    """Read the config in ``model_folder``. Raises ``OSError`` or ``ValueError``."""
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
-    of_token = _bytes_of_token(config, element_bytes)
+    config = config.get("text_config") or config
     longest = config.get("max_position_embeddings")
-    if of_token is None or not isinstance(longest, int):
+    return Shape(longest if isinstance(longest, int) else None, _elements(config))
+
+
+def kv_cache_bytes(shape: Shape, sequences: int, element_bytes: int) -> int:
+    """Bytes for ``sequences`` of the full context at once, at most a quarter of the machine's memory."""
+    if shape.elements is None or shape.context_length is None:
         wanted = _UNKNOWN
     else:
-        wanted = (sequences + 1) * -(-longest // _BLOCK) * _BLOCK * of_token
-    return min(max(wanted, _LEAST), _memory() // 4)
+        blocks = (sequences + 1) * -(-shape.context_length // _BLOCK)
+        wanted = blocks * _BLOCK * shape.elements * element_bytes
+    return min(max(wanted, _LEAST), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
 
 
-def _bytes_of_token(config: Mapping[str, object], element_bytes: int) -> int | None:
-    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
-    kv_heads, hidden = config.get("num_key_value_heads", heads), config.get("hidden_size")
-    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(kv_heads, int)):
+def _elements(config: dict[str, Any]) -> int | None:
+    try:
+        heads = config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // heads
+        return int(2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * size)
+    except (KeyError, TypeError):
         return None
-    size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) else None)
-    return 2 * layers * kv_heads * size * element_bytes if isinstance(size, int) else None
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

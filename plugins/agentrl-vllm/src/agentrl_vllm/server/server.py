@@ -75,7 +75,7 @@ class Server:
         """Start it and wait until it answers.
 
         Raises ``BackendError`` with what it printed last where it ends, or is not ready in time, and where the port
-        that was asked for is taken. However this is left, but for its end, no process is.
+        that was asked for is taken. However this fails, no process is left.
         """
         for attempt in range(_ATTEMPTS):
             self._port = self._asked_port or free_port()

@@ -1,0 +1,127 @@
+"""A server that runs already and is not ours: whether it is one that can be used, and whether it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import BackendError, PluginError
+from agentrl_vllm.server.asking import answers, ask
+from agentrl_vllm.server.installation import OLDEST
+
+__all__ = ["AttachedServer"]
+
+_GENERATE = "/inference/v1/generate"
+_PROBE = "The answer is 42.\n\tdef f(x): return {'a': 1.5e-3} <|im_start|> Größe 你好 🙂"
+_RETURN_S = 570.0
+_PAUSE_S = 1.0
+
+
+class AttachedServer:
+    """The server at an address. Nothing that is done here starts or ends it."""
+
+    restarts = False
+
+    def __init__(self, url: str, model_folder: Path, *, say: Callable[[str], None] = lambda text: None) -> None:
+        """``model_folder`` is the model that it should serve."""
+        self.url = url
+        self.name = f"the vLLM server at {url}"
+        self.model = ""
+        """What it calls the model; known once ``start`` has returned."""
+        self.alive = False
+        self.ending = "is gone"
+        self._folder = model_folder
+        self._say = say
+        self._was_there = False
+
+    async def start(self) -> None:
+        """See that it is there, new enough, open for token ids and serves the model. One that was there is waited for.
+
+        Raises ``PluginError`` for a version that is too old, and ``BackendError`` for all else.
+        """
+        if self._was_there:
+            await self._come_back()
+        await self._check_version()
+        await self._check_tokens()
+        await self._check_model()
+        self.alive = self._was_there = True
+
+    async def stop(self) -> None:
+        """Leave it alone."""
+        self.alive = False
+
+    def kill(self) -> None:
+        """Leave it alone."""
+        self.alive = False
+
+    def last_lines(self) -> str:
+        """Nothing: what it prints is elsewhere."""
+        return ""
+
+    async def _come_back(self) -> None:
+        self._say(f"waiting for {self.name}")
+        deadline = time.monotonic() + _RETURN_S
+        while not await answers(self.url, "/health"):
+            if time.monotonic() > deadline:
+                raise BackendError(f"{self.name} did not come back within {_RETURN_S:g} s", fix="start it again")
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _check_version(self) -> None:
+        answer = await ask(self.url, "GET", "/version")
+        version = answer.json().get("version") if answer.is_success and _is_object(answer.text) else None
+        if version is None:
+            raise BackendError(
+                f"what answers at {self.url} is no vLLM server: GET /version gave status {answer.status_code}",
+                fix="correct inference.backend.urls",
+            )
+        self._version = str(version)
+
+    async def _check_tokens(self) -> None:
+        status = (await ask(self.url, "POST", _GENERATE, json={})).status_code
+        if status == 404:
+            raise PluginError(
+                f"{self.name} is vLLM {self._version}, which is too old: it has no {_GENERATE}",
+                fix=f"run vLLM {OLDEST} or later there",
+            )
+        if status == 403:
+            raise BackendError(
+                f"{self.name} takes no token ids: its scale-out endpoints are disabled",
+                fix="start it with --enable-scale-out",
+            )
+        if status == 401:
+            raise BackendError(f"{self.name} asks for an API key", fix="start it without --api-key")
+
+    async def _check_model(self) -> None:
+        models = (await ask(self.url, "GET", "/v1/models")).json()["data"]
+        served = next((model for model in models if not model.get("parent")), None)
+        if served is None:
+            raise BackendError(f"{self.name} serves no model", fix=f"start it with {self._folder}")
+        self.model = str(served["id"])
+        question = {"model": self.model, "prompt": _PROBE, "add_special_tokens": False}
+        answer = await ask(self.url, "POST", "/tokenize", json=question)
+        theirs = answer.json().get("tokens") if answer.is_success else None
+        if theirs != await asyncio.to_thread(_tokens, self._folder):
+            raise BackendError(
+                f"{self.name} serves the wrong model: {served.get('root') or self.model}, whose tokenizer is not that "
+                f"of {self._folder}",
+                fix=f"start it with {self._folder}, or set model to what it serves",
+            )
+
+
+def _is_object(text: str) -> bool:
+    import json
+
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _tokens(folder: Path) -> list[int]:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return list(tokenizer.encode(_PROBE, add_special_tokens=False))
