@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents import Agent, function_tool
+from agents import Agent, Runner, function_tool
+from agents.tool_context import ToolContext
 
 from agentrl.testing.mistakes import tool_call
 
@@ -19,8 +20,10 @@ ADDER = Agent(name="Adder", instructions="Add.", tools=[add], model="gpt-5.4")
 TRIAGE = Agent(name="Triage", instructions="Hand over.", handoffs=[ADDER, Agent(name="Poet", model="o3")])
 ASKING = Agent(name="Asking", instructions="Ask.", tools=[ADDER.as_tool("ask_adder", "Adds.")], model="gpt-4.1")
 
+CONSULT = tool_call("consult", {})
 HAND_OVER = tool_call("transfer_to_adder", {})
 ADD = tool_call("add", {"left": 47, "right": 38})
+ASK = tool_call("ask_adder", {"input": "Add 47 and 38."})
 
 
 def systems(played: Any) -> list[str]:
@@ -60,9 +63,6 @@ def test_every_token_that_any_agent_samples_is_recorded_once(play: Any) -> None:
         assert len(sampled(played)) == len(script)
 
 
-ASK = tool_call("ask_adder", {"input": "Add 47 and 38."})
-
-
 def test_an_agent_used_as_a_tool_is_captured_in_a_conversation_of_its_own(play: Any) -> None:
     played = play(ASKING, ASK, ADD, "85", "It is 85.")
     assert systems(played) == ["Ask.", "Add.", "Add.", "Ask."]
@@ -71,6 +71,18 @@ def test_an_agent_used_as_a_tool_is_captured_in_a_conversation_of_its_own(play: 
     assert (outer.parent, inner.parent, last_inner.parent, last.parent) == (None, None, inner.id, outer.id)
     assert [call.fork_reason for call in played.episode.calls] == [None] * 4
     assert last.request["messages"][-1]["content"] == "85"
+
+
+@function_tool
+async def consult(context: ToolContext[Any]) -> str:
+    """What the adder says."""
+    return str((await Runner.run(ADDER, "Add 47 and 38.", run_config=context.run_config)).final_output)
+
+
+def test_an_agent_that_a_tool_runs_with_the_runs_own_config_is_captured(play: Any) -> None:
+    played = play(Agent(name="Consulting", instructions="Consult.", tools=[consult]), CONSULT, ADD, "85", "It is 85.")
+    assert systems(played) == ["Consult.", "Add.", "Add.", "Consult."]
+    assert played.episode.reward == 1.0
 
 
 def test_an_unknown_tool_is_told_to_agents_used_as_tools_too(play: Any) -> None:

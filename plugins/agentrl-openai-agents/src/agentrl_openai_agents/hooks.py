@@ -14,7 +14,9 @@ def agentrl_adapt_agent(obj: object) -> object | None:
     Whoever has one has imported the SDK, which takes a second that no other run should have to wait.
     """
     sdk = sys.modules.get("agents")
-    if not hasattr(sdk, "RunConfig") or not isinstance(obj, sdk.Agent):  # Many projects have a package of that name.
+    if sdk is None or not hasattr(sdk, "RunConfig"):  # Many a project has a package of that name.
+        return None
+    if not isinstance(obj, sdk.Agent):
         return None
     from agentrl_openai_agents.adapter import AdaptedAgent
 
