@@ -42,6 +42,12 @@ def test_what_a_client_raised_is_known_behind_what_was_made_of_it():
     assert not is_api_error(ValueError("no"))
 
 
+def test_exceptions_that_cause_each_other_are_followed_once():
+    first, second = ValueError("first"), KeyError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_api_error(first)
+
+
 def test_secrets_and_texts_that_cannot_be_had_are_left_out():
     key = new_credentials().key
 

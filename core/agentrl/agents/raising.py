@@ -21,10 +21,12 @@ def describe(error: BaseException) -> str:
 
 def is_api_error(error: BaseException) -> bool:
     """Whether a chain of exceptions holds one of an HTTP client, whichever library it comes from."""
+    chain: list[BaseException] = []  # Which may be a ring: `raise error from error` makes one.
     seen: BaseException | None = error
-    while seen is not None:
+    while seen is not None and not any(seen is other for other in chain):
         if hasattr(seen, "status_code") or hasattr(seen, "request"):
             return True
+        chain.append(seen)
         seen = seen.__cause__ or seen.__context__
     return False
 
