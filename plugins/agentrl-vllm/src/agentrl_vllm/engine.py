@@ -1,0 +1,96 @@
+"""What a server is asked about its weights: which it has, whether it would take others, and to take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import BackendError
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed
+
+__all__ = ["Description", "Refused", "check", "describe", "pause", "replace", "resume", "stamp"]
+
+_EXTENSION = "agentrl_vllm.extension.WorkerExtension"
+
+
+class Refused(BackendError):
+    """A server cannot take a folder of weights, and has not touched its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a server has loaded, and what it computes with."""
+
+    folder: str
+    """The model folder, or the model's name on the hub, that its weights are from."""
+    dtype: str
+    tied: bool
+    """Whether the model's head is its embedding."""
+    vocabulary: int
+    context: int
+    """Most tokens of a prompt and its completion."""
+
+
+async def describe(client: Client, url: str) -> Description:
+    """Raises ``BackendError`` for a server without our extension."""
+    try:
+        first, *_ = await _call(client, url, "agentrl_describe")
+    except ServerFailed as error:
+        raise BackendError(
+            f"the server at {url} cannot be told its weights: {error.message}",
+            fix=f"install agentrl-vllm beside it and start it with --worker-extension-cls {_EXTENSION}",
+        ) from error
+    return Description(**{name: first[name] for name in Description.__slots__})
+
+
+async def check(client: Client, url: str, folder: Path) -> None:
+    """Have all workers look at new weights. Raises ``Refused`` where they are broken or do not fit the model."""
+    for answer in await _call(client, url, "agentrl_check", str(folder)):
+        if answer["fault"] is not None:
+            raise Refused(
+                f"the new weights do not fit the model of the server at {url}: {answer['fault']}",
+                fix="train and sample the same model; the server keeps its old weights",
+            )
+
+
+async def pause(client: Client, url: str) -> None:
+    """Stop between two steps. Requests under way keep their tokens, and wait with those that come."""
+    await client.post(url, "/pause?mode=keep")
+
+
+async def replace(client: Client, url: str, folder: Path) -> None:
+    """Load weights into a paused server, in place.
+
+    Raises ``BackendError`` where that fails: then the server must not be resumed, and its workers end.
+    """
+    for answer in await _call(client, url, "agentrl_load", str(folder)):
+        if answer["fault"] is not None:
+            raise BackendError(f"the server at {url} failed to load new weights: {answer['fault']}")
+
+
+async def stamp(client: Client, url: str, version: int) -> None:
+    """Make a paused server forget what its older weights computed, and say from now on that tokens are of ``version``.
+
+    The text of requests under way is computed again. Raises ``BackendError`` where it does not confirm.
+    """
+    answer = await client.post(url, "/reset_prefix_cache?reset_running_requests=true")
+    if not answer["success"]:
+        raise BackendError(f"the server at {url} still holds what older weights computed")
+    await client.post(url, "/update_weight_version", {"new_version": str(version)})
+    confirmed = (await client.get(url, "/weight_info"))["weight_version"]
+    if confirmed != str(version):
+        raise BackendError(f"the server at {url} says that it has weights {confirmed}, and should have {version}")
+
+
+async def resume(client: Client, url: str) -> None:
+    """Go on after a pause."""
+    await client.post(url, "/resume")
+
+
+async def _call(client: Client, url: str, method: str, *args: str) -> list[dict[str, Any]]:
+    """The answer of each worker of a server."""
+    answer = await client.post(url, "/collective_rpc", {"method": method, "args": args})
+    results: list[dict[str, Any]] = answer["results"]
+    return results

@@ -1,0 +1,164 @@
+"""What a server's workers do for us: check a folder of new weights, and put them in the place of the old ones.
+
+It is mixed into vLLM's worker class (``--worker-extension-cls``), in an interpreter that need not have agentrl, and
+called by ``/collective_rpc``, which carries strings. Nothing raises: with several workers an answer that is missing
+would leave the others' for the next call. So each returns a dict with the ``fault`` that it met, or ``None``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    from agentrl_vllm_uncut import keep_uncut_logprobs
+except ImportError:  # The plugin is installed beside the server, not copied to it.
+    from agentrl_vllm.uncut import keep_uncut_logprobs
+
+__all__ = ["WorkerExtension"]
+
+Shapes = dict[str, list[int]]
+"""Shape of each tensor of a model folder."""
+
+_FLOATS = ("F64", "F32", "BF16", "F16")
+_INDEX = "model.safetensors.index.json"
+_LAST_WORD_S = 1.0
+"""How long the answer that a worker is broken has to leave it."""
+
+keep_uncut_logprobs()
+
+
+class WorkerExtension:
+    """Methods of a worker; each takes the new weights' model folder."""
+
+    model_config: Any
+    model_runner: Any
+    agentrl_shapes: Shapes | None = None
+    """Of the model that the server was started on."""
+
+    def agentrl_describe(self) -> dict[str, Any]:
+        """What the worker has loaded, and what it computes with."""
+        config = self.model_config
+        return {
+            "fault": None,
+            "folder": str(config.model),
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "tied": _is_tied(config),
+            "vocabulary": config.get_vocab_size(),
+            "context": config.max_model_len,
+        }
+
+    def agentrl_check(self, folder: str) -> dict[str, Any]:
+        """Whether the weights in ``folder`` are whole and fit the model, which is not touched."""
+        return _answer(lambda: self._agentrl_check(Path(folder)))
+
+    def agentrl_load(self, folder: str) -> dict[str, Any]:
+        """Replace the weights by those in ``folder``, in place. The engine has to be paused.
+
+        Where that fails the worker ends: nothing may be sampled from half of each.
+        """
+        answer = _answer(lambda: self._agentrl_load(Path(folder)))
+        if answer["fault"] is not None:
+            threading.Timer(_LAST_WORD_S, os._exit, [1]).start()
+        return answer
+
+    def _agentrl_check(self, folder: Path) -> None:
+        if self.agentrl_shapes is None:
+            started_on = Path(self.model_config.model)  # Which a reload changes.
+            self.agentrl_shapes = _read_shapes(started_on) if started_on.is_dir() else {}
+        new = _read_shapes(folder)
+        if self.agentrl_shapes:
+            _compare(new, self.agentrl_shapes, tied=_is_tied(self.model_config))
+
+    def _agentrl_load(self, folder: Path) -> None:
+        self._agentrl_check(folder)
+        self.model_runner.reload_weights(weights_path=str(folder))
+        _process_shared(self.model_runner.get_model())
+
+
+class _Fault(Exception):
+    """What is wrong with a folder of weights."""
+
+
+def _answer(do: Callable[[], None]) -> dict[str, Any]:
+    try:
+        do()
+    except Exception as error:
+        text = str(error) if isinstance(error, _Fault) else f"{type(error).__name__}: {error}"
+        return {"fault": " ".join(text.split()) or type(error).__name__}
+    return {"fault": None}
+
+
+def _read_shapes(folder: Path) -> Shapes:
+    """Shapes of all tensors in a folder's safetensors files. Raises ``_Fault`` for files that are not whole."""
+    if not folder.is_dir():
+        raise _Fault(f"{folder} is no folder that this server can see")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise _Fault(f"{folder} holds no safetensors file")
+    shapes = {name: shape for file in files for name, shape in _read_header(file)}
+    if (index := folder / _INDEX).exists():
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if missing := sorted(listed.keys() - shapes.keys()):
+            raise _Fault(f"{folder} lacks {_some(missing)}, which {_INDEX} lists")
+    return shapes
+
+
+def _read_header(file: Path) -> Iterator[tuple[str, list[int]]]:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > size - 8:
+            raise _Fault(f"{file} is cut short, or no safetensors file")
+        header: dict[str, Any] = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != needed:
+        raise _Fault(f"{file} has {size} bytes and should have {needed}")
+    for name, entry in header.items():
+        if entry["dtype"] not in _FLOATS:
+            raise _Fault(f"{name} is of type {entry['dtype']}, not a floating-point number")
+        yield name, entry["shape"]
+
+
+def _compare(new: Shapes, old: Shapes, *, tied: bool) -> None:
+    names, known = (set(filter(lambda name: not _is_derived(name, tied), shapes)) for shapes in (new, old))
+    if missing := sorted(known - names):
+        raise _Fault(f"the new weights lack {_some(missing)}")
+    if unknown := sorted(names - known):
+        raise _Fault(f"the model has no {_some(unknown)}")
+    for name in sorted(names):
+        if new[name] != old[name]:
+            raise _Fault(f"{name} is {new[name]} and should be {old[name]}")
+
+
+def _is_derived(name: str, tied: bool) -> bool:
+    """Whether a tensor says nothing that others do not, so that a folder may hold it or not."""
+    return name.endswith("rotary_emb.inv_freq") or (tied and name.endswith("lm_head.weight"))
+
+
+def _is_tied(model_config: Any) -> bool:
+    return bool(getattr(model_config.hf_text_config, "tie_word_embeddings", False))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _process_shared(model: Any) -> None:
+    """Let layers that share a weight take it up again, such as a head that is tied to the embedding.
+
+    vLLM loads a shared weight into one of them; on a CPU each has its own copy, packed for its kernel.
+    """
+    users: dict[int, list[Any]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(module)
+    for modules in users.values():
+        for module in modules if len(modules) > 1 else ():
+            if (method := getattr(module, "quant_method", None)) is not None:
+                method.process_weights_after_loading(module)
