@@ -32,7 +32,7 @@ class WeightSync:
     server has confirmed it, before that samples again.
     """
 
-    def __init__(self, settings: VllmSettings, folder: Path, version: int, client: Client) -> None:
+    def __init__(self, settings: VllmSettings, client: Client, folder: Path, version: int) -> None:
         """``folder`` holds the model that the servers start with, whose weights are of ``version``."""
         self._client = client
         self._newest = _Newest(folder.absolute(), version)
@@ -67,7 +67,7 @@ class WeightSync:
         self._folders.keep([folder, older.folder] if is_read else [folder])
         await self._probe.after_update(weights, [replica for replica in ready if replica.state == "ready"])
 
-    async def adopt(self, replica: Replica) -> None:
+    async def admit(self, replica: Replica) -> None:
         """Bring a server that has just started to the newest weights, and set the replica's ``version``.
 
         Raises ``BackendError`` where it does not take them, or where weights cannot be handed over at all.
