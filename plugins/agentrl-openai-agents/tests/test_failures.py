@@ -57,6 +57,12 @@ def test_a_tool_that_waits_for_approval_fails_the_agent_by_its_name(play: Any) -
     )  # fmt: skip
 
 
+def test_a_conversation_ends_where_it_has_to_wait(play: Any) -> None:
+    data = {"question": ["First.", "Second."], "answer": "85"}
+    played = play(Agent(name="Careful", tools=[delicate]), tool_call("delicate", {}), "It is 85.", data=data)
+    assert (played.episode.failure.side, len(played.episode.calls)) == ("agent", 1)
+
+
 @pytest.mark.parametrize(
     ("agent", "key"),
     [

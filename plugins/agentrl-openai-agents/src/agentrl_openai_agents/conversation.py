@@ -43,8 +43,8 @@ async def converse(
             options["session"] = session = (new_session or _in_memory)()
             stack.push_async_callback(_close, session)
         for turn in turns:
-            result = await _run(agent, turn, model, options)
-    return answer_of(result)
+            answer = answer_of(await _run(agent, turn, model, options))
+    return answer
 
 
 def _run_config(model: PolicyModel) -> RunConfig:
@@ -55,7 +55,7 @@ def _limit(max_turns: int | None) -> dict[str, int]:
     if max_turns is None:  # Which the SDK would take for no limit at all.
         return {}
     if not isinstance(max_turns, int) or max_turns < 1:
-        raise ConfigError(f"max_turns={max_turns!r} lets the agent do nothing", fix="a whole number of at least 1")
+        raise ConfigError(f"agent.kwargs.max_turns={max_turns!r} is no number of turns", fix="set 1 or more")
     return {"max_turns": max_turns}
 
 
