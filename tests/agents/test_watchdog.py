@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -55,6 +56,25 @@ def test_a_busy_loop_is_broken_at_the_deadline():
 
     with pytest.raises(Blocked, match="past the episode's deadline"):
         asyncio.run(watch(forever, deadline=0.3))
+
+
+def test_a_loop_that_waits_for_a_thread_to_start_is_not_broken():
+    """The new thread has the old one's identity until it runs, and would be the one to end."""
+
+    class Slow(threading.Event):
+        def wait(self, timeout=None):
+            ended = time.monotonic() + 0.8
+            while time.monotonic() < ended:
+                time.sleep(0.02)
+            return super().wait(timeout)
+
+    async def start():
+        thread = threading.Thread(target=int)
+        thread._started = Slow()
+        thread.start()
+        thread.join()
+
+    assert len(asyncio.run(watch(start, deadline=0.2))) == 1
 
 
 def test_a_loop_that_holds_nobody_up_is_reported_once_it_does():

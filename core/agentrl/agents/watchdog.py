@@ -83,7 +83,7 @@ class LoopWatchdog:
             if late > self._patience and reported != beat and self._harms():
                 reported = beat
                 self._report(self._message(late))
-            if late > self._deadline and raised != beat:
+            if late > self._deadline and raised != beat and not _starts_a_thread(self._loop_thread):
                 raised = beat
                 _raise_in(self._loop_thread, Blocked)
 
@@ -91,6 +91,15 @@ class LoopWatchdog:
         frame = sys._current_frames().get(self._loop_thread)
         place = authors_place(traceback.extract_stack(frame)) if frame is not None else ""
         return f"agent {self._agent!r} has blocked the event loop for {late:.1f} s{place}: {self._fix}"
+
+
+def _starts_a_thread(thread: int) -> bool:
+    """Whether a thread waits for one that it starts, which has its identity until it runs: what is raised in it then
+    ends the new thread, and nobody ever tells the old one."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not threading.Thread.start.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _raise_in(thread: int, error: type[BaseException]) -> None:
