@@ -1,0 +1,146 @@
+"""The backend ``vllm``: tokens of vLLM servers, which are given the learner's weights in place."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrl.errors import BackendError, PromptTooLong
+from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
+from agentrl_vllm.building import build_replicas
+from agentrl_vllm.capabilities import capabilities_of, read_facts
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed
+from agentrl_vllm.fleet import Fleet
+from agentrl_vllm.generation import complete, request_body, stream
+from agentrl_vllm.replica import Replica
+from agentrl_vllm.sampling import Body, sampling_params
+from agentrl_vllm.settings import VllmSettings
+from agentrl_vllm.weights import WeightSync
+
+__all__ = ["VllmBackend"]
+
+_ATTEMPTS = 4
+"""How often a request is tried: one that ends its server would end them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What there is between start and stop."""
+
+    client: Client
+    weights: WeightSync
+    fleet: Fleet
+    capabilities: Capabilities
+
+
+class VllmBackend:
+    """Samples from vLLM servers.
+
+    ``generate`` may be called from any loop and thread; all else belongs to the event loop that started it.
+    """
+
+    Settings = VllmSettings
+
+    def __init__(self, context: BackendContext, settings: VllmSettings | None = None) -> None:
+        self._context = context
+        self._settings = settings or VllmSettings.model_validate(context.options)
+        self._running: _Running | None = None
+        self._ending = AsyncExitStack()
+
+    async def start(self) -> Capabilities:
+        """Start the servers, or attach to them, and see what they can do.
+
+        Raises ``PluginError`` where vLLM cannot be run, and ``BackendError`` for servers that do not start or cannot
+        do what training needs. Whatever it raises, nothing is left.
+        """
+        context, settings = self._context, self._settings
+        async with AsyncExitStack() as stack:
+            logs = context.logs or _temporary_logs(stack)
+            client = Client(settings.request_timeout)
+            weights = WeightSync(settings, context.model_folder, context.version, client)
+            stack.callback(weights.close)
+            replicas = await build_replicas(context, settings, logs, weights.newest, weights.adopt)
+            fleet = Fleet(replicas, client, patience=settings.start_timeout)
+            stack.push_async_callback(fleet.stop)
+            stack.push_async_callback(client.close)
+            await fleet.start()
+            facts = await asyncio.gather(*(read_facts(client, replica.url) for replica in replicas))
+            self._running = _Running(client, weights, fleet, capabilities_of(facts))
+            self._ending = stack.pop_all()
+        return self._running.capabilities
+
+    async def stop(self) -> None:
+        """End the servers that are ours; what is in flight raises ``BackendError``. Safe to call twice."""
+        self._running = None
+        await self._ending.aclose()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Sample one completion; see the contract of ``Backend``.
+
+        A request whose server fails begins again on another, unless tokens of it were given out.
+        """
+        running = self._started()
+        body = _body(request, running.capabilities)
+        for attempt in range(1, _ATTEMPTS + 1):
+            given = False
+            try:
+                async with (
+                    running.fleet.serving(request.session) as replica,
+                    aclosing(_chunks(running, replica, request, body)) as chunks,
+                ):
+                    async for chunk in chunks:
+                        given = True
+                        yield chunk
+                return
+            except ServerFailed:
+                self._started()
+                if given or attempt == _ATTEMPTS:
+                    raise
+
+    async def update_weights(self, weights: Weights) -> None:
+        """Put new weights into every server; one that does not take them is taken out, and started anew with them."""
+        running = self._started()
+        await running.weights.put(weights, running.fleet.replicas)
+
+    def _started(self) -> _Running:
+        if self._running is None:
+            raise BackendError("the vLLM backend is not running", fix="await start() first")
+        return self._running
+
+
+async def _chunks(
+    running: _Running, replica: Replica, request: GenerationRequest, body: Body
+) -> AsyncGenerator[Chunk, None]:
+    top = request.sampling.top_logprobs
+    if not request.stream:
+        yield await complete(running.client, replica.url, body, top)
+        return
+    version = replica.version
+    chunks = stream(running.client, replica.url, body, top, lambda: version == running.weights.version, version or 0)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield chunk
+
+
+def _body(request: GenerationRequest, capabilities: Capabilities) -> Body:
+    room = capabilities.context_length - len(request.prompt_ids)
+    if room < 1:
+        raise PromptTooLong(
+            f"a prompt of {len(request.prompt_ids)} tokens leaves no room in the context of "
+            f"{capabilities.context_length}",
+            fix="shorten it, or use a model with a longer context",
+        )
+    return request_body(request, sampling_params(request.sampling, room, capabilities.sampling))
+
+
+def _temporary_logs(stack: AsyncExitStack) -> Path:
+    """A folder that is removed at the end, but where there is something to be read: after a failure to start."""
+    folder = Path(tempfile.mkdtemp(prefix="agentrl-vllm-"))
+    stack.push(lambda kind, *_: None if kind else shutil.rmtree(folder, ignore_errors=True))
+    return folder

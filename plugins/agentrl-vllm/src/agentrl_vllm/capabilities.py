@@ -1,0 +1,74 @@
+"""What the servers can do: asked of each when it has started, and tried where no question tells."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.errors import BackendError
+from agentrl.inference.contract import Capabilities
+from agentrl_vllm.client import Client
+from agentrl_vllm.generation import PATH
+
+__all__ = ["Facts", "capabilities_of", "read_facts"]
+
+_INFO = "/server_info?config_format=json"
+_ALWAYS = frozenset({"temperature", "seed"})
+_MOST_LOGPROBS = 21
+"""As many alternatives as clients may ask for, and the sampled token."""
+_PROBES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one server can do."""
+
+    context_length: int
+    sequences: int
+    """How many completions it samples at once."""
+    sampling: frozenset[str]
+    """Fields of ``Sampling`` that it honours."""
+
+
+def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
+    """What all of ``servers``, at least one, can do together."""
+    return Capabilities(
+        context_length=min(server.context_length for server in servers),
+        max_concurrency=sum(server.sequences for server in servers),
+        sampling=frozenset.intersection(*(server.sampling for server in servers)),
+    )
+
+
+async def read_facts(client: Client, url: str) -> Facts:
+    """Ask the server at ``url``. Raises ``BackendError`` for one whose tokens cannot be trained on."""
+    info: Any = (await client.get(url, _INFO))["vllm_config"]
+    model, scheduler = info["model_config"], info["scheduler_config"]
+    mode = model["logprobs_mode"]
+    if mode != "processed_logprobs":
+        raise BackendError(
+            f"the server at {url} reports logprobs of another distribution than it samples from: {mode}",
+            fix="start it with --logprobs-mode processed_logprobs",
+        )
+    if info["device_config"].get("device") == "cpu" and scheduler["enable_chunked_prefill"]:
+        raise BackendError(
+            f"the server at {url} would end at the first prompt that it cuts in chunks: on a CPU it cannot with seeds",
+            fix="start it with --no-enable-chunked-prefill",
+        )
+    most = model["max_logprobs"]
+    sampling = _ALWAYS if model["skip_tokenizer_init"] else _ALWAYS | {"stop"}
+    if most == -1 or most >= _MOST_LOGPROBS:
+        sampling |= {"top_logprobs"}
+    if await _reports_uncut(client, url):
+        sampling |= {"top_p", "top_k"}
+    return Facts(model["max_model_len"], scheduler["max_num_seqs"], sampling)
+
+
+async def _reports_uncut(client: Client, url: str) -> bool:
+    """Whether logprobs are of the distribution before ``top_p`` and ``top_k`` cut it: of one token alone, it is 0."""
+    params = {"temperature": 2.0, "top_k": 1, "seed": 0, "max_tokens": 1, "logprobs": 0, "ignore_eos": True}
+    answers = await asyncio.gather(
+        *(client.post(url, PATH, {"token_ids": [token], "sampling_params": params}) for token in range(_PROBES))
+    )
+    return any(answer["choices"][0]["logprobs"]["content"][0]["logprob"] < 0 for answer in answers)

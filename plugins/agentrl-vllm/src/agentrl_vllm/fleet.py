@@ -1,0 +1,80 @@
+"""The replicas of a run: which of them serves a request, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from agentrl.errors import BackendError
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed, ServerHangs
+from agentrl_vllm.replica import Replica
+from agentrl_vllm.routing import Router
+
+__all__ = ["Fleet"]
+
+_PAUSE_S = 0.1
+_HEALTH_S = 10.0
+
+
+class Fleet:
+    """``start`` and ``stop`` belong to one event loop; requests may come from any."""
+
+    def __init__(self, replicas: Sequence[Replica], client: Client, *, patience: float) -> None:
+        """``patience`` is for how many seconds a request waits for a replica while none is ready."""
+        self.replicas = replicas
+        self._client = client
+        self._patience = patience
+        self._router: Router[Replica] = Router()
+
+    async def start(self) -> None:
+        """Start all replicas at once; raises what the first of them to fail raises."""
+        starting = [asyncio.ensure_future(replica.start()) for replica in self.replicas]
+        try:
+            await asyncio.gather(*starting)
+        finally:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End all replicas. Safe to call twice."""
+        await asyncio.gather(*(replica.stop() for replica in self.replicas))
+
+    @asynccontextmanager
+    async def serving(self, session: str | None) -> AsyncIterator[Replica]:
+        """A replica for one request; one that fails with ``ServerFailed`` because the replica is lost takes that out.
+
+        Raises ``BackendError`` where there is none and none comes back.
+        """
+        with self._router.lease(await self._ready(), session) as replica:
+            life = replica.life
+            try:
+                yield replica
+            except ServerFailed as error:
+                if await self._is_lost(replica, error):
+                    replica.fail(error.message, life=life)
+                raise
+
+    async def _is_lost(self, replica: Replica, error: ServerFailed) -> bool:
+        """A server that is well may still fail at one request, or close a connection as it is used again."""
+        if isinstance(error, ServerHangs):
+            return True
+        try:
+            await self._client.get(replica.url, "/health", seconds=_HEALTH_S)
+        except BackendError:
+            return True
+        return False
+
+    async def _ready(self) -> list[Replica]:
+        deadline = time.monotonic() + self._patience
+        while not (ready := [replica for replica in self.replicas if replica.state == "ready"]):
+            reasons = "; ".join(sorted({replica.reason for replica in self.replicas if replica.reason}))
+            if all(replica.state == "out" for replica in self.replicas):
+                raise BackendError(f"no vLLM server is left: {reasons or 'they are stopped'}")
+            if time.monotonic() > deadline:
+                raise BackendError(f"waited {self._patience:g} s for a vLLM server to come back: {reasons}")
+            await asyncio.sleep(_PAUSE_S)
+        return ready
