@@ -1,0 +1,70 @@
+"""Servers for tests: fake ones that start in a moment, and what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from agentrl_vllm.server.command import Command
+from agentrl_vllm.server.server import Server
+
+FAKE = Path(__file__).with_name("fake_vllm.py")
+MARK = "TEST_SERVER_MARK"
+DEADLINE_S = 60.0
+
+
+def command(mark: str, options: dict[str, Any] | None = None) -> Callable[[int, Path], Command]:
+    """The fake server with ``options``; all of its processes bear ``mark`` in their environment."""
+
+    def build(port: int, scratch: Path) -> Command:
+        (scratch / "tmp").mkdir()
+        env = {**os.environ, MARK: mark, "TMPDIR": str(scratch / "tmp")}
+        return Command((sys.executable, str(FAKE), str(port), json.dumps(options or {})), env)
+
+    return build
+
+
+def fake_server(log: Path, **options: Any) -> Server:
+    """A fake server whose processes bear the path of its log."""
+    own = {name: options.pop(name) for name in ("port", "start_timeout", "say") if name in options}
+    return Server(command(str(log), options), name="the fake server", log=log, **own)
+
+
+def processes(mark: object) -> list[psutil.Process]:
+    """The living processes that bear ``mark``, supervisor and guard among them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(mark) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def nothing_left(mark: object) -> bool:
+    """Whether all that bears ``mark`` has ended, or does within a few seconds."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not processes(mark):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run ``coroutine`` to its end, which has to come."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(DEADLINE_S):
+            return await coroutine
+
+    return asyncio.run(bounded())
