@@ -63,9 +63,9 @@ class VllmBackend:
         async with AsyncExitStack() as stack:
             logs = context.logs or _temporary_logs(stack)
             client = Client(settings.request_timeout)
-            weights = WeightSync(settings, context.model_folder, context.version, client)
+            weights = WeightSync(settings, client, context.model_folder, context.version)
             stack.callback(weights.close)
-            replicas = await build_replicas(context, settings, logs, weights.newest, weights.adopt)
+            replicas = await build_replicas(context, settings, logs, weights.newest, weights.admit)
             fleet = Fleet(replicas, client, patience=settings.start_timeout)
             stack.push_async_callback(fleet.stop)
             stack.push_async_callback(client.close)
