@@ -36,7 +36,8 @@ async def build_replicas(
 
 
 def _attaching(context: BackendContext, url: str) -> Make:
-    return lambda folder: AttachedServer(url, context.model_folder, say=context.say)
+    server = AttachedServer(url, context.model_folder, say=context.say)
+    return lambda folder: server
 
 
 async def _starting(context: BackendContext, settings: VllmSettings, logs: Path) -> list[Make]:

