@@ -23,6 +23,7 @@ Examples:
   agentrl eval runs/quickstart/checkpoints/step-000060
   agentrl eval runs/quickstart evaluation.tasks=500
   agentrl eval Qwen/Qwen3-0.6B agent=math tasks.eval=gsm8k.jsonl
+  agentrl eval gpt-4o agent=math inference.backend=openai
 """
 
 
@@ -35,15 +36,18 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     """Measure CHECKPOINT on the held-out tasks, sampled and greedily.
 
     CHECKPOINT is a folder that a run saved, a run folder (then its newest), or any model. A checkpoint in
-    its run folder is measured with the run's own settings, unless --config names others.
+    its run folder is measured with the run's own settings, unless --config names others. With
+    inference.backend=openai it is a model of the endpoint at inference.backend.url.
     """
     from agentrl.cli.locating import located
+    from agentrl.cli.naming import named
     from agentrl.config import resolve_config, unused_by_evaluation
     from agentrl.training.trainer import Trainer
 
     given, settings = split_arguments(arguments, "checkpoint")
     found = _find(given)
     resolved = located(resolve_config(file or found.config, *found.settings, *settings), app.plugins)
+    resolved = named(resolved, app.plugins)
     config = resolved.config
     with Trainer(config, plugins=app.plugins) as trainer:
         for key in unused_by_evaluation(resolved.provenance):
@@ -87,4 +91,5 @@ def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
     tasks = config.tasks.eval.name if config.tasks.eval else ""
     click.echo(f"{config.agent.name} on {tasks}, {measured.episodes} episodes, {measured.failed} failed")
     click.echo(f"held-out reward, sampled: {measured.sampled:.3f}")
-    click.echo(f"held-out reward, greedy: {measured.greedy:.3f}")
+    greedy = "not measured" if measured.greedy is None else f"{measured.greedy:.3f}"
+    click.echo(f"held-out reward, greedy: {greedy}")

@@ -155,7 +155,7 @@ class InferenceSection(Section):
     backend: Part = _Part(name="torch")
     """The inference engine."""
     timeout: float = Field(600, gt=0)
-    """Seconds that the engine may take to start, or to take new weights."""
+    """Seconds that the engine may take to start or to take new weights, and an endpoint to answer a call."""
 
 
 class TrainingSection(Section):

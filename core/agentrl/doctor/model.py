@@ -11,6 +11,7 @@ from agentrl.doctor.size import model_size
 from agentrl.inference.model_folder import find_model
 from agentrl.tokens.renderer import load_renderer
 from agentrl.tokens.template import ChatTemplate
+from agentrl.training.backends import check_takes_weights
 
 __all__ = ["model"]
 
@@ -19,7 +20,11 @@ _BY_TEMPLATE = ("auto", "default")
 
 
 def model(case: Case) -> Iterator[Finding]:
-    """Raises ``ConfigError`` for a model that is not found, not known, or has no tokenizer that can chat."""
+    """Raises ``ConfigError`` for a model that is not found, not known, or has no tokenizer that can chat.
+
+    So it does for one behind an endpoint, which has no folder and is not trained.
+    """
+    check_takes_weights(case.config, case.plugins)
     name = case.config.model.name
     case.doing(f"looking for {name}, which is downloaded where it is not here")
     case.folder = find_model(case.plugins, case.config.model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agentrl.gateway.contract import Call, SessionSettings
+from agentrl.gateway.relay import RelayGateway
 from agentrl.gateway.service import Gateway
 from agentrl.gateway.session import Session
 
-__all__ = ["Call", "Gateway", "Session", "SessionSettings"]
+__all__ = ["Call", "Gateway", "RelayGateway", "Session", "SessionSettings"]

@@ -49,10 +49,7 @@ class Caller:
         self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
 
     async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
-        """Sample and record one completion; a call that fails or is cancelled leaves no trace.
-
-        Raises ``GatewayError`` for what the request got wrong and ``BackendError`` for what the engine did.
-        """
+        """See ``Completes``: sample one completion."""
         began = time.monotonic()
         tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
         with session.planned(tools, request.messages, keys) as plan:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrl.gateway.contract import Call
 from agentrl.tokens.template import Message
 
-__all__ = ["Completion", "ModelRequest"]
+if TYPE_CHECKING:
+    from agentrl.gateway.session import Session
+
+__all__ = ["Completes", "Completion", "ModelRequest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,19 @@ class Completion:
 
     call: Call
     model: str
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """The body that an endpoint answered with, where the call was passed on to one; then there are no ids."""
+
+
+class Completes(Protocol):
+    """What answers requests behind the dialects."""
+
+    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
+        """Have one completion made, and record it in ``session``; a call that fails or is cancelled leaves no trace.
+
+        Raises ``GatewayError`` for what the request got wrong and ``BackendError`` for what failed behind it.
+        """
+        ...

@@ -18,6 +18,7 @@ from agentrl.gateway.dialects.contract import Dialect
 from agentrl.gateway.exchange import Exchange, Reply
 from agentrl.gateway.http import Server
 from agentrl.gateway.interrupt import Interruptible
+from agentrl.gateway.request import Completes
 from agentrl.gateway.retries import Attempt
 from agentrl.gateway.sampling import apply_override
 from agentrl.gateway.session import Session
@@ -46,12 +47,13 @@ class Gateway:
     def __init__(
         self, backend: Backend, capabilities: Capabilities, renderer: Renderer, *, body_limit: int = BODY_LIMIT
     ) -> None:
+        self._caller: Completes = Caller(backend, capabilities, renderer)
+        self._set_up(ChatCompletions(renderer.vocabulary), body_limit=body_limit)
+
+    def _set_up(self, *dialects: Dialect, body_limit: int) -> None:
         self.body_limit = body_limit
-        self._caller = Caller(backend, capabilities, renderer)
         self._sessions = Sessions()
-        self._dialects: dict[str, Dialect] = {
-            dialect.path: dialect for dialect in (ChatCompletions(renderer.vocabulary),)
-        }
+        self._dialects: dict[str, Dialect] = {dialect.path: dialect for dialect in dialects}
         self._server = Server(self)
         self._clients = SharedClients(self)
 

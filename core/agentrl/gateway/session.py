@@ -218,6 +218,16 @@ class Session:
             self._calls.append(record.call)
             self._conversations.add(record.tools, record.keys, _turn(record, end))
 
+    def record_relayed(self, call: Call, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
+        """Remember a call that has no tokens here, and ``turn`` at the end of the messages with ``keys``.
+
+        Raises ``GatewayError`` once the session is closed.
+        """
+        with self._lock:
+            self._check_open()
+            self._calls.append(call)
+            self._conversations.add(tools, keys, turn)
+
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error(self.id)

@@ -1,15 +1,16 @@
 """What an inference backend is: token ids in; token ids, logprobs and policy versions out.
 
-A backend never sees a message, a tool or a template. It may be called from any thread and any
-event loop at once: the gateway serves agents in the rollout process and over HTTP alike.
+A backend never sees a message, a tool or a template. A *chat backend* is the other kind, for models that are
+evaluated and never trained: messages in, a message out. Either may be called from any thread and any event
+loop at once: the gateway serves agents in the rollout process and over HTTP alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -148,5 +149,80 @@ class Backend(Protocol):
 
         Tokens sampled after it returns carry ``weights.version``; requests in flight keep their
         tokens and go on under the new weights; no prefix computed under old ones is used again.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One call of an agent, for a model behind a chat completions API."""
+
+    body: Mapping[str, Any]
+    """The request as the agent wrote it, under ``rollout.override``: messages, tools, any other field; plain JSON.
+    Its ``model`` is whatever the agent calls the policy."""
+    temperature: float = 1.0
+    """Used where the body sets none."""
+    max_tokens: int | None = None
+    """Used where the body sets none; ``None`` leaves it to the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletion:
+    """What the endpoint answered."""
+
+    answer: Mapping[str, Any]
+    """The whole body, plain JSON, in the shape of the chat completions API, with one choice."""
+    message: Mapping[str, Any]
+    """The choice's message."""
+    finish_reason: str
+    prompt_tokens: int = 0
+    """As the endpoint counts them; 0 where it does not say."""
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCapabilities:
+    """What a chat backend's model can do, known once it has started."""
+
+    greedy: bool = True
+    """Whether it takes temperature 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatContext:
+    """What a chat backend is built from."""
+
+    model: str
+    """The model's name at the endpoint."""
+    timeout: float = 600.0
+    """Seconds that the endpoint may take to answer a call, retries included."""
+    max_concurrency: int = 64
+    """Episodes that run at once."""
+    options: dict[str, object] = field(default_factory=dict)
+    """Keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
+
+
+@runtime_checkable
+class ChatBackend(Protocol):
+    """A model that is reached by messages only: it can be evaluated, and never trained.
+
+    A plugin registers the class, whose constructor takes a ``ChatContext``: a run asks the class, before anything is
+    built, which of the two contracts it keeps. The key ``model`` beside its name, where it takes one, is the context's
+    ``model`` by the time that it is built.
+    """
+
+    async def start(self) -> ChatCapabilities:
+        """Get ready. Raises ``ConfigError`` where the endpoint refuses the key or the model, else ``BackendError``."""
+        ...
+
+    async def stop(self) -> None:
+        """Cancel what is in flight and free everything. Safe to call twice."""
+        ...
+
+    async def complete(self, request: ChatRequest) -> ChatCompletion:
+        """Have one completion made. Cancelling the task that awaits it gives the call up.
+
+        Raises ``GatewayError``, with the endpoint's own status, code and message, for what it refuses, and
+        ``BackendError`` for what may go better another time, retries and the deadline being spent.
         """
         ...

@@ -23,18 +23,19 @@ class Evaluation:
     step: int
     sampled: float
     """Mean reward at `evaluation.temperature`."""
-    greedy: float
-    """Mean reward at temperature 0."""
+    greedy: float | None
+    """Mean reward at temperature 0; ``None`` for a model that does not take it."""
     episodes: int
-    """How many episodes both readings took together."""
+    """How many episodes the readings took together."""
     failed: int
     rejected: int
 
     def metrics(self) -> dict[str, float]:
         """As logged: `evaluation/reward`, `evaluation/reward_greedy`, …"""
+        greedy = {} if self.greedy is None else {"evaluation/reward_greedy": self.greedy}
         return {
             "evaluation/reward": self.sampled,
-            "evaluation/reward_greedy": self.greedy,
+            **greedy,
             "evaluation/episodes": self.episodes,
             "evaluation/failed": self.failed,
             "evaluation/rejected": self.rejected,
@@ -55,8 +56,10 @@ class Evaluation:
 class Evaluator:
     """Runs the same held-out tasks every time."""
 
-    def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config) -> None:
+    def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config, *, greedy: bool = True) -> None:
+        """``greedy`` says whether the model takes temperature 0."""
         count = min(config.evaluation.tasks, len(tasks))
+        self._greedy = greedy
         self._tasks = [IndexedTask(index, tasks[index]) for index in range(count)]
         self._rollout = rollout
         self._config = config
@@ -64,7 +67,7 @@ class Evaluator:
     @property
     def episodes(self) -> int:
         """How many episodes one evaluation runs."""
-        return len(self._tasks) * (self._config.evaluation.samples_per_task + 1)
+        return len(self._tasks) * (self._config.evaluation.samples_per_task + self._greedy)
 
     async def run(self, version: int) -> Evaluation:
         """Evaluate the weights of policy version ``version``.
@@ -75,12 +78,14 @@ class Evaluator:
         section = self._config.evaluation
         override = self._config.rollout.override
         sampled = await self._measure("eval", version, section.samples_per_task, section.temperature, override)
-        greedy = await self._measure("eval-greedy", version, 1, 0.0, {**override, "temperature": 0.0})
+        greedy: Sequence[Group] = ()
+        if self._greedy:
+            greedy = await self._measure("eval-greedy", version, 1, 0.0, {**override, "temperature": 0.0})
         episodes = [episode for group in (*sampled, *greedy) for episode in group.episodes]
         return Evaluation(
             step=version,
             sampled=_mean_reward(sampled),
-            greedy=_mean_reward(greedy),
+            greedy=_mean_reward(greedy) if greedy else None,
             episodes=len(episodes),
             failed=sum(episode.outcome == "failed" for episode in episodes),
             rejected=sum(episode.outcome == "rejected" for episode in episodes),

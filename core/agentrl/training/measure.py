@@ -1,4 +1,4 @@
-"""Evaluating a folder of weights on its own, outside of a run."""
+"""Evaluating a folder of weights, or an endpoint, outside of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from agentrl.errors import ConfigError
@@ -13,11 +14,12 @@ from agentrl.rollout.episode import Episode
 from agentrl.runs.reporter import Reporter
 from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
+from agentrl.training.endpoint import serve_endpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
-from agentrl.training.parts import Parts
+from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.serving import serve
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_endpoint"]
 
 
 async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
@@ -25,25 +27,41 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
 
     Raises ``ConfigError`` where the config names no held-out tasks.
     """
-    if parts.eval_tasks is None:
-        raise ConfigError("tasks.eval is null: there is nothing to evaluate on", fix="set tasks.eval to a task set")
-
+    tasks = _held_out(parts)
+    version = read_checkpoint(parts.model_folder).version
     reporter.stage("starting the inference engine")
     with _printed(reporter) as logs:
-        return await _measured(parts, parts.eval_tasks, reporter, logs)
+        told = partial(_finished, reporter)
+        async with serve(parts, version, finished=told, warn=reporter.warning, trains=False, logs=logs) as serving:
+            return await _measured(Evaluator(serving.rollout, tasks, parts.config), version, reporter)
 
 
-async def _measured(parts: Parts, tasks: TaskSet, reporter: Reporter, logs: Path) -> Evaluation:
-    async def finished(episode: Episode) -> None:
-        reporter.episode_finished(episode)
+async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluation:
+    """Evaluate the model of an endpoint; raises as ``measure`` does."""
+    tasks = _held_out(parts)
+    reporter.stage("asking the endpoint")
+    with _printed(reporter) as logs:
+        told = partial(_finished, reporter)
+        async with serve_endpoint(parts, finished=told, warn=reporter.warning, logs=logs) as endpoint:
+            if not endpoint.greedy:
+                reporter.warning(f"model {parts.config.model.name!r} does not take temperature 0: no greedy reading")
+            evaluator = Evaluator(endpoint.rollout, tasks, parts.config, greedy=endpoint.greedy)
+            return await _measured(evaluator, 0, reporter)
 
-    version = read_checkpoint(parts.model_folder).version
-    async with serve(
-        parts, version, finished=finished, warn=reporter.warning, trains=False, logs=logs, say=reporter.note
-    ) as serving:
-        evaluator = Evaluator(serving.rollout, tasks, parts.config)
-        reporter.stage("evaluating", episodes=evaluator.episodes)
-        return await evaluator.run(version)
+
+def _held_out(parts: EpisodeParts) -> TaskSet:
+    if parts.eval_tasks is None:
+        raise ConfigError("tasks.eval is null: there is nothing to evaluate on", fix="set tasks.eval to a task set")
+    return parts.eval_tasks
+
+
+async def _finished(reporter: Reporter, episode: Episode) -> None:
+    reporter.episode_finished(episode)
+
+
+async def _measured(evaluator: Evaluator, version: int, reporter: Reporter) -> Evaluation:
+    reporter.stage("evaluating", episodes=evaluator.episodes)
+    return await evaluator.run(version)
 
 
 @contextlib.contextmanager

@@ -18,16 +18,17 @@ from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
 from agentrl.tokens.renderer import Renderer, load_renderer
 from agentrl.training.agent import Agent, resolve_agent
+from agentrl.training.backends import check_takes_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Parts", "resolve_parts"]
+__all__ = ["EpisodeParts", "Parts", "resolve_episode_parts", "resolve_parts"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What the names in a config stand for."""
+class EpisodeParts:
+    """What the names in a config stand for, as far as episodes need it whatever model they talk to."""
 
     config: Config
     plugins: Plugins
@@ -36,6 +37,12 @@ class Parts:
     """``None`` where the agent returns its own reward."""
     train_tasks: TaskSet
     eval_tasks: TaskSet | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts(EpisodeParts):
+    """What the names in a config stand for, the model among them."""
+
     model_folder: Path
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
@@ -45,19 +52,35 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     """Resolve every name of ``config``; ``agent`` may be the agent itself instead of a name.
 
     An agent that lives in another environment is found there. Raises ``ConfigError`` or ``PluginError`` for the
-    first name that stands for nothing.
+    first name that stands for nothing, and for a backend whose model is no folder.
     """
-    config = locate_agent(config, plugins) if agent is None else config
+    check_takes_weights(config, plugins)
+    common = resolve_episode_parts(config, plugins, agent)
+    folder = find_model(plugins, config.model)
+    tokenizer = _tokenizer(folder)
     return Parts(
+        config=common.config,
+        plugins=plugins,
+        agent=common.agent,
+        score=common.score,
+        train_tasks=common.train_tasks,
+        eval_tasks=common.eval_tasks,
+        model_folder=folder,
+        tokenizer=tokenizer,
+        renderer=load_renderer(tokenizer, config.model.renderer),
+    )
+
+
+def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:
+    """As ``resolve_parts``, for a model that an endpoint serves."""
+    config = locate_agent(config, plugins) if agent is None else config
+    return EpisodeParts(
         config=config,
         plugins=plugins,
         agent=resolve_agent(config, plugins, agent),
         score=None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward)),
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
-        model_folder=(folder := find_model(plugins, config.model)),
-        tokenizer=(tokenizer := _tokenizer(folder)),
-        renderer=load_renderer(tokenizer, config.model.renderer),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentrl.config.models import Config
-from agentrl.errors import BackendError, ConfigError
+from agentrl.errors import BackendError
 from agentrl.gateway import Gateway
 from agentrl.inference.contract import Backend, BackendContext, Capabilities
 from agentrl.rollout.contract import AgentRunner
@@ -17,10 +17,11 @@ from agentrl.rollout.episode import Episode
 from agentrl.rollout.groups import Rollout
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.training.agent import Place
+from agentrl.training.backends import untrainable
 from agentrl.training.heap import settled_heap
-from agentrl.training.parts import Parts
+from agentrl.training.parts import EpisodeParts, Parts
 
-__all__ = ["Serving", "build_backend", "serve", "within"]
+__all__ = ["Serving", "build_backend", "rolling_out", "serve", "within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,29 @@ async def serve(
         async with within(config.inference.timeout, "the inference engine to start"):
             capabilities = await backend.start()
         if trains and not capabilities.trains:
-            raise ConfigError(
-                f"inference.backend={config.inference.backend.name!r} cannot be trained: it takes no weights",
-                fix="use it with `agentrl eval`, or train with inference.backend=torch",
-            )
+            raise untrainable(config)
         gateway = Gateway(backend, capabilities, parts.renderer)
-        gateway.start()
-        stack.callback(gateway.stop)
-        agent = await stack.enter_async_context(parts.agent.running(Place(gateway, config, logs, warn)))
-        stack.enter_context(settled_heap())
-        yield Serving(backend, capabilities, gateway, _rollout(parts, agent, gateway, finished))
+        rollout = rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
+        yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
+
+
+@contextlib.asynccontextmanager
+async def rolling_out(
+    parts: EpisodeParts,
+    gateway: Gateway,
+    *,
+    finished: Callable[[Episode], Awaitable[None]],
+    warn: Callable[[str], None],
+    logs: Path | None,
+) -> AsyncIterator[Rollout]:
+    """Start the gateway and the agent, for episodes that ``finished`` is told of; the rest as in ``serve``."""
+    gateway.start()
+    try:
+        async with parts.agent.running(Place(gateway, parts.config, logs, warn)) as agent:
+            with settled_heap():
+                yield _rollout(parts, agent, gateway, finished)
+    finally:
+        gateway.stop()
 
 
 @contextlib.asynccontextmanager
@@ -101,7 +115,7 @@ def build_backend(
 
 
 def _rollout(
-    parts: Parts, agent: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
+    parts: EpisodeParts, agent: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
 ) -> Rollout:
     config: Config = parts.config
     runner = EpisodeRunner(

@@ -13,9 +13,11 @@ from agentrl.environments import entries_elsewhere
 from agentrl.plugins import Plugins
 from agentrl.runs.reporter import Reporter, default_reporter
 from agentrl.runs.summary import Summary
+from agentrl.training.backends import is_chat
+from agentrl.training.endpoint import named_by_endpoint
 from agentrl.training.evaluation import Evaluation
-from agentrl.training.measure import measure
-from agentrl.training.parts import Parts, resolve_parts
+from agentrl.training.measure import measure, measure_endpoint
+from agentrl.training.parts import Parts, resolve_episode_parts, resolve_parts
 from agentrl.training.run import prepare, train
 from agentrl.training.running import run_to_end
 
@@ -67,24 +69,33 @@ class Trainer:
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
 
-        A checkpoint measures what it measured in its run. Raises as ``train`` does.
+        A checkpoint measures what it measured in its run. With a backend such as ``openai`` the model is that of
+        the endpoint, and ``checkpoint`` another name of one there. Raises as ``train`` does.
         """
-        parts = self._parts(agent, checkpoint)
+        config, target = self._configured(agent)
+        chat = is_chat(config, self.plugins)
+        config = named_by_endpoint(config) if chat else config
+        if checkpoint is not None:
+            config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(checkpoint)})})
+        if chat:
+            talking = resolve_episode_parts(config, self.plugins, target)
+            return run_to_end(lambda: measure_endpoint(talking, self.reporter))
+        parts = resolve_parts(config, self.plugins, target)
         return run_to_end(lambda: measure(parts, self.reporter))
 
     def _trainable(self, agent: Any) -> Parts:
         check_trainable(self.config)
-        return self._parts(agent)
+        config, target = self._configured(agent)
+        return resolve_parts(config, self.plugins, target)
 
-    def _parts(self, agent: Any, checkpoint: str | Path | None = None) -> Parts:
+    def _configured(self, agent: Any) -> tuple[Config, Any]:
+        """The config with ``agent`` in it, which all plugins have seen, and the agent itself if it is no name."""
         config, target = _with_agent(self.config, agent)
-        if checkpoint is not None:
-            config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(checkpoint)})})
         self.plugins.load()
         for broken in self.plugins.broken:
             self.reporter.warning(f"a plugin takes no part in this run: {broken}")
         self.plugins.hook.agentrl_configure(config=config)
-        return resolve_parts(config, self.plugins, target)
+        return config, target
 
 
 def _with_agent(config: Config, agent: Any) -> tuple[Config, Any]:

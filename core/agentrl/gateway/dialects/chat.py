@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentrl.errors import GatewayError
+from agentrl.gateway.dialects.chat_api import ALIASES, PATH, error_body, flag, refuse_several, refused
 from agentrl.gateway.dialects.messages import read_messages, read_tools
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.tokens.vocabulary import Vocabulary
@@ -69,8 +70,8 @@ _IMPOSSIBLE = -9999.0
 class ChatCompletions:
     """Reads requests strictly: what could not be honoured is refused, never dropped."""
 
-    path = "/chat/completions"
-    aliases: Mapping[str, str] = {"max_completion_tokens": "max_tokens"}
+    path = PATH
+    aliases = ALIASES
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -89,7 +90,7 @@ class ChatCompletions:
             calls_tools=_calls_tools(given, tools),
             one_call=tools is not None and given.get("parallel_tool_calls") is False,
             fields=_fields(given),
-            logprobs=_flag(given, "logprobs"),
+            logprobs=flag(given, "logprobs"),
             top_logprobs=_top_logprobs(given),
         )
 
@@ -115,9 +116,7 @@ class ChatCompletions:
 
     def refuse(self, error: GatewayError) -> bytes:
         """See ``Dialect.refuse``."""
-        kind = "server_error" if error.status >= 500 else "invalid_request_error"
-        fields = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
-        return json.dumps({"error": fields}).encode()
+        return error_body(error)
 
     def _logprobs(self, completion: Completion) -> list[dict[str, Any]]:
         tops = completion.top_logprobs or ((),) * len(completion.ids)
@@ -144,23 +143,20 @@ def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:
 def _refuse_modes(given: Mapping[str, Any]) -> None:
     """Refuse ways of answering that do not exist here."""
     if not isinstance(given.get("model", ""), str):
-        raise _refuse("model", given, "is not a text")
-    if _flag(given, "stream"):
-        raise _refuse("stream", given, "is not supported yet", fix="ask without stream")
-    if given.get("n", 1) != 1:
-        raise _refuse("n", given, "is not supported", fix="send that many requests; each is sampled anew")
+        raise refused("model", given, "is not a text")
+    refuse_several(given)
     if given.get("modalities", ["text"]) != ["text"]:
-        raise _refuse("modalities", given, "is not supported", fix="the policy writes text only")
+        raise refused("modalities", given, "is not supported", fix="the policy writes text only")
     form = given.get("response_format", {"type": "text"})
     if not isinstance(form, dict) or form.get("type") != "text":
-        raise _refuse("response_format", given, "is not supported yet", fix="ask for the format in the messages")
+        raise refused("response_format", given, "is not supported yet", fix="ask for the format in the messages")
 
 
 def _calls_tools(given: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> bool:
     choice = given.get("tool_choice", "auto")
     if choice not in ("auto", "none"):
-        raise _refuse("tool_choice", given, "would have to force a call", fix="'auto' and 'none' are supported")
-    _flag(given, "parallel_tool_calls")
+        raise refused("tool_choice", given, "would have to force a call", fix="'auto' and 'none' are supported")
+    flag(given, "parallel_tool_calls")
     return tools is not None and choice == "auto"
 
 
@@ -168,7 +164,7 @@ def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: given[name] for name in sorted(_SAMPLING & given.keys())}
     if "max_completion_tokens" in given:
         if fields.get("max_tokens", given["max_completion_tokens"]) != given["max_completion_tokens"]:
-            raise _refuse("max_tokens", given, "contradicts max_completion_tokens", fix="set one of them")
+            raise refused("max_tokens", given, "contradicts max_completion_tokens", fix="set one of them")
         fields["max_tokens"] = given["max_completion_tokens"]
     return fields
 
@@ -176,18 +172,7 @@ def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
 def _top_logprobs(given: Mapping[str, Any]) -> int:
     count = given.get("top_logprobs", 0)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MAX_TOP_LOGPROBS:
-        raise _refuse("top_logprobs", given, f"is not a whole number from 0 to {_MAX_TOP_LOGPROBS}")
+        raise refused("top_logprobs", given, f"is not a whole number from 0 to {_MAX_TOP_LOGPROBS}")
     if count and not given.get("logprobs"):
-        raise _refuse("top_logprobs", given, "is of no use without logprobs", fix="set logprobs: true")
+        raise refused("top_logprobs", given, "is of no use without logprobs", fix="set logprobs: true")
     return count
-
-
-def _flag(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool):
-        raise _refuse(name, given, "is neither true nor false")
-    return value
-
-
-def _refuse(name: str, given: Mapping[str, Any], what: str, *, fix: str | None = None) -> GatewayError:
-    return GatewayError(f"{name}={given[name]!r:.80} {what}", param=name, code="unsupported_value", fix=fix)

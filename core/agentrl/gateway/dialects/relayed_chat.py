@@ -1,0 +1,41 @@
+"""The chat completions API in front of an endpoint that speaks it too: requests go through as they were written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agentrl.errors import GatewayError
+from agentrl.gateway.dialects.chat_api import ALIASES, PATH, error_body, refuse_several
+from agentrl.gateway.request import Completion, ModelRequest
+
+__all__ = ["RelayedChat"]
+
+
+class RelayedChat:
+    """Reads of a request what recording it needs; the endpoint judges the rest."""
+
+    path = PATH
+    aliases = ALIASES
+
+    def parse(self, body: Mapping[str, Any]) -> ModelRequest:
+        """See ``Dialect.parse``."""
+        refuse_several({name: value for name, value in body.items() if value is not None})
+        messages, tools = body.get("messages"), body.get("tools")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise GatewayError(
+                f"messages is not a list of messages: {messages!r:.80}", param="messages", code="invalid_value"
+            )
+        return ModelRequest(body=body, messages=messages, tools=tools if isinstance(tools, list) else None)
+
+    def respond(self, request: ModelRequest, completion: Completion) -> bytes:
+        """See ``Dialect.respond``: what the endpoint answered, under the id that the call has here.
+
+        Ids of an endpoint need not be unique, and agents reward single calls by theirs.
+        """
+        return json.dumps({**completion.answer, "id": completion.call.id}).encode()
+
+    def refuse(self, error: GatewayError) -> bytes:
+        """See ``Dialect.refuse``."""
+        return error_body(error)

@@ -1,0 +1,1 @@
+"""The chat backend `openai`: any endpoint that speaks the chat completions API."""

@@ -1,0 +1,30 @@
+"""Which of the two contracts a backend keeps: token ids and weights, or messages alone."""
+
+from __future__ import annotations
+
+from agentrl.config.models import Config
+from agentrl.errors import ConfigError
+from agentrl.inference.contract import ChatBackend
+from agentrl.plugins import Plugins
+
+__all__ = ["check_takes_weights", "is_chat", "untrainable"]
+
+
+def is_chat(config: Config, plugins: Plugins) -> bool:
+    """Whether the backend of ``config`` is a ``ChatBackend``. Raises as ``Plugins.get`` does."""
+    registered = plugins.get("backends", config.inference.backend.name)
+    return isinstance(registered, type) and issubclass(registered, ChatBackend)
+
+
+def check_takes_weights(config: Config, plugins: Plugins) -> None:
+    """Raise ``ConfigError`` for a backend that can only be evaluated."""
+    if is_chat(config, plugins):
+        raise untrainable(config)
+
+
+def untrainable(config: Config) -> ConfigError:
+    """The error for training with the backend of ``config``."""
+    return ConfigError(
+        f"inference.backend={config.inference.backend.name!r} cannot be trained: it takes no weights",
+        fix="use it with `agentrl eval`, or train with inference.backend=torch",
+    )

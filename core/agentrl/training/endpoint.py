@@ -1,0 +1,69 @@
+"""A model behind an endpoint, reached through a chat backend: it has no folder, no tokenizer and no weights here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrl.config.models import Config
+from agentrl.gateway import RelayGateway
+from agentrl.inference.contract import ChatBackend, ChatContext
+from agentrl.rollout.episode import Episode
+from agentrl.rollout.groups import Rollout
+from agentrl.training.parts import EpisodeParts
+from agentrl.training.serving import rolling_out, within
+
+__all__ = ["Endpoint", "named_by_endpoint", "serve_endpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What is running while an endpoint is evaluated."""
+
+    rollout: Rollout
+    greedy: bool
+    """Whether the model takes temperature 0."""
+
+
+def named_by_endpoint(config: Config) -> Config:
+    """``config``, of a chat backend, with the backend's key ``model``, where it is set, as the name of the model."""
+    part = config.inference.backend
+    name = part.options.get("model")
+    if not isinstance(name, str):
+        return config
+    others = {key: value for key, value in part.options.items() if key != "model"}
+    inference = config.inference.model_copy(update={"backend": type(part)(name=part.name, **others)})
+    model = config.model.model_copy(update={"name": name})
+    return config.model_copy(update={"model": model, "inference": inference})
+
+
+@contextlib.asynccontextmanager
+async def serve_endpoint(
+    parts: EpisodeParts,
+    *,
+    finished: Callable[[Episode], Awaitable[None]],
+    warn: Callable[[str], None],
+    logs: Path | None = None,
+) -> AsyncIterator[Endpoint]:
+    """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
+    backend = _build(parts)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(backend.stop)
+        async with within(parts.config.inference.timeout, "the endpoint to answer"):
+            capabilities = await backend.start()
+        rollout = rolling_out(parts, RelayGateway(backend), finished=finished, warn=warn, logs=logs)
+        yield Endpoint(await stack.enter_async_context(rollout), capabilities.greedy)
+
+
+def _build(parts: EpisodeParts) -> ChatBackend:
+    config = parts.config
+    context = ChatContext(
+        model=config.model.name,
+        timeout=config.inference.timeout,
+        max_concurrency=config.rollout.concurrency,
+        options=config.inference.backend.options,
+    )
+    backend: ChatBackend = parts.plugins.build("backends", config.inference.backend, context=context)
+    return backend
