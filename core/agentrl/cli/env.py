@@ -56,7 +56,7 @@ Examples:
 def create(
     app: App, name: str, sources: tuple[str, ...], editable: bool, python: str | None, replace: bool, timeout: float
 ) -> None:
-    """Make the environment NAME with the distribution agentrl-NAME in it.
+    """Make the environment NAME with the distribution agentrl-NAME in it, and what that says it needs there.
 
     It gets this version of agentrl-core. Where this one was installed from a local folder, core comes from there, and
     the plugin too if the folder has it; everything else comes from the package index, as pip is configured to find it.

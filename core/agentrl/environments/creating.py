@@ -24,7 +24,9 @@ from agentrl.environments.pip import FREE_SPACE, failure_of, pip_environment
 from agentrl.environments.places import LOG, environment_name, environments_folder
 from agentrl.environments.planning import Plan, plan
 from agentrl.environments.processes import child_environment, run_shown
+from agentrl.environments.recipes import recipe_inside, still_missing
 from agentrl.environments.record import Record, write_record
+from agentrl.environments.sources import Source
 from agentrl.environments.staging import copied, tidied
 from agentrl.environments.wishes import Wish, completed
 from agentrl.errors import ConfigError, PluginError, one_line
@@ -100,11 +102,14 @@ class _Making:
     def make(self, interpreter: Interpreter, todo: Plan) -> Created:
         self._log.write_text("")
         self._run("python -m venv", [interpreter.path, "-I", "-m", "venv", str(self._folder)])
-        self._install(todo)
         asked = None if self._wish.python is None else interpreter.path
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = Record(interpreter.version, asked, self._wish.sources, self._wish.editable, created)
-        environment = Environment(self._folder.name, self._folder, self._folder / "bin" / "python", record)
+        self._install(todo.sources)
+        uninstall = self._follow_recipe(todo, self._environment(record)) if todo.asks_inside else todo.uninstall
+        if uninstall:
+            self._pip("uninstall", "--yes", *uninstall)
+        environment = self._environment(record)
         self._narrator.say("checking that its agents load")
         try:
             faults = check_environment(environment, self._environ, self._deadline, self._narrator.show)
@@ -113,16 +118,31 @@ class _Making:
         write_record(self._folder, record)
         return Created(environment, faults)
 
-    def _install(self, todo: Plan) -> None:
+    def _environment(self, record: Record) -> Environment:
+        """What is there now; an object of this kind looks only once."""
+        return Environment(self._folder.name, self._folder, self._folder / "bin" / "python", record)
+
+    def _install(self, sources: Sequence[Source]) -> None:
         with ExitStack() as stack:
             if self._wish.editable:
-                arguments = stack.enter_context(tidied(todo.sources))
+                arguments = stack.enter_context(tidied(sources))
             else:
                 copies = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentrl-"))
-                arguments = copied(todo.sources, Path(copies))
+                arguments = copied(sources, Path(copies))
             self._pip("install", *arguments)
-        if todo.uninstall:
-            self._pip("uninstall", "--yes", *todo.uninstall)
+
+    def _follow_recipe(self, todo: Plan, environment: Environment) -> tuple[str, ...]:
+        """Install what a recipe asks for that has come with the plugin, and return what is to be uninstalled."""
+        try:
+            recipe = recipe_inside(environment, self._environ, self._deadline, self._narrator.show)
+        except TimeoutError as error:
+            raise self._too_slow("reading its recipe") from error
+        if recipe is None:
+            return todo.uninstall
+        if missing := still_missing(recipe, todo.sources):
+            self._narrator.say(f"installing {', '.join(missing)}, as its recipe asks")
+            self._pip("install", *missing)
+        return recipe.uninstall
 
     def _pip(self, verb: str, *arguments: str) -> None:
         self._run(f"pip {verb}", [str(self._folder / "bin" / "python"), "-I", "-m", "pip", verb, *arguments])

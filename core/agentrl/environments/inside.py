@@ -1,4 +1,4 @@
-"""What runs once in a new environment: whether its agents can be imported there.
+"""What runs once in a new environment: what its recipe says, and whether its agents can be imported there.
 
 Needs nothing but agentrl-core's base dependencies.
 """
@@ -14,7 +14,7 @@ from agentrl.plugins import Plugins
 from agentrl.plugins.entries import Entry, normalised
 from agentrl.plugins.versions import CORE
 
-__all__ = ["Fault", "report"]
+__all__ = ["Fault", "report", "tell_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,14 @@ def report(path: Path) -> None:
     agents = [entry for entry in plugins.entries("agents") if normalised(entry.distribution.name) != CORE]
     faults += [fault for entry in agents if (fault := _fault(plugins, entry))]
     path.write_text(json.dumps([asdict(fault) for fault in faults]), encoding="utf-8")
+
+
+def tell_recipe(name: str, path: Path) -> None:
+    """Write the recipe ``name`` to ``path``, as a JSON object. Raises ``PluginError`` where it is none."""
+    from agentrl.environments.recipes import recipe_here
+
+    recipe = recipe_here(name, Plugins(environ={}))
+    path.write_text(json.dumps(asdict(recipe) if recipe else None), encoding="utf-8")
 
 
 def _fault(plugins: Plugins, entry: Entry) -> Fault | None:
