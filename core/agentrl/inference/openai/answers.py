@@ -38,10 +38,12 @@ def read_answer(response: Any, endpoint: Endpoint) -> ChatCompletion:
 def read_models(response: Any) -> list[str]:
     """The names in an answer to ``GET /models``; none where it is no list of models."""
     try:
-        data = response.json()["data"]
-        return [model["id"] for model in data if isinstance(model["id"], str)]
-    except (ValueError, LookupError, TypeError):
+        body = response.json()
+    except ValueError:
         return []
+    data = body.get("data") if isinstance(body, dict) else None
+    listed = data if isinstance(data, list) else []
+    return [model["id"] for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
 def message_of(body: object) -> str:

@@ -1,0 +1,184 @@
+"""A gateway in front of an endpoint: what goes through, what the agent is given, and what is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import openai
+import pytest
+
+from agentrl.errors import BackendError, GatewayError
+from agentrl.gateway import RelayGateway, SessionSettings
+from agentrl.inference.contract import ChatCapabilities, ChatCompletion, ChatRequest
+
+ASK = {"role": "user", "content": "What is 1 + 1?"}
+IMAGE = {
+    "role": "user",
+    "content": [{"type": "text", "text": "See:"}, {"type": "image_url", "image_url": {"url": "x"}}],
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1, "b": 2}'}}
+CUSTOM = {"id": "c2", "type": "custom", "custom": {"name": "g", "input": "text"}}
+
+
+@dataclass
+class ScriptedEndpoint:
+    """Answers with the messages of the script, or raises what is in it."""
+
+    script: list[object] = field(default_factory=list)
+    requests: list[ChatRequest] = field(default_factory=list)
+
+    async def start(self) -> ChatCapabilities:
+        return ChatCapabilities()
+
+    async def stop(self) -> None:
+        """Nothing."""
+
+    async def complete(self, request: ChatRequest) -> ChatCompletion:
+        self.requests.append(request)
+        step = self.script.pop(0) if self.script else {"role": "assistant", "content": "2"}
+        if step == "hang":
+            await asyncio.sleep(3600)
+        if isinstance(step, Exception):
+            raise step
+        choice = {"index": 0, "message": step, "finish_reason": "stop", "logprobs": None}
+        answer = {"id": "always-this", "model": "gpt-4o-2024", "choices": [choice], "system_fingerprint": "fp"}
+        return ChatCompletion(answer, step, "stop", 9, 1)
+
+
+@pytest.fixture
+def endpoint() -> ScriptedEndpoint:
+    return ScriptedEndpoint()
+
+
+@pytest.fixture
+def relay(endpoint) -> Iterator[RelayGateway]:
+    gateway = RelayGateway(endpoint)
+    yield gateway
+    gateway.stop()
+
+
+def talk(gateway, *requests, **settings):
+    """The answers to ``requests``, one after another in one session, and the session."""
+    session = gateway.open_session(SessionSettings(**({"training": False} | settings)))
+    client = openai.AsyncOpenAI(
+        base_url=session.base_url, api_key=session.api_key, http_client=session.http_client, max_retries=0
+    )
+
+    async def main():
+        return [await client.chat.completions.create(**({"model": "any"} | request)) for request in requests]
+
+    return asyncio.run(main()), session
+
+
+def test_every_field_goes_through_as_it_was_written(relay, endpoint):
+    fields = {
+        "tool_choice": "required",
+        "response_format": {"type": "json_object"},
+        "top_p": 0.5,
+        "logit_bias": {"5": 1},
+    }
+    talk(relay, {"messages": [IMAGE], "extra_body": {"mirostat": 2}, **fields}, temperature=0.7, max_tokens=5)
+    (request,) = endpoint.requests
+    assert request == ChatRequest({"messages": [IMAGE], "model": "any", "mirostat": 2, **fields}, 0.7, 5)
+
+
+def test_the_agent_is_given_all_of_the_answer_under_an_id_of_its_own(relay):
+    (one, two), session = talk(relay, {"messages": [ASK]}, {"messages": [ASK]})
+    assert one.model == "gpt-4o-2024"
+    assert one.system_fingerprint == "fp"
+    assert one.choices[0].message.content == "2"
+    assert one.id != two.id
+    assert [call.id for call in session.calls] == [one.id, two.id]
+
+
+def test_a_call_is_recorded_with_messages_and_usage_and_without_tokens(relay):
+    _, session = talk(relay, {"messages": [ASK], "seed": 3}, override={"seed": 4})
+    (call,) = session.calls
+    assert call.request == {"messages": [ASK], "model": "any", "seed": 4}
+    assert call.message == {"role": "assistant", "content": "2"}
+    assert (call.finish_reason, call.prompt_tokens, call.completion_tokens) == ("stop", 9, 1)
+    assert (call.parent, call.fork_reason, call.overridden) == (None, None, ("seed",))
+    assert len(session.tree) == 0
+
+
+@pytest.mark.parametrize("asked", [ASK, IMAGE, {"role": "function", "name": "f", "content": {"odd": [1]}}])
+@pytest.mark.parametrize(
+    ("said", "sent_back"),
+    [
+        ({"content": "two"}, {"content": [{"type": "text", "text": "two"}]}),
+        (
+            {"content": None, "tool_calls": [CALL]},
+            {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": '{"b":2,"a":1}'}}]},
+        ),
+        ({"content": None, "tool_calls": [CUSTOM]}, {"tool_calls": [CUSTOM]}),
+        ({"content": None, "refusal": "no", "audio": {"id": "a"}}, {"content": ""}),
+        ({"content": "two", "reasoning": "one and one"}, {"content": "two"}),
+    ],
+)
+def test_a_conversation_is_known_again_however_a_framework_writes_it(relay, endpoint, asked, said, sent_back):
+    endpoint.script = [{"role": "assistant", **said}]
+    again = [asked, {"role": "assistant", **sent_back}, {"role": "user", "content": "Sure?"}]
+    (first, _), session = talk(relay, {"messages": [asked]}, {"messages": again})
+    assert [call.parent for call in session.calls] == [None, first.id]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"stream": True}, "stream=True is not supported yet"),
+        ({"n": 2}, "n=2 is not supported"),
+        ({"messages": "hello"}, "messages is not a list"),
+        ({"messages": ["hello"]}, "messages is not a list"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_here(relay, endpoint, fields, told):
+    with pytest.raises(openai.BadRequestError, match=told):
+        talk(relay, {"messages": [ASK], **fields})
+    assert endpoint.requests == []
+
+
+def test_what_the_endpoint_refuses_reaches_the_agent_in_its_words(relay, endpoint):
+    endpoint.script = [GatewayError("too warm", status=422, code="odd_value", param="temperature")]
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        talk(relay, {"messages": [ASK]})
+    assert caught.value.body == {
+        "message": "too warm",
+        "type": "invalid_request_error",
+        "param": "temperature",
+        "code": "odd_value",
+    }
+
+
+@pytest.mark.parametrize("error", [BackendError("down"), ValueError("a bug")])
+def test_a_failure_behind_the_gateway_is_the_backend_s(relay, endpoint, error):
+    endpoint.script = [error]
+    session = relay.open_session(SessionSettings(training=False))
+    client = openai.AsyncOpenAI(
+        base_url=session.base_url, api_key=session.api_key, http_client=session.http_client, max_retries=0
+    )
+    with pytest.raises(openai.InternalServerError):
+        asyncio.run(client.chat.completions.create(model="any", messages=[ASK]))
+    assert session.refusals[0].side == "backend"
+    assert session.calls == ()
+
+
+def test_closing_a_session_ends_its_calls_without_a_trace(relay, endpoint):
+    endpoint.script = ["hang"]
+    session = relay.open_session(SessionSettings(training=False))
+
+    async def main():
+        client = openai.AsyncOpenAI(
+            base_url=session.base_url, api_key=session.api_key, http_client=session.http_client, max_retries=0
+        )
+        call = asyncio.ensure_future(client.chat.completions.create(model="any", messages=[ASK]))
+        async with asyncio.timeout(20):
+            while not endpoint.requests:
+                await asyncio.sleep(0.01)
+            session.close()
+            with pytest.raises(openai.NotFoundError, match="closed"):
+                await call
+
+    asyncio.run(main())
+    assert session.calls == ()
