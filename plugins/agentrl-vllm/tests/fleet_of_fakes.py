@@ -1,0 +1,156 @@
+"""Servers that exist only as state, and a client that reaches them: what a real one cannot be made to do on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from agentrl.errors import RunError
+from agentrl_vllm.errors import ServerFailed
+
+VOCABULARY = 500
+
+
+def logprobs(version: float, ids: Sequence[int]) -> list[float]:
+    """What a model of ``version`` says of ``ids[1:]``."""
+    return [-1 - (one * 31 + other * 17) % 97 / 97 - 0.3 * version for one, other in itertools.pairwise(ids)]
+
+
+class FakeWeights:
+    """Of a learner whose model is ``logprobs``."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        save_file({"w": torch.full((2,), float(self.version))}, folder / "model.safetensors")
+
+    def logprobs(self, ids: Sequence[int]) -> list[float]:
+        return logprobs(self.version, ids)
+
+
+class Unwritable(FakeWeights):
+    """Finds the disk full."""
+
+    def save(self, folder: Path) -> None:
+        raise RunError(f"cannot write {folder}: No space left on device")
+
+
+@dataclass
+class FakeServer:
+    """State of a server; ``faults`` are called instead of what they are named after."""
+
+    folder: str
+    weights: float = 0
+    cache: float | None = None
+    """Version of the weights that computed the prefix cache."""
+    label: str = "default"
+    paused: bool = False
+    dtype: str = "float32"
+    tied: bool = False
+    rounding: float = 0.0
+    calls: list[str] = field(default_factory=list)
+    faults: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    sampled_while: list[tuple[str, float]] = field(default_factory=list)
+
+    def answer(self, path: str, body: Any) -> Any:
+        name = body["method"] if path == "/collective_rpc" else path.partition("?")[0].rpartition("/")[2]
+        self.calls.append(name)
+        if name in self.faults:
+            return self.faults[name]()
+        return getattr(self, name)(*(body.get("args", [body]) if body else []))
+
+    def agentrl_describe(self) -> Any:
+        keys = {"dtype": self.dtype, "tied": self.tied, "vocabulary": VOCABULARY, "context": 300}
+        return {"results": [{"fault": None, "folder": self.folder, **keys}]}
+
+    def agentrl_check(self, folder: str) -> Any:
+        return {"results": [{"fault": None if Path(folder).is_dir() else f"{folder} is no folder"}]}
+
+    def agentrl_load(self, folder: str) -> Any:
+        assert self.paused, "weights change under a server that samples"
+        self.folder = folder
+        self.weights = int(Path(folder).name.removeprefix("v"))
+        return {"results": [{"fault": None}]}
+
+    def pause(self) -> Any:
+        self.paused = True
+
+    def resume(self) -> Any:
+        self.paused = False
+
+    def reset_prefix_cache(self) -> Any:
+        self.cache = None
+        return {"success": True}
+
+    def update_weight_version(self, body: Any) -> Any:
+        self.label = body["new_version"]
+
+    def weight_info(self) -> Any:
+        return {"weight_version": self.label}
+
+    def generate(self, body: Any) -> Any:
+        assert not self.paused, "a paused server was asked for tokens"
+        ids, params = body["token_ids"], body["sampling_params"]
+        new = [(7 * number + ids[-1]) % VOCABULARY for number in range(params["max_tokens"])]
+        scores = "prompt_logprobs" in params
+        if not scores and self.cache is None:
+            self.cache = self.weights
+        stated = logprobs(self.weights if scores else self.cache or 0, [*ids, *new])
+        stated = [logprob + self.rounding for logprob in stated]
+        pairs = zip(ids[1:], stated, strict=False)
+        return {
+            "choices": [
+                {"token_ids": new, "logprobs": {"content": [{"logprob": each} for each in stated[-len(new) :]]}}
+            ],
+            "prompt_logprobs": [None, *({str(token): {"logprob": each}} for token, each in pairs)] if scores else None,
+        }
+
+
+class FakeClient:
+    """Reaches the servers of ``by_url``."""
+
+    def __init__(self, by_url: dict[str, FakeServer]) -> None:
+        self.by_url = by_url
+
+    async def post(self, url: str, path: str, body: object = None, *, seconds: float | None = None) -> Any:
+        await asyncio.sleep(0)
+        return self.by_url[url].answer(path, body)
+
+    async def get(self, url: str, path: str, *, seconds: float | None = None) -> Any:
+        return await self.post(url, path)
+
+
+class FakeReplica:
+    """As ``Replica``, which nobody brings back."""
+
+    def __init__(self, url: str, name: str = "vLLM server 0") -> None:
+        self.url, self.state, self.version, self.life = url, "ready", 0, 1
+        self.reason: str | None = None
+        self.server = type("Named", (), {"name": name})()
+
+    def fail(self, reason: str, *, life: int | None = None) -> None:
+        if self.state == "ready" and life in (None, self.life):
+            self.state, self.version, self.reason = "starting", None, reason
+
+
+def fails(reason: str) -> Callable[[], Any]:
+    """A fault: the server fails."""
+
+    def fail() -> Any:
+        raise ServerFailed(reason)
+
+    return fail
+
+
+def finds(fault: str) -> Callable[[], Any]:
+    """A fault that a worker reports."""
+    return lambda: {"results": [{"fault": None}, {"fault": fault}]}
