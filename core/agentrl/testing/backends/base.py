@@ -31,6 +31,8 @@ class BackendSuite:
     """Completions at once that it is started for."""
     tolerance: ClassVar[float] = 1e-4
     """How far a logprob may be from the model's, and how near another token's for either to be the likeliest."""
+    flight: ClassVar[int] = 400
+    """Tokens of a completion that is still under way once weights have been updated."""
     timeout: ClassVar[float] = 30.0
     """Seconds that what a test asks for may take."""
     start_timeout: ClassVar[float] = 120.0

@@ -16,9 +16,6 @@ from agentrl.testing.backends.reference import Reference
 
 __all__ = ["WeightUpdates"]
 
-_FLIGHT = 400
-"""Tokens of a completion that is still under way once weights have been updated."""
-
 
 class WeightUpdates(BackendSuite):
     """Tests of a backend that is trained with."""
@@ -43,7 +40,7 @@ class WeightUpdates(BackendSuite):
         needs_training(bench)
         prompt = bench.prompts(1)[0]
         old, new = bench.reference, bench.reference.changed(head_only=True)
-        flown, _ = bench.run(_across(bench, new, prompt), "a completion across an update")
+        flown, _ = bench.run(_across(bench, new, prompt, self.flight), "a completion across an update")
         switch = _switch(flown, old.version, new.version)
         before, after = old.distances(prompt, flown)[:switch], new.distances(prompt, flown)[switch:]
         assert max(before) <= self.tolerance, "tokens sampled before the update are not those of the old weights"
@@ -53,7 +50,7 @@ class WeightUpdates(BackendSuite):
         needs_training(bench)
         prompt = bench.prompts(1)[0]
         old, new = bench.reference, bench.reference.changed()
-        flown, beside = bench.run(_across(bench, new, prompt), "a completion across an update")
+        flown, beside = bench.run(_across(bench, new, prompt, self.flight), "a completion across an update")
         _switch(flown, old.version, new.version)
         longer = [*prompt, *flown.ids[:40]]
         (after,) = bench.complete(ask(longer, max_tokens=6))
@@ -72,10 +69,10 @@ class WeightUpdates(BackendSuite):
                 _of(tied.reference, old, compared.prompt, compared.chunk, self.tolerance)
 
 
-async def _across(bench: Bench, new: Reference, prompt: list[int]) -> tuple[Chunk, Chunk]:
-    """A long completion, with ``new`` put in place after its first tokens; and one of the
+async def _across(bench: Bench, new: Reference, prompt: list[int], tokens: int) -> tuple[Chunk, Chunk]:
+    """A completion of ``tokens``, with ``new`` put in place after its first ones; and one of the
     same prompt that is asked for while the first goes on."""
-    request = ask(prompt, stream=True, max_tokens=_FLIGHT, **bench.seed(1))
+    request = ask(prompt, stream=True, max_tokens=tokens, **bench.seed(1))
     async with aclosing(bench.backend.generate(request)) as stream:
         chunks = [await anext(stream)]
         await bench.backend.update_weights(new.weights)

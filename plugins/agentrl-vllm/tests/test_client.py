@@ -1,0 +1,166 @@
+"""HTTP to a server: connections used again, closed when given up, and what each failure is called."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from stub import LAST, Answer, Stub, stub
+
+from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed, ServerHangs
+
+DEADLINE_S = 20.0
+
+
+async def well(path: str, body: Any) -> Answer:
+    return 200, {"body": body}
+
+
+async def silent(path: str, body: Any) -> Answer:
+    await asyncio.sleep(DEADLINE_S)
+    return 200, {}
+
+
+def using(handler: Any, scenario: Callable[[Client, Stub], Awaitable[Any]], seconds: float = 10) -> Any:
+    """Run ``scenario`` with a client and a server that answers with ``handler``."""
+
+    async def main() -> Any:
+        async with asyncio.timeout(DEADLINE_S), stub(handler) as server:
+            client = Client(seconds)
+            try:
+                return await scenario(client, server)
+            finally:
+                await client.close()
+
+    return asyncio.run(main())
+
+
+def test_requests_one_after_another_share_a_connection_and_at_once_have_their_own() -> None:
+    async def scenario(client: Client, server: Stub) -> None:
+        for number in range(3):
+            assert await client.post(server.url, "/path", {"n": number}) == {"body": {"n": number}}
+        assert server.connections == 1
+        await asyncio.gather(*(client.get(server.url, "/path") for _ in range(200)))
+        assert server.connections <= 200
+
+    using(well, scenario)
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> None:
+    async def scenario(client: Client, server: Stub) -> None:
+        for number in range(1, 4):
+            await client.get(server.url, LAST)
+            await server.closed.wait()
+            server.closed.clear()
+            assert server.connections == number
+
+    using(well, scenario)
+
+
+def test_a_request_that_is_given_up_closes_its_connection() -> None:
+    async def scenario(client: Client, server: Stub) -> None:
+        asking = asyncio.ensure_future(client.get(server.url, "/path"))
+        await server.until(lambda: server.asked)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await server.until(lambda: server.left)
+
+    using(silent, scenario)
+
+
+def test_a_stream_that_is_given_up_closes_its_connection() -> None:
+    async def many(path: str, body: Any) -> Answer:
+        return [{"n": number} for number in range(10)]
+
+    async def scenario(client: Client, server: Stub) -> None:
+        async with aclosing(client.events(server.url, "/path", {})) as events:
+            assert await anext(events) == {"n": 0}
+        async with aclosing(client.events(server.url, "/path", {})) as events:
+            assert [event["n"] async for event in events] == list(range(10))
+        assert server.connections == 2
+        await client.get(server.url, "/path")
+        assert server.connections == 2, "a stream that was read to its end leaves its connection"
+
+    using(many, scenario)
+
+
+def test_a_server_that_takes_a_request_and_is_silent_hangs() -> None:
+    async def scenario(client: Client, server: Stub) -> None:
+        with pytest.raises(ServerHangs, match="did not answer /path in time"):
+            await client.post(server.url, "/path", {})
+
+    using(silent, scenario, seconds=0.2)
+
+
+def test_a_server_that_is_not_there_has_failed() -> None:
+    async def scenario(client: Client, server: Stub) -> None:
+        with pytest.raises(ServerFailed, match=r"http://127\.0\.0\.1:1 broke at /path"):
+            await client.get("http://127.0.0.1:1", "/path")
+
+    using(well, scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind"),
+    [
+        (400, {"message": "The prompt is longer than the maximum model length of 4.", "param": None}, PromptTooLong),
+        (400, {"message": "top_p must be in (0, 1]", "param": "top_p"}, UnsupportedSampling),
+        (400, {"message": "Token id 9 is out of vocabulary", "param": None}, BackendError),
+        (403, {"message": "disabled"}, BackendError),
+        (500, {"message": "the engine is dead"}, ServerFailed),
+        (503, "not JSON of the usual kind", ServerFailed),
+    ],
+)
+def test_an_error_is_named_by_what_it_means(status: int, error: Any, kind: type[BackendError]) -> None:
+    async def failing(path: str, body: Any) -> Answer:
+        return status, {"error": error}
+
+    async def scenario(client: Client, server: Stub) -> None:
+        with pytest.raises(BackendError) as caught:
+            await client.post(server.url, "/path", {})
+        assert type(caught.value) is kind
+        assert str(error["message"] if isinstance(error, dict) else error) in caught.value.message
+
+    using(failing, scenario)
+
+
+def test_to_close_ends_what_is_under_way_in_any_loop() -> None:
+    ended: list[BaseException] = []
+
+    async def scenario(client: Client, server: Stub) -> None:
+        def elsewhere() -> None:
+            try:
+                asyncio.run(client.get(server.url, "/there"))
+            except BackendError as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        here = asyncio.ensure_future(client.get(server.url, "/here"))
+        await server.until(lambda: len(server.asked) == 2)
+        await client.close()
+        await client.close()
+        with pytest.raises(ServerFailed):
+            await here
+        await asyncio.to_thread(thread.join, DEADLINE_S)
+        assert [type(error) for error in ended] == [ServerFailed]
+        with pytest.raises(ServerFailed, match="closed"):
+            await client.get(server.url, "/path")
+
+    using(silent, scenario)
+
+
+def test_a_loop_that_ends_closes_its_connections() -> None:
+    """Else Python warns of sockets that nobody closed, which is an error here."""
+
+    async def scenario(client: Client, server: Stub) -> None:
+        for _ in range(2):
+            await asyncio.to_thread(asyncio.run, client.get(server.url, "/path"))
+
+    using(well, scenario)

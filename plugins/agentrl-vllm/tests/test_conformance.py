@@ -1,0 +1,15 @@
+"""What every inference backend has to hold to, on a real server."""
+
+from __future__ import annotations
+
+from real import KEYS, START_S
+
+from agentrl.testing import BackendConformance
+
+
+class TestVllm(BackendConformance):
+    backend = "agentrl_vllm.backend:VllmBackend"
+    options = KEYS
+    flight = 950
+    timeout = 60.0
+    start_timeout = START_S

@@ -1,0 +1,125 @@
+"""Answers of the token endpoint as chunks: versions, logprobs, endings; and streams across an update."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from stub import Answer, choice, stub
+
+from agentrl.errors import BackendError
+from agentrl.inference.contract import Chunk
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed
+from agentrl_vllm.generation import complete, stream, versions_of
+
+
+def spans(*ends: tuple[str, int]) -> list[dict[str, Any]]:
+    starts = [0, *(end for _, end in ends)]
+    return [
+        {"version": version, "start": start, "end": end} for (version, end), start in zip(ends, starts, strict=False)
+    ]
+
+
+def whole(answer: Any, top: int = 0) -> Chunk:
+    """What ``complete`` makes of ``answer``."""
+
+    async def main() -> Chunk:
+        async def handle(path: str, body: Any) -> Answer:
+            return 200, answer
+
+        client = Client(5)
+        async with stub(handle) as server:
+            try:
+                return await complete(client, server.url, {}, top)
+            finally:
+                await client.close()
+
+    return asyncio.run(main())
+
+
+def streamed(events: list[Any], *, settled: list[bool]) -> list[Chunk]:
+    """What ``stream`` gives, of version 3, if ``settled()`` says so after each event."""
+
+    async def main() -> list[Chunk]:
+        async def handle(path: str, body: Any) -> Answer:
+            return events
+
+        client, answers = Client(5), iter(settled)
+        async with stub(handle) as server:
+            try:
+                async with aclosing(stream(client, server.url, {}, 0, lambda: next(answers), 3)) as chunks:
+                    return [chunk async for chunk in chunks]
+            finally:
+                await client.close()
+
+    return asyncio.run(main())
+
+
+def test_spans_say_the_version_of_each_token() -> None:
+    assert versions_of(spans(("3", 2), ("4", 5)), 5) == (3, 3, 4, 4, 4)
+    assert versions_of(None, 0) == ()
+
+
+@pytest.mark.parametrize("told", [None, spans(("3", 2)), spans(("default", 5)), spans(("3", 6)), spans(("3", 2))[1:]])
+def test_tokens_without_a_version_of_the_run_are_an_error(told: Any) -> None:
+    with pytest.raises(BackendError, match="versions of this run"):
+        versions_of(told, 5)
+
+
+@pytest.mark.parametrize("logprob", [-9999.0, float("-inf")])
+def test_a_logprob_that_is_no_number_is_an_error(logprob: float) -> None:
+    with pytest.raises(BackendError, match="no number"):
+        whole(choice([1, 2], logprob=logprob))
+
+
+def test_tokens_without_logprobs_are_an_error() -> None:
+    with pytest.raises(BackendError, match="no number"):
+        whole(choice([1, 2], logprobs=None))
+
+
+def test_a_stop_string_is_told_and_a_stop_id_is_not() -> None:
+    assert whole(choice([1, 2], finish="stop", stop_reason="\n")).stop_string == "\n"
+    assert whole(choice([1, 2], finish="stop", stop_reason=2)).stop_string is None
+
+
+def test_a_completion_that_the_server_gave_up_is_a_failure_of_the_server() -> None:
+    with pytest.raises(ServerFailed, match="abort"):
+        whole(choice([1], finish="abort"))
+
+
+def test_alternatives_are_the_likeliest_though_the_sampled_token_comes_first() -> None:
+    listed = [{"token_id": 9, "logprob": -5.0}, {"token_id": 4, "logprob": -0.1}, {"token_id": 5, "logprob": -2.0}]
+    content = {"content": [{"token_id": 9, "logprob": -5.0, "top_logprobs": listed}]}
+    assert whole(choice([9], logprobs=content), top=2).top_logprobs == (((4, -0.1), (5, -2.0)),)
+
+
+def test_a_stream_gives_tokens_as_they_come() -> None:
+    events = [choice([1], finish=None, version=None), choice([2, 3], finish=None, version=None)]
+    last = choice([4], weight_versions=spans(("3", 4)))
+    chunks = streamed([*events, last], settled=[True, True])
+    assert [chunk.ids for chunk in chunks] == [(1,), (2, 3), (4,)]
+    assert [chunk.versions for chunk in chunks] == [(3,), (3, 3), (3,)]
+    assert [chunk.finish for chunk in chunks] == [None, None, "length"]
+
+
+def test_what_comes_once_weights_change_is_held_until_its_versions_are_known() -> None:
+    events = [choice([token], finish=None, version=None) for token in (1, 2, 3)]
+    last = choice([4], weight_versions=spans(("3", 2), ("4", 4)))
+    chunks = streamed([*events, last], settled=[True, False, False])
+    assert [(chunk.ids, chunk.versions) for chunk in chunks] == [((1,), (3,)), ((2, 3, 4), (3, 4, 4))]
+
+
+def test_a_stream_whose_tokens_were_of_other_weights_than_they_were_given_out_as_is_an_error() -> None:
+    last = choice([2], weight_versions=spans(("4", 2)))
+    with pytest.raises(BackendError, match=r"given out as of weights 3, .* \[4\]"):
+        streamed([choice([1], finish=None, version=None), last], settled=[True])
+
+
+def test_a_stream_that_breaks_off_is_a_failure_of_the_server() -> None:
+    with pytest.raises(ServerFailed, match="without a reason"):
+        streamed([choice([1], finish=None, version=None)], settled=[True])
+    with pytest.raises(ServerFailed, match="it broke"):
+        streamed([{"error": {"message": "it broke"}}], settled=[])
