@@ -28,6 +28,7 @@ class ScriptedEndpoint:
 
     script: list[object] = field(default_factory=list)
     requests: list[ChatRequest] = field(default_factory=list)
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> ChatCapabilities:
         return ChatCapabilities()
@@ -39,6 +40,7 @@ class ScriptedEndpoint:
         self.requests.append(request)
         step = self.script.pop(0) if self.script else {"role": "assistant", "content": "2"}
         if step == "hang":
+            self.hanging.set()
             await asyncio.sleep(3600)
         if isinstance(step, Exception):
             raise step
@@ -174,8 +176,7 @@ def test_closing_a_session_ends_its_calls_without_a_trace(relay, endpoint):
         )
         call = asyncio.ensure_future(client.chat.completions.create(model="any", messages=[ASK]))
         async with asyncio.timeout(20):
-            while not endpoint.requests:
-                await asyncio.sleep(0.01)
+            await endpoint.hanging.wait()
             session.close()
             with pytest.raises(openai.NotFoundError, match="closed"):
                 await call

@@ -1,0 +1,137 @@
+"""``agentrl eval``, ``train`` and ``doctor`` with a model behind an endpoint, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from agentrl.cli import main
+
+KEY = "sk-real-0123456789"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A model that always says 4, for whom temperature 0 may be refused."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append((body["model"], self.headers["authorization"]))
+        if body["temperature"] == 0 and not self.server.greedy:
+            return self.reply(400, {"error": {"message": "temperature must be 1", "param": "temperature"}})
+        message = {"role": "assistant", "content": "It is 4."}
+        return self.reply(200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    def reply(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
+    """The endpoint, in a folder with two tasks, of which the model knows one."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("AGENTRL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    tasks = [{"question": "2 + 2", "answer": "4"}, {"question": "2 + 3", "answer": "5"}]
+    (tmp_path / "two.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in tasks))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.asked, server.greedy = [], True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def agentrl(server, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line with that endpoint; returns its exit code, stdout and stderr."""
+
+    def agentrl(*arguments: str) -> tuple[int, str, str]:
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        settings = ("inference.backend.name=openai", f"inference.backend.url={url}", "tasks.eval=two.jsonl")
+        with pytest.raises(SystemExit) as left:
+            main((*arguments, *settings))
+        captured = capsys.readouterr()
+        assert KEY not in captured.out + captured.err
+        return left.value.code, captured.out, captured.err
+
+    return agentrl
+
+
+def test_eval_measures_the_model_that_is_named(agentrl, server):
+    code, out, err = agentrl("eval", "agent=math", "inference.backend.model=gpt-4o")
+    assert code == 0, err
+    assert out.splitlines() == [
+        "math on two.jsonl, 4 episodes, 0 failed",
+        "held-out reward, sampled: 0.500",
+        "held-out reward, greedy: 0.500",
+    ]
+    assert set(server.asked) == {("gpt-4o", f"Bearer {KEY}")}
+
+
+def test_a_model_that_takes_no_temperature_0_has_one_reading(agentrl, server):
+    server.greedy = False
+    code, out, err = agentrl("eval", "gpt-5", "agent=math", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {
+        "agent": "math",
+        "model": "gpt-5",
+        "step": 0,
+        "reward": 0.5,
+        "reward_greedy": None,
+        "episodes": 2,
+        "failed": 0,
+        "rejected": 0,
+    }
+    assert "warning: model 'gpt-5' does not take temperature 0: no greedy reading" in err
+    assert agentrl("eval", "gpt-5", "agent=math")[1].splitlines()[-1] == "held-out reward, greedy: not measured"
+
+
+def test_a_model_on_the_command_line_wins_over_the_file_s(agentrl, server):
+    with open("file.yaml", "w") as file:
+        file.write("agent: math\nmodel: tiny\ninference: {backend: {model: of-the-file}}\n")
+    assert agentrl("eval", "-c", "file.yaml")[0] == 0
+    assert agentrl("eval", "here", "-c", "file.yaml")[0] == 0
+    assert [model for model, _ in server.asked] == ["of-the-file"] * 5 + ["here"] * 5
+
+
+def test_two_models_on_the_command_line_are_refused(agentrl, server):
+    code, _, err = agentrl("eval", "gpt-4o", "inference.backend.model=gpt-5")
+    assert code == 2
+    assert "named twice, as 'gpt-4o' and by inference.backend.model='gpt-5' (leave one of them out)" in err
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_train_refuses_an_endpoint_before_anything_starts(agentrl, server, tmp_path, flags):
+    code, _, err = agentrl("train", "math", *flags, "inference.backend.model=gpt-4o")
+    assert code == 2
+    assert "inference.backend='openai' cannot be trained" in err.splitlines()[-1]
+    assert "agentrl eval" in err.splitlines()[-1]
+    assert server.asked == []
+    assert [path.name for path in tmp_path.iterdir()] == ["two.jsonl"]
+
+
+def test_doctor_has_one_problem_with_an_endpoint(agentrl, server):
+    code, out, _ = agentrl("doctor", "math", "model=gpt-4o", "--json")
+    assert code == 2
+    findings = [finding for section in json.loads(out)["sections"] for finding in section["findings"]]
+    (problem,) = [finding for finding in findings if finding["level"] == "problem"]
+    assert "'openai' cannot be trained" in problem["text"]
+    assert "agentrl eval" in problem["fix"]
+    assert server.asked == []
