@@ -15,7 +15,6 @@ from agentrl.inference.contract import BackendContext, Capabilities, Chunk, Gene
 from agentrl_vllm.building import build_replicas
 from agentrl_vllm.capabilities import capabilities_of, read_facts
 from agentrl_vllm.client import Client
-from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.fleet import Fleet
 from agentrl_vllm.generation import complete, request_body, stream
 from agentrl_vllm.replica import Replica
@@ -24,9 +23,6 @@ from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.weights import WeightSync
 
 __all__ = ["VllmBackend"]
-
-_ATTEMPTS = 4
-"""How often a request is tried: one that ends its server would end them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,8 @@ class VllmBackend:
             stack.callback(weights.close)
             replicas = await build_replicas(context, settings, logs, weights.newest, weights.admit)
             fleet = Fleet(replicas, client, patience=settings.start_timeout)
-            stack.push_async_callback(fleet.stop)
             stack.push_async_callback(client.close)
+            stack.push_async_callback(fleet.stop)
             await fleet.start()
             facts = await asyncio.gather(*(read_facts(client, replica.url) for replica in replicas))
             self._running = _Running(client, weights, fleet, capabilities_of(facts))
@@ -87,21 +83,10 @@ class VllmBackend:
         """
         running = self._started()
         body = _body(request, running.capabilities)
-        for attempt in range(1, _ATTEMPTS + 1):
-            given = False
-            try:
-                async with (
-                    running.fleet.serving(request.session) as replica,
-                    aclosing(_chunks(running, replica, request, body)) as chunks,
-                ):
-                    async for chunk in chunks:
-                        given = True
-                        yield chunk
-                return
-            except ServerFailed:
-                self._started()
-                if given or attempt == _ATTEMPTS:
-                    raise
+        chunks = running.fleet.sample(request.session, lambda replica: _chunks(running, replica, request, body))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def update_weights(self, weights: Weights) -> None:
         """Put new weights into every server; one that does not take them is taken out, and started anew with them."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from agentrl.errors import BackendError
+from agentrl.inference.contract import Chunk
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed, ServerHangs
 from agentrl_vllm.replica import Replica
@@ -17,6 +18,8 @@ __all__ = ["Fleet"]
 
 _PAUSE_S = 0.1
 _HEALTH_S = 10.0
+_ATTEMPTS = 4
+"""How often a request is tried: one that ends its server would end them all."""
 
 
 class Fleet:
@@ -28,6 +31,7 @@ class Fleet:
         self._client = client
         self._patience = patience
         self._router: Router[Replica] = Router()
+        self._stopped = False
 
     async def start(self) -> None:
         """Start all replicas at once; raises what the first of them to fail raises."""
@@ -40,7 +44,8 @@ class Fleet:
             await asyncio.gather(*starting, return_exceptions=True)
 
     async def stop(self) -> None:
-        """End all replicas. Safe to call twice."""
+        """End all replicas; requests that wait for one, or fail with theirs, end with it. Safe to call twice."""
+        self._stopped = True
         await asyncio.gather(*(replica.stop() for replica in self.replicas))
 
     @asynccontextmanager
@@ -58,10 +63,26 @@ class Fleet:
                     replica.fail(error.message, life=life)
                 raise
 
+    async def sample(
+        self, session: str | None, chunks: Callable[[Replica], AsyncGenerator[Chunk, None]]
+    ) -> AsyncGenerator[Chunk, None]:
+        """``chunks`` of a replica; where its server fails, of another, unless some were given out already."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            given = False
+            try:
+                async with self.serving(session) as replica, aclosing(chunks(replica)) as stream:
+                    async for chunk in stream:
+                        given = True
+                        yield chunk
+                return
+            except ServerFailed:
+                if given or attempt == _ATTEMPTS:
+                    raise
+
     async def _is_lost(self, replica: Replica, error: ServerFailed) -> bool:
         """A server that is well may still fail at one request, or close a connection as it is used again."""
-        if isinstance(error, ServerHangs):
-            return True
+        if self._stopped or isinstance(error, ServerHangs):
+            return not self._stopped
         try:
             await self._client.get(replica.url, "/health", seconds=_HEALTH_S)
         except BackendError:
@@ -72,8 +93,10 @@ class Fleet:
         deadline = time.monotonic() + self._patience
         while not (ready := [replica for replica in self.replicas if replica.state == "ready"]):
             reasons = "; ".join(sorted({replica.reason for replica in self.replicas if replica.reason}))
+            if self._stopped:
+                raise BackendError("the vLLM backend was stopped")
             if all(replica.state == "out" for replica in self.replicas):
-                raise BackendError(f"no vLLM server is left: {reasons or 'they are stopped'}")
+                raise BackendError(f"no vLLM server is left: {reasons}", fix="the logs of the servers tell more")
             if time.monotonic() > deadline:
                 raise BackendError(f"waited {self._patience:g} s for a vLLM server to come back: {reasons}")
             await asyncio.sleep(_PAUSE_S)

@@ -1,0 +1,163 @@
+"""A replica that fails is taken out and its requests go elsewhere; no request is lost, and none is tried for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+import pytest
+from fleet_of_fakes import FakeReplica
+from stub import Answer, Stub, stub
+
+from agentrl.errors import BackendError, PromptTooLong
+from agentrl.inference.contract import Chunk
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed
+from agentrl_vllm.fleet import Fleet
+
+DEADLINE_S = 20.0
+TOKEN = Chunk((1,), (-1.0,), (0,), finish="length")
+
+
+async def well(path: str, body: Any) -> Answer:
+    return 200, {}
+
+
+async def dead(path: str, body: Any) -> Answer:
+    return None
+
+
+async def sick(path: str, body: Any) -> Answer:
+    """Well, but for what it is asked to sample."""
+    return (200, {}) if path == "/health" else (500, {"error": "it broke"})
+
+
+async def silent(path: str, body: Any) -> Answer:
+    if path != "/health":
+        await asyncio.sleep(DEADLINE_S)
+    return 200, {}
+
+
+class Table:
+    """A fleet of servers that do as their handlers say."""
+
+    def __init__(self, servers: Sequence[Stub], patience: float) -> None:
+        self.client = Client(0.5)
+        self.servers = servers
+        self.replicas = [FakeReplica(server.url) for server in servers]
+        self.fleet = Fleet(self.replicas, self.client, patience=patience)  # type: ignore[arg-type]
+
+    async def ask(self, session: str | None = None, before: Sequence[Chunk] = ()) -> list[Chunk]:
+        """The chunks of one completion: ``before``, and a token where its server answers."""
+
+        async def chunks(replica: Any) -> AsyncGenerator[Chunk, None]:
+            for chunk in before:
+                yield chunk
+            await self.client.post(replica.url, "/sample", {})
+            yield TOKEN
+
+        async with aclosing(self.fleet.sample(session, chunks)) as stream:
+            return [chunk async for chunk in stream]
+
+    def sampled(self) -> list[int]:
+        """How many requests each server was asked to sample."""
+        return [sum(path == "/sample" for path, _ in server.asked) for server in self.servers]
+
+
+def using(handlers: Sequence[Any], scenario: Callable[[Table], Awaitable[Any]], patience: float = 5) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE_S), AsyncExitStack() as stack:
+            table = Table([await stack.enter_async_context(stub(handler)) for handler in handlers], patience)
+            stack.push_async_callback(table.client.close)
+            await scenario(table)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", [dead, silent])
+def test_a_request_whose_server_dies_or_hangs_goes_to_another_and_the_replica_is_taken_out(fault: Any) -> None:
+    async def scenario(table: Table) -> None:
+        answers = await asyncio.gather(*(table.ask() for _ in range(6)))
+        assert answers == [[TOKEN]] * 6
+        assert [replica.state for replica in table.replicas] == ["starting", "ready"]
+        assert table.servers[0].url in str(table.replicas[0].reason)
+        assert table.sampled() == [3, 6]
+
+    using([fault, well], scenario)
+
+
+def test_a_server_that_is_well_and_fails_at_a_request_stays() -> None:
+    async def scenario(table: Table) -> None:
+        with pytest.raises(ServerFailed, match="it broke"):
+            await table.ask()
+        assert table.replicas[0].state == "ready"
+        assert table.sampled() == [4], "a request is not tried for ever"
+
+    using([sick], scenario)
+
+
+def test_a_request_that_is_wrong_is_tried_once() -> None:
+    async def refuse(path: str, body: Any) -> Answer:
+        return 400, {"error": {"message": "longer than the maximum model length"}}
+
+    async def scenario(table: Table) -> None:
+        with pytest.raises(PromptTooLong):
+            await table.ask()
+        assert sorted(table.sampled()) == [0, 1]
+        assert [replica.state for replica in table.replicas] == ["ready", "ready"]
+
+    using([refuse, refuse], scenario)
+
+
+def test_a_completion_of_which_tokens_were_given_out_does_not_begin_again() -> None:
+    async def scenario(table: Table) -> None:
+        with pytest.raises(ServerFailed):
+            await table.ask("mine", before=[Chunk((5,), (-1.0,), (0,))])
+        assert table.sampled() == [1, 0]
+
+    using([dead, well], scenario)
+
+
+def test_a_request_waits_for_a_replica_that_is_brought_back() -> None:
+    async def scenario(table: Table) -> None:
+        table.replicas[0].state = "starting"
+        waiting = asyncio.ensure_future(table.ask())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        table.replicas[0].state = "ready"
+        assert await waiting == [TOKEN]
+
+    using([well], scenario)
+
+
+def test_a_request_that_waits_too_long_says_why_there_is_no_replica() -> None:
+    async def scenario(table: Table) -> None:
+        table.replicas[0].fail("it ended by SIGKILL")
+        with pytest.raises(BackendError, match=r"waited 0\.2 s for a vLLM server to come back: it ended by SIGKILL"):
+            await table.ask()
+
+    using([well], scenario, patience=0.2)
+
+
+def test_where_all_replicas_are_given_up_nothing_waits() -> None:
+    async def scenario(table: Table) -> None:
+        table.replicas[0].state, table.replicas[0].reason = "out", "it did not start"
+        with pytest.raises(BackendError, match="no vLLM server is left: it did not start"):
+            await table.ask()
+
+    using([well], scenario)
+
+
+def test_a_session_stays_with_its_server_until_that_is_lost() -> None:
+    async def scenario(table: Table) -> None:
+        for _ in range(4):
+            await table.ask("mine")
+        assert table.sampled() == [4, 0]
+        table.replicas[0].fail("it is gone")
+        for _ in range(3):
+            await table.ask("mine")
+        assert table.sampled() == [4, 3]
+
+    using([well, well], scenario)
