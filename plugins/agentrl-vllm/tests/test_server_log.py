@@ -62,6 +62,21 @@ def test_a_wrong_flag_is_the_cause(tmp_path: Path) -> None:
     assert read.cause == "api_server.py: error: unrecognized arguments: --bogus"
 
 
+def test_what_pydantic_finds_wrong_is_the_cause(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    read = ServerLog(log)
+    log.write_text(
+        "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "(APIServer pid=1)   Value error, max_model_len (4000) is too great. [type=value_error]\n"
+        "(APIServer pid=1)     For further information visit https://errors.pydantic.dev\n"
+    )
+    assert read.cause is not None
+    assert read.cause.endswith(
+        "1 validation error for ModelConfig Value error, max_model_len (4000) is too great. [type=value_error]"
+    )
+
+
 def test_last_lines_leave_out_what_tells_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()

@@ -77,6 +77,7 @@ def test_a_killed_process_takes_the_rest_with_it(tmp_path: Path, victim: str) ->
             assert server.alive
             server.kill()
         assert nothing_left(log)
+        run(server.stop())
         assert not server.alive
 
 
@@ -85,6 +86,7 @@ def test_how_a_server_ended_is_told(tmp_path: Path) -> None:
     with started(log) as server:
         of_server(log).kill()
         assert nothing_left(log)
+        run(server.stop())
         assert server.ending == "was ended by SIGKILL, as where memory runs out"
 
 

@@ -24,8 +24,11 @@ _TAIL = 65536
 _LINES = 6
 _CHARACTERS = 300
 _NOISE = re.compile(r"warnings\.warn|Warning: |\bWARNING\b|resource_tracker|^\s*$|Route: ")
-_PREFIX = re.compile(r"^\((?:APIServer|EngineCore\w*|Worker\w*|VllmWorker\S*)[^)]*\) ?")
+_PREFIX = re.compile(
+    r"^(?:\((?:APIServer|EngineCore\w*|Worker\w*|VllmWorker\S*)[^)]*\) ?)?(?:ERROR \S+ \S+ \[\S+\] ?)?"
+)
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*|^.*: error: .*")
+_SEE_BELOW = re.compile(r"\d+ validation errors? for ")
 _SEE_ABOVE = re.compile(r"See root cause above|Engine core initialization failed")
 
 
@@ -54,9 +57,12 @@ class ServerLog:
     def cause(self) -> str | None:
         """The line that says why it has failed, if there is one: the first error that does not point to another."""
         lines = [_PREFIX.sub("", line) for line in self._read().splitlines()]
-        lines = [re.sub(r"^(?:ERROR|INFO) \S+ \S+ \[\S+\] ?", "", line) for line in lines]
-        errors = [line for line in lines if _ERROR.match(line) and not _SEE_ABOVE.search(line)]
-        return one_line(errors[-1])[:_CHARACTERS] if errors else None
+        errors = [at for at, line in enumerate(lines) if _ERROR.match(line) and not _SEE_ABOVE.search(line)]
+        if not errors:
+            return None
+        # What pydantic finds wrong stands below the line that says how much it is.
+        told = lines[errors[-1] : errors[-1] + (2 if _SEE_BELOW.search(lines[errors[-1]]) else 1)]
+        return one_line(" ".join(told))[:_CHARACTERS]
 
     def last_lines(self) -> str:
         """The last that it printed, on one line; empty where it printed nothing."""

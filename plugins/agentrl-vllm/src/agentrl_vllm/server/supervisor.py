@@ -49,8 +49,9 @@ def main(scratch: str, command: Sequence[str]) -> NoReturn:
     _end(lambda: (process for process in _members(os.getpid()) if process.pid != guard))
     shutil.rmtree(scratch, ignore_errors=True)
     if sys.platform == "linux":
-        with contextlib.suppress(BrokenPipeError):  # The guard has been killed.
+        with contextlib.suppress(BrokenPipeError, ChildProcessError):  # The guard has been killed.
             os.write(promise, b"done")
+            os.waitpid(guard, 0)
     os._exit(0 if status is None else _exit_code(status))
 
 

@@ -1,0 +1,182 @@
+"""Real vLLM servers: how they start and fail to, what is left when any of their processes is killed, and attaching."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from real import PYTHON, START_S
+from servers import MARK, nothing_left, processes
+
+from agentrl.environ import WORKER
+from agentrl.errors import BackendError
+from agentrl.plugins import Plugins
+from agentrl_vllm.replica import Replica
+from agentrl_vllm.server.asking import ask
+from agentrl_vllm.server.attached import AttachedServer
+from agentrl_vllm.server.command import ServingCommand
+from agentrl_vllm.server.installation import Installation, find_python, inspect_python
+from agentrl_vllm.server.server import Server
+from agentrl_vllm.server.variables import server_environment
+from agentrl_vllm.settings import VllmSettings
+
+TINY = Path(str(Plugins().get("models", "tiny")))
+GENERATE = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 4}}
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    python = find_python(None if PYTHON is None else Path(PYTHON))
+    return asyncio.run(inspect_python(python, server_environment((), os.environ, python)))
+
+
+@pytest.fixture(scope="session")
+def real(installation: Installation) -> Callable[..., Server]:
+    """Makes a server of a folder, its log and more settings; its processes bear the path of the log."""
+
+    def real(folder: Path, log: Path, **settings: Any) -> Server:
+        mine = VllmSettings.model_validate({"env": [f"{MARK}={log}"], **settings})
+        ours = {**os.environ, "OPENAI_API_KEY": "sk-secret"}
+        environ = server_environment(mine.env, ours, installation.python)
+        command = ServingCommand(installation, mine, environ, replica=0, sequences=8)
+        return Server(
+            lambda port, scratch: command.build(folder, port, scratch),
+            name="the server",
+            log=log,
+            start_timeout=START_S,
+            say=lambda text: None,
+        )
+
+    return real
+
+
+def complete(coroutine: Any) -> Any:
+    """Run ``coroutine`` to its end, which has to come."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(3 * START_S):
+            return await coroutine
+
+    return asyncio.run(bounded())
+
+
+def process_of(log: Path, name: str) -> psutil.Process:
+    """The API server, or the process that vLLM calls ``name``."""
+    mine = processes(log)
+    # vLLM's own titles take the place of the environment that the mark is in.
+    family = {each.pid: each for one in mine for each in [one, *one.children(recursive=True)]}
+    names = {each.pid: " ".join(each.cmdline()) for each in family.values()}
+    wanted = [pid for pid, title in names.items() if name in title and "supervisor.py" not in title]
+    return family[wanted[0]]
+
+
+def segments() -> set[str]:
+    """What is in shared memory."""
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+@pytest.fixture(scope="session")
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="session")
+def server(real: Callable[..., Server], server_log: Path) -> Iterator[Server]:
+    """One server of the model tiny, for all who do it no harm."""
+    server = real(TINY, server_log)
+    complete(server.start())
+    yield server
+    server.kill()
+
+
+def test_a_real_server_answers_with_token_ids(server: Server) -> None:
+    answer = complete(ask(server.url, "POST", "/inference/v1/generate", json=GENERATE))
+    assert len(answer.json()["choices"][0]["token_ids"]) == 4
+
+
+def test_a_real_server_can_be_attached_to(server: Server) -> None:
+    attached = AttachedServer(server.url, TINY)
+    complete(attached.start())
+    assert attached.model == server.model
+
+
+def test_a_real_server_of_another_model_is_refused(server: Server, tmp_path: Path) -> None:
+    other = shutil.copytree(TINY, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    letters = tokenizer["model"]["vocab"]
+    letters["a"], letters["e"] = letters["e"], letters["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(BackendError, match="serves the wrong model: "):
+        complete(AttachedServer(server.url, other).start())
+
+
+def test_a_real_server_sees_none_of_our_secrets(server: Server, server_log: Path) -> None:
+    environ = process_of(server_log, "api_server").environ()
+    assert environ[WORKER]
+    assert "OPENAI_API_KEY" not in environ
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"args": ["--no-such-flag"]}, "unrecognized arguments: --no-such-flag"),
+        ({"args": ["--max-model-len", "4000"]}, "User-specified max_model_len (4000) is greater than"),
+    ],
+)
+def test_a_flag_that_the_server_refuses_is_shown(
+    real: Callable[..., Server], tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(BackendError) as caught:
+        complete(real(TINY, log, **settings).start())
+    assert message in caught.value.message.partition("; it printed last")[0]
+    assert caught.value.fix == f"all of its output is in {log}"
+    assert nothing_left(log)
+
+
+def test_a_model_without_weights_is_said_to_have_none(real: Callable[..., Server], tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    log = tmp_path / "log"
+    before = segments()
+    with pytest.raises(BackendError, match=r"while loading the weights: RuntimeError: Cannot find any model weights"):
+        complete(real(folder, log).start())
+    assert nothing_left(log)
+    assert segments() <= before
+
+
+def test_a_replica_outlives_the_death_of_any_of_its_processes(real: Callable[..., Server], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    before = segments()
+
+    async def admit(replica: Replica) -> None:
+        replica.version = 0
+
+    async def killed() -> None:
+        replica = Replica(0, lambda folder: real(folder, log), lambda: (TINY, 0), admit)
+        await replica.start()
+        try:
+            for life, name in enumerate(["VLLM::EngineCore", "api_server"], start=1):
+                victims = psutil.Process(process_of(log, "api_server").pid).children(recursive=True)
+                process_of(log, name).kill()
+                while (replica.life, replica.state) != (life + 1, "ready"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                assert not any(victim.is_running() for victim in victims)
+                answer = await ask(
+                    replica.url, "POST", "/inference/v1/generate", json={"model": replica.model, **GENERATE}
+                )
+                assert answer.is_success
+            process_of(log, "VLLM::Worker").suspend()
+        finally:
+            await replica.stop()
+
+    complete(killed())
+    assert nothing_left(log)
+    assert segments() <= before
