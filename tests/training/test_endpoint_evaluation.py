@@ -117,6 +117,15 @@ def test_an_episode_records_messages_and_usage_and_no_tokens(evaluate):
     assert any(len(episode.calls) > 1 for episode in listening.episodes)
 
 
+def test_a_limit_that_cuts_many_completions_is_told(evaluate):
+    listening = Listening()
+    evaluate("math", "rollout.max_tokens=1", "evaluation.tasks=2", reporter=listening)
+    assert listening.warnings == [
+        "4 of 4 completions were cut at their limit of tokens "
+        "(raise rollout.max_tokens=1; models may think before they answer)"
+    ]
+
+
 def test_an_agent_in_a_process_of_its_own_sees_its_session_and_not_the_key(evaluate, endpoint, tmp_path):
     (tmp_path / "peeks.py").write_text(PEEKS)
     listening = Listening()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.serving import serve
 
 __all__ = ["measure", "measure_endpoint"]
+
+_MANY_CUT = 0.25
+"""Which share of completions that end too soon makes an evaluation one of the limit rather than the model."""
 
 
 async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
@@ -38,15 +42,26 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
 
 async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluation:
     """Evaluate the model of an endpoint; raises as ``measure`` does."""
-    tasks = _held_out(parts)
+    tasks, config = _held_out(parts), parts.config
+    ends: Counter[str] = Counter()
+
+    async def finished(episode: Episode) -> None:
+        ends.update(call.finish_reason for call in episode.calls)
+        reporter.episode_finished(episode)
+
     reporter.stage("asking the endpoint")
     with _printed(reporter) as logs:
-        told = partial(_finished, reporter)
-        async with serve_endpoint(parts, finished=told, warn=reporter.warning, logs=logs) as endpoint:
+        async with serve_endpoint(parts, finished=finished, warn=reporter.warning, logs=logs) as endpoint:
             if not endpoint.greedy:
-                reporter.warning(f"model {parts.config.model.name!r} does not take temperature 0: no greedy reading")
-            evaluator = Evaluator(endpoint.rollout, tasks, parts.config, greedy=endpoint.greedy)
-            return await _measured(evaluator, 0, reporter)
+                reporter.warning(f"model {config.model.name!r} does not take temperature 0: no greedy reading")
+            evaluator = Evaluator(endpoint.rollout, tasks, config, greedy=endpoint.greedy)
+            measured = await _measured(evaluator, 0, reporter)
+    if ends["length"] > _MANY_CUT * ends.total():
+        cut = f"{ends['length']} of {ends.total()} completions were cut at their limit of tokens"
+        reporter.warning(
+            f"{cut} (raise rollout.max_tokens={config.rollout.max_tokens}; models may think before they answer)"
+        )
+    return measured
 
 
 def _held_out(parts: EpisodeParts) -> TaskSet:
