@@ -41,6 +41,7 @@ TRACEBACK = """\
 (EngineCore pid=2) ERROR 11-24 12:00:01 [core.py:1] Traceback (most recent call last):
 (EngineCore pid=2) ERROR 11-24 12:00:01 [core.py:1]   File "core.py", line 1, in run
 (EngineCore pid=2) ERROR 11-24 12:00:01 [core.py:1] ValueError: the KV cache is too small
+(EngineCore pid=2) ERROR 11-24 12:00:02 [core.py:1] Exception: WorkerProc failed. See stack trace for root cause.
 (APIServer pid=1) Traceback (most recent call last):
 (APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
@@ -81,5 +82,8 @@ def test_last_lines_leave_out_what_tells_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     read = ServerLog(log)
-    log.write_text("first\n\n  warnings.warn(\nx.py:1: FutureWarning: old\n" + "line   with  spaces\n" * 2)
+    log.write_text(
+        "first\n\n  File x\n[core.py:1]     frame\n  warnings.warn(\nx.py:1: FutureWarning: old\n"
+        + "line   with  spaces\n" * 2
+    )
     assert read.last_lines() == "first | line with spaces | line with spaces"

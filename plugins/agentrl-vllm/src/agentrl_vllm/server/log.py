@@ -23,13 +23,13 @@ _FIRST = "importing vLLM"
 _TAIL = 65536
 _LINES = 6
 _CHARACTERS = 300
-_NOISE = re.compile(r"warnings\.warn|Warning: |\bWARNING\b|resource_tracker|^\s*$|Route: ")
+_NOISE = re.compile(r"warnings\.warn|Warning: |\bWARNING\b|resource_tracker|^\s|^$|Route: |\] {2,}|\] *File ")
 _PREFIX = re.compile(
     r"^(?:\((?:APIServer|EngineCore\w*|Worker\w*|VllmWorker\S*)[^)]*\) ?)?(?:ERROR \S+ \S+ \[\S+\] ?)?"
 )
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*|^.*: error: .*")
 _SEE_BELOW = re.compile(r"\d+ validation errors? for ")
-_SEE_ABOVE = re.compile(r"See root cause above|Engine core initialization failed")
+_SEE_ABOVE = re.compile(r"See root cause above|See stack trace for root cause")
 
 
 def stage_of(text: str) -> str:
