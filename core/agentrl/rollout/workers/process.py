@@ -129,15 +129,17 @@ class WorkerProcess:
         asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill, sentence)
 
     async def _live(self) -> None:
-        await self._exit
-        await self._reaper.bury(self._process, self._mark)
-        await asyncio.wait({self._channel.closed, self.output.closed}, timeout=_LAST_WORDS_S)
-        await self._channel.close()
-        await self.output.close()
-        self._socket.close()
-        self._pipe.close()
-        if self._log is not None:
-            self._log.close()
+        try:
+            await self._exit
+            await self._reaper.bury(self._process, self._mark)
+            await asyncio.wait({self._channel.closed, self.output.closed}, timeout=_LAST_WORDS_S)
+            await self._channel.close()
+            await self.output.close()
+        finally:  # Also where the event loop ends before the process does.
+            self._socket.close()
+            self._pipe.close()
+            if self._log is not None:
+                self._log.close()
         self.gone.set_result(how_it_ended(self._process.returncode, self._sentence, self.output.last_lines()))
 
 
