@@ -8,7 +8,7 @@ ARGS ?=
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make test         lint, type check and test"
-	@echo "make acceptance   train every bundled agent on three seeds and print the table"
+	@echo "make acceptance   train every bundled agent on three seeds and print the table; test the vLLM plugin on real servers"
 	@echo "make benchmarks   print the speed tables"
 	@echo "make clean        remove what the other commands made"
 
@@ -36,6 +36,7 @@ test: lint
 
 acceptance: setup
 	$(BIN)/python -m tests.acceptance
+	$(BIN)/tox run -e vllm
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks
