@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
 from agentrl_vllm.building import build_replicas
-from agentrl_vllm.capabilities import capabilities_of, read_facts
+from agentrl_vllm.capabilities import Facts, capabilities_of, read_facts
 from agentrl_vllm.client import Client
 from agentrl_vllm.fleet import Fleet
 from agentrl_vllm.generation import complete, request_body, stream
@@ -49,6 +48,11 @@ class VllmBackend:
         self._running: _Running | None = None
         self._ending = AsyncExitStack()
 
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """Its servers; none while it does not run."""
+        return () if self._running is None else self._running.fleet.replicas
+
     async def start(self) -> Capabilities:
         """Start the servers, or attach to them, and see what they can do.
 
@@ -61,13 +65,18 @@ class VllmBackend:
             client = Client(settings.request_timeout)
             weights = WeightSync(settings, client, context.model_folder, context.version)
             stack.callback(weights.close)
-            replicas = await build_replicas(context, settings, logs, weights.newest, weights.admit)
+            facts: dict[int, Facts] = {}
+
+            async def admit(replica: Replica) -> None:
+                facts[replica.index] = await read_facts(client, replica.url, settings.start_timeout)
+                await weights.admit(replica)
+
+            replicas = await build_replicas(context, settings, logs, weights.newest, admit)
             fleet = Fleet(replicas, client, patience=settings.start_timeout)
             stack.push_async_callback(client.close)
             stack.push_async_callback(fleet.stop)
             await fleet.start()
-            facts = await asyncio.gather(*(read_facts(client, replica.url) for replica in replicas))
-            self._running = _Running(client, weights, fleet, capabilities_of(facts))
+            self._running = _Running(client, weights, fleet, capabilities_of(list(facts.values())))
             self._ending = stack.pop_all()
         return self._running.capabilities
 

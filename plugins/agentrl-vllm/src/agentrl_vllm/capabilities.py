@@ -41,8 +41,11 @@ def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
     )
 
 
-async def read_facts(client: Client, url: str) -> Facts:
-    """Ask the server at ``url``. Raises ``BackendError`` for one whose tokens cannot be trained on."""
+async def read_facts(client: Client, url: str, patience: float) -> Facts:
+    """Ask the server at ``url``. Raises ``BackendError`` for one whose tokens cannot be trained on.
+
+    ``patience`` is for how many seconds it may be silent: its first tokens wait for what it compiles.
+    """
     info: Any = (await client.get(url, _INFO))["vllm_config"]
     model, scheduler = info["model_config"], info["scheduler_config"]
     mode = model["logprobs_mode"]
@@ -60,15 +63,14 @@ async def read_facts(client: Client, url: str) -> Facts:
     sampling = _ALWAYS if model["skip_tokenizer_init"] else _ALWAYS | {"stop"}
     if most == -1 or most >= _MOST_LOGPROBS:
         sampling |= {"top_logprobs"}
-    if await _reports_uncut(client, url):
+    if await _reports_uncut(client, url, patience):
         sampling |= {"top_p", "top_k"}
     return Facts(model["max_model_len"], scheduler["max_num_seqs"], sampling)
 
 
-async def _reports_uncut(client: Client, url: str) -> bool:
+async def _reports_uncut(client: Client, url: str, patience: float) -> bool:
     """Whether logprobs are of the distribution before ``top_p`` and ``top_k`` cut it: of one token alone, it is 0."""
     params = {"temperature": 2.0, "top_k": 1, "seed": 0, "max_tokens": 1, "logprobs": 0, "ignore_eos": True}
-    answers = await asyncio.gather(
-        *(client.post(url, PATH, {"token_ids": [token], "sampling_params": params}) for token in range(_PROBES))
-    )
+    bodies = [{"token_ids": [token], "sampling_params": params} for token in range(_PROBES)]
+    answers = await asyncio.gather(*(client.post(url, PATH, body, seconds=patience) for body in bodies))
     return any(answer["choices"][0]["logprobs"]["content"][0]["logprob"] < 0 for answer in answers)
