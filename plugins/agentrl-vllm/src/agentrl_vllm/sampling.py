@@ -48,7 +48,7 @@ def _check(sampling: Sampling, honoured: frozenset[str]) -> None:
             f"not at {temperature:g}",
             fix="choose one of those",
         )
-    for name, neutral in (("top_p", 1.0), ("top_k", 0), ("stop", ()), ("top_logprobs", 0), ("seed", None)):
+    for name, neutral in (("top_p", 1.0), ("top_k", 0), ("stop", ()), ("top_logprobs", 0)):
         if name not in honoured and getattr(sampling, name) != neutral:
             raise UnsupportedSampling(
                 f"{name}={getattr(sampling, name)!r} is beyond these vLLM servers, whose logprobs would be others",

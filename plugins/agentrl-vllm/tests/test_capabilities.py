@@ -1,0 +1,78 @@
+"""What servers are asked when they start: what they lack is not claimed, and what would be wrong is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from stub import Answer, choice, stub
+
+from agentrl.errors import BackendError
+from agentrl_vllm.capabilities import Facts, capabilities_of, read_facts
+from agentrl_vllm.client import Client
+
+ALL = frozenset({"temperature", "seed", "stop", "top_logprobs", "top_p", "top_k"})
+
+
+def facts(*, logprob: float = -3.0, device: str = "cpu", chunked: bool = False, **model: Any) -> Facts:
+    """Those of a server that says so, and gives a token that was drawn with ``top_k=1`` this logprob."""
+    told = {
+        "max_model_len": 64,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": 21,
+        "skip_tokenizer_init": False,
+    }
+    info = {
+        "model_config": {**told, **model},
+        "scheduler_config": {"max_num_seqs": 8, "enable_chunked_prefill": chunked},
+        "device_config": {"device": device},
+    }
+
+    async def handle(path: str, body: Any) -> Answer:
+        return 200, choice([1], logprob=logprob) if body else {"vllm_config": info}
+
+    async def main() -> Facts:
+        client = Client(5)
+        async with stub(handle) as server:
+            try:
+                return await read_facts(client, server.url, 5)
+            finally:
+                await client.close()
+
+    return asyncio.run(main())
+
+
+def test_a_server_that_can_do_everything() -> None:
+    assert facts() == Facts(64, 8, ALL)
+    assert facts(device="cuda", chunked=True, max_logprobs=-1) == Facts(64, 8, ALL)
+
+
+@pytest.mark.parametrize(
+    ("lack", "fields"),
+    [
+        ({"logprob": 0.0}, {"top_p", "top_k"}),
+        ({"max_logprobs": 20}, {"top_logprobs"}),
+        ({"skip_tokenizer_init": True}, {"stop"}),
+    ],
+    ids=["logprobs of what was cut", "too few logprobs", "no tokenizer"],
+)
+def test_what_a_server_cannot_do_is_not_claimed(lack: dict[str, Any], fields: set[str]) -> None:
+    assert facts(**lack).sampling == ALL - fields
+
+
+@pytest.mark.parametrize(
+    ("wrong", "flag"),
+    [
+        ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+        ({"chunked": True}, "--no-enable-chunked-prefill"),
+    ],
+)
+def test_a_server_that_would_be_wrong_or_end_is_refused_with_the_flag_that_it_needs(wrong: Any, flag: str) -> None:
+    with pytest.raises(BackendError, match=flag):
+        facts(**wrong)
+
+
+def test_servers_together_do_what_each_can() -> None:
+    both = capabilities_of([Facts(64, 8, ALL), Facts(32, 4, ALL - {"stop"})])
+    assert (both.context_length, both.max_concurrency, both.sampling) == (32, 12, ALL - {"stop"})
