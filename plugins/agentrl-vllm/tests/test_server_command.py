@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from agentrl.errors import ConfigError
 from agentrl_vllm.server.command import Command, ServingCommand
 from agentrl_vllm.server.installation import Installation
 from agentrl_vllm.server.memory import Shape, kv_cache_bytes, shape_of
@@ -41,7 +43,8 @@ def built(model: Path, *, is_cpu: bool = True, replica: int = 0, **settings: Any
 
 def value(command: Command, flag: str) -> str | None:
     """What counts of a flag: the last that is given of it."""
-    values = [after for name, after in zip(command.argv, command.argv[1:], strict=False) if name == flag]
+    words = [word for arg in command.argv for word in arg.split("=")]
+    values = [after for name, after in pairwise(words) if name == flag]
     return values[-1] if values else None
 
 
@@ -69,9 +72,9 @@ def test_a_gpu_gets_vllms_own_defaults(model: Path) -> None:
 
 
 def test_what_is_set_counts(model: Path) -> None:
-    command = built(model, dtype="float16", kv_cache_bytes=5, args=["--max-num-batched-tokens", "64"])
+    command = built(model, dtype="float16", kv_cache_bytes=2**30, args=["--max-num-batched-tokens", "64"])
     assert value(command, "--dtype") == "float16"
-    assert value(command, "--kv-cache-memory-bytes") == "5"
+    assert value(command, "--kv-cache-memory-bytes") == str(2**30)
     assert value(command, "--max-num-batched-tokens") == "64"
 
 
@@ -79,6 +82,29 @@ def test_a_replica_sees_its_devices_and_is_split_over_them(model: Path) -> None:
     command = built(model, is_cpu=False, replica=1, replicas=2, devices=["0,1", "2,3"])
     assert command.env["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert value(command, "--tensor-parallel-size") == "2"
+
+
+def test_devices_are_refused_where_vllm_is_a_build_for_cpus(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"devices names GPUs, and vLLM in /vllm/python is a build for CPUs"):
+        built(model, devices=["0"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest", "batched"),
+    [
+        ({}, "1024", "2048"),
+        ({"args": ["--max-model-len", "512"]}, "512", "2048"),
+        ({"args": ["--max-model-len=4096"]}, "4096", "4096"),
+        # 1,024 bytes a token: 300 of them, in whole blocks.
+        ({"kv_cache_bytes": 300 * 1024}, "256", "2048"),
+    ],
+)
+def test_on_a_cpu_the_longest_prompt_fits_the_cache_and_a_step(
+    model: Path, settings: dict[str, Any], longest: str, batched: str
+) -> None:
+    command = built(model, **settings)
+    assert value(command, "--max-model-len") == longest
+    assert value(command, "--max-num-batched-tokens") == batched
 
 
 def test_the_server_sees_two_modules_of_ours_and_no_package_of_this_interpreter(model: Path) -> None:
@@ -91,7 +117,7 @@ def test_the_server_sees_two_modules_of_ours_and_no_package_of_this_interpreter(
 
 def test_the_cache_of_a_cpu_fits_the_model_and_the_machine() -> None:
     assert kv_cache_bytes(Shape(1024, 256), sequences=64, element_bytes=4) == 65 * 1024 * 256 * 4
-    assert kv_cache_bytes(Shape(2**40, 256), sequences=64, element_bytes=4) < 2**45
+    assert kv_cache_bytes(Shape(2**40, 2**20), sequences=64, element_bytes=4) < 2**45
     assert kv_cache_bytes(Shape(None, None), sequences=64, element_bytes=4) <= 2**30
 
 

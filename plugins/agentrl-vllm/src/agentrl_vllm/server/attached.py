@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from agentrl.errors import BackendError, PluginError
 from agentrl_vllm.server.asking import answers, ask
 from agentrl_vllm.server.installation import OLDEST
@@ -71,7 +73,7 @@ class AttachedServer:
 
     async def _check_version(self) -> None:
         answer = await ask(self.url, "GET", "/version")
-        version = answer.json().get("version") if answer.is_success and _is_object(answer.text) else None
+        version = _object(answer).get("version")
         if version is None:
             raise BackendError(
                 f"what answers at {self.url} is no vLLM server: GET /version gave status {answer.status_code}",
@@ -95,14 +97,13 @@ class AttachedServer:
             raise BackendError(f"{self.name} asks for an API key", fix="start it without --api-key")
 
     async def _check_model(self) -> None:
-        models = (await ask(self.url, "GET", "/v1/models")).json()["data"]
+        models = _object(await ask(self.url, "GET", "/v1/models")).get("data") or []
         served = next((model for model in models if not model.get("parent")), None)
         if served is None:
             raise BackendError(f"{self.name} serves no model", fix=f"start it with {self._folder}")
         self.model = str(served["id"])
         question = {"model": self.model, "prompt": _PROBE, "add_special_tokens": False}
-        answer = await ask(self.url, "POST", "/tokenize", json=question)
-        theirs = answer.json().get("tokens") if answer.is_success else None
+        theirs = _object(await ask(self.url, "POST", "/tokenize", json=question)).get("tokens")
         if theirs != await asyncio.to_thread(_tokens, self._folder):
             raise BackendError(
                 f"{self.name} serves the wrong model: {served.get('root') or self.model}, whose tokenizer is not that "
@@ -111,13 +112,13 @@ class AttachedServer:
             )
 
 
-def _is_object(text: str) -> bool:
-    import json
-
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    """The JSON object that was answered; empty where it was another thing, or an error."""
     try:
-        return isinstance(json.loads(text), dict)
+        content = answer.json() if answer.is_success else None
     except ValueError:
-        return False
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def _tokens(folder: Path) -> list[int]:

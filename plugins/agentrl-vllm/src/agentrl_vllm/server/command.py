@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
+from agentrl.errors import ConfigError
 from agentrl_vllm.server.installation import Installation
-from agentrl_vllm.server.memory import kv_cache_bytes, shape_of
+from agentrl_vllm.server.memory import kv_cache_bytes, longest_context, shape_of
 from agentrl_vllm.settings import VllmSettings
 
 __all__ = ["MODEL", "Command", "ServingCommand"]
@@ -55,6 +57,14 @@ class ServingCommand:
     sequences: int
     """Completions that it samples at once; more wait."""
 
+    def __post_init__(self) -> None:
+        """Raises ``ConfigError`` for devices that its vLLM has no use for."""
+        if self.settings.devices and self.installation.is_cpu:
+            raise ConfigError(
+                f"inference.backend.devices names GPUs, and vLLM in {self.installation.python} is a build for CPUs",
+                fix="leave it out, or set inference.backend.python to a build for GPUs",
+            )
+
     def build(self, model_folder: Path, port: int, scratch: Path) -> Command:
         """Serve ``model_folder`` on ``port``; ``scratch`` is an empty folder of the server's own."""
         code, temporary = scratch / "code", scratch / "tmp"
@@ -94,20 +104,27 @@ class ServingCommand:
         yield from _FIXED
         if self._devices is not None:
             yield from ("--tensor-parallel-size", str(len(self._devices.split(","))))
-        if self.settings.kv_cache_bytes is not None:
-            yield from ("--kv-cache-memory-bytes", str(self.settings.kv_cache_bytes))
         if self.installation.is_cpu:
             yield from self._flags_on_cpu(model_folder)
+        elif self.settings.kv_cache_bytes is not None:
+            yield from ("--kv-cache-memory-bytes", str(self.settings.kv_cache_bytes))
         yield from self.settings.args
 
     def _flags_on_cpu(self, model_folder: Path) -> Iterator[str]:
-        shape = shape_of(model_folder)
-        if self.settings.kv_cache_bytes is None:
-            size = kv_cache_bytes(shape, self.sequences, _ELEMENT_BYTES[self._dtype])
-            yield from ("--kv-cache-memory-bytes", str(size))
+        shape, element_bytes = shape_of(model_folder), _ELEMENT_BYTES[self._dtype]
+        size = self.settings.kv_cache_bytes or kv_cache_bytes(shape, self.sequences, element_bytes)
+        yield from ("--kv-cache-memory-bytes", str(size))
         # Compiling for a CPU takes minutes.
         yield "--enforce-eager"
         # A seeded request whose prompt is cut in chunks ends the engine there, so that prompts have to fit whole.
         yield "--no-enable-chunked-prefill"
-        if shape.context_length is not None:
-            yield from ("--max-num-batched-tokens", str(max(shape.context_length, self.sequences, _BATCHED_TOKENS)))
+        longest = self._given("--max-model-len") or longest_context(shape, size, element_bytes)
+        if longest is not None:
+            yield from ("--max-model-len", str(longest))
+            yield from ("--max-num-batched-tokens", str(max(longest, self.sequences, _BATCHED_TOKENS)))
+
+    def _given(self, flag: str) -> int | None:
+        """The number that the user's own flags say."""
+        words = [word for arg in self.settings.args for word in arg.split("=")]
+        values = [after for name, after in pairwise(words) if name == flag]
+        return int(values[-1]) if values and values[-1].isdigit() else None

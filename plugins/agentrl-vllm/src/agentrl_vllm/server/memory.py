@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Shape", "kv_cache_bytes", "shape_of"]
+__all__ = ["Shape", "kv_cache_bytes", "longest_context", "shape_of"]
 
 _LEAST = 64 * 2**20
 _UNKNOWN = 2**30
 """For a model whose config does not say what a token takes."""
+_LONGEST = 32768
+"""Tokens of a sequence, unless more is asked for: what some configs promise would take all of the memory."""
 _BLOCK = 128
 """Tokens; a sequence takes whole blocks of the cache."""
 
@@ -40,9 +42,17 @@ def kv_cache_bytes(shape: Shape, sequences: int, element_bytes: int) -> int:
     if shape.elements is None or shape.context_length is None:
         wanted = _UNKNOWN
     else:
-        blocks = (sequences + 1) * -(-shape.context_length // _BLOCK)
+        blocks = (sequences + 1) * -(-min(shape.context_length, _LONGEST) // _BLOCK)
         wanted = blocks * _BLOCK * shape.elements * element_bytes
     return min(max(wanted, _LEAST), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+def longest_context(shape: Shape, size: int, element_bytes: int) -> int | None:
+    """Tokens of the longest sequence that a cache of ``size`` bytes is to hold; ``None`` where only vLLM can tell."""
+    if shape.context_length is None:
+        return None
+    fits = shape.context_length if shape.elements is None else size // (shape.elements * element_bytes)
+    return min(shape.context_length, _LONGEST, fits // _BLOCK * _BLOCK or fits)
 
 
 def _elements(config: dict[str, Any]) -> int | None:
