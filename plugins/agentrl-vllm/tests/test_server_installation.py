@@ -123,6 +123,13 @@ def test_a_server_inherits_nothing_secret() -> None:
     assert environ["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+def test_servers_share_what_torch_compiles_where_it_is_not_said_otherwise() -> None:
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    assert server_environment([], {}, HERE)[name] == server_environment([], {}, HERE)[name] != ""
+    assert server_environment([], {name: "/mine"}, HERE)[name] == "/mine"
+    assert server_environment([f"{name}=/listed"], {name: "/mine"}, HERE)[name] == "/listed"
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [("MISSING", "lists 'MISSING', which is not set here"), ("A B=1", "holds 'A B=1', which names no variable")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,7 +32,13 @@ def server_environment(listed: Sequence[str], environ: Mapping[str, str], python
     Raises ``ConfigError`` for an entry of ``listed`` that is neither ``NAME=value`` nor ``NAME`` of a variable here.
     """
     more = {name: value for name, value in environ.items() if any(fnmatchcase(name, each) for each in _HARMLESS)}
-    return {**worker_environment((), environ, python=python), **more, **_NEEDED, **dict(_listed(listed, environ))}
+    ours = {**_NEEDED, "TORCHINDUCTOR_CACHE_DIR": _compiled()}
+    return {**worker_environment((), environ, python=python), **ours, **more, **dict(_listed(listed, environ))}
+
+
+def _compiled() -> str:
+    """Where torch keeps what it has compiled: not in the server's own folder, so that the next one finds it."""
+    return str(Path(tempfile.gettempdir()) / f"agentrl-torchinductor-{os.getuid()}")
 
 
 def _listed(entries: Sequence[str], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
