@@ -125,7 +125,7 @@ def test_a_server_inherits_nothing_secret() -> None:
 
 def test_servers_share_what_torch_compiles_where_it_is_not_said_otherwise() -> None:
     name = "TORCHINDUCTOR_CACHE_DIR"
-    assert server_environment([], {}, HERE)[name] == server_environment([], {}, HERE)[name] != ""
+    assert Path(server_environment([], {}, HERE)[name]).is_absolute()
     assert server_environment([], {name: "/mine"}, HERE)[name] == "/mine"
     assert server_environment([f"{name}=/listed"], {name: "/mine"}, HERE)[name] == "/listed"
 
