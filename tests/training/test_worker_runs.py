@@ -9,9 +9,11 @@ import pytest
 
 from agentrl import Trainer, load_config
 from agentrl.errors import ConfigError, PluginError
+from agentrl.plugins import Plugins
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.plain import PlainReporter
 from agentrl.runs.store import read_episodes
+from agentrl.training.agent import resolve_agent
 
 BRIEF = ("evaluation.tasks=32", "evaluation.every=0", "training.checkpoint_every=0", "rollout.max_workers=2")
 
@@ -131,6 +133,15 @@ def test_what_cannot_run_is_refused_before_there_is_a_run_folder(train, tmp_path
     assert "returns an answer, and no reward is set" in refused(train, ConfigError, ANSWERING)
     assert "'SECRET', which is not set here" in refused(train, ConfigError, "math", "agent.env=[SECRET]")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "disabling", [{"disabled": ["math"]}, {"environ": {"AGENTRL_DISABLE_PLUGINS": "math"}}], ids=str
+)
+def test_what_is_disabled_here_is_disabled_in_workers(disabling):
+    config = load_config(None, "agent.name=math", "rollout.mode=subproc", environ={})
+    with pytest.raises(ConfigError, match=r"agent 'math' of agentrl-core .* is left out: disabled"):
+        resolve_agent(config, Plugins(**{"environ": {}, **disabling}))
 
 
 def test_an_object_that_no_other_process_can_find_is_refused(tmp_path):

@@ -14,7 +14,6 @@ from agentrl.agents.binding import BoundAgent, bind_agent
 from agentrl.agents.naming import reference_of
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.config.models import Config
-from agentrl.environ import DISABLE_PLUGINS
 from agentrl.errors import ConfigError
 from agentrl.gateway import Gateway
 from agentrl.plugins import Plugins
@@ -128,11 +127,7 @@ def _in_workers(config: Config, plugins: Plugins, given: Any) -> WorkerAgent:
         reference=reference,
         kwargs=config.agent.kwargs,
         python=python,
-        env=worker_environment(config.agent.env, os.environ, python=python) | _disabling(plugins),
+        env=worker_environment(config.agent.env, os.environ, python=python),
+        disabled=plugins.disabled,
     )
     return WorkerAgent(process, run_to_end(lambda: inspect_agent(process, deadline_s=_INSPECTION_S)))
-
-
-def _disabling(plugins: Plugins) -> dict[str, str]:
-    """What is disabled here is disabled there too, and need not be installed there."""
-    return {DISABLE_PLUGINS: ",".join(plugins.disabled)} if plugins.disabled else {}
