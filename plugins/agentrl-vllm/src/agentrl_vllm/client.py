@@ -2,7 +2,7 @@
 
 A request leases a connection of its own from those that its loop keeps. A pool, such as that of
 ``httpx.AsyncClient``, is searched through at each step of each request: with 64 at once that came to 8 ms of CPU
-a request, and this to 1.7.
+a request, and this to less than 1.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import httpcore
 
+from agentrl_vllm.sockets import AsyncioBackend
+
 __all__ = ["Connections"]
 
 
@@ -17,6 +19,7 @@ class Connections:
     def __init__(self) -> None:
         self._idle: dict[str, list[httpcore.AsyncHTTPConnection]] = defaultdict(list)
         self._used: set[httpcore.AsyncHTTPConnection] = set()
+        self._sockets = AsyncioBackend()
         self._closed = False
         self._life: AsyncGenerator[None, None] = self._lives()
 
@@ -49,7 +52,7 @@ class Connections:
             if connection.is_available() and not connection.has_expired():
                 return connection
             await connection.aclose()
-        return httpcore.AsyncHTTPConnection(origin)
+        return httpcore.AsyncHTTPConnection(origin, network_backend=self._sockets)
 
     async def _lives(self) -> AsyncGenerator[None, None]:
         """Until it is closed: a loop closes the asynchronous generators that are left in it."""
