@@ -110,6 +110,13 @@ def test_a_model_on_the_command_line_wins_over_the_file_s(agentrl, server):
     assert [model for model, _ in server.asked] == ["of-the-file"] * 5 + ["here"] * 5
 
 
+def test_settings_that_mean_nothing_at_an_endpoint_are_told(agentrl):
+    _, _, err = agentrl("eval", "gpt-4o", "agent=math", "seed=5", "model.renderer=qwen3", "training.steps=2")
+    assert "seed (command line) has no effect: an endpoint" in err
+    assert "model.renderer (command line) has no effect: an endpoint" in err
+    assert err.count("training.steps (command line) has no effect") == 1
+
+
 def test_two_models_on_the_command_line_are_refused(agentrl, server):
     code, _, err = agentrl("eval", "gpt-4o", "inference.backend.model=gpt-5")
     assert code == 2

@@ -65,13 +65,21 @@ def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Inef
     ]
 
 
-def unused_by_evaluation(provenance: Mapping[str, str]) -> list[Ineffective]:
-    """Keys of the command line that only training reads; a run's own file may hold them all."""
+def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = False) -> list[Ineffective]:
+    """Keys of the command line that only training reads; a run's own file may hold them all.
+
+    With ``endpoint``, also those that mean nothing for a model that somebody else serves.
+    """
     sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "run", "scheduler")
+    reasons = dict.fromkeys(sections, "evaluation does not train")
+    if endpoint:
+        reasons |= dict.fromkeys(("seed", "model.renderer"), "an endpoint renders and samples as it does")
     return [
-        Ineffective(key, place, "evaluation does not train")
+        Ineffective(key, place, reason)
         for key, place in provenance.items()
-        if place == "command line" and any(key == section or key.startswith(f"{section}.") for section in sections)
+        if place == "command line"
+        for section, reason in reasons.items()
+        if key == section or key.startswith(f"{section}.")
     ]
 
 

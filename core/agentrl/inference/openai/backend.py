@@ -97,7 +97,8 @@ class OpenAIBackend:
             explanation = explained(error, self._endpoint)
             if isinstance(explanation, GatewayError) and is_about_the_model(explanation):
                 explanation = await self._unknown_model(client, explanation)
-            raise explanation from error
+            # Some endpoints repeat the key in what they answer, and a traceback would show it.
+            raise explanation from (error if self._endpoint.without_key(str(error)) == str(error) else None)
         return read_answer(response, self._endpoint)
 
     async def _unknown_model(self, client: AsyncOpenAI, error: GatewayError) -> GatewayError:
