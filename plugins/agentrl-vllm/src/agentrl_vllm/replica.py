@@ -82,6 +82,7 @@ class Replica:
         self._server = make(newest()[0])
         self._failures = 0
         self._ready_at = 0.0
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def server(self) -> Serving:
@@ -108,10 +109,10 @@ class Replica:
     async def stop(self) -> None:
         """End the server and whatever is done about it. Safe to call twice."""
         self.state = "out"
-        if watching := getattr(self, "_watching", None):
-            watching.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watching
+                await self._watching
         await self._server.stop()
 
     def fail(self, reason: str, *, life: int | None = None) -> None:
