@@ -1,0 +1,87 @@
+"""Whole training runs of the model tiny, and what they leave."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentrl import Trainer, load_config
+from agentrl.config.models import Config
+from agentrl.errors import AgentRLError
+from agentrl.rollout.episode import Episode
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.metrics import read_metrics
+from agentrl.runs.plain import PlainReporter
+from agentrl.runs.store import read_episodes
+from agentrl.runs.summary import Summary, read_summary
+
+VLLM = "agentrl_vllm.backend:VllmBackend"
+
+RATIO_WITHIN = 1e-3
+KL_BELOW = 1e-4
+"""How far the servers' logprobs may be from the learner's, in a step's mean."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    folder: RunFolder
+    summary: Summary
+    error: AgentRLError | None
+    """What stopped it."""
+    said: str
+    """All that whoever watched it was told."""
+    config: Config
+    episodes: Sequence[Episode] = field(default_factory=list)
+    """Those that it trained on."""
+
+    @property
+    def once_each(self) -> bool:
+        """Whether every sample of every task of every step that was rolled out is in the store once, and rewarded."""
+        rollout = self.config.rollout
+        keys = Counter(episode.key for episode in self.episodes)
+        by_step = Counter(key.step for key in keys)
+        whole = set(by_step.values()) == {rollout.tasks_per_step * rollout.group_size}
+        steps = list(range(1, len(by_step) + 1))
+        rewarded = all(episode.outcome == "rewarded" for episode in self.episodes)
+        return whole and rewarded and sorted(by_step) == steps and set(keys.values()) == {1}
+
+    @property
+    def exact(self) -> bool:
+        """Whether in each step the servers' logprobs were the learner's, and all tokens of its newest version."""
+        rows = [row for row in read_metrics(self.folder.metrics) if "policy/ratio_mean" in row]
+        close = all(
+            abs(row["policy/ratio_mean"] - 1) <= RATIO_WITHIN and row["policy/mismatch_kl"] < KL_BELOW for row in rows
+        )
+        return len(rows) == self.summary.steps and close and all(map(_is_newest, self.episodes))
+
+
+def run(folder: Path, agent: Any, backend: Mapping[str, Any], *settings: str) -> Run:
+    """Train ``agent`` into ``folder``; what stops the run is in what this returns."""
+    config = configured(backend, f"run.dir={folder.parent}", f"run.name={folder.name}", *settings)
+    told = io.StringIO()
+    error = None
+    with Trainer(config, reporter=PlainReporter(told)) as trainer:
+        try:
+            trainer.train(agent)
+        except AgentRLError as stopped:
+            error = stopped
+    left = RunFolder(folder)
+    episodes = list(read_episodes(left.episodes, phase="train")) if left.episodes.exists() else []
+    return Run(left, read_summary(left.summary), error, told.getvalue(), config, episodes)
+
+
+def configured(backend: Mapping[str, Any], *settings: str) -> Config:
+    """The defaults with ``backend`` and ``settings``."""
+    return load_config(None, f"inference.backend={json.dumps(backend)}", *settings, environ={})
+
+
+def _is_newest(episode: Episode) -> bool:
+    versions = {version for span in episode.tree.spans if span.sampled for version in span.sampled.versions}
+    return versions == {episode.key.step - 1}
