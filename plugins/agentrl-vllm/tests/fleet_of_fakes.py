@@ -70,6 +70,8 @@ class FakeServer:
 
     def agentrl_describe(self) -> Any:
         keys = {"dtype": self.dtype, "tied": self.tied, "vocabulary": VOCABULARY, "context": 300}
+        keys |= {"sequences": 16, "chunks": False, "device": "cpu", "text": True}
+        keys |= {"logprobs_mode": "processed_logprobs", "max_logprobs": 21}
         return {"results": [{"fault": None, "folder": self.folder, **keys}]}
 
     def agentrl_check(self, folder: str) -> Any:

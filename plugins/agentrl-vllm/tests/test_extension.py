@@ -63,6 +63,13 @@ def make(extension: Any, tmp_path: Path) -> Any:
             dtype=torch.float32,
             max_model_len=512,
             get_vocab_size=lambda: 8,
+            logprobs_mode="processed_logprobs",
+            max_logprobs=21,
+            skip_tokenizer_init=False,
+        )
+        worker.vllm_config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=16, enable_chunked_prefill=False),
+            device_config=SimpleNamespace(device_type="cpu"),
         )
         worker.model_runner = Runner(model or torch.nn.Linear(1, 1))
         return worker
@@ -79,6 +86,12 @@ def test_a_worker_tells_what_it_has_loaded(make, tmp_path):
         "tied": True,
         "vocabulary": 8,
         "context": 512,
+        "sequences": 16,
+        "chunks": False,
+        "device": "cpu",
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": 21,
+        "text": True,
     }
 
 

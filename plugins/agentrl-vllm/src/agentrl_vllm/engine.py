@@ -21,7 +21,7 @@ class Refused(BackendError):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a server has loaded, and what it computes with."""
+    """What a server has loaded, and how it computes. Asked of its worker: ``/server_info`` takes seconds."""
 
     folder: str
     """The model folder, or the model's name on the hub, that its weights are from."""
@@ -31,6 +31,17 @@ class Description:
     vocabulary: int
     context: int
     """Most tokens of a prompt and its completion."""
+    sequences: int
+    """How many completions it samples at once."""
+    chunks: bool
+    """Whether it cuts long prompts in chunks."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    logprobs_mode: str
+    max_logprobs: int
+    """-1 for all of the vocabulary."""
+    text: bool
+    """Whether it has a tokenizer, which stop strings need."""
 
 
 async def describe(client: Client, url: str) -> Description:

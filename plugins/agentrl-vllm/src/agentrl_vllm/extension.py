@@ -36,13 +36,14 @@ class WorkerExtension:
     """Methods of a worker; each takes the new weights' model folder."""
 
     model_config: Any
+    vllm_config: Any
     model_runner: Any
     agentrl_shapes: Shapes | None = None
     """Of the model that the server was started on."""
 
     def agentrl_describe(self) -> dict[str, Any]:
         """What the worker has loaded, and what it computes with."""
-        config = self.model_config
+        config, scheduler = self.model_config, self.vllm_config.scheduler_config
         return {
             "fault": None,
             "folder": str(config.model),
@@ -50,6 +51,12 @@ class WorkerExtension:
             "tied": _is_tied(config),
             "vocabulary": config.get_vocab_size(),
             "context": config.max_model_len,
+            "sequences": scheduler.max_num_seqs,
+            "chunks": bool(scheduler.enable_chunked_prefill),
+            "device": self.vllm_config.device_config.device_type,
+            "logprobs_mode": str(config.logprobs_mode),
+            "max_logprobs": config.max_logprobs,
+            "text": not config.skip_tokenizer_init,
         }
 
     def agentrl_check(self, folder: str) -> dict[str, Any]:

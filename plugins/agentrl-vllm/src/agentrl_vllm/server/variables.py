@@ -21,6 +21,8 @@ _NEEDED = {
     "VLLM_NO_USAGE_STATS": "1",
     # The model is a local folder.
     "HF_HUB_OFFLINE": "1",
+    # A connection that the server closes as a request is on its way looks like a server that is lost.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",
     # On a CPU: the operating system shares the cores among replicas and trainer.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
