@@ -15,22 +15,26 @@ from agentrl_vllm.client import Client
 ALL = frozenset({"temperature", "seed", "stop", "top_logprobs", "top_p", "top_k"})
 
 
-def facts(*, logprob: float = -3.0, device: str = "cpu", chunked: bool = False, **model: Any) -> Facts:
+def facts(*, logprob: float = -3.0, **others: Any) -> Facts:
     """Those of a server that says so, and gives a token that was drawn with ``top_k=1`` this logprob."""
     told = {
-        "max_model_len": 64,
+        "fault": None,
+        "folder": "tiny",
+        "dtype": "float32",
+        "tied": False,
+        "vocabulary": 500,
+        "context": 64,
+        "sequences": 8,
+        "chunks": False,
+        "device": "cpu",
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": 21,
-        "skip_tokenizer_init": False,
-    }
-    info = {
-        "model_config": {**told, **model},
-        "scheduler_config": {"max_num_seqs": 8, "enable_chunked_prefill": chunked},
-        "device_config": {"device": device},
+        "text": True,
+        **others,
     }
 
     async def handle(path: str, body: Any) -> Answer:
-        return 200, choice([1], logprob=logprob) if body else {"vllm_config": info}
+        return 200, {"results": [told]} if path == "/collective_rpc" else choice([1], logprob=logprob)
 
     async def main() -> Facts:
         client = Client(5)
@@ -45,7 +49,7 @@ def facts(*, logprob: float = -3.0, device: str = "cpu", chunked: bool = False, 
 
 def test_a_server_that_can_do_everything() -> None:
     assert facts() == Facts(64, 8, ALL)
-    assert facts(device="cuda", chunked=True, max_logprobs=-1) == Facts(64, 8, ALL)
+    assert facts(device="cuda", chunks=True, max_logprobs=-1) == Facts(64, 8, ALL)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_a_server_that_can_do_everything() -> None:
     [
         ({"logprob": 0.0}, {"top_p", "top_k"}),
         ({"max_logprobs": 20}, {"top_logprobs"}),
-        ({"skip_tokenizer_init": True}, {"stop"}),
+        ({"text": False}, {"stop"}),
     ],
     ids=["logprobs of what was cut", "too few logprobs", "no tokenizer"],
 )
@@ -65,7 +69,7 @@ def test_what_a_server_cannot_do_is_not_claimed(lack: dict[str, Any], fields: se
     ("wrong", "flag"),
     [
         ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
-        ({"chunked": True}, "--no-enable-chunked-prefill"),
+        ({"chunks": True}, "--no-enable-chunked-prefill"),
     ],
 )
 def test_a_server_that_would_be_wrong_or_end_is_refused_with_the_flag_that_it_needs(wrong: Any, flag: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -61,6 +62,36 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> No
             assert server.connections == number
 
     using(well, scenario)
+
+
+def test_a_connection_that_was_closed_while_the_loop_was_busy_is_not_used_again() -> None:
+    """As a server does that keeps idle ones for five seconds, and a step of the learner that takes longer."""
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    closed = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+            closed.set()
+
+    async def main(url: str) -> None:
+        client = Client(5)
+        try:
+            assert await client.get(url, "/one") == {}
+            assert closed.wait(DEADLINE_S)
+            assert await client.get(url, "/two") == {}
+        finally:
+            await client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(DEADLINE_S)
+        thread = threading.Thread(target=serve, args=[listening])
+        thread.start()
+        asyncio.run(main(f"http://127.0.0.1:{listening.getsockname()[1]}"))
+        thread.join(DEADLINE_S)
 
 
 def test_a_request_that_is_given_up_closes_its_connection() -> None:

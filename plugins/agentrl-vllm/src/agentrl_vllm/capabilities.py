@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Capabilities
 from agentrl_vllm.client import Client
+from agentrl_vllm.engine import describe
 from agentrl_vllm.generation import PATH
 
 __all__ = ["Facts", "capabilities_of", "read_facts"]
 
-_INFO = "/server_info?config_format=json"
 _ALWAYS = frozenset({"temperature", "seed"})
 _MOST_LOGPROBS = 21
 """As many alternatives as clients may ask for, and the sampled token."""
@@ -46,26 +45,23 @@ async def read_facts(client: Client, url: str, patience: float) -> Facts:
 
     ``patience`` is for how many seconds it may be silent: its first tokens wait for what it compiles.
     """
-    info: Any = (await client.get(url, _INFO))["vllm_config"]
-    model, scheduler = info["model_config"], info["scheduler_config"]
-    mode = model["logprobs_mode"]
-    if mode != "processed_logprobs":
+    told = await describe(client, url)
+    if told.logprobs_mode != "processed_logprobs":
         raise BackendError(
-            f"the server at {url} reports logprobs of another distribution than it samples from: {mode}",
+            f"the server at {url} reports logprobs of another distribution than it samples from: {told.logprobs_mode}",
             fix="start it with --logprobs-mode processed_logprobs",
         )
-    if info["device_config"].get("device") == "cpu" and scheduler["enable_chunked_prefill"]:
+    if told.device == "cpu" and told.chunks:
         raise BackendError(
             f"the server at {url} would end at the first prompt that it cuts in chunks: on a CPU it cannot with seeds",
             fix="start it with --no-enable-chunked-prefill",
         )
-    most = model["max_logprobs"]
-    sampling = _ALWAYS if model["skip_tokenizer_init"] else _ALWAYS | {"stop"}
-    if most == -1 or most >= _MOST_LOGPROBS:
+    sampling = _ALWAYS | {"stop"} if told.text else _ALWAYS
+    if told.max_logprobs == -1 or told.max_logprobs >= _MOST_LOGPROBS:
         sampling |= {"top_logprobs"}
     if await _reports_uncut(client, url, patience):
         sampling |= {"top_p", "top_k"}
-    return Facts(model["max_model_len"], scheduler["max_num_seqs"], sampling)
+    return Facts(told.context, told.sequences, sampling)
 
 
 async def _reports_uncut(client: Client, url: str, patience: float) -> bool:

@@ -6,6 +6,7 @@ Sent as head and body, as ``httpcore`` writes it, it wakes the server twice.
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 from collections.abc import Iterable
 from typing import Any
@@ -82,5 +83,11 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # Of a connection that is idle: that the server has closed it.
-            return self._reader.at_eof() or self._writer.transport.is_closing()
+            return self._reader.at_eof() or self._writer.is_closing() or self._has_news()
         return self._writer.get_extra_info(info)
+
+    def _has_news(self) -> bool:
+        """Whether something has come that the loop, if it was busy, has not read yet."""
+        polled = select.poll()
+        polled.register(self._writer.get_extra_info("socket"), select.POLLIN)
+        return bool(polled.poll(0))
