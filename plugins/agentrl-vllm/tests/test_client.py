@@ -67,7 +67,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> No
 def test_a_connection_that_was_closed_while_the_loop_was_busy_is_not_used_again() -> None:
     """As a server does that keeps idle ones for five seconds, and a step of the learner that takes longer."""
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
-    closed = threading.Event()
+    answered, closed = threading.Event(), threading.Event()
 
     def serve(listening: socket.socket) -> None:
         for _ in range(2):
@@ -75,12 +75,14 @@ def test_a_connection_that_was_closed_while_the_loop_was_busy_is_not_used_again(
             with connection:
                 connection.recv(4096)
                 connection.sendall(answer)
+                answered.wait(DEADLINE_S)
             closed.set()
 
     async def main(url: str) -> None:
         client = Client(5)
         try:
             assert await client.get(url, "/one") == {}
+            answered.set()
             assert closed.wait(DEADLINE_S)
             assert await client.get(url, "/two") == {}
         finally:
