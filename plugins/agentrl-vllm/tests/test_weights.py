@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fleet_of_fakes import FakeClient, FakeReplica, FakeServer, FakeWeights, Unwritable, fails, finds
 
-from agentrl.errors import BackendError
+from agentrl.errors import BackendError, PluginError
 from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.weights import WeightSync
 
@@ -206,6 +206,13 @@ def test_a_server_without_our_extension_is_refused_with_how_to_start_it(make):
     table = make()
     table.servers[0].faults["agentrl_describe"] = fails("answered /collective_rpc with 500")
     with pytest.raises(BackendError, match=r"--worker-extension-cls agentrl_vllm.extension.WorkerExtension"):
+        table.run(table.admit())
+
+
+def test_a_server_with_another_version_of_our_extension_is_told_from_ours(make):
+    table = make()
+    table.servers[0].faults["agentrl_describe"] = lambda: {"results": [{"fault": None, "folder": "/older"}]}
+    with pytest.raises(PluginError, match=r"has another version of agentrl-vllm, which does not tell dtype, tied"):
         table.run(table.admit())
 
 

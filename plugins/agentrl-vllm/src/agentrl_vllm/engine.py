@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import BackendError
+from agentrl.errors import BackendError, PluginError
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed
 
@@ -45,7 +45,7 @@ class Description:
 
 
 async def describe(client: Client, url: str) -> Description:
-    """Raises ``BackendError`` for a server without our extension."""
+    """Raises ``BackendError`` for a server without our extension, ``PluginError`` where it has another version of it."""
     try:
         first, *_ = await _call(client, url, "agentrl_describe")
     except ServerFailed as error:
@@ -53,6 +53,11 @@ async def describe(client: Client, url: str) -> Description:
             f"the server at {url} cannot be told its weights: {error.message}",
             fix=f"install agentrl-vllm beside it and start it with --worker-extension-cls {_EXTENSION}",
         ) from error
+    if missing := [name for name in Description.__slots__ if name not in first]:
+        raise PluginError(
+            f"the server at {url} has another version of agentrl-vllm, which does not tell {', '.join(missing)}",
+            fix="install the same version there as here",
+        )
     return Description(**{name: first[name] for name in Description.__slots__})
 
 
