@@ -11,7 +11,7 @@ TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "float16": 0.1, "bfloat16": 
 """Mean difference of logprobs, in nats, that computing in a type explains.
 
 In float32 that is 1e-5 at most on one kind of device, and more between two; of 16 bits a rare token's logprob may be
-off by several tenths, and a mean of 32 tokens by some hundredths.
+off by a tenth and more, and a mean of 32 tokens by some hundredths.
 """
 
 _UNMOVED = 1e-6

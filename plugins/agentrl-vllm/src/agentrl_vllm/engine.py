@@ -45,7 +45,7 @@ class Description:
 
 
 async def describe(client: Client, url: str) -> Description:
-    """Raises ``BackendError`` for a server without our extension, ``PluginError`` where it has another version of it."""
+    """Ask a server. Raises ``BackendError`` where it lacks our extension, ``PluginError`` where it has another one."""
     try:
         first, *_ = await _call(client, url, "agentrl_describe")
     except ServerFailed as error:
