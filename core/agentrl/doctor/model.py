@@ -8,10 +8,11 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, warning
 from agentrl.doctor.prefixes import prefixes
 from agentrl.doctor.size import model_size
+from agentrl.errors import AgentRLError
 from agentrl.inference.model_folder import find_model
 from agentrl.tokens.renderer import load_renderer
 from agentrl.tokens.template import ChatTemplate
-from agentrl.training.backends import check_takes_weights
+from agentrl.training.backends import is_chat, untrainable
 
 __all__ = ["model"]
 
@@ -24,7 +25,8 @@ def model(case: Case) -> Iterator[Finding]:
 
     So it does for one behind an endpoint, which has no folder and is not trained.
     """
-    check_takes_weights(case.config, case.plugins)
+    if _is_behind_endpoint(case):
+        raise untrainable(case.config)
     name = case.config.model.name
     case.doing(f"looking for {name}, which is downloaded where it is not here")
     case.folder = find_model(case.plugins, case.config.model)
@@ -48,3 +50,10 @@ def model(case: Case) -> Iterator[Finding]:
     else:
         case.doing("rendering a conversation turn by turn")
         yield from prefixes(renderer, ChatTemplate(renderer.vocabulary, repr(name)))
+
+
+def _is_behind_endpoint(case: Case) -> bool:
+    try:
+        return is_chat(case.config, case.plugins)
+    except AgentRLError:  # A backend that is none is told of with the other names, in section config.
+        return False
