@@ -30,8 +30,9 @@ class Asking:
     refused: list[str | None] = field(default_factory=list)
     preempted: float = 0.0
 
-    async def run(self, data: dict[str, Any], **connection: Any) -> float:
+    async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any) -> float:
         self.begun += 1
+        connection = {"base_url": base_url, "api_key": api_key, "http_client": http_client}
         if self.begun == 1:
             try:
                 await MathAgent().run({**data, "question": TOO_LONG}, **connection)
