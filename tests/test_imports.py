@@ -24,7 +24,7 @@ LAYERS = (
     {"tokens", "inference", "environments"},
     {"plugins"},
     {"config"},
-    {"errors", "environ", "clients", "redaction", "_lazy"},
+    {"errors", "environ", "clients", "processors", "redaction", "_lazy"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

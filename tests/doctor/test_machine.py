@@ -6,8 +6,9 @@ import pytest
 
 from agentrl.config import load_config
 from agentrl.doctor.gpu import Gpu, Gpus, gpu_findings
-from agentrl.doctor.memory import existing_parent, free_memory, human, usable_processors
+from agentrl.doctor.memory import existing_parent, free_memory, human
 from agentrl.doctor.size import model_size
+from agentrl.processors import usable_processors
 
 CONFIG = load_config(environ={})
 CPU_BUILD = Gpus(torch="2.13.0+cpu")

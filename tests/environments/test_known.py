@@ -177,6 +177,14 @@ def test_what_agent_python_says_decides(folder: Path) -> None:
     assert locate_agent(elsewhere, all_plugins()) == elsewhere
 
 
+def test_an_environments_name_stands_for_its_interpreter(folder: Path) -> None:
+    write_camel(folder / "camel")
+    located = locate_agent(config("mine.py:agent", "agent.python=camel"), all_plugins())
+    assert located.agent.python == folder / "camel" / "bin" / "python"
+    unknown = config("mine.py:agent", "agent.python=python3.12")
+    assert locate_agent(unknown, all_plugins()) == unknown
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

@@ -62,6 +62,9 @@ rollout.flush()
 rollout.readline()
 """
 
+INSTALL = r"-m pip install (--force-reinstall \S+|'agentrl-core==[\w.]+')"
+"""Core again, from the folder or the index that it came from here."""
+
 
 def test_an_interpreter_that_does_not_exist(agent_file, refusal):
     error = refusal(process_of(agent_file(TRIVIAL), python=Path("/no/such/python")))
@@ -91,9 +94,7 @@ def test_a_program_that_is_no_python(agent_file, refusal):
 
 def test_an_interpreter_without_agentrl(agent_file, refusal, bare_python):
     error = refusal(process_of(agent_file(TRIVIAL), python=bare_python))
-    assert re.search(
-        rf"{bare_python} has no agentrl-core \({bare_python} -m pip install 'agentrl-core==[\w.]+'\)", str(error)
-    )
+    assert re.search(rf"{bare_python} has no agentrl-core \({bare_python} {INSTALL}\)", str(error))
 
 
 def test_the_fix_for_an_environment_of_agentrls_own_is_to_make_it_anew(agent_file, refusal, tmp_path, monkeypatch):
@@ -108,13 +109,13 @@ def test_the_fix_for_an_environment_of_agentrls_own_is_to_make_it_anew(agent_fil
 def test_an_agentrl_that_cannot_run_agents_yet(agent_file, refusal, tmp_path, bare_python):
     error = refusal(process_of(agent_file(TRIVIAL), python=bare_python, env=[fake_core(tmp_path, None)]))
     assert "too old to run agents" in str(error)
-    assert "-m pip install 'agentrl-core==" in str(error)
+    assert re.search(rf"{bare_python} {INSTALL}", str(error))
 
 
 def test_a_worker_of_another_version(agent_file, refusal, tmp_path):
     error = refusal(process_of(agent_file(TRIVIAL), env=[fake_core(tmp_path, SPEAKS_OTHERWISE)]))
     assert "agentrl-core 9.9.0, whose worker speaks protocol 99" in str(error)
-    assert re.search(r"here speaks \d+ \(.* -m pip install 'agentrl-core==", str(error))
+    assert re.search(rf"here speaks \d+ \(.* {INSTALL}", str(error))
 
 
 def test_an_agent_that_does_not_import(agent_file, refusal):

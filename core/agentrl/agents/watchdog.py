@@ -28,12 +28,16 @@ class Blocked(EpisodeTimeout):
 _FIX = "await instead of blocking: AsyncOpenAI, asyncio.sleep, asyncio.to_thread; or use rollout.mode=subproc"
 
 
+_WAITING = 0.02
+"""A thread that uses less than this share of a processor waits for something else."""
+
+
 class LoopWatchdog:
     """Watches the running event loop from a thread of its own.
 
     A beat that is ``patience`` seconds late is reported once, with the place in the agent's code that
     holds the loop; after ``deadline`` seconds ``Blocked`` is raised inside that code, so that it costs
-    its own episode and no other.
+    its own episode and no other. A loop that would go on if the machine let it is not reported.
     """
 
     def __init__(
@@ -74,18 +78,27 @@ class LoopWatchdog:
 
     def _pulse(self) -> None:
         self._beat = time.monotonic()
+        self._used = time.thread_time()
         self._timer = self._loop.call_later(self._patience / 4, self._pulse)
 
     def _watch(self) -> None:
         reported = raised = 0.0
         while not self._stop.wait(self._patience / 4):
             beat, late = self._beat, time.monotonic() - self._beat
-            if late > self._patience and reported != beat and self._harms():
+            if late > self._patience and reported != beat and self._is_held(late) and self._harms():
                 reported = beat
                 self._report(self._message(late))
             if late > self._deadline and raised != beat and not _starts_a_thread(self._loop_thread):
                 raised = beat
                 _raise_in(self._loop_thread, Blocked)
+
+    def _is_held(self, late: float) -> bool:
+        """Whether the loop's thread computes or waits; with a small share of a busy processor it does neither."""
+        clock = getattr(time, "pthread_getcpuclockid", None)
+        if clock is None:
+            return True
+        used = time.clock_gettime(clock(self._loop_thread)) - self._used
+        return bool(used > self._patience / 2 or used < late * _WAITING)
 
     def _message(self, late: float) -> str:
         frame = sys._current_frames().get(self._loop_thread)

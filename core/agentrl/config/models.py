@@ -96,8 +96,8 @@ class AgentSection(Section):
     name: str
     """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
     python: Annotated[Path | None, Strict(False)] = None
-    """The interpreter that runs the agent, which needs agentrl-core and the agent but no torch; null for this one.
-    `agentrl env create` makes one for a plugin that cannot be installed here."""
+    """The interpreter that runs the agent, which needs agentrl-core and the agent but no torch, or the name of an
+    environment that `agentrl env create` made; null for this one."""
     env: list[str] = []
     """Environment variables that the agent's processes get in subproc mode beside harmless ones such as PATH:
     `NAME` inherits this process's, `NAME=value` sets it."""

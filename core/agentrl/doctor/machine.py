@@ -11,8 +11,9 @@ from agentrl.config.models import Config
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.gpu import Gpus, gpu_findings
-from agentrl.doctor.memory import existing_parent, free_disk, free_memory, human, usable_processors
+from agentrl.doctor.memory import existing_parent, free_disk, free_memory, human
 from agentrl.errors import ConfigError, RunFolderError
+from agentrl.processors import usable_processors
 from agentrl.runs.filesystem import filesystem_type, is_network_filesystem
 
 if TYPE_CHECKING:

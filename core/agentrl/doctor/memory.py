@@ -1,4 +1,4 @@
-"""Processors, memory and disk, as far as this process may use them."""
+"""Memory and disk, as far as this process may use them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["existing_parent", "free_disk", "free_memory", "human", "usable_processors"]
+__all__ = ["existing_parent", "free_disk", "free_memory", "human"]
 
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def usable_processors(cgroup: Path = _CGROUP) -> int:
-    """How many processors this process may keep busy; a container's share counts."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
-    quota, _, period = _read(cgroup / "cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        processors = min(processors, max(1, round(int(quota) / int(period))))
-    return processors
 
 
 def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> tuple[int, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from agentrl.config.models import Config
 from agentrl.environments.environment import Environment
 from agentrl.environments.known import environments
@@ -15,20 +17,32 @@ __all__ = ["locate_agent"]
 def locate_agent(config: Config, plugins: Plugins) -> Config:
     """``config`` with ``agent.python`` set where the agent's name is known in an environment and not here.
 
-    What ``agent.python`` says decides, then what is installed here; a name that nobody knows is left to whoever
-    loads it. Raises ``PluginError`` where several environments have the name or the only one is damaged, and
-    ``ConfigError`` where ``rollout.mode=inline`` contradicts an interpreter of the agent's own.
+    An ``agent.python`` that is the name of an environment becomes its interpreter. What ``agent.python`` says decides,
+    then what is installed here; a name that nobody knows is left to whoever loads it. Raises ``PluginError`` where
+    several environments have the name or the only one is damaged, and ``ConfigError`` where ``rollout.mode=inline``
+    contradicts an interpreter of the agent's own.
     """
     if config.agent.python is not None:
         _refuse_inline(config, f"agent.python={config.agent.python}")
-        return config
+        return _in(_named(config.agent.python), config)
     found = [] if _is_known_here(config.agent.name, plugins) else _having(config.agent.name, plugins)
     if not found:
         return config
     environment = _only(config.agent.name, found)
     _refuse_inline(config, f"agent {config.agent.name!r}, which is in the environment {environment.name!r},")
+    return _in(environment, config)
+
+
+def _in(environment: Environment | None, config: Config) -> Config:
+    if environment is None:
+        return config
     agent = config.agent.model_copy(update={"python": environment.python})
     return config.model_copy(update={"agent": agent})
+
+
+def _named(python: Path) -> Environment | None:
+    """The environment that a name without a folder means."""
+    return next((known for known in environments() if str(python) == known.name), None)
 
 
 def _is_known_here(name: str, plugins: Plugins) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import Any, Self
 from agentrl.agents.contract import Data
 from agentrl.errors import ConfigError
 from agentrl.gateway.standing import StandingEndpoint
+from agentrl.processors import usable_processors
 from agentrl.rollout.workers.contract import DEFAULT_LIMITS, AgentFacts, AgentProcess, Limits
 from agentrl.rollout.workers.pool import Pool
 from agentrl.rollout.workers.process import WorkerProcess
@@ -50,7 +50,7 @@ class SubprocRunner:
         """``max_workers`` is by default one a CPU; ``episodes_per_worker`` 1 for an agent that is not async, and for
         others what ``concurrency`` leaves to each. ``logs`` is the folder of the run's logs."""
         self._concurrency = concurrency
-        self._max_workers = max_workers or os.cpu_count() or 1
+        self._max_workers = max_workers or usable_processors()
         self._episodes_per_worker = episodes_per_worker
         self._limits = limits
         self._reaper = Reaper()

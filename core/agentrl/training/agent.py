@@ -14,7 +14,8 @@ from agentrl.agents.binding import BoundAgent, bind_agent
 from agentrl.agents.naming import reference_of
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError
+from agentrl.environments import environments
+from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.plugins import Plugins
 from agentrl.rollout.contract import AgentRunner
@@ -111,8 +112,22 @@ def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:
 
 
 def _inline(config: Config, plugins: Plugins, given: Any) -> InlineAgent:
-    target = plugins.get("agents", config.agent.name) if given is None else given
+    target = _found(config.agent.name, plugins) if given is None else given
     return InlineAgent(bind_agent(plugins.adapt_agent(target), config.agent.kwargs, name=config.agent.name))
+
+
+def _found(reference: str, plugins: Plugins) -> Any:
+    """What ``reference`` means here; code that needs what is not installed here may belong into an environment."""
+    try:
+        return plugins.get("agents", reference)
+    except AgentRLError as error:
+        names = [environment.name for environment in environments()]
+        if not names or not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        choices = " or ".join(f"agent.python={name}" for name in names)
+        raise type(error)(
+            error.message, fix=f"{error.fix}, or run it in an environment: {choices}"
+        ) from error.__cause__
 
 
 def _in_workers(config: Config, plugins: Plugins, given: Any) -> WorkerAgent:

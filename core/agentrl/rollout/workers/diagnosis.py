@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
 from agentrl.environments.known import environment_of
+from agentrl.environments.sources import core_source
 from agentrl.errors import PluginError
 from agentrl.plugins.versions import CORE, core_version
 from agentrl.rollout.workers.contract import AgentProcess
@@ -67,6 +69,9 @@ def update_fix(process: AgentProcess) -> str:
     known = environment_of(process.python)
     if known is not None:
         return known.remedy
+    core = core_source()
+    if core.folder is not None:
+        return f"{process.python} -m pip install --force-reinstall {shlex.quote(str(core.folder))}"
     return f"{process.python} -m pip install '{CORE}=={core_version()}'"
 
 
