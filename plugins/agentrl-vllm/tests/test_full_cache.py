@@ -11,12 +11,12 @@ import httpx
 import psutil
 from openai import BadRequestError
 from real import KEYS
-from training_runs import VLLM, run
+from training_runs import VLLM, run, untrained_model
 
 from agentrl_agents.math import MathAgent
 
 CACHE_BYTES = 18 * 32 * 1024
-"""Of ``tiny``: 576 tokens, of which the completions of a step take several times as many."""
+"""Of a model like ``tiny``: 576 tokens, of which the completions of a step want several times as many."""
 A_STEP = 16
 """Episodes."""
 TOO_LONG = "1 + " * 200
@@ -24,7 +24,10 @@ TOO_LONG = "1 + " * 200
 
 @dataclass
 class Asking:
-    """The agent ``math``; one episode asks first what is longer than the cache, and a later one looks at the server."""
+    """Asks as the agent ``math`` does, and calls every other answer right.
+
+    One episode asks first what is longer than the cache, and a later one looks at the server.
+    """
 
     begun: int = 0
     refused: list[str | None] = field(default_factory=list)
@@ -40,7 +43,9 @@ class Asking:
                 self.refused.append(error.code)
         if self.begun == A_STEP + 1:
             self.preempted = await preemptions()
-        return await MathAgent().run(data, **connection)
+        number = self.begun
+        await MathAgent().run(data, **connection)
+        return number % 2
 
 
 async def preemptions() -> float:
@@ -52,11 +57,11 @@ async def preemptions() -> float:
     return sum(map(float, re.findall(r"^vllm:num_preemptions_total{.*} (\S+)$", text, re.M)))
 
 
-def test_a_full_cache_delays_completions_and_changes_none_of_them(tmp_path: Path) -> None:
+def test_a_full_cache_delays_completions_and_changes_none_of_them(tiny_model: Path, tmp_path: Path) -> None:
     agent = Asking()
     backend = {"name": VLLM, **KEYS, "kv_cache_bytes": CACHE_BYTES, "args": ["--block-size", "32"]}
-    # At this temperature the model rarely comes to an end by itself.
-    settings = ("tasks.eval=null", "rollout.tasks_per_step=2", "rollout.temperature=2", "training.steps=2")
+    model = untrained_model(tiny_model, tmp_path / "model", layers=2)
+    settings = (f"model={model}", "tasks.eval=null", "rollout.tasks_per_step=2", "training.steps=2")
     ended = run(tmp_path / "run", agent, backend, *settings)
     assert ended.error is None
     assert agent.preempted > 0

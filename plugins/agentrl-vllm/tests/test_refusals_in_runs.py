@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from real import KEYS
 from servers import fake_server
 from servers import run as complete
-from training_runs import VLLM, Run, run
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from training_runs import VLLM, Run, run, untrained_model
 
 from agentrl.errors import AgentRLError, BackendError, PluginError
 from agentrl.inference.contract import Weights
@@ -46,16 +44,6 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
     monkeypatch.setattr(WeightFolders, "write", spoiled)
 
 
-def other_model(tiny: Path, folder: Path) -> Path:
-    """A model of the same tokens with a layer more."""
-    config: Any = AutoConfig.from_pretrained(tiny)
-    config.num_hidden_layers += 1
-    config.layer_types.append(config.layer_types[-1])
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    return folder
-
-
 def test_weights_that_no_server_can_load_stop_the_run_and_reach_none(
     standing: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -75,7 +63,7 @@ def test_weights_that_no_server_can_load_stop_the_run_and_reach_none(
 def test_a_server_of_another_model_is_refused_before_anything_is_sampled(
     standing: Server, tiny_model: Path, tmp_path: Path
 ) -> None:
-    other = other_model(tiny_model, tmp_path / "other")
+    other = untrained_model(tiny_model, tmp_path / "other", layers=3)
     ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [standing.url]}, f"model={other}", *BRIEF)
     stopped(ended, BackendError, "the model has no model.layers.2.")
     assert not ended.episodes

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
 from agentrl import Trainer, load_config
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
@@ -80,6 +82,16 @@ def run(folder: Path, agent: Any, backend: Mapping[str, Any], *settings: str) ->
 def configured(backend: Mapping[str, Any], *settings: str) -> Config:
     """The defaults with ``backend`` and ``settings``."""
     return load_config(None, f"inference.backend={json.dumps(backend)}", *settings, environ={})
+
+
+def untrained_model(like: Path, folder: Path, *, layers: int) -> Path:
+    """A model of the same tokens that knows nothing: it says one as soon as another, and seldom ends."""
+    config: Any = AutoConfig.from_pretrained(like)
+    config.num_hidden_layers = layers
+    config.layer_types = ["full_attention"] * layers
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
 
 
 def _is_newest(episode: Episode) -> bool:
