@@ -33,10 +33,12 @@ lint: setup
 test: lint
 	$(BIN)/pytest
 	$(BIN)/tox run
+	@rm -rf agentrl_core.egg-info
 
 acceptance: setup
 	$(BIN)/python -m tests.acceptance
 	$(BIN)/tox run -e vllm
+	@rm -rf agentrl_core.egg-info
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -40,6 +41,19 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site.mkdir()
     monkeypatch.syspath_prepend(site)
     return site
+
+
+def test_what_a_build_left_in_a_checkout_does_not_hide_where_core_came_from(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = write_core(tmp_path / "checkout")
+    installed, left = site / "agentrl_core-9.9.dist-info", folder / "agentrl_core.egg-info"
+    for metadata, name in ((installed, "METADATA"), (left, "PKG-INFO")):
+        metadata.mkdir()
+        (metadata / name).write_text("Metadata-Version: 2.1\nName: agentrl-core\nVersion: 9.9\n")
+    (installed / "direct_url.json").write_text(json.dumps({"url": folder.as_uri(), "dir_info": {"editable": True}}))
+    monkeypatch.syspath_prepend(folder)
+    assert sources.core_source().folder == folder
 
 
 def texts(name: str, *asked: str) -> list[str]:

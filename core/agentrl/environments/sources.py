@@ -119,5 +119,7 @@ def _requirement(text: str) -> Source:
 
 def _direct_url() -> str:
     """Where pip had this core from, if that was no index (PEP 610)."""
-    text = metadata.distribution(CORE).read_text("direct_url.json")
+    # A build leaves metadata in the checkout too, without this file, and there it is found first.
+    texts = (found.read_text("direct_url.json") for found in metadata.distributions(name=CORE))
+    text = next(filter(None, texts), None)
     return str(json.loads(text)["url"]) if text else ""
