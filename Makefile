@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help setup train test lint acceptance benchmarks clean
+.PHONY: help setup train test lint acceptance servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make test         lint, type check and test"
-	@echo "make acceptance   train every bundled agent on three seeds and print the table; test the vLLM plugin on real servers"
+	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table"
+	@echo "make servers      test the vLLM plugin on real servers: 15 minutes, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
 	@echo "make clean        remove what the other commands made"
 
@@ -37,6 +38,8 @@ test: lint
 
 acceptance: setup
 	$(BIN)/python -m tests.acceptance
+
+servers: setup
 	$(BIN)/tox run -e vllm
 	@rm -rf agentrl_core.egg-info
 
