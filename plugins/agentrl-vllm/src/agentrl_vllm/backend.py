@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
+from agentrl_vllm import engine
 from agentrl_vllm.building import build_replicas
 from agentrl_vllm.capabilities import Facts, capabilities_of, read_facts
 from agentrl_vllm.client import Client
@@ -68,6 +69,8 @@ class VllmBackend:
             facts: dict[int, Facts] = {}
 
             async def admit(replica: Replica) -> None:
+                # One that runs already may have been left paused by a run that was killed.
+                await engine.resume(client, replica.url)
                 facts[replica.index] = await read_facts(client, replica.url, settings.start_timeout)
                 await weights.admit(replica)
 

@@ -78,9 +78,11 @@ class WeightSync:
         loaded = description.folder
         while replica.version != self.version:
             newest = self._newest
+            if loaded != str(newest.folder):
+                # Before it is paused: a server that is refused goes on for others.
+                newest = await self._visible(url, newest)
             await engine.pause(self._client, url)
             if loaded != str(newest.folder):
-                newest = await self._visible(url, newest)
                 await engine.replace(self._client, url, newest.folder)
                 loaded = str(newest.folder)
             await engine.stamp(self._client, url, newest.version)
