@@ -9,7 +9,7 @@ help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make test         lint, type check and test"
 	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table"
-	@echo "make servers      test the vLLM plugin on real servers: 15 minutes, and 4 GB"
+	@echo "make servers      test the vLLM plugin on real servers: half an hour, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
 	@echo "make clean        remove what the other commands made"
 

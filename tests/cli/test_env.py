@@ -18,7 +18,7 @@ from agentrl.cli import main
 from agentrl.cli.narration import interruptible, narrator
 from agentrl.environments import creating, environments
 from agentrl.environments.creating import Created
-from agentrl.environments.inside import Fault
+from agentrl.plugins.entries import Broken, Distribution
 from agentrl.plugins.versions import core_version
 
 
@@ -182,7 +182,7 @@ def test_a_plugin_that_does_not_load_in_its_environment_is_an_error_though_it_is
 ) -> None:
     write_camel(folder / "camel")
     (made,) = environments({"AGENTRL_ENVIRONMENTS": str(folder)})
-    faults = [Fault("camel-math", "agentrl-camel 0.3", "importing camel raised ImportError: mcp")]
+    faults = [Broken("camel-math", Distribution("agentrl-camel", "0.3"), "importing camel raised ImportError: mcp")]
     monkeypatch.setattr(creating, "create_environment", lambda *_: Created(made, faults))
     with pytest.raises(SystemExit) as left:
         main(["env", "create", "camel"])

@@ -94,7 +94,7 @@ def test_what_does_not_load_in_it_is_told_with_the_reason(made: Made, told: Told
         faults = check_environment(made.environment, dict(os.environ), time.monotonic() + 60, told.show)
     finally:
         shutil.rmtree(info)
-    assert [(fault.name, fault.distribution) for fault in faults] == [
+    assert [(fault.name, str(fault.distribution)) for fault in faults] == [
         ("torn-hooks", "agentrl-torn 1.0"),
         ("torn", "agentrl-torn 1.0"),
     ]

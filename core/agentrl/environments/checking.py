@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from agentrl.environments.environment import Environment
-from agentrl.environments.inside import Fault
+from agentrl.environments.inside import read_report
 from agentrl.environments.places import LOG
 from agentrl.environments.processes import child_environment, run_shown
 from agentrl.errors import PluginError
+from agentrl.plugins.entries import Broken
 from agentrl.plugins.versions import CORE, core_version
 
 __all__ = ["check_environment"]
@@ -24,7 +24,7 @@ inside.report(pathlib.Path(sys.argv[1]))
 
 def check_environment(
     environment: Environment, environ: dict[str, str], deadline: float, show: Callable[[str], None]
-) -> list[Fault]:
+) -> list[Broken]:
     """Import the environment's agents in its interpreter, and return those that do not load, with the reason.
 
     Raises ``PluginError`` where agentrl-core itself is missing, does not load or is another version than this one.
@@ -42,4 +42,4 @@ def check_environment(
         if code:
             reason = lines[-1] if lines else f"exit code {code}"
             raise PluginError(f"{CORE} does not run in the environment: {reason}", fix="name other sources with --from")
-        return [Fault(**fault) for fault in json.loads(path.read_text(encoding="utf-8"))]
+        return read_report(path)

@@ -18,7 +18,6 @@ from agentrl.environ import ENVIRONMENTS
 from agentrl.environments.checking import check_environment
 from agentrl.environments.environment import Environment
 from agentrl.environments.folders import emptied, held
-from agentrl.environments.inside import Fault
 from agentrl.environments.interpreters import Interpreter, find_interpreter
 from agentrl.environments.pip import FREE_SPACE, failure_of, pip_environment
 from agentrl.environments.places import LOG, environment_name, environments_folder
@@ -32,7 +31,8 @@ from agentrl.environments.wishes import Wish, completed
 from agentrl.errors import ConfigError, PluginError, one_line
 
 if TYPE_CHECKING:
-    from agentrl.plugins.manager import Plugins
+    from agentrl.plugins.entries import Broken
+from agentrl.plugins.manager import Plugins
 
 __all__ = ["Created", "Narrator", "create_environment"]
 
@@ -44,7 +44,7 @@ class Created:
     """An environment that was made, and what does not load in it."""
 
     environment: Environment
-    faults: list[Fault]
+    faults: list[Broken]
 
 
 class Narrator(Protocol):

@@ -6,37 +6,31 @@ Needs nothing but agentrl-core's base dependencies.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from agentrl.errors import AgentRLError
 from agentrl.plugins import Plugins
-from agentrl.plugins.entries import Entry, normalised
+from agentrl.plugins.entries import Broken, Distribution, Entry, normalised
 from agentrl.plugins.versions import CORE
 
-__all__ = ["Fault", "report", "tell_recipe"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A plugin that does not load in its environment."""
-
-    name: str
-    distribution: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.distribution}): {self.reason}"
+__all__ = ["read_report", "report", "tell_recipe"]
 
 
 def report(path: Path) -> None:
-    """Write what does not load to ``path``, as a JSON list of faults."""
+    """Write what does not load to ``path``, as JSON that ``read_report`` takes."""
     plugins = Plugins(environ={})
     plugins.load()
-    faults = [Fault(broken.name, str(broken.distribution), broken.reason) for broken in plugins.broken]
     agents = [entry for entry in plugins.entries("agents") if normalised(entry.distribution.name) != CORE]
-    faults += [fault for entry in agents if (fault := _fault(plugins, entry))]
-    path.write_text(json.dumps([asdict(fault) for fault in faults]), encoding="utf-8")
+    faults = [*plugins.broken, *(fault for entry in agents if (fault := _fault(plugins, entry)))]
+    rows = [(fault.name, fault.distribution.name, fault.distribution.version, fault.reason) for fault in faults]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def read_report(path: Path) -> list[Broken]:
+    """What ``report`` has written."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [Broken(name, Distribution(project, version), reason) for name, project, version, reason in rows]
 
 
 def tell_recipe(name: str, path: Path) -> None:
@@ -47,9 +41,9 @@ def tell_recipe(name: str, path: Path) -> None:
     path.write_text(json.dumps(asdict(recipe) if recipe else None), encoding="utf-8")
 
 
-def _fault(plugins: Plugins, entry: Entry) -> Fault | None:
+def _fault(plugins: Plugins, entry: Entry) -> Broken | None:
     try:
         plugins.get("agents", entry.qualified)
     except AgentRLError as error:
-        return Fault(entry.name, str(entry.distribution), str(error))
+        return Broken(entry.name, entry.distribution, str(error))
     return None

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from agentrl.environments.processes import child_environment
 from agentrl.errors import ConfigError, PluginError, one_line
-from agentrl.plugins.versions import CORE
+from agentrl.plugins.versions import CORE, OLDEST_PYTHON
 
 __all__ = ["Interpreter", "find_interpreter"]
 
-_OLDEST = (3, 11)
 _DEADLINE_S = 60
 _QUESTION = """
 import json, sys
@@ -42,8 +41,8 @@ def find_interpreter(asked: str | None, environ: dict[str, str]) -> Interpreter:
         raise ConfigError(f"there is no interpreter {asked!r}", fix="name a path or a command such as python3.12")
     path, version, missing = _answer(command, environ)
     text = ".".join(map(str, version))
-    if tuple(version[:2]) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
+    if tuple(version[:2]) < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
         raise ConfigError(
             f"{CORE} needs Python {oldest} or later and {command} is {text}", fix="name another with --python"
         )

@@ -9,9 +9,12 @@ from importlib import metadata
 from agentrl.errors import PluginError
 from agentrl.plugins.entries import Distribution, normalised
 
-__all__ = ["CORE", "core_version", "unmet_range"]
+__all__ = ["CORE", "OLDEST_PYTHON", "core_version", "unmet_range"]
 
 CORE = "agentrl-core"
+
+OLDEST_PYTHON = (3, 11)
+"""The first version of Python that core runs on."""
 
 
 @cache

@@ -9,7 +9,7 @@ from camel.terminators import ResponseWordsTerminator
 from natives import Play, call, elsewhere, solver
 from pydantic import BaseModel
 
-from agentrl.errors import AgentError, BackendError, PolicyError
+from agentrl.errors import BackendError, ConfigError, PolicyError
 from agentrl.rollout.failures import attribute
 from agentrl.testing import Truncated
 
@@ -84,7 +84,7 @@ class TestTheConversationGoesOn:
 class TestFailures:
     def test_a_limit_that_leaves_no_call_is_refused(self, play: Play) -> None:
         error = play(solver(), "85", max_iteration=0).answer
-        assert isinstance(error, AgentError)
+        assert isinstance(error, ConfigError)
         assert "max_iteration=0" in str(error)
 
     def test_a_request_that_the_gateway_refuses_is_its_failure(self, play: Play) -> None:

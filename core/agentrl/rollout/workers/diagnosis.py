@@ -12,13 +12,12 @@ from typing import Any
 from agentrl.environments.known import environment_of
 from agentrl.environments.sources import core_source
 from agentrl.errors import PluginError
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.versions import CORE, OLDEST_PYTHON, core_version
 from agentrl.rollout.workers.contract import AgentProcess
 from agentrl.worker.protocol import PROTOCOL
 
 __all__ = ["diagnose", "update_fix", "wrong_protocol"]
 
-_OLDEST = (3, 11)
 _DEADLINE_S = 20.0
 _QUESTION = """
 import json, sys
@@ -39,9 +38,9 @@ async def diagnose(process: AgentProcess, how: str) -> PluginError:
     if facts is None:
         return PluginError(f"{python} is no Python interpreter: it {how}", fix="set agent.python to one")
     version = tuple(facts["agentrl interpreter"])
-    if version < _OLDEST:
+    if version < OLDEST_PYTHON:
         return PluginError(
-            f"{python} is Python {_dotted(version)}, and agents run on Python {_dotted(_OLDEST)} or later",
+            f"{python} is Python {_dotted(version)}, and agents run on Python {_dotted(OLDEST_PYTHON)} or later",
             fix="set agent.python to a later one",
         )
     if not facts["core"]:

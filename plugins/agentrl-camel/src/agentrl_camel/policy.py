@@ -10,7 +10,7 @@ from camel.memories import ScoreBasedContextCreator
 from camel.models import BaseModelBackend, ModelManager
 from openai import AsyncOpenAI
 
-from agentrl.errors import AgentError
+from agentrl.errors import AgentError, ConfigError
 from agentrl_camel.backend import PolicyBackend
 from agentrl_camel.counting import COUNTER
 
@@ -44,10 +44,10 @@ class Policy:
 
         It summarises nothing and retries nothing by itself, so that every call is one of the conversation, and it
         stops calling tools after ``max_iteration`` calls in a step: by default its own, and else ``MOST_CALLS``.
-        Raises ``AgentError`` for an agent of another episode, and a ``max_iteration`` below 1.
+        Raises ``AgentError`` for an agent of another episode, and ``ConfigError`` for a ``max_iteration`` below 1.
         """
         if max_iteration is not None and max_iteration < 1:
-            raise AgentError(
+            raise ConfigError(
                 f"max_iteration={max_iteration} leaves no call of the model",
                 fix="set agent.kwargs.max_iteration to 1 or more",
             )
