@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -82,6 +83,15 @@ class Capabilities:
     """Whether weights can be updated and ids and logprobs are exact."""
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "top_logprobs"})
     """Fields of ``Sampling`` that are honoured beyond ``max_tokens`` and ``stop_ids``."""
+    temperatures: tuple[float, float] = (0.0, inf)
+    """The least temperature above 0 that is honoured, and the most, where ``sampling`` names it; greedy always is."""
+
+    def honours_temperature(self, temperature: float) -> bool:
+        """Whether completions may be sampled at ``temperature``."""
+        if temperature == 0:
+            return True
+        least, most = self.temperatures if "temperature" in self.sampling else (1.0, 1.0)
+        return least <= temperature <= most
 
 
 class Weights(Protocol):
