@@ -15,6 +15,7 @@ from servers import FAKE, fake_server, nothing_left, processes, run
 
 from agentrl.errors import BackendError
 from agentrl_vllm import replica as watching
+from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.server.server import Server
 
@@ -192,3 +193,73 @@ def test_where_it_cannot_be_admitted_that_is_a_failed_start(tmp_path: Path, monk
             assert run.replica.reason == "another version"
 
     run(unadmitted())
+
+
+def test_a_call_ends_with_its_result_or_as_soon_as_the_replica_is_lost(tmp_path: Path) -> None:
+    async def calling() -> None:
+        async with started(tmp_path) as run:
+            replica = run.replica
+            assert await replica.while_ready(asyncio.sleep(0, "an answer")) == "an answer"
+            with pytest.raises(ValueError, match="of its own"):
+                await replica.while_ready(raising())
+            waiting = asyncio.create_task(replica.while_ready(asyncio.sleep(60)))
+            await asyncio.sleep(0)
+            await asyncio.to_thread(replica.fail, "it hangs")
+            with pytest.raises(ServerFailed, match="it hangs"):
+                await waiting
+            with pytest.raises(ServerFailed, match="it hangs"):
+                await replica.while_ready(asyncio.sleep(60))
+        with pytest.raises(ServerFailed):
+            await replica.while_ready(asyncio.sleep(60))
+
+    async def raising() -> None:
+        raise ValueError("of its own")
+
+    run(calling())
+
+
+def test_a_call_that_is_given_up_is_cancelled(tmp_path: Path) -> None:
+    async def calling() -> None:
+        async with started(tmp_path) as run:
+            call = asyncio.ensure_future(asyncio.sleep(60))
+            waiting = asyncio.create_task(run.replica.while_ready(call))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert call.cancelled()
+
+    run(calling())
+
+
+def test_it_knows_what_its_server_was_made_of_and_nothing_of_its_weights_until_it_is_admitted(tmp_path: Path) -> None:
+    async def remade() -> None:
+        async with started(tmp_path) as run:
+            assert run.replica.folder == Path("/weights/0")
+            run.newest = (Path("/weights/5"), 5)
+            seen: list[Any] = []
+
+            async def admit(replica: Replica) -> None:
+                seen.append((replica.folder, replica.version))
+
+            run.replica._admit = admit
+            run.replica.fail("it hangs")
+            await until(lambda: run.replica.state == "ready")
+            assert seen == [(Path("/weights/5"), None)]
+
+    run(remade())
+
+
+def test_one_that_is_given_weights_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_HEALTH_S", 0.01)
+    monkeypatch.setattr(watching, "_PATIENCE_S", 0.05)
+
+    async def loading() -> None:
+        async with started(tmp_path) as run:
+            with run.replica.busy():
+                run.server().suspend()
+                await asyncio.sleep(2)
+                assert run.replica.state == "ready"
+            await until(lambda: run.replica.life == 2 and run.replica.state == "ready")
+
+    run(loading())

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from agentrl.errors import one_line
+from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.server.asking import answers
 
 __all__ = ["Replica", "ReplicaState", "Serving"]
+
+T = TypeVar("T")
 
 ReplicaState = Literal["starting", "ready", "out"]
 """``starting`` too while it is brought back; ``out`` is for good."""
@@ -30,7 +33,12 @@ _BACKOFF_S = 2.0
 
 
 class Serving(Protocol):
-    """A server, ours or not."""
+    """A server."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it was started here, rather than found where it runs."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -79,9 +87,13 @@ class Replica:
         self._newest = newest
         self._admit = admit
         self._say = say
-        self._server = make(newest()[0])
+        self.folder = newest()[0]
+        """What the server of its present life was made of: it may be reading that."""
+        self._server = make(self.folder)
         self._failures = 0
         self._ready_at = 0.0
+        self._lost = asyncio.Event()
+        self._occupied = 0
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -102,13 +114,13 @@ class Replica:
     async def start(self) -> None:
         """Start the server, or attach to it, and begin to watch it. Raises what starting or ``admit`` raises."""
         self._loop = asyncio.get_running_loop()
-        self._lost = asyncio.Event()
         await self._enter()
         self._watching = self._loop.create_task(self._watch())
 
     async def stop(self) -> None:
         """End the server and whatever is done about it. Safe to call twice."""
         self.state = "out"
+        self._lost.set()
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -126,8 +138,33 @@ class Replica:
         with contextlib.suppress(RuntimeError):  # The loop has ended, and the server with it.
             self._loop.call_soon_threadsafe(self._lost.set)
 
+    async def while_ready(self, call: Awaitable[T]) -> T:
+        """The result of ``call``. Raises ``ServerFailed``, and cancels the call, as soon as this is not ready."""
+        asking, losing = asyncio.ensure_future(call), asyncio.ensure_future(self._lost.wait())
+        try:
+            if self.state == "ready":
+                await asyncio.wait([asking, losing], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_lost = not asking.done()
+            for task in (asking, losing):
+                task.cancel()
+            await asyncio.gather(asking, losing, return_exceptions=True)
+        if is_lost:
+            raise ServerFailed(self.reason or f"{self._server.name} was stopped")
+        return asking.result()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """While its server is given weights: however long that keeps it from answering, it does not hang."""
+        self._occupied += 1
+        try:
+            yield
+        finally:
+            self._occupied -= 1
+
     async def _enter(self) -> None:
         self.life += 1
+        self.version = None
         try:
             await self._server.start()
             await self._admit(self)
@@ -152,7 +189,8 @@ class Replica:
             if not self._server.alive:
                 self.fail(f"it {self._server.ending}; it printed last: {self._server.last_lines()}")
             elif time.monotonic() - asked_at > _HEALTH_S:
-                misses = 0 if await answers(self.url, "/health", _PATIENCE_S) else misses + 1
+                is_well = await answers(self.url, "/health", _PATIENCE_S)
+                misses = 0 if is_well or self._occupied else misses + 1
                 asked_at = time.monotonic()
                 if misses >= _MISSES:
                     self.fail(f"it did not answer GET /health {misses} times")
@@ -163,7 +201,8 @@ class Replica:
         await self._server.stop()
         while self._failures < _ATTEMPTS:
             await asyncio.sleep(_BACKOFF_S * self._failures)
-            self._server = self._make(self._newest()[0])
+            self.folder = self._newest()[0]
+            self._server = self._make(self.folder)
             try:
                 await self._enter()
             except Exception as error:  # Whatever it is, it is said, and the other replicas go on.

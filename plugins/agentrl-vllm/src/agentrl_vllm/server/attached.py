@@ -25,7 +25,7 @@ _PAUSE_S = 1.0
 class AttachedServer:
     """The server at an address. Nothing that is done here starts or ends it."""
 
-    restarts = False
+    ours = False
 
     def __init__(self, url: str, model_folder: Path, *, say: Callable[[str], None] = lambda text: None) -> None:
         """``model_folder`` is the model that it should serve."""

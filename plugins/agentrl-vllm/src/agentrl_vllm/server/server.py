@@ -28,6 +28,7 @@ _TAKEN = "Address already in use"
 class Server:
     """A server process of ours. ``start`` and ``stop`` belong to one event loop; all else may be used anywhere."""
 
+    ours = True
     model = MODEL
     """What it calls the model."""
 
