@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real import KEYS, START_S
+from real import PYTHON, START_S
+from servers import MARK
 
 from agentrl_vllm.server.command import ServingCommand
-from agentrl_vllm.server.installation import find_python, inspect_python
+from agentrl_vllm.server.installation import Installation, find_python, inspect_python
 from agentrl_vllm.server.server import Server
 from agentrl_vllm.server.variables import server_environment
 from agentrl_vllm.settings import VllmSettings
@@ -23,12 +24,40 @@ SEQUENCES = 64
 
 
 @pytest.fixture(scope="session")
-def standing(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def installation() -> Installation:
+    python = find_python(None if PYTHON is None else Path(PYTHON))
+    return asyncio.run(inspect_python(python, server_environment((), os.environ, python)))
+
+
+@pytest.fixture(scope="session")
+def real(installation: Installation) -> Callable[..., Server]:
+    """Makes a server of a folder, its log and more settings; its processes bear the path of the log."""
+
+    def real(folder: Path, log: Path, **settings: Any) -> Server:
+        mine = VllmSettings.model_validate({"env": [f"{MARK}={log}"], **settings})
+        ours = {**os.environ, "OPENAI_API_KEY": "sk-secret"}
+        environ = server_environment(mine.env, ours, installation.python)
+        command = ServingCommand(installation, mine, environ, replica=0, sequences=SEQUENCES)
+        return Server(
+            lambda port, scratch: command.build(folder, port, scratch),
+            name="the server",
+            log=log,
+            start_timeout=START_S,
+            say=lambda text: None,
+        )
+
+    return real
+
+
+@pytest.fixture(scope="session")
+def standing_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("standing") / "log"
+
+
+@pytest.fixture(scope="session")
+def standing(real: Callable[..., Server], standing_log: Path, tiny_model: Path) -> Iterator[Server]:
     """A server that runs already, started as agentrl starts its own; runs attach to it one after the other."""
-    settings = VllmSettings.model_validate(KEYS)
-    server = Server(
-        _command(settings, tiny_model), name="the standing server", log=tmp_path_factory.mktemp("standing") / "log"
-    )
+    server = real(tiny_model, standing_log)
 
     async def started() -> None:
         async with asyncio.timeout(START_S):
@@ -37,11 +66,3 @@ def standing(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     asyncio.run(started())
     yield server
     server.kill()
-
-
-def _command(settings: VllmSettings, model: Path) -> Any:
-    python = find_python(settings.python)
-    environ = server_environment(settings.env, os.environ, python)
-    installation = asyncio.run(inspect_python(python, environ))
-    command = ServingCommand(installation, settings, environ, replica=0, sequences=SEQUENCES)
-    return lambda port, scratch: command.build(model, port, scratch)

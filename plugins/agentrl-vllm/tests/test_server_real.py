@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from real import PYTHON, START_S
-from servers import MARK, nothing_left, processes
+from real import START_S
+from servers import nothing_left, processes
 
 from agentrl.environ import WORKER
 from agentrl.errors import BackendError
@@ -21,40 +20,10 @@ from agentrl.plugins import Plugins
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.server.asking import ask
 from agentrl_vllm.server.attached import AttachedServer
-from agentrl_vllm.server.command import ServingCommand
-from agentrl_vllm.server.installation import Installation, find_python, inspect_python
 from agentrl_vllm.server.server import Server
-from agentrl_vllm.server.variables import server_environment
-from agentrl_vllm.settings import VllmSettings
 
 TINY = Path(str(Plugins().get("models", "tiny")))
 GENERATE = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 4}}
-
-
-@pytest.fixture(scope="session")
-def installation() -> Installation:
-    python = find_python(None if PYTHON is None else Path(PYTHON))
-    return asyncio.run(inspect_python(python, server_environment((), os.environ, python)))
-
-
-@pytest.fixture(scope="session")
-def real(installation: Installation) -> Callable[..., Server]:
-    """Makes a server of a folder, its log and more settings; its processes bear the path of the log."""
-
-    def real(folder: Path, log: Path, **settings: Any) -> Server:
-        mine = VllmSettings.model_validate({"env": [f"{MARK}={log}"], **settings})
-        ours = {**os.environ, "OPENAI_API_KEY": "sk-secret"}
-        environ = server_environment(mine.env, ours, installation.python)
-        command = ServingCommand(installation, mine, environ, replica=0, sequences=8)
-        return Server(
-            lambda port, scratch: command.build(folder, port, scratch),
-            name="the server",
-            log=log,
-            start_timeout=START_S,
-            say=lambda text: None,
-        )
-
-    return real
 
 
 def complete(coroutine: Any) -> Any:
@@ -84,43 +53,29 @@ def shared_memory(log: Path) -> set[Path]:
     return {path for path in paths if path.is_relative_to("/dev/shm") and path.name.startswith("psm_")}
 
 
-@pytest.fixture(scope="session")
-def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server") / "log"
-
-
-@pytest.fixture(scope="session")
-def server(real: Callable[..., Server], server_log: Path) -> Iterator[Server]:
-    """One server of the model tiny, for all who do it no harm."""
-    server = real(TINY, server_log)
-    complete(server.start())
-    yield server
-    server.kill()
-
-
-def test_a_real_server_answers_with_token_ids(server: Server) -> None:
-    answer = complete(ask(server.url, "POST", "/inference/v1/generate", json=GENERATE))
+def test_a_real_server_answers_with_token_ids(standing: Server) -> None:
+    answer = complete(ask(standing.url, "POST", "/inference/v1/generate", json=GENERATE))
     assert len(answer.json()["choices"][0]["token_ids"]) == 4
 
 
-def test_a_real_server_can_be_attached_to(server: Server) -> None:
-    attached = AttachedServer(server.url, TINY)
+def test_a_real_server_can_be_attached_to(standing: Server) -> None:
+    attached = AttachedServer(standing.url, TINY)
     complete(attached.start())
-    assert attached.model == server.model
+    assert attached.model == standing.model
 
 
-def test_a_real_server_of_another_model_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_real_server_of_another_model_is_refused(standing: Server, tmp_path: Path) -> None:
     other = shutil.copytree(TINY, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     letters = tokenizer["model"]["vocab"]
     letters["a"], letters["e"] = letters["e"], letters["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(BackendError, match="serves the wrong model: "):
-        complete(AttachedServer(server.url, other).start())
+        complete(AttachedServer(standing.url, other).start())
 
 
-def test_a_real_server_sees_none_of_our_secrets(server: Server, server_log: Path) -> None:
-    environ = process_of(server_log, "api_server").environ()
+def test_a_real_server_sees_none_of_our_secrets(standing: Server, standing_log: Path) -> None:
+    environ = process_of(standing_log, "api_server").environ()
     assert environ[WORKER]
     assert "OPENAI_API_KEY" not in environ
 
