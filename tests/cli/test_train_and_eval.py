@@ -250,6 +250,28 @@ def test_eval_of_a_folder_that_is_no_model_says_so(agentrl):
     assert "config.json" in agentrl.refused(2, "eval", "./empty")
 
 
+TELLS = """
+from agentrl.inference.engine.backend import TorchBackend
+
+class Tells(TorchBackend):
+    def __init__(self, context):
+        super().__init__(context)
+        self.context = context
+
+    async def start(self):
+        self.context.say(f"loading the weights, {self.context.timeout:g} s at most")
+        return await super().start()
+"""
+
+
+def test_eval_tells_what_a_long_start_waits_for_and_the_backend_how_long_it_may_take(agentrl):
+    (agentrl.folder / "backends.py").write_text(TELLS)
+    settings = ("evaluation.tasks=2", "inference.backend=backends.py:Tells", "inference.timeout=77")
+    code, _, err = agentrl("eval", "tiny", "agent=math", *settings)
+    assert code == 0, err
+    assert "note: loading the weights, 77 s at most" in err
+
+
 def test_eval_says_which_settings_it_does_not_read(agentrl):
     code, _, err = agentrl("eval", "tiny", "evaluation.tasks=4", "training.steps=5")
     assert code == 0

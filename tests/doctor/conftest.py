@@ -101,6 +101,10 @@ class Frozen(TorchBackend):
     async def start(self):
         return replace(await super().start(), trains=False)
 
+class Cool(TorchBackend):
+    async def start(self):
+        return replace(await super().start(), temperatures=(0.01, 0.5))
+
 class KeepsOldWeights(TorchBackend):
     async def update_weights(self, weights):
         "Takes none."
@@ -109,6 +113,15 @@ class Raises(TorchBackend):
     async def generate(self, request):
         raise ValueError("no engine")
         yield
+
+class TellsOfItsStart(TorchBackend):
+    def __init__(self, context):
+        super().__init__(context)
+        self.context = context
+
+    async def start(self):
+        self.context.say("server 0: loading the weights")
+        return await super().start()
 
 class RaisesAtTheEnd(TorchBackend):
     async def stop(self):

@@ -113,6 +113,7 @@ def test_an_episode_that_nearly_fills_the_context_and_one_that_no_pass_holds_are
         ("NoLogprobs", "engine", "a completion of 16 ids came with 0 logprobs"),
         ("OfTemperatureOne", "engine", "in the mean at temperature 0.7"),
         ("Frozen", "engine", "cannot be trained: it takes no weights"),
+        ("Cool", "engine", "with rollout.temperature=1.0 and inference.backend='backends.py:Cool' every call would be"),
         ("KeepsOldWeights", "step", "tokens came as sampled under version 0 of the weights, which are of 1"),
         ("Raises", "engine", "ValueError: no engine at "),
         ("RaisesAtTheEnd", "end", "ValueError: no end at "),
@@ -125,6 +126,12 @@ def test_an_engine_that_breaks_its_contract_is_found_out(examined, backend, sect
     assert problem.fix
     assert not result.diagnosis.ready
     assert (ValueError in map(type, result.told.errors)) == backend.startswith("Raises")
+
+
+def test_a_long_start_is_told_as_it_goes_on(examined):
+    result = examined("math", "inference.backend=backends.py:TellsOfItsStart")
+    assert "engine: server 0: loading the weights" in result.told.stages
+    assert result.diagnosis.ready
 
 
 def test_an_engine_in_16_bits_differs_by_its_rounding_and_that_is_a_note(examined):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -17,26 +18,32 @@ _INTERVAL_S = 5.0
 
 
 class Spinner:
-    """Shows one thing at a time. ``hide`` leaves the terminal as it was, so that something else can be written."""
+    """Shows one thing at a time. ``hide`` leaves the terminal as it was, so that something else can be written.
+
+    Use it from any thread.
+    """
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty() and sys.stderr.encoding.lower().startswith("utf")
         self._drawn: Progress | None = None
         self._said = float("-inf")
+        self._lock = threading.RLock()
 
     def show(self, text: str, *, at_once: bool = True) -> None:
         """Show ``text`` from now on; without ``at_once`` a plain line is left out where the last one is not old."""
-        if self._live:
-            self._draw(text)
-        elif at_once or time.monotonic() - self._said >= _INTERVAL_S:
-            self._said = time.monotonic()
-            click.echo(text, err=True)
+        with self._lock:
+            if self._live:
+                self._draw(text)
+            elif at_once or time.monotonic() - self._said >= _INTERVAL_S:
+                self._said = time.monotonic()
+                click.echo(text, err=True)
 
     def hide(self) -> None:
-        """Show nothing. Safe to call twice, and from any thread."""
-        drawn, self._drawn = self._drawn, None
-        if drawn is not None:
-            drawn.stop()
+        """Show nothing. Safe to call twice."""
+        with self._lock:
+            drawn, self._drawn = self._drawn, None
+            if drawn is not None:
+                drawn.stop()
 
     def _draw(self, text: str) -> None:
         from rich.console import Console

@@ -35,7 +35,7 @@ class Case:
     resolved: Resolved
     plugins: Plugins
     doing: Callable[[str], None] = lambda _: None
-    """Says what goes on now, in a few words."""
+    """Says what goes on now, in a few words; from any thread."""
     warn: Callable[[str], None] = lambda _: None
     """Takes a warning of what runs in the background."""
     complete: bool = False

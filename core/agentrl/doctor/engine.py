@@ -32,7 +32,8 @@ async def engine(case: Case) -> AsyncIterator[Finding]:
         case.episode_ended()
 
     began = time.monotonic()
-    serving = serve(case.parts, case.learner.version, finished=finished, warn=case.warn, trains=True)
+    version, warn, say = case.learner.version, case.warn, case.doing
+    serving = serve(case.parts, version, finished=finished, warn=warn, say=say, trains=True)
     case.serving = await case.stack.enter_async_context(serving)
     seconds, can = time.monotonic() - began, case.serving.capabilities
     yield ok(

@@ -132,6 +132,8 @@ class BackendContext:
     """The folder for what its processes print, if it has any; ``None`` where nobody keeps it."""
     say: Callable[[str], None] = lambda text: None
     """Told, from any thread, what a long start waits for and which faults the backend deals with by itself."""
+    timeout: float | None = None
+    """Seconds after which a start that has not ended, or an update of weights, is cancelled; ``None`` for never."""
 
 
 class Backend(Protocol):

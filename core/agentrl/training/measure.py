@@ -36,7 +36,8 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
     reporter.stage("starting the inference engine")
     with _printed(reporter) as logs:
         told = partial(_finished, reporter)
-        async with serve(parts, version, finished=told, warn=reporter.warning, trains=False, logs=logs) as serving:
+        warn, say = reporter.warning, reporter.note
+        async with serve(parts, version, finished=told, warn=warn, say=say, trains=False, logs=logs) as serving:
             return await _measured(Evaluator(serving.rollout, tasks, parts.config), version, reporter)
 
 

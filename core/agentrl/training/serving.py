@@ -41,9 +41,9 @@ async def serve(
     *,
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
+    say: Callable[[str], None],
     trains: bool,
     logs: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[Serving]:
     """Start the backend on the model folder's weights, which are of ``version``, the gateway and the agent.
 
@@ -109,6 +109,7 @@ def build_backend(
         options=part.options,
         logs=logs,
         say=say,
+        timeout=parts.config.inference.timeout,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     return backend
