@@ -25,6 +25,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
     learner. To reach: no slower than TRL. TRL's column needs trl: ``tox -e benchmarks`` installs it.
 
+Those of the vLLM backend, which need a server, are in ``plugins/agentrl-vllm/benchmarks``.
+
 Trust ratios, not numbers, and both only on a machine that does nothing else.
 """
 

@@ -84,10 +84,13 @@ def configured(backend: Mapping[str, Any], *settings: str) -> Config:
     return load_config(None, f"inference.backend={json.dumps(backend)}", *settings, environ={})
 
 
-def untrained_model(like: Path, folder: Path, *, layers: int) -> Path:
-    """A model of the same tokens that knows nothing: it says one as soon as another, and seldom ends."""
+def untrained_model(like: Path, folder: Path, *, layers: int, **sizes: int) -> Path:
+    """A model of the same tokens that knows nothing: it says one as soon as another, and seldom ends.
+
+    ``sizes`` are keys of its config.
+    """
     config: Any = AutoConfig.from_pretrained(like)
-    config.num_hidden_layers = layers
+    config.update({**sizes, "num_hidden_layers": layers})
     config.layer_types = ["full_attention"] * layers
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(like).save_pretrained(folder)

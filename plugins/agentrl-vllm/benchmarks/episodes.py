@@ -1,0 +1,119 @@
+"""Episodes of several turns, run as in training, and what the backend was asked for in them."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from openai import AsyncOpenAI
+
+from agentrl.agents.binding import bind_agent
+from agentrl.gateway import Gateway, SessionSettings
+from agentrl.inference.contract import Backend, GenerationRequest
+from agentrl.rollout.episode import Episode, EpisodeKey
+from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.rollout.inline import InlineRunner
+from agentrl.rollout.runner import EpisodeRunner
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
+
+    from agentrl.inference.contract import Chunk
+
+__all__ = ["Recorder", "Turn", "conversations", "run_episodes"]
+
+GROUP = 8
+"""Episodes that have one question, as those of a group."""
+MORE = "Is that so? Check each of your steps once more, please, and tell me what is left of it."
+_DEADLINE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A call as the backend had it."""
+
+    request: GenerationRequest
+    ids: tuple[int, ...]
+    """What was sampled."""
+
+
+class Recorder:
+    """A backend that keeps what another one was asked for.
+
+    ``keep_sessions`` is whether the other one is told which requests belong together.
+    """
+
+    def __init__(self, backend: Backend, *, keep_sessions: bool = True) -> None:
+        self._backend = backend
+        self._keep_sessions = keep_sessions
+        self._turns: defaultdict[str | None, list[Turn]] = defaultdict(list)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """See the contract of ``Backend``."""
+        turns = self._turns[request.session]
+        asked = request if self._keep_sessions else replace(request, session=None)
+        ids: list[int] = []
+        async with aclosing(self._backend.generate(asked)) as chunks:
+            async for chunk in chunks:
+                ids += chunk.ids
+                yield chunk
+        turns.append(Turn(request, tuple(ids)))
+
+    def taken(self) -> list[list[Turn]]:
+        """The turns of each session, in the order in which sessions began; they are forgotten here."""
+        turns = list(self._turns.values())
+        self._turns.clear()
+        return turns
+
+
+async def converse(data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any) -> float:
+    """Ask, and ask again whatever the answer; each entry of ``tokens`` is the limit of a turn."""
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": data["question"]}]
+    for tokens in data["tokens"]:
+        reply = await client.chat.completions.create(model="policy", messages=messages, max_tokens=tokens)
+        answer: Any = reply.choices[0].message.model_dump(exclude_none=True)
+        messages += [answer, {"role": "user", "content": MORE}]
+    return 1.0
+
+
+def conversations(
+    count: int, *, turns: int, tokens: int, ragged: bool = False, group: int = GROUP, number: int = 0
+) -> list[IndexedTask]:
+    """Tasks of so many turns, each of ``tokens`` tokens, or where they are ``ragged`` of half to three halves of it.
+
+    Questions of other groups, and of another ``number``, differ from their first word on.
+    """
+    source = random.Random(number)
+    lengths = range(tokens // 2, tokens + tokens // 2 + 1) if ragged else [tokens]
+    return [
+        IndexedTask(
+            index,
+            {
+                "question": f"{number}.{index // group}: Ann has {index // group} apples and buys 34 more. How many?",
+                "tokens": [source.choice(lengths) for _ in range(turns)],
+            },
+        )
+        for index in range(count)
+    ]
+
+
+async def run_episodes(gateway: Gateway, tasks: Sequence[IndexedTask], concurrency: int) -> int:
+    """Run an episode of every task, recorded and rewarded as in training, and count the tokens that were sampled."""
+    agent = InlineRunner(bind_agent(converse, {}, name="converse"))
+    runner = EpisodeRunner(agent, gateway.open_session, None, _DEADLINE_S, max_attempts=1)
+
+    async def finished(episode: Episode) -> None:
+        if episode.failure is not None:
+            raise RuntimeError(f"an episode failed: {episode.failure}")
+
+    def settings(key: EpisodeKey) -> SessionSettings:
+        return SessionSettings(training=True, seed_key=(0, key.phase, key.step, key.task, key.sample))
+
+    rollout = Rollout(runner, concurrency, 0.0, finished)
+    groups = await rollout.run(Batch("train", 0, tasks, 1, settings))
+    return sum(call.completion_tokens for group in groups for episode in group.episodes for call in episode.calls)
