@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import openai
 import pytest
+
+from agentrl.inference.contract import Capabilities, Sampling
 
 ASKS = ["What is 12 * 34?", "What is 57 + 28?", "What is 57 + 28?"]
 KEY = (0, "eval", 3, 17, 2)
@@ -53,6 +56,18 @@ def test_what_does_not_touch_sampling_does_not_touch_the_seed(in_process, backen
 def test_a_requests_own_seed_is_honoured(in_process, backend, open_session):
     found = seeds(in_process, backend, open_session(seed_key=KEY), ASKS, seed=-1)
     assert {seed for _, seed in found} == {2**63 - 1}
+
+
+def test_a_backend_without_seeds_is_sent_none(served, in_process, backend, open_session, monkeypatch):
+    monkeypatch.setattr(served._caller, "capabilities", Capabilities(512, 8, sampling=frozenset({"temperature"})))
+    found = seeds(in_process, backend, open_session(seed_key=KEY), ASKS)
+    assert {seed for _, seed in found} == {Sampling().seed}
+
+
+def test_a_temperature_beyond_the_backends_is_refused_by_name(served, in_process, backend, open_session, monkeypatch):
+    monkeypatch.setattr(served._caller, "capabilities", Capabilities(512, 8, temperatures=(0.01, 2.0)))
+    with pytest.raises(openai.BadRequestError, match=r"temperature=0\.005 .* samples at 0, and from 0\.01 to 2"):
+        seeds(in_process, backend, open_session(seed_key=KEY), ASKS, temperature=0.005)
 
 
 def test_ids_of_tool_calls_repeat_with_the_seed(in_process, backend, open_session):

@@ -76,6 +76,16 @@ class Cut(Asking):
         return replace(await super().start(), sampling=frozenset({"temperature", "seed"}))
 
 
+class Boundless(Asking):
+    """Claims a range of temperatures, and takes any as the nearest of them."""
+
+    async def start(self) -> Capabilities:
+        return replace(await super().start(), temperatures=(0.5, 2.0))
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        return replace(sampling, temperature=min(max(sampling.temperature, 0.5), 2.0))
+
+
 class Changing(TorchBackend):
     """Changes what the engine says."""
 

@@ -12,6 +12,7 @@ MOST, STOP_ID = "test_max_tokens_ends_a_completion", "test_a_stop_id_ends_a_comp
 STOP, SEED = "test_a_stop_string_ends_a_completion_that_holds_it", "test_equal_seeds_give_equal_tokens"
 OTHERS = "test_alternatives_are_the_likeliest_tokens"
 UNCLAIMED = "test_a_field_that_it_does_not_honour_is_refused"
+BEYOND = "test_a_temperature_that_it_does_not_honour_is_refused"
 DATED = "test_every_token_has_a_logprob_and_the_version_of_the_weights"
 UPDATE = "test_tokens_are_those_of_the_new_weights_also_for_a_prompt_seen_before"
 FLIGHT = "test_a_completion_under_way_keeps_its_tokens_and_goes_on_under_the_new_weights"
@@ -35,6 +36,7 @@ ENDS = "test_it_stops_while_it_generates_and_stops_twice"
         ("Unseeded", SEED, "beside other requests"),
         ("Unalternative", OTHERS, "are not the likeliest"),
         ("Cut", UNCLAIMED, "raise UnsupportedSampling"),
+        ("Boundless", BEYOND, "temperature=0.25 is beyond capabilities.temperatures"),
         ("Whole", PARTS, "arrived in one chunk"),
         ("Stale", UPDATE, "and are those of the old ones"),
         ("Deaf", UPDATE, "and are those of the old ones"),

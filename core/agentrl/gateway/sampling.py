@@ -54,10 +54,11 @@ def resolve_sampling(
 ) -> Sampling:
     """How a completion is sampled: the request's fields over the session's defaults.
 
-    ``room`` is what the context leaves, in tokens; ``seed`` is used where the request sets none. Raises
-    ``GatewayError`` (400) for what a training session cannot account for or the backend cannot do.
+    ``room`` is what the context leaves, in tokens; ``seed`` is used where the request sets none and the backend
+    honours one. Raises ``GatewayError`` (400) for what a training session cannot account for or the backend cannot do.
     """
     fields = request.fields
+    seed = seed if "seed" in capabilities.sampling else 0
     _check_distribution(request, settings, capabilities)
     limit = settings.max_tokens if fields.get("max_tokens") is None else _integer(fields, "max_tokens", 1)
     return Sampling(
@@ -84,11 +85,25 @@ def _check_distribution(request: ModelRequest, settings: SessionSettings, capabi
             code="unsupported_value",
             fix="set rollout.override.temperature, such as 1.0, or drop it from the request",
         )
-    for name in ("temperature", "seed", "stop"):
+    _check_temperature(_number(fields, "temperature", settings.temperature), capabilities)
+    for name in ("seed", "stop"):
         if fields.get(name) is not None and name not in capabilities.sampling:
             raise _unsupported(name, fields[name])
     if request.top_logprobs and "top_logprobs" not in capabilities.sampling:
         raise _unsupported("top_logprobs", request.top_logprobs)
+
+
+def _check_temperature(temperature: float, capabilities: Capabilities) -> None:
+    if capabilities.honours_temperature(temperature):
+        return
+    least, most = capabilities.temperatures
+    honoured = f"0, and from {least:g} to {most:g}" if "temperature" in capabilities.sampling else "0 and 1"
+    raise GatewayError(
+        f"temperature={temperature:g} is not supported by the inference backend, which samples at {honoured}",
+        param="temperature",
+        code="unsupported_value",
+        fix="ask for one of these, or set rollout.override.temperature",
+    )
 
 
 def _check_reshaping(name: str, value: Any, settings: SessionSettings, capabilities: Capabilities) -> None:

@@ -20,6 +20,7 @@ from agentrl.training.agent import Place
 from agentrl.training.backends import untrainable
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import EpisodeParts, Parts
+from agentrl.training.sampling import check_sampling
 
 __all__ = ["Serving", "build_backend", "rolling_out", "serve", "within"]
 
@@ -49,7 +50,7 @@ async def serve(
 
     ``logs`` is the folder for what processes of agents and of the backend print; ``None`` keeps nothing of it. ``say``
     is told what a long start waits for. Raises ``ConfigError`` where training is wanted of a backend that cannot take
-    new weights.
+    new weights, and where the config wants to sample as the backend cannot.
     """
     config = parts.config
     backend = build_backend(parts, version, logs=logs, say=say)
@@ -59,6 +60,7 @@ async def serve(
             capabilities = await backend.start()
         if trains and not capabilities.trains:
             raise untrainable(config)
+        check_sampling(config, capabilities, trains=trains)
         gateway = Gateway(backend, capabilities, parts.renderer)
         rollout = rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))

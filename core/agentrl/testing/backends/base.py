@@ -63,6 +63,12 @@ def needs(bench: Bench, field: str) -> None:
         pytest.skip(f"the backend does not claim to honour {field!r}")
 
 
+def needs_temperature(bench: Bench, temperature: float) -> None:
+    """Skip a test at a temperature that the backend does not claim."""
+    if not bench.capabilities.honours_temperature(temperature):
+        pytest.skip(f"the backend does not claim to sample at temperature {temperature:g}")
+
+
 def needs_training(bench: Bench) -> None:
     """Skip a test of what only a backend that is trained with has to do."""
     if not bench.capabilities.trains:

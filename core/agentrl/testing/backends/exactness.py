@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentrl.testing.backends.base import BackendSuite, needs, needs_training
+from agentrl.testing.backends.base import BackendSuite, needs, needs_temperature, needs_training
 from agentrl.testing.backends.bench import Bench, ask
 
 __all__ = ["Exactness"]
@@ -33,12 +33,13 @@ class Exactness(BackendSuite):
     @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
     def test_logprobs_are_of_the_distribution_after_temperature(self, temperature: float, bench: Bench) -> None:
         needs_training(bench)
-        needs(bench, "temperature")
+        needs_temperature(bench, temperature)
         self._is_exact(bench, temperature=temperature)
 
     def test_top_k_cuts_the_draw_and_not_the_logprobs(self, bench: Bench) -> None:
         needs_training(bench)
         needs(bench, "top_k")
+        needs_temperature(bench, 1.6)
         self._is_exact(bench, top_k=2, temperature=1.6)
         for compared in bench.sample(top_k=2, temperature=1.6, max_tokens=12):
             likelier = (compared.expected > compared.chosen[:, None] + self.tolerance).sum(1)
@@ -47,6 +48,7 @@ class Exactness(BackendSuite):
     def test_top_p_cuts_the_draw_and_not_the_logprobs(self, bench: Bench) -> None:
         needs_training(bench)
         needs(bench, "top_p")
+        needs_temperature(bench, 1.6)
         self._is_exact(bench, top_p=0.5, temperature=1.6)
         for compared in bench.sample(top_p=0.5, temperature=1.6, max_tokens=12):
             likelier = compared.expected > compared.chosen[:, None] + self.tolerance

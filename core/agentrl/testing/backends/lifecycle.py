@@ -26,6 +26,8 @@ class Lifecycle(BackendSuite):
         assert stated.max_concurrency >= 1, f"max_concurrency={stated.max_concurrency}"
         known = {field.name for field in fields(Sampling)} - _ALWAYS
         assert stated.sampling <= known, f"capabilities.sampling names {sorted(stated.sampling - known)}: unknown"
+        least, most = stated.temperatures
+        assert 0 <= least <= 1 <= most, f"capabilities.temperatures={stated.temperatures} does not hold 1"
 
     def test_it_stops_while_it_generates_and_stops_twice(self, bench: Bench) -> None:
         if not self.other_models:

@@ -112,6 +112,17 @@ class Requests(BackendSuite):
         told = f"{field}={_UNUSUAL[field]!r} is not among its capabilities, and gave {ended!r:.200}"
         assert isinstance(ended, UnsupportedSampling), f"{told}: raise UnsupportedSampling"
 
+    def test_a_temperature_that_it_does_not_honour_is_refused(self, bench: Bench) -> None:
+        least, most = bench.capabilities.temperatures
+        beyond = [value for value in (least / 2, most * 2) if not bench.capabilities.honours_temperature(value)]
+        if not beyond:
+            pytest.skip("the backend honours every temperature")
+        prompt = bench.prompts(1)[0]
+        for value in beyond:
+            (ended,) = bench.outcomes(ask(prompt, max_tokens=2, temperature=value))
+            told = f"temperature={value:g} is beyond capabilities.temperatures, and gave {ended!r:.200}"
+            assert isinstance(ended, UnsupportedSampling), f"{told}: raise UnsupportedSampling"
+
     def test_the_error_of_one_request_harms_no_other(self, bench: Bench) -> None:
         prompt, *others = bench.prompts()
         bad = [
