@@ -166,6 +166,15 @@ def test_a_failure_behind_the_gateway_is_the_backend_s(relay, endpoint, error):
     assert session.calls == ()
 
 
+def test_a_failure_that_the_backend_has_tried_to_mend_is_not_tried_again_by_the_agent_s_client(relay, endpoint):
+    endpoint.script = [BackendError("answered 503: later")] * 3
+    session = relay.open_session(SessionSettings(training=False))
+    client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=session.http_client)
+    with pytest.raises(openai.InternalServerError, match="later"):
+        asyncio.run(client.chat.completions.create(model="any", messages=[ASK]))
+    assert len(endpoint.requests) == 1
+
+
 def test_closing_a_session_ends_its_calls_without_a_trace(relay, endpoint):
     endpoint.script = ["hang"]
     session = relay.open_session(SessionSettings(training=False))

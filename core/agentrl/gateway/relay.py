@@ -24,6 +24,8 @@ __all__ = ["Relay", "RelayGateway"]
 class RelayGateway(Gateway):
     """Sessions in front of a chat backend; for everybody who uses it a gateway like the other."""
 
+    tries_again = True
+
     def __init__(self, backend: ChatBackend, *, body_limit: int = BODY_LIMIT) -> None:
         self._caller = Relay(backend)
         self._set_up(RelayedChat(), body_limit=body_limit)

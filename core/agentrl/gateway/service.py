@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling
 from agentrl.gateway.calls import Caller
@@ -43,6 +43,9 @@ class Gateway:
 
     Use it from any thread. Stopping it closes every session.
     """
+
+    tries_again: ClassVar[bool] = False
+    """Whether its backend has tried again, by itself, what may go better another time."""
 
     def __init__(
         self, backend: Backend, capabilities: Capabilities, renderer: Renderer, *, body_limit: int = BODY_LIMIT
@@ -176,9 +179,9 @@ class Gateway:
             # What may go better another time keeps its side; what a request got wrong is the gateway's no.
             session.refuse(error if isinstance(error, AgentRLError) and refusal.status >= 500 else refusal)
         # A client is not to guess: what fails again is not worth its retries.
-        again = {"x-should-retry": "true" if refusal.status == 503 else "false"}
+        again = refusal.status == 503 and not self.tries_again
         dialect = next(iter(self._dialects.values()))
-        return Reply(refusal.status, dialect.refuse(refusal), again)
+        return Reply(refusal.status, dialect.refuse(refusal), {"x-should-retry": "true" if again else "false"})
 
 
 def _route(exchange: Exchange) -> tuple[str, str | None]:

@@ -25,7 +25,8 @@ class OpenAISettings(Section):
     api_key_env: str | None = "OPENAI_API_KEY"
     """The environment variable that holds the endpoint's key; null for an endpoint that asks for none."""
     max_retries: int = Field(5, ge=0)
-    """How often a call is tried again after 408, 409, 429, a 5xx or a broken connection, with growing pauses."""
+    """How often a call is tried again after 408, 409, 429, a 5xx or a broken connection, with growing pauses; the
+    agent's own client does not try it again."""
 
     @field_validator("url")
     @classmethod
