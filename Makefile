@@ -8,8 +8,9 @@ ARGS ?=
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make test         lint, type check and test"
-	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table"
-	@echo "make servers      test the vLLM plugin on real servers: half an hour, and 4 GB"
+	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table;"
+	@echo "                  then make servers"
+	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
 	@echo "make clean        remove what the other commands made"
 
@@ -38,9 +39,10 @@ test: lint
 
 acceptance: setup
 	$(BIN)/python -m tests.acceptance
+	$(MAKE) servers
 
 servers: setup
-	$(BIN)/tox run -e vllm
+	$(BIN)/tox run -e vllm-servers
 	@rm -rf agentrl_core.egg-info
 
 benchmarks: setup

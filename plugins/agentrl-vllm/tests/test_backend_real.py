@@ -21,6 +21,8 @@ from agentrl.testing.backends.bench import Bench, ask, bench, build_backend, rea
 from agentrl.testing.models import model_folder
 from agentrl_vllm.backend import VllmBackend
 
+pytestmark = pytest.mark.real
+
 EXACT = 1e-4
 HANG_S = 45.0
 LONG = 600

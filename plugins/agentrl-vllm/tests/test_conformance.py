@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from real import KEYS, START_S
 
 from agentrl.testing import BackendConformance
+
+pytestmark = pytest.mark.real
 
 
 class TestVllm(BackendConformance):

@@ -19,6 +19,8 @@ from agentrl_vllm import engine
 from agentrl_vllm import replica as replicas
 from agentrl_vllm.client import Client
 
+pytestmark = pytest.mark.real
+
 API, ENGINE = "api_server", "VLLM::EngineCore"
 BRIEF = (
     "tasks.eval=null",

@@ -9,11 +9,14 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 from openai import BadRequestError
 from real import KEYS
 from training_runs import VLLM, run, untrained_model
 
 from agentrl_agents.math import MathAgent
+
+pytestmark = pytest.mark.real
 
 CACHE_BYTES = 18 * 32 * 1024
 """Of a model like ``tiny``: 576 tokens, of which the completions of a step want several times as many."""

@@ -17,6 +17,8 @@ from agentrl.inference.contract import Weights
 from agentrl_vllm.folders import WeightFolders
 from agentrl_vllm.server.server import Server
 
+pytestmark = pytest.mark.real
+
 BRIEF = ("tasks.eval=null", "rollout.tasks_per_step=2", "training.checkpoint_every=0", "training.steps=3")
 A_STEP = 16
 """Episodes."""

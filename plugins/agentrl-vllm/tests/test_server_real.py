@@ -22,6 +22,8 @@ from agentrl_vllm.server.asking import ask
 from agentrl_vllm.server.attached import AttachedServer
 from agentrl_vllm.server.server import Server
 
+pytestmark = pytest.mark.real
+
 TINY = Path(str(Plugins().get("models", "tiny")))
 GENERATE = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 4}}
 

@@ -10,6 +10,8 @@ from training_runs import VLLM, configured, run
 from agentrl import Trainer
 from agentrl_vllm.server.server import Server
 
+pytestmark = pytest.mark.real
+
 STEPS = {"math": 30, "calculator": 40}
 LEARNED = 0.9
 """Held-out reward, sampled; the greedy one comes to more."""

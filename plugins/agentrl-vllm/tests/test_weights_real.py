@@ -21,6 +21,8 @@ from agentrl.testing.models import model_folder
 from agentrl.training.weights import LearnerWeights
 from agentrl_vllm import engine
 
+pytestmark = pytest.mark.real
+
 EXACT = 1e-4
 
 
