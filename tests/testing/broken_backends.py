@@ -14,6 +14,7 @@ from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest, Sampling, Weights
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.prefixes import PrefixCache
+from agentrl.testing.backends.bench import joined
 
 
 class Sound(TorchBackend):
@@ -154,6 +155,38 @@ class Deaf(TorchBackend):
     async def update_weights(self, weights: Weights) -> None:
         _, engine = self._running()
         engine.version = weights.version
+
+
+class Lagging(TorchBackend):
+    """Scores by new weights, and goes on sampling by the first."""
+
+    newest: Weights | None = None
+
+    async def update_weights(self, weights: Weights) -> None:
+        self.newest = weights
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        ids, held = list(request.prompt_ids), []
+        async with aclosing(super().generate(request)) as stream:
+            async for chunk in stream:
+                ids += chunk.ids
+                if self.newest is None:
+                    yield chunk
+                else:
+                    held.append(chunk)
+        if held:
+            yield self.scored(joined(held), ids, self.newest)
+
+    def scored(self, chunk: Chunk, ids: list[int], weights: Weights) -> Chunk:
+        logprobs = weights.logprobs(ids)[-len(chunk.ids) :]
+        return replace(chunk, logprobs=tuple(logprobs), versions=(weights.version,) * len(chunk.ids))
+
+
+class Redating(Changing):
+    """Gives all tokens of a chunk the version of the last."""
+
+    def changed(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, versions=chunk.versions[-1:] * len(chunk.ids))
 
 
 class Forgetful(TorchBackend):

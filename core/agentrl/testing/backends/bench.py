@@ -89,6 +89,11 @@ class Compared:
         """The largest distance of a token's logprob from the model's."""
         return float((self.chosen - self.chosen.new_tensor(self.chunk.logprobs)).abs().max())
 
+    @property
+    def behind(self) -> float:
+        """How far a token's logprob, as the model gives it, is at most below the likeliest's."""
+        return float((self.expected.amax(1) - self.chosen).max())
+
 
 class Bench:
     """A started backend; ``reference`` is the model whose weights it has now."""

@@ -47,6 +47,14 @@ class Reference:
         """The largest of ``distances``."""
         return max(self.distances(prompt, chunk, temperature))
 
+    def behind(self, prompt: Sequence[int], chunk: Chunk) -> list[float]:
+        """For each token of ``chunk``, how far this model's logprob of it is below that of the likeliest."""
+        import torch
+
+        ours = self.logprobs(prompt, chunk.ids)
+        behind: list[float] = (ours.amax(1) - ours.gather(1, torch.tensor(chunk.ids)[:, None])[:, 0]).tolist()
+        return behind
+
     def changed(self, *, head_only: bool = False) -> Reference:
         """A model of the next version, every parameter of which is another.
 
