@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,22 +22,33 @@ VOCABULARY = 500
 
 
 def logprobs(version: float, ids: Sequence[int]) -> list[float]:
-    """What a model of ``version`` says of ``ids[1:]``."""
-    return [-1 - (one * 31 + other * 17) % 97 / 97 - 0.3 * version for one, other in itertools.pairwise(ids)]
+    """What a model of ``version`` says of ``ids[1:]``: each version moves a token's by 0.3 in the mean."""
+    return [_logprob(version, one, other) for one, other in itertools.pairwise(ids)]
+
+
+def _logprob(version: float, one: int, other: int) -> float:
+    return -1 - (one * 31 + other * 17) % 97 / 97 - 0.6 * version * ((one * 13 + other * 7) % 31) / 30
+
+
+def rounding(request: int, most: float, count: int) -> list[float]:
+    """What a busy server adds that computes in few bits: as often up as down, another at each request."""
+    chance = random.Random(request)
+    return [chance.uniform(-most, most) for _ in range(count)]
 
 
 class FakeWeights:
     """Of a learner whose model is ``logprobs``."""
 
-    def __init__(self, version: int) -> None:
-        self.version = version
+    def __init__(self, version: int, move: float = 1.0) -> None:
+        """``move`` is how far an update goes."""
+        self.version, self.move = version, move
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
         save_file({"w": torch.full((2,), float(self.version))}, folder / "model.safetensors")
 
     def logprobs(self, ids: Sequence[int]) -> list[float]:
-        return logprobs(self.version, ids)
+        return logprobs(self.version * self.move, ids)
 
 
 class Unwritable(FakeWeights):
@@ -56,16 +70,24 @@ class FakeServer:
     paused: bool = False
     dtype: str = "float32"
     tied: bool = False
+    off: float = 0.0
+    """What is added to each logprob."""
     rounding: float = 0.0
+    """Most that rounding adds."""
+    move: float = 1.0
+    """How far an update goes."""
     calls: list[str] = field(default_factory=list)
     faults: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    sampled_while: list[tuple[str, float]] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    """Requests under way."""
 
     def answer(self, path: str, body: Any) -> Any:
         name = body["method"] if path == "/collective_rpc" else path.partition("?")[0].rpartition("/")[2]
         self.calls.append(name)
         if name in self.faults:
             return self.faults[name]()
+        if name == "pause":
+            return self.pause(path.partition("=")[2])
         return getattr(self, name)(*(body.get("args", [body]) if body else []))
 
     def agentrl_describe(self) -> Any:
@@ -80,11 +102,13 @@ class FakeServer:
     def agentrl_load(self, folder: str) -> Any:
         assert self.paused, "weights change under a server that samples"
         self.folder = folder
-        self.weights = int(Path(folder).name.removeprefix("v"))
+        self.weights = 0 if Path(folder).name == "start" else int(Path(folder).name.removeprefix("v"))
         return {"results": [{"fault": None}]}
 
-    def pause(self) -> Any:
+    def pause(self, mode: str) -> Any:
         self.paused = True
+        if mode == "abort":
+            self.held, self.cache = [], None
 
     def resume(self) -> Any:
         self.paused = False
@@ -106,8 +130,10 @@ class FakeServer:
         scores = "prompt_logprobs" in params
         if not scores and self.cache is None:
             self.cache = self.weights
-        stated = logprobs(self.weights if scores else self.cache or 0, [*ids, *new])
-        stated = [logprob + self.rounding for logprob in stated]
+        version = self.weights if scores else self.cache or 0
+        errors = rounding(len(self.calls), self.rounding, len(ids) + len(new) - 1)
+        exact = logprobs(version * self.move, [*ids, *new])
+        stated = [logprob + self.off + error for logprob, error in zip(exact, errors, strict=True)]
         pairs = zip(ids[1:], stated, strict=False)
         return {
             "choices": [
@@ -124,24 +150,57 @@ class FakeClient:
         self.by_url = by_url
 
     async def post(self, url: str, path: str, body: object = None, *, seconds: float | None = None) -> Any:
+        assert seconds or path.endswith("/generate"), f"{path} may hang for ever"
         await asyncio.sleep(0)
-        return self.by_url[url].answer(path, body)
+        answer = self.by_url[url].answer(path, body)
+        if answer is HANGS:
+            await asyncio.Event().wait()
+        return answer
 
     async def get(self, url: str, path: str, *, seconds: float | None = None) -> Any:
-        return await self.post(url, path)
+        return await self.post(url, path, seconds=seconds)
 
 
 class FakeReplica:
     """As ``Replica``, which nobody brings back."""
 
-    def __init__(self, url: str, name: str = "vLLM server 0") -> None:
+    def __init__(self, url: str, name: str = "vLLM server 0", *, folder: Path = Path(), ours: bool = True) -> None:
         self.url, self.state, self.version, self.life = url, "ready", 0, 1
-        self.reason: str | None = None
-        self.server = type("Named", (), {"name": name})()
+        self.folder, self.reason = folder, None
+        self.server = SimpleNamespace(name=name, ours=ours)
+        self.is_busy = False
 
     def fail(self, reason: str, *, life: int | None = None) -> None:
         if self.state == "ready" and life in (None, self.life):
             self.state, self.version, self.reason = "starting", None, reason
+
+    async def while_ready(self, call: Awaitable[Any]) -> Any:
+        asking = asyncio.ensure_future(call)
+        try:
+            while self.state == "ready" and not asking.done():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+        finally:
+            is_lost = not asking.done()
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        if is_lost:
+            raise ServerFailed(str(self.reason))
+        return asking.result()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        self.is_busy = True
+        yield
+        self.is_busy = False
+
+
+HANGS = object()
+"""An answer that never comes."""
+
+
+def hangs() -> Any:
+    """A fault: the server is silent."""
+    return HANGS
 
 
 def fails(reason: str) -> Callable[[], Any]:

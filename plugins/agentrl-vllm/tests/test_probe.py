@@ -31,15 +31,11 @@ def keep_cache(server):
 
 
 def round_off(server):
-    server.rounding = 0.005
-
-
-def stay_tied(server):
-    server.tied, server.rounding = True, 2.0
+    server.off = 0.005
 
 
 def serve_another(server):
-    server.rounding = 2.0
+    server.off = 2.0
 
 
 @pytest.mark.parametrize(
@@ -69,11 +65,80 @@ def test_a_tied_head_is_suspected_where_there_is_one(tmp_path, table):
         table.put(FakeWeights(1))
 
 
-def test_sixteen_bits_may_round_more(tmp_path, table):
+def in_sixteen_bits(table, *, rounding=0.05):
     for server in table.servers:
-        server.dtype, server.rounding = "bfloat16", 0.05
+        server.dtype, server.rounding = "bfloat16", rounding
     table.run(table.admit())
+
+
+@pytest.mark.parametrize("move", [0, 1e-7, 1e-4, 1e-2, 0.1, 1.0])
+def test_sixteen_bits_may_round_more(move, table):
+    """However far an update goes."""
+    in_sixteen_bits(table)
+    for server in table.servers:
+        server.move = move
+    for version in range(1, 4):
+        table.put(FakeWeights(version, move))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_server_that_stays_where_it_is_is_found_at_the_smallest_learning_rate(dtype, table):
+    """Its logprobs are within what its type explains, and not one of them has moved."""
+    for server in table.servers:
+        server.dtype = dtype
+    table.run(table.admit())
+    keep_weights(table.servers[1])
+    table.servers[0].move = 1e-4
+    table.put(FakeWeights(1, 1e-4))
+    with pytest.raises(BackendError, match=r"moved by 3.1e-05 .* of vLLM server 1 by 0, .* with the older weights"):
+        table.put(FakeWeights(2, 1e-4))
+
+
+@pytest.mark.parametrize("share", [0, 0.3])
+def test_a_server_that_follows_in_part_is_found_behind_its_rounding(share, table):
+    in_sixteen_bits(table, rounding=0.02)
+    table.servers[0].move, table.servers[1].move = 0.05, 0.05 * share
+    table.put(FakeWeights(1, 0.05))
+    with pytest.raises(BackendError, match=r"of vLLM server 1 by .* only a part of the new weights has reached it"):
+        table.put(FakeWeights(2, 0.05))
+
+
+def test_a_tied_head_is_suspected_where_a_server_follows_in_part(table):
+    for server in table.servers:
+        server.tied = True
+    in_sixteen_bits(table, rounding=0.0)
+    table.servers[1].move, table.servers[0].move = 0.01, 0.03
+    table.put(FakeWeights(1, 0.03))
+    with pytest.raises(BackendError, match="embeddings are tied, and its head may be the old one"):
+        table.put(FakeWeights(2, 0.03))
+
+
+def test_a_server_that_stops_following_later_is_said_to_compute_with_older_weights(table):
+    """It has moved since the start, and not since the last update."""
     table.put(FakeWeights(1))
+    keep_weights(table.servers[1])
+    with pytest.raises(BackendError, match="it still computes with the older weights"):
+        table.put(FakeWeights(2))
+
+
+def test_a_server_that_comes_later_is_probed_as_often(tmp_path):
+    table = Table(tmp_path, probe_updates=1)
+    late, server = table.replicas[0], table.servers[0]
+    late.state, late.version = "starting", None
+    table.put(FakeWeights(1))
+    late.life += 1
+    table.run(table.sync.admit(late))
+    late.state = "ready"
+    serve_another(server)
+    with pytest.raises(BackendError, match=r"after the update to version 2 the logprobs of vLLM server 0 differ"):
+        table.put(FakeWeights(2))
+    table.sync.close()
+
+
+def test_a_server_that_was_never_looked_at_is_no_failure(table):
+    table.replicas[0].life += 1
+    table.put(FakeWeights(1))
+    assert [replica.version for replica in table.replicas] == [1, 1]
 
 
 def test_only_the_first_updates_are_probed_unless_asked_for_more(tmp_path):

@@ -1,9 +1,11 @@
-"""Why a server's logprobs are likely to differ from the learner's, by how they differ."""
+"""Whether a server computes with the learner's weights, by its logprobs; and if not, why that is likely to be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from agentrl_vllm.movement import Movement
 
 __all__ = ["TOLERANCES", "Evidence", "likely_cause"]
 
@@ -21,7 +23,7 @@ _ROUNDING = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Mean differences of logprobs, in nats, after an update."""
+    """What is seen after an update: mean differences of logprobs, in nats, and how a text's have moved."""
 
     dtype: str
     tied: bool
@@ -29,25 +31,39 @@ class Evidence:
     sampled: float
     """Of tokens that the server sampled after a prompt that it knew, from the learner's."""
     scored: float
-    """Of the same tokens and the prompt, which the server computed afresh, from the learner's."""
+    """Of the prompt, which the server computed afresh, from the learner's."""
     moved: float
-    """Of what the server says of the prompt, from what it said before the update."""
+    """Of what the server says of the prompt, from what it said when it was last asked."""
+    movement: Movement | None
+    """Since then, where the learner was asked then too."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the server's logprobs are not the learner's."""
+        return self.sampled > TOLERANCES[self.dtype]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether they have not followed the learner's."""
+        return self.movement is not None and (self.movement.is_missing or self.movement.is_partial)
 
 
 def likely_cause(evidence: Evidence) -> tuple[str, str]:
-    """The cause, and what to do about it."""
-    tolerance = TOLERANCES[evidence.dtype]
-    if evidence.scored <= tolerance:
+    """The cause of what is off or behind, and what to do about it."""
+    tolerance, moved = TOLERANCES[evidence.dtype], evidence.movement
+    if evidence.is_off and evidence.scored <= tolerance and not evidence.is_behind:
         return "it goes on with a prefix cache that older weights computed", _report("clears its cache")
-    if evidence.moved <= _UNMOVED:
+    if moved.is_missing if moved else evidence.moved <= _UNMOVED:
         return "it still computes with the older weights", _report("took the new weights")
-    if evidence.scored <= _ROUNDING * tolerance:
+    if evidence.scored <= _ROUNDING * tolerance and not evidence.is_behind:
         return f"{evidence.dtype} rounds too much for this model", "set inference.backend.dtype to float32"
     if evidence.tied:
         return (
             "the model's embeddings are tied, and its head may be the old one",
             _report("took the new weights at both ends"),
         )
+    if evidence.is_behind:
+        return "only a part of the new weights has reached it, or none", _report("took the new weights")
     return (
         "it runs another model than the learner, or changes it, as quantisation does",
         "serve what is trained; look for quantisation or overrides among inference.backend.args",

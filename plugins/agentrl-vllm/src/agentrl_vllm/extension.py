@@ -26,6 +26,10 @@ Shapes = dict[str, list[int]]
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _INDEX = "model.safetensors.index.json"
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size"),
+)
 _LAST_WORD_S = 1.0
 """How long the answer that a worker is broken has to leave it."""
 
@@ -39,25 +43,11 @@ class WorkerExtension:
     vllm_config: Any
     model_runner: Any
     agentrl_shapes: Shapes | None = None
-    """Of the model that the server was started on."""
+    """Of the model that the server was started on; of the first that it loaded where that is in no folder."""
 
     def agentrl_describe(self) -> dict[str, Any]:
         """What the worker has loaded, and what it computes with."""
-        config, scheduler = self.model_config, self.vllm_config.scheduler_config
-        return {
-            "fault": None,
-            "folder": str(config.model),
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "tied": _is_tied(config),
-            "vocabulary": config.get_vocab_size(),
-            "context": config.max_model_len,
-            "sequences": scheduler.max_num_seqs,
-            "chunks": bool(scheduler.enable_chunked_prefill),
-            "device": self.vllm_config.device_config.device_type,
-            "logprobs_mode": str(config.logprobs_mode),
-            "max_logprobs": config.max_logprobs,
-            "text": not config.skip_tokenizer_init,
-        }
+        return _answer(self._agentrl_describe)
 
     def agentrl_check(self, folder: str) -> dict[str, Any]:
         """Whether the weights in ``folder`` are whole and fit the model, which is not touched."""
@@ -73,31 +63,50 @@ class WorkerExtension:
             threading.Timer(_LAST_WORD_S, os._exit, [1]).start()
         return answer
 
+    def _agentrl_describe(self) -> dict[str, Any]:
+        config, scheduler = self.model_config, self.vllm_config.scheduler_config
+        return {
+            "folder": str(config.model),
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "tied": _is_tied(config),
+            "vocabulary": config.get_vocab_size(),
+            "context": config.max_model_len,
+            "sequences": scheduler.max_num_seqs,
+            "chunks": bool(scheduler.enable_chunked_prefill),
+            "device": self.vllm_config.device_config.device_type,
+            "logprobs_mode": str(config.logprobs_mode),
+            "max_logprobs": config.max_logprobs,
+            "text": not config.skip_tokenizer_init,
+        }
+
     def _agentrl_check(self, folder: Path) -> None:
         if self.agentrl_shapes is None:
             started_on = Path(self.model_config.model)  # Which a reload changes.
-            self.agentrl_shapes = _read_shapes(started_on) if started_on.is_dir() else {}
+            self.agentrl_shapes = _read_shapes(started_on) if started_on.is_dir() else None
         new = _read_shapes(folder)
-        if self.agentrl_shapes:
+        if self.agentrl_shapes is None:
+            _compare_sizes(folder, self.model_config.hf_text_config)
+        else:
             _compare(new, self.agentrl_shapes, tied=_is_tied(self.model_config))
 
     def _agentrl_load(self, folder: Path) -> None:
         self._agentrl_check(folder)
         self.model_runner.reload_weights(weights_path=str(folder))
         _process_shared(self.model_runner.get_model())
+        if self.agentrl_shapes is None:
+            self.agentrl_shapes = _read_shapes(folder)
 
 
 class _Fault(Exception):
     """What is wrong with a folder of weights."""
 
 
-def _answer(do: Callable[[], None]) -> dict[str, Any]:
+def _answer(do: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
     try:
-        do()
+        return {"fault": None, **(do() or {})}
     except Exception as error:
         text = str(error) if isinstance(error, _Fault) else f"{type(error).__name__}: {error}"
         return {"fault": " ".join(text.split()) or type(error).__name__}
-    return {"fault": None}
 
 
 def _read_shapes(folder: Path) -> Shapes:
@@ -141,6 +150,15 @@ def _compare(new: Shapes, old: Shapes, *, tied: bool) -> None:
     for name in sorted(names):
         if new[name] != old[name]:
             raise _Fault(f"{name} is {new[name]} and should be {old[name]}")
+
+
+def _compare_sizes(folder: Path, config: Any) -> None:
+    """Hold the configuration in ``folder`` against the model's, where its tensors cannot be."""
+    new = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    new = new.get("text_config", new)
+    for name in _SIZES:
+        if None not in (size := new.get(name), own := getattr(config, name, None)) and size != own:
+            raise _Fault(f"{name} of the new weights is {size} and should be {own}")
 
 
 def _is_derived(name: str, tied: bool) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +18,8 @@ __all__ = ["WeightFolders", "choose_root"]
 _MEMORY = Path("/dev/shm")  # noqa: S108 - its folders are private: mkdtemp makes them
 _PREFIX = "agentrl-weights-"
 _LOCK = "lock"
+_MAKING_S = 600.0
+"""A folder that has no lock for so long was never finished: whoever made it is gone."""
 _VERSIONS = 2
 """Versions that are there at once while one is written."""
 _FLOAT32 = 2
@@ -54,7 +57,7 @@ class WeightFolders:
         return folder
 
     def copy(self, source: Path) -> Path:
-        """As ``write``, of a model folder that others cannot see where it is."""
+        """As ``write``, of a model folder that is elsewhere."""
         folder, aside = self.open() / "start", self.open() / ".start.part"
         try:
             shutil.rmtree(aside, ignore_errors=True)
@@ -71,9 +74,9 @@ class WeightFolders:
 
     def keep(self, needed: Iterable[Path]) -> None:
         """Remove all folders but those that are ``needed``."""
-        kept = {path.name for path in needed}
-        for path in self.open().iterdir():
-            if path.name not in kept and path.name != _LOCK:
+        kept = set(needed)
+        for path in () if self._opened is None else self._opened[0].iterdir():
+            if path not in kept and path.name != _LOCK:
                 shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
@@ -101,8 +104,19 @@ def _sweep(root: Path) -> None:
             with (folder / _LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # It is in use, being made, or another user's.
+        except FileNotFoundError:
+            if _age(folder) > _MAKING_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # It is in use, or another user's.
             continue
+
+
+def _age(folder: Path) -> float:
+    """Seconds since something was made in it last; 0 where it is gone."""
+    try:
+        return time.time() - folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _unwritable(root: Path, reason: str) -> BackendError:

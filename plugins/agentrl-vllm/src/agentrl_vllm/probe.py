@@ -1,4 +1,4 @@
-"""Whether a server's logprobs are those of the learner: tokens that it samples are scored by both."""
+"""Whether a server's logprobs are those of the learner: tokens that it samples, and a text, are scored by both."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Weights
-from agentrl_vllm.cause import TOLERANCES, Evidence, likely_cause
+from agentrl.training.interrupt import finish_in_thread
+from agentrl_vllm.cause import Evidence, likely_cause
 from agentrl_vllm.client import Client
 from agentrl_vllm.engine import Description
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.generation import PATH
+from agentrl_vllm.movement import Movement, Scores, movement
 from agentrl_vllm.replica import Replica
 
 __all__ = ["Probe"]
@@ -24,83 +26,118 @@ _PROMPT = 160
 _TOKENS = 32
 _STRIDE = 7919
 """A prime: ids from all over the vocabulary."""
+_ANSWER_S = 300.0
+"""How long tokens may take after an update, from a server whose queue is full."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """A server as it was before an update."""
+@dataclass(slots=True)
+class _Known:
+    """A server as it was when it was last looked at."""
 
+    life: int
+    """Of its replica."""
     description: Description
     prompt: list[int]
-    scored: list[float]
+    server: list[float]
     """What it said of the prompt."""
+    learner: Sequence[float] | None = None
+    """What the learner said of that then, if it was asked."""
+    compared: int = 0
+
+    def movement_to(self, now: Scores) -> Movement | None:
+        """How both have moved since, if both are known."""
+        return None if self.learner is None else movement(Scores(self.server, self.learner), now)
 
 
 class Probe:
-    """Compares after each of the ``first`` updates, and after every ``every``-th where that is not 0."""
+    """Compares each server after its ``first`` updates, and after every ``every``-th of all where that is not 0."""
 
     def __init__(self, client: Client, first: int, every: int) -> None:
         self._client = client
         self._first = first
         self._every = every
         self._updates = 0
-        self._before: dict[str, _Before] = {}
+        self._known: dict[Replica, _Known] = {}
 
-    async def before_updates(self, url: str, description: Description) -> None:
+    async def before_updates(self, replica: Replica, description: Description) -> None:
         """Have a server compute the prompt, so that what it keeps of it is there when the weights change."""
         if self._first or self._every:
             prompt = _prompt(description)
-            await self._sample(url, prompt)
-            self._before[url] = _Before(description, prompt, await self._score(url, prompt))
+            await self._sample(replica.url, prompt)
+            scored = await self._score(replica.url, prompt)
+            self._known[replica] = _Known(replica.life, description, prompt, scored)
 
     async def after_update(self, weights: Weights, replicas: Sequence[Replica]) -> None:
         """Raises ``BackendError``, with the likely cause, where a server's logprobs are not those of ``weights``."""
         self._updates += 1
-        if self._updates <= self._first or (self._every and self._updates % self._every == 0):
-            await asyncio.gather(*(self._compare(weights, replica) for replica in replicas))
+        looks = (self._look(weights, replica, known) for replica in replicas if (known := self._due(replica)))
+        outcomes = await asyncio.gather(*looks, return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
-    async def _compare(self, weights: Weights, replica: Replica) -> None:
-        life, url, name = replica.life, replica.url, replica.server.name
-        before = self._before[url]
+    def _due(self, replica: Replica) -> _Known | None:
+        """What is known of a server that is to be looked at now."""
+        known = self._known.get(replica)
+        if known is None or known.life != replica.life:
+            return None
+        is_due = known.compared < self._first or (self._every and self._updates % self._every == 0)
+        return known if is_due else None
+
+    async def _look(self, weights: Weights, replica: Replica, known: _Known) -> None:
         try:
-            ids, stated = await self._sample(url, before.prompt)
-            whole = [*before.prompt, *ids]
-            expected = await asyncio.to_thread(weights.logprobs, whole)
-            differences = _differences(stated, expected[-len(ids) :])
-            if fmean(differences) <= TOLERANCES[before.description.dtype]:
-                return
-            scored = await self._score(url, whole)
+            await self._compare(weights, replica, known)
         except ServerFailed as error:
-            replica.fail(f"it did not answer a probe of its weights: {error.message}", life=life)
-            return
-        evidence = Evidence(
-            dtype=before.description.dtype,
-            tied=before.description.tied,
-            sampled=fmean(differences),
-            scored=fmean(_differences(scored, expected)),
-            moved=fmean(_differences(scored[: len(before.scored)], before.scored)),
-        )
-        cause, fix = likely_cause(evidence)
-        raise BackendError(
-            f"after the update to version {weights.version} the logprobs of {name} differ from the learner's by "
-            f"{evidence.sampled:.2g} in the mean and {max(differences):.2g} at most: {cause}",
-            fix=fix,
-        )
+            replica.fail(f"it did not answer a probe of its weights: {error.message}", life=known.life)
 
-    async def _sample(self, url: str, prompt: list[int]) -> tuple[list[int], list[float]]:
-        answer = await self._ask(url, prompt, max_tokens=_TOKENS)
+    async def _compare(self, weights: Weights, replica: Replica, known: _Known) -> None:
+        url, prompt = replica.url, known.prompt
+        ids, stated = await replica.while_ready(self._sample(url, prompt, _ANSWER_S))
+        server = await replica.while_ready(self._score(url, prompt, _ANSWER_S))
+        whole = [*prompt, *ids]
+        expected = await finish_in_thread(weights.logprobs, whole)
+        learner, sampled = expected[: len(server)], _differences(stated, expected[-len(ids) :])
+        evidence = Evidence(
+            dtype=known.description.dtype,
+            tied=known.description.tied,
+            sampled=fmean(sampled),
+            scored=fmean(_differences(server, learner)),
+            moved=fmean(_differences(server, known.server)),
+            movement=known.movement_to(Scores(server, learner)),
+        )
+        if evidence.is_off or evidence.is_behind:
+            raise _mismatch(weights.version, replica.server.name, evidence, max(sampled))
+        known.server, known.learner, known.compared = server, learner, known.compared + 1
+
+    async def _sample(self, url: str, prompt: list[int], seconds: float | None = None) -> tuple[list[int], list[float]]:
+        answer = await self._ask(url, prompt, seconds, max_tokens=_TOKENS)
         choice = answer["choices"][0]
         return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
 
-    async def _score(self, url: str, ids: list[int]) -> list[float]:
+    async def _score(self, url: str, ids: list[int], seconds: float | None = None) -> list[float]:
         """The server's logprobs of ``ids[1:]``, for which it takes nothing from its prefix cache."""
-        answer = await self._ask(url, ids, max_tokens=1, prompt_logprobs=0)
+        answer = await self._ask(url, ids, seconds, max_tokens=1, prompt_logprobs=0)
         scored = answer["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]
 
-    async def _ask(self, url: str, ids: list[int], **params: object) -> Any:
+    async def _ask(self, url: str, ids: list[int], seconds: float | None, **params: object) -> Any:
         sampling = {"temperature": 1.0, "seed": 0, "logprobs": 0, "ignore_eos": True, "detokenize": False, **params}
-        return await self._client.post(url, PATH, {"token_ids": ids, "sampling_params": sampling})
+        return await self._client.post(url, PATH, {"token_ids": ids, "sampling_params": sampling}, seconds=seconds)
+
+
+def _mismatch(version: int, name: str, evidence: Evidence, most: float) -> BackendError:
+    cause, fix = likely_cause(evidence)
+    if evidence.is_off or evidence.movement is None:
+        what = (
+            f"the logprobs of {name} differ from the learner's by {evidence.sampled:.2g} in the mean and {most:.2g} "
+            "at most"
+        )
+    else:
+        what = (
+            f"the learner's logprobs of a text have moved by {evidence.movement.learner:.2g} in the mean, and those "
+            f"of {name} by {evidence.movement.server:.2g}, not as they did"
+        )
+    return BackendError(f"after the update to version {version} {what}: {cause}", fix=fix)
 
 
 def _prompt(description: Description) -> list[int]:

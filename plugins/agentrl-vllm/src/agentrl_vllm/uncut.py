@@ -7,21 +7,26 @@ of agentrl, which need not be installed there.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["keep_uncut_logprobs"]
 
 
 def keep_uncut_logprobs() -> None:
-    """Let the samplers that are made from now on report ``processed_logprobs`` as they were before the cut."""
-    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+    """Let the samplers that are made from now on report ``processed_logprobs`` as they were before the cut.
 
-    _patch_first_runner(TopKTopPSampler)
-    try:
+    A vLLM whose samplers are others keeps them: what it then reports is found out before anything is sampled.
+    """
+    with suppress(ImportError, AttributeError):
+        from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+        _patch_first_runner(TopKTopPSampler)
+    # The second model runner needs Triton, without which it is not used.
+    with suppress(ImportError, AttributeError):
         from vllm.v1.worker.gpu.sample.sampler import Sampler
-    except ImportError:  # The second model runner needs Triton, without which it is not used.
-        return
-    _patch_second_runner(Sampler)
+
+        _patch_second_runner(Sampler)
 
 
 def _patch_first_runner(sampler: Any) -> None:
@@ -30,6 +35,8 @@ def _patch_first_runner(sampler: Any) -> None:
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
+        if not hasattr(self, "logprobs_mode"):
+            return
         cut = self.forward
 
         def forward(logits: Any, generators: Any, k: Any, p: Any) -> tuple[Any, Any]:

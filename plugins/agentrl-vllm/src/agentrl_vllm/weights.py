@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
-from agentrl.errors import AgentRLError, one_line
+from agentrl.errors import AgentRLError, BackendError, one_line
 from agentrl.inference.contract import Weights
+from agentrl.training.interrupt import finish_in_thread
 from agentrl_vllm import engine
 from agentrl_vllm.client import Client
 from agentrl_vllm.folders import WeightFolders, choose_root
@@ -19,10 +22,19 @@ from agentrl_vllm.settings import VllmSettings
 __all__ = ["WeightSync"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Newest:
     folder: Path
     version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Checked:
+    """A replica whose server was asked whether it would take weights."""
+
+    replica: Replica
+    life: int
+    fault: BaseException | None
 
 
 class WeightSync:
@@ -38,6 +50,11 @@ class WeightSync:
         self._newest = _Newest(folder.absolute(), version)
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
         self._probe = Probe(client, settings.probe_updates, settings.probe_every)
+        self._copying = asyncio.Lock()
+        self._admitted: dict[Replica, Path] = {}
+        """What each that is being admitted may be reading."""
+        self._paused: set[str] = set()
+        """Servers that are not ours and wait for our word."""
 
     @property
     def version(self) -> int:
@@ -48,95 +65,128 @@ class WeightSync:
         """The model folder that a server which starts now has to load, and its version."""
         return self._newest.folder, self._newest.version
 
+    def open(self) -> Path:
+        """The folder that weights are handed over in, with its lock; made once. Raises ``BackendError``."""
+        return self._folders.open()
+
     async def put(self, weights: Weights, replicas: Sequence[Replica]) -> None:
         """Put ``weights`` into every replica that is ready; one that does not confirm them is taken out.
 
         Raises ``BackendError`` where they cannot be written, or fit no server's model, which then are as they were; and
         where a probe shows that the servers give other logprobs than the learner.
         """
-        folder = await asyncio.to_thread(self._folders.write, weights)
         try:
-            ready = await self._willing([each for each in replicas if each.state == "ready"], folder)
+            folder = await finish_in_thread(self._folders.write, weights)
+            checked = await self._check([each for each in replicas if each.state == "ready"], folder)
+            _raise_refused(checked)
         except BaseException:
-            self._folders.keep([self._newest.folder])
+            self._keep(replicas)
             raise
-        older, self._newest = self._newest, _Newest(folder, weights.version)
-        await asyncio.gather(*(self._replace(replica, self._newest) for replica in ready))
-        # A server that is starting may be reading those that it was started with.
-        is_read = any(replica.state == "starting" for replica in replicas)
-        self._folders.keep([folder, older.folder] if is_read else [folder])
-        await self._probe.after_update(weights, [replica for replica in ready if replica.state == "ready"])
+        self._newest = _Newest(folder, weights.version)
+        while checked:  # Again for those that were admitted with older weights while others were checked.
+            await asyncio.gather(*(self._replace(each) for each in checked))
+            behind = [each for each in replicas if each.state == "ready" and each.version != self.version]
+            checked = await self._check(behind, folder)
+        self._keep(replicas)
+        await self._probe.after_update(weights, [each for each in replicas if each.version == self.version])
 
     async def admit(self, replica: Replica) -> None:
         """Bring a server that has just started to the newest weights, and set the replica's ``version``.
 
-        Raises ``BackendError`` where it does not take them, or where weights cannot be handed over at all.
+        One that is not ours loses the requests that it holds: they may be of a run that was killed, and of other
+        weights. Raises ``BackendError`` where it does not take them, or where weights cannot be handed over at all.
         """
-        self._folders.open()
-        url = replica.url
-        description = await engine.describe(self._client, url)
-        loaded = description.folder
-        while replica.version != self.version:
-            newest = self._newest
-            if loaded != str(newest.folder):
-                # Before it is paused: a server that is refused goes on for others.
-                newest = await self._visible(url, newest)
-            await engine.pause(self._client, url)
-            if loaded != str(newest.folder):
-                await engine.replace(self._client, url, newest.folder)
-                loaded = str(newest.folder)
-            await engine.stamp(self._client, url, newest.version)
-            await engine.resume(self._client, url)
-            await self._probe.before_updates(url, description)
-            replica.version = newest.version
+        self.open()
+        if replica.version == self.version:
+            return
+        ours = replica.server.ours
+        description = await engine.describe(self._client, replica.url)
+        # What another machine has under the same name may be another thing.
+        loaded = Path(description.folder) if ours else None
+        try:
+            while replica.version != self.version:
+                newest = self._newest if ours else await self._handed_over()
+                self._admitted[replica] = newest.folder
+                await self._bring(replica, newest, loaded)
+                loaded = newest.folder
+                await self._probe.before_updates(replica, description)
+        finally:
+            self._admitted.pop(replica, None)
+
+    async def release(self) -> None:
+        """Let servers that are not ours go on where an update has left them paused."""
+        urls, self._paused = self._paused, set()
+        await asyncio.gather(*(self._release(url) for url in urls))
 
     def close(self) -> None:
         """Remove all folders. Safe to call twice."""
         self._folders.close()
 
-    async def _willing(self, replicas: Sequence[Replica], folder: Path) -> list[Replica]:
-        """Those whose servers would take the weights in ``folder``; all others are taken out.
+    async def _check(self, replicas: Iterable[Replica], folder: Path) -> list[_Checked]:
+        """Ask all whether they would take what is in ``folder``."""
+        asked = [(each, each.life) for each in replicas]
+        checks = (each.while_ready(engine.check(self._client, each.url, folder)) for each, _ in asked)
+        faults = await asyncio.gather(*checks, return_exceptions=True)
+        return [_Checked(*who, fault) for who, fault in zip(asked, faults, strict=True)]
 
-        Raises ``Refused`` where none would and one says why.
-        """
-        lives = [replica.life for replica in replicas]
-        checks = (engine.check(self._client, replica.url, folder) for replica in replicas)
-        outcomes = await asyncio.gather(*checks, return_exceptions=True)
-        refusals = [outcome for outcome in outcomes if isinstance(outcome, engine.Refused)]
-        if refusals and all(outcome is not None for outcome in outcomes):
-            raise refusals[0]
-        for replica, life, outcome in zip(replicas, lives, outcomes, strict=True):
-            if outcome is not None:
-                _take_out(replica, life, outcome)
-        return [replica for replica, outcome in zip(replicas, outcomes, strict=True) if outcome is None]
-
-    async def _replace(self, replica: Replica, newest: _Newest) -> None:
-        life, url = replica.life, replica.url
+    async def _replace(self, checked: _Checked) -> None:
+        replica, life = checked.replica, checked.life
         try:
-            await engine.pause(self._client, url)
-            await engine.replace(self._client, url, newest.folder)
-            await engine.stamp(self._client, url, newest.version)
-            if replica.life == life:
-                replica.version = newest.version
-            await engine.resume(self._client, url)
+            if checked.fault is not None:
+                raise checked.fault
+            await replica.while_ready(self._give(replica, self._newest, "keep"))
         except BaseException as error:  # Cancelled too: its server may be paused, or be between two versions.
             _take_out(replica, life, error)
             if not isinstance(error, Exception):
                 raise
 
-    async def _visible(self, url: str, newest: _Newest) -> _Newest:
-        """``newest`` in a folder that the server sees: the start model may be elsewhere on its machine."""
-        try:
-            await engine.check(self._client, url, newest.folder)
-        except engine.Refused:
-            if self._folders.holds(newest.folder):
-                raise
-            copied = _Newest(await asyncio.to_thread(self._folders.copy, newest.folder), newest.version)
-            await engine.check(self._client, url, copied.folder)
-            if newest == self._newest:
-                self._newest = copied
-            return copied
-        return newest
+    async def _bring(self, replica: Replica, newest: _Newest, loaded: Path | None) -> None:
+        if is_other := loaded != newest.folder:
+            # Before it is paused: a server that is refused goes on for others.
+            await engine.check(self._client, replica.url, newest.folder)
+        await self._give(replica, newest, "abort", load=is_other)
+
+    async def _give(
+        self, replica: Replica, newest: _Newest, mode: Literal["keep", "abort"], *, load: bool = True
+    ) -> None:
+        url, before = replica.url, (replica.life, replica.state)
+        if not replica.server.ours:
+            self._paused.add(url)
+        await engine.pause(self._client, url, mode)
+        if load:
+            with replica.busy():
+                await engine.replace(self._client, url, newest.folder)
+        await engine.stamp(self._client, url, newest.version)
+        if (replica.life, replica.state) == before:  # Else it was lost, and another server takes its place.
+            replica.version = newest.version
+        await engine.resume(self._client, url)
+        self._paused.discard(url)
+
+    async def _handed_over(self) -> _Newest:
+        """The newest weights in a folder of ours, where nothing else can be."""
+        async with self._copying:
+            newest = self._newest
+            if not self._folders.holds(newest.folder):
+                folder = await finish_in_thread(self._folders.copy, newest.folder)
+                if newest == self._newest:
+                    self._newest = _Newest(folder, newest.version)
+            return self._newest
+
+    def _keep(self, replicas: Iterable[Replica]) -> None:
+        """Remove what nobody reads: not those that a server was started with, or is admitted with."""
+        started = (each.folder for each in replicas if each.state == "starting")
+        self._folders.keep({self._newest.folder, *started, *self._admitted.values()})
+
+    async def _release(self, url: str) -> None:
+        with suppress(BackendError):  # It is gone, and so is what it held.
+            await engine.release(self._client, url)
+
+
+def _raise_refused(checked: Sequence[_Checked]) -> None:
+    """Raise ``Refused`` where no server would take the weights and one says why."""
+    refusals = [each.fault for each in checked if isinstance(each.fault, engine.Refused)]
+    if refusals and all(each.fault is not None for each in checked):
+        raise refusals[0]
 
 
 def _take_out(replica: Replica, life: int, error: BaseException) -> None:
