@@ -170,6 +170,31 @@ def test_what_is_checked_against_is_the_model_that_the_server_started_on(make, t
     assert "should be [8, 4]" in worker.agentrl_check(str(other))["fault"]
 
 
+def test_a_worker_that_cannot_tell_says_why(make):
+    worker = make()
+    del worker.model_config.max_logprobs
+    assert "max_logprobs" in worker.agentrl_describe()["fault"]
+
+
+def sized(folder: Path, **sizes: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 4, "vocab_size": 8, **sizes}))
+    return folder
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_server_started_by_a_name_is_held_against_its_configuration_first(nested, make, tmp_path):
+    """And later against what it has loaded."""
+    worker, new, other = make(), written(tmp_path / "new", OURS), written(tmp_path / "other", OURS)
+    worker.model_config.model = "some/model"
+    vars(worker.model_config.hf_text_config).update(hidden_size=4, vocab_size=8, num_hidden_layers=1)
+    sized(other, **({"text_config": {"hidden_size": 6}} if nested else {"hidden_size": 6}))
+    assert worker.agentrl_check(str(other)) == {"fault": "hidden_size of the new weights is 6 and should be 4"}
+    assert worker.agentrl_check(str(sized(new))) == {"fault": None}
+    assert worker.agentrl_load(str(new)) == {"fault": None}
+    later = sized(written(tmp_path / "later", changed(lm_head__weight=(8, 5))))
+    assert "should be [8, 4]" in worker.agentrl_check(str(later))["fault"]
+
+
 def test_a_worker_that_fails_in_the_middle_ends(make, tmp_path, extension, monkeypatch):
     ended = []
     monkeypatch.setattr(extension.threading, "Timer", lambda *args: SimpleNamespace(start=lambda: ended.append(args)))
