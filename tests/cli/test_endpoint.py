@@ -64,6 +64,7 @@ def agentrl(server, capsys) -> Callable[..., tuple[int, str, str]]:
     def agentrl(*arguments: str) -> tuple[int, str, str]:
         url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         settings = ("inference.backend.name=openai", f"inference.backend.url={url}", "tasks.eval=two.jsonl")
+        settings = (*settings, "inference.backend.api_key_env=OPENAI_API_KEY")
         with pytest.raises(SystemExit) as left:
             main((*arguments, *settings))
         captured = capsys.readouterr()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import threading
 import traceback
@@ -19,8 +20,12 @@ from agentrl.config.models import InferenceSection
 from agentrl.errors import BackendError, ConfigError, GatewayError
 from agentrl.inference.contract import Backend, ChatBackend, ChatContext, ChatRequest
 from agentrl.inference.engine.backend import TorchBackend
+from agentrl.inference.openai import backend as backend_module
 from agentrl.inference.openai.backend import OpenAIBackend
+from agentrl.inference.openai.client import make_client
+from agentrl.inference.openai.endpoint import Endpoint as Endpoint_
 from agentrl.inference.openai.requests import Takes, request_body
+from agentrl.inference.openai.settings import OpenAISettings
 from agentrl.plugins import Plugins
 
 KEY = "sk-real-0123456789"
@@ -51,6 +56,7 @@ class Endpoint:
     headers: list[dict[str, str]] = field(default_factory=list)
     script: list[object] = field(default_factory=list)
     """What is answered first, in order; then completions."""
+    warnings: list[str] = field(default_factory=list)
     models: object = (404, error("no such route"))
     hanging: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -118,8 +124,10 @@ def endpoint(request, monkeypatch) -> Iterator[Endpoint]:
 
 def build(endpoint: Endpoint, *, timeout: float = 20.0, **settings: object) -> OpenAIBackend:
     """As a run builds it."""
-    section = InferenceSection.model_validate({"backend": {"name": "openai", "url": endpoint.url, **settings}})
-    return Plugins().build("backends", section.backend, context=ChatContext("gpt-4o", timeout=timeout))
+    keys = {"name": "openai", "url": endpoint.url, "api_key_env": "OPENAI_API_KEY", **settings}
+    section = InferenceSection.model_validate({"backend": keys})
+    context = ChatContext("gpt-4o", timeout=timeout, warn=endpoint.warnings.append)
+    return Plugins().build("backends", section.backend, context=context)
 
 
 @asynccontextmanager
@@ -222,7 +230,7 @@ def test_a_field_that_the_endpoint_refuses_comes_back_in_its_words(endpoint):
         ask(endpoint, request=ChatRequest({"messages": MESSAGES, "temperature": 0.2}))
     refused = caught.value
     assert (refused.status, refused.param, refused.code) == (400, "temperature", "unsupported_value")
-    assert str(refused) == REASONS["temperature"]
+    assert str(refused) == f"{endpoint.url} answered 400: {REASONS['temperature']}"
 
 
 def test_a_key_that_is_refused_is_named_by_its_variable(endpoint, monkeypatch):
@@ -247,10 +255,40 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_asked(endpoint, monkey
     assert endpoint.headers[0]["authorization"] == "Bearer none"
 
 
-def test_an_account_that_may_not_ask_is_told_so(endpoint):
-    endpoint.script.append((403, error("Country not supported")))
-    with pytest.raises(ConfigError, match="Country not supported"):
+@pytest.mark.parametrize(
+    ("status", "fix"), [(402, "see what the account of the key in OPENAI_API_KEY has left"), (403, "may use model")]
+)
+def test_an_account_that_may_not_ask_is_told_so_with_who_says_it(endpoint, status, fix):
+    endpoint.script.append((status, error("no more of it")))
+    with pytest.raises(ConfigError, match=rf"127.0.0.1:\d+/v1 answered {status}: no more of it \(.*{fix}"):
         start(endpoint)
+
+
+def test_a_refusal_later_on_says_who_refused(endpoint):
+    with pytest.raises(GatewayError, match=r"127.0.0.1:\d+/v1 answered 402: no credits \(see what") as caught:
+        ask(endpoint, ((402, error("no credits")),))
+    assert caught.value.status == 402
+
+
+GEMINI = [{"error": {"code": 400, "message": "API key not valid. Please pass a valid API key.", "status": "INVALID"}}]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"object": "error", "message": "Invalid model: gpt-4o", "type": "invalid_model"}, "does not take model"),
+        (error("gpt-4o is not a valid model ID"), "does not take model"),
+        (error("Model Not Exist"), "does not take model"),
+        (error("The model 'gpt-4o' does not exist"), "does not take model"),
+        (GEMINI, r"refuses the key in OPENAI_API_KEY: API key not valid.*\(set OPENAI_API_KEY"),
+        (error("Incorrect API key provided"), "refuses the key in OPENAI_API_KEY"),
+    ],
+)
+def test_a_model_or_a_key_that_is_refused_with_a_plain_400_is_told_at_the_start(endpoint, body, told):
+    endpoint.script.append((400, body))
+    with pytest.raises(ConfigError, match=told):
+        start(endpoint)
+    assert len(endpoint.bodies) == 1
 
 
 @pytest.mark.parametrize("refusal", [(404, error("no")), (400, error("no", code="model_not_found"))])
@@ -269,9 +307,32 @@ def test_an_endpoint_without_a_list_of_models_may_be_the_wrong_url(endpoint, mod
         start(endpoint)
 
 
-def test_a_question_that_is_refused_for_other_reasons_is_no_hindrance(endpoint):
-    endpoint.script.append((400, error("I only answer with audio")))
+@pytest.mark.parametrize("text", ["I only answer with audio", "max_tokens is too few for this model; temperature too"])
+def test_a_question_that_is_refused_for_other_reasons_is_no_hindrance_and_told(endpoint, text):
+    endpoint.script.append((400, error(text)))
     assert start(endpoint).greedy
+    assert endpoint.warnings == [f"the endpoint refused a short question: {endpoint.url} answered 400: {text}"]
+
+
+def test_a_refusal_that_repeats_the_request_does_not_say_what_the_model_takes(endpoint):
+    request = {"model": "gpt-4o", "max_tokens": 16, "temperature": 0.0}
+    missing = {"type": "missing", "loc": ["body", "user"], "msg": "Field required", "input": request}
+    endpoint.script += [(422, {"detail": [missing]}), (200, completion())]
+    assert start(endpoint).greedy
+    assert endpoint.warnings == [
+        f"the endpoint refused a short question: {endpoint.url} answered 422: body.user: Field required"
+    ]
+    endpoint.script.append((400, error(f"Bad request: {request}")))
+    assert start(endpoint).greedy
+    assert len(endpoint.bodies) == 2
+
+
+def test_a_field_that_a_server_s_own_checks_name_is_left_out(endpoint):
+    extra = {"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "not permitted", "input": {"a": 1}}
+    endpoint.script.append((422, {"detail": [extra]}))
+    assert start(endpoint).greedy
+    assert "max_completion_tokens" in endpoint.bodies[-1]
+    assert endpoint.warnings == []
 
 
 def test_an_endpoint_that_is_not_there_is_told_soon(endpoint):
@@ -286,6 +347,49 @@ def test_what_may_go_better_is_tried_again(endpoint, status):
     answer = ask(endpoint, ((status, error("later")), (status, b"<html>")))
     assert answer.message["content"] == "It is 2."
     assert len(endpoint.bodies) == 3
+
+
+def test_an_endpoint_that_accepts_and_never_answers_is_named_at_the_start(endpoint, monkeypatch):
+    monkeypatch.setattr(backend_module, "_START_S", 0.5)
+    endpoint.script.append(HANGS)
+    with pytest.raises(BackendError, match=r"127.0.0.1:\d+/v1 did not answer within 0.5 s.*inference.backend.url"):
+        start(endpoint)
+
+
+def test_what_the_environment_holds_for_openai_goes_to_no_other_endpoint(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer mine\nX-Mine: mine")
+    start(endpoint)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    section = InferenceSection.model_validate({"backend": {"name": "openai", "url": endpoint.url}})
+    other = Plugins().build("backends", section.backend, context=ChatContext("gpt-4o", timeout=20))
+    asyncio.run(_start(other))
+    assert [headers["authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}", "Bearer none"]
+    assert not [headers for headers in endpoint.headers if "mine" in str(headers)]
+
+
+async def _start(backend: OpenAIBackend) -> None:
+    try:
+        await backend.start()
+    finally:
+        await backend.stop()
+
+
+def test_openai_s_own_endpoint_gets_its_key_and_what_else_the_environment_holds_for_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    own = Endpoint_.of(OpenAISettings(), "gpt-4o", os.environ)
+    assert (own.variable, own.key, own.is_openai) == ("OPENAI_API_KEY", KEY, True)
+    assert Endpoint_.of(OpenAISettings(api_key_env=None), "gpt-4o", os.environ).variable is None
+    assert Endpoint_.of(OpenAISettings(url="https://evil.example/api.openai.com"), "m", os.environ).variable is None
+
+    async def client():
+        async with make_client(own, 5) as client:
+            return dict(client.default_headers), client._client.event_hooks["request"]
+
+    headers, hooks = asyncio.run(client())
+    assert (headers["Authorization"], headers["OpenAI-Organization"], hooks) == (f"Bearer {KEY}", "org-mine", [])
 
 
 @pytest.mark.parametrize(("status", "fix"), [(429, "rollout.concurrency"), (500, "max_retries")])

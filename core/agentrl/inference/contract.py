@@ -210,6 +210,8 @@ class ChatContext:
     """Seconds that the endpoint may take to answer a call, retries included."""
     max_concurrency: int = 64
     """Episodes that run at once."""
+    warn: Callable[[str], None] = lambda text: None
+    """Told, from any thread, of what the endpoint minds and the evaluation goes on without."""
     options: dict[str, object] = field(default_factory=dict)
     """Keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
 

@@ -17,6 +17,8 @@ from agentrl.training.serving import rolling_out, within
 
 __all__ = ["Endpoint", "named_by_endpoint", "serve_endpoint"]
 
+_GRACE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -48,21 +50,23 @@ async def serve_endpoint(
     logs: Path | None = None,
 ) -> AsyncIterator[Endpoint]:
     """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
-    backend = _build(parts)
+    backend = _build(parts, warn)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(backend.stop)
-        async with within(parts.config.inference.timeout, "the endpoint to answer"):
+        # The backend's own deadlines come first: it can say which endpoint was asked what.
+        async with within(parts.config.inference.timeout + _GRACE_S, "the endpoint to answer"):
             capabilities = await backend.start()
         rollout = rolling_out(parts, RelayGateway(backend), finished=finished, warn=warn, logs=logs)
         yield Endpoint(await stack.enter_async_context(rollout), capabilities.greedy)
 
 
-def _build(parts: EpisodeParts) -> ChatBackend:
+def _build(parts: EpisodeParts, warn: Callable[[str], None]) -> ChatBackend:
     config = parts.config
     context = ChatContext(
         model=config.model.name,
         timeout=config.inference.timeout,
         max_concurrency=config.rollout.concurrency,
+        warn=warn,
         options=config.inference.backend.options,
     )
     backend: ChatBackend = parts.plugins.build("backends", config.inference.backend, context=context)

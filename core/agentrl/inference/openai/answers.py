@@ -8,7 +8,7 @@ from agentrl.errors import BackendError
 from agentrl.inference.contract import ChatCompletion
 from agentrl.inference.openai.endpoint import Endpoint
 
-__all__ = ["message_of", "read_answer", "read_models"]
+__all__ = ["field_of", "message_of", "read_answer", "read_models"]
 
 _SHOWN = 400
 
@@ -48,9 +48,37 @@ def read_models(response: Any) -> list[str]:
 
 def message_of(body: object) -> str:
     """What the body of an error says, in the shapes that servers give it; empty where it says nothing."""
-    while isinstance(body, dict):
-        body = next((body[name] for name in ("error", "message", "detail") if body.get(name)), "")
-    return str(body or "")
+    found = _innermost(body)
+    if isinstance(found, list):
+        return "; ".join(message_of(each) for each in found)
+    if isinstance(found, dict) and "msg" in found:
+        return f"{'.'.join(map(str, _place(found)))}: {found['msg']}"
+    return str(found or "")
+
+
+def field_of(body: object) -> str | None:
+    """The request's field that the body of a FastAPI server's error is about, where it is one alone."""
+    found = _innermost(body)
+    places = [_place(each) for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    if len(places) != 1 or len(places[0]) < 2 or places[0][0] != "body":
+        return None
+    return str(places[0][1])
+
+
+def _innermost(body: object) -> object:
+    while True:
+        if isinstance(body, list) and len(body) == 1 and isinstance(body[0], dict) and "msg" not in body[0]:
+            body = body[0]  # As Gemini has it.
+        elif isinstance(body, dict) and "msg" not in body:
+            body = next((body[name] for name in ("error", "message", "detail") if body.get(name)), "")
+        else:
+            return body
+
+
+def _place(fault: dict[str, Any]) -> list[Any]:
+    """Where a fault is in the request, as pydantic says it: without the request itself, which it repeats."""
+    place = fault.get("loc")
+    return list(place) if isinstance(place, (list, tuple)) else []
 
 
 def _count(usage: object, name: str) -> int:

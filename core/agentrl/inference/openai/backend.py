@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +12,23 @@ from agentrl.clients import client_library
 from agentrl.errors import BackendError, ConfigError, GatewayError, near_matches
 from agentrl.inference.contract import ChatCapabilities, ChatCompletion, ChatContext, ChatRequest
 from agentrl.inference.openai.answers import read_answer, read_models
+from agentrl.inference.openai.client import CONNECT_S, make_client
 from agentrl.inference.openai.endpoint import Endpoint
-from agentrl.inference.openai.failures import explained, is_about_the_model
+from agentrl.inference.openai.failures import explained, is_about_the_model, is_for_good, reason
 from agentrl.inference.openai.requests import Takes, request_body
 from agentrl.inference.openai.settings import OpenAISettings
 from agentrl.inference.openai.thread import ClientThread
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
 __all__ = ["OpenAIBackend"]
 
-_CONNECT_S = 10.0
+_START_S = 60.0
 _START_RETRIES = 2
 """An endpoint that is not there is told of soon."""
 _QUESTION = [{"role": "user", "content": "Say hello."}]
 _ANSWER_TOKENS = 16
-_FATAL = frozenset({401, 402, 403})
-"""Statuses with which an endpoint refuses whoever asks, whatever is asked."""
 
 
 class OpenAIBackend:
@@ -40,14 +40,22 @@ class OpenAIBackend:
         """Raises ``ConfigError`` where the environment does not hold the key."""
         self._endpoint = Endpoint.of(settings, context.model, os.environ)
         self._timeout = context.timeout
+        self._warn = context.warn
         self._max_retries = settings.max_retries
         self._takes = Takes()
         self._thread: ClientThread | None = None
 
     async def start(self) -> ChatCapabilities:
         """Ask one short question, to learn what the model takes; see the contract of ``ChatBackend``."""
-        self._thread = self._thread or ClientThread(self._client)
-        await self._find_out()
+        self._thread = self._thread or ClientThread(lambda: make_client(self._endpoint, self._timeout))
+        seconds = min(_START_S, self._timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._find_out()
+        except TimeoutError as error:
+            raise self._silent(
+                seconds, "check inference.backend.url, and that the endpoint has its model loaded"
+            ) from error
         return ChatCapabilities(greedy=self._takes.temperature_zero)
 
     async def stop(self) -> None:
@@ -66,12 +74,13 @@ class OpenAIBackend:
         try:
             await self._ask(question, retries=min(_START_RETRIES, self._max_retries))
         except GatewayError as error:
-            if error.status in _FATAL or is_about_the_model(error):
+            if is_for_good(error):
                 raise ConfigError(error.message, fix=error.fix) from error
             if (less := _without(self._takes, error)) != self._takes:
                 self._takes = less
                 await self._find_out()
-            # What else it does not like about this question, it may not mind about the agent's.
+            else:  # It may not mind about the agent's calls.
+                self._warn(f"the endpoint refused a short question: {error.message}")
 
     async def _ask(self, request: ChatRequest, *, retries: int) -> ChatCompletion:
         if self._thread is None:
@@ -80,7 +89,7 @@ class OpenAIBackend:
         return await self._thread.run(lambda client: self._post(client, body, retries))
 
     async def _post(self, client: AsyncOpenAI, body: dict[str, Any], retries: int) -> ChatCompletion:
-        from openai import APIError
+        from openai import APIError, APIStatusError
 
         kind = client_library().Response
         try:
@@ -89,47 +98,33 @@ class OpenAIBackend:
                     "/chat/completions", cast_to=kind, body=body, options={"max_retries": retries}
                 )
         except TimeoutError as error:
-            raise BackendError(
-                f"{self._endpoint.url} did not answer within {self._timeout:g} s",
-                fix="raise inference.timeout, or lower rollout.concurrency",
-            ) from error
+            raise self._silent(self._timeout, "raise inference.timeout, or lower rollout.concurrency") from error
         except APIError as error:
             explanation = explained(error, self._endpoint)
-            if isinstance(explanation, GatewayError) and is_about_the_model(explanation):
-                explanation = await self._unknown_model(client, explanation)
+            if isinstance(error, APIStatusError) and is_about_the_model(explanation):
+                explanation = await self._unknown_model(client, error)
             # Some endpoints repeat the key in what they answer, and a traceback would show it.
             raise explanation from (error if self._endpoint.without_key(str(error)) == str(error) else None)
         return read_answer(response, self._endpoint)
 
-    async def _unknown_model(self, client: AsyncOpenAI, error: GatewayError) -> GatewayError:
+    def _silent(self, seconds: float, fix: str) -> BackendError:
+        return BackendError(f"{self._endpoint.url} did not answer within {seconds:g} s, all tries included", fix=fix)
+
+    async def _unknown_model(self, client: AsyncOpenAI, error: APIStatusError) -> GatewayError:
         endpoint, known = self._endpoint, await self._models(client)
         fix = near_matches(endpoint.model, known) if known else "check inference.backend.url, which often ends in /v1"
-        message = f"{endpoint.url} does not take model {endpoint.model!r}: {error.message}"
-        return GatewayError(message, status=error.status, code="model_not_found", param="model", fix=fix)
+        message = f"{endpoint.url} does not take model {endpoint.model!r}: {reason(error, endpoint)}"
+        return GatewayError(message, status=error.status_code, code="model_not_found", param="model", fix=fix)
 
     async def _models(self, client: AsyncOpenAI) -> list[str]:
         """The endpoint's models, as far as it lists them."""
         from openai import APIError
 
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with asyncio.timeout(CONNECT_S):
                 return read_models(await client.get("/models", cast_to=client_library().Response))
         except (APIError, TimeoutError):
             return []
-
-    def _client(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        library = client_library()
-        timeout = library.Timeout(self._timeout, connect=_CONNECT_S)
-        # The limit is `rollout.concurrency`: a smaller pool would be a second one, that nobody has set.
-        limits = library.Limits(max_connections=None, max_keepalive_connections=None)
-        return AsyncOpenAI(
-            base_url=self._endpoint.url,
-            api_key=self._endpoint.key,
-            http_client=DefaultAsyncHttpxClient(timeout=timeout, limits=limits),
-            timeout=timeout,
-        )
 
 
 def _without(takes: Takes, error: GatewayError) -> Takes:
@@ -142,4 +137,8 @@ def _without(takes: Takes, error: GatewayError) -> Takes:
 
 
 def _names(error: GatewayError, field: str) -> bool:
-    return error.param == field or (error.param is None and field in error.message)
+    if error.param is not None:
+        return error.param == field
+    # In quotes, and in no object: some endpoints repeat the whole request, whose every field would be found.
+    said = re.sub(r"\{.*\}", "", error.message, flags=re.DOTALL)
+    return re.search(rf"""(['"`]){field}\1""", said) is not None

@@ -12,6 +12,8 @@ from agentrl.config.models import Section
 __all__ = ["OpenAISettings"]
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPENAI = "api.openai.com"
+_OPENAI_KEY = "OPENAI_API_KEY"
 _ROUTE = "/chat/completions"
 
 
@@ -22,11 +24,24 @@ class OpenAISettings(Section):
     """Base URL of the endpoint, up to what comes before `/chat/completions`."""
     model: str | None = None
     """The endpoint's name of the model; by default `model.name`, which it replaces."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the endpoint's key; null for an endpoint that asks for none."""
+    api_key_env: str | None = None
+    """The environment variable that holds the endpoint's key; null for an endpoint that asks for none. By default
+    `OPENAI_API_KEY` for OpenAI's own endpoint, and null for any other."""
     max_retries: int = Field(5, ge=0)
     """How often a call is tried again after 408, 409, 429, a 5xx or a broken connection, with growing pauses; the
     agent's own client does not try it again."""
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the endpoint is OpenAI's own: what is meant for that one is sent to no other."""
+        host = urlsplit(self.url).hostname or ""
+        return host == _OPENAI or host.endswith(f".{_OPENAI}")
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable of the key; ``None`` where none is sent."""
+        is_said = "api_key_env" in self.model_fields_set
+        return _OPENAI_KEY if self.is_openai and not is_said else self.api_key_env
 
     @field_validator("url")
     @classmethod
