@@ -19,6 +19,7 @@ from agentrl_vllm.fleet import Fleet
 from agentrl_vllm.generation import complete, request_body, stream
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.sampling import Body, sampling_params
+from agentrl_vllm.server.installation import find_python
 from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.weights import WeightSync
 
@@ -44,8 +45,11 @@ class VllmBackend:
     Settings = VllmSettings
 
     def __init__(self, context: BackendContext, settings: VllmSettings | None = None) -> None:
+        """Raises ``PluginError`` where there is no interpreter to start servers with."""
         self._context = context
         self._settings = settings or VllmSettings.model_validate(context.options)
+        if not self._settings.urls:
+            find_python(self._settings.python)
         self._running: _Running | None = None
         self._ending = AsyncExitStack()
 

@@ -6,6 +6,7 @@ import platform
 import shutil
 
 from agentrl.environments import Recipe
+from agentrl.errors import PluginError
 
 __all__ = ["VLLM"]
 
@@ -18,9 +19,13 @@ _CUDA = Recipe(requirements=("agentrl-vllm", "vllm>=0.32"))
 
 
 def VLLM() -> Recipe:
-    """The build for this machine: the stock one where there is an NVIDIA GPU, else the one for CPUs."""
-    return _CUDA if _has_nvidia_gpu() else _CPU
+    """The build for this machine: the stock one where there is an NVIDIA GPU, else the one for CPUs.
 
-
-def _has_nvidia_gpu() -> bool:
-    return platform.system() == "Linux" and shutil.which("nvidia-smi") is not None
+    Raises ``PluginError`` where there is none.
+    """
+    if (system := platform.system()) != "Linux":
+        raise PluginError(
+            f"vLLM is built for Linux, and this is {system}",
+            fix="run it on a Linux machine, and name it in inference.backend.urls",
+        )
+    return _CUDA if shutil.which("nvidia-smi") else _CPU
