@@ -34,7 +34,7 @@ def command(mark: str, options: dict[str, Any] | None = None) -> Callable[[int, 
 
 def fake_server(log: Path, **options: Any) -> Server:
     """A fake server whose processes bear the path of its log."""
-    own = {name: options.pop(name) for name in ("port", "start_timeout", "say") if name in options}
+    own = {name: options.pop(name) for name in ("port", "shared", "start_timeout", "say") if name in options}
     return Server(command(str(log), options), name="the fake server", log=log, **own)
 
 

@@ -9,7 +9,7 @@ import pytest
 from stub import Answer, choice, stub
 
 from agentrl.errors import BackendError
-from agentrl_vllm.capabilities import Facts, capabilities_of, read_facts
+from agentrl_vllm.capabilities import Facts, capabilities_of, describe_usable, read_facts
 from agentrl_vllm.client import Client
 
 ALL = frozenset({"temperature", "seed", "stop", "top_logprobs", "top_p", "top_k"})
@@ -34,13 +34,15 @@ def facts(*, logprob: float = -3.0, **others: Any) -> Facts:
     }
 
     async def handle(path: str, body: Any) -> Answer:
+        if path == "/version":
+            return 200, {"version": "0.32.0"}
         return 200, {"results": [told]} if path == "/collective_rpc" else choice([1], logprob=logprob)
 
     async def main() -> Facts:
         client = Client(5)
         async with stub(handle) as server:
             try:
-                return await read_facts(client, server.url, 5)
+                return await read_facts(client, server.url, await describe_usable(client, server.url), 5)
             finally:
                 await client.close()
 
@@ -48,8 +50,9 @@ def facts(*, logprob: float = -3.0, **others: Any) -> Facts:
 
 
 def test_a_server_that_can_do_everything() -> None:
-    assert facts() == Facts(64, 8, ALL)
-    assert facts(device="cuda", chunks=True, max_logprobs=-1) == Facts(64, 8, ALL)
+    assert facts() == Facts(64, 8, ALL, "vLLM 0.32.0 on cpu in float32")
+    on_gpu = facts(device="cuda", chunks=True, max_logprobs=-1, dtype="bfloat16")
+    assert on_gpu == Facts(64, 8, ALL, "vLLM 0.32.0 on cuda in bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -80,3 +83,10 @@ def test_a_server_that_would_be_wrong_or_end_is_refused_with_the_flag_that_it_ne
 def test_servers_together_do_what_each_can() -> None:
     both = capabilities_of([Facts(64, 8, ALL), Facts(32, 4, ALL - {"stop"})])
     assert (both.context_length, both.max_concurrency, both.sampling) == (32, 12, ALL - {"stop"})
+    assert [both.honours_temperature(each) for each in (0, 0.001, 0.01, 2, 2.1)] == [True, False, True, True, False]
+
+
+def test_what_a_server_can_do_and_what_it_cannot_is_said_on_a_line() -> None:
+    begin = "vLLM 0.32.0 on cpu in float32: context 64, 8 sequences at once; samples temperature 0.01 to 2, seed"
+    assert str(facts()) == f"{begin}, stop, top_k, top_logprobs, top_p"
+    assert str(facts(logprob=0.0, text=False)) == f"{begin}, top_logprobs; not stop, top_k, top_p"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import resource
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +21,7 @@ from stub import LAST, Answer, Stub, stub
 from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed, ServerHangs
+from agentrl_vllm.limits import allow_open_files
 
 DEADLINE_S = 20.0
 
@@ -125,7 +132,7 @@ def test_a_stream_that_is_given_up_closes_its_connection() -> None:
 
 def test_a_server_that_takes_a_request_and_is_silent_hangs() -> None:
     async def scenario(client: Client, server: Stub) -> None:
-        with pytest.raises(ServerHangs, match="did not answer /path in time"):
+        with pytest.raises(ServerHangs, match=r"did not answer /path within 0\.2 s"):
             await client.post(server.url, "/path", {})
 
     using(silent, scenario, seconds=0.2)
@@ -197,3 +204,95 @@ def test_a_loop_that_ends_closes_its_connections() -> None:
             await asyncio.to_thread(asyncio.run, client.get(server.url, "/path"))
 
     using(well, scenario)
+
+
+def test_that_no_connection_comes_about_in_time_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a loop of ours that was busy."""
+
+    async def never(host: str, port: int) -> Any:
+        await asyncio.sleep(DEADLINE_S)
+
+    async def scenario(client: Client, server: Stub) -> None:
+        monkeypatch.setattr(asyncio, "open_connection", never)
+        with pytest.raises(ServerFailed) as caught:
+            await client.get(server.url, "/path", seconds=0.1)
+        assert not isinstance(caught.value, ServerHangs)
+
+    using(well, scenario)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
+def test_a_limit_of_this_machine_is_no_fault_of_a_server(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    async def refuse(host: str, port: int) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    async def scenario(client: Client, server: Stub) -> None:
+        monkeypatch.setattr(asyncio, "open_connection", refuse)
+        with pytest.raises(BackendError, match=r"this process cannot connect to 127\.0\.0\.1:\d+: ") as caught:
+            await client.get(server.url, "/path")
+        assert not isinstance(caught.value, ServerFailed)
+        assert ("ulimit -n" in str(caught.value)) is (number == errno.EMFILE)
+
+    using(well, scenario)
+
+
+def test_as_many_files_may_be_open_as_we_may_allow_ourselves() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 200), before[1]))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(before[1], 65536), before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_server_behind_a_path_is_asked_by_its_name_and_shown_the_key() -> None:
+    async def main() -> None:
+        heads: list[bytes] = []
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(connected, "127.0.0.1", 0) as server, Client(5, "sk-mine") as client:
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            await client.get(f"http://{address}/behind", "/path")
+        lines = heads[0].split(b"\r\n")
+        assert lines[0] == b"GET /behind/path HTTP/1.1"
+        assert {b"host: " + address.encode(), b"authorization: Bearer sk-mine"} <= set(lines)
+
+    asyncio.run(main())
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "1", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_a_server_may_speak_tls_and_has_to_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = self_signed(tmp_path)
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(certificate, key)
+
+    async def main() -> None:
+        server = Stub(well)
+        async with asyncio.timeout(DEADLINE_S):
+            listening = await asyncio.start_server(server.connected, "127.0.0.1", 0, ssl=serving)
+            url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            async with Client(5) as client:
+                with pytest.raises(ServerFailed, match="self-signed certificate"):
+                    await client.get(url, "/path")
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            async with Client(5) as client:
+                big = {"n": ["x" * 1000] * 300}
+                for _ in range(3):
+                    assert await client.post(url, "/path", big) == {"body": big}
+            listening.close()
+
+    asyncio.run(main())

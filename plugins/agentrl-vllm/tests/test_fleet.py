@@ -13,6 +13,7 @@ from stub import Answer, Stub, stub
 
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Chunk
+from agentrl_vllm import liveness
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.fleet import Fleet
@@ -31,13 +32,32 @@ async def dead(path: str, body: Any) -> Answer:
 
 async def sick(path: str, body: Any) -> Answer:
     """Well, but for what it is asked to sample."""
-    return (200, {}) if path == "/health" else (500, {"error": "it broke"})
+    return (200, {}) if path == "/is_sleeping" else (500, {"error": "it broke"})
 
 
-async def silent(path: str, body: Any) -> Answer:
+async def hung(path: str, body: Any) -> Answer:
+    """Listens, but its engine does not answer."""
     if path != "/health":
         await asyncio.sleep(DEADLINE_S)
     return 200, {}
+
+
+async def slow(path: str, body: Any) -> Answer:
+    """Well, and samples for longer than anybody waits."""
+    if path != "/is_sleeping":
+        await asyncio.sleep(DEADLINE_S)
+    return 200, {}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "_PATIENCE_S", 0.3)
+
+
+class Replica(FakeReplica):
+    """One that is given no weights right now."""
+
+    is_busy = False
 
 
 class Table:
@@ -46,7 +66,7 @@ class Table:
     def __init__(self, servers: Sequence[Stub], patience: float) -> None:
         self.client = Client(0.5)
         self.servers = servers
-        self.replicas = [FakeReplica(server.url) for server in servers]
+        self.replicas = [Replica(server.url) for server in servers]
         self.fleet = Fleet(self.replicas, self.client, patience=patience)  # type: ignore[arg-type]
 
     async def ask(self, session: str | None = None, before: Sequence[Chunk] = ()) -> list[Chunk]:
@@ -76,7 +96,7 @@ def using(handlers: Sequence[Any], scenario: Callable[[Table], Awaitable[Any]], 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("fault", [dead, silent])
+@pytest.mark.parametrize("fault", [dead, hung])
 def test_a_request_whose_server_dies_or_hangs_goes_to_another_and_the_replica_is_taken_out(fault: Any) -> None:
     async def scenario(table: Table) -> None:
         answers = await asyncio.gather(*(table.ask() for _ in range(6)))
@@ -96,6 +116,61 @@ def test_a_server_that_is_well_and_fails_at_a_request_stays() -> None:
         assert table.sampled() == [4], "a request is not tried for ever"
 
     using([sick], scenario)
+
+
+def test_a_request_that_is_slow_is_an_error_of_its_own_and_its_server_stays() -> None:
+    async def scenario(table: Table) -> None:
+        with pytest.raises(BackendError, match=r"took longer than inference\.backend\.request_timeout") as caught:
+            await table.ask()
+        assert not isinstance(caught.value, ServerFailed), "another server would take as long"
+        assert [replica.state for replica in table.replicas] == ["ready", "ready"]
+        assert sorted(table.sampled()) == [0, 1]
+
+    using([slow, slow], scenario)
+
+
+def test_a_server_that_is_given_weights_is_not_taken_out_for_its_silence() -> None:
+    async def scenario(table: Table) -> None:
+        table.replicas[0].is_busy = True
+        with pytest.raises(ServerFailed):
+            await table.ask()
+        assert table.replicas[0].state == "ready"
+
+    using([dead], scenario)
+
+
+def test_one_miss_is_none() -> None:
+    answers = iter([None, None, (200, {})])
+
+    async def shaky(path: str, body: Any) -> Answer:
+        """Breaks the connection at the request and at the first question after it."""
+        return next(answers, (200, {}))
+
+    async def scenario(table: Table) -> None:
+        assert await table.ask() == [TOKEN]
+        assert table.replicas[0].state == "ready"
+
+    using([shaky], scenario)
+
+
+def test_all_replicas_are_stopped_also_where_one_cannot_be() -> None:
+    stopped: list[str] = []
+
+    class Stuck(Replica):
+        async def stop(self) -> None:
+            if not stopped:
+                stopped.append("first")
+                raise OSError("no such process")
+            await asyncio.sleep(0.01)
+            stopped.append(self.url)
+
+    async def scenario(table: Table) -> None:
+        table.fleet.replicas = [Stuck("one"), Stuck("two"), Stuck("three")]  # type: ignore[assignment]
+        with pytest.raises(OSError, match="no such process"):
+            await table.fleet.stop()
+        assert stopped == ["first", "two", "three"]
+
+    using([], scenario)
 
 
 def test_a_request_that_is_wrong_is_tried_once() -> None:

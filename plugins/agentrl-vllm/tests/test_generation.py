@@ -88,6 +88,10 @@ def test_a_stop_string_is_told_and_a_stop_id_is_not() -> None:
 def test_a_completion_that_the_server_gave_up_is_a_failure_of_the_server() -> None:
     with pytest.raises(ServerFailed, match="abort"):
         whole(choice([1], finish="abort"))
+    with pytest.raises(ServerFailed, match="abort"):
+        whole(choice([1], finish="abort", version=None))
+    with pytest.raises(ServerFailed, match="abort"):
+        streamed([choice([1], finish="abort", version=None)], settled=[True])
 
 
 def test_alternatives_are_the_likeliest_though_the_sampled_token_comes_first() -> None:

@@ -14,7 +14,9 @@ import pytest
 from servers import FAKE, fake_server, nothing_left, processes, run
 
 from agentrl.errors import BackendError
+from agentrl_vllm import liveness
 from agentrl_vllm import replica as watching
+from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.server.server import Server
@@ -23,13 +25,19 @@ from agentrl_vllm.server.server import Server
 class Run:
     """What a run knows of its weights, and the servers that were made of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any] | None = None) -> None:
         self.log = folder / "log"
         self.newest = (Path("/weights/0"), 0)
-        self.options: dict[str, Any] = {}
+        self.options: dict[str, Any] = options or {}
         self.made: list[Path] = []
         self.said: list[str] = []
-        self.replica = Replica(0, self._make, lambda: self.newest, self._admit, say=self.said.append)
+        self.client = Client(5)
+        self.replica = self.build()
+
+    def build(self, **options: Any) -> Replica:
+        return Replica(
+            0, self._make, lambda: self.newest, self._admit, client=self.client, say=self.said.append, **options
+        )
 
     def _make(self, weights: Path) -> Server:
         self.made.append(weights)
@@ -45,13 +53,14 @@ class Run:
 
 
 @asynccontextmanager
-async def started(folder: Path) -> AsyncIterator[Run]:
-    run = Run(folder)
+async def started(folder: Path, **options: Any) -> AsyncIterator[Run]:
+    run = Run(folder, options)
     await run.replica.start()
     try:
         yield run
     finally:
         await run.replica.stop()
+        await run.client.close()
         assert nothing_left(run.log)
 
 
@@ -103,16 +112,24 @@ def test_one_that_is_killed_is_brought_back_with_the_newest_weights(tmp_path: Pa
     run(killed())
 
 
-def test_one_that_hangs_is_ended_and_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_HEALTH_S", 0.1)
-    monkeypatch.setattr(watching, "_PATIENCE_S", 0.3)
+@pytest.mark.parametrize("how", ["all of it", "its engine"])
+def test_one_that_hangs_is_ended_and_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(liveness, "_ASK_S", 0.1)
+    monkeypatch.setattr(liveness, "_PATIENCE_S", 0.3)
+    stuck = tmp_path / "stuck"
 
     async def hung() -> None:
-        async with started(tmp_path) as run:
+        async with started(tmp_path, stuck=str(stuck)) as run:
             first = run.server()
-            first.suspend()
+            if how == "its engine":
+                stuck.touch()
+                assert await run.client.get(run.replica.url, "/health") == {}
+            else:
+                first.suspend()
+            await until(lambda: run.replica.state == "starting")
+            stuck.unlink(missing_ok=True)
             await until(lambda: run.replica.life == 2 and run.replica.state == "ready")
-            assert run.replica.reason == "it did not answer GET /health 3 times"
+            assert run.replica.reason == "its engine did not answer GET /is_sleeping 3 times"
             assert not first.is_running()
 
     run(hung())
@@ -251,8 +268,8 @@ def test_it_knows_what_its_server_was_made_of_and_nothing_of_its_weights_until_i
 
 
 def test_one_that_is_given_weights_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_HEALTH_S", 0.01)
-    monkeypatch.setattr(watching, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(liveness, "_ASK_S", 0.01)
+    monkeypatch.setattr(liveness, "_PATIENCE_S", 0.05)
 
     async def loading() -> None:
         async with started(tmp_path) as run:
@@ -263,3 +280,56 @@ def test_one_that_is_given_weights_does_not_hang(tmp_path: Path, monkeypatch: py
             await until(lambda: run.replica.life == 2 and run.replica.state == "ready")
 
     run(loading())
+
+
+def test_an_admission_that_takes_too_long_is_told_by_its_stage_and_the_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_LEAST_S", 0.1)
+
+    async def late() -> None:
+        run = Run(tmp_path, {"lines": ["compiling batched_count_greater_than"]})
+        replica = run.build(start_timeout=0.2)
+
+        async def wait(replica: Replica) -> None:
+            replica.stage = "being asked for its first tokens"
+            await asyncio.sleep(60)
+
+        replica._admit = wait
+        with pytest.raises(BackendError) as caught:
+            await replica.start()
+        assert caught.value.message == (
+            "the fake server was not ready after 0.2 s, still being asked for its first tokens; "
+            "it printed last: compiling batched_count_greater_than"
+        )
+        assert caught.value.fix == "raise inference.backend.start_timeout"
+        assert nothing_left(run.log)
+
+    run(late())
+
+
+def test_one_that_cannot_be_watched_is_given_up_with_its_reason_and_still_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*watched: Any) -> str:
+        raise OSError("too much of everything")
+
+    monkeypatch.setattr(watching, "find_fault", broken)
+
+    async def unwatched() -> None:
+        async with started(tmp_path) as run:
+            await until(lambda: run.replica.state == "out")
+            assert run.replica.reason == "it cannot be watched: too much of everything"
+            assert run.said[-1] == "the fake server is given up: it cannot be watched: too much of everything"
+
+    run(unwatched())
+
+
+def test_one_whose_log_is_gone_is_brought_back_as_any_other(tmp_path: Path) -> None:
+    async def unlogged() -> None:
+        async with started(tmp_path) as run:
+            run.log.unlink()
+            run.server().kill()
+            await until(lambda: run.replica.life == 2 and run.replica.state == "ready")
+
+    run(unlogged())

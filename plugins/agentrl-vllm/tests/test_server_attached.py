@@ -17,6 +17,9 @@ from agentrl.errors import BackendError, PluginError
 from agentrl.plugins import Plugins
 from agentrl_vllm.server import attached
 from agentrl_vllm.server.attached import AttachedServer
+from agentrl_vllm.server.ports import free_port, is_free
+from agentrl_vllm.server.process import SupervisedProcess
+from agentrl_vllm.server.server import Server
 
 TINY = Path(str(Plugins().get("models", "tiny")))
 TOKENS = AutoTokenizer.from_pretrained(TINY).encode(attached._PROBE, add_special_tokens=False)
@@ -25,6 +28,7 @@ WELL: dict[str, Any] = {
     "/health": [200, {}],
     "/version": [200, {"version": "0.32.0"}],
     GENERATE: [422, {}],
+    "/is_sleeping": [200, {}],
     "/v1/models": [200, {"data": [{"id": "lora", "parent": "it"}, {"id": "it", "root": "/models/it"}]}],
     "/tokenize": [200, {"tokens": TOKENS}],
 }
@@ -34,11 +38,19 @@ WELL: dict[str, Any] = {
 def running(log: Path, **answers: Any) -> Iterator[str]:
     """The address of a fake server that answers as a good one does, but for ``answers``."""
     server = fake_server(log, answers={**WELL, **answers})
-    run(server.start())
+    run(listening(server))
     try:
         yield server.url
     finally:
         server.kill()
+
+
+async def listening(server: Server) -> None:
+    """Have somebody else start it: it does not call its model as one of ours does."""
+    server._port = server._asked_port or free_port()
+    server._process = SupervisedProcess(server._command, server._log_path)
+    while is_free(server._port):  # noqa: ASYNC110  (what is waited for is a process)
+        await asyncio.sleep(0.02)
 
 
 def test_a_server_that_is_all_it_should_be_is_attached_to_and_left_alone(tmp_path: Path) -> None:
@@ -60,7 +72,7 @@ def test_a_server_that_is_all_it_should_be_is_attached_to_and_left_alone(tmp_pat
             r"is vLLM 0\.32\.0, which is too old: .*run vLLM 0\.32 or later there",
         ),
         ({GENERATE: [403, {}]}, BackendError, r"scale-out endpoints are disabled \(start it with --enable-scale-out\)"),
-        ({GENERATE: [401, {}]}, BackendError, r"asks for an API key \(start it without --api-key\)"),
+        ({GENERATE: [401, {}]}, BackendError, r"asks for an API key \(set inference\.backend\.api_key_env to"),
         ({"/version": [404, {}]}, BackendError, r"is no vLLM server: GET /version gave status 404"),
         ({"/version": [200, ["x"]]}, BackendError, r"is no vLLM server"),
         (
@@ -95,7 +107,7 @@ def test_one_that_was_there_is_waited_for(tmp_path: Path) -> None:
     async def come_back() -> None:
         waiting = asyncio.create_task(server.start())
         await asyncio.sleep(0)
-        await again.start()
+        await listening(again)
         await waiting
 
     try:
@@ -106,10 +118,16 @@ def test_one_that_was_there_is_waited_for(tmp_path: Path) -> None:
         again.kill()
 
 
-def test_one_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attached, "_RETURN_S", 0.5)
+def test_one_that_does_not_come_back_is_given_up(tmp_path: Path) -> None:
     with running(tmp_path / "log") as url:
-        server = AttachedServer(url, TINY)
+        server = AttachedServer(url, TINY, return_timeout=0.5)
         run(server.start())
     with pytest.raises(BackendError, match=r"did not come back within 0\.5 s"):
         run(server.start())
+
+
+def test_a_key_that_is_not_taken_is_told_and_not_shown(tmp_path: Path) -> None:
+    with running(tmp_path / "log", **{GENERATE: [401, {}]}) as url, pytest.raises(BackendError) as caught:
+        run(AttachedServer(url, TINY, key="sk-secret").start())
+    assert "does not take the API key that it is shown" in caught.value.message
+    assert "sk-secret" not in str(caught.value)

@@ -43,7 +43,7 @@ def built(model: Path, *, is_cpu: bool = True, replica: int = 0, **settings: Any
 
 def value(command: Command, flag: str) -> str | None:
     """What counts of a flag: the last that is given of it."""
-    words = [word for arg in command.argv for word in arg.split("=")]
+    words = [word for arg in command.argv for word in arg.replace("--max_model_len", "--max-model-len").split("=")]
     values = [after for name, after in pairwise(words) if name == flag]
     return values[-1] if values else None
 
@@ -52,7 +52,6 @@ def test_it_serves_the_model_to_this_machine_alone(model: Path) -> None:
     command = built(model)
     assert command.argv[:3] == ("/vllm/python", "-m", "vllm.entrypoints.openai.api_server")
     assert value(command, "--model") == str(model)
-    assert value(command, "--served-model-name") == "policy"
     assert (value(command, "--host"), value(command, "--port")) == ("127.0.0.1", "8000")
     assert "--enable-scale-out" in command.argv
 
@@ -89,12 +88,25 @@ def test_devices_are_refused_where_vllm_is_a_build_for_cpus(model: Path) -> None
         built(model, devices=["0"])
 
 
+def test_replicas_that_would_share_a_gpu_are_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"2 replicas would all take the memory of the same GPU .*\[\"0\", \"1\"\]"):
+        built(model, is_cpu=False, replicas=2)
+
+
+def test_replicas_share_a_cpu(model: Path) -> None:
+    assert value(built(model, replica=1, replicas=2), "--port") == "8000"
+
+
 @pytest.mark.parametrize(
     ("settings", "longest", "batched"),
     [
         ({}, "1024", "2048"),
         ({"args": ["--max-model-len", "512"]}, "512", "2048"),
         ({"args": ["--max-model-len=4096"]}, "4096", "4096"),
+        ({"args": ["--max_model_len", "4k"]}, "4k", "4000"),
+        ({"args": ["--max_model_len=4K"]}, "4K", "4096"),
+        ({"args": ["--max-model-len", "2.5k"]}, "2.5k", "2500"),
+        ({"args": ["--max-model-len", "auto"]}, "auto", "2048"),
         # 1,024 bytes a token: 300 of them, in whole blocks.
         ({"kv_cache_bytes": 300 * 1024}, "256", "2048"),
     ],
@@ -142,6 +154,10 @@ def test_the_shape_is_read_from_the_config(tmp_path: Path, config: dict[str, Any
         ({"args": ["--served_model_name", "x"]}, "--served-model-name is not yours to give: agentrl decides it"),
         ({"urls": ["gpu-1:8000"]}, "'gpu-1:8000' is no address: write it as http://host:port"),
         ({"urls": ["http://a/v1/", "http://a"]}, "an address is there twice"),
+        ({"urls": ["http://me:secret@a"]}, "an address should hold no user and no password"),
+        ({"urls": ["http://a?key=1"]}, "is no address: write it as http://host:port"),
+        ({"api_key_env": "VLLM_KEY"}, "api_key_env is for servers that run already"),
+        ({"urls": ["http://a"], "api_key_env": "sk-1"}, "should be the name of an environment variable, not a key"),
         ({"urls": ["http://a"], "port": 3, "env": ["A=1"]}, "env, port cannot change servers that run already"),
         ({"replicas": 2, "devices": ["0"]}, "devices has 1 entries for 2 replicas: one a replica"),
         ({"replicas": 3, "port": 65534}, "there are no 3 ports from 65534 on"),

@@ -57,8 +57,23 @@ def test_an_installation_is_known_without_importing_it(tmp_path: Path, name: str
 
 def test_a_version_without_what_training_needs_is_too_old(tmp_path: Path) -> None:
     packages = fake_vllm(tmp_path / "packages", "vllm", "0.9.1", NEEDED[1])
-    with pytest.raises(PluginError, match=r"^vllm 0\.9\.1 in .* is too old: .*install 0\.32 or later: agentrl env cre"):
+    with pytest.raises(PluginError, match=r"^vllm 0\.9\.1 in .* is too old: .*install 0\.32: agentrl env create"):
         inspected(HERE, packages)
+
+
+def test_a_release_before_the_oldest_is_too_old_whatever_it_has(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"^vllm 0\.31\.2 in .* is too old \(install 0\.32"):
+        inspected(HERE, fake_vllm(tmp_path / "packages", "vllm", "0.31.2", *NEEDED))
+
+
+@pytest.mark.parametrize("version", ["0.40.0", "0.1.dev7"])
+def test_a_later_version_without_what_training_needs_is_not_known_to_work(tmp_path: Path, version: str) -> None:
+    with pytest.raises(PluginError, match=rf"^vllm {version} in .* is not known to work: it has no token endpoint"):
+        inspected(HERE, fake_vllm(tmp_path / "packages", "vllm", version, NEEDED[1]))
+
+
+def test_what_is_built_from_the_source_is_judged_by_what_it_has(tmp_path: Path) -> None:
+    assert inspected(HERE, fake_vllm(tmp_path / "packages", "vllm", "0.1.dev7", *NEEDED)).version == "0.1.dev7"
 
 
 def test_an_interpreter_without_vllm_is_told_how_to_get_it() -> None:

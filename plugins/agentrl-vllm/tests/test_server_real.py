@@ -17,8 +17,8 @@ from servers import nothing_left, processes
 from agentrl.environ import WORKER
 from agentrl.errors import BackendError
 from agentrl.plugins import Plugins
+from agentrl_vllm.client import Client
 from agentrl_vllm.replica import Replica
-from agentrl_vllm.server.asking import ask
 from agentrl_vllm.server.attached import AttachedServer
 from agentrl_vllm.server.server import Server
 
@@ -56,8 +56,11 @@ def shared_memory(log: Path) -> set[Path]:
 
 
 def test_a_real_server_answers_with_token_ids(standing: Server) -> None:
-    answer = complete(ask(standing.url, "POST", "/inference/v1/generate", json=GENERATE))
-    assert len(answer.json()["choices"][0]["token_ids"]) == 4
+    async def asked() -> Any:
+        async with Client(START_S) as client:
+            return await client.post(standing.url, "/inference/v1/generate", GENERATE)
+
+    assert len(complete(asked())["choices"][0]["token_ids"]) == 4
 
 
 def test_a_real_server_can_be_attached_to(standing: Server) -> None:
@@ -117,7 +120,8 @@ def test_a_replica_outlives_the_death_of_any_of_its_processes(real: Callable[...
         replica.version = 0
 
     async def killed() -> None:
-        replica = Replica(0, lambda folder: real(folder, log), lambda: (TINY, 0), admit)
+        client = Client(START_S)
+        replica = Replica(0, lambda folder: real(folder, log), lambda: (TINY, 0), admit, client=client)
         await replica.start()
         try:
             for life, name in enumerate(["VLLM::EngineCore", "api_server"], start=1):
@@ -127,13 +131,11 @@ def test_a_replica_outlives_the_death_of_any_of_its_processes(real: Callable[...
                 while (replica.life, replica.state) != (life + 1, "ready"):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
                 assert not any(victim.is_running() for victim in victims)
-                answer = await ask(
-                    replica.url, "POST", "/inference/v1/generate", json={"model": replica.model, **GENERATE}
-                )
-                assert answer.is_success
+                await client.post(replica.url, "/inference/v1/generate", {"model": replica.model, **GENERATE})
             process_of(log, "VLLM::Worker").suspend()
         finally:
             await replica.stop()
+            await client.close()
 
     complete(killed())
     assert nothing_left(log)

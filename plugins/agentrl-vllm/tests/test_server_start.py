@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_vllm import Handler
 from servers import DEADLINE_S, fake_server, nothing_left, processes, run
 
 from agentrl.errors import BackendError
+from agentrl_vllm.server import server as serving
 from agentrl_vllm.server.command import Command
+from agentrl_vllm.server.ports import free_port
 from agentrl_vllm.server.server import Server
 
 LINES = [
@@ -64,8 +70,8 @@ def test_what_earlier_servers_printed_is_not_shown(tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_ready_in_time_is_ended_and_its_stage_told(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    error = refused(fake_server(log, lines=LINES, never=True, family=True, start_timeout=2).start())
-    assert error.message.startswith("the fake server was not ready after 2 s, still loading the weights; it printed")
+    error = refused(fake_server(log, lines=LINES, never=True, family=True, start_timeout=6).start())
+    assert error.message.startswith("the fake server was not ready after 6 s, still loading the weights; it printed")
     assert error.fix is not None
     assert error.fix.startswith("raise inference.backend.start_timeout; all of its output is in ")
     assert nothing_left(log)
@@ -101,20 +107,71 @@ def test_a_port_that_is_asked_for_is_used_again(tmp_path: Path) -> None:
         run(server.stop())
 
 
-def test_another_port_is_tried_where_ours_is_taken_meanwhile(tmp_path: Path) -> None:
-    once = tmp_path / "once"
-    server = fake_server(tmp_path / "log", taken_once=str(once))
-    run(server.start())
-    assert once.exists()
+@contextmanager
+def another_server(**answers: Any) -> Iterator[int]:
+    """The port of somebody else's server, which answers as vLLM does, but for ``answers``."""
+
+    class Theirs(Handler):
+        def well(self) -> dict[str, Any]:
+            return {"/health": [200, {}], "/v1/models": [200, {"data": [{"id": "policy-theirs"}]}], **answers}
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Theirs)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(DEADLINE_S)
+
+
+def ports(monkeypatch: pytest.MonkeyPatch, *first: int) -> None:
+    """Have these tried before any that are free."""
+    remaining = list(first)
+    monkeypatch.setattr(serving, "free_port", lambda: remaining.pop(0) if remaining else free_port())
+
+
+def test_another_port_is_tried_where_ours_is_taken_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports(monkeypatch, port)
+        monkeypatch.setattr(serving, "_ANSWER_S", 0.2)
+        server = fake_server(tmp_path / "log")
+        run(server.start())
+    assert "Address already in use" in (tmp_path / "log").read_text()
+    assert server.url != f"http://127.0.0.1:{port}"
     assert server.alive
     server.kill()
 
 
-def test_an_asked_port_that_is_taken_meanwhile_is_not_tried_again(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
-    error = refused(fake_server(tmp_path / "log", taken_once=str(tmp_path / "once"), port=port).start())
+@pytest.mark.parametrize(
+    "answers", [{}, {"/v1/models": [404, {}]}, {"/v1/models": [200, "no models"]}], ids=["vLLM", "no vLLM", "nonsense"]
+)
+def test_somebody_elses_server_is_not_taken_for_ours(tmp_path: Path, answers: dict[str, Any]) -> None:
+    """Two may be told the same port, and be well before either listens."""
+    with another_server(**answers) as port:
+        server = fake_server(tmp_path / "log", never=True)
+        server._port = port
+        with pytest.raises(BackendError, match=f"port {port} is taken: another server answers there"):
+            run(server._start())
+        assert nothing_left(tmp_path / "log")
+
+
+def test_an_asked_port_that_is_taken_meanwhile_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "is_free", lambda port: True)
+    with another_server() as port:
+        error = refused(fake_server(tmp_path / "log", port=port, never=True).start())
     assert error.message == f"the fake server cannot listen on port {port}: it is taken"
+
+
+def test_words_of_another_port_are_not_about_ours(tmp_path: Path) -> None:
+    """Such as the one that the workers of a model on several GPUs talk over."""
+    line = "RuntimeError: The server socket has failed to listen: [Errno 98] Address already in use (port 29500)"
+    error = refused(fake_server(tmp_path / "log", lines=[line], exit=1).start())
+    assert error.message.startswith(f"the fake server ended with exit code 1 while importing vLLM: {line}")
 
 
 def all_there(log: Path) -> None:

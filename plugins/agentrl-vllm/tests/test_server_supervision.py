@@ -94,7 +94,12 @@ OURS = """
 import asyncio, os, sys, time
 from pathlib import Path
 from servers import fake_server
-server = fake_server(Path(sys.argv[1]), family=True)
+import fcntl
+shared = Path(sys.argv[1]).parent / "shared"
+shared.mkdir()
+lock = (shared / "lock").open("wb")
+fcntl.flock(lock, fcntl.LOCK_EX)
+server = fake_server(Path(sys.argv[1]), family=True, shared=shared)
 asyncio.run(server.start())
 {then}
 print("started", flush=True)
@@ -130,9 +135,11 @@ def test_whatever_ends_us_ends_the_server(tmp_path: Path, number: signal.Signals
     with another_of_us(log, then) as ours:
         assert ours.stdout is not None
         assert ours.stdout.readline() == b"started\n"
+        assert (tmp_path / "shared").exists()
         ours.send_signal(number)
         ours.wait(DEADLINE_S)
         assert nothing_left(log)
+        assert (tmp_path / "shared").exists() is (then == FORKED), "what is locked is in use"
 
 
 @ON_LINUX
@@ -144,6 +151,18 @@ def test_nothing_is_left_where_we_and_the_supervisor_are_killed_at_once(tmp_path
         of_supervision(log, "supervisor").kill()
         ours.kill()
         assert nothing_left(log)
+        assert not (tmp_path / "shared").exists()
+
+
+@ON_LINUX
+def test_a_server_that_ends_leaves_what_we_share_with_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with another_of_us(log) as ours:
+        assert ours.stdout is not None
+        assert ours.stdout.readline() == b"started\n"
+        of_server(log).kill()
+        assert nothing_left(log)
+        assert (tmp_path / "shared").exists()
 
 
 def test_a_process_that_ends_without_stopping_its_server_takes_it_along(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
-from agentrl_vllm import engine
-from agentrl_vllm.building import build_replicas
-from agentrl_vllm.capabilities import Facts, capabilities_of, read_facts
+from agentrl_vllm.building import build_replicas, key_of, start_timeout
+from agentrl_vllm.capabilities import Facts, capabilities_of, describe_usable, read_facts
 from agentrl_vllm.client import Client
 from agentrl_vllm.fleet import Fleet
 from agentrl_vllm.generation import complete, request_body, stream
+from agentrl_vllm.limits import allow_open_files
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.sampling import Body, sampling_params
 from agentrl_vllm.server.installation import find_python
@@ -50,6 +51,8 @@ class VllmBackend:
         self._settings = settings or VllmSettings.model_validate(context.options)
         if not self._settings.urls:
             find_python(self._settings.python)
+        self._seconds = start_timeout(context, self._settings)
+        self._key = key_of(self._settings, os.environ)
         self._running: _Running | None = None
         self._ending = AsyncExitStack()
 
@@ -65,24 +68,32 @@ class VllmBackend:
         do what training needs. Whatever it raises, nothing is left.
         """
         context, settings = self._context, self._settings
+        allow_open_files()
         async with AsyncExitStack() as stack:
             logs = context.logs or _temporary_logs(stack)
-            client = Client(settings.request_timeout)
+            client = Client(settings.request_timeout, self._key)
             weights = WeightSync(settings, client, context.model_folder, context.version)
             stack.callback(weights.close)
             facts: dict[int, Facts] = {}
 
             async def admit(replica: Replica) -> None:
-                # One that runs already may have been left paused by a run that was killed.
-                await engine.resume(client, replica.url)
-                facts[replica.index] = await read_facts(client, replica.url, settings.start_timeout)
+                replica.stage = "being looked at"
+                told = await describe_usable(client, replica.url)
+                replica.stage = "being given its weights"
+                await weights.admit(replica)
+                replica.stage = "being asked for its first tokens"
+                facts[replica.index] = await read_facts(client, replica.url, told, self._seconds)
+                replica.stage = "being given the weights that came meanwhile"
                 await weights.admit(replica)
 
-            replicas = await build_replicas(context, settings, logs, weights.newest, admit)
-            fleet = Fleet(replicas, client, patience=settings.start_timeout)
+            replicas = await build_replicas(context, settings, client, logs, weights.open(), weights.newest, admit)
+            fleet = Fleet(replicas, client, patience=self._seconds)
             stack.push_async_callback(client.close)
+            stack.push_async_callback(weights.release)
             stack.push_async_callback(fleet.stop)
             await fleet.start()
+            for kind in sorted({str(each) for each in facts.values()}):
+                context.say(kind)
             self._running = _Running(client, weights, fleet, capabilities_of(list(facts.values())))
             self._ending = stack.pop_all()
         return self._running.capabilities

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Capabilities
 from agentrl_vllm.client import Client
-from agentrl_vllm.engine import describe
+from agentrl_vllm.engine import Description, describe
 from agentrl_vllm.generation import PATH
 
-__all__ = ["Facts", "capabilities_of", "read_facts"]
+__all__ = ["Facts", "capabilities_of", "describe_usable", "read_facts"]
 
 _ALWAYS = frozenset({"temperature", "seed"})
+_SOMETIMES = frozenset({"stop", "top_logprobs", "top_p", "top_k"})
+_TEMPERATURES = (0.01, 2.0)
+"""What is above is refused, and what is below is taken for the least."""
 _MOST_LOGPROBS = 21
 """As many alternatives as clients may ask for, and the sampled token."""
 _PROBES = 4
@@ -29,6 +32,16 @@ class Facts:
     """How many completions it samples at once."""
     sampling: frozenset[str]
     """Fields of ``Sampling`` that it honours."""
+    kind: str = "a vLLM"
+    """Which vLLM it is, and how it computes."""
+
+    def __str__(self) -> str:
+        least, most = _TEMPERATURES
+        can = [f"temperature {least:g} to {most:g}", *sorted(self.sampling - {"temperature"})]
+        lack = sorted(_SOMETIMES - self.sampling)
+        cannot = f"; not {', '.join(lack)}" if lack else ""
+        room = f"context {self.context_length}, {self.sequences} sequences at once"
+        return f"{self.kind}: {room}; samples {', '.join(can)}{cannot}"
 
 
 def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
@@ -37,14 +50,12 @@ def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
         context_length=min(server.context_length for server in servers),
         max_concurrency=sum(server.sequences for server in servers),
         sampling=frozenset.intersection(*(server.sampling for server in servers)),
+        temperatures=_TEMPERATURES,
     )
 
 
-async def read_facts(client: Client, url: str, patience: float) -> Facts:
-    """Ask the server at ``url``. Raises ``BackendError`` for one whose tokens cannot be trained on.
-
-    ``patience`` is for how many seconds it may be silent: its first tokens wait for what it compiles.
-    """
+async def describe_usable(client: Client, url: str) -> Description:
+    """Ask the server at ``url`` what it is. Raises ``BackendError`` for one whose tokens cannot be trained on."""
     told = await describe(client, url)
     if told.logprobs_mode != "processed_logprobs":
         raise BackendError(
@@ -56,12 +67,21 @@ async def read_facts(client: Client, url: str, patience: float) -> Facts:
             f"the server at {url} would end at the first prompt that it cuts in chunks: on a CPU it cannot with seeds",
             fix="start it with --no-enable-chunked-prefill",
         )
+    return told
+
+
+async def read_facts(client: Client, url: str, told: Description, patience: float) -> Facts:
+    """Try the server at ``url`` out, which has told this of itself.
+
+    ``patience`` is for how many seconds it may be silent: its first tokens wait for what it compiles.
+    """
     sampling = _ALWAYS | {"stop"} if told.text else _ALWAYS
     if told.max_logprobs == -1 or told.max_logprobs >= _MOST_LOGPROBS:
         sampling |= {"top_logprobs"}
     if await _reports_uncut(client, url, patience):
         sampling |= {"top_p", "top_k"}
-    return Facts(told.context, told.sequences, sampling)
+    version = (await client.get(url, "/version"))["version"]
+    return Facts(told.context, told.sequences, sampling, f"vLLM {version} on {told.device} in {told.dtype}")
 
 
 async def _reports_uncut(client: Client, url: str, patience: float) -> bool:

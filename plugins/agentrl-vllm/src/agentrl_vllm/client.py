@@ -13,7 +13,8 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import httpcore
@@ -22,36 +23,64 @@ from agentrl.errors import one_line
 from agentrl_vllm.connections import Connections
 from agentrl_vllm.errors import ServerFailed, ServerHangs, refusal
 
-__all__ = ["Client"]
+__all__ = ["Client", "Reply"]
 
 _CONNECT_S = 10.0
 _CLOSE_S = 5.0
 """How long the connections of a loop in another thread may take to close."""
 
 
+class Reply(NamedTuple):
+    """What a server answered, be it an error."""
+
+    status: int
+    content: bytes
+
+    @property
+    def value(self) -> Any:
+        """Its JSON, or its text where it is something else."""
+        try:
+            return json.loads(self.content)
+        except ValueError:
+            return self.content.decode(errors="replace")
+
+
 class Client:
     """Asks servers. Raises ``ServerFailed`` where one does not answer, and what ``refusal`` makes of an error.
 
-    ``timeout`` is how many seconds a server may be silent while it is asked.
+    ``timeout`` is how many seconds a server may be silent while it is asked, and ``key`` what it is shown, if any.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, key: str | None = None) -> None:
         self.timeout = timeout
+        self._key = key
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._closed = False
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
     async def post(self, url: str, path: str, body: object = None, *, seconds: float | None = None) -> Any:
         """The answer to a JSON body, or to none: its JSON, or its text where it is something else."""
-        return await self._ask(_request("POST", url, path, body, seconds or self.timeout))
+        return self._success(url, path, await self._ask("POST", url, path, body, seconds))
 
     async def get(self, url: str, path: str, *, seconds: float | None = None) -> Any:
         """As ``post``."""
-        return await self._ask(_request("GET", url, path, None, seconds or self.timeout))
+        return self._success(url, path, await self._ask("GET", url, path, None, seconds))
+
+    async def reply(self, url: str, path: str, body: object = None) -> Reply:
+        """The answer to a body that is posted, or else to a GET, whatever its status."""
+        return await self._ask("GET" if body is None else "POST", url, path, body)
 
     async def events(self, url: str, path: str, body: object) -> AsyncGenerator[Any, None]:
         """The JSON of each event of a stream. Closing it before its end closes the connection."""
-        async with self._answer(_request("POST", url, path, body, self.timeout)) as response:
+        async with self._answer("POST", url, path, body, self.timeout) as response:
+            if response.status != HTTPStatus.OK:
+                raise refusal(url, _bare(path), response.status, await response.aread())
             kept = b""
             async for part in response.aiter_stream():
                 *events, kept = (kept + part).split(b"\n\n")
@@ -73,33 +102,35 @@ class Client:
                 with suppress(TimeoutError):  # What blocks that loop keeps it from reading as well.
                     await asyncio.wait_for(asyncio.wrap_future(closing), _CLOSE_S)
 
-    async def _ask(self, request: httpcore.Request) -> Any:
-        async with self._answer(request) as response:
-            body = await response.aread()
-        try:
-            return json.loads(body)
-        except ValueError:
-            return body.decode(errors="replace")
+    def _success(self, url: str, path: str, reply: Reply) -> Any:
+        if reply.status != HTTPStatus.OK:
+            raise refusal(url, _bare(path), *reply)
+        return reply.value
+
+    async def _ask(self, method: str, url: str, path: str, body: object, seconds: float | None = None) -> Reply:
+        async with self._answer(method, url, path, body, seconds or self.timeout) as response:
+            return Reply(response.status, await response.aread())
 
     @asynccontextmanager
-    async def _answer(self, request: httpcore.Request) -> AsyncIterator[httpcore.Response]:
-        """The answer to ``request``, if it is a success; read by whoever asked."""
-        url, path = _parts(request)
+    async def _answer(
+        self, method: str, url: str, path: str, body: object, seconds: float
+    ) -> AsyncIterator[httpcore.Response]:
+        """The answer to a request, to be read by whoever asked."""
+        request = self._request(method, url, path, body, seconds)
         try:
             connections = await self._connections()
             async with connections.lease(request.url.origin) as connection:
                 response = await connection.handle_async_request(request)
                 try:
-                    if response.status != HTTPStatus.OK:
-                        raise refusal(url, path, response.status, await response.aread())
                     yield response
                 finally:
                     await response.aclose()
-        except httpcore.TimeoutException as error:
-            raise ServerHangs(f"the server at {url} did not answer {path} in time") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        except (httpcore.ReadTimeout, httpcore.WriteTimeout) as error:
+            raise ServerHangs(f"the server at {url} did not answer {_bare(path)} within {seconds:g} s") from error
+        # That no connection comes about in time may be for a loop of ours that was busy: it is no sign of a hang.
+        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as error:
             reason = one_line(error) or type(error).__name__
-            raise ServerFailed(f"the connection to the server at {url} broke at {path}: {reason}") from error
+            raise ServerFailed(f"the connection to the server at {url} broke at {_bare(path)}: {reason}") from error
 
     async def _connections(self) -> Connections:
         loop = asyncio.get_running_loop()
@@ -112,18 +143,19 @@ class Client:
         await connections.open()
         return connections
 
+    def _request(self, method: str, url: str, path: str, body: object, seconds: float) -> httpcore.Request:
+        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        headers: dict[bytes | str, bytes | str] = {"host": urlsplit(url).netloc, "content-length": str(len(content))}
+        if content:
+            headers["content-type"] = "application/json"
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key}"
+        limits = {"connect": min(_CONNECT_S, seconds), "read": seconds, "write": seconds}
+        return httpcore.Request(
+            method, httpcore.URL(url + path), headers=headers, content=content, extensions={"timeout": limits}
+        )
 
-def _request(method: str, url: str, path: str, body: object, timeout: float) -> httpcore.Request:
-    target = httpcore.URL(url + path)
-    content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-    headers: dict[bytes | str, bytes | str] = {"host": url.partition("://")[2], "content-length": str(len(content))}
-    if content:
-        headers["content-type"] = "application/json"
-    limits = {"connect": min(_CONNECT_S, timeout), "read": timeout, "write": timeout}
-    return httpcore.Request(method, target, headers=headers, content=content, extensions={"timeout": limits})
 
-
-def _parts(request: httpcore.Request) -> tuple[str, str]:
-    """The server's address and the path on it, as messages name them."""
-    origin, path = request.url.origin, request.url.target.decode().partition("?")[0]
-    return str(origin), path
+def _bare(path: str) -> str:
+    """As messages name it."""
+    return path.partition("?")[0]

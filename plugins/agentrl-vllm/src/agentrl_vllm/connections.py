@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cached_property
 
 import httpcore
 
@@ -52,7 +54,13 @@ class Connections:
             if connection.is_available() and not connection.has_expired():
                 return connection
             await connection.aclose()
-        return httpcore.AsyncHTTPConnection(origin, network_backend=self._sockets)
+        trusted = self._trusted if origin.scheme == b"https" else None
+        return httpcore.AsyncHTTPConnection(origin, ssl_context=trusted, network_backend=self._sockets)
+
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        """The machine's certificates, or those that ``SSL_CERT_FILE`` names."""
+        return ssl.create_default_context()
 
     async def _lives(self) -> AsyncGenerator[None, None]:
         """Until it is closed: a loop closes the asynchronous generators that are left in it."""

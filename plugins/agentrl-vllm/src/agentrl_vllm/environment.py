@@ -15,7 +15,8 @@ _CPU = Recipe(
     # They are built for CUDA, and a server that finds them does not start.
     uninstall=("torchvision", "torchaudio", "torchcodec", "triton"),
 )
-_CUDA = Recipe(requirements=("agentrl-vllm", "vllm>=0.32"))
+# A later one may have moved what we ask of it.
+_CUDA = Recipe(requirements=("agentrl-vllm", "vllm>=0.32,<0.33"))
 
 
 def VLLM() -> Recipe:

@@ -11,13 +11,15 @@ from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed, ServerHangs
+from agentrl_vllm.liveness import engine_answers
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.routing import Router
 
 __all__ = ["Fleet"]
 
 _PAUSE_S = 0.1
-_HEALTH_S = 10.0
+_ASKED = 2
+"""How often a server that failed at a request is asked whether it is well."""
 _ATTEMPTS = 4
 """How often a request is tried: one that ends its server would end them all."""
 
@@ -44,23 +46,31 @@ class Fleet:
             await asyncio.gather(*starting, return_exceptions=True)
 
     async def stop(self) -> None:
-        """End all replicas; requests that wait for one, or fail with theirs, end with it. Safe to call twice."""
+        """End all replicas; requests that wait for one, or fail with theirs, end with it. Safe to call twice.
+
+        Raises what one of them raises when all have ended.
+        """
         self._stopped = True
-        await asyncio.gather(*(replica.stop() for replica in self.replicas))
+        endings = await asyncio.gather(*(replica.stop() for replica in self.replicas), return_exceptions=True)
+        for ending in endings:
+            if ending is not None:
+                raise ending
 
     @asynccontextmanager
     async def serving(self, session: str | None) -> AsyncIterator[Replica]:
         """A replica for one request; one that fails with ``ServerFailed`` because the replica is lost takes that out.
 
-        Raises ``BackendError`` where there is none and none comes back.
+        Raises ``BackendError`` where there is none and none comes back, and for a request that is merely slow.
         """
         with self._router.lease(await self._ready(), session) as replica:
             life = replica.life
             try:
                 yield replica
             except ServerFailed as error:
-                if await self._is_lost(replica, error):
+                if await self._is_lost(replica):
                     replica.fail(error.message, life=life)
+                elif isinstance(error, ServerHangs) and not self._stopped:
+                    raise _slow(error) from error
                 raise
 
     async def sample(
@@ -79,15 +89,12 @@ class Fleet:
                 if given or attempt == _ATTEMPTS:
                     raise
 
-    async def _is_lost(self, replica: Replica, error: ServerFailed) -> bool:
+    async def _is_lost(self, replica: Replica) -> bool:
         """A server that is well may still fail at one request, or close a connection as it is used again."""
-        if self._stopped or isinstance(error, ServerHangs):
-            return not self._stopped
-        try:
-            await self._client.get(replica.url, "/health", seconds=_HEALTH_S)
-        except BackendError:
-            return True
-        return False
+        for _ in range(_ASKED):
+            if self._stopped or replica.is_busy or await engine_answers(self._client, replica.url):
+                return False
+        return True
 
     async def _ready(self) -> list[Replica]:
         deadline = time.monotonic() + self._patience
@@ -101,3 +108,10 @@ class Fleet:
                 raise BackendError(f"waited {self._patience:g} s for a vLLM server to come back: {reasons}")
             await asyncio.sleep(_PAUSE_S)
         return ready
+
+
+def _slow(error: ServerHangs) -> BackendError:
+    return BackendError(
+        f"a request took longer than inference.backend.request_timeout, and its server is well: {error.message}",
+        fix="raise inference.backend.request_timeout, or lower rollout.concurrency or rollout.max_tokens",
+    )

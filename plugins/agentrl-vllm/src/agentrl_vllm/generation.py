@@ -30,6 +30,7 @@ def request_body(request: GenerationRequest, params: Body) -> Body:
 async def complete(client: Client, url: str, body: Body, top: int) -> Chunk:
     """The whole completion."""
     choice = _choice(await client.post(url, PATH, body))
+    _finish(choice["finish_reason"])  # One that was aborted may have no versions.
     versions = versions_of(choice.get("weight_versions"), len(choice["token_ids"]))
     return _chunk([choice], versions, top)
 
@@ -48,7 +49,7 @@ async def stream(
         async for event in events:
             choice = _choice(event)
             held.append(choice)
-            if choice["finish_reason"] is not None:
+            if _finish(choice["finish_reason"]) is not None:
                 count = given + sum(len(each["token_ids"]) for each in held)
                 versions = versions_of(choice.get("weight_versions"), count)
                 _check_given(versions[:given], version)

@@ -7,52 +7,27 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
-from agentrl.errors import one_line
+from agentrl.errors import BackendError, one_line
+from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed
-from agentrl_vllm.server.asking import answers
+from agentrl_vllm.liveness import find_fault
+from agentrl_vllm.serving import Serving
 
-__all__ = ["Replica", "ReplicaState", "Serving"]
+__all__ = ["Replica", "ReplicaState"]
 
 T = TypeVar("T")
 
 ReplicaState = Literal["starting", "ready", "out"]
 """``starting`` too while it is brought back; ``out`` is for good."""
 
-_LOOK_S = 0.25
-_HEALTH_S = 5.0
-"""Between two questions whether a server is well."""
-_PATIENCE_S = 20.0
-"""How long an answer to that may take: a busy one is slow to answer."""
-_MISSES = 3
 _ATTEMPTS = 3
 _STEADY_S = 60.0
 """A server that is lost sooner has failed to start."""
 _BACKOFF_S = 2.0
-
-
-class Serving(Protocol):
-    """A server."""
-
-    @property
-    def ours(self) -> bool:
-        """Whether it was started here, rather than found where it runs."""
-        ...
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def alive(self) -> bool: ...
-    @property
-    def ending(self) -> str: ...
-    def last_lines(self) -> str: ...
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
+_LEAST_S = 20.0
+"""For its admission, however long the start took."""
 
 
 class Replica:
@@ -68,12 +43,15 @@ class Replica:
         newest: Callable[[], tuple[Path, int]],
         admit: Callable[[Replica], Awaitable[None]],
         *,
+        client: Client,
+        start_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """``make`` builds a server of the weights in a folder and ``newest`` names those that count.
 
         ``admit`` is awaited when a server has started: it brings the server to the weights that count by then, and
-        sets ``version``. The replica is ready as soon as it returns.
+        sets ``version`` and ``stage``. The replica is ready as soon as it returns, which has to be in time for
+        ``start_timeout``, in seconds from the beginning of the start.
         """
         self.index = index
         self.state: ReplicaState = "starting"
@@ -83,9 +61,13 @@ class Replica:
         """Of the weights in the server; ``None`` while that is not known."""
         self.life = 0
         """How often it has been started: which server something was said by."""
+        self.stage = "being admitted"
+        """What its admission waits for, as the end of a sentence about it."""
         self._make = make
         self._newest = newest
         self._admit = admit
+        self._client = client
+        self._start_timeout = start_timeout
         self._say = say
         self.folder = newest()[0]
         """What the server of its present life was made of: it may be reading that."""
@@ -111,6 +93,11 @@ class Replica:
         """What its server calls the model."""
         return self._server.model
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is given weights right now."""
+        return self._occupied > 0
+
     async def start(self) -> None:
         """Start the server, or attach to it, and begin to watch it. Raises what starting or ``admit`` raises."""
         self._loop = asyncio.get_running_loop()
@@ -121,11 +108,12 @@ class Replica:
         """End the server and whatever is done about it. Safe to call twice."""
         self.state = "out"
         self._lost.set()
-        if self._watching is not None:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
-        await self._server.stop()
+        try:
+            if self._watching is not None:
+                self._watching.cancel()
+                await asyncio.gather(self._watching, return_exceptions=True)
+        finally:
+            await self._server.stop()
 
     def fail(self, reason: str, *, life: int | None = None) -> None:
         """Take it out because of ``reason``, and have it brought back with the newest weights.
@@ -165,9 +153,10 @@ class Replica:
     async def _enter(self) -> None:
         self.life += 1
         self.version = None
+        deadline = time.monotonic() + self._start_timeout
         try:
             await self._server.start()
-            await self._admit(self)
+            await self._be_admitted(max(deadline - time.monotonic(), _LEAST_S))
         except BaseException:
             await self._server.stop()
             raise
@@ -175,27 +164,33 @@ class Replica:
         self._lost.clear()
         self.state = "ready"
 
-    async def _watch(self) -> None:
-        while self.state != "out":
-            await self._trouble()
-            self._failures = self._failures + 1 if time.monotonic() - self._ready_at < _STEADY_S else 0
-            self._say(f"{self._server.name} is taken out: {self.reason}")
-            await self._bring_back()
+    async def _be_admitted(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._admit(self)
+        except TimeoutError as error:
+            last = self._server.last_lines()
+            raise BackendError(
+                f"{self._server.name} was not ready after {self._start_timeout:g} s, still {self.stage}"
+                + (f"; it printed last: {last}" if last else ""),
+                fix="raise inference.backend.start_timeout",
+            ) from error
 
-    async def _trouble(self) -> None:
-        """Return when it is lost."""
-        misses, asked_at = 0, time.monotonic()
-        while not self._lost.is_set():
-            if not self._server.alive:
-                self.fail(f"it {self._server.ending}; it printed last: {self._server.last_lines()}")
-            elif time.monotonic() - asked_at > _HEALTH_S:
-                is_well = await answers(self.url, "/health", _PATIENCE_S)
-                misses = 0 if is_well or self._occupied else misses + 1
-                asked_at = time.monotonic()
-                if misses >= _MISSES:
-                    self.fail(f"it did not answer GET /health {misses} times")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LOOK_S)
+    async def _watch(self) -> None:
+        try:
+            while self.state != "out":
+                await self._until_lost()
+                self._failures = self._failures + 1 if time.monotonic() - self._ready_at < _STEADY_S else 0
+                self._say(f"{self._server.name} is taken out: {self.reason}")
+                await self._bring_back()
+        except Exception as error:  # Nobody awaits this, and a server that is not watched is none to rely on.
+            self.state, self.reason = "out", f"it cannot be watched: {one_line(error) or type(error).__name__}"
+            self._lost.set()
+            self._say(f"{self._server.name} is given up: {self.reason}")
+
+    async def _until_lost(self) -> None:
+        with contextlib.suppress(ServerFailed):  # Somebody else has found it failing.
+            self.fail(await self.while_ready(find_fault(self._server, self._client, lambda: self.is_busy)))
 
     async def _bring_back(self) -> None:
         await self._server.stop()

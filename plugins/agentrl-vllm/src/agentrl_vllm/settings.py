@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, Strict, field_validator, model_validator
 
 from agentrl.config.models import Section
 
-__all__ = ["VllmSettings"]
+__all__ = ["VllmSettings", "flag_of"]
 
 _OF_STARTED_SERVERS = (
     "python",
@@ -18,7 +20,6 @@ _OF_STARTED_SERVERS = (
     "dtype",
     "args",
     "env",
-    "start_timeout",
     "kv_cache_bytes",
     "port",
 )
@@ -41,6 +42,13 @@ _OURS = {
 }
 """Flags of the server that are not the user's to give, and the key that decides each."""
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def flag_of(arg: str) -> str:
+    """The name of the flag that an argument is, or begins with, as vLLM spells it first."""
+    return arg.partition("=")[0].replace("_", "-")
+
 
 class VllmSettings(Section):
     """The keys beside ``inference.backend.name: vllm``."""
@@ -51,6 +59,8 @@ class VllmSettings(Section):
     urls: list[str] = Field([])
     """Servers that run already, such as `http://gpu-1:8000`, instead of ones that are started. They see
     `weights_dir` under the same path."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key which `urls` ask for; null where they ask for none."""
     replicas: int = Field(1, ge=1)
     """How many servers are started."""
     devices: list[str] = Field([])
@@ -70,9 +80,10 @@ class VllmSettings(Section):
     """Where the first replica listens, on the loopback interface, each further one a port higher; 0 for any that are
     free."""
     start_timeout: float = Field(570, gt=0)
-    """Seconds until a server that starts has to be ready; `inference.timeout` bounds all of the start."""
+    """Seconds until a server has to be ready: started, given its weights, and asked for its first tokens. Less than
+    `inference.timeout`; by default at most 0.95 of that."""
     request_timeout: float = Field(600, gt=0)
-    """Seconds that a server may take to answer a request before it counts as hung."""
+    """Seconds that a server may be silent at a request. Whether it hangs is asked of its engine."""
     weights_dir: Annotated[Path | None, Strict(False)] = None
     """Where new weights are handed over; null for `/dev/shm` where that is, else the folder for temporary files."""
     probe_updates: int = Field(3, ge=0)
@@ -83,7 +94,7 @@ class VllmSettings(Section):
     @field_validator("args")
     @classmethod
     def _leaves_ours(cls, args: list[str]) -> list[str]:
-        for flag in (arg.partition("=")[0].replace("_", "-") for arg in args):
+        for flag in map(flag_of, args):
             if flag in _OURS:
                 key = _OURS[flag]
                 raise ValueError(f"{flag} is not yours to give: " + (f"set {key}" if key else "agentrl decides it"))
@@ -93,17 +104,30 @@ class VllmSettings(Section):
     @classmethod
     def _are_addresses(cls, urls: list[str]) -> list[str]:
         for url in urls:
-            if not url.startswith(("http://", "https://")):
+            parts = urlsplit(url)
+            if "@" in parts.netloc:
+                raise ValueError("an address should hold no user and no password: api_key_env is for what it asks for")
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
                 raise ValueError(f"{url!r} is no address: write it as http://host:port")
         cleaned = [url.rstrip("/").removesuffix("/v1") for url in urls]
         if len(set(cleaned)) < len(cleaned):
             raise ValueError("an address is there twice")
         return cleaned
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_name(cls, name: str | None) -> str | None:
+        """Whoever writes the key itself there does not find it in the error."""
+        if name is not None and not _VARIABLE.fullmatch(name):
+            raise ValueError("should be the name of an environment variable, not a key")
+        return name
+
     @model_validator(mode="after")
     def _fits_together(self) -> VllmSettings:
         if self.urls and (idle := [key for key in _OF_STARTED_SERVERS if key in self.model_fields_set]):
             raise ValueError(f"{', '.join(idle)} cannot change servers that run already: leave out these or urls")
+        if self.api_key_env and not self.urls:
+            raise ValueError("api_key_env is for servers that run already: leave it out, or set urls")
         if self.devices and len(self.devices) != self.replicas:
             raise ValueError(f"devices has {len(self.devices)} entries for {self.replicas} replicas: one a replica")
         if self.port and self.port + self.replicas > 65536:

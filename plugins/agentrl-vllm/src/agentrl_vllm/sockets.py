@@ -13,6 +13,8 @@ from typing import Any
 
 import httpcore
 
+from agentrl_vllm.limits import limit_reached
+
 __all__ = ["AsyncioBackend"]
 
 
@@ -33,7 +35,7 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from error
         except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
+            raise limit_reached(error, f"{host}:{port}") or httpcore.ConnectError(str(error)) from error
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from agentrl.errors import BackendError, PluginError
-from agentrl_vllm.server.asking import answers, ask
+from agentrl_vllm.client import Client, Reply
+from agentrl_vllm.errors import ServerFailed
+from agentrl_vllm.liveness import engine_answers
 from agentrl_vllm.server.installation import OLDEST
 
 __all__ = ["AttachedServer"]
 
 _GENERATE = "/inference/v1/generate"
 _PROBE = "The answer is 42.\n\tdef f(x): return {'a': 1.5e-3} <|im_start|> Größe 你好 🙂"
-_RETURN_S = 570.0
+_ANSWER_S = 30.0
 _PAUSE_S = 1.0
 
 
@@ -27,8 +28,19 @@ class AttachedServer:
 
     ours = False
 
-    def __init__(self, url: str, model_folder: Path, *, say: Callable[[str], None] = lambda text: None) -> None:
-        """``model_folder`` is the model that it should serve."""
+    def __init__(
+        self,
+        url: str,
+        model_folder: Path,
+        *,
+        key: str | None = None,
+        return_timeout: float = 570,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """``model_folder`` is the model that it should serve, and ``key`` what it is shown.
+
+        One that was there and is gone is waited for, for ``return_timeout`` seconds.
+        """
         self.url = url
         self.name = f"the vLLM server at {url}"
         self.model = ""
@@ -36,6 +48,8 @@ class AttachedServer:
         self.alive = False
         self.ending = "is gone"
         self._folder = model_folder
+        self._key = key
+        self._return_timeout = return_timeout
         self._say = say
         self._was_there = False
 
@@ -44,11 +58,12 @@ class AttachedServer:
 
         Raises ``PluginError`` for a version that is too old, and ``BackendError`` for all else.
         """
-        if self._was_there:
-            await self._come_back()
-        await self._check_version()
-        await self._check_tokens()
-        await self._check_model()
+        async with Client(_ANSWER_S, self._key) as client:
+            if self._was_there:
+                await self._come_back(client)
+            await self._check_version(client)
+            await self._check_tokens(client)
+            await self._check_model(client)
         self.alive = self._was_there = True
 
     async def stop(self) -> None:
@@ -63,26 +78,36 @@ class AttachedServer:
         """Nothing: what it prints is elsewhere."""
         return ""
 
-    async def _come_back(self) -> None:
+    async def _come_back(self, client: Client) -> None:
         self._say(f"waiting for {self.name}")
-        deadline = time.monotonic() + _RETURN_S
-        while not await answers(self.url, "/health"):
+        deadline = time.monotonic() + self._return_timeout
+        while not await engine_answers(client, self.url):
             if time.monotonic() > deadline:
-                raise BackendError(f"{self.name} did not come back within {_RETURN_S:g} s", fix="start it again")
+                raise BackendError(
+                    f"{self.name} did not come back within {self._return_timeout:g} s", fix="start it again"
+                )
             await asyncio.sleep(_PAUSE_S)
 
-    async def _check_version(self) -> None:
-        answer = await ask(self.url, "GET", "/version")
+    async def _ask(self, client: Client, path: str, body: object = None) -> Reply:
+        try:
+            return await client.reply(self.url, path, body)
+        except ServerFailed as error:
+            raise BackendError(
+                f"the server at {self.url} does not answer {path}: {error.message}", fix="does it run?"
+            ) from error
+
+    async def _check_version(self, client: Client) -> None:
+        answer = await self._ask(client, "/version")
         version = _object(answer).get("version")
         if version is None:
             raise BackendError(
-                f"what answers at {self.url} is no vLLM server: GET /version gave status {answer.status_code}",
+                f"what answers at {self.url} is no vLLM server: GET /version gave status {answer.status}",
                 fix="correct inference.backend.urls",
             )
         self._version = str(version)
 
-    async def _check_tokens(self) -> None:
-        status = (await ask(self.url, "POST", _GENERATE, json={})).status_code
+    async def _check_tokens(self, client: Client) -> None:
+        status = (await self._ask(client, _GENERATE, {})).status
         if status == 404:
             raise PluginError(
                 f"{self.name} is vLLM {self._version}, which is too old: it has no {_GENERATE}",
@@ -94,16 +119,19 @@ class AttachedServer:
                 fix="start it with --enable-scale-out",
             )
         if status == 401:
-            raise BackendError(f"{self.name} asks for an API key", fix="start it without --api-key")
+            told = "does not take the API key that it is shown" if self._key else "asks for an API key"
+            raise BackendError(
+                f"{self.name} {told}", fix="set inference.backend.api_key_env to the variable that holds its key"
+            )
 
-    async def _check_model(self) -> None:
-        models = _object(await ask(self.url, "GET", "/v1/models")).get("data") or []
+    async def _check_model(self, client: Client) -> None:
+        models = _object(await self._ask(client, "/v1/models")).get("data") or []
         served = next((model for model in models if not model.get("parent")), None)
         if served is None:
             raise BackendError(f"{self.name} serves no model", fix=f"start it with {self._folder}")
         self.model = str(served["id"])
         question = {"model": self.model, "prompt": _PROBE, "add_special_tokens": False}
-        theirs = _object(await ask(self.url, "POST", "/tokenize", json=question)).get("tokens")
+        theirs = _object(await self._ask(client, "/tokenize", question)).get("tokens")
         if theirs != await asyncio.to_thread(_tokens, self._folder):
             raise BackendError(
                 f"{self.name} serves the wrong model: {served.get('root') or self.model}, whose tokenizer is not that "
@@ -112,12 +140,9 @@ class AttachedServer:
             )
 
 
-def _object(answer: httpx.Response) -> dict[str, Any]:
+def _object(answer: Reply) -> dict[str, Any]:
     """The JSON object that was answered; empty where it was another thing, or an error."""
-    try:
-        content = answer.json() if answer.is_success else None
-    except ValueError:
-        content = None
+    content = answer.value if answer.status == HTTPStatus.OK else None
     return content if isinstance(content, dict) else {}
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from agentrl.errors import ConfigError
 from agentrl_vllm.server.installation import Installation
 from agentrl_vllm.server.memory import kv_cache_bytes, longest_context, shape_of
-from agentrl_vllm.settings import VllmSettings
+from agentrl_vllm.settings import VllmSettings, flag_of
 
-__all__ = ["MODEL", "Command", "ServingCommand"]
-
-MODEL = "policy"
-"""What a server that we start calls the model, whichever folder it has it from."""
+__all__ = ["Command", "ServingCommand"]
 
 _GIVEN = ("extension", "uncut")
 """Our modules that run in the server, as ``agentrl_vllm_<name>``: they import nothing of ours but each other."""
@@ -58,11 +56,16 @@ class ServingCommand:
     """Completions that it samples at once; more wait."""
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` for devices that its vLLM has no use for."""
+        """Raises ``ConfigError`` for devices that its vLLM has no use for, and for replicas that would share theirs."""
         if self.settings.devices and self.installation.is_cpu:
             raise ConfigError(
                 f"inference.backend.devices names GPUs, and vLLM in {self.installation.python} is a build for CPUs",
                 fix="leave it out, or set inference.backend.python to a build for GPUs",
+            )
+        if self.settings.replicas > 1 and not (self.settings.devices or self.installation.is_cpu):
+            raise ConfigError(
+                f"{self.settings.replicas} replicas would all take the memory of the same GPU",
+                fix='set inference.backend.devices, one entry a replica, such as ["0", "1"]',
             )
 
     def build(self, model_folder: Path, port: int, scratch: Path) -> Command:
@@ -98,7 +101,7 @@ class ServingCommand:
 
     def _flags(self, model_folder: Path, port: int) -> Iterator[str]:
         """What is given twice is taken from the end, so that the user's own flags win."""
-        yield from ("--model", str(model_folder.absolute()), "--served-model-name", MODEL)
+        yield from ("--model", str(model_folder.absolute()))
         yield from ("--host", "127.0.0.1", "--port", str(port))
         yield from ("--dtype", self._dtype, "--max-num-seqs", str(self.sequences))
         yield from _FIXED
@@ -125,6 +128,23 @@ class ServingCommand:
 
     def _given(self, flag: str) -> int | None:
         """The number that the user's own flags say."""
-        words = [word for arg in self.settings.args for word in arg.split("=")]
+        words = list(chain.from_iterable(_words(arg) for arg in self.settings.args))
         values = [after for name, after in pairwise(words) if name == flag]
-        return int(values[-1]) if values and values[-1].isdigit() else None
+        return _number(values[-1]) if values else None
+
+
+def _words(arg: str) -> tuple[str, ...]:
+    """A flag and its value, if it has that in one; or just a value."""
+    if not arg.startswith("--"):
+        return (arg,)
+    _, given, value = arg.partition("=")
+    return (flag_of(arg), value) if given else (flag_of(arg),)
+
+
+def _number(text: str) -> int | None:
+    """As vLLM reads one: ``4k`` is 4,000 and ``4K`` is 4,096; ``None`` for what is none, such as ``auto``."""
+    if (found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", text.strip())) is None:
+        return None
+    amount, unit = found.groups()
+    base = 1000 if unit.islower() else 1024
+    return int(float(amount) * base ** " kmgt".index(unit.lower() or " "))

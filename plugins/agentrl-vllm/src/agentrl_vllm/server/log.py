@@ -70,7 +70,10 @@ class ServerLog:
         return " | ".join(one_line(line)[:_CHARACTERS] for line in lines[-_LINES:])
 
     def _read(self) -> str:
-        with self.path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(self._begin, size - _TAIL))
-            return file.read().decode("utf-8", "replace")
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(self._begin, size - _TAIL))
+                return file.read().decode("utf-8", "replace")
+        except OSError:  # Removed meanwhile, as by who clears up: a server goes on without.
+            return ""

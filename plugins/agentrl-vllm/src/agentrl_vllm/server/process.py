@@ -31,15 +31,18 @@ _LONGEST_FOLDER = 60
 class SupervisedProcess:
     """A command that runs in a session of its own, its output in a file. Safe to use from any thread."""
 
-    def __init__(self, build: Callable[[Path], Command], log: Path) -> None:
+    def __init__(self, build: Callable[[Path], Command], log: Path, shared: Path | None = None) -> None:
         """Start what ``build`` makes of a scratch folder, which goes when the process ends.
+
+        ``shared`` is a folder that we share with it; it goes where we are killed, and nobody locks the file ``lock``
+        in it.
 
         Raises ``BackendError`` where no process can be started or ``log`` cannot be written.
         """
         self._lock = threading.Lock()
         self._scratch = _scratch_folder()
         try:
-            self._process = _launch(build(self._scratch), self._scratch, log)
+            self._process = _launch(build(self._scratch), self._scratch, shared, log)
         except BaseException:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
@@ -97,12 +100,12 @@ def _scratch_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="agentrl-vllm-", dir=parent))
 
 
-def _launch(command: Command, scratch: Path, log: Path) -> subprocess.Popen[bytes]:
+def _launch(command: Command, scratch: Path, shared: Path | None, log: Path) -> subprocess.Popen[bytes]:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             return subprocess.Popen(  # noqa: S603  (the interpreter is the user's choice)
-                [sys.executable, "-I", "-S", str(_SUPERVISOR), str(scratch), *command.argv],
+                [sys.executable, "-I", "-S", str(_SUPERVISOR), str(scratch), str(shared or ""), *command.argv],
                 # Never written to: it is closed when we are no more.
                 stdin=subprocess.PIPE,
                 stdout=output,

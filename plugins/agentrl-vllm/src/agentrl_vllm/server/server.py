@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from agentrl.errors import BackendError
-from agentrl_vllm.server.asking import answers
-from agentrl_vllm.server.command import MODEL, Command
+from agentrl_vllm.client import Client
+from agentrl_vllm.errors import ServerFailed
+from agentrl_vllm.server.command import Command
 from agentrl_vllm.server.log import ServerLog
 from agentrl_vllm.server.ports import LOOPBACK, free_port, is_free
 from agentrl_vllm.server.process import SupervisedProcess
@@ -20,6 +23,7 @@ BuildCommand = Callable[[int, Path], Command]
 """From a port and a folder for temporary files to the command that serves on that port."""
 
 _PAUSE_S = 0.2
+_ANSWER_S = 5.0
 _REMIND_S = 30.0
 _ATTEMPTS = 3
 _TAKEN = "Address already in use"
@@ -29,8 +33,6 @@ class Server:
     """A server process of ours. ``start`` and ``stop`` belong to one event loop; all else may be used anywhere."""
 
     ours = True
-    model = MODEL
-    """What it calls the model."""
 
     def __init__(
         self,
@@ -39,14 +41,21 @@ class Server:
         name: str,
         log: Path,
         port: int = 0,
+        shared: Path | None = None,
         start_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``name`` is how messages call it, and ``say`` is told what its start waits for; ``port`` 0 is any."""
+        """``name`` is how messages call it, and ``say`` is told what its start waits for; ``port`` 0 is any.
+
+        ``shared`` is a folder that we share with it, which goes where we are killed.
+        """
         self.name = name
+        self.model = ""
+        """What it calls the model, as no other server does."""
         self._build = build
         self._asked_port = port
         self._port = port
+        self._shared = shared
         self._start_timeout = start_timeout
         self._say = say
         self._log_path = log
@@ -102,7 +111,9 @@ class Server:
 
     async def _start(self) -> None:
         self._log = ServerLog(self._log_path)
-        self._process = SupervisedProcess(lambda scratch: self._build(self._port, scratch), self._log_path)
+        # The port may be somebody else's by the time that it listens: it is known by this.
+        self.model = f"policy-{secrets.token_hex(4)}"
+        self._process = SupervisedProcess(self._command, self._log_path, self._shared)
         try:
             async with asyncio.timeout(self._start_timeout):
                 await self._ready(self._log)
@@ -115,21 +126,41 @@ class Server:
             self.kill()
             raise
 
+    def _command(self, scratch: Path) -> Command:
+        command = self._build(self._port, scratch)
+        return replace(command, argv=(*command.argv, "--served-model-name", self.model))
+
     async def _ready(self, log: ServerLog) -> None:
         begun = said_at = time.monotonic()
         said = ""
-        while not await answers(self.url, "/health"):
-            if not self.alive:
-                raise self._died(log)
-            now = time.monotonic()
-            if (stage := log.stage) != said or now - said_at > _REMIND_S:
-                self._say(f"{self.name} is {stage}" + (f" ({now - begun:.0f} s)" if said else ""))
-                said, said_at = stage, now
-            await asyncio.sleep(_PAUSE_S)
+        async with Client(_ANSWER_S) as client:
+            while not await self._answers(client):
+                if not self.alive:
+                    raise self._died(log)
+                now = time.monotonic()
+                if (stage := log.stage) != said or now - said_at > _REMIND_S:
+                    self._say(f"{self.name} is {stage}" + (f" ({now - begun:.0f} s)" if said else ""))
+                    said, said_at = stage, now
+                await asyncio.sleep(_PAUSE_S)
         self._say(f"{self.name} is ready at {self.url} after {time.monotonic() - begun:.0f} s")
 
+    async def _answers(self, client: Client) -> bool:
+        """Whether it is well. Raises ``_PortTaken`` where it is another server that answers."""
+        try:
+            answer = await client.get(self.url, "/v1/models")
+            if self.model not in (model["id"] for model in answer["data"]):
+                raise TypeError("it has other models")
+            await client.get(self.url, "/health")
+        except ServerFailed:
+            return False
+        except (BackendError, TypeError, KeyError) as error:
+            raise _PortTaken(f"port {self._port} is taken: another server answers there") from error
+        return True
+
     def _died(self, log: ServerLog) -> BackendError:
-        if _TAKEN in log.last_lines() or _TAKEN in (log.cause or ""):
+        # The words may be of another port, such as those that its workers talk over.
+        is_said = _TAKEN in log.last_lines() or _TAKEN in (log.cause or "")
+        if is_said and not is_free(self._port):
             return _PortTaken(f"port {self._port} is taken")
         return self._failure(f"{self.ending} while {log.stage}")
 

@@ -1,11 +1,14 @@
 """The process between us and a server, which sees to it that nothing outlives either of them, whatever ends us.
 
-Run as ``python -I -S supervisor.py SCRATCH COMMAND…``, it needs nothing but the standard library. It leads the
+Run as ``python -I -S supervisor.py SCRATCH SHARED COMMAND…``, it needs nothing but the standard library. It leads the
 session in which it runs the command, and ends all that has come of it, and removes the folder ``SCRATCH``, once
 
 - the command's process has ended, by itself or by a signal,
 - its standard input is closed, or its parent is another one: whoever started it is gone,
 - it gets SIGTERM.
+
+The folder ``SHARED`` goes with it if nobody holds the lock on the file ``lock`` in it: whoever had it is gone. An
+empty name is for none.
 
 Its exit status is the command's, 128 and more for a signal. A second process, the guard, is of another session and
 ends this one where even the supervisor is killed.
@@ -14,6 +17,7 @@ ends this one where even the supervisor is killed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
@@ -36,11 +40,11 @@ _TRACKERS_S = 2.0
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
-def main(scratch: str, command: Sequence[str]) -> NoReturn:
+def main(scratch: str, shared: str, command: Sequence[str]) -> NoReturn:
     parent = os.getppid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     lifeline, promise = os.pipe()
-    guard = _guard(lifeline, promise, scratch)
+    guard = _guard(lifeline, promise, scratch, shared)
     signals = _Signals()
     server = _start(command)
     status = None
@@ -48,6 +52,7 @@ def main(scratch: str, command: Sequence[str]) -> NoReturn:
         status = _status_of(server)
     _end(lambda: (process for process in _members(os.getpid()) if process.pid != guard))
     shutil.rmtree(scratch, ignore_errors=True)
+    _remove_unused(shared)
     if sys.platform == "linux":
         with contextlib.suppress(BrokenPipeError, ChildProcessError):  # The guard has been killed.
             os.write(promise, b"done")
@@ -98,7 +103,7 @@ def _start(command: Sequence[str]) -> int:
     os._exit(127)
 
 
-def _guard(lifeline: int, promise: int, scratch: str) -> int:
+def _guard(lifeline: int, promise: int, scratch: str, shared: str) -> int:
     """Start the guard, which ends this session if ``promise`` is closed without the word that it has ended."""
     session = os.getpid()
     if guard := os.fork():
@@ -113,7 +118,17 @@ def _guard(lifeline: int, promise: int, scratch: str) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(session, signal.SIGKILL)
         shutil.rmtree(scratch, ignore_errors=True)
+        _remove_unused(shared)
     os._exit(0)
+
+
+def _remove_unused(shared: str) -> None:
+    """Remove the folder ``shared`` if nobody uses it: its lock went with whoever had it."""
+    if not shared:
+        return
+    with contextlib.suppress(OSError), open(os.path.join(shared, "lock"), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 def _status_of(server: int) -> int | None:
@@ -181,4 +196,4 @@ def _prctl(option: int, value: int | bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
