@@ -67,6 +67,14 @@ def test_an_unknown_name_is_answered_with_those_that_are_near(site: Path) -> Non
         Plugins().get("agents", "wether")
 
 
+def test_a_backend_that_nobody_has_may_be_a_plugin_s(site: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no backend 'zzz' \(known: .*torch; a plugin such as agentrl-zzz may"):
+        Plugins().get("backends", "zzz")
+    with pytest.raises(ConfigError) as caught:
+        Plugins().get("backends", "tourch")
+    assert "agentrl-" not in str(caught.value)
+
+
 def test_two_distributions_may_claim_a_name_until_it_is_used(site: Path) -> None:
     for name in ("agentrl-one", "Agentrl_Two"):
         module = f"{name[-3:].lower()}_mod"

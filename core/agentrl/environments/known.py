@@ -49,8 +49,12 @@ def environment_of(python: Path, environ: Mapping[str, str] | None = None) -> En
 
 
 def entries_elsewhere() -> tuple[Entry, ...]:
-    """What the plugins of all environments bring into a run: agents, and the hooks that adapt objects to agents."""
-    return tuple(entry for known in environments() for kind in ("agents", HOOKS) for entry in known.entries(kind))
+    """What the plugins of all environments bring into a run: agents, and the hooks that adapt objects to agents.
+
+    Also their backends, which run here: whoever asks for one learns what to install.
+    """
+    kinds = ("agents", "backends", HOOKS)
+    return tuple(entry for known in environments() for kind in kinds for entry in known.entries(kind))
 
 
 def _folders(environ: Mapping[str, str] | None) -> Iterator[Path]:

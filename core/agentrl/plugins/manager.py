@@ -31,8 +31,9 @@ class Plugins:
     ``disabled`` holds what ``-p no:`` takes; ``AGENTRL_DISABLE_PLUGINS`` in ``environ`` (the process's
     own by default) adds to it. A name in ``disabled`` that matches nothing is a ``ConfigError``.
 
-    ``elsewhere`` says which entries other interpreters have that take part in runs of this one. They are never
-    loaded here, but their names may be disabled, and are suggested where an unknown name is like them.
+    ``elsewhere`` says which entries other interpreters have that take part in runs of this one, or would if they were
+    installed here. They are never loaded, but their names may be disabled, and are suggested where an unknown name is
+    like them.
     """
 
     def __init__(
@@ -215,13 +216,20 @@ class Plugins:
                 if self.disabled_by(entry):
                     return ConfigError(what, fix="enable it to use it")
                 return PluginError(what, fix=f"install a version of {entry.distribution.name} made for this core")
+            if entry in self._elsewhere and entry.is_called(name):
+                what = f"{noun} {name!r} of {entry.distribution} is in an environment, and not here, where it is used"
+                return ConfigError(what, fix=f"pip install {entry.distribution.name} here too")
         known = {entry.name for entry in candidates if self.unusable(entry) is None}
         failed = ", ".join(broken.name for broken in self.broken)
         hint = f", unless a plugin that does not load has it ({failed}: see `agentrl plugins --all`)" if failed else ""
-        return ConfigError(f"there is no {noun} {name!r}{hint}", fix=_near(name, known))
+        return ConfigError(f"there is no {noun} {name!r}{hint}", fix=_near(kind, name, known))
 
 
-def _near(name: str, known: set[str]) -> str:
-    """Registered names, or a file here, that are like ``name``."""
+def _near(kind: str, name: str, known: set[str]) -> str:
+    """Registered names, or a file here, that are like ``name``; else what may bring it."""
     near = near_matches(name, known | ({f"{name}.py"} if os.path.isfile(f"{name}.py") else set()))
-    return near if near.startswith("did you mean") else f"{near}; what is not registered is pkg.mod:Obj or file.py:Obj"
+    if near.startswith("did you mean"):
+        return near
+    # A backend's plugin is called after it, as that of an environment is.
+    plugin = f"; a plugin such as agentrl-{name} may bring it" if kind == "backends" and "/" not in name else ""
+    return f"{near}{plugin}; what is not registered is pkg.mod:Obj or file.py:Obj"
