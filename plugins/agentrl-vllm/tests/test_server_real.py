@@ -131,7 +131,7 @@ def test_a_replica_outlives_the_death_of_any_of_its_processes(real: Callable[...
                 while (replica.life, replica.state) != (life + 1, "ready"):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
                 assert not any(victim.is_running() for victim in victims)
-                await client.post(replica.url, "/inference/v1/generate", {"model": replica.model, **GENERATE})
+                await client.post(replica.url, "/inference/v1/generate", GENERATE)
             process_of(log, "VLLM::Worker").suspend()
         finally:
             await replica.stop()

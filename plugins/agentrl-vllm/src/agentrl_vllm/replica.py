@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from agentrl.errors import BackendError, one_line
+from agentrl_vllm.calls import until_set
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.liveness import find_fault
@@ -89,11 +90,6 @@ class Replica:
         return self._server.url
 
     @property
-    def model(self) -> str:
-        """What its server calls the model."""
-        return self._server.model
-
-    @property
     def is_busy(self) -> bool:
         """Whether it is given weights right now."""
         return self._occupied > 0
@@ -128,18 +124,12 @@ class Replica:
 
     async def while_ready(self, call: Awaitable[T]) -> T:
         """The result of ``call``. Raises ``ServerFailed``, and cancels the call, as soon as this is not ready."""
-        asking, losing = asyncio.ensure_future(call), asyncio.ensure_future(self._lost.wait())
-        try:
-            if self.state == "ready":
-                await asyncio.wait([asking, losing], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            is_lost = not asking.done()
-            for task in (asking, losing):
-                task.cancel()
-            await asyncio.gather(asking, losing, return_exceptions=True)
-        if is_lost:
+        if self.state != "ready":
+            self._lost.set()
+        ended = await until_set(self._lost, call)
+        if ended.cancelled():
             raise ServerFailed(self.reason or f"{self._server.name} was stopped")
-        return asking.result()
+        return ended.result()
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
