@@ -125,6 +125,22 @@ def test_two_models_on_the_command_line_are_refused(agentrl, server):
     assert server.asked == []
 
 
+def test_a_model_that_nobody_has_named_is_asked_for(agentrl, server):
+    code, _, err = agentrl("eval", "agent=math")
+    assert code == 2
+    assert "which of the endpoint's models to measure (name the endpoint's model: agentrl eval MODEL" in err
+    assert server.asked == []
+
+
+def test_an_agent_in_the_model_s_place_is_told_apart(agentrl, server):
+    code, _, err = agentrl("eval", "math")
+    assert code == 2
+    assert "'math' is an agent, and stands where the endpoint's model is named (did you mean agent=math?" in err
+    assert server.asked == []
+    assert agentrl("eval", "agent=math", "inference.backend.model=math")[0] == 0
+    assert {model for model, _ in server.asked} == {"math"}
+
+
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])
 def test_train_refuses_an_endpoint_before_anything_starts(agentrl, server, tmp_path, flags):
     code, _, err = agentrl("train", "math", *flags, "inference.backend.model=gpt-4o")
