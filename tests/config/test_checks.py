@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentrl import ConfigError
-from agentrl.config import check_trainable, ineffective_keys, resolve_config
+from agentrl.config import check_trainable, ineffective_keys, resolve_config, unused_by_evaluation
 
 
 def dead(*overrides: str) -> dict[str, str]:
@@ -72,3 +72,15 @@ def test_greedy_training_is_refused_and_greedy_configurations_still_load(overrid
 @pytest.mark.parametrize("overrides", [[], ["rollout.temperature=0", "rollout.override={temperature: 1}"]])
 def test_training_that_samples_is_fine(overrides: list[str]) -> None:
     check_trainable(resolve_config(None, *overrides, environ={}).config)
+
+
+def test_what_an_evaluation_does_not_read_is_told_of_the_command_line_and_of_variables_alone(tmp_path) -> None:
+    (tmp_path / "run.yaml").write_text("algorithm: grpo\nrollout: {group_size: 4}\n")
+    environ = {"AGENTRL_TRAINING__STEPS": "5"}
+    resolved = resolve_config(tmp_path / "run.yaml", "seed=3", "tasks.train=arithmetic", environ=environ)
+    told = [str(key) for key in unused_by_evaluation(resolved.provenance)]
+    assert told == [
+        "tasks.train (command line) has no effect: evaluation does not train",
+        "training.steps (environment AGENTRL_TRAINING__STEPS) has no effect: evaluation does not train",
+    ]
+    assert "seed" in {key.key for key in unused_by_evaluation(resolved.provenance, endpoint=True)}

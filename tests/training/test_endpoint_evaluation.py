@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from agentrl import Trainer, load_config
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, PluginError
 from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
@@ -157,6 +157,26 @@ def test_a_script_may_name_another_model_of_the_endpoint(evaluate, endpoint, mon
 
 async def _model_of(parts, _reporter):
     return parts.config.model.name
+
+
+FACTORY = """
+class Chats:
+    async def start(self): ...
+    async def stop(self): ...
+    async def complete(self, request): ...
+
+def make(context):
+    return Chats()
+"""
+
+
+def test_a_function_that_makes_a_chat_backend_is_told_to_be_the_class(tmp_path):
+    (tmp_path / "chats.py").write_text(FACTORY)
+    config = load_config(None, f"inference.backend={tmp_path}/chats.py:make", *BRIEF, environ={})
+    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+        for start in (trainer.evaluate, trainer.check):
+            with pytest.raises(PluginError, match=r"function that makes a chat backend, Chats.*register the class"):
+                start(agent="math")
 
 
 def test_training_is_refused_before_anything_starts(evaluate, endpoint, tmp_path):

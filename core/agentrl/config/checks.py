@@ -66,7 +66,7 @@ def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Inef
 
 
 def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = False) -> list[Ineffective]:
-    """Keys of the command line that only training reads; a run's own file may hold them all.
+    """Keys of the command line or the environment that only training reads; a run's own file may hold them all.
 
     With ``endpoint``, also those that mean nothing for a model that somebody else serves.
     """
@@ -77,7 +77,7 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
     return [
         Ineffective(key, place, reason)
         for key, place in provenance.items()
-        if place == "command line"
+        if place == "command line" or place.startswith("environment ")
         for section, reason in reasons.items()
         if key == section or key.startswith(f"{section}.")
     ]

@@ -17,7 +17,7 @@ from agentrl.rollout.episode import Episode
 from agentrl.rollout.groups import Rollout
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.training.agent import Place
-from agentrl.training.backends import untrainable
+from agentrl.training.backends import check_is_engine, untrainable
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.sampling import check_sampling
@@ -114,6 +114,7 @@ def build_backend(
         timeout=parts.config.inference.timeout,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
+    check_is_engine(parts.config, backend)
     return backend
 
 
