@@ -282,11 +282,7 @@ def test_one_that_is_given_weights_does_not_hang(tmp_path: Path, monkeypatch: py
     run(loading())
 
 
-def test_an_admission_that_takes_too_long_is_told_by_its_stage_and_the_last_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watching, "_LEAST_S", 0.1)
-
+def test_an_admission_that_takes_too_long_is_told_by_its_stage_and_the_last_lines(tmp_path: Path) -> None:
     async def late() -> None:
         run = Run(tmp_path, {"lines": ["compiling batched_count_greater_than"]})
         replica = run.build(start_timeout=0.2)

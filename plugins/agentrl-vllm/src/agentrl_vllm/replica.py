@@ -27,8 +27,6 @@ _ATTEMPTS = 3
 _STEADY_S = 60.0
 """A server that is lost sooner has failed to start."""
 _BACKOFF_S = 2.0
-_LEAST_S = 20.0
-"""For its admission, however long the start took."""
 
 
 class Replica:
@@ -143,10 +141,10 @@ class Replica:
     async def _enter(self) -> None:
         self.life += 1
         self.version = None
-        deadline = time.monotonic() + self._start_timeout
+        deadline = self._loop.time() + self._start_timeout
         try:
             await self._server.start()
-            await self._be_admitted(max(deadline - time.monotonic(), _LEAST_S))
+            await self._be_admitted(deadline)
         except BaseException:
             await self._server.stop()
             raise
@@ -154,9 +152,9 @@ class Replica:
         self._lost.clear()
         self.state = "ready"
 
-    async def _be_admitted(self, seconds: float) -> None:
+    async def _be_admitted(self, deadline: float) -> None:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(deadline):
                 await self._admit(self)
         except TimeoutError as error:
             last = self._server.last_lines()
