@@ -11,27 +11,13 @@ from typing import Any
 
 import pytest
 from servers import fake_server, run
-from transformers import AutoTokenizer
+from well import GENERATE, TINY, WELL
 
 from agentrl.errors import BackendError, PluginError
-from agentrl.plugins import Plugins
-from agentrl_vllm.server import attached
 from agentrl_vllm.server.attached import AttachedServer
 from agentrl_vllm.server.ports import free_port, is_free
 from agentrl_vllm.server.process import SupervisedProcess
 from agentrl_vllm.server.server import Server
-
-TINY = Path(str(Plugins().get("models", "tiny")))
-TOKENS = AutoTokenizer.from_pretrained(TINY).encode(attached._PROBE, add_special_tokens=False)
-GENERATE = "/inference/v1/generate"
-WELL: dict[str, Any] = {
-    "/health": [200, {}],
-    "/version": [200, {"version": "0.32.0"}],
-    GENERATE: [422, {}],
-    "/is_sleeping": [200, {}],
-    "/v1/models": [200, {"data": [{"id": "lora", "parent": "it"}, {"id": "it", "root": "/models/it"}]}],
-    "/tokenize": [200, {"tokens": TOKENS}],
-}
 
 
 @contextmanager

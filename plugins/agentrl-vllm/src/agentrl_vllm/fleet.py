@@ -92,7 +92,7 @@ class Fleet:
     async def _is_lost(self, replica: Replica) -> bool:
         """A server that is well may still fail at one request, or close a connection as it is used again."""
         for _ in range(_ASKED):
-            if self._stopped or replica.is_busy or await engine_answers(self._client, replica.url):
+            if self._stopped or await engine_answers(self._client, replica.url, lambda: replica.is_busy):
                 return False
         return True
 
