@@ -88,7 +88,7 @@ class WeightSync:
             behind = [each for each in replicas if each.state == "ready" and each.version != self.version]
             checked = await self._check(behind, folder)
         self._keep(replicas)
-        await self._probe.after_update(weights, [each for each in replicas if each.version == self.version])
+        await self._probe.after_update(weights, [each for each in replicas if each.state == "ready"])
 
     async def admit(self, replica: Replica) -> None:
         """Bring a server that has just started to the newest weights, and set the replica's ``version``.
