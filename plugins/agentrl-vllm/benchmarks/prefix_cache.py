@@ -1,6 +1,6 @@
 """What two servers take from their prefix caches in episodes of several turns, as a share of all prompts' tokens.
 
-    python -m benchmarks.prefix_cache [--turns 4] [--tokens 48] [--episodes 64] [--concurrency 16]
+    python -m benchmarks.prefix_cache [--turns 4] [--tokens 48] [--episodes 64] [--blocks 32 128]
 
 Episodes pass through agents, gateway and plugin, which keeps a session on its server. Every question begins in its own
 way, so that a session finds nothing but what it has left itself. *Possible* is the most that whole blocks allow: of
@@ -32,8 +32,6 @@ from rich.table import Table
 from agentrl.gateway import Gateway
 from agentrl.tokens.renderer import load_renderer
 
-BLOCKS = (32, 128)
-"""Tokens of a block."""
 REPLICAS = 2
 
 
@@ -84,7 +82,7 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 async def measured(folder: Path, block: int, options: argparse.Namespace) -> Rates:
     keys = {"replicas": REPLICAS, "args": ["--block-size", str(block)]}
-    async with serving(folder, concurrency=options.concurrency, **keys) as served:
+    async with serving(folder, concurrency=options.concurrency, threads=1, **keys) as served:
         renderer = load_renderer(folder)
         rates, sessions = [], []
         for keeps in (True, False):
@@ -117,10 +115,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="sampled in a turn")
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=16, help="episodes at once")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[32, 128], help="tokens of a block")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = endless_model(Path(scratch) / "endless")
-        rows = [asyncio.run(measured(folder, block, options)) for block in BLOCKS]
+        rows = [asyncio.run(measured(folder, block, options)) for block in options.blocks]
     Console(width=120).print(table(rows, options))
 
 

@@ -48,9 +48,16 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *, concurrency: int, **keys: object) -> AsyncIterator[Served]:
-    """Servers of the model in ``folder``; ``keys`` are the backend's settings."""
-    context = BackendContext(folder, max_concurrency=concurrency, options={**KEYS, **keys}, say=_say)
+async def serving(
+    folder: Path, *, concurrency: int, threads: int | None = None, **keys: object
+) -> AsyncIterator[Served]:
+    """Servers of the model in ``folder``; ``keys`` are the backend's settings.
+
+    ``threads`` is with how many each computes on a CPU; ``None`` is for torch's choice, which is all cores. They wait
+    for each other by spinning: where anything else runs, a small model is faster on one.
+    """
+    env = [] if threads is None else [f"OMP_NUM_THREADS={threads}"]
+    context = BackendContext(folder, max_concurrency=concurrency, options={**KEYS, "env": env, **keys}, say=_say)
     backend, client = VllmBackend(context), Client(_ANSWER_S)
     begun = time.perf_counter()
     capabilities = await backend.start()

@@ -8,8 +8,10 @@ begins with an empty prefix cache. *Equal*: all completions have ``--tokens`` to
 which the server waits for all of them. *Ragged*: half to three halves of it, as in a run. The model never ends by
 itself; it has two layers, so that a server spends less on a token than on any real model, and all else weighs the most.
 
-Sides take turns; the ratio is the median of those of each round. CPU milliseconds are of this process, and of the
-server's processes. To reach: 0.9 of the straight requests' speed, at 64 episodes at once.
+Sides take turns; ratios are medians of those of each round: of speeds, and of the CPU time of all processes, this one
+and the server's, which other work on the machine disturbs least. *Queued* is how much of a round this process was ready
+to run and had no core: where that is much, the machine has too few or is not quiet, and the speeds say little. To
+reach: 0.9 of the straight requests' speed, at 64 episodes at once.
 """
 
 from __future__ import annotations
@@ -50,10 +52,17 @@ class Taken:
     """Seconds of this process's CPU."""
     server: float
     """Seconds of the server's CPU."""
+    queued: float
+    """Seconds for which this process waited for a core."""
 
     @property
     def speed(self) -> float:
         return self.tokens / self.wall
+
+    @property
+    def speed_by_cpu(self) -> float:
+        """Tokens a second of CPU."""
+        return self.tokens / (self.here + self.server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +89,10 @@ class Bench:
     async def _taken(self, side: Callable[[], Awaitable[int]]) -> Taken:
         await self.served.forget()
         gc.collect()
-        here, server, begun = time.process_time(), server_cpu(), time.perf_counter()
+        here, server, queued, begun = time.process_time(), server_cpu(), waited(), time.perf_counter()
         tokens = await side()
         wall = time.perf_counter() - begun
-        return Taken(tokens, wall, time.process_time() - here, server_cpu() - server)
+        return Taken(tokens, wall, time.process_time() - here, server_cpu() - server, waited() - queued)
 
 
 def server_cpu() -> float:
@@ -92,9 +101,15 @@ def server_cpu() -> float:
     return sum(time.user + time.system for time in times)
 
 
+def waited() -> float:
+    """Seconds that this thread has waited for a core, as Linux counts them; 0 elsewhere."""
+    counts = Path("/proc/thread-self/schedstat")
+    return int(counts.read_text().split()[1]) / 1e9 if counts.exists() else 0.0
+
+
 async def measured(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[Taken, Taken]]]:
     """Rounds of each load, after one that warms up."""
-    async with serving(folder, concurrency=options.concurrency) as served:
+    async with serving(folder, concurrency=options.concurrency, threads=options.threads) as served:
         renderer = load_renderer(folder)
         recorder = Recorder(served.backend)
         gateway = Gateway(recorder, served.capabilities, renderer)
@@ -118,21 +133,19 @@ def table(rounds: dict[str, list[tuple[Taken, Taken]]], options: argparse.Namesp
     )
     for heading in ("load", "side"):
         made.add_column(heading)
-    for heading in ("tokens/s", "of straight", "CPU ms a call", "the server's"):
+    for heading in ("tokens/s", "of straight", "by CPU", "CPU ms a call", "the server's", "queued"):
         made.add_column(heading, justify="right")
     for load, pairs in rounds.items():
-        ratios = [whole.speed / straight.speed for whole, straight in pairs]
-        for name, side, ratio in zip(
-            SIDES, zip(*pairs, strict=True), (f"{statistics.median(ratios):.2f}", ""), strict=True
-        ):
-            cpu = (1000 * statistics.median(seconds) / calls for seconds in _cpu(side))
+        speeds = [whole.speed / straight.speed for whole, straight in pairs]
+        by_cpu = [whole.speed_by_cpu / straight.speed_by_cpu for whole, straight in pairs]
+        ratios = [f"{statistics.median(each):.2f}" for each in (speeds, by_cpu)]
+        for name, side, compared in zip(SIDES, zip(*pairs, strict=True), (ratios, ["", ""]), strict=True):
             speed = statistics.median(taken.speed for taken in side)
-            made.add_row(load, name, f"{speed:,.0f}", ratio, *(f"{milliseconds:.2f}" for milliseconds in cpu))
+            here = 1000 * statistics.median(taken.here for taken in side) / calls
+            server = 1000 * statistics.median(taken.server for taken in side) / calls
+            queued = statistics.median(taken.queued / taken.wall for taken in side)
+            made.add_row(load, name, f"{speed:,.0f}", *compared, f"{here:.2f}", f"{server:.2f}", f"{queued:.0%}")
     return made
-
-
-def _cpu(side: tuple[Taken, ...]) -> tuple[list[float], list[float]]:
-    return [taken.here for taken in side], [taken.server for taken in side]
 
 
 def main() -> None:
@@ -143,11 +156,12 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64, help="episodes at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=2, help="of the model")
+    parser.add_argument("--threads", type=int, default=1, help="that the server computes with, on a CPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = endless_model(Path(scratch) / "endless", layers=options.layers)
         rounds = asyncio.run(measured(folder, options))
-    Console().print(table(rounds, options))
+    Console(width=120).print(table(rounds, options))
 
 
 if __name__ == "__main__":

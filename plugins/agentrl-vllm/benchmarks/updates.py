@@ -107,17 +107,17 @@ class Stopwatch:
 
     def _awaited(self, part: str, function: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
         @functools.wraps(function)
-        async def timed(*args: object) -> object:
+        async def timed(*args: object, **kwargs: object) -> object:
             with self.part(part):
-                return await function(*args)
+                return await function(*args, **kwargs)
 
         return timed
 
     def _called(self, part: str, function: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(function)
-        def timed(*args: object) -> object:
+        def timed(*args: object, **kwargs: object) -> object:
             with self.part(part):
-                return function(*args)
+                return function(*args, **kwargs)
 
         return timed
 
