@@ -46,7 +46,11 @@ class Table:
         self.run(self.sync.put(weights, self.replicas))
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run(coroutine)
+        async def bounded() -> None:
+            async with asyncio.timeout(60):
+                await coroutine
+
+        asyncio.run(bounded())
 
     @property
     def folders(self) -> list[str]:
