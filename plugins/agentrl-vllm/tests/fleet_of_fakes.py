@@ -76,6 +76,8 @@ class FakeServer:
     """Most that rounding adds."""
     move: float = 1.0
     """How far an update goes."""
+    resolved: int = 1
+    """How many updates are as far as its type resolves."""
     calls: list[str] = field(default_factory=list)
     faults: dict[str, Callable[[], Any]] = field(default_factory=dict)
     held: list[str] = field(default_factory=list)
@@ -102,7 +104,8 @@ class FakeServer:
     def agentrl_load(self, folder: str) -> Any:
         assert self.paused, "weights change under a server that samples"
         self.folder = folder
-        self.weights = 0 if Path(folder).name == "start" else int(Path(folder).name.removeprefix("v"))
+        version = 0 if Path(folder).name == "start" else int(Path(folder).name.removeprefix("v"))
+        self.weights = version // self.resolved * self.resolved
         return {"results": [{"fault": None}]}
 
     def pause(self, mode: str) -> Any:

@@ -65,6 +65,11 @@ def test_a_tied_head_is_suspected_where_there_is_one(tmp_path, table):
         table.put(FakeWeights(1))
 
 
+def put_several(table, count, move):
+    for version in range(1, count + 1):
+        table.put(FakeWeights(version, move))
+
+
 def in_sixteen_bits(table, *, rounding=0.05):
     for server in table.servers:
         server.dtype, server.rounding = "bfloat16", rounding
@@ -77,16 +82,11 @@ def test_sixteen_bits_may_round_more(move, table):
     in_sixteen_bits(table)
     for server in table.servers:
         server.move = move
-    for version in range(1, 4):
-        table.put(FakeWeights(version, move))
+    put_several(table, 3, move)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_server_that_stays_where_it_is_is_found_at_the_smallest_learning_rate(dtype, table):
+def test_a_server_that_stays_where_it_is_is_found_at_the_smallest_learning_rate(table):
     """Its logprobs are within what its type explains, and not one of them has moved."""
-    for server in table.servers:
-        server.dtype = dtype
-    table.run(table.admit())
     keep_weights(table.servers[1])
     table.servers[0].move = 1e-4
     table.put(FakeWeights(1, 1e-4))
@@ -95,22 +95,36 @@ def test_a_server_that_stays_where_it_is_is_found_at_the_smallest_learning_rate(
 
 
 @pytest.mark.parametrize("share", [0, 0.3])
-def test_a_server_that_follows_in_part_is_found_behind_its_rounding(share, table):
+def test_a_server_that_follows_in_part_is_found_behind_its_rounding_as_the_parts_add_up(share, table):
     in_sixteen_bits(table, rounding=0.02)
     table.servers[0].move, table.servers[1].move = 0.05, 0.05 * share
-    table.put(FakeWeights(1, 0.05))
-    with pytest.raises(BackendError, match=r"of vLLM server 1 by .* only a part of the new weights has reached it"):
-        table.put(FakeWeights(2, 0.05))
+    with pytest.raises(BackendError, match=r"vLLM server 1 (differ|by) .* only a part of the new weights has reached"):
+        put_several(table, 20, 0.05)
+    assert "the logprobs of vLLM server 1 have not followed the learner's yet" in "".join(table.said)
+
+
+@pytest.mark.parametrize("resolved", [2, 8])
+def test_steps_that_sixteen_bits_swallow_until_they_add_up_are_said_to_and_stop_nothing(resolved, table):
+    in_sixteen_bits(table, rounding=0.0)
+    for server in table.servers:
+        server.move, server.resolved = 0.005, resolved
+    put_several(table, 30, 0.005)
+    assert len(table.said) == 2
+    assert all("smaller than bfloat16 resolves" in said for said in table.said)
+    for server in table.servers:
+        server.calls.clear()
+    table.put(FakeWeights(31, 0.005))
+    assert not any("generate" in server.calls for server in table.servers), "it goes on to compare what has followed"
 
 
 def test_a_tied_head_is_suspected_where_a_server_follows_in_part(table):
     for server in table.servers:
         server.tied = True
-    in_sixteen_bits(table, rounding=0.0)
-    table.servers[1].move, table.servers[0].move = 0.01, 0.03
-    table.put(FakeWeights(1, 0.03))
+    table.run(table.admit())
+    table.servers[1].move, table.servers[0].move = 0.0003, 0.001
+    table.put(FakeWeights(1, 0.001))
     with pytest.raises(BackendError, match="embeddings are tied, and its head may be the old one"):
-        table.put(FakeWeights(2, 0.03))
+        table.put(FakeWeights(2, 0.001))
 
 
 def test_a_server_that_stops_following_later_is_said_to_compute_with_older_weights(table):

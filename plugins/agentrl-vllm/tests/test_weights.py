@@ -34,7 +34,8 @@ class Table:
         ]
         client = FakeClient({replica.url: server for replica, server in zip(self.replicas, self.servers, strict=True)})
         keys = VllmSettings.model_validate({"weights_dir": str(self.root), **settings})
-        self.sync = WeightSync(keys, client, self.start, 0)
+        self.said: list[str] = []
+        self.sync = WeightSync(keys, client, self.start, 0, say=self.said.append)
         self.run(self.admit())
 
     async def admit(self) -> None:

@@ -72,7 +72,7 @@ class VllmBackend:
         async with AsyncExitStack() as stack:
             logs = context.logs or _temporary_logs(stack)
             client = Client(settings.request_timeout, self._key)
-            weights = WeightSync(settings, client, context.model_folder, context.version)
+            weights = WeightSync(settings, client, context.model_folder, context.version, say=context.say)
             stack.callback(weights.close)
             facts: dict[int, Facts] = {}
 

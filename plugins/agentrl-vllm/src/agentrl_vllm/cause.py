@@ -47,6 +47,18 @@ class Evidence:
         """Whether they have not followed the learner's."""
         return self.movement is not None and (self.movement.is_missing or self.movement.is_partial)
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the weights are certain not to be the learner's.
+
+        Of 16 bits a server may be behind and be right: what has been trained from weights of 16 bits moves by less
+        than their last one for many steps, and arrives as no change at all.
+        """
+        moved, tolerance = self.movement, TOLERANCES[self.dtype]
+        if self.is_off or moved is None or self.dtype == "float32":
+            return self.is_off or self.is_behind
+        return moved.is_other and moved.learner > tolerance
+
 
 def likely_cause(evidence: Evidence) -> tuple[str, str]:
     """The cause of what is off or behind, and what to do about it."""

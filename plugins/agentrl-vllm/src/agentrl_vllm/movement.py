@@ -55,8 +55,12 @@ class Movement:
     def is_partial(self) -> bool:
         """Whether the server has followed in part, or not at all, which rounding does not explain."""
         is_short = self.share < _HALF and self.lack > _SURE
-        is_other = self.learner > _NOISE * self.noise and self.unlike > _HALF * self.learner
-        return self.learner > _MOVED and (is_short or is_other)
+        return self.learner > _MOVED and (is_short or self.is_other)
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the server has moved otherwise, by more than any rounding hides."""
+        return self.learner > _NOISE * self.noise and self.unlike > _HALF * self.learner
 
 
 def movement(before: Scores, now: Scores) -> Movement:

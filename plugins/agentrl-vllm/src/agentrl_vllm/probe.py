@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -43,6 +43,8 @@ class _Known:
     learner: Sequence[float] | None = None
     """What the learner said of that then, if it was asked."""
     compared: int = 0
+    is_told: bool = False
+    """Whether it was said that it has not followed."""
 
     def movement_to(self, now: Scores) -> Movement | None:
         """How both have moved since, if both are known."""
@@ -52,8 +54,9 @@ class _Known:
 class Probe:
     """Compares each server after its ``first`` updates, and after every ``every``-th of all where that is not 0."""
 
-    def __init__(self, client: Client, first: int, every: int) -> None:
+    def __init__(self, client: Client, first: int, every: int, say: Callable[[str], None]) -> None:
         self._client = client
+        self._say = say
         self._first = first
         self._every = every
         self._updates = 0
@@ -105,9 +108,21 @@ class Probe:
             moved=fmean(_differences(server, known.server)),
             movement=known.movement_to(Scores(server, learner)),
         )
-        if evidence.is_off or evidence.is_behind:
+        if evidence.is_wrong:
             raise _mismatch(weights.version, replica.server.name, evidence, max(sampled))
+        if evidence.is_behind:  # From the same beginning again, until it has followed or is wrong for certain.
+            self._tell(replica.server.name, known)
+            return
         known.server, known.learner, known.compared = server, learner, known.compared + 1
+
+    def _tell(self, name: str, known: _Known) -> None:
+        if not known.is_told:
+            known.is_told = True
+            dtype = known.description.dtype
+            self._say(
+                f"the logprobs of {name} have not followed the learner's yet: either the steps are smaller than "
+                f"{dtype} resolves, or not all weights arrive; compared after each update until they have"
+            )
 
     async def _sample(self, url: str, prompt: list[int], seconds: float | None = None) -> tuple[list[int], list[float]]:
         answer = await self._ask(url, prompt, seconds, max_tokens=_TOKENS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -44,12 +44,20 @@ class WeightSync:
     server has confirmed it, before that samples again.
     """
 
-    def __init__(self, settings: VllmSettings, client: Client, folder: Path, version: int) -> None:
+    def __init__(
+        self,
+        settings: VllmSettings,
+        client: Client,
+        folder: Path,
+        version: int,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """``folder`` holds the model that the servers start with, whose weights are of ``version``."""
         self._client = client
         self._newest = _Newest(folder.absolute(), version)
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
-        self._probe = Probe(client, settings.probe_updates, settings.probe_every)
+        self._probe = Probe(client, settings.probe_updates, settings.probe_every, say)
         self._copying = asyncio.Lock()
         self._admitted: dict[Replica, Path] = {}
         """What each that is being admitted may be reading."""
