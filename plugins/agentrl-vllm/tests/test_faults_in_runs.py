@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import Any
 
 import psutil
 import pytest
-from real import KEYS
+from real import KEYS, START_S
 from training_runs import VLLM, Run, run
 
 from agentrl_agents.math import MathAgent
 from agentrl_vllm import engine
 from agentrl_vllm import replica as replicas
 from agentrl_vllm.client import Client
+from agentrl_vllm.replica import Replica
+from agentrl_vllm.weights import WeightSync
 
 pytestmark = pytest.mark.real
 
@@ -153,11 +157,41 @@ def test_a_run_goes_on_when_its_server_dies_or_fails_to_load(at_update: Callable
     assert "failed to load new weights: " in ended.said
 
 
+@dataclass
+class Waiting(Struck):
+    """Waits with the first episode of the last step for what is to have happened by then."""
+
+    happened: threading.Event = field(default_factory=threading.Event)
+    last_step: int = 0
+
+    async def run(self, data: dict[str, Any], **connection: Any) -> float:
+        if self.begun == (self.last_step - 1) * A_STEP:
+            assert await asyncio.to_thread(self.happened.wait, START_S)
+        return await super().run(data, **connection)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_server_that_is_lost_catches_up_with_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights change several times while it starts on those of the first step."""
+    agent = Waiting({3: kill(ENGINE)}, last_step=6)
+    admit = WeightSync.admit
+
+    async def admitted(sync: WeightSync, replica: Replica) -> None:
+        await admit(sync, replica)
+        if replica.life > 1:
+            agent.happened.set()
+
+    monkeypatch.setattr(WeightSync, "admit", admitted)
+    ended = run(tmp_path / "run", agent, {"name": VLLM, **KEYS, "replicas": 2}, *BRIEF, "training.steps=6")
+    went_on(ended, 6, losses=1)
+    assert agent.happened.is_set()
+
+
 def went_on(ended: Run, steps: int, *, losses: int) -> None:
     print(ended.said)
     assert ended.error is None
     assert (ended.summary.outcome, ended.summary.steps) == ("completed", steps)
     assert ended.once_each
     assert ended.exact
-    assert ended.said.count("vLLM server 0 is taken out: ") == losses
+    assert len(re.findall(r"vLLM server \d is taken out: ", ended.said)) == losses
     assert not processes(API)
