@@ -50,6 +50,11 @@ def processes(mark: object) -> list[psutil.Process]:
     return found
 
 
+def children() -> set[psutil.Process]:
+    """All that this process has started, and what that has."""
+    return set(psutil.Process().children(recursive=True))
+
+
 def nothing_left(mark: object) -> bool:
     """Whether all that bears ``mark`` has ended, or does within a few seconds."""
     deadline = time.monotonic() + 20

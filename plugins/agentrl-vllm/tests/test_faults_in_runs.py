@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from real import KEYS, START_S
+from servers import children
 from training_runs import VLLM, Run, run
 
 from agentrl_agents.math import MathAgent
@@ -56,10 +57,20 @@ class Struck:
         return await MathAgent().run(data, base_url=base_url, api_key=api_key, http_client=http_client)
 
 
+OTHERS: set[psutil.Process] = set()
+"""Processes that were there before the test."""
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
+
+
 def processes(name: str) -> list[psutil.Process]:
-    """The processes of our servers that bear ``name``, oldest first."""
+    """The processes of the run's servers that bear ``name``, oldest first."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in children() - OTHERS:
         with contextlib.suppress(psutil.NoSuchProcess):
             command = " ".join(process.cmdline())
             if name in command and "supervisor.py" not in command:
@@ -144,7 +155,7 @@ def test_a_run_goes_on_when_its_server_dies_or_hangs(at_update: Callable[..., No
     at_update(2, killing(API))
     ended = run(tmp_path / "run", agent, {"name": VLLM, **KEYS, "request_timeout": HANG_S}, *BRIEF, "training.steps=4")
     went_on(ended, 4, losses=3)
-    assert "did not answer /inference/v1/generate in time" in ended.said
+    assert f"did not answer /inference/v1/generate within {HANG_S} s" in ended.said
 
 
 @pytest.mark.usefixtures("patient")

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from openai import BadRequestError
 from real import KEYS
+from servers import children
 from training_runs import VLLM, run, untrained_model
 
 from agentrl_agents.math import MathAgent
@@ -35,6 +36,8 @@ class Asking:
     begun: int = 0
     refused: list[str | None] = field(default_factory=list)
     preempted: float = 0.0
+    others: set[psutil.Process] = field(default_factory=children)
+    """Processes that are not of the run."""
 
     async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any) -> float:
         self.begun += 1
@@ -45,15 +48,15 @@ class Asking:
             except BadRequestError as error:
                 self.refused.append(error.code)
         if self.begun == A_STEP + 1:
-            self.preempted = await preemptions()
+            self.preempted = await preemptions(children() - self.others)
         number = self.begun
         await MathAgent().run(data, **connection)
         return number % 2
 
 
-async def preemptions() -> float:
-    """How often our server has taken a completion's blocks from it."""
-    commands = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+async def preemptions(processes: set[psutil.Process]) -> float:
+    """How often the one server among ``processes`` has taken a completion's blocks from it."""
+    commands = [process.cmdline() for process in processes]
     (command,) = (each for each in commands if "--port" in each and "supervisor.py" not in " ".join(each))
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         text = (await client.get(f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics")).text
