@@ -175,10 +175,10 @@ class Waiting(Struck):
     happened: threading.Event = field(default_factory=threading.Event)
     last_step: int = 0
 
-    async def run(self, data: dict[str, Any], **connection: Any) -> float:
+    async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any) -> float:
         if self.begun == (self.last_step - 1) * A_STEP:
             assert await asyncio.to_thread(self.happened.wait, START_S)
-        return await super().run(data, **connection)
+        return await super().run(data, base_url=base_url, api_key=api_key, http_client=http_client)
 
 
 @pytest.mark.usefixtures("patient")
