@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import distributions
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,17 @@ def test_on_a_cpu_the_longest_prompt_fits_the_cache_and_a_step(
     assert value(command, "--max-num-batched-tokens") == batched
 
 
-def test_the_server_sees_two_modules_of_ours_and_no_package_of_this_interpreter(model: Path) -> None:
+def test_the_server_sees_three_modules_of_ours_and_no_package_of_this_interpreter(model: Path) -> None:
     command = built(model)
     code, mine = map(Path, command.env["PYTHONPATH"].split(":"))
     assert mine == Path("/mine")
-    assert sorted(path.name for path in code.iterdir()) == ["agentrl_vllm_extension.py", "agentrl_vllm_uncut.py"]
+    assert sorted(path.name for path in code.glob("*.py")) == [
+        f"agentrl_vllm_{name}.py" for name in ("extension", "uncut", "unspun")
+    ]
+    (known,) = (each for each in distributions(path=[str(code)]))
+    assert [(each.group, each.value) for each in known.entry_points] == [
+        ("vllm.general_plugins", "agentrl_vllm_unspun:stop_spinning")
+    ]
     assert Path(command.env["TMPDIR"]).parent == code.parent
 
 

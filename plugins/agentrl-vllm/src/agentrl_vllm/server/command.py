@@ -16,8 +16,14 @@ from agentrl_vllm.settings import VllmSettings, flag_of
 
 __all__ = ["Command", "ServingCommand"]
 
-_GIVEN = ("extension", "uncut")
+_GIVEN = ("extension", "uncut", "unspun")
 """Our modules that run in the server, as ``agentrl_vllm_<name>``: they import nothing of ours but each other."""
+
+_DISTRIBUTION = {
+    "METADATA": "Metadata-Version: 2.1\nName: agentrl-vllm-given\nVersion: 0\n",
+    "entry_points.txt": "[vllm.general_plugins]\nagentrl_unspun = agentrl_vllm_unspun:stop_spinning\n",
+}
+"""Makes them known to vLLM as a distribution with a plugin, which it loads in all of its processes."""
 
 _FIXED = (
     "--enable-scale-out",
@@ -77,6 +83,10 @@ class ServingCommand:
         for name in _GIVEN:
             text = (files("agentrl_vllm") / f"{name}.py").read_text(encoding="utf-8")
             (code / f"agentrl_vllm_{name}.py").write_text(text, encoding="utf-8")
+        known = code / "agentrl_vllm_given-0.dist-info"
+        known.mkdir()
+        for name, text in _DISTRIBUTION.items():
+            (known / name).write_text(text, encoding="utf-8")
         path = ":".join(filter(None, [str(code), self.environ.get("PYTHONPATH")]))
         visible = {} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices}
         return Command(
