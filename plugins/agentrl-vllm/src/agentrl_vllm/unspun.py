@@ -7,9 +7,13 @@ plugin of vLLM; imports nothing of agentrl, which need not be installed there.
 
 from __future__ import annotations
 
+import logging
 import time
 
 __all__ = ["stop_spinning"]
+
+_LOG = logging.getLogger("vllm.agentrl")
+"""Below vLLM's own, which it has set up."""
 
 _NAP_S = 1e-4
 """A step of even a tiny model takes ten times as long."""
@@ -25,6 +29,7 @@ def stop_spinning() -> None:
 
     if hasattr(shm_broadcast, "sched_yield"):  # Another version may wait otherwise.
         shm_broadcast.sched_yield = _nap
+        _LOG.info("waits for the server's other processes without spinning")
 
 
 def _nap() -> None:
