@@ -103,7 +103,8 @@ server = fake_server(Path(sys.argv[1]), family=True, shared=shared)
 asyncio.run(server.start())
 {then}
 print("started", flush=True)
-time.sleep(600)
+for _ in range(6000):  # A signal just before a sleep is answered after it.
+    time.sleep(0.1)
 """
 FORKED = "os.fork() or time.sleep(600)"
 """A child of ours that goes on, with everything of ours still open."""
