@@ -39,7 +39,9 @@ class Served:
     async def forget(self) -> None:
         """Empty the prefix caches. Nothing may be under way."""
         for url in self.urls:
-            await self.client.post(url, "/reset_prefix_cache")
+            answer = await self.client.post(url, "/reset_prefix_cache")
+            if not answer["success"]:
+                raise RuntimeError(f"the server at {url} has kept its prefix cache")
 
     async def counted(self, name: str) -> float:
         """What the servers count as ``vllm:<name>``, added up."""

@@ -11,13 +11,12 @@ from agentrl.inference.contract import Capabilities
 from agentrl_vllm.client import Client
 from agentrl_vllm.engine import Description, describe
 from agentrl_vllm.generation import PATH
+from agentrl_vllm.sampling import TEMPERATURES
 
 __all__ = ["Facts", "capabilities_of", "describe_usable", "read_facts"]
 
 _ALWAYS = frozenset({"temperature", "seed"})
 _SOMETIMES = frozenset({"stop", "top_logprobs", "top_p", "top_k"})
-_TEMPERATURES = (0.01, 2.0)
-"""What is above is refused, and what is below is taken for the least."""
 _MOST_LOGPROBS = 21
 """As many alternatives as clients may ask for, and the sampled token."""
 _PROBES = 4
@@ -36,7 +35,7 @@ class Facts:
     """Which vLLM it is, and how it computes."""
 
     def __str__(self) -> str:
-        least, most = _TEMPERATURES
+        least, most = TEMPERATURES
         can = [f"temperature {least:g} to {most:g}", *sorted(self.sampling - {"temperature"})]
         lack = sorted(_SOMETIMES - self.sampling)
         cannot = f"; not {', '.join(lack)}" if lack else ""
@@ -50,7 +49,7 @@ def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
         context_length=min(server.context_length for server in servers),
         max_concurrency=sum(server.sequences for server in servers),
         sampling=frozenset.intersection(*(server.sampling for server in servers)),
-        temperatures=_TEMPERATURES,
+        temperatures=TEMPERATURES,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from agentrl.errors import UnsupportedSampling
 from agentrl.inference.contract import Sampling
 
-__all__ = ["Body", "sampling_params"]
+__all__ = ["TEMPERATURES", "Body", "sampling_params"]
 
 Body = dict[str, object]
 """An object of JSON."""
 
-_LEAST_TEMPERATURE = 0.01
-_MOST_TEMPERATURE = 2.0
+TEMPERATURES = (0.01, 2.0)
+"""The least above 0, for which vLLM takes what is below, and the most that it does not refuse."""
 _LEAST_TOP_P = 1e-9
 
 
@@ -42,10 +42,10 @@ def sampling_params(sampling: Sampling, room: int, honoured: frozenset[str]) -> 
 
 def _check(sampling: Sampling, honoured: frozenset[str]) -> None:
     temperature = sampling.temperature
-    if temperature and not _LEAST_TEMPERATURE <= temperature <= _MOST_TEMPERATURE:
+    least, most = TEMPERATURES
+    if temperature and not least <= temperature <= most:
         raise UnsupportedSampling(
-            f"vLLM samples at temperature 0, and from {_LEAST_TEMPERATURE:g} to {_MOST_TEMPERATURE:g}: "
-            f"not at {temperature:g}",
+            f"vLLM samples at temperature 0, and from {least:g} to {most:g}: not at {temperature:g}",
             fix="choose one of those",
         )
     for name, neutral in (("top_p", 1.0), ("top_k", 0), ("stop", ()), ("top_logprobs", 0)):
