@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import sys
@@ -19,6 +20,8 @@ from agentrl_vllm.client import Client
 __all__ = ["Served", "serving"]
 
 _ANSWER_S = 600.0
+_RESETS = 50
+_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,12 @@ class Served:
     async def forget(self) -> None:
         """Empty the prefix caches. Nothing may be under way."""
         for url in self.urls:
-            answer = await self.client.post(url, "/reset_prefix_cache")
-            if not answer["success"]:
-                raise RuntimeError(f"the server at {url} has kept its prefix cache")
+            for _ in range(_RESETS):
+                if (await self.client.post(url, "/reset_prefix_cache"))["success"]:
+                    break
+                await asyncio.sleep(_PAUSE_S)  # What has just ended may still hold a block.
+            else:
+                raise RuntimeError(f"the server at {url} keeps its prefix cache")
 
     async def counted(self, name: str) -> float:
         """What the servers count as ``vllm:<name>``, added up."""
