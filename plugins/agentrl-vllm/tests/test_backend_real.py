@@ -62,10 +62,12 @@ def states(served: Bench) -> list[str]:
     return [replica.state for replica in served.backend.replicas]
 
 
-def engine() -> psutil.Process:
-    """The engine of one of the servers."""
+def engines() -> list[psutil.Process]:
+    """Those of the two servers. To look for them takes a while on a busy machine."""
     children = psutil.Process().children(recursive=True)
-    return next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
+    found = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    assert len(found) == 2, [child.cmdline() for child in children]
+    return found
 
 
 def all_exact(served: Bench, prompts: Sequence[list[int]], chunks: Sequence[Chunk]) -> bool:
@@ -125,10 +127,11 @@ def test_requests_of_a_server_that_dies_or_hangs_are_answered_and_it_comes_back(
     prompts = served.prompts() * 2
 
     async def scenario() -> list[Chunk]:
+        engine, _ = engines()
         requests = [ask(prompt, max_tokens=300, seed=number) for number, prompt in enumerate(prompts)]
         reading = [asyncio.ensure_future(read(served.backend, request)) for request in requests]
         await read(served.backend, ask(prompts[0], max_tokens=1))
-        engine().send_signal(fault)
+        engine.send_signal(fault)
         return await asyncio.gather(*reading)
 
     eventually(lambda: states(served) == ["ready", "ready"], "both servers are there")
@@ -139,12 +142,13 @@ def test_requests_of_a_server_that_dies_or_hangs_are_answered_and_it_comes_back(
 
 def test_a_stream_whose_server_dies_ends_with_an_error_and_not_in_silence(served: Bench) -> None:
     async def scenario() -> None:
-        request = ask(served.prompts(1)[0], max_tokens=LONG, stream=True)
+        found = engines()
+        # As many tokens as fit: a server must not be done before its engine is gone.
+        request = ask(served.prompts(1)[0], stream=True)
         async with aclosing(served.backend.generate(request)) as stream:
             await anext(stream)
-            for process in psutil.Process().children(recursive=True):
-                if "EngineCore" in " ".join(process.cmdline()):
-                    process.kill()
+            for engine in found:
+                engine.kill()
             async for _ in stream:
                 pass
 
