@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from agentrl.plugins import Plugins
 
 hypothesis.settings.register_profile("agentrl", deadline=None)  # A busy machine is no failure.
 hypothesis.settings.load_profile("agentrl")
+
+# Ignored where the tests run in the background (`make test &`); what they interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]

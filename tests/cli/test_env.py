@@ -194,15 +194,16 @@ def test_a_plugin_that_does_not_load_in_its_environment_is_an_error_though_it_is
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_as_ctrl_c_does_unless_they_are_ignored(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) == signal.SIG_DFL
-    signal.signal(number, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_DFL)
     try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
         with interruptible():
             os.kill(os.getpid(), number)
     finally:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before)
 
 
 def test_on_a_terminal_the_newest_line_is_drawn_over_the_one_before(
