@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -44,18 +44,18 @@ class Turn:
 class Recorder:
     """A backend that keeps what another one was asked for.
 
-    ``keep_sessions`` is whether the other one is told which requests belong together.
+    ``told`` is what the other one is told of a request's session: which requests belong together.
     """
 
-    def __init__(self, backend: Backend, *, keep_sessions: bool = True) -> None:
+    def __init__(self, backend: Backend, told: Callable[[str | None], str | None] = lambda session: session) -> None:
         self._backend = backend
-        self._keep_sessions = keep_sessions
+        self._told = told
         self._turns: defaultdict[str | None, list[Turn]] = defaultdict(list)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """See the contract of ``Backend``."""
         turns = self._turns[request.session]
-        asked = request if self._keep_sessions else replace(request, session=None)
+        asked = replace(request, session=self._told(request.session))
         ids: list[int] = []
         async with aclosing(self._backend.generate(asked)) as chunks:
             async for chunk in chunks:

@@ -5,9 +5,11 @@
 Episodes pass through agents, gateway and plugin, which keeps a session on its server. Every question begins in its own
 way, so that a session finds nothing but what it has left itself. *Possible* is the most that whole blocks allow: of
 each prompt, the blocks that an earlier prompt of the session and its completion have filled; the last token of a
-completion is in no cache, and the last one of a prompt is always computed. *Scattered* is the same where the plugin is
-not told which requests belong together, so that each goes where least is under way. vLLM's blocks are of 128 tokens on
-a CPU unless it is told otherwise, and of 16 on a GPU.
+completion is in no cache, and the last one of a prompt is always computed. vLLM's blocks are of 128 tokens on a CPU
+unless it is told otherwise, and of 16 on a GPU.
+
+Beside it is what is found where the plugin is not told which requests belong together: *least loaded*, where each goes
+where least is under way, which often is where its episode has just left a place, and *at random*.
 
 The ratio, of the sessions' rate and the possible one, is 1 where no session has left its server and nothing was
 dropped for want of memory.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import random
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,11 +48,13 @@ class Rates:
     together: float
     """Taken from the caches where a session stays with its server."""
     possible: float
-    scattered: float
-    """Taken from the caches where it does not."""
+    least_loaded: float
+    """Taken from the caches where each request goes to the server that has least to do."""
+    at_random: float
+    """Taken from the caches where it goes to any."""
 
 
-async def hit_rate(served: Served, turns: Recorder, gateway: Gateway, options: argparse.Namespace) -> float:
+async def hit_rate(served: Served, gateway: Gateway, options: argparse.Namespace) -> float:
     """Of episodes that begin with empty caches."""
     await served.forget()
     before = [await served.counted(f"prefix_cache_{name}_total") for name in ("hits", "queries")]
@@ -85,15 +90,21 @@ async def measured(folder: Path, block: int, options: argparse.Namespace) -> Rat
     async with serving(folder, concurrency=options.concurrency, threads=1, **keys) as served:
         renderer = load_renderer(folder)
         rates, sessions = [], []
-        for keeps in (True, False):
-            recorder = Recorder(served.backend, keep_sessions=keeps)
+        for told in (lambda session: session, lambda session: None, any_home):
+            recorder = Recorder(served.backend, told)
             gateway = Gateway(recorder, served.capabilities, renderer)
-            rates.append(await hit_rate(served, recorder, gateway, options))
+            rates.append(await hit_rate(served, gateway, options))
             gateway.stop()
             sessions.append(recorder.taken())
+    kept, least_loaded, at_random = rates
     prompts = list(itertools.chain.from_iterable(sessions[0]))
     mean = sum(len(turn.request.prompt_ids) for turn in prompts) / len(prompts)
-    return Rates(block, mean, rates[0], possible_rate(sessions[0], block), rates[1])
+    return Rates(block, mean, kept, possible_rate(sessions[0], block), least_loaded, at_random)
+
+
+def any_home(session: str | None) -> str:
+    """One of as many sessions as there are servers, each of which has one of them."""
+    return f"at home on {random.randrange(REPLICAS)}"
 
 
 def table(rows: Sequence[Rates], options: argparse.Namespace) -> Table:
@@ -101,11 +112,12 @@ def table(rows: Sequence[Rates], options: argparse.Namespace) -> Table:
         title=f"of the prompts' tokens, from the caches of {REPLICAS} servers: {options.episodes} episodes, "
         f"{options.concurrency} at once, of {options.turns} turns"
     )
-    for heading in ("block", "mean prompt", "sessions kept", "possible", "of possible", "scattered"):
+    for heading in ("block", "mean prompt", "sessions kept", "possible", "of possible", "least loaded", "at random"):
         made.add_column(heading, justify="right")
     for row in rows:
         rates = [f"{row.together:.1%}", f"{row.possible:.1%}", f"{row.together / row.possible:.2f}"]
-        made.add_row(str(row.block), f"{row.prompt:.0f}", *rates, f"{row.scattered:.1%}")
+        others = [f"{row.least_loaded:.1%}", f"{row.at_random:.1%}"]
+        made.add_row(str(row.block), f"{row.prompt:.0f}", *rates, *others)
     return made
 
 

@@ -61,8 +61,8 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Servers of the model in ``folder``; ``keys`` are the backend's settings.
 
-    ``threads`` is with how many each computes on a CPU; ``None`` is for torch's choice, which is all cores. They wait
-    for each other by spinning: where anything else runs, a small model is faster on one.
+    ``threads`` is with how many each computes on a CPU; ``None`` is for torch's choice, which is all cores. Where
+    anything else runs, a small model may be faster on one.
     """
     env = [] if threads is None else [f"OMP_NUM_THREADS={threads}"]
     context = BackendContext(folder, max_concurrency=concurrency, options={**KEYS, "env": env, **keys}, say=_say)
