@@ -32,7 +32,7 @@ from agentrl.errors import ConfigError, PluginError, one_line
 
 if TYPE_CHECKING:
     from agentrl.plugins.entries import Broken
-from agentrl.plugins.manager import Plugins
+    from agentrl.plugins.manager import Plugins
 
 __all__ = ["Created", "Narrator", "create_environment"]
 
