@@ -69,10 +69,18 @@ def test_tokens_without_a_version_of_the_run_are_an_error(told: Any) -> None:
         versions_of(told, 5)
 
 
-@pytest.mark.parametrize("logprob", [-9999.0, float("-inf")])
-def test_a_logprob_that_is_no_number_is_an_error(logprob: float) -> None:
+@pytest.mark.parametrize("logprob", [-9999.0, None])
+def test_a_logprob_that_is_no_number_is_an_error(logprob: float | None) -> None:
     with pytest.raises(BackendError, match="no number"):
         whole(choice([1, 2], logprob=logprob))
+
+
+def test_an_answer_that_is_no_json_is_a_failure_of_the_server() -> None:
+    unreadable = choice([1, 2], finish="stop", logprob=float("-inf"))
+    with pytest.raises(ServerFailed, match=r"no JSON object: .*Infinity"):
+        whole(unreadable)
+    with pytest.raises(ServerFailed, match=r"no JSON object: .*Infinity"):
+        streamed([unreadable], settled=[True])
 
 
 def test_tokens_without_logprobs_are_an_error() -> None:

@@ -8,7 +8,6 @@ a request, and this to less than 1.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import httpcore
+import orjson
 
 from agentrl.errors import one_line
 from agentrl_vllm.connections import Connections
@@ -39,10 +39,7 @@ class Reply(NamedTuple):
     @property
     def value(self) -> Any:
         """Its JSON, or its text where it is something else."""
-        try:
-            return json.loads(self.content)
-        except ValueError:
-            return self.content.decode(errors="replace")
+        return _read(self.content)
 
 
 class Client:
@@ -77,7 +74,7 @@ class Client:
         return await self._ask("GET" if body is None else "POST", url, path, body)
 
     async def events(self, url: str, path: str, body: object) -> AsyncGenerator[Any, None]:
-        """The JSON of each event of a stream. Closing it before its end closes the connection."""
+        """Each event of a stream, as ``post`` has it. Closing it before its end closes the connection."""
         async with self._answer("POST", url, path, body, self.timeout) as response:
             if response.status != HTTPStatus.OK:
                 raise refusal(url, _bare(path), response.status, await response.aread())
@@ -86,7 +83,7 @@ class Client:
                 *events, kept = (kept + part).split(b"\n\n")
                 for event in events:
                     if (data := event.removeprefix(b"data: ")) != b"[DONE]":
-                        yield json.loads(data)
+                        yield _read(data)
 
     async def close(self) -> None:
         """Close all connections, also those in use: their requests raise ``ServerFailed``. Safe to call twice."""
@@ -144,7 +141,7 @@ class Client:
         return connections
 
     def _request(self, method: str, url: str, path: str, body: object, seconds: float) -> httpcore.Request:
-        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        content = b"" if body is None else orjson.dumps(body)
         headers: dict[bytes | str, bytes | str] = {"host": urlsplit(url).netloc, "content-length": str(len(content))}
         if content:
             headers["content-type"] = "application/json"
@@ -154,6 +151,14 @@ class Client:
         return httpcore.Request(
             method, httpcore.URL(url + path), headers=headers, content=content, extensions={"timeout": limits}
         )
+
+
+def _read(content: bytes) -> Any:
+    """JSON, or the text of something else."""
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        return content.decode(errors="replace")
 
 
 def _bare(path: str) -> str:

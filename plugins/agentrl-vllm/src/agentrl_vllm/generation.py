@@ -79,6 +79,8 @@ def versions_of(spans: Sequence[dict[str, Any]] | None, count: int) -> tuple[int
 
 
 def _choice(answer: Any) -> Any:
+    if not isinstance(answer, dict):
+        raise ServerFailed(f"the server answered with no JSON object: {answer!r:.200}")
     if "error" in answer:
         raise ServerFailed(f"the server failed in the middle of a stream: {answer['error']}")
     return answer["choices"][0]
@@ -89,7 +91,7 @@ def _chunk(choices: Sequence[Any], versions: tuple[int, ...], top: int) -> Chunk
     ids = tuple(token for choice in choices for token in choice["token_ids"])
     last = choices[-1]
     logprobs = tuple(token["logprob"] for token in content)
-    if len(logprobs) != len(ids) or any(logprob <= _NO_LOGPROB for logprob in logprobs):
+    if len(logprobs) != len(ids) or any(logprob is None or logprob <= _NO_LOGPROB for logprob in logprobs):
         raise BackendError("the server gave a token a logprob that is no number", fix="are its weights finite?")
     return Chunk(
         ids=ids,
