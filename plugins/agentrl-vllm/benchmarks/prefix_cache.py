@@ -103,7 +103,7 @@ async def measured(folder: Path, block: int, options: argparse.Namespace) -> Rat
 
 
 def any_home(session: str | None) -> str:
-    """One of as many sessions as there are servers, each of which has one of them."""
+    """A session of which there are as many as servers: each server has become the home of one."""
     return f"at home on {random.randrange(REPLICAS)}"
 
 

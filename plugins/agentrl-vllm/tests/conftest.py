@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from agentrl_vllm.server.variables import server_environment
 from agentrl_vllm.settings import VllmSettings
 
 pytest_plugins = ["agentrl.testing"]
+
+# Ignored where the tests run in the background; what they interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEQUENCES = 64
 

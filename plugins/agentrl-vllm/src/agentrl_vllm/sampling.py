@@ -11,7 +11,7 @@ Body = dict[str, object]
 """An object of JSON."""
 
 TEMPERATURES = (0.01, 2.0)
-"""The least above 0, for which vLLM takes what is below, and the most that it does not refuse."""
+"""From the least above 0, which vLLM samples at in silence where a smaller one is asked for, to the most it accepts."""
 _LEAST_TOP_P = 1e-9
 
 
