@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from agentrl.gateway import Gateway, SessionSettings
+from agentrl.gateway.exchange import retry_number
 from agentrl.inference.contract import Capabilities
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
@@ -136,3 +137,11 @@ def test_a_stranger_learns_nothing_but_that_a_key_is_needed(http, gateway, path)
     response = httpx.get(f"{gateway.url}{path}", trust_env=False)
     assert response.status_code == 401
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("header", "number"),
+    [("2", 2), (" 1 ", 1), ("", 0), ("9" * 5000, 0), ("-1", 0), ("²", 0), ("1.5", 0), ("٣", 0), ("one", 0)],
+)
+def test_a_retry_header_that_no_sdk_would_write_counts_as_none(header, number):
+    assert retry_number(header) == number

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Exchange", "Reply", "Service"]
+__all__ = ["RETRY_HEADER", "Exchange", "Reply", "Service", "retry_number"]
+
+RETRY_HEADER = "x-stainless-retry-count"
+"""By this header an SDK marks a request that it sends again, with how often it has tried before."""
+
+_MOST_RETRY_DIGITS = 9
+
+
+def retry_number(header: str) -> int:
+    """How often a request was tried before, by the header that marks retries; 0 for what no SDK would write."""
+    number = header.strip()
+    return int(number) if number.isascii() and number.isdigit() and len(number) <= _MOST_RETRY_DIGITS else 0
+
+
+def _never_mind() -> None:
+    """What is done about a lost answer where nobody asked to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,10 @@ class Reply:
     status: int
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
+    lost: Callable[[], None] = field(default=_never_mind, repr=False, compare=False)
+    """Called when the client went before it had the last byte: at most once for each time that ``Service.answer``
+    has returned this reply, from any thread, and possibly after the session has closed. An answer of which nothing is
+    heard has arrived, as far as anybody can tell."""
 
 
 class Service(Protocol):

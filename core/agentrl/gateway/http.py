@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import GatewayError, RunError
 from agentrl.gateway.credentials import redact_log
-from agentrl.gateway.exchange import Exchange, Reply, Service
+from agentrl.gateway.exchange import RETRY_HEADER, Exchange, Reply, Service, retry_number
 
 if TYPE_CHECKING:
     import uvicorn
@@ -52,13 +52,17 @@ class Application:
             return None
         answer = asyncio.ensure_future(self._service.answer(_exchange(scope, body)))
         gone = asyncio.ensure_future(_disconnected(receive))
+        heard = False
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return answer.result() if answer.done() else None
+            heard = answer.done() and not gone.done()
+            return answer.result() if heard else None
         finally:
             for task in (answer, gone):
                 task.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
+            if not heard and not answer.cancelled():
+                answer.result().lost()
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body; ``None`` if the client goes away meanwhile."""
@@ -82,14 +86,13 @@ async def _disconnected(receive: Receive) -> None:
 
 def _exchange(scope: Scope, body: bytes) -> Exchange:
     headers = dict(scope["headers"])
-    retry = headers.get(b"x-stainless-retry-count", b"0")
     host, *_ = scope.get("client") or ("",)
     return Exchange(
         method=scope["method"],
         path=scope["path"],
         body=body,
         authorization=headers.get(b"authorization", b"").decode("latin-1"),
-        retry=int(retry) if retry.isdigit() else 0,
+        retry=retry_number(headers.get(RETRY_HEADER.encode(), b"").decode("latin-1")),
         loopback=_is_loopback(host),
     )
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from agentrl.clients import Unclosable, client_library
 from agentrl.gateway.credentials import redact_log
-from agentrl.gateway.exchange import Exchange, Service
+from agentrl.gateway.exchange import RETRY_HEADER, Exchange, Service, retry_number
 
 __all__ = ["SharedClients", "Transport"]
 
@@ -65,13 +65,12 @@ class Transport:
         inside = self._service.url == f"{url.scheme}://{url.netloc.decode()}"
         if not inside and not self._service.captures(authorization):
             return await self._client_outside().send(request, stream=True)
-        retry = request.headers.get("x-stainless-retry-count", "0")
         exchange = Exchange(
             method=request.method,
             path=url.path,
             body=await request.aread(),
             authorization=authorization,
-            retry=int(retry) if retry.isdecimal() else 0,
+            retry=retry_number(request.headers.get(RETRY_HEADER, "")),
             in_process=True,
         )
         seconds = request.extensions.get("timeout", {}).get("read")
