@@ -114,7 +114,8 @@ class ModelSection(Section):
 
 class TasksSection(Section):
     train: Part = _Part(name="arithmetic")
-    """The tasks to train on: a name, a `.jsonl` file, or `{name: …, its keys}`."""
+    """The tasks to train on: a name, a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of such or of
+    `save_to_disk`, or `{name: …, its keys}`."""
     eval: OptionalPart = _Part(name="arithmetic-heldout")
     """Held-out tasks that evaluation runs on; null for none."""
 

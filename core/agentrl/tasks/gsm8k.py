@@ -10,14 +10,14 @@ from pydantic import Strict
 from agentrl.config.models import Section
 from agentrl.errors import ConfigError
 from agentrl.tasks.contract import Task
-from agentrl.tasks.jsonl import read_jsonl
+from agentrl.tasks.jsonl import JsonRows, json_lines
 
 __all__ = ["Gsm8kTasks"]
 
 _MARK = "#### "
 
 
-class Gsm8kTasks:
+class Gsm8kTasks(JsonRows):
     """`question`, `answer` (the number after ``####``, without thousands separators) and `solution`."""
 
     class Settings(Section):
@@ -27,14 +27,7 @@ class Gsm8kTasks:
         """`train.jsonl` or `test.jsonl` of the data set (Cobbe et al., 2021)."""
 
     def __init__(self, settings: Settings) -> None:
-        rows = read_jsonl(settings.path)
-        self._tasks = [_task(row, f"row {number} of {settings.path}") for number, row in enumerate(rows, 1)]
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __getitem__(self, index: int, /) -> Task:
-        return self._tasks[index]
+        super().__init__(settings.path.expanduser(), json_lines, _task)
 
 
 def _task(row: Task, place: str) -> Task:

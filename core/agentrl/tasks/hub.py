@@ -1,18 +1,36 @@
-"""Tasks from a data set that the `datasets` library reads: a folder, a file, or an id on the Hub."""
+"""Tasks from a data set that the `datasets` library reads: a folder, a file, or an id on the Hub.
+
+The library keeps it as a file that is mapped into memory, so that only the tasks in use take any.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from agentrl.config.models import Section
 from agentrl.errors import ConfigError, near_matches, one_line
 from agentrl.tasks.contract import Task
 
-__all__ = ["HubTasks"]
+__all__ = ["BUILDERS", "HubTasks", "is_saved"]
 
-_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""The library's name for the format of a file, by the file's ending."""
+
+_PACKED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 
 class HubTasks:
@@ -22,13 +40,17 @@ class HubTasks:
         """Keys of `datasets`."""
 
         path: str
-        """A local folder or file (CSV, JSON, Parquet), or an id on the Hugging Face Hub."""
+        """A folder or file (CSV, JSON, Parquet, Arrow, packed ones too), what `save_to_disk` wrote, or an id on the
+        Hugging Face Hub."""
         split: str = "train"
         """Which split, in the library's notation: `test`, `train[:1000]`."""
         config: str | None = None
         """Which configuration, where the data set has several."""
         columns: dict[str, str] | None = None
         """Fields of a task and the columns they come from, `{question: problem}`; null for all columns as they are."""
+        options: dict[str, Any] = Field(default_factory=dict)
+        """What the library's reader of the format takes beside, such as `{delimiter: ";"}` for CSV. Fields of CSV are
+        text as it is written, unless the data set declares its `features`."""
 
     def __init__(self, settings: Settings) -> None:
         self._rows = _load(settings)
@@ -48,22 +70,96 @@ class HubTasks:
         return {field: _plain(row[column], column) for field, column in self._columns.items()}
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote ``folder``."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
 def _load(settings: HubTasks.Settings) -> Any:
     import datasets
 
-    path = Path(settings.path)
+    path = Path(settings.path).expanduser()
     try:
-        if path.is_file():
-            kind = _FILES.get(path.suffix)
-            if kind is None:
-                raise ConfigError(f"cannot tell the format of {settings.path!r}", fix=f"known: {', '.join(_FILES)}")
-            return datasets.load_dataset(kind, data_files=settings.path, split=settings.split)
-        return datasets.load_dataset(settings.path, settings.config, split=settings.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = one_line(error)
+        with _quietly():
+            if path.is_dir() and is_saved(path):
+                return _saved(path, settings)
+            if path.is_file():
+                files = {"data_files": str(path)}
+                return _read(_format(path), None, settings.split, files | _tabs(path) | settings.options)
+            where = str(path) if path.is_dir() else settings.path
+            return _read(where, settings.config, settings.split, settings.options)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, ArithmeticError, datasets.exceptions.DatasetsError) as error:
+        reason = one_line(error.__cause__ or error)
         raise ConfigError(
-            f"cannot load data set {settings.path!r}: {reason}", fix="check path, config and split"
+            f"cannot load data set {settings.path!r}: {reason}", fix="check path, config, split and options"
         ) from error
+
+
+def _read(path: str, config: str | None, split: str, options: Mapping[str, Any]) -> Any:
+    import datasets
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    known = datasets.load_dataset_builder(path, config, **options).config
+    if not isinstance(known, CsvConfig) or known.features is not None:
+        return datasets.load_dataset(path, config, split=split, **options)
+    # The library guesses types from what fields look like, and makes 7.0 of 007: told the columns, it does not.
+    first = datasets.load_dataset(path, config, split=split, **{**options, "nrows": 1})
+    features = datasets.Features({name: datasets.Value("string") for name in first.column_names})
+    return datasets.load_dataset(
+        path, config, split=split, **{"keep_default_na": False, "features": features, **options}
+    )
+
+
+def _saved(folder: Path, settings: HubTasks.Settings) -> Any:
+    """What `save_to_disk` wrote; a split of it may be a slice, as in ``train[:100]``."""
+    import datasets
+
+    for key, value in (("config", settings.config), ("options", settings.options)):
+        if value:
+            raise ConfigError(f"{settings.path!r} was written by save_to_disk: {key} has no effect", fix="leave it out")
+    found = datasets.load_from_disk(str(folder))
+    name, bracket, _ = settings.split.partition("[")
+    if isinstance(found, datasets.DatasetDict):
+        if name not in found:
+            raise ConfigError(f"{settings.path!r} has no split {name!r}", fix=near_matches(name, found))
+        found = found[name]
+    elif name != "train" and name != str(found.split):
+        raise ConfigError(f"{settings.path!r} holds one data set, no split {name!r}", fix="leave `split` out")
+    return _sliced(found, settings.split, name) if bracket else found
+
+
+def _sliced(found: Any, split: str, name: str) -> Any:
+    import datasets
+
+    [part] = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(found)})
+    return found.select(range(part.from_ or 0, len(found) if part.to is None else part.to))
+
+
+def _format(path: Path) -> str:
+    *_, ending = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED] or [""]
+    if ending not in BUILDERS:
+        raise ConfigError(f"cannot tell the format of {str(path)!r}", fix=f"known: {', '.join(BUILDERS)}")
+    return BUILDERS[ending]
+
+
+def _tabs(path: Path) -> dict[str, str]:
+    return {"delimiter": "\t"} if ".tsv" in path.suffixes else {}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the library's progress bars, which would scroll through a run's own display."""
+    import datasets
+
+    enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled:
+            datasets.enable_progress_bars()
 
 
 def _plain(value: Any, column: str) -> Any:

@@ -21,7 +21,7 @@ class TaskSetConformance:
     """Tests of one task set. Subclass it with a name that begins with ``Test``, and set ``tasks``."""
 
     tasks: ClassVar[PartName] = MISSING
-    """Its name, or ``{"name": …}`` with its keys; a name that ends in ``.jsonl`` is a file."""
+    """Its name, or ``{"name": …}`` with its keys; or a file or folder of tasks."""
     most_rows: ClassVar[int] = 200
     """How many tasks are looked at, half of them from the end."""
 

@@ -1,0 +1,108 @@
+"""Tasks from a CSV file. Every field is text, as it is written: `007` stays `007`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from pydantic import Field, Strict
+
+from agentrl.config.models import Section
+from agentrl.errors import ConfigError
+from agentrl.tasks.contract import Task
+from agentrl.tasks.reading import chosen, decoded
+from agentrl.tasks.records import Records
+
+__all__ = ["CsvTasks"]
+
+_DELIMITERS = ",;\t|"
+
+# Python's own limit is 128 KiB a field, for the whole process; a task may hold a document.
+csv.field_size_limit(sys.maxsize)
+
+
+class CsvTasks:
+    """One task a row, its fields named by the first row. A name that ends in `.csv` or `.tsv` is such a file."""
+
+    class Settings(Section):
+        """Keys of `csv`."""
+
+        path: Annotated[Path, Strict(False)]
+        """The file."""
+        delimiter: str | None = Field(None, min_length=1, max_length=1)
+        """What separates fields; null for a tab in a `.tsv` file and a comma in others."""
+        columns: dict[str, str] | None = None
+        """Fields of a task and the columns that they come from; null for all as they are."""
+
+    def __init__(self, settings: Settings) -> None:
+        path = settings.path.expanduser()
+        self._columns = settings.columns
+        self._rows = partial(csv.reader, delimiter=settings.delimiter or _delimiter(path), strict=True)
+        self._names: list[str] = []
+        self._records = Records(path, partial(self._scan, path))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int, /) -> Task:
+        place = f"row {index + 1} of {self._records.path}"
+        text = decoded(self._records.read(index), place)
+        return self._task(next(self._rows([text])), place)
+
+    def _scan(self, path: Path, file: BinaryIO) -> Iterator[tuple[int, int]]:
+        lines = _Lines(file, path)
+        rows = self._rows(lines)
+        try:
+            self._names = _header(next(rows, []), path)
+            start = lines.read
+            for row in rows:
+                if row:
+                    self._task(row, f"{path}:{rows.line_num}")
+                    yield start, lines.read
+                start = lines.read
+        except csv.Error as error:
+            raise ConfigError(
+                f"{path}:{rows.line_num} is not CSV: {error}", fix="quote fields that hold quotes or line breaks"
+            ) from error
+
+    def _task(self, row: list[str], place: str) -> Task:
+        if len(row) != len(self._names):
+            raise ConfigError(
+                f"{place} has {len(row)} fields, and the first row names {len(self._names)}",
+                fix="quote fields that hold the delimiter, or set `delimiter`",
+            )
+        return chosen(dict(zip(self._names, row, strict=True)), self._columns, place)
+
+
+class _Lines(Iterable[str]):
+    """The lines of a file, and how many bytes of it they have been."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self.read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._file, 1):
+            self.read += len(line)
+            text = decoded(line, f"{self._path}:{number}")
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _header(names: list[str], path: Path) -> list[str]:
+    if len(names) == 1 and (other := next((each for each in _DELIMITERS if each in names[0]), None)):
+        raise ConfigError(
+            f"{path} names one column, {names[0]!r:.60}", fix=f"set delimiter={other!r} beside its path, or its name"
+        )
+    for name in names:
+        if not name.strip() or names.count(name) > 1:
+            raise ConfigError(f"{path} has a column named {name!r} in its first row", fix="name each column once")
+    return names
