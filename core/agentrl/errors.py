@@ -43,6 +43,7 @@ __all__ = [
     "Side",
     "UnsupportedSampling",
     "WorkerError",
+    "encodable",
     "near_matches",
     "one_line",
 ]
@@ -167,9 +168,17 @@ class RunFolderError(RunError):
     exit_code = 3
 
 
+def encodable(text: str) -> str:
+    """``text`` with the halves of surrogate pairs that stand alone spelled out, as JSON spells them.
+
+    Python's strings may hold what UTF-8 cannot: ``json.loads`` makes one of a policy's ``"\\ud83d"``.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def one_line(text: object) -> str:
-    """``text``, or an exception's message, with every run of white space as one space."""
-    return " ".join(str(text).split())
+    """``text``, or an exception's message, with every run of white space as one space; it can be written anywhere."""
+    return " ".join(encodable(str(text)).split())
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from agentrl.errors import RunError
+from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
 from agentrl.rollout.episode import Episode, EpisodeKey, Failure, Phase
 from agentrl.runs import database
@@ -48,6 +51,32 @@ def limit_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
         return connection
 
     monkeypatch.setattr(database.sqlite3, "connect", connect)
+
+
+WRITTEN = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\ud83d"), max_size=8)
+"""Whatever a policy may write: half a character too, which JSON can hold and UTF-8 cannot."""
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(WRITTEN, WRITTEN), min_size=1, max_size=8))
+def test_any_text_is_stored_wherever_it_stands(tmp_path: Path, texts: list[tuple[str, str]]) -> None:
+    episodes = [
+        make_episode(
+            sample=sample,
+            data={one: other},
+            answer={other: one},
+            mistake=one,
+            failure=Failure("agent", other),
+            calls=(Call("call-1", None, {"messages": [one]}, {"content": other}, one, 1, 1, fork_reason=other),),
+        )
+        for sample, (one, other) in enumerate(texts)
+    ]
+    path = tmp_path / "episodes.sqlite"
+    path.unlink(missing_ok=True)
+    with EpisodeStore(path) as store:
+        asyncio.run(store.commit(episodes))
+        spelled = [replace(each, mistake=each.mistake and encodable(each.mistake)) for each in episodes]
+        assert list(store.episodes()) == spelled
 
 
 def test_what_is_committed_reads_back_equal_and_in_order(tmp_path: Path) -> None:

@@ -67,6 +67,39 @@ def test_broken_arguments_of_a_named_call_reach_the_agent_as_written(read, body,
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    ['{"x":"\\ud83d"}', '{ "a" : 1e2,\n"a": 1.0, "b": "\\u00e9", "c": NaN }', "[1,  2]", "7.10", '{"a": "}\\""}'],
+)
+@pytest.mark.parametrize("form", ['{"name": "calculate", "arguments": %s}', '{ "arguments":%s ,"name":"calculate" }'])
+def test_arguments_reach_the_agent_as_the_policy_wrote_them(read, arguments, form):
+    (made,) = read(call(form % arguments))["tool_calls"]
+    assert made["function"] == {"name": "calculate", "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"name": "calculate", "arguments": null}', '{"name": "calculate"}', '{"name": "calculate", "arguments": null'],
+)
+def test_no_arguments_are_an_empty_object(read, body):
+    assert read(call(body))["tool_calls"][0]["function"] == {"name": "calculate", "arguments": "{}"}
+
+
+@pytest.mark.parametrize("rest", ['"arguments": {}}', '"arguments": {"a": }}', '"arguments": {"a'])
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("calcul\\u0061te", "calculate"),
+        ("a\\/b\\tc", "a/b\tc"),
+        ("\\ud83d\\ude42", "🙂"),
+        ("half \\ud83d", "half \\ud83d"),
+    ],
+)
+def test_escapes_in_a_name_are_read_whether_the_call_parses_or_not(read, written, name, rest):
+    message = read(f'<tool_call>\n{{"name": "{written}", {rest}')
+    assert message["tool_calls"][0]["function"]["name"] == name
+
+
+@pytest.mark.parametrize(
     "body", ["calculate 12 * 34", '{"arguments": {"name": "calculate"}}', '{"name": 5, "arguments": {}}', "[1]", ""]
 )
 def test_a_call_without_a_name_stays_text(read, body):
@@ -116,6 +149,25 @@ def test_whatever_a_policy_writes_is_a_message(chat_tokenizer, renderer, data):
     for each in message.get("tool_calls", ()):
         assert isinstance(each["function"]["arguments"], str)
         assert isinstance(each["function"]["name"], str)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(JSON, JSON, st.booleans(), st.integers(0, 12))
+def test_whatever_json_a_policy_writes_an_sdk_can_send_back(chat_tokenizer, renderer, name, arguments, ascii, cut):
+    """As JSON in UTF-8, which holds no half of a character; and it is the same value for whoever reads it."""
+    text = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii).encode(errors="backslashreplace")
+    written = text.decode()[: -cut or None]
+    message = renderer.parse(chat_tokenizer.encode(f"<tool_call>{written}</tool_call>"), TOOLS)
+    assert json.loads(json.dumps(message, ensure_ascii=False).encode()) == message
+    for each in [] if cut else message.get("tool_calls", ()):
+        if not isinstance(arguments, str):
+            assert repr(json.loads(each["function"]["arguments"])) == repr({} if arguments is None else arguments)
 
 
 def test_a_completion_that_breaks_the_parser_is_text(read):

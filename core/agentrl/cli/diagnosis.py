@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 import click
 
 from agentrl.cli.spinner import Spinner
+from agentrl.errors import encodable
 
 if TYPE_CHECKING:
     from agentrl.doctor.findings import Diagnosis, Finding, Section
@@ -117,7 +118,7 @@ class Told:
         return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
     def _write(self, line: str) -> None:
-        click.echo(line, file=self._out)
+        click.echo(encodable(line), file=self._out)
 
     def _write_json(self, diagnosis: Diagnosis) -> None:
         import json

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from agentrl.errors import encodable
 from agentrl.plugins.entries import Broken
 
 __all__ = ["broken_json", "print_broken", "print_columns", "print_json", "program"]
@@ -17,7 +18,7 @@ def print_json(value: object) -> None:
     """One JSON document."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(encodable(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

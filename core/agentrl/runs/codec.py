@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, cast
 
+from agentrl.errors import encodable
 from agentrl.gateway.contract import Call
 from agentrl.rollout.episode import Episode, EpisodeKey, Failure, Outcome, Phase
 from agentrl.tokens.tree import TokenTree
@@ -60,7 +61,7 @@ def to_row(episode: Episode) -> Row:
         episode.attempts,
         sum(len(span.ids) for span in episode.tree.spans if span.sampled is not None),
         None if episode.failure is None else json.dumps(asdict(episode.failure)),
-        episode.mistake,
+        None if episode.mistake is None else encodable(episode.mistake),  # A text column takes UTF-8 only.
         json.dumps(episode.data),
         json.dumps(plain(episode.answer)),
         json.dumps(episode.call_rewards),

@@ -60,6 +60,11 @@ def _half_a_character(_: Tool) -> list[int]:
     return [*vocabulary.encode("It is 4"), *vocabulary.encode("日")[:1], *vocabulary.encode("<|im_end|>")]
 
 
+def _half_in_arguments(tool: Tool) -> str:
+    """An escape that JSON may hold and no text can."""
+    return tool_call(tool.name, dict.fromkeys(tool.arguments(), "\ud83d"))
+
+
 MISTAKES: Mapping[str, Callable[[Tool], Completion]] = {
     "empty": lambda _: "",
     "white space": lambda _: " \n\t ",
@@ -86,6 +91,8 @@ MISTAKES: Mapping[str, Callable[[Tool], Completion]] = {
     "arguments a list": lambda tool: tool_call(tool.name, [1, 2]),
     "arguments a text": lambda tool: tool_call(tool.name, "1 + 1"),
     "arguments nested": _nested,
+    "arguments with half a character": _half_in_arguments,
+    "call of an unknown tool with half a character": lambda tool: tool_call("no_such_\ud83d", tool.arguments()),
     "arguments in broken JSON text": lambda tool: tool_call(tool.name, '{"a": '),
     "call cut off": lambda tool: Truncated(f'<tool_call>\n{{"name": "{tool.name}", "argu'),
     "call cut off in its arguments": lambda tool: Truncated(f'<tool_call>\n{{"name": "{tool.name}", "arguments": {{"'),
