@@ -327,6 +327,45 @@ def test_thinking_stays_through_tool_results_whether_the_agent_returns_it_or_not
     assert session.calls[2].fork_reason == "thinking dropped by the template"
 
 
+STRAY = [
+    "I think. </think> It is 408.",
+    "<think>\nHm.\n</think>\n\nI think. </think> It is 408.",
+    "</think> It is 408.",
+    "It is 408. </think>",
+    "One </think> two </think> three",
+    "I <think> it is 408.",
+]
+
+
+@pytest.mark.parametrize("written", STRAY)
+@pytest.mark.parametrize("way", ["unchanged", "without thinking", "thinking inside"])
+def test_a_turn_with_stray_marks_of_thinking_is_found_when_the_agent_returns_it(ask, backend, session, written, way):
+    backend.says(written, "Yes.")
+    answer = ask([ASK])
+    if way == "without thinking":
+        answer.pop("reasoning_content", None)
+    if way == "thinking inside":
+        thought = answer.pop("reasoning_content", None)
+        answer["content"] = f"<think>{thought}</think>{answer['content']}" if thought else answer["content"]
+    ask([ASK, answer, MORE])
+    first, second = session.calls
+    assert second.parent == first.id
+    assert second.fork_reason != "history edited"
+
+
+def test_half_a_character_in_a_call_comes_back_from_the_agent(ask, backend, session):
+    arguments = r'{"expression":  "\ud83d"}'
+    backend.says(f'<tool_call>\n{{"name": "calculate", "arguments": {arguments}}}\n</tool_call>', "Yes.", "No.")
+    answer = ask([ASK], TOOLS)
+    assert answer["tool_calls"][0]["function"]["arguments"] == arguments
+    result = {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "error"}
+    ask([ASK, answer, result], TOOLS)
+    ask([SYSTEM, ASK, answer, result], TOOLS)
+    assert session.calls[1].parent == session.calls[0].id
+    assert session.calls[1].fork_reason is None
+    assert r"\ud83d" in backend.renderer.vocabulary.decode(prompts(backend)[2])
+
+
 def test_thinking_that_the_agent_changed_is_an_edit(ask, backend, session):
     backend.says("<think>\nMultiply.\n</think>\n\nIt is 408.", "Yes.")
     answer = ask([ASK])

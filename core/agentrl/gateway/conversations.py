@@ -2,12 +2,13 @@
 
 A trie over messages. Turns of the assistant are compared by meaning, because frameworks rewrite them:
 absent content is empty, tool arguments are parsed JSON, ids of tool calls and fields that are null do
-not count, and thinking may have been left out.
+not count, and thinking may have been left out or moved.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from agentrl.tokens.template import Messages, text_of, thinking_of
 from agentrl.tokens.tree import Position
 
 __all__ = ["Conversations", "Match", "MessageKey", "Turn", "message_key", "tools_key"]
+
+_MARKS = re.compile(r"</?think>|\s+")
 
 MessageKey = tuple[Any, ...]
 """A message's meaning: role, name and text; of the assistant's, text and tool calls."""
@@ -33,7 +36,8 @@ class Turn:
     prompt_tokens: int
     thinking: bool
     """Whether thinking of the policy is among the ids of its conversation."""
-    reasoning: str
+    message: Mapping[str, Any]
+    """What the agent was given."""
     tool_call_ids: tuple[str, ...]
     continued: int = 0
 
@@ -101,16 +105,37 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
     """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then
     the one least continued, so that equal samples are each continued where several conversations go on.
     ``None`` where the message holds thinking that none of them has."""
-    reasoning = thinking_of(message)
-    if reasoning:
-        turns = [turn for turn in turns if turn.reasoning == reasoning]
+    turns = [turn for turn in turns if _given_back(turn.message, message)]
     if len(turns) < 2:
         return turns[0] if turns else None
     ids = tuple(call.get("id") for call in message.get("tool_calls") or ())
+    all_of_it = _all_of(message)
     return min(
         turns,
-        key=lambda turn: (turn.reasoning != reasoning, turn.tool_call_ids != ids, turn.continued, turn.digest),
+        key=lambda turn: (_all_of(turn.message) != all_of_it, turn.tool_call_ids != ids, turn.continued, turn.digest),
     )
+
+
+def _given_back(given: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
+    """Whether ``message``, which says what the turn ``given`` says, thinks nothing else: it has the same thinking,
+    wherever that stands, or has lost it."""
+    if not thinking_of(message) or _all_of(message) == _all_of(given):
+        return True
+    reasoning = _reasoning(message)
+    return reasoning == _reasoning(given) if reasoning else _bare(text_of(message)) == _bare(text_of(given))
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    return str(message.get("reasoning_content") or "").strip()
+
+
+def _all_of(message: Mapping[str, Any]) -> str:
+    return _bare(f"{_reasoning(message)}{text_of(message)}")
+
+
+def _bare(text: str) -> str:
+    """``text`` without what frameworks change where they move thinking: its marks, and white space."""
+    return _MARKS.sub("", text)
 
 
 def message_key(message: Mapping[str, Any]) -> MessageKey:

@@ -76,7 +76,7 @@ def _turn(call: Call, message: Message) -> Turn:
         position=None,
         prompt_tokens=0,
         thinking=False,
-        reasoning=message["reasoning_content"].strip(),
+        message=message,
         tool_call_ids=tuple(made["id"] for made in message["tool_calls"]),
     )
 

@@ -241,6 +241,6 @@ def _turn(record: Record, end: Position) -> Turn:
         position=None if record.shown is None else Position(end.span, record.shown),
         prompt_tokens=len(record.prompt_ids),
         thinking=record.thinking,
-        reasoning=str(message.get("reasoning_content") or "").strip(),
+        message=message,
         tool_call_ids=tuple(call["id"] for call in message.get("tool_calls") or ()),
     )
