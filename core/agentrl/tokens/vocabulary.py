@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from agentrl.errors import encodable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +18,8 @@ __all__ = ["Vocabulary"]
 _CACHED_TEXTS = 4096
 _CACHED_LENGTH = 16_384
 """Longer texts are rarely seen twice and would fill the cache."""
+_CACHED_PIECES = 65_536
+_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Vocabulary:
@@ -28,8 +33,8 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._encode, self._decode = _backend(tokenizer)
         self._encode_cached = lru_cache(_CACHED_TEXTS)(self._encode)
-        self.piece = lru_cache(None)(self._piece)
-        """The text and the bytes of one id."""
+        self._bytes = lru_cache(_CACHED_PIECES)(self._bytes_after)
+        self._spells = self._byte_spelling()
         self.unk_token_id = tokenizer.unk_token_id
         self.eos_token_id = tokenizer.eos_token_id
         self._convert_cached = lru_cache(None)(tokenizer.convert_tokens_to_ids)
@@ -43,7 +48,11 @@ class Vocabulary:
         return getattr(self._tokenizer, name)
 
     def encode(self, text: str, **_: object) -> list[int]:
-        """The ids of ``text``, its special tokens among them and none added."""
+        """The ids of ``text``, its special tokens among them and none added.
+
+        Half a character, which no vocabulary has, is spelled out as JSON spells it.
+        """
+        text = encodable(text)
         if len(text) > _CACHED_LENGTH:
             return list(self._encode(text))
         return list(self._encode_cached(text))
@@ -63,15 +72,34 @@ class Vocabulary:
         ids = self.encode(token)
         return ids[0] if len(ids) == 1 and self.decode(ids) == token else None
 
-    def _piece(self, token_id: int) -> tuple[str, bytes]:
+    def piece(self, token_id: int, before: int | None = None) -> bytes:
+        """The bytes that one id of a completion adds to its text, given the id ``before`` it.
+
+        Those of all its ids are together the bytes of its text, wherever that is whole: spaces that a decoder
+        writes between ids, or leaves out at the start, are counted where they are written, and an id that is a
+        part of a character has its own bytes.
+        """
+        return self._bytes(token_id, before)
+
+    def _byte_spelling(self) -> Callable[[str], bytes | None] | None:
+        """How the vocabulary writes bytes, if it has tokens that stand for single ones."""
+        for token, char, spelling in (("<0x41>", "A", _fallback_byte), ("\u0120", " ", _alphabet_bytes)):
+            token_id = self._tokenizer.convert_tokens_to_ids(token)
+            if isinstance(token_id, int) and token_id != self.unk_token_id and self._decode([token_id]) == char:
+                return spelling
+        return None
+
+    def _bytes_after(self, token_id: int, before: int | None) -> bytes:
         text = self._decode([token_id])
-        if "\ufffd" not in text:
-            return text, text.encode()
+        if before is None and "\ufffd" not in text:
+            return text.encode()
         raw = self._tokenizer.convert_ids_to_tokens(token_id)
-        byte_of = _byte_alphabet()
-        if isinstance(raw, str) and all(char in byte_of for char in raw):
-            return text, bytes(byte_of[char] for char in raw)
-        return text, text.encode()
+        if self._spells is not None and isinstance(raw, str) and (spelled := self._spells(raw)) is not None:
+            return spelled
+        if before is not None:
+            start, both = self._decode([before]), self._decode([before, token_id])
+            text = both.removeprefix(start) if both.startswith(start) else text
+        return text.encode()
 
 
 def _backend(
@@ -93,6 +121,18 @@ def _backend(
         lambda text: tuple(rust.encode(text, add_special_tokens=False).ids),
         lambda ids: str(rust.decode(ids, skip_special_tokens=False)),
     )
+
+
+def _fallback_byte(token: str) -> bytes | None:
+    """The byte of a token of a vocabulary with byte fallback, ``<0xC3>``; ``None`` for one that is text."""
+    match = _FALLBACK.fullmatch(token)
+    return bytes.fromhex(match[1]) if match else None
+
+
+def _alphabet_bytes(token: str) -> bytes | None:
+    """The bytes of a token of a byte-level vocabulary; ``None`` for one that was added as it is."""
+    byte_of = _byte_alphabet()
+    return bytes(byte_of[char] for char in token) if all(char in byte_of for char in token) else None
 
 
 @lru_cache(1)

@@ -120,13 +120,17 @@ class ChatCompletions:
 
     def _logprobs(self, completion: Completion) -> list[dict[str, Any]]:
         tops = completion.top_logprobs or ((),) * len(completion.ids)
-        return [
-            self._logprob(token, logprob) | {"top_logprobs": [self._logprob(*other) for other in top]}
-            for token, logprob, top in zip(completion.ids, completion.logprobs, tops, strict=True)
-        ]
+        written: list[dict[str, Any]] = []
+        before: int | None = None
+        for token, logprob, top in zip(completion.ids, completion.logprobs, tops, strict=True):
+            others = [self._logprob(other, value, before) for other, value in top]
+            written.append(self._logprob(token, logprob, before) | {"top_logprobs": others})
+            before = token
+        return written
 
-    def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
-        text, raw = self._vocabulary.piece(token)
+    def _logprob(self, token: int, logprob: float, before: int | None) -> dict[str, Any]:
+        raw = self._vocabulary.piece(token, before)
+        text = raw.decode(errors="replace")
         return {"token": text, "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
 
 
