@@ -140,6 +140,23 @@ def test_an_episode_that_cannot_be_stored_harms_no_other(tmp_path: Path) -> None
         assert list(store.episodes()) == [good]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_task_is_stored_once_however_many_episodes_it_has(tmp_path: Path, together: bool) -> None:
+    path = tmp_path / "episodes.sqlite"
+    big, other = {"question": "x" * 200_000}, {"question": "y"}
+    episodes = [
+        make_episode(sample=sample, phase=phase, data=data)  # another dict each time, as a run's are
+        for phase in ("train", "eval")
+        for sample in range(8)
+        for data in (dict(big), dict(other))
+    ]
+    with EpisodeStore(path) as store:
+        for commit in [episodes] if together else [[episode] for episode in episodes]:
+            store.submit(commit).result()
+    assert list(read_episodes(path)) == episodes
+    assert path.stat().st_size < 1.5 * 200_000
+
+
 def test_many_waiters_are_committed_together_and_none_is_lost(tmp_path: Path) -> None:
     async def commit_all() -> None:
         await asyncio.gather(*(store.commit([make_episode(task=task)]) for task in range(500)))
@@ -241,7 +258,7 @@ def test_a_full_disk_fails_the_commit_and_leaves_nothing_half_written(
     limit_pages(monkeypatch, 16)
     path = tmp_path / "episodes.sqlite"
     small = [make_episode(task=task) for task in range(3)]
-    large = [make_episode(task=task, data={"text": "x" * 20_000}) for task in range(10)]
+    large = [make_episode(task=task, data={"text": f"{task}" * 20_000}) for task in range(10)]
     with EpisodeStore(path) as store:
         store.submit(small).result()
         with pytest.raises(RunError, match=r"cannot write .*episodes\.sqlite: .*full.* \(free some space"):
@@ -340,7 +357,7 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match="has schema 99 and this agentrl has 2"):
+    with pytest.raises(RunError, match="has schema 99 and this agentrl has 3"):
         EpisodeStore(path)
 
 

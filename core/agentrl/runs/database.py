@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from agentrl.runs.filesystem import cannot_write, is_network_filesystem
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SELECT",
     "Journal",
     "close_for_writing",
     "database_error",
@@ -28,13 +30,17 @@ Journal = Literal["wal", "delete"]
 
 Verb = Literal["read", "write"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _APPLICATION_ID = 0x61726C31
 """Says what the file is: ``arl1``."""
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
+CREATE TABLE tasks (
+    digest BLOB PRIMARY KEY,        -- of data: equal tasks are stored once, however many episodes they have
+    data TEXT NOT NULL              -- JSON
+);
 CREATE TABLE episodes (
     id INTEGER PRIMARY KEY,         -- in the order of their commits
     phase TEXT NOT NULL,
@@ -48,7 +54,7 @@ CREATE TABLE episodes (
     sampled_tokens INTEGER NOT NULL,
     failure TEXT,                   -- JSON: side, reason
     mistake TEXT,                   -- what the policy did wrong where that ended the episode
-    data TEXT NOT NULL,             -- JSON
+    data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,           -- JSON
     call_rewards TEXT NOT NULL,     -- JSON
     calls TEXT NOT NULL,            -- JSON, as agentrl.runs.codec writes it
@@ -61,11 +67,16 @@ PRAGMA application_id = {_APPLICATION_ID};
 COMMIT;
 """
 
-_INSERT = f"INSERT INTO episodes ({', '.join(COLUMNS)}) VALUES "  # noqa: S608
+_INSERT = f"INSERT INTO episodes ({', '.join(COLUMNS)})"
 """Takes rows of ``COLUMNS``; it is made of this package's own names, never of data."""
-_PLACES = f"({', '.join('?' * len(COLUMNS))})"
-_ROWS_AT_ONCE = 999 // len(COLUMNS)
-"""Older builds of SQLite take 999 values in a statement."""
+_INSERT_TASKS = "INSERT OR IGNORE INTO tasks (digest, data)"
+_DATA = COLUMNS.index("data")
+_VALUES_AT_ONCE = 999
+"""Older builds of SQLite take no more in a statement."""
+
+_READ = ", ".join("tasks.data" if column == "data" else column for column in COLUMNS)
+SELECT = f"SELECT id, {_READ} FROM episodes JOIN tasks ON digest = episodes.data"  # noqa: S608
+"""Gives each episode's id, and then the row that ``insert`` was given."""
 
 _BUSY_SECONDS = 30.0
 
@@ -107,17 +118,33 @@ def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     Many rows are one statement: Python's interpreter lock is let go and taken again with every statement, and
     beside a busy event loop each of those waits.
     """
+    digests = [_digest(row[_DATA]) for row in rows]
+    tasks = {digest: row[_DATA] for digest, row in zip(digests, rows, strict=True)}
+    episodes = [(*row[:_DATA], digest, *row[_DATA + 1 :]) for digest, row in zip(digests, rows, strict=True)]
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[start : start + _ROWS_AT_ONCE]
-            connection.execute(_INSERT + ", ".join([_PLACES] * len(some)), [value for row in some for value in row])
+        _insert(connection, _INSERT_TASKS, list(tasks.items()))
+        _insert(connection, _INSERT, episodes)
         connection.execute("COMMIT")
     except Exception:
         # On a full disk SQLite may have rolled back by itself.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _insert(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> None:
+    width = len(rows[0]) if rows else 1
+    places, at_once = f"({', '.join('?' * width)})", _VALUES_AT_ONCE // width
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        connection.execute(
+            f"{statement} VALUES {', '.join([places] * len(some))}", [value for row in some for value in row]
+        )
+
+
+def _digest(data: str) -> bytes:
+    return hashlib.sha256(data.encode(errors="surrogatepass")).digest()
 
 
 def close_for_writing(connection: sqlite3.Connection) -> None:

@@ -18,8 +18,16 @@ from types import TracebackType
 
 from agentrl.errors import RunError
 from agentrl.rollout.episode import Episode, Phase
-from agentrl.runs.codec import COLUMNS, Row, from_row, to_row
-from agentrl.runs.database import Journal, close_for_writing, database_error, insert, open_for_reading, open_for_writing
+from agentrl.runs.codec import Row, from_row, to_row
+from agentrl.runs.database import (
+    SELECT,
+    Journal,
+    close_for_writing,
+    database_error,
+    insert,
+    open_for_reading,
+    open_for_writing,
+)
 from agentrl.runs.lock import FolderLock
 
 __all__ = ["EpisodeStore", "read_episodes"]
@@ -169,7 +177,7 @@ def read_episodes(path: Path, phase: Phase | None = None, step: int | None = Non
     """
     wanted = {"phase": phase, "step": step}
     where = " AND ".join(["id > :after", *(f"{name} = :{name}" for name, value in wanted.items() if value is not None)])
-    select = f"SELECT id, {', '.join(COLUMNS)} FROM episodes WHERE {where} ORDER BY id LIMIT {_PAGE}"  # noqa: S608
+    select = f"{SELECT} WHERE {where} ORDER BY id LIMIT {_PAGE}"
     connection = open_for_reading(path)
     try:
         after: int | None = 0

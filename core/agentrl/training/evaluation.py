@@ -58,16 +58,16 @@ class Evaluator:
 
     def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config, *, greedy: bool = True) -> None:
         """``greedy`` says whether the model takes temperature 0."""
-        count = min(config.evaluation.tasks, len(tasks))
+        self._count = min(config.evaluation.tasks, len(tasks))
         self._greedy = greedy
-        self._tasks = [IndexedTask(index, tasks[index]) for index in range(count)]
+        self._tasks = tasks
         self._rollout = rollout
         self._config = config
 
     @property
     def episodes(self) -> int:
         """How many episodes one evaluation runs."""
-        return len(self._tasks) * (self._config.evaluation.samples_per_task + self._greedy)
+        return self._count * (self._config.evaluation.samples_per_task + self._greedy)
 
     async def run(self, version: int) -> Evaluation:
         """Evaluate the weights of policy version ``version``.
@@ -104,7 +104,8 @@ class Evaluator:
                 seed_key=(self._config.seed, phase, version, key.task, key.sample),
             )
 
-        return await self._rollout.run(Batch(phase, version, self._tasks, samples, settings))
+        tasks = [IndexedTask(index, self._tasks[index]) for index in range(self._count)]
+        return await self._rollout.run(Batch(phase, version, tasks, samples, settings))
 
 
 def _mean_reward(groups: Sequence[Group]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 from agentrl.rollout.groups import IndexedTask
 from agentrl.tasks.contract import TaskSet
@@ -18,7 +19,7 @@ class TaskOrder:
         self._seed = seed
         self.cursor = cursor
         self._epoch = -1
-        self._order: list[int] = []
+        self._order = array("Q")
 
     def take(self, count: int) -> list[IndexedTask]:
         """The next ``count`` tasks; where an epoch ends between them, the next one begins."""
@@ -29,6 +30,6 @@ class TaskOrder:
     def _index(self, cursor: int) -> int:
         epoch, place = divmod(cursor, len(self._tasks))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(len(self._tasks)))
+            self._epoch, self._order = epoch, array("Q", range(len(self._tasks)))
             random.Random(f"tasks-{self._seed}-{epoch}").shuffle(self._order)
         return self._order[place]
