@@ -120,10 +120,19 @@ def test_train_says_what_was_learned_and_the_command_it_prints_measures_the_same
     assert {**json.loads(agentrl("eval", "runs/first", "--json")[1]), "model": ""} == {**measured, "model": ""}
 
 
-def test_an_agent_in_a_file_is_trained_with_a_reward_from_the_config(agentrl):
-    code, out, err = agentrl("train", "agents.py:Answers", "reward=numeric-match", *SMALL, "--json")
+@pytest.mark.parametrize("tasks", [None, "questions.csv"])
+def test_an_agent_in_a_file_is_trained_and_the_banner_says_on_what(agentrl, tasks):
+    (agentrl.folder / "questions.csv").write_text("question,answer\n" + "What is 3 + 4?,007\n" * 4)
+    chosen = [f"tasks.train={tasks}"] if tasks else []
+    code, out, err = agentrl("train", "agents.py:Answers", "reward=numeric-match", *SMALL, *chosen, "--json")
     assert code == 0, err
-    assert json.loads(out)["outcome"] == "completed"
+    summary = json.loads(out)
+    assert summary["outcome"] == "completed"
+    held_out = "none" if tasks else "arithmetic-heldout"
+    banner = f"training agents.py:Answers on tiny: tasks {tasks or 'arithmetic'}, held out {held_out}, "
+    assert f"{banner}reward numeric-match; 2 steps of 8 episodes" in err
+    assert ("agents.py:Answers is trained on arithmetic, {" in err) == (tasks is None)
+    assert (summary["reward_before"] is None) == (tasks is not None)
 
 
 def test_tracker_files_land_in_the_run_folder(agentrl):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,6 +167,49 @@ def test_the_agent_given_beside_the_overrides_keeps_the_keys_of_the_file(write: 
 
 def test_null_takes_a_part_away(write: Write) -> None:
     assert load(write("tasks: {eval: {name: jsonl, path: x}}\n"), "tasks.eval=null").tasks.eval is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "held_out"),
+    [
+        ((), "arithmetic-heldout"),
+        (("tasks.train=arithmetic",), "arithmetic-heldout"),
+        (("tasks.train.digits=3",), "arithmetic-heldout"),
+        (("tasks.eval.digits=3",), {"name": "arithmetic-heldout", "digits": 3}),
+        (("tasks.train=questions.jsonl",), None),
+        (("tasks.train={name: gsm8k, path: x}",), None),
+        (("tasks={train: questions.jsonl}",), None),
+        (("tasks.train=questions.jsonl", "tasks.eval=arithmetic-heldout"), "arithmetic-heldout"),
+        (("tasks.train=questions.jsonl", "tasks.eval=held-out.jsonl"), "held-out.jsonl"),
+        (("tasks.train=arithmetic", "tasks.eval=null"), None),
+    ],
+)
+@pytest.mark.parametrize("source", ["command line", "file", "environment"])
+def test_no_tasks_are_evaluated_on_those_of_another_set(
+    write: Write, overrides: tuple[str, ...], held_out: object, source: str
+) -> None:
+    if source == "command line":
+        config = load(None, *overrides)
+    elif source == "file":
+        config = load(write(as_yaml(overrides)))
+    else:
+        pairs = (each.split("=", 1) for each in overrides)
+        config = load(None, environ={f"AGENTRL_{key.upper().replace('.', '__')}": value for key, value in pairs})
+    assert config.model_dump(mode="json")["tasks"]["eval"] == held_out
+    assert load(write(dump_yaml(config))) == config
+
+
+def as_yaml(overrides: tuple[str, ...]) -> str:
+    """The overrides as a file."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, value = override.split("=", 1)
+        *parents, last = key.split(".")
+        at = values
+        for name in parents:
+            at = at.setdefault(name, {})
+        at[last] = yaml.safe_load(value)
+    return yaml.safe_dump(values)
 
 
 def test_a_run_may_be_called_by_a_number() -> None:

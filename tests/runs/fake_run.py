@@ -20,7 +20,7 @@ def drive(reporter: Reporter, passes: Callable[[float], None], steps: int = STEP
     """Report ``steps`` steps; ``passes`` lets a share of a second go by."""
     reporter.stage("loading the model")
     passes(1.0)
-    reporter.run_started(Plan(Path("runs/math"), "math", "tiny", STEPS, 64))
+    reporter.run_started(Plan(Path("runs/math"), "math", "tiny", STEPS, 64, "arithmetic", "arithmetic-heldout", None))
     _evaluate(reporter, passes, 0)
     for step in range(1, steps + 1):
         _roll_out(reporter, passes, "rolling out", 64)

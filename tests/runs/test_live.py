@@ -61,7 +61,7 @@ def test_closing_gives_the_cursor_back_whatever_came_before() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     reporter = LiveReporter(console)
     reporter.close()
-    reporter.run_started(Plan(Path("runs/x"), "math", "tiny", steps=0, episodes_per_step=64))
+    reporter.run_started(Plan(Path("runs/x"), "math", "tiny", 0, 64, "arithmetic", None, None))
     reporter.stage("loading the model")
     reporter.close()
     reporter.close()

@@ -39,7 +39,8 @@ def narrate(pace: float) -> list[str]:
 def test_a_quick_run_is_told_in_a_few_lines() -> None:
     assert narrate(0.1) == [
         "loading the model",
-        "training math on tiny: 20 steps of 64 episodes, in runs/math",
+        "training math on tiny: tasks arithmetic, held out arithmetic-heldout, reward its own; "
+        "20 steps of 64 episodes, in runs/math",
         "evaluating, 256 episodes",
         "after step 0: held-out reward 0.108 sampled, 0.119 greedy",
         "rolling out, 64 episodes",

@@ -32,7 +32,7 @@ def clock() -> Clock:
 @pytest.fixture
 def progress(clock: Clock) -> Progress:
     progress = Progress(clock)
-    progress.run_started(Plan(Path("runs/x"), "math", "tiny", steps=10, episodes_per_step=64))
+    progress.run_started(Plan(Path("runs/x"), "math", "tiny", 10, 64, "arithmetic", None, None))
     return progress
 
 

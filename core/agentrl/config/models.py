@@ -18,6 +18,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Strict,
     model_serializer,
+    model_validator,
 )
 
 __all__ = [
@@ -117,7 +118,23 @@ class TasksSection(Section):
     """The tasks to train on: a name, a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of such or of
     `save_to_disk`, or `{name: …, its keys}`."""
     eval: OptionalPart = _Part(name="arithmetic-heldout")
-    """Held-out tasks that evaluation runs on; null for none."""
+    """Held-out tasks that evaluation runs on; null for none. By default those of `arithmetic` where that is trained on,
+    and none where `tasks.train` is anything else."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _held_out_of_what_is_trained(cls, values: Any) -> Any:
+        """Nobody's tasks are measured on another's: the default goes with its own training set alone."""
+        if not isinstance(values, dict):
+            return values
+        train, held_out = (cls.model_fields[name].default.name for name in ("train", "eval"))
+        given = values.get("train", train)
+        name = given.get("name", train) if isinstance(given, dict) else getattr(given, "name", given)
+        if name != train:
+            return {"eval": None, **values}
+        if isinstance(keys := values.get("eval"), dict):
+            return {**values, "eval": {"name": held_out, **keys}}
+        return values
 
 
 class RolloutSection(Section):

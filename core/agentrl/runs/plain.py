@@ -89,9 +89,10 @@ class PlainReporter:
 
 def plan_text(plan: Plan) -> str:
     """What is going to happen, in one line."""
+    reward = "its own" if plan.reward is None else plan.reward
     return (
-        f"training {plan.agent} on {plan.model}: {plan.steps:,} steps of {plan.episodes_per_step:,} episodes, "
-        f"in {plan.folder}"
+        f"training {plan.agent} on {plan.model}: tasks {plan.tasks}, held out {plan.held_out or 'none'}, "
+        f"reward {reward}; {plan.steps:,} steps of {plan.episodes_per_step:,} episodes, in {plan.folder}"
     )
 
 

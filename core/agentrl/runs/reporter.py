@@ -24,6 +24,12 @@ class Plan:
     steps: int
     """Optimiser steps in all."""
     episodes_per_step: int
+    tasks: str
+    """The tasks that are trained, as the config names them."""
+    held_out: str | None
+    """The tasks of evaluations; ``None`` where nothing is evaluated."""
+    reward: str | None
+    """What scores the answers; ``None`` where the agent returns its own."""
 
 
 class Reporter(Protocol):

@@ -51,7 +51,19 @@ class Journal:
         self._hook.agentrl_run_started(run=run)
         self._run = run
         per_step = config.rollout.tasks_per_step * config.rollout.group_size
-        self.reporter.run_started(Plan(run.folder, run.agent, run.model, config.training.steps, per_step))
+        tasks, held_out, reward = config.tasks.train, config.tasks.eval, config.reward
+        self.reporter.run_started(
+            Plan(
+                run.folder,
+                run.agent,
+                run.model,
+                config.training.steps,
+                per_step,
+                tasks=tasks.name,
+                held_out=None if held_out is None else held_out.name,
+                reward=None if reward is None else reward.name,
+            )
+        )
 
     async def episode(self, episode: Episode) -> None:
         """Make a finished episode durable, then tell of it."""

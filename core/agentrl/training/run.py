@@ -27,6 +27,7 @@ from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts
 from agentrl.training.serving import build_backend, serve
 from agentrl.training.task_order import TaskOrder
+from agentrl.training.unchosen import default_tasks
 
 __all__ = ["prepare", "train"]
 
@@ -40,6 +41,8 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
     """
     told = Reporters(reporter)
     algorithm, trackers = prepare(parts, told)
+    if (default := default_tasks(parts)) is not None:
+        told.warning(default)
     folder = RunFolder.create(parts.config)
     log = RunLog(folder.logs / "run.log")
     told.add(log)
