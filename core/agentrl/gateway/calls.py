@@ -51,6 +51,7 @@ class Caller:
     async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
         """See ``Completes``: sample one completion."""
         began = time.monotonic()
+        self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
         with session.planned(tools, request.messages, keys) as plan:
             prompt = self._prompt(plan, request, tools, keys)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError, GatewayError, near_matches
+from agentrl.tokens.abilities import Abilities, measure
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import kind_of
-from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judge, known_renderers
+from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judged, known_renderers
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.vocabulary import Vocabulary
 
@@ -26,7 +28,9 @@ _log = logging.getLogger(__name__)
 class Renderer:
     """How one model writes conversations. Safe from any thread; it holds no conversation."""
 
-    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None, part: Candidate) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, template: ChatTemplate | None, part: Candidate, origin: str = "the model"
+    ) -> None:
         self._template = template
         self._part = part
         self._thinking_marks = [vocabulary.special_id(mark) for mark in ("<think>", "</think>")]
@@ -39,6 +43,23 @@ class Renderer:
         """Ids that end an assistant turn."""
         self.tool_end_id: int | None = vocabulary.special_id("</tool_call>")
         """The id that ends a tool call, where one does."""
+        self.day: date | None = template.day if template is not None and template.writes_date else None
+        """The date in every prompt, where one is written."""
+        self.abilities: Abilities = measure(self._text, reads=part.reads)
+        """What of tools reaches the prompt, and comes back."""
+        self._origin = origin
+
+    def _text(self, messages: Messages, tools: Tools | None) -> str:
+        if self._template is not None:
+            return self._template.text(messages, tools)
+        return self.vocabulary.decode(self.render(messages, tools))
+
+    def check(self, messages: Messages, tools: Tools | None = None, *, calls_tools: bool = True) -> None:
+        """Raise ``GatewayError`` (400) where tools, calls or results would not reach the prompt.
+
+        So it does where ``calls_tools``, and calls could not be read.
+        """
+        self.abilities.check(self._origin, messages, tools, calls_tools=calls_tools)
 
     def render(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """The prompt for the next assistant turn, its header included.
@@ -120,22 +141,25 @@ class Renderer:
         return "<think>" in text or "</think>" in text
 
 
-def load_renderer(model: PreTrainedTokenizerBase | str | Path, name: str = "auto") -> Renderer:
+def load_renderer(
+    model: PreTrainedTokenizerBase | str | Path, name: str = "auto", *, day: date | None = None
+) -> Renderer:
     """The renderer for a tokenizer or a model folder.
 
     ``auto`` takes the renderer of the ``renderers`` package that reproduces the model's own chat template
     on probe conversations, whatever the model is called, and else renders with the template in full each
-    turn. Raises ``ConfigError`` for an unknown name, a folder without a tokenizer and, except where a
-    renderer is named outright, a tokenizer without a chat template.
+    turn. Templates that write the date write ``day``, by default today's. Raises ``ConfigError`` for an
+    unknown name, a folder without a tokenizer and, except where a renderer is named outright, a tokenizer
+    without a chat template.
     """
     tokenizer = _load_tokenizer(model) if isinstance(model, str | Path) else model
     origin = repr(str(tokenizer.name_or_path or "the model"))
     vocabulary = Vocabulary(tokenizer)
     if name not in ("auto", "default"):
-        return _named(vocabulary, origin, name)
-    template = ChatTemplate(vocabulary, origin)
+        return _named(vocabulary, origin, name, day)
+    template = ChatTemplate(vocabulary, origin, day)
     part = best_candidate(vocabulary, template) if name == "auto" else None
-    renderer = Renderer(vocabulary, template, part or in_full(vocabulary, template))
+    renderer = Renderer(vocabulary, template, part or in_full(vocabulary, template), origin)
     if part is None and name == "auto":
         renderer.warning = _IN_FULL.format(origin=origin)
     return _warned(renderer)
@@ -148,24 +172,24 @@ _IN_FULL = (
 )
 
 
-def _named(vocabulary: Vocabulary, origin: str, name: str) -> Renderer:
+def _named(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> Renderer:
     if name not in known_renderers():
         names = ["auto", "default", *known_renderers()]
         raise ConfigError(f"model.renderer: there is no renderer {name!r}", fix=near_matches(name, names))
+    template = ChatTemplate(vocabulary, origin, day) if vocabulary.chat_template else None
     try:
-        part = build(name, vocabulary)
+        part = build(name, vocabulary, None if template is None else template.day)
+        found = None if template is None else judged(name, vocabulary, template)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"model.renderer: {name!r} does not work with the tokenizer of {origin}: {reason}", fix="use 'auto'"
         ) from error
-    if not vocabulary.chat_template:
-        return Renderer(vocabulary, None, part.trusted())
-    template = ChatTemplate(vocabulary, origin)
-    judged = judge(part, template)
-    if judged is not None:
-        return Renderer(vocabulary, template, judged)
-    renderer = Renderer(vocabulary, None, part.trusted())
+    if found is not None:
+        return Renderer(vocabulary, template, found, origin)
+    renderer = Renderer(vocabulary, None, part.trusted(), origin)
+    if template is None:
+        return renderer
     renderer.warning = (
         f"model.renderer: {name!r} does not reproduce the chat template of {origin}: the policy sees conversations "
         "in another form than it will when served by its template; 'auto' follows the template"

@@ -5,26 +5,30 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from agentrl.errors import GatewayError
 from agentrl.tokens.probes import CONTINUATIONS, CONVERSATIONS, Continuation, Conversation, Kind
+from agentrl.tokens.reading import Reader, harmony, parsers_by_name, reads_calls, specs
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from renderers import ParsedResponse, ToolSpec
+    from renderers import ParsedResponse
     from renderers import Renderer as Library
 
-__all__ = ["Candidate", "best_candidate", "build", "in_full", "judge", "known_renderers"]
+__all__ = ["Candidate", "best_candidate", "build", "in_full", "judge", "judged", "known_renderers"]
 
 _log = logging.getLogger(__name__)
 
-_MARKS = {"gpt-oss": "<|channel|>"}
-"""Renderers that download a vocabulary when they are built, and a token by which theirs is known."""
+_MARKS = {"gpt-oss": ("<|channel|>", 200_005)}
+"""Renderers that download a vocabulary when they are built, and a token by whose id theirs is known."""
+_DATES = {"date_string": "%d %b %Y", "conversation_start_date": "%Y-%m-%d"}
+"""Settings of renderers that write a date, and its form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,10 @@ class Candidate:
     """The kinds of continuation in which extending a chain gives what the template gives."""
     parses: bool = False
     """Whether it reads back what the template writes."""
+    reads: bool = False
+    """Whether it reads back the tool calls that the template writes, and the template writes some."""
+    reader: Reader | None = None
+    """What reads completions where that is not ``library``."""
 
     @property
     def in_full(self) -> bool:
@@ -48,28 +56,41 @@ class Candidate:
 
     def trusted(self) -> Candidate:
         """The candidate where there is no template to hold it against: its own word is taken."""
-        return replace(self, thinking=True, extends=frozenset({("user", False), ("tool", False), ("tool", True)}))
+        extends: frozenset[Kind] = frozenset({("user", False), ("tool", False), ("tool", True)})
+        return replace(self, thinking=True, extends=extends, reads=True)
 
     def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         """The prompt for the next turn; ``messages`` as ``plain`` leaves them."""
-        return self.library.render_ids(cast(Any, messages), tools=_specs(tools), add_generation_prompt=True)
+        return self.library.render_ids(cast(Any, messages), tools=specs(tools), add_generation_prompt=True)
 
     def bridge(
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], messages: Sequence[Message], tools: Tools | None
     ) -> list[int] | None:
         """The prompt after a completion and new messages, where the library has one."""
         bridged = self.library.bridge_to_next_turn(
-            list(prompt_ids), list(completion_ids), cast(Any, messages), tools=_specs(tools)
+            list(prompt_ids), list(completion_ids), cast(Any, messages), tools=specs(tools)
         )
         return None if bridged is None else bridged.token_ids
 
     def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
         """What the completion says."""
-        return self.library.parse_response(completion_ids, tools=_specs(tools), prompt_ids=list(prompt_ids))
+        reader = self.reader or self.library
+        parsed = reader.parse_response(completion_ids, tools=specs(tools), prompt_ids=list(prompt_ids))
+        for call in parsed.tool_calls:
+            if call.arguments == {}:
+                call.arguments = _parameters(call.raw)
+        return parsed
 
 
-def _specs(tools: Tools | None) -> list[ToolSpec] | None:
-    return cast("list[ToolSpec]", list(tools)) if tools else None
+def _parameters(raw: str) -> Any:
+    """The arguments of a call that has them as ``parameters``, as Llama does; most parsers ask for ``arguments``."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(value, dict) or "arguments" in value:
+        return {}
+    return value.get("parameters", {})
 
 
 @lru_cache(1)
@@ -85,40 +106,55 @@ def known_renderers() -> list[str]:
     return [name for name in _configs() if name not in ("auto", "default", "custom")]
 
 
-def build(name: str, vocabulary: Vocabulary) -> Candidate:
-    """The renderer ``name``, not yet held against a template. Raises what the library raises."""
+def build(name: str, vocabulary: Vocabulary, day: date | None = None) -> Candidate:
+    """The renderer ``name``, not yet held against a template; on ``day`` where it writes a date and one is given.
+
+    Raises what the library raises.
+    """
     from renderers import create_renderer
 
-    if name == "default":
-        options: dict[str, Any] = {"reasoning_parser": "think"}
-        if vocabulary.special_id("<tool_call>") is not None:
-            options["tool_parser"] = "qwen3"
-    else:
-        options = {"thinking_retention": "all"}
-    library = create_renderer(cast(Any, vocabulary), _configs()[name](**options))
+    config = _configs()[name]
+    options: dict[str, Any] = {"thinking_retention": "all"}
+    if day is not None:
+        options |= {field: day.strftime(form) for field, form in _DATES.items() if field in config.model_fields}
+    library = create_renderer(cast(Any, vocabulary), config(**options))
     return Candidate(name, library, frozenset(library.get_stop_token_ids()))
+
+
+def judged(name: str, vocabulary: Vocabulary, template: ChatTemplate) -> Candidate | None:
+    """The renderer ``name`` as ``judge`` has it, on its own date or the template's. Raises what ``build`` does."""
+    found = judge(build(name, vocabulary), template)
+    if found is None and not _DATES.keys().isdisjoint(_configs()[name].model_fields):
+        found = judge(build(name, vocabulary, template.day), template)
+    return found
 
 
 def best_candidate(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate | None:
     """The renderer that reproduces ``template`` on every probe, the most able first; ``None`` for none."""
     found: list[Candidate] = []
-    for name in known_renderers():
-        if name in _MARKS and vocabulary.special_id(_MARKS[name]) is None:
-            continue
+    for name in _buildable(vocabulary):
         try:
-            judged = judge(build(name, vocabulary), template)
+            part = judged(name, vocabulary, template)
         except Exception as error:
             # A renderer of another family fails in its own way: a missing token, a shape it does not know.
             _log.debug("renderer %s does not work with this tokenizer: %s", name, error)
             continue
-        if judged is not None:
-            found.append(judged)
-    return max(found, key=lambda part: (part.parses, len(part.extends), part.thinking), default=None)
+        if part is not None:
+            found.append(part)
+    return max(found, key=lambda part: (part.reads, part.parses, len(part.extends), part.thinking), default=None)
+
+
+def _buildable(vocabulary: Vocabulary) -> Iterator[str]:
+    """Names of the renderers that can be built without anything being downloaded in vain."""
+    for name in known_renderers():
+        mark, token_id = _MARKS.get(name, (None, None))
+        if mark is None or vocabulary.special_id(mark) == token_id:
+            yield name
 
 
 def in_full(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
     """The template itself. A turn ends with whatever special token the template writes after its text."""
-    part = build("default", vocabulary)
+    part = _with_reader(vocabulary, template)
     ask, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
     try:
         written = template.render([ask, answer], prompt=False)
@@ -128,6 +164,35 @@ def in_full(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
     special = (token for token in written[len(prompt) :] if token in vocabulary.special_ids)
     ends = frozenset(itertools.islice(special, 1)) if written[: len(prompt)] == prompt else frozenset()
     return replace(part, stop_ids=part.stop_ids | ends)
+
+
+def _with_reader(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
+    """The package's default renderer, with whatever reads the calls of ``template``."""
+    for parser in parsers_by_name():
+        part = _default(vocabulary, parser)
+        if reads_calls(part.library, template):
+            return replace(part, reads=True)
+    part = _default(vocabulary, "qwen3" if vocabulary.special_id("<tool_call>") is not None else None)
+    channels = harmony(vocabulary)
+    if channels is not None:
+        return replace(part, reader=channels, reads=reads_calls(channels, template))
+    for name in _buildable(vocabulary):
+        try:
+            reader = build(name, vocabulary).library
+        except Exception as error:
+            _log.debug("renderer %s does not work with this tokenizer: %s", name, error)
+            continue
+        if reads_calls(reader, template):
+            return replace(part, reader=reader, reads=True)
+    return part
+
+
+def _default(vocabulary: Vocabulary, tool_parser: str | None) -> Candidate:
+    from renderers import DefaultRendererConfig, create_renderer
+
+    config = DefaultRendererConfig(reasoning_parser="think", tool_parser=tool_parser)
+    library = create_renderer(cast(Any, vocabulary), config)
+    return Candidate("default", library, frozenset(library.get_stop_token_ids()))
 
 
 def judge(part: Candidate, template: ChatTemplate) -> Candidate | None:
@@ -144,7 +209,8 @@ def judge(part: Candidate, template: ChatTemplate) -> Candidate | None:
     outcomes = [(probe.kind, _extends(part, template, probe)) for probe in CONTINUATIONS]
     kinds = {kind for kind, good in outcomes if good} - {kind for kind, good in outcomes if good is False}
     parses = all(_parses(part, template, probe) for probe in CONTINUATIONS if not probe.kind[1])
-    return replace(part, thinking=thinking, extends=frozenset(kinds), parses=parses)
+    reads = reads_calls(part.library, template)
+    return replace(part, thinking=thinking, extends=frozenset(kinds), parses=parses, reads=reads)
 
 
 def _same(part: Candidate, template: ChatTemplate, probe: Conversation) -> bool | None:
