@@ -105,6 +105,21 @@ def test_a_call_is_recorded_with_messages_and_usage_and_without_tokens(relay):
     assert len(session.tree) == 0
 
 
+def test_an_agents_own_seed_reaches_the_endpoint_as_another_one_in_every_episode(relay, endpoint):
+    for sample in (0, 1, 2, 0):
+        talk(relay, {"messages": [ASK], "seed": 42}, seed_key=(0, "eval", 0, 5, sample))
+    sent = [request.body["seed"] for request in endpoint.requests]
+    assert len(set(sent[:3])) == 3
+    assert sent[3] == sent[0]
+    assert all(0 <= seed < 2**31 for seed in sent), "as every endpoint takes it"
+
+
+def test_what_an_endpoint_may_take_for_a_seed_is_left_to_it(relay, endpoint):
+    for seed in ("42", True):
+        talk(relay, {"messages": [ASK], "seed": seed})
+    assert [request.body["seed"] for request in endpoint.requests] == ["42", True]
+
+
 @pytest.mark.parametrize("asked", [ASK, IMAGE, {"role": "function", "name": "f", "content": {"odd": [1]}}])
 @pytest.mark.parametrize(
     ("said", "sent_back"),

@@ -53,9 +53,40 @@ def test_what_does_not_touch_sampling_does_not_touch_the_seed(in_process, backen
     assert plain != seeds(in_process, backend, open_session(seed_key=KEY), ASKS, temperature=0.5)
 
 
-def test_a_requests_own_seed_is_honoured(in_process, backend, open_session):
-    found = seeds(in_process, backend, open_session(seed_key=KEY), ASKS, seed=-1)
-    assert {seed for _, seed in found} == {2**63 - 1}
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("seed", [42, 0, -1, 2**70])
+def test_an_agents_own_seed_is_another_one_in_every_episode(in_process, backend, open_session, training, seed):
+    """Else a group would be one episode eight times."""
+    episodes = [(0, phase, 3, task, sample) for phase in ("train", "eval") for task in (0, 1) for sample in range(8)]
+    drawn = [
+        seeds(in_process, backend, open_session(seed_key=key, training=training), ASKS[:1], seed=seed)[0][1]
+        for key in episodes
+    ]
+    assert len(set(drawn)) == len(episodes)
+    assert all(0 <= number < 2**63 for number in drawn)
+
+
+def test_an_agents_own_seed_repeats_within_its_episode_and_with_it(in_process, backend, open_session):
+    found = seeds(in_process, backend, open_session(seed_key=KEY), ASKS, seed=42)
+    assert found == seeds(in_process, backend, open_session(seed_key=KEY), ASKS, seed=42)
+    assert len({seed for ask, seed in found if ask == ASKS[1]}) == 1, "the same request under the same seed"
+    assert {seed for _, seed in found}.isdisjoint(
+        seed for _, seed in seeds(in_process, backend, open_session(seed_key=KEY), ASKS, seed=43)
+    )
+
+
+def test_a_seed_of_rollout_override_is_another_one_in_every_episode(in_process, backend, open_session):
+    found = [
+        seeds(in_process, backend, open_session(seed_key=(0, "train", 0, 0, n), override={"seed": 1}), ASKS[:1])
+        for n in range(8)
+    ]
+    assert len({seed for ((_, seed),) in found}) == 8
+
+
+@pytest.mark.parametrize("seed", ["42", 1.5, True])
+def test_a_seed_that_is_no_whole_number_is_refused(in_process, backend, open_session, seed):
+    with pytest.raises(openai.BadRequestError, match=r"seed=.* is not a whole number"):
+        seeds(in_process, backend, open_session(), ASKS[:1], seed=seed)
 
 
 def test_a_backend_without_seeds_is_sent_none(served, in_process, backend, open_session, monkeypatch):

@@ -17,7 +17,7 @@ from agentrl.gateway.contract import Call
 from agentrl.gateway.conversations import MessageKey, Turn, message_key, tools_key
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.gateway.sampling import resolve_sampling
-from agentrl.gateway.session import Plan, Record, Session
+from agentrl.gateway.session import Draw, Plan, Record, Session
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import Message, thinking_of
@@ -55,10 +55,10 @@ class Caller:
         tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
         with session.planned(tools, request.messages, keys) as plan:
             prompt = self._prompt(plan, request, tools, keys)
-            with session.numbered(prompt.ids, _canonical(request.fields)) as digest:
-                sampling = self._sampling(session, request, len(prompt.ids), digest)
+            with session.numbered(prompt.ids, _canonical(request.fields)) as draw:
+                sampling = self._sampling(session, request, len(prompt.ids), draw)
                 chunk = await self._generate(GenerationRequest(prompt.ids, sampling, session=session.id))
-                message, shown = self._read(chunk, request, prompt.ids, digest)
+                message, shown = self._read(chunk, request, prompt.ids, draw.call)
                 call = Call(
                     id=f"chatcmpl-{secrets.token_hex(12)}",
                     parent=plan.match.turn.call if plan.match.turn else None,
@@ -79,7 +79,7 @@ class Caller:
                     shown=shown,
                     extends=prompt.extends,
                     thinking=prompt.thinking or self.renderer.thinks(chunk.ids),
-                    digest=digest,
+                    digest=draw.call,
                     tools=tools,
                     keys=[*keys, message_key(message)],
                 )
@@ -115,7 +115,7 @@ class Caller:
             messages.append({"role": role, "content": text} | ({} if name is None else {"name": name}))
         return tuple(self.renderer.render(messages, json.loads(tools) if tools else None))
 
-    def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, digest: bytes) -> Sampling:
+    def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, draw: Draw) -> Sampling:
         room = self.capabilities.context_length - prompt_tokens
         if room < 1:
             raise GatewayError(
@@ -135,6 +135,9 @@ class Caller:
                     fix="drop it from the request, or set rollout.override: {parallel_tool_calls: null}",
                 )
             ends = ends | {self.renderer.tool_end_id}
+        # A seed of the request's own repeats as it says, within its episode: it is in the digest that equal requests
+        # share. Taken as it is, it would make the episodes of a group one and the same.
+        digest = draw.call if request.fields.get("seed") is None else draw.request
         seed = int.from_bytes(digest[:8]) >> 1
         return resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
 

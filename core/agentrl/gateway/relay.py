@@ -60,9 +60,12 @@ class Relay:
         return Completion(call, session.settings.model, answer=completion.answer)
 
     async def _ask(self, session: Session, request: ModelRequest) -> ChatCompletion:
-        settings = session.settings
+        settings, body = session.settings, request.body
+        seed = body.get("seed")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            body = {**body, "seed": session.mixed(seed)}
         try:
-            return await self.backend.complete(ChatRequest(request.body, settings.temperature, settings.max_tokens))
+            return await self.backend.complete(ChatRequest(body, settings.temperature, settings.max_tokens))
         except AgentRLError:
             raise
         except Exception as error:  # The boundary to a plugin: whatever it raises is the backend's failure.

@@ -54,19 +54,20 @@ def resolve_sampling(
 ) -> Sampling:
     """How a completion is sampled: the request's fields over the session's defaults.
 
-    ``room`` is what the context leaves, in tokens; ``seed`` is used where the request sets none and the backend
-    honours one. Raises ``GatewayError`` (400) for what a training session cannot account for or the backend cannot do.
+    ``room`` is what the context leaves, in tokens; ``seed``, in which the request's own is mixed, is used where the
+    backend honours one. Raises ``GatewayError`` (400) for what a training session cannot account for or the backend cannot do.
     """
     fields = request.fields
-    seed = seed if "seed" in capabilities.sampling else 0
     _check_distribution(request, settings, capabilities)
+    if fields.get("seed") is not None:
+        _integer(fields, "seed", -(2**63))
     limit = settings.max_tokens if fields.get("max_tokens") is None else _integer(fields, "max_tokens", 1)
     return Sampling(
         temperature=_number(fields, "temperature", settings.temperature),
         top_p=_number(fields, "top_p", 1.0, most=1.0),
         top_k=0 if fields.get("top_k") is None else max(0, _integer(fields, "top_k", -1)),
         max_tokens=room if limit is None else min(limit, room),
-        seed=seed if fields.get("seed") is None else _integer(fields, "seed", -(2**63)) % 2**63,
+        seed=seed if "seed" in capabilities.sampling else 0,
         stop=_stop(fields.get("stop")),
         stop_ids=stop_ids,
         top_logprobs=request.top_logprobs,

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentrl.errors import AgentRLError, GatewayError
 from agentrl.gateway.contract import Call, SessionSettings
@@ -19,7 +20,7 @@ from agentrl.gateway.retries import Retries
 from agentrl.tokens.template import Message
 from agentrl.tokens.tree import ROOT, Position, Sampled, TokenTree
 
-__all__ = ["Plan", "Record", "Session", "closed_error"]
+__all__ = ["Draw", "Plan", "Record", "Session", "closed_error"]
 
 
 def closed_error(session: str) -> GatewayError:
@@ -68,6 +69,15 @@ class Record:
     tools: str
     keys: Sequence[MessageKey]
     """Keys of the request's messages and of the completion's."""
+
+
+class Draw(NamedTuple):
+    """What a call's randomness derives from; the session's seed is in both digests."""
+
+    request: bytes
+    """Of the request: equal ones share it."""
+    call: bytes
+    """Of the request and its number among equal ones: each has its own."""
 
 
 class _Numbers:
@@ -186,12 +196,12 @@ class Session:
             raise
 
     @contextmanager
-    def numbered(self, prompt_ids: Sequence[int], fields: str) -> Iterator[bytes]:
-        """A digest of this request and of its number among equal ones, which everything random derives from.
+    def numbered(self, prompt_ids: Sequence[int], fields: str) -> Iterator[Draw]:
+        """What everything random about this request derives from: the session's seed and the request itself.
 
         Equal are requests with the same prompt, which is the parent chain and the messages as the model
         sees them, and the same sampling ``fields``; when they arrive plays no part. A request that fails
-        gives its number back.
+        gives its number among equal ones back.
         """
         shared = self._seed.copy()
         shared.update(array("q", prompt_ids).tobytes())
@@ -201,11 +211,17 @@ class Session:
             numbers = self._numbers.setdefault(key, _Numbers())
             number = numbers.take()
         try:
-            yield hashlib.sha256(key + number.to_bytes(4)).digest()
+            yield Draw(key, hashlib.sha256(key + number.to_bytes(4)).digest())
         except BaseException:
             with self._lock:
                 numbers.give_back(number)
             raise
+
+    def mixed(self, seed: int) -> int:
+        """A request's own ``seed`` as this session's: another one in every episode, and below 2**31."""
+        digest = self._seed.copy()
+        digest.update(repr(seed).encode())
+        return int.from_bytes(digest.digest()[:4]) >> 1
 
     def record(self, plan: Plan, record: Record) -> None:
         """Put a completed call into the tree. Raises ``GatewayError`` once the session is closed."""

@@ -1,4 +1,7 @@
-"""The chat completions API in front of an endpoint that speaks it too: requests go through as they were written."""
+"""The chat completions API in front of an endpoint that speaks it too: requests go through as they were written.
+
+But for a seed, in which the episode's is mixed: as it is it would make all samples of a task the same.
+"""
 
 from __future__ import annotations
 
