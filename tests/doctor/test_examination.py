@@ -92,6 +92,14 @@ def test_an_edited_history_is_told_with_its_reason(examined):
     assert "8 of 16 prompts were rendered anew: 8 for 'history edited'" in notes
 
 
+def test_what_a_call_did_without_is_told_with_the_key_that_takes_it_so(examined):
+    notes = [note.text for note in examined("agents.py:strict").diagnosis.of_level("note")]
+    (told,) = [note for note in notes if "1 of 1 calls did without strict" in note]
+    assert "rollout.override: {strict: false}" in told
+    notes = examined("agents.py:strict", "rollout.override={strict: false}").diagnosis.of_level("note")
+    assert [note.text for note in notes if "strict" in note.text] == ["rollout.override changed strict"]
+
+
 def test_failures_are_a_share_of_the_episodes_by_side(examined):
     problem = examined("agents.py:Flaky").only("problem", "group")
     assert problem.text.startswith("8 of 8 episodes failed; commonest, 8 times: agent: RuntimeError: out of luck at ")

@@ -104,3 +104,9 @@ def _calls(episode: Episode) -> Iterator[Finding]:
     overridden = Counter(field for call in episode.calls for field in call.overridden)
     if overridden:
         yield note(f"rollout.override changed {', '.join(overridden)}", overridden=dict(overridden))
+    unmet = Counter(field for call in episode.calls for field in call.unmet)
+    if unmet:
+        names, calls = ", ".join(unmet), len(episode.calls)
+        lacking = f"{unmet.total()} of {calls} calls did without {names}, which nothing here can grant"
+        fix = "to take arguments that may break their tool's schema, set rollout.override: {strict: false}"
+        yield note(f"{lacking} ({fix})", unmet=dict(unmet))

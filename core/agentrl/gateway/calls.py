@@ -69,6 +69,7 @@ class Caller:
                     completion_tokens=len(chunk.ids),
                     fork_reason=prompt.fork_reason,
                     overridden=overridden,
+                    unmet=request.unmet,
                     seconds=time.monotonic() - began,
                 )
                 record = Record(

@@ -20,7 +20,8 @@ class SessionSettings:
     max_tokens: int | None = None
     """Used where a request sets none."""
     override: Mapping[str, Any] = field(default_factory=dict)
-    """``rollout.override``: request fields that are replaced, or dropped where the value is ``None``."""
+    """``rollout.override``: request fields that are replaced, or dropped where the value is ``None``; beside them
+    ``strict``, that of every tool."""
     seed_key: tuple[int | str, ...] = ()
     """What every call's seed derives from: run seed, phase, version, task, sample."""
 
@@ -43,5 +44,7 @@ class Call:
     fork_reason: str | None = None
     """Why the history was rendered in full instead of extended; ``None`` where it was extended or new."""
     overridden: tuple[str, ...] = ()
-    """Request fields that ``rollout.override`` replaced or dropped."""
+    """Request fields that ``rollout.override`` replaced or dropped; ``strict`` is that of its tools."""
+    unmet: tuple[str, ...] = ()
+    """What the request asked for and did without, for nothing here can grant it: ``strict`` of its tools."""
     seconds: float = 0.0

@@ -32,6 +32,8 @@ class ModelRequest:
     """The sampling fields that were set, under the names of the chat completions API."""
     logprobs: bool = False
     top_logprobs: int = 0
+    unmet: tuple[str, ...] = ()
+    """See ``Call.unmet``."""
 
 
 @dataclass(frozen=True, slots=True)

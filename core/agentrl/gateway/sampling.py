@@ -11,7 +11,7 @@ from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.request import ModelRequest
 from agentrl.inference.contract import Capabilities, Sampling
 
-__all__ = ["apply_override", "resolve_sampling"]
+__all__ = ["resolve_sampling"]
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_p": (1,),
@@ -23,24 +23,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
 }
 """Values of the fields that reshape the distribution at which they leave it alone."""
-
-
-def apply_override(
-    body: Mapping[str, Any], override: Mapping[str, Any], aliases: Mapping[str, str]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The body under ``rollout.override``, and the fields of it that were replaced or dropped.
-
-    ``aliases`` are other names of a field in the body's wire protocol: replacing one replaces all.
-    """
-    result, changed = dict(body), set()
-    for name, value in override.items():
-        canonical = aliases.get(name, name)
-        for known in (canonical, *(alias for alias, field in aliases.items() if field == canonical)):
-            if result.pop(known, None) not in (None, value):
-                changed.add(known)
-        if value is not None:
-            result[canonical] = value
-    return result, tuple(sorted(changed))
 
 
 def resolve_sampling(
@@ -55,7 +37,8 @@ def resolve_sampling(
     """How a completion is sampled: the request's fields over the session's defaults.
 
     ``room`` is what the context leaves, in tokens; ``seed``, in which the request's own is mixed, is used where the
-    backend honours one. Raises ``GatewayError`` (400) for what a training session cannot account for or the backend cannot do.
+    backend honours one. Raises ``GatewayError`` (400) for what a training session cannot account for or the backend
+    cannot do.
     """
     fields = request.fields
     _check_distribution(request, settings, capabilities)

@@ -20,7 +20,6 @@ from agentrl.gateway.http import Server
 from agentrl.gateway.interrupt import Interruptible
 from agentrl.gateway.request import Completes
 from agentrl.gateway.retries import Attempt
-from agentrl.gateway.sampling import apply_override
 from agentrl.gateway.session import Session
 from agentrl.gateway.sessions import Sessions
 from agentrl.gateway.standing import StandingEndpoint
@@ -129,7 +128,7 @@ class Gateway:
     async def _attempt(self, session: Session, dialect: Dialect, exchange: Exchange, attempt: Attempt) -> Reply:
         try:
             with Interruptible() as block, session.running(block):
-                body, overridden = apply_override(self._body(exchange), session.settings.override, dialect.aliases)
+                body, overridden = dialect.override(self._body(exchange), session.settings.override)
                 request = dialect.parse(body)
                 completion = await self._caller.complete(session, request, overridden)
             reply = Reply(200, dialect.respond(request, completion), {"x-request-id": completion.call.id})

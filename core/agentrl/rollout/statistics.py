@@ -14,7 +14,9 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Counts of a batch's episodes, and means over those that were rewarded.
 
     ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/forks`` calls whose
-    history had to be rendered anew, ``rollout/overridden`` calls whose fields ``rollout.override`` changed.
+    history had to be rendered anew, ``rollout/overridden`` calls whose fields ``rollout.override`` changed, and
+    ``rollout/unmet`` calls that did without
+    something that they asked for.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     calls = [call for episode in episodes for call in episode.calls]
@@ -28,6 +30,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/calls": len(calls),
         "rollout/forks": sum(call.fork_reason is not None for call in calls),
         "rollout/overridden": sum(bool(call.overridden) for call in calls),
+        "rollout/unmet": sum(bool(call.unmet) for call in calls),
         "rollout/truncated": sum(call.finish_reason == "length" for call in calls),
         "tokens/prompt": sum(call.prompt_tokens for call in calls),
         "tokens/completion": sum(call.completion_tokens for call in calls),

@@ -126,7 +126,9 @@ def _calls_from_json(rows: Iterable[dict[str, Any]]) -> tuple[Call, ...]:
     calls = []
     for row in rows:
         request = _joined(requests.get(row["parent"] or "", {}), row["request"])
-        call = Call(**row | {"request": request, "overridden": tuple(row["overridden"])})
+        call = Call(
+            **row | {"request": request, "overridden": tuple(row["overridden"]), "unmet": tuple(row.get("unmet", ()))}
+        )
         requests[call.id] = request
         calls.append(call)
     return tuple(calls)

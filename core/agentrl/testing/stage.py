@@ -26,6 +26,7 @@ from agentrl.testing.clients import ask_alone, settings_of
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
 from agentrl.training.agent import InlineAgent, Place, resolve_agent
+from agentrl.training.sampling import check_override
 
 __all__ = ["Played", "Stage"]
 
@@ -68,6 +69,7 @@ class Stage:
 
     def __init__(self, config: Config, agent: Any = None) -> None:
         plugins = Plugins()
+        check_override(config)
         self.config = config if agent is not None else locate_agent(config, plugins)
         self.agent = resolve_agent(self.config, plugins, agent)
         self._score = None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward))

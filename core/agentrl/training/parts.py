@@ -18,7 +18,8 @@ from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
 from agentrl.tokens.renderer import Renderer, load_renderer
 from agentrl.training.agent import Agent, resolve_agent
-from agentrl.training.backends import check_takes_weights
+from agentrl.training.backends import check_takes_weights, is_chat
+from agentrl.training.sampling import check_override
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +74,7 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
 
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:
     """As ``resolve_parts``, for a model that an endpoint serves."""
+    check_override(config, chat=is_chat(config, plugins))
     config = locate_agent(config, plugins) if agent is None else config
     return EpisodeParts(
         config=config,

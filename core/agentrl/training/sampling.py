@@ -8,12 +8,26 @@ from typing import Any
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError, GatewayError
 from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
 from agentrl.gateway.dialects.chat_api import ALIASES
+from agentrl.gateway.dialects.overrides import apply_override
+from agentrl.gateway.dialects.relayed_chat import RelayedChat
 from agentrl.gateway.request import ModelRequest
-from agentrl.gateway.sampling import apply_override, resolve_sampling
+from agentrl.gateway.sampling import resolve_sampling
 from agentrl.inference.contract import Capabilities
 
-__all__ = ["check_sampling"]
+__all__ = ["ANY_ENGINE", "check_override", "check_sampling"]
+
+ANY_ENGINE = Capabilities(1, 1, sampling=SAMPLING_FIELDS | {"top_logprobs"})
+"""What an engine could do at best: what is refused under it is refused by every one."""
+
+
+def check_override(config: Config, *, chat: bool = False) -> None:
+    """Raise ``ConfigError``, naming the key, where no call could be answered as asked under ``rollout.override``.
+
+    ``chat`` says that the backend is one for messages, to whose endpoint a field may mean something.
+    """
+    (RelayedChat if chat else ChatCompletions).check_override(config.rollout.override)
 
 
 def check_sampling(config: Config, capabilities: Capabilities, *, trains: bool) -> None:
@@ -39,7 +53,7 @@ def _sessions(config: Config, trains: bool) -> Iterator[tuple[str, SessionSettin
 
 def _overridden(config: Config) -> ModelRequest:
     """A request that asks for nothing itself, under ``rollout.override``."""
-    fields, _ = apply_override({}, config.rollout.override, ALIASES)
+    fields, _ = apply_override({}, config.rollout.override)
     count = fields.get("top_logprobs", 0)
     return ModelRequest(fields, [], fields=fields, top_logprobs=count if isinstance(count, int) else 0)
 

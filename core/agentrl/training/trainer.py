@@ -20,6 +20,7 @@ from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.parts import Parts, resolve_episode_parts, resolve_parts
 from agentrl.training.run import prepare, train
 from agentrl.training.running import run_to_end
+from agentrl.training.sampling import ANY_ENGINE, check_sampling
 
 __all__ = ["Trainer"]
 
@@ -86,7 +87,9 @@ class Trainer:
     def _trainable(self, agent: Any) -> Parts:
         check_trainable(self.config)
         config, target = self._configured(agent)
-        return resolve_parts(config, self.plugins, target)
+        parts = resolve_parts(config, self.plugins, target)
+        check_sampling(config, ANY_ENGINE, trains=True)
+        return parts
 
     def _configured(self, agent: Any) -> tuple[Config, Any]:
         """The config with ``agent`` in it, which all plugins have seen, and the agent itself if it is no name."""

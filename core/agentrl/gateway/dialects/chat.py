@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.errors import GatewayError
-from agentrl.gateway.dialects.chat_api import ALIASES, PATH, error_body, flag, refuse_several, refused
+from agentrl.errors import ConfigError, GatewayError
+from agentrl.gateway.dialects.chat_api import PATH, error_body, flag, refuse_several, refused
 from agentrl.gateway.dialects.messages import read_messages, read_tools
+from agentrl.gateway.dialects.overrides import STRICT, apply_override, check_override, misspelled
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.tokens.vocabulary import Vocabulary
 
-__all__ = ["ChatCompletions"]
+__all__ = ["SAMPLING_FIELDS", "ChatCompletions"]
 
-_SAMPLING = frozenset(
+SAMPLING_FIELDS = frozenset(
     {
         "temperature",
         "top_p",
@@ -61,7 +61,7 @@ _NO_EFFECT = frozenset(
 )
 """Fields about accounts and caches, which sample nothing differently here."""
 
-_KNOWN = _SAMPLING | _READ | _NO_EFFECT
+_KNOWN = SAMPLING_FIELDS | _READ | _NO_EFFECT
 _MAX_TOP_LOGPROBS = 20
 _IMPOSSIBLE = -9999.0
 """How the API writes the logprob of minus infinity, for which JSON has no number."""
@@ -71,28 +71,27 @@ class ChatCompletions:
     """Reads requests strictly: what could not be honoured is refused, never dropped."""
 
     path = PATH
-    aliases = ALIASES
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
+    def override(self, body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """See ``Dialect.override``."""
+        return apply_override(body, override)
+
+    @classmethod
+    def check_override(cls, override: Mapping[str, Any]) -> None:
+        """Raise ``ConfigError``, naming the key, for an override under which no call could be answered as asked."""
+        if override.get(STRICT):
+            raise ConfigError(
+                f"rollout.override.{STRICT}={override[STRICT]!r:.80} cannot be kept: no grammar constrains arguments",
+                fix=f"set rollout.override.{STRICT}=false, or drop it",
+            )
+        check_override(override, _read, _KNOWN)
+
     def parse(self, body: Mapping[str, Any]) -> ModelRequest:
         """See ``Dialect.parse``."""
-        given = {name: value for name, value in body.items() if value is not None}
-        if unknown := given.keys() - _KNOWN:
-            raise _refuse_unknown(min(unknown), given)
-        _refuse_modes(given)
-        tools = read_tools(given.get("tools"))
-        return ModelRequest(
-            body=body,
-            messages=read_messages(given.get("messages")),
-            tools=tools,
-            calls_tools=_calls_tools(given, tools),
-            one_call=tools is not None and given.get("parallel_tool_calls") is False,
-            fields=_fields(given),
-            logprobs=flag(given, "logprobs"),
-            top_logprobs=_top_logprobs(given),
-        )
+        return _read(body)
 
     def respond(self, request: ModelRequest, completion: Completion) -> bytes:
         """See ``Dialect.respond``."""
@@ -134,13 +133,32 @@ class ChatCompletions:
         return {"token": text, "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
 
 
+def _read(body: Mapping[str, Any]) -> ModelRequest:
+    given = {name: value for name, value in body.items() if value is not None}
+    if unknown := given.keys() - _KNOWN:
+        raise _refuse_unknown(min(unknown), given)
+    _refuse_modes(given)
+    tools, strict = read_tools(given.get("tools"))
+    return ModelRequest(
+        body=body,
+        messages=read_messages(given.get("messages")),
+        tools=tools,
+        calls_tools=_calls_tools(given, tools),
+        one_call=tools is not None and given.get("parallel_tool_calls") is False,
+        fields=_fields(given),
+        logprobs=flag(given, "logprobs"),
+        top_logprobs=_top_logprobs(given),
+        unmet=(STRICT,) if strict else (),
+    )
+
+
 def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:
-    near = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8)
+    near = misspelled(name, _KNOWN)
     return GatewayError(
         f"{name}={given[name]!r:.80} is not a field that can be honoured here",
         param=name,
         code="unknown_parameter",
-        fix=f"did you mean {near[0]!r}?" if near else f"drop it, or set rollout.override: {{{name}: null}}",
+        fix=f"did you mean {near!r}?" if near else f"drop it, or set rollout.override: {{{name}: null}}",
     )
 
 
@@ -150,25 +168,35 @@ def _refuse_modes(given: Mapping[str, Any]) -> None:
         raise refused("model", given, "is not a text")
     refuse_several(given)
     if given.get("modalities", ["text"]) != ["text"]:
-        raise refused("modalities", given, "is not supported", fix="the policy writes text only")
+        fix = "the policy writes text only; have it with rollout.override: {modalities: null}"
+        raise refused("modalities", given, "is not supported", fix=fix)
     form = given.get("response_format", {"type": "text"})
     if not isinstance(form, dict) or form.get("type") != "text":
-        raise refused("response_format", given, "is not supported yet", fix="ask for the format in the messages")
+        fix = "ask for the format in the messages, and drop the field with rollout.override: {response_format: null}"
+        raise refused("response_format", given, "is not supported yet", fix=fix)
 
 
 def _calls_tools(given: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> bool:
     choice = given.get("tool_choice", "auto")
     if choice not in ("auto", "none"):
-        raise refused("tool_choice", given, "would have to force a call", fix="'auto' and 'none' are supported")
+        fix = (
+            "'auto' and 'none' are supported; leave the choice to the policy with rollout.override: {tool_choice: null}"
+        )
+        raise refused("tool_choice", given, "would have to force a call", fix=fix)
     flag(given, "parallel_tool_calls")
     return tools is not None and choice == "auto"
 
 
 def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: given[name] for name in sorted(_SAMPLING & given.keys())}
+    fields = {name: given[name] for name in sorted(SAMPLING_FIELDS & given.keys())}
     if "max_completion_tokens" in given:
         if fields.get("max_tokens", given["max_completion_tokens"]) != given["max_completion_tokens"]:
-            raise refused("max_tokens", given, "contradicts max_completion_tokens", fix="set one of them")
+            raise refused(
+                "max_tokens",
+                given,
+                "contradicts max_completion_tokens",
+                fix="set one of them, or drop both with rollout.override: {max_tokens: null}",
+            )
         fields["max_tokens"] = given["max_completion_tokens"]
     return fields
 

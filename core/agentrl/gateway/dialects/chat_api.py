@@ -25,9 +25,10 @@ def flag(given: Mapping[str, Any], name: str) -> bool:
 def refuse_several(given: Mapping[str, Any]) -> None:
     """Raises ``GatewayError`` for a request whose answer would be a stream, or several completions."""
     if flag(given, "stream"):
-        raise refused("stream", given, "is not supported yet", fix="ask without stream")
+        raise refused("stream", given, "is not supported yet", fix="have the agent ask without stream")
     if given.get("n", 1) != 1:
-        raise refused("n", given, "is not supported", fix="send that many requests; each is sampled anew")
+        fix = "send that many requests, each is sampled anew, or have one answer with rollout.override: {n: null}"
+        raise refused("n", given, "is not supported", fix=fix)
 
 
 def refused(name: str, given: Mapping[str, Any], what: str, *, fix: str | None = None) -> GatewayError:

@@ -14,8 +14,13 @@ class Dialect(Protocol):
 
     path: str
     """Where requests are posted, below the base URL: ``/chat/completions``."""
-    aliases: Mapping[str, str]
-    """Names of request fields that mean the same as another: alias to field."""
+
+    def override(self, body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """A request's body under ``rollout.override``, and the fields of it that were replaced or dropped.
+
+        Raises ``GatewayError`` (400) for a field that an override cannot touch.
+        """
+        ...
 
     def parse(self, body: Mapping[str, Any]) -> ModelRequest:
         """A request's body, checked. Raises ``GatewayError`` (400) for what is wrong or cannot be done."""

@@ -15,6 +15,10 @@ _FIELDS = {
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
 _ANY_FIELDS = frozenset({"role", "content", "name"})
+_NOTES = frozenset({"provider_specific_fields", "parsed", "annotations", "cache_control"})
+"""What SDKs note beside a message: about where it came from, how it was read or kept, never for the model to read."""
+_THINKING_AGAIN = frozenset({"thinking_blocks", "reasoning_details"})
+"""Other forms of what ``reasoning_content`` says, beside it."""
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -47,14 +51,22 @@ def _message(value: Any, where: str) -> Message:
 
 
 def _unknown(role: str, message: Message, unknown: set[str], where: str) -> None:
-    """Refuse fields that would be dropped; empty ones, which SDKs send back, say nothing."""
+    """Refuse fields that would be dropped, except where an SDK sends back what says nothing to the model."""
+    again = _THINKING_AGAIN if message.get("reasoning_content") or message.get("reasoning") else frozenset()
     for name in sorted(unknown):
-        if message[name] in ([], {}, ""):
+        if name in _NOTES or name in again or _says_nothing(message[name]):
             del message[name]
         else:
             raise _wrong(
                 f"{where}.{name}", f"cannot be used in a {role} message", fix="drop it", code="unknown_parameter"
             )
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a value is empty, or holds nothing but empty ones."""
+    if isinstance(value, dict):
+        return all(map(_says_nothing, value.values()))
+    return all(map(_says_nothing, value)) if isinstance(value, list) else value in (None, "")
 
 
 def _part(part: Any, where: str) -> dict[str, str]:
@@ -77,25 +89,30 @@ def _assistant(message: Message, where: str) -> None:
         return
     if not isinstance(calls, list):
         raise _wrong(f"{where}.tool_calls", f"is not a list: {calls!r:.80}")
-    for index, call in enumerate(calls):
-        _tool_call(call, f"{where}.tool_calls[{index}]")
+    message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
     if not calls:
         del message["tool_calls"]
 
 
-def _tool_call(call: Any, where: str) -> None:
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    """A tool call without what SDKs note beside it, such as its index or its arguments as they were parsed."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or call.get("type", "function") != "function":
         raise _wrong(where, "is not a call of a function")
     for name in ("name", "arguments"):
         if not isinstance(function.get(name), str):
             raise _wrong(f"{where}.function.{name}", f"is not a text: {function.get(name)!r:.80}")
+    said = {"type": "function", "function": {name: function[name] for name in ("name", "arguments")}}
+    return {"id": call["id"], **said} if call.get("id") is not None else said
 
 
-def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The ``tools`` of a request. Raises ``GatewayError`` (400), naming the tool at fault."""
+def read_tools(value: Any) -> tuple[list[dict[str, Any]] | None, bool]:
+    """The ``tools`` of a request, and whether any is strict.
+
+    Raises ``GatewayError`` (400), naming the tool at fault.
+    """
     if not value:
-        return None
+        return None, False
     if not isinstance(value, list):
         raise _wrong("tools", f"is not a list: {value!r:.80}")
     for index, tool in enumerate(value):
@@ -104,7 +121,9 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
             raise _wrong(f"tools[{index}]", "is not a function", fix="the policy calls functions only")
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise _wrong(f"tools[{index}].function.name", "is missing")
-    return [_plain(tool) for tool in value]
+        if not isinstance(function.get("strict"), bool | None):
+            raise _wrong(f"tools[{index}].function.strict", f"is neither true nor false: {function['strict']!r:.80}")
+    return [_plain(tool) for tool in value], any(tool["function"].get("strict") for tool in value)
 
 
 def _plain(tool: dict[str, Any]) -> dict[str, Any]:

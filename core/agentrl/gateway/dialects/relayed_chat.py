@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentrl.errors import GatewayError
-from agentrl.gateway.dialects.chat_api import ALIASES, PATH, error_body, refuse_several
+from agentrl.gateway.dialects.chat_api import PATH, error_body, refuse_several
+from agentrl.gateway.dialects.overrides import apply_override, check_override
 from agentrl.gateway.request import Completion, ModelRequest
 
 __all__ = ["RelayedChat"]
@@ -20,17 +21,19 @@ class RelayedChat:
     """Reads of a request what recording it needs; the endpoint judges the rest."""
 
     path = PATH
-    aliases = ALIASES
+
+    def override(self, body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """See ``Dialect.override``."""
+        return apply_override(body, override)
+
+    @classmethod
+    def check_override(cls, override: Mapping[str, Any]) -> None:
+        """Raise ``ConfigError`` for an override under which no call could be answered."""
+        check_override(override, _read)
 
     def parse(self, body: Mapping[str, Any]) -> ModelRequest:
         """See ``Dialect.parse``."""
-        refuse_several({name: value for name, value in body.items() if value is not None})
-        messages, tools = body.get("messages"), body.get("tools")
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise GatewayError(
-                f"messages is not a list of messages: {messages!r:.80}", param="messages", code="invalid_value"
-            )
-        return ModelRequest(body=body, messages=messages, tools=tools if isinstance(tools, list) else None)
+        return _read(body)
 
     def respond(self, request: ModelRequest, completion: Completion) -> bytes:
         """See ``Dialect.respond``: what the endpoint answered, under the id that the call has here.
@@ -42,3 +45,13 @@ class RelayedChat:
     def refuse(self, error: GatewayError) -> bytes:
         """See ``Dialect.refuse``."""
         return error_body(error)
+
+
+def _read(body: Mapping[str, Any]) -> ModelRequest:
+    refuse_several({name: value for name, value in body.items() if value is not None})
+    messages, tools = body.get("messages"), body.get("tools")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise GatewayError(
+            f"messages is not a list of messages: {messages!r:.80}", param="messages", code="invalid_value"
+        )
+    return ModelRequest(body=body, messages=messages, tools=tools if isinstance(tools, list) else None)

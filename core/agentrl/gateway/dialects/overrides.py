@@ -1,0 +1,115 @@
+"""``rollout.override`` on requests of the chat completions API."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+from agentrl.errors import ConfigError, GatewayError, near_matches
+from agentrl.gateway.dialects.chat_api import ALIASES
+
+__all__ = ["STRICT", "apply_override", "check_override", "misspelled"]
+
+STRICT = "strict"
+"""A key of an override that is no field of a request: ``strict`` of its tools."""
+
+_THE_AGENTS: Mapping[str, str] = {
+    "messages": "the conversation is the agent's own; change the agent",
+    "model": "every call goes to the model of the key `model`, whatever a request calls it",
+    "stream": "a client reads a stream where it asked for one; have the agent ask without stream",
+}
+"""Fields that an override cannot touch, each with why and what to do instead."""
+
+_PROBE = {"messages": [{"role": "user", "content": "Hello."}]}
+_SURE = 0.9
+"""How alike a name has to be to one that exists, to be it misspelled; servers' own fields are called much alike."""
+
+
+def apply_override(body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The body under ``override``, and the fields of it that were replaced or dropped; of two names of one field both.
+
+    Raises ``GatewayError`` (400) for a field that an override cannot touch.
+    """
+    result, changed = dict(body), set()
+    for name, value in override.items():
+        if name in _THE_AGENTS:
+            raise GatewayError(f"rollout.override cannot change {name}", param=name, fix=_THE_AGENTS[name])
+        if name == STRICT:
+            continue
+        canonical = ALIASES.get(name, name)
+        for known in _names(canonical):
+            if result.pop(known, None) not in (None, value):
+                changed.add(known)
+        if value is not None:
+            result[canonical] = value
+    tools = result.get("tools")
+    if STRICT in override and isinstance(tools, list):
+        strict = bool(override[STRICT])
+        if any(bool(_function(tool).get("strict", strict)) != strict for tool in tools):
+            changed.add(STRICT)
+        result["tools"] = [_told(tool, strict) for tool in tools]
+    return result, tuple(sorted(changed))
+
+
+def check_override(
+    override: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], object], fields: Set[str] | None = None
+) -> None:
+    """Raise ``ConfigError``, naming the key at fault, where no request could be answered as asked under ``override``.
+
+    ``parse`` reads a request, and ``fields`` are all that it knows; without them any may be meant for an endpoint.
+    """
+    for name, value in override.items():
+        key = f"rollout.override.{name}"
+        if name in _THE_AGENTS:
+            raise ConfigError(f"{key} cannot be: an override does not change {name}", fix=_THE_AGENTS[name])
+        if name == STRICT and not isinstance(value, bool | None):
+            raise ConfigError(f"{key}={value!r:.80} is neither true nor false", fix="set it to false, or drop it")
+        others = [other for other in _names(ALIASES.get(name, name)) if other != name and other in override]
+        if others:
+            raise ConfigError(f"{key} and rollout.override.{others[0]} are one field", fix="set one of them")
+        if fields is not None:
+            _check_name(name, value, fields | {STRICT})
+    _check_answerable(override, parse)
+
+
+def misspelled(name: str, fields: Set[str]) -> str | None:
+    """The field that ``name`` is meant to be, if it is too like it to be another server's."""
+    return next(iter(difflib.get_close_matches(name, fields, n=1, cutoff=_SURE)), None)
+
+
+def _check_name(name: str, value: Any, fields: Set[str]) -> None:
+    """A field that nobody knows here can be dropped from requests, if it is not one misspelled."""
+    if name in fields or (value is None and misspelled(name, fields) is None):
+        return
+    raise ConfigError(
+        f"rollout.override.{name}={value!r:.80}: requests have no field {name!r}",
+        fix=near_matches(name, fields),
+    )
+
+
+def _check_answerable(override: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], object]) -> None:
+    try:
+        parse(apply_override(_PROBE, override)[0])
+    except GatewayError as error:
+        at_fault = [name for name in override if error.param in _names(ALIASES.get(name, name))]
+        key = f"rollout.override.{at_fault[0]}" if at_fault else "rollout.override"
+        raise ConfigError(f"with {key} every call would be refused: {error.message}", fix=f"change {key}") from error
+
+
+def _names(canonical: str) -> tuple[str, ...]:
+    """All names of a field."""
+    return (canonical, *(alias for alias, field in ALIASES.items() if field == canonical))
+
+
+def _told(tool: Any, strict: bool) -> Any:
+    """``tool`` with ``strict``; what is no function stays as it is."""
+    if not _function(tool):
+        return tool
+    function = {name: given for name, given in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function | ({"strict": True} if strict else {})}
+
+
+def _function(tool: Any) -> Mapping[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function if isinstance(function, dict) else {}
