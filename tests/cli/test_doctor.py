@@ -27,6 +27,9 @@ async def talks(data, *, base_url, api_key, http_client):
     await client.chat.completions.create(model="m", messages=messages)
     return 0.5
 
+async def rejects(data, *, base_url, api_key, http_client):
+    await talks(data, base_url=base_url, api_key=api_key, http_client=http_client)
+
 async def silent(data):
     return 1.0
 
@@ -115,11 +118,20 @@ def test_without_an_agent_it_is_the_configs(run: Run) -> None:
     assert out.splitlines()[-1] == "1 problem"
 
 
+@pytest.mark.parametrize("agent", ["talks", "rejects"])
+def test_the_verdict_on_what_would_learn_nothing_says_so(run: Run, agent: str) -> None:
+    code, out, _ = run("doctor", f"agents.py:{agent}", *SMALL)
+    assert code == 0
+    verdict = out.splitlines()[-1]
+    assert verdict.startswith("would train, but has nothing to learn from, ")
+    assert f": agentrl train agents.py:{agent} rollout.tasks_per_step=2" in verdict
+
+
 def test_json_is_one_document_whatever_the_agent_prints(run: Run) -> None:
     code, out, err = run("doctor", "agents.py:talks", *SMALL, "--json")
     told = json.loads(out)
     assert code == 0
-    assert told["ready"] is True
+    assert (told["ready"], told["learns"]) == (True, False)
     assert (told["problems"], told["warnings"]) == (0, 1)
     assert told["command"].startswith("agentrl train agents.py:talks rollout.tasks_per_step=2")
     (group,) = [section for section in told["sections"] if section["name"] == "group"]

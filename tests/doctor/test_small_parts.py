@@ -31,6 +31,7 @@ def test_a_diagnosis_is_plain_json():
     told = Diagnosis([Section("a", [ok("good", speed=2.5), problem("bad", fix="mend it")], seconds=1.23456)]).to_json()
     assert told == {
         "ready": False,
+        "learns": False,
         "problems": 1,
         "warnings": 0,
         "skipped": 0,

@@ -102,7 +102,9 @@ class Told:
         counted = ", ".join(f"{count} {level}{'s' * (count > 1)}" for count, level in counts if count)
         if diagnosis.ready:
             ready = click.style("ready to train", fg="green", bold=True)
-            self._write(f"{ready}{f', {counted}' if counted else ''}: {self._command}")
+            futile = click.style("would train, but has nothing to learn from", fg="yellow", bold=True)
+            verdict = ready if diagnosis.learns else futile
+            self._write(f"{verdict}{f', {counted}' if counted else ''}: {self._command}")
         else:
             self._write(click.style(counted, fg="red", bold=True))
 

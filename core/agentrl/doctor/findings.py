@@ -47,6 +47,8 @@ class Finding:
     """Of a problem: that of the error which a run would end with."""
     blocks: bool = False
     """Whether what needs this section cannot be looked at any more."""
+    futile: bool = False
+    """Whether training would run and, from all that was seen, learn nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -69,9 +71,9 @@ def note(text: str, **figures: Figure) -> Finding:
     return Finding("note", text, figures=figures)
 
 
-def warning(text: str, *, fix: str | None = None, **figures: Figure) -> Finding:
+def warning(text: str, *, fix: str | None = None, futile: bool = False, **figures: Figure) -> Finding:
     """Training works and may go badly; ``fix`` is missing only where the text says it."""
-    return Finding("warning", one_line(text), fix, figures)
+    return Finding("warning", one_line(text), fix, figures, futile=futile)
 
 
 def problem(
@@ -129,6 +131,11 @@ class Diagnosis:
         return not self.of_level("problem")
 
     @property
+    def learns(self) -> bool:
+        """Whether training would work, and some episode did better than another of its group, where groups ran."""
+        return self.ready and not any(finding.futile for finding in self._findings())
+
+    @property
     def exit_code(self) -> int:
         """0, or that of the first problem."""
         return next((finding.exit_code for finding in self.of_level("problem")), 0)
@@ -137,6 +144,7 @@ class Diagnosis:
         """Plain JSON values."""
         return {
             "ready": self.ready,
+            "learns": self.learns,
             "problems": len(self.of_level("problem")),
             "warnings": len(self.of_level("warning")),
             "skipped": len(self.of_level("skipped")),

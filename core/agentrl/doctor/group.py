@@ -78,7 +78,9 @@ def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
 def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     rewards = [episode.reward for group in groups for episode in group.episodes if episode.reward is not None]
     if not rewards:
-        return warning("the agent rejected every task: none has a reward", fix="return a reward instead of None")
+        return warning(
+            "the agent rejected every task: none has a reward", fix="return a reward instead of None", futile=True
+        )
     apart = sum(_tells_apart(group, algorithm) for group in groups)
     figures = {
         "groups": len(groups),
@@ -94,7 +96,7 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     )
     if not apart:
         alike = f"in none of {len(groups)} groups did one episode do better than another, so nothing can be learned"
-        return warning(f"{text}; {alike}", fix=_COMPARED, **figures)
+        return warning(f"{text}; {alike}", fix=_COMPARED, futile=True, **figures)
     return ok(f"{text}; {apart} of {len(groups)} groups tell better episodes from worse", **figures)
 
 

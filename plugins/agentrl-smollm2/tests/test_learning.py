@@ -1,0 +1,59 @@
+"""What takes minutes: the model learns, doctor speaks the truth of it, and the engine passes its suite with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrl.testing import BackendConformance
+
+pytestmark = pytest.mark.slow
+
+MODEL = "model=smollm2-135m"
+TASKS = ("tasks.train=one-digit-sums", "tasks.eval=one-digit-sums-heldout")
+RATE = "training.learning_rate=2e-5"
+
+
+def agentrl(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "agentrl", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_it_learns_sums_of_one_digit(tmp_path):
+    size = ("training.steps=12", "evaluation.tasks=24", "evaluation.samples_per_task=2")
+    agentrl(tmp_path, "train", "one-digit-sums", MODEL, *TASKS, RATE, *size, "run.name=sums")
+    summary: dict[str, Any] = json.loads((tmp_path / "runs/sums/summary.json").read_text())
+    before = summary["reward_before"], summary["reward_before_greedy"]
+    after = summary["reward_after"], summary["reward_after_greedy"]
+    print(f"sampled {before[0]:.3f} to {after[0]:.3f}, greedy {before[1]:.3f} to {after[1]:.3f}: {summary}")
+    assert before[0] < 0.25
+    assert min(after) >= 0.85
+    measured = json.loads(agentrl(tmp_path, "eval", summary["checkpoint"], "--json"))
+    assert (measured["reward"], measured["reward_greedy"]) == after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "learns"),
+    [(("one-digit-sums", *TASKS, RATE), True), (("math",), False)],
+    ids=["sums that it can learn", "sums that are beyond it"],
+)
+def test_doctor_says_whether_it_would_learn(tmp_path, arguments, learns):
+    told = json.loads(agentrl(tmp_path, "doctor", *arguments, MODEL, "--json"))
+    assert (told["ready"], told["learns"]) == (True, learns)
+
+
+class TestTorchEngine(BackendConformance):
+    backend = "torch"
+    options = {"context_length": 256}  # noqa: RUF012
+    model = "smollm2-135m"
+    other_models = False
+    tolerance = 1e-3
+    flight = 100
+    timeout = 300.0
