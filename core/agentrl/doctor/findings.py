@@ -16,6 +16,7 @@ __all__ = [
     "Finding",
     "Level",
     "Section",
+    "futile",
     "note",
     "of_error",
     "ok",
@@ -71,9 +72,14 @@ def note(text: str, **figures: Figure) -> Finding:
     return Finding("note", text, figures=figures)
 
 
-def warning(text: str, *, fix: str | None = None, futile: bool = False, **figures: Figure) -> Finding:
+def warning(text: str, *, fix: str | None = None, **figures: Figure) -> Finding:
     """Training works and may go badly; ``fix`` is missing only where the text says it."""
-    return Finding("warning", one_line(text), fix, figures, futile=futile)
+    return Finding("warning", one_line(text), fix, figures)
+
+
+def futile(text: str, *, fix: str, **figures: Figure) -> Finding:
+    """A warning that training would learn nothing."""
+    return Finding("warning", one_line(text), fix, figures, futile=True)
 
 
 def problem(

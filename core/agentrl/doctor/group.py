@@ -13,7 +13,7 @@ from statistics import fmean, pstdev
 from agentrl.config.models import Config
 from agentrl.doctor.agent import FIXES, parted
 from agentrl.doctor.case import Case
-from agentrl.doctor.findings import Finding, note, ok, problem, warning
+from agentrl.doctor.findings import Finding, futile, note, ok, problem, warning
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.episode import Episode, EpisodeKey, Group
@@ -78,9 +78,7 @@ def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
 def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     rewards = [episode.reward for group in groups for episode in group.episodes if episode.reward is not None]
     if not rewards:
-        return warning(
-            "the agent rejected every task: none has a reward", fix="return a reward instead of None", futile=True
-        )
+        return futile("the agent rejected every task: none has a reward", fix="return a reward instead of None")
     apart = sum(_tells_apart(group, algorithm) for group in groups)
     figures = {
         "groups": len(groups),
@@ -96,7 +94,7 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     )
     if not apart:
         alike = f"in none of {len(groups)} groups did one episode do better than another, so nothing can be learned"
-        return warning(f"{text}; {alike}", fix=_COMPARED, futile=True, **figures)
+        return futile(f"{text}; {alike}", fix=_COMPARED, **figures)
     return ok(f"{text}; {apart} of {len(groups)} groups tell better episodes from worse", **figures)
 
 
