@@ -53,19 +53,24 @@ class AgentRLError(Exception):
     """Base of every error that agentrl raises on purpose.
 
     ``message`` says what is wrong and names the value; ``fix`` says what to do about it. ``str()``
-    is both, on one line.
+    is both, on one line. ``cause`` is the message without what differs from one episode to the next (an id, an
+    answer, a number), so that failures of one cause are counted as one; without it the message is compared
+    with its quoted texts, numbers and URLs left out.
     """
 
     side: ClassVar[Side] = "run"
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, fix: str | None = None) -> None:
+    def __init__(self, message: str, *, fix: str | None = None, cause: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.fix = fix
+        self.cause = cause
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.fix})" if self.fix else self.message
+        # A class derived elsewhere need not have called ours when it was made.
+        message, fix = getattr(self, "message", type(self).__name__), getattr(self, "fix", None)
+        return f"{message} ({fix})" if fix else str(message)
 
 
 class ConfigError(AgentRLError):
@@ -101,8 +106,8 @@ class PolicyError(AgentRLError):
 
     side = "policy"
 
-    def __init__(self, message: str, *, answer: Any = "", fix: str | None = None) -> None:
-        super().__init__(message, fix=fix)
+    def __init__(self, message: str, *, answer: Any = "", fix: str | None = None, cause: str | None = None) -> None:
+        super().__init__(message, fix=fix, cause=cause)
         self.answer = answer
 
 
@@ -149,8 +154,9 @@ class GatewayError(AgentRLError):
         code: str = "invalid_request_error",
         param: str | None = None,
         fix: str | None = None,
+        cause: str | None = None,
     ) -> None:
-        super().__init__(message, fix=fix)
+        super().__init__(message, fix=fix, cause=cause)
         self.status = status
         self.code = code
         self.param = param

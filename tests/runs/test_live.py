@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from agentrl.rollout.episode import Episode, EpisodeKey, Failure
 from agentrl.runs.display import open_display
 from agentrl.runs.live import LiveReporter
 from agentrl.runs.plain import PlainReporter
@@ -41,6 +42,22 @@ def test_the_drawing_that_stays_shows_the_whole_run() -> None:
     assert "64.0 episodes/s   2,624 tokens/s" in drawing
     assert "rollout 0.60   learner 0.40" in drawing
     assert "saving" not in drawing
+
+
+def test_what_went_wrong_stays_in_sight_with_its_commonest_cause() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    reporter = LiveReporter(console, tracebacks=True)
+    reporter.stage("rolling out", 4)
+    failure = Failure("agent", "ValueError: [bold]", "ValueError at x.py:1", "Traceback\n  at x.py")
+    for sample in range(3):
+        reporter.episode_finished(Episode(EpisodeKey("train", 1, 0, sample), {}, "failed", None, failure=failure))
+    mistaken = Episode(EpisodeKey("train", 1, 0, 3), {}, "rewarded", 0.0, mistake="no such tool")
+    reporter.episode_finished(mistaken)
+    reporter.close()
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"failed +3, 3x train-1-0-0: agent: ValueError: \[bold\]", output)
+    assert re.search(r"mistaken +1, 1x train-1-0-3: no such tool", output)
+    assert output.count("Traceback") == 1
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 200])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import RunError
+from agentrl.rollout.episode import Episode, EpisodeKey, Failure
 from agentrl.runs.log import RunLog
 from agentrl.runs.plain import PlainReporter
+from agentrl.runs.reporter import Plan
 from agentrl.runs.reporters import Reporters
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -79,6 +82,67 @@ def test_a_step_without_a_rewarded_episode_says_so() -> None:
     stream = io.StringIO()
     PlainReporter(stream).step_finished(3, {})
     assert stream.getvalue().startswith("step 3: no rewarded episode")
+
+
+def failed(sample: int, phase: str = "train") -> Episode:
+    failure = Failure("agent", f"ValueError: answer {sample}", "ValueError at x.py:1", "Traceback\n  at x.py")
+    return Episode(EpisodeKey(phase, 1, 0, sample), {}, "failed", None, failure=failure)
+
+
+def mistaken(sample: int) -> Episode:
+    return Episode(EpisodeKey("train", 1, 0, sample), {}, "rewarded", 0.0, mistake="no such tool")
+
+
+def narrate_failures(reporter: PlainReporter, clock: Clock) -> None:
+    reporter.run_started(Plan(Path("runs/math"), "math", "tiny", 5, 4, "sums", None, None))
+    reporter.stage("evaluating", 1)
+    reporter.episode_finished(failed(0, "eval"))
+    reporter.evaluation_finished(0, {"evaluation/reward": 0.5})
+    for step in range(1, 5):
+        reporter.stage("rolling out", 4)
+        for sample in range(2):
+            reporter.episode_finished(failed(sample))
+        reporter.episode_finished(mistaken(2))
+        clock.passes(3.0)
+        reporter.step_finished(step, {"reward/mean": 0.25})
+
+
+def test_what_failed_is_told_with_its_commonest_cause_and_an_episode_that_shows_it() -> None:
+    clock, stream = Clock(), io.StringIO()
+    narrate_failures(PlainReporter(stream, interval=5.0, clock=clock), clock)
+    assert [re.sub(r", [\d.]+ s a step.*", "", line) for line in stream.getvalue().splitlines()[1:]] == [
+        "evaluating, 1 episodes",
+        "after step 0: held-out reward 0.500 sampled",
+        "1 of 1 episodes failed; commonest: 1x agent: ValueError: answer 0 [eval-1-0-0]",
+        "rolling out, 4 episodes",
+        "step 1/5: reward 0.250, 2 failed, 1 mistaken",
+        "2 of 3 episodes failed; commonest: 2x agent: ValueError: answer 0 [train-1-0-0]",
+        "1 of 3 episodes ended with a mistake of the policy; commonest: 1x no such tool [train-1-0-2]",
+        "step 3/5: reward 0.250, 4 failed, 2 mistaken",
+        "4 of 6 episodes failed; commonest: 4x agent: ValueError: answer 0 [train-1-0-0]",
+    ]
+
+
+def test_a_long_stage_counts_its_failures() -> None:
+    clock, stream = Clock(), io.StringIO()
+    reporter = PlainReporter(stream, interval=5.0, clock=clock)
+    reporter.stage("rolling out", 4)
+    clock.passes(6.0)
+    reporter.episode_finished(failed(0))
+    assert stream.getvalue().splitlines()[-1] == "rolling out, 1 of 4 episodes, 1 failed"
+
+
+def test_tracebacks_are_shown_to_those_who_ask_once_for_each_cause_and_always_kept_in_the_log(tmp_path: Path) -> None:
+    clock, shown, hidden = Clock(), io.StringIO(), io.StringIO()
+    log = RunLog(tmp_path / "run.log")
+    narrate_failures(PlainReporter(shown, clock=clock, tracebacks=True), clock)
+    narrate_failures(PlainReporter(hidden, clock=clock), clock)
+    narrate_failures(log, clock)
+    log.close()
+    assert shown.getvalue().count("eval-1-0-0: agent: ValueError: answer 0\n    Traceback\n      at x.py\n") == 1
+    assert shown.getvalue().count("Traceback") == 1
+    assert "Traceback" not in hidden.getvalue()
+    assert (tmp_path / "run.log").read_text().count("Traceback") == 1
 
 
 def test_a_stream_that_is_gone_ends_the_narration_and_not_the_run() -> None:

@@ -183,6 +183,14 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "seconds",
         "checkpoint",
         "outcome",
+        "failed",
+        "rejected",
+        "mistaken",
+        "retried",
+        "truncated",
+        "overridden",
+        "unmet",
+        "reasons",
     }
     assert read_summary(folder.summary) == summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_what_was_not_measured_is_not_made_up() -> None:
         "held-out reward, sampled: 0.500 before, not measured after",
         "no checkpoint was saved",
     ]
+
+
+def test_what_went_wrong_is_said_with_its_commonest_cause(tmp_path: Path) -> None:
+    cause = {"count": 40, "reason": "agent: ValueError: bad day", "episode": "train-1-2-3"}
+    summary = Summary("completed", episodes=120, failed=48, reasons={"failed": [cause]})
+    line = "48 of 120 episodes failed; commonest: 40x agent: ValueError: bad day [train-1-2-3]"
+    assert line in final_lines(summary)
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(summary.to_json()))
+    assert read_summary(path) == summary
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
+import agentrl
 from agentrl.agents.places import authors_place
 from agentrl.errors import one_line
 from agentrl.redaction import redact
 
-__all__ = ["describe", "is_api_error"]
+__all__ = ["authors_traceback", "describe", "is_api_error"]
 
 _CHARACTERS = 400
+_TRACEBACK_CHARACTERS = 20_000
+_CORE = Path(agentrl.__file__).parent
 
 
 def describe(error: BaseException) -> str:
     """``error`` on one line, with the place in the author's code where it was raised, and without secrets."""
     place = authors_place(traceback.extract_tb(error.__traceback__))
     return redact(one_line(f"{type(error).__name__}: {_text(error)}{place}"))[:_CHARACTERS]
+
+
+def authors_traceback(error: BaseException) -> str:
+    """The traceback without the frames that lead to the agent's code, and without secrets; empty of what was never
+    raised."""
+    trace = error.__traceback__
+    if trace is None and not getattr(error, "__notes__", ()):
+        return ""
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(_CORE):
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    return redact(text)[-_TRACEBACK_CHARACTERS:]
 
 
 def is_api_error(error: BaseException) -> bool:

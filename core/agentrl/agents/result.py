@@ -43,6 +43,7 @@ def _known(rewards: Mapping[Any, Any], calls: Collection[str]) -> Mapping[str, A
             raise AgentError(
                 f"the agent rewarded {call!r}, which is no response id of a call it completed",
                 fix=near_matches(str(call), calls),
+                cause="the agent rewarded what is no response id of a call it completed",
             )
     return rewards
 
@@ -53,7 +54,12 @@ def _finite(value: Any, where: str) -> float:
         raise AgentError(
             f"the agent returned {value!r:.200} {where}".rstrip() + f", a {type(value).__name__}",
             fix="return a number, a dict from response id to number, or None; or set reward: to have an answer scored",
+            cause=f"the agent returned a {type(value).__name__}",
         )
     if not math.isfinite(number):
-        raise AgentError(f"the agent returned {number} {where}".rstrip(), fix="a reward is a finite number")
+        raise AgentError(
+            f"the agent returned {number} {where}".rstrip(),
+            fix="a reward is a finite number",
+            cause="the agent returned a reward that is not finite",
+        )
     return number

@@ -42,6 +42,7 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     from agentrl.cli.locating import located
     from agentrl.cli.naming import named
     from agentrl.config import resolve_config, unused_by_evaluation
+    from agentrl.runs.reporter import default_reporter
     from agentrl.training.backends import is_chat
     from agentrl.training.trainer import Trainer
 
@@ -50,7 +51,7 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     resolved = located(resolve_config(file or found.config, *found.settings, *settings), app.plugins)
     resolved = named(resolved, app.plugins)
     config = resolved.config
-    with Trainer(config, plugins=app.plugins) as trainer:
+    with Trainer(config, plugins=app.plugins, reporter=default_reporter(tracebacks=app.debug)) as trainer:
         for key in unused_by_evaluation(resolved.provenance, endpoint=is_chat(config, app.plugins)):
             trainer.reporter.warning(str(key))
         measured = trainer.evaluate()

@@ -46,9 +46,10 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     resolved = located(resolve_config(file, *settings, agent=agent), app.plugins)
     if dry_run:
         return _plan(app, resolved)
+    from agentrl.runs.reporter import default_reporter
     from agentrl.training.trainer import Trainer
 
-    with Trainer(resolved.config, plugins=app.plugins) as trainer:
+    with Trainer(resolved.config, plugins=app.plugins, reporter=default_reporter(tracebacks=app.debug)) as trainer:
         for key in ineffective_keys(resolved.config, resolved.provenance):
             trainer.reporter.warning(str(key))
         summary = trainer.train()

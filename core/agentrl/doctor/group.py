@@ -18,6 +18,7 @@ from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.episode import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
+from agentrl.rollout.tally import Causes
 from agentrl.tokens.tree import TokenTree
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.sessions import training_session
@@ -64,9 +65,12 @@ def _session(case: Case, key: EpisodeKey) -> SessionSettings:
 def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
     failures = [episode.failure for episode in failed if episode.failure is not None]
     sides = Counter(failure.side for failure in failures)
-    (cause, count), *_ = Counter(f"{failure.side}: {failure.reason}" for failure in failures).most_common(1)
-    cause, fix = parted(cause)
-    text = f"{len(failed)} of {total} episodes failed; commonest, {count} times: {cause}"
+    causes = Causes()
+    for episode, failure in zip(failed, failures, strict=True):
+        causes.add(failure.kind, str(failure), episode.key)
+    (commonest,) = causes.commonest(1)
+    cause, fix = parted(commonest.reason)
+    text = f"{len(failed)} of {total} episodes failed; commonest, {commonest.count} times: {cause}"
     fix = fix or FIXES[sides.most_common(1)[0][0]]
     figures = {"failed": len(failed), "of": total, "sides": dict(sides)}
     if len(failed) > budget * total or len(failed) == total:

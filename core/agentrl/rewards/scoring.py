@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agentrl.agents.causes import cause_of
 from agentrl.agents.result import as_number
 from agentrl.errors import AgentRLError, ConfigError, RewardError
 
@@ -48,11 +49,16 @@ async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str
     except AgentRLError:
         raise
     except Exception as error:
-        raise RewardError(f"the reward raised {type(error).__name__} for the answer {answer!r:.80}: {error}") from error
+        raise RewardError(
+            f"the reward raised {type(error).__name__} for the answer {answer!r:.80}: {error}",
+            cause=f"the reward raised {cause_of(error)}",
+        ) from error
     number = as_number(returned)
     if number is None or not math.isfinite(number):
         raise RewardError(
-            f"the reward returned {returned!r:.80} for the answer {answer!r:.80}", fix="return a finite real number"
+            f"the reward returned {returned!r:.80} for the answer {answer!r:.80}",
+            fix="return a finite real number",
+            cause=f"the reward returned a {type(returned).__name__} that is no finite real number",
         )
     return number
 

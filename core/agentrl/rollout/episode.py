@@ -21,6 +21,20 @@ class Failure:
 
     side: Side
     reason: str
+    cause: str = field(default="", compare=False)
+    """What failures of the same cause share, without the details of this one; empty where nobody told it."""
+    traceback: str = field(default="", compare=False, repr=False)
+    """Of the exception, from the agent's code on. Not stored with the episode."""
+    transient: bool = field(default=False, compare=False)
+    """Whether it may go better another time, so that the episode is run again. Not stored."""
+
+    @property
+    def kind(self) -> str:
+        """Side and cause: failures of equal kinds are counted as one."""
+        return f"{self.side}: {self.cause or self.reason}"
+
+    def __str__(self) -> str:
+        return f"{self.side}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,11 @@ class Episode:
     seconds: float = 0.0
     attempts: int = 1
     """How many times it was run; a failure of what surrounds the agent is tried again."""
+    mistake_cause: str = field(default="", compare=False)
+    """What mistakes of the same cause share, as in ``Failure``. Not stored."""
+    setbacks: tuple[Failure, ...] = field(default=(), compare=False)
+    """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts. Not
+    stored."""
 
 
 @dataclass(frozen=True, slots=True)

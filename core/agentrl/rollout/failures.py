@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from agentrl.agents.raising import describe, is_api_error
+from agentrl.agents.causes import cause_of
+from agentrl.agents.raising import authors_traceback, describe, is_api_error
 from agentrl.errors import AgentError, AgentRLError, RunError, Side, one_line
-from agentrl.rollout.episode import Failure
+from agentrl.rollout.episode import EpisodeKey, Failure
+from agentrl.rollout.tally import Causes
 
-__all__ = ["TRANSIENT", "FailureBudget", "RaisedElsewhere", "attribute"]
+__all__ = ["FailureBudget", "RaisedElsewhere", "attribute"]
 
-TRANSIENT: Final[frozenset[Side]] = frozenset({"backend", "worker"})
+_TRANSIENT: Final[frozenset[Side]] = frozenset({"backend", "worker"})
 """Sides whose failures are tried again: an agent's own would only repeat."""
 
 _REASON_CHARACTERS = 400
 
 
-def attribute(error: BaseException, refusals: Sequence[AgentRLError]) -> Failure:
-    """The side and reason of what ended an episode.
+def attribute(error: BaseException, refusals: Sequence[AgentRLError] = ()) -> Failure:
+    """The side, reason and cause of what ended an episode.
 
     ``refusals`` are the errors with which the gateway answered the episode's calls: an agent that
     dies of one dies of that, whatever its client made of it.
     """
-    if refusals and _dies_of_an_answer(error):
-        return Failure(refusals[-1].side, _shortened(str(refusals[-1])))
-    if isinstance(error, AgentRLError):
-        return Failure(error.side, _shortened(str(error)))
-    return Failure("agent", describe(error))
+    answered = refusals[-1] if refusals and _dies_of_an_answer(error) else None
+    told = error if answered is None else answered
+    ours = told if isinstance(told, AgentRLError) else None
+    return Failure(
+        side="agent" if ours is None else ours.side,
+        reason=describe(told) if ours is None else _shortened(str(ours)),
+        cause=cause_of(told),
+        traceback=authors_traceback(error),
+        transient=ours is not None and ours.side in _TRANSIENT,
+    )
 
 
 def _dies_of_an_answer(error: BaseException) -> bool:
@@ -45,8 +51,8 @@ def _shortened(text: str) -> str:
 class RaisedElsewhere(AgentError):
     """What an agent raised in another process; ``api_error`` says that it was its HTTP client's."""
 
-    def __init__(self, message: str, *, api_error: bool, fix: str | None = None) -> None:
-        super().__init__(message, fix=fix)
+    def __init__(self, message: str, *, api_error: bool, cause: str | None = None) -> None:
+        super().__init__(message, cause=cause)
         self.api_error = api_error
 
 
@@ -58,16 +64,20 @@ class FailureBudget:
         self._share = share
         self._episodes = episodes
         self._where = where
-        self._causes: Counter[str] = Counter()
+        self._causes = Causes()
 
-    def add(self, failure: Failure) -> None:
-        """Count a failure. Raises ``RunError`` with the commonest causes when the budget is spent."""
-        self._causes[f"{failure.side}: {failure.reason}"] += 1
-        failed = self._causes.total()
+    def add(self, failure: Failure, key: EpisodeKey) -> None:
+        """Count a failure of the episode ``key``. Raises ``RunError``, with the commonest causes, once too many are.
+
+        When all have failed that is over any budget.
+        """
+        self._causes.add(failure.kind, str(failure), key)
+        failed = self._causes.total
         if failed > self._share * self._episodes or failed == self._episodes:
-            causes = "; ".join(f"{count}x {cause}" for cause, count in self._causes.most_common(3))
+            causes = "; ".join(map(str, self._causes.commonest(3)))
+            budget = f", or raise rollout.failure_budget above {self._share:g}" if self._share < 1 else ""
             raise RunError(
                 f"{failed} of {self._episodes} episodes of {self._where} failed, over the failure budget; "
                 f"commonest: {causes}",
-                fix=f"mend the cause, or raise rollout.failure_budget above {self._share:g}",
+                fix=f"mend the cause{budget}",
             )

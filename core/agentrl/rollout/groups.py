@@ -81,7 +81,7 @@ class Rollout:
             episode = await self.runner.run(key, task.data, batch.settings(key))
             await self.finished(episode)
         if episode.failure is not None:
-            budget.add(episode.failure)
+            budget.add(episode.failure, key)
         return episode
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agentrl.agents.causes import cause_of
 from agentrl.agents.contract import Data
 from agentrl.agents.result import as_result
-from agentrl.errors import PolicyError, RewardError, one_line
+from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
-from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView
-from agentrl.rollout.failures import TRANSIENT, attribute
+from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure
+from agentrl.rollout.failures import attribute
 
 __all__ = ["EpisodeRunner", "Score"]
 
@@ -42,11 +43,12 @@ class EpisodeRunner:
         then alone.
         """
         attempts = 1
+        setbacks: tuple[Failure, ...] = ()
         episode = await self._attempt(key, data, settings)
-        while attempts < self.max_attempts and episode.failure is not None and episode.failure.side in TRANSIENT:
-            attempts += 1
+        while attempts < self.max_attempts and episode.failure is not None and episode.failure.transient:
+            attempts, setbacks = attempts + 1, (*setbacks, *episode.setbacks, episode.failure)
             episode = await self._attempt(key, data, settings, alone=True)
-        return replace(episode, attempts=attempts)
+        return replace(episode, attempts=attempts, setbacks=(*setbacks, *episode.setbacks))
 
     async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings, *, alone: bool = False) -> Episode:
         began = time.monotonic()
@@ -54,7 +56,9 @@ class EpisodeRunner:
         try:
             returned, mistake = await self._returned(data, session, settings, alone)
             session.close()
-            ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree, mistake=mistake)
+            ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
+            if mistake is not None:
+                ended = replace(ended, mistake=one_line(mistake), mistake_cause=cause_of(mistake))
             episode = await self._rewarded(ended, returned)
         except Exception as error:  # The boundary at which every failure gets its side.
             session.close()
@@ -62,11 +66,12 @@ class EpisodeRunner:
             episode = Episode(key, data, "failed", None, calls=session.calls, tree=session.tree, failure=failure)
         finally:
             session.close()
-        return replace(episode, seconds=time.monotonic() - began)
+        setbacks = _setbacks(session.refusals, episode.failure)
+        return replace(episode, seconds=time.monotonic() - began, setbacks=setbacks)
 
     async def _returned(
         self, data: Data, session: Session, settings: SessionSettings, alone: bool
-    ) -> tuple[Any, str | None]:
+    ) -> tuple[Any, PolicyError | None]:
         """What the agent returned; where the policy's mistake ended it, what that is worth, and the mistake."""
         connection = _connection(session, settings)
         try:
@@ -74,7 +79,7 @@ class EpisodeRunner:
                 data, connection, deadline_s=self.timeout, stage=lambda: _stage(session), alone=alone
             )
         except PolicyError as error:
-            return (0.0 if self.score is None else error.answer), one_line(error)
+            return (0.0 if self.score is None else error.answer), error
         return returned, None
 
     async def _rewarded(self, episode: Episode, returned: Any) -> Episode:
@@ -99,7 +104,16 @@ class EpisodeRunner:
             raise RewardError(
                 f"the reward did not score the answer {answer!r:.80} within {self.timeout:g} s",
                 fix="raise rollout.episode_timeout, or make the reward faster",
+                cause="the reward did not score the answer in time",
             ) from error
+
+
+def _setbacks(refusals: Sequence[AgentRLError], failure: Failure | None) -> tuple[Failure, ...]:
+    """Answers to calls that may go better another time, less the one that the episode then died of."""
+    failures = [answered for error in refusals if (answered := attribute(error)).transient]
+    if failure is not None and failures and failure == failures[-1]:
+        failures.pop()
+    return tuple(failures)
 
 
 def _connection(session: Session, settings: SessionSettings) -> dict[str, Any]:

@@ -13,9 +13,9 @@ __all__ = ["rollout_metrics"]
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Counts of a batch's episodes, and means over those that were rewarded.
 
-    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/forks`` calls whose
-    history had to be rendered anew, ``rollout/overridden`` calls whose fields ``rollout.override`` changed, and
-    ``rollout/unmet`` calls that did without
+    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/setbacks`` failures of calls
+    and of whole attempts that were tried again, ``rollout/forks`` calls whose history had to be rendered anew,
+    ``rollout/overridden`` calls whose fields ``rollout.override`` changed, and ``rollout/unmet`` calls that did without
     something that they asked for.
     """
     episodes = [episode for group in groups for episode in group.episodes]
@@ -27,6 +27,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/rejected": sum(episode.outcome == "rejected" for episode in episodes),
         "rollout/mistakes": sum(episode.mistake is not None for episode in episodes),
         "rollout/retried": sum(episode.attempts > 1 for episode in episodes),
+        "rollout/setbacks": sum(len(episode.setbacks) for episode in episodes),
         "rollout/calls": len(calls),
         "rollout/forks": sum(call.fork_reason is not None for call in calls),
         "rollout/overridden": sum(bool(call.overridden) for call in calls),

@@ -13,7 +13,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, cast
 
 from agentrl.errors import encodable
@@ -60,7 +60,7 @@ def to_row(episode: Episode) -> Row:
         episode.seconds,
         episode.attempts,
         sum(len(span.ids) for span in episode.tree.spans if span.sampled is not None),
-        None if episode.failure is None else json.dumps(asdict(episode.failure)),
+        None if episode.failure is None else json.dumps(_failure_to_json(episode.failure)),
         None if episode.mistake is None else encodable(episode.mistake),  # A text column takes UTF-8 only.
         json.dumps(episode.data),
         json.dumps(plain(episode.answer)),
@@ -108,6 +108,10 @@ def _picture(value: Any) -> Any:
     except (TypeError, ValueError, RecursionError):
         # A key that is no string, a cycle, or nesting without end.
         return repr(value)
+
+
+def _failure_to_json(failure: Failure) -> dict[str, str]:
+    return {"side": failure.side, "reason": failure.reason, "cause": failure.cause}
 
 
 def _calls_to_json(calls: Sequence[Call]) -> list[dict[str, Any]]:

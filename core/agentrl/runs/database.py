@@ -52,7 +52,7 @@ CREATE TABLE episodes (
     seconds REAL NOT NULL,
     attempts INTEGER NOT NULL,
     sampled_tokens INTEGER NOT NULL,
-    failure TEXT,                   -- JSON: side, reason
+    failure TEXT,                   -- JSON: side, reason, cause
     mistake TEXT,                   -- what the policy did wrong where that ended the episode
     data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,           -- JSON

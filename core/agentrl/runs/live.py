@@ -16,7 +16,7 @@ from rich.text import Text
 
 from agentrl.errors import one_line
 from agentrl.rollout.episode import Episode
-from agentrl.runs.plain import plan_text, reading_text
+from agentrl.runs.plain import FAILURES, plan_text, reading_text, traceback_lines
 from agentrl.runs.progress import Progress, Reading
 from agentrl.runs.reporter import Plan
 from agentrl.runs.sparkline import sparkline
@@ -35,7 +35,11 @@ class LiveReporter:
     The terminal is as it was after ``close``, which also runs when the interpreter ends.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console, clock: Callable[[], float] = time.monotonic, *, tracebacks: bool = False
+    ) -> None:
+        """``tracebacks`` says whether the first failure of each cause is shown, above, with its own."""
+        self._tracebacks = tracebacks
         self._console = console
         self._progress = Progress(clock)
         self._spinner = Spinner("dots")
@@ -53,7 +57,9 @@ class LiveReporter:
 
     def episode_finished(self, episode: Episode) -> None:
         """Count."""
-        self._progress.episode_finished(episode)
+        for failure in self._progress.episode_finished(episode):
+            if self._tracebacks and failure.traceback:
+                self._console.print(Text("\n".join(traceback_lines(episode, failure)), style="dim"))
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the step's numbers."""
@@ -114,6 +120,10 @@ class LiveReporter:
             rows.add_row("speed", f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s")
         if seconds := progress.seconds_by_stage:
             rows.add_row("seconds", "   ".join(f"{name} {spent:.2f}" for name, spent in seconds.items()))
+        for kind, causes in progress.tally.kinds.items():
+            for commonest in causes.commonest(1):
+                text = f"{causes.total:,}, {commonest.count:,}x {commonest.episode}: {commonest.reason}"
+                rows.add_row(kind, Text(one_line(text), style="yellow" if kind in FAILURES else ""))
         if (stage := progress.stage) is not None:
             self._spinner.update(text=Text(f"{stage.text}   {duration(progress.elapsed(stage))}"))
             rows.add_row("now", self._spinner)

@@ -14,7 +14,7 @@ __all__ = ["RunLog"]
 
 
 class RunLog(PlainReporter):
-    """Plain lines, each with its local time, in a file.
+    """Plain lines, each with its local time, in a file; the first failure of each cause with its traceback.
 
     Raises ``RunError`` where it cannot be opened. Where its disk fills later it ends, and what the run itself
     writes there says so.
@@ -26,7 +26,7 @@ class RunLog(PlainReporter):
         except OSError as error:
             raise cannot_write(path, error) from error
         self._now = now
-        super().__init__(self._file)
+        super().__init__(self._file, tracebacks=True)
 
     def run_finished(self, summary: Summary) -> None:
         """Write what came of it."""
@@ -37,5 +37,5 @@ class RunLog(PlainReporter):
         """Close the file. Safe to call twice."""
         self._file.close()
 
-    def _line(self, text: str) -> None:
-        super()._line(f"{self._now():%Y-%m-%d %H:%M:%S} {text}")
+    def _write(self, line: str) -> None:
+        super()._write(f"{self._now():%Y-%m-%d %H:%M:%S} {line}")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.episode import Episode, Failure
+from agentrl.rollout.tally import Tally
 from agentrl.runs.reporter import Plan
 
 __all__ = ["Progress", "Reading", "Stage", "Throughput"]
@@ -36,11 +37,15 @@ class Stage:
     since: float
     episodes: int | None = None
     done: int = 0
+    failed: int = 0
 
     @property
     def text(self) -> str:
-        """In words: ``evaluating, 12 of 256 episodes``."""
-        return self.name if self.episodes is None else f"{self.name}, {self.done:,} of {self.episodes:,} episodes"
+        """In words: ``evaluating, 12 of 256 episodes, 3 failed``."""
+        if self.episodes is None:
+            return self.name
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        return f"{self.name}, {self.done:,} of {self.episodes:,} episodes{failed}"
 
 
 class Progress:
@@ -59,6 +64,8 @@ class Progress:
         self.readings: list[Reading] = []
         self.metrics: Mapping[str, float] = {}
         """Of the newest step."""
+        self.tally = Tally()
+        """What did not go as it should in all episodes so far."""
 
     def run_started(self, plan: Plan) -> None:
         """Begin."""
@@ -69,10 +76,12 @@ class Progress:
         """Something else goes on from now."""
         self.stage = Stage(name, self._clock(), episodes)
 
-    def episode_finished(self, episode: Episode) -> None:
-        """Count an episode of the stage."""
+    def episode_finished(self, episode: Episode) -> list[Failure]:
+        """Count an episode of the stage. Returns those of its failures whose cause is new."""
         if self.stage is not None:
             self.stage.done += 1
+            self.stage.failed += episode.outcome == "failed"
+        return self.tally.add(episode)
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take in a step's numbers."""
@@ -93,6 +102,11 @@ class Progress:
     def elapsed(self, stage: Stage) -> float:
         """Seconds since ``stage`` began."""
         return self._clock() - stage.since
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the newest step is the last that is planned."""
+        return self.plan is not None and self.step == self.plan.steps
 
     @property
     def seconds_per_step(self) -> float | None:

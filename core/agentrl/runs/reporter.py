@@ -77,8 +77,11 @@ class Reporter(Protocol):
         ...
 
 
-def default_reporter() -> Reporter:
-    """On stderr: a live display where that is a terminal, plain lines elsewhere."""
+def default_reporter(*, tracebacks: bool = False) -> Reporter:
+    """On stderr: a live display where that is a terminal, plain lines elsewhere.
+
+    ``tracebacks`` says whether the first failed episode of each cause is shown with the traceback of its agent.
+    """
     from agentrl.runs.display import open_display
 
-    return open_display()
+    return open_display(tracebacks=tracebacks)

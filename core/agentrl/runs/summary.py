@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from agentrl.errors import RunError
+from agentrl.rollout.tally import Cause, Kind, sentence
 
 __all__ = ["Summary", "duration", "final_lines", "read_summary"]
 
@@ -34,6 +35,23 @@ class Summary:
     reward_after_greedy: float | None = None
     checkpoint: str | None = None
     """Folder of the last weights that were saved."""
+    failed: int = 0
+    """Episodes that failed: something around the policy broke, and they trained nothing."""
+    rejected: int = 0
+    """Episodes that the agent rejected."""
+    mistaken: int = 0
+    """Episodes that a mistake of the policy ended; they have a reward."""
+    retried: int = 0
+    """Failures, of calls and of whole attempts, that were tried again."""
+    truncated: int = 0
+    """Completions that were cut at their limit of tokens."""
+    overridden: int = 0
+    """Calls that ``rollout.override`` changed."""
+    unmet: int = 0
+    """Calls that did without something that they asked for."""
+    reasons: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The commonest causes of those that there were, by name: ``count``, ``reason`` and ``episode``, the key of the
+    first."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as in ``summary.json``."""
@@ -62,6 +80,7 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
     for name, before, after in readings:
         if before is not None or after is not None:
             lines.append(f"held-out reward, {name}: {_reward(before)} before, {_reward(after)} after")
+    lines += _troubles(summary)
     if summary.checkpoint is None:
         lines.append("no checkpoint was saved")
         return lines
@@ -75,6 +94,14 @@ def _headline(summary: Summary) -> str:
     counted = [(summary.steps, "step"), (summary.episodes, "episode"), (summary.tokens, "token")]
     counts = ", ".join(f"{number:,} {noun}{'' if number == 1 else 's'}" for number, noun in counted)
     return f"{summary.outcome} after {counts} in {duration(summary.seconds)}"
+
+
+def _troubles(summary: Summary) -> list[str]:
+    """A line for each of what did not go as it should, with its commonest cause."""
+    return [
+        sentence(cast(Kind, kind), getattr(summary, kind), summary.episodes, Cause(**causes[0]))
+        for kind, causes in summary.reasons.items()
+    ]
 
 
 def _reward(value: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from agentrl.config.models import Config
 from agentrl.plugins import Plugins
 from agentrl.rollout.episode import Episode, Group
+from agentrl.rollout.tally import Tally
 from agentrl.runs.contract import RunInfo
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
@@ -38,6 +39,8 @@ class Journal:
         """Episodes finished so far."""
         self.tokens = 0
         """Tokens sampled in them."""
+        self.tally = Tally()
+        """What did not go as it should in them."""
         self._store = store
         self._metrics = metrics
         self._trackers = trackers
@@ -70,6 +73,7 @@ class Journal:
         await self._store.commit([episode])
         self.episodes += 1
         self.tokens += sum(call.completion_tokens for call in episode.calls)
+        self.tally.add(episode)
         self._hook.agentrl_episode_finished(episode=episode)
         self.reporter.episode_finished(episode)
 

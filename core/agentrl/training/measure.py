@@ -12,6 +12,8 @@ from pathlib import Path
 
 from agentrl.errors import ConfigError
 from agentrl.rollout.episode import Episode
+from agentrl.rollout.tally import Tally
+from agentrl.runs.plain import FAILURES
 from agentrl.runs.reporter import Reporter
 from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
@@ -34,8 +36,9 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
     tasks = _held_out(parts)
     version = read_checkpoint(parts.model_folder).version
     reporter.stage("starting the inference engine")
-    with _printed(reporter) as logs:
-        told = partial(_finished, reporter)
+    tally = Tally()
+    with _printed(reporter) as logs, _told(tally, reporter):
+        told = partial(_finished, reporter, tally)
         warn, say = reporter.warning, reporter.note
         async with serve(parts, version, finished=told, warn=warn, say=say, trains=False, logs=logs) as serving:
             return await _measured(Evaluator(serving.rollout, tasks, parts.config), version, reporter)
@@ -45,13 +48,14 @@ async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluatio
     """Evaluate the model of an endpoint; raises as ``measure`` does."""
     tasks, config = _held_out(parts), parts.config
     ends: Counter[str] = Counter()
+    tally = Tally()
 
     async def finished(episode: Episode) -> None:
         ends.update(call.finish_reason for call in episode.calls)
-        reporter.episode_finished(episode)
+        await _finished(reporter, tally, episode)
 
     reporter.stage("asking the endpoint")
-    with _printed(reporter) as logs:
+    with _printed(reporter) as logs, _told(tally, reporter):
         async with serve_endpoint(parts, finished=finished, warn=reporter.warning, logs=logs) as endpoint:
             if not endpoint.greedy:
                 reporter.warning(f"model {config.model.name!r} does not take temperature 0: no greedy reading")
@@ -71,8 +75,19 @@ def _held_out(parts: EpisodeParts) -> TaskSet:
     return parts.eval_tasks
 
 
-async def _finished(reporter: Reporter, episode: Episode) -> None:
+async def _finished(reporter: Reporter, tally: Tally, episode: Episode) -> None:
+    tally.add(episode)
     reporter.episode_finished(episode)
+
+
+@contextlib.contextmanager
+def _told(tally: Tally, reporter: Reporter) -> Iterator[None]:
+    """Say at the end what did not go as it should, each with its commonest cause."""
+    yield
+    for line in tally.lines(FAILURES):
+        reporter.warning(line)
+    for line in tally.lines(kind for kind in tally.kinds if kind not in FAILURES):
+        reporter.note(line)
 
 
 async def _measured(evaluator: Evaluator, version: int, reporter: Reporter) -> Evaluation:

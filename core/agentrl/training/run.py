@@ -141,11 +141,20 @@ class _Run:
             await self.loop.save()
 
     def _summary(self, outcome: str) -> Summary:
+        tally = self.journal.tally
         counted = Summary(
             outcome=outcome,
             episodes=self.journal.episodes,
             tokens=self.journal.tokens,
             seconds=time.monotonic() - self._began,
+            failed=tally.count("failed"),
+            rejected=tally.count("rejected"),
+            mistaken=tally.count("mistaken"),
+            retried=tally.count("retried"),
+            truncated=tally.count("truncated"),
+            overridden=tally.count("overridden"),
+            unmet=tally.count("unmet"),
+            reasons=tally.reasons(),
         )
         if self.loop is None:
             return counted

@@ -5,20 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import traceback
-from pathlib import Path
 from typing import Any
 
-import agentrl
-from agentrl.agents.raising import describe
+from agentrl.agents.raising import authors_traceback, describe
 from agentrl.errors import AgentError, PolicyError
-from agentrl.redaction import redact
 from agentrl.worker.protocol import LONGEST, encode, error_to_json, unfit
 
 __all__ = ["done", "failed", "say"]
-
-_CORE = Path(agentrl.__file__).parent
-_TRACEBACK_CHARACTERS = 20_000
 
 
 def done(episode: object, returned: Any) -> bytes:
@@ -35,7 +28,7 @@ def done(episode: object, returned: Any) -> bytes:
 def failed(episode: object, error: BaseException) -> bytes:
     """The answer for an agent that raised. Unless that is an outcome, the traceback goes to standard error."""
     if not isinstance(error, PolicyError):
-        say(f"episode {episode} failed:\n{_authors_traceback(error)}")
+        say(f"episode {episode} failed:\n{authors_traceback(error)}")
     content = error_to_json(error)
     try:
         return _line({"type": "failed", "id": episode, "error": content}, content.get("answer"), "answer")
@@ -64,12 +57,3 @@ def _line(message: dict[str, Any], value: Any, at: str) -> bytes:
     if len(line) > LONGEST:
         raise AgentError(f"what the agent returned takes {len(line)} bytes, more than {LONGEST}", fix="return less")
     return line
-
-
-def _authors_traceback(error: BaseException) -> str:
-    """The traceback without the frames that lead to the agent's code, and without secrets."""
-    trace = error.__traceback__
-    while trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(_CORE):
-        trace = trace.tb_next
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    return redact(text)[-_TRACEBACK_CHARACTERS:]

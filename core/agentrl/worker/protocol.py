@@ -37,12 +37,23 @@ from json import JSONEncoder, loads
 from typing import Any
 
 from agentrl import errors
-from agentrl.agents.raising import describe, is_api_error
+from agentrl.agents.causes import cause_of
+from agentrl.agents.raising import authors_traceback, describe, is_api_error
 from agentrl.agents.result import as_number
 from agentrl.errors import AgentError, AgentRLError
 from agentrl.redaction import redact
 
-__all__ = ["LONGEST", "PROTOCOL", "Message", "decode", "encode", "error_from_json", "error_to_json", "unfit"]
+__all__ = [
+    "LONGEST",
+    "PROTOCOL",
+    "Message",
+    "decode",
+    "encode",
+    "error_from_json",
+    "error_to_json",
+    "unfit",
+    "with_traceback",
+]
 
 PROTOCOL = 1
 """Raised whenever a message changes its meaning."""
@@ -105,18 +116,26 @@ def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
 
 def error_to_json(error: BaseException) -> dict[str, Any]:
     """What an agent, or loading one, raised."""
+    told = {"fix": getattr(error, "fix", None), "cause": cause_of(error), "traceback": authors_traceback(error)}
     if isinstance(error, AgentRLError):
         answer = {"answer": getattr(error, "answer", "")} if isinstance(error, errors.PolicyError) else {}
-        return {"kind": _kind(error), "message": _message(error), "fix": getattr(error, "fix", None), **answer}
-    return {"kind": None, "message": describe(error), "fix": None, "api_error": is_api_error(error)}
+        return {"kind": _kind(error), "message": _message(error), **told, **answer}
+    return {"kind": None, "message": describe(error), **told, "fix": None, "api_error": is_api_error(error)}
 
 
 def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
-    """One of our own errors again; any other is the agent's."""
+    """One of our own errors again; any other is the agent's. A note of it holds its traceback there."""
     named = getattr(errors, str(error["kind"]), None)
     kind = named if isinstance(named, type) and issubclass(named, AgentRLError) else AgentError
     extra = {"answer": error["answer"]} if kind is errors.PolicyError else {}
-    made: AgentRLError = kind(error["message"], fix=error["fix"], **extra)
+    made: AgentRLError = kind(error["message"], fix=error["fix"], cause=error.get("cause"), **extra)
+    return with_traceback(made, error)
+
+
+def with_traceback(made: AgentRLError, error: Mapping[str, Any]) -> AgentRLError:
+    """``made`` from ``error``, with a note of the traceback that it had in the other process."""
+    if text := error.get("traceback"):
+        made.add_note(f"in the agent's process:\n{text}".rstrip())
     return made
 
 

@@ -9,6 +9,7 @@ from agentrl.errors import AgentError, AgentRLError, WorkerError
 
 __all__ = ["Sentence", "fate", "how_it_ended"]
 
+_PRINTED = "; it printed last: "
 _FIX = "what it printed is in the run's logs/workers"
 
 
@@ -34,14 +35,22 @@ def fate(episode: int, others: int, how: str, sentence: Sentence | None) -> Agen
     if sentence is not None and sentence.error is not None and culprit == episode:
         return sentence.error
     if culprit is None and not others:
-        return AgentError(f"the agent's process {how}", fix=_FIX)
-    return WorkerError(f"the process of this and {others} other episodes {how}", fix=_FIX)
+        return AgentError(f"the agent's process {how}", fix=_FIX, cause=f"the agent's process {_without_lines(how)}")
+    return WorkerError(
+        f"the process of this and {others} other episodes {how}",
+        fix=_FIX,
+        cause=f"the process of several episodes {_without_lines(how)}",
+    )
 
 
 def how_it_ended(code: int, sentence: Sentence | None, last_lines: str) -> str:
     """How a process with this return code ended, after "the agent's process"."""
     how = f"{sentence.reason}, and was killed" if sentence else _ending(code)
-    return f"{how}; it printed last: {last_lines}" if last_lines else how
+    return f"{how}{_PRINTED}{last_lines}" if last_lines else how
+
+
+def _without_lines(how: str) -> str:
+    return how.partition(_PRINTED)[0]
 
 
 def _ending(code: int) -> str:

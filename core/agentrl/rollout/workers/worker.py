@@ -14,7 +14,7 @@ from agentrl.rollout.failures import RaisedElsewhere
 from agentrl.rollout.workers.contract import AgentFacts, Limits
 from agentrl.rollout.workers.fate import Sentence, fate
 from agentrl.rollout.workers.process import BURIAL_S, WorkerProcess
-from agentrl.worker.protocol import Message, encode, error_from_json
+from agentrl.worker.protocol import Message, encode, error_from_json, with_traceback
 
 __all__ = ["Order", "Worker"]
 
@@ -172,5 +172,6 @@ async def _done(answer: asyncio.Future[Any], seconds: float) -> bool:
 
 def _error(error: Mapping[str, Any]) -> AgentRLError:
     if error["kind"] is None:
-        return RaisedElsewhere(error["message"], api_error=bool(error["api_error"]), fix=error["fix"])
+        raised = RaisedElsewhere(error["message"], api_error=bool(error["api_error"]), cause=error.get("cause"))
+        return with_traceback(raised, error)
     return error_from_json(error)

@@ -1,0 +1,79 @@
+"""What did not go as it should, counted by cause."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentrl.gateway.contract import Call
+from agentrl.rollout.episode import Episode, EpisodeKey, Failure
+from agentrl.rollout.tally import Causes, Tally
+
+KEY = EpisodeKey("train", 1, 2, 3)
+
+
+def call(finish="stop", **fields):
+    return Call("c", None, {}, {}, finish, 10, 128, **fields)
+
+
+def failed(number):
+    return Failure("agent", f"ValueError: answer {number}", "ValueError at x.py:1")
+
+
+UNEVEN = {
+    "failed": (
+        [Episode(KEY, {}, "failed", None, failure=failed(number)) for number in range(2)],
+        "2 of 2 episodes failed; commonest: 2x agent: ValueError: answer 0 [train-1-2-3]",
+    ),
+    "rejected": (
+        [Episode(KEY, {}, "rejected", None)],
+        "1 of 1 episodes were rejected; commonest: 1x the agent returned None [train-1-2-3]",
+    ),
+    "mistaken": (
+        [
+            Episode(KEY, {}, "rewarded", 0.0, mistake=f"no tool {name}", mistake_cause="no tool" * (name != "b"))
+            for name in "abc"
+        ],
+        "3 of 3 episodes ended with a mistake of the policy; commonest: 2x no tool a [train-1-2-3]",
+    ),
+    "retried": (
+        [Episode(KEY, {}, "rewarded", 1.0, setbacks=(Failure("backend", "lost 1", "lost"),) * 4)],
+        "4 failed calls or attempts were tried again; commonest: 4x backend: lost 1 [train-1-2-3]",
+    ),
+    "truncated": (
+        [Episode(KEY, {}, "rewarded", 1.0, calls=(call("length"), call(), call("length")))],
+        "2 completions were cut at their limit of tokens; commonest: 2x after 128 tokens [train-1-2-3]",
+    ),
+    "overridden": (
+        [Episode(KEY, {}, "rewarded", 1.0, calls=(call(overridden=("seed", "top_p")),))],
+        "1 calls were changed by rollout.override; commonest: 1x seed, top_p [train-1-2-3]",
+    ),
+    "unmet": (
+        [Episode(KEY, {}, "rewarded", 1.0, calls=(call(unmet=("strict",)),))],
+        "1 calls did without something that they asked for; commonest: 1x strict [train-1-2-3]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_every_kind_is_counted_and_told_with_its_commonest_cause_and_an_episode(kind):
+    episodes, line = UNEVEN[kind]
+    tally = Tally()
+    for episode in episodes:
+        tally.add(episode)
+    assert tally.lines() == [line]
+    assert list(tally.reasons()) == [kind]
+
+
+def test_a_failure_is_new_the_first_time_that_its_cause_is_seen():
+    tally = Tally()
+    episodes = [Episode(KEY, {}, "failed", None, failure=failed(number)) for number in range(3)]
+    assert [len(tally.add(episode)) for episode in episodes] == [1, 0, 0]
+
+
+def test_causes_without_end_are_counted_in_bounded_memory():
+    causes = Causes()
+    for number in range(5000):
+        causes.add(f"cause {number}", f"reason {number}", KEY)
+    assert causes.total == 5000
+    assert len(causes.commonest(10_000)) <= 1001
+    assert causes.commonest(1)[0].reason == "other causes"

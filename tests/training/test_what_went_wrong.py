@@ -1,0 +1,103 @@
+"""Whole runs in which something goes wrong now and then: they go on, and nobody can overlook it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+from openai import AsyncOpenAI
+
+from agentrl import Trainer, load_config
+from agentrl.inference.contract import Chunk, GenerationRequest
+from agentrl.inference.engine.backend import TorchBackend
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.plain import PlainReporter
+
+BRIEF = ("evaluation.every=0", "training.checkpoint_every=0", "tasks.eval=null", "rollout.tasks_per_step=2")
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train briefly with the defaults; returns the run folder, the summary and what was narrated."""
+
+    def train(agent, *settings, steps=2):
+        stream = io.StringIO()
+        brief = (f"run.dir={tmp_path}", "run.name=run", *BRIEF, f"training.steps={steps}")
+        config = load_config(None, *brief, *settings, environ={})
+        with Trainer(config, reporter=PlainReporter(stream)) as trainer:
+            summary = trainer.train(agent)
+        return RunFolder(tmp_path / "run"), summary, stream.getvalue()
+
+    return train
+
+
+async def answer(data, base_url, api_key, http_client):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages = [{"role": "user", "content": data["question"]}]
+    made = await client.chat.completions.create(model="policy", messages=messages, max_tokens=4)
+    return made.choices[0].message.content
+
+
+class Unsteady:
+    """Raises in every fifth episode, each time with another text."""
+
+    numbers = itertools.count()
+
+    async def run(self, data, *, base_url, api_key, http_client):
+        number = next(self.numbers)
+        text = await answer(data, base_url, api_key, http_client)
+        if number % 5 == 0:
+            raise ValueError(f"cannot make a number of {text!r}, in episode {number}")
+        return float(len(text))
+
+
+def test_failed_episodes_are_seen_in_the_lines_the_log_and_the_summary(train):
+    folder, summary, lines = train(Unsteady)
+    log, written = (folder.logs / "run.log").read_text(), json.loads(folder.summary.read_text())
+    failed = len([number for number in range(32) if number % 5 == 0])
+    assert (summary.outcome, summary.failed) == ("completed", failed)
+    assert written["failed"] == failed
+    (cause,) = written["reasons"]["failed"]
+    assert cause["count"] == failed
+    assert re.match(
+        r"agent: ValueError: cannot make a number of .*test_what_went_wrong\.py:\d+, in run", cause["reason"]
+    )
+    assert re.fullmatch(r"train-1-\d+-\d+", cause["episode"])
+    for text in (lines, log):
+        assert re.search(r"step 1/2: .* 4 failed, .*truncated", text)
+        assert re.search(rf"4 of 16 episodes failed; commonest: 4x {re.escape(cause['reason'])}", text)
+    assert re.search(rf"{failed} of 32 episodes failed; commonest: {failed}x agent: ValueError", log)
+    assert log.count('raise ValueError(f"cannot make a number of {text!r}, in episode {number}")') == 1
+
+
+class EverySeventh(TorchBackend):
+    """Fails now and then."""
+
+    numbers = itertools.count(1)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        number = next(self.numbers)
+        if number % 7 == 0:
+            raise RuntimeError(f"request {number} fell out of the queue")
+        async with aclosing(super().generate(request)) as stream:
+            async for chunk in stream:
+                yield chunk
+
+
+async def lengths(data, *, base_url, api_key, http_client):
+    return float(len(await answer(data, base_url, api_key, http_client)))
+
+
+def test_failures_of_the_backend_that_were_overcome_are_counted_and_shown(train):
+    _, summary, lines = train(lengths, f"inference.backend={__name__}:EverySeventh", steps=1)
+    assert (summary.outcome, summary.failed) == ("completed", 0)
+    assert summary.retried >= 2
+    (cause,) = summary.reasons["retried"]
+    assert cause["count"] == summary.retried
+    assert cause["reason"].startswith("backend: the inference backend failed: RuntimeError: request ")
+    assert re.search(rf"{summary.retried} failed calls or attempts were tried again; commonest", lines)
