@@ -46,6 +46,7 @@ __all__ = [
     "encodable",
     "near_matches",
     "one_line",
+    "shortened",
 ]
 
 
@@ -185,6 +186,17 @@ def encodable(text: str) -> str:
 def one_line(text: object) -> str:
     """``text``, or an exception's message, with every run of white space as one space; it can be written anywhere."""
     return " ".join(encodable(str(text)).split())
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """``text`` of at most ``longest`` characters, an ellipsis among them, cut between words where there are some."""
+    if len(text) <= longest:
+        return text
+    kept = text[: longest - 1]
+    head, space, _ = kept.rpartition(" ")
+    if text[longest - 1] != " " and space and len(head) >= longest // 2:
+        kept = head
+    return f"{kept.rstrip(' ,;:(')}…"
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

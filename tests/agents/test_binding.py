@@ -39,11 +39,41 @@ async def function(data, *, base_url, style="plain"):
     return base_url, style
 
 
+class Called:
+    def __init__(self, max_turns: int = 2):
+        self.max_turns = max_turns
+
+    async def __call__(self, data, *, api_key):
+        return self.max_turns, api_key
+
+
+class Inherits(Called):
+    pass
+
+
 def test_a_class_and_an_instance_and_a_function_are_agents():
     everything = ["api_key", "base_url", "http_client", "model"]
     assert run(Agent) == everything
     assert run(Agent()) == everything
     assert run(function) == ("http://x/v1", "plain")
+
+
+@pytest.mark.parametrize("agent", [Called, Inherits, Called(), functools.partial(Called())])
+def test_what_is_called_is_an_agent_as_what_runs_is(agent: Any):
+    assert run(agent) == (2, "k")
+    assert bind_agent(agent, {}, name="a").is_async
+
+
+def test_a_class_that_is_called_is_built_once_an_episode_with_its_own_kwargs():
+    assert run(Called, {"max_turns": 5}) == (5, "k")
+
+
+def test_a_class_whose_instances_cannot_be_called_is_no_agent():
+    class Neither:
+        pass
+
+    with pytest.raises(ConfigError, match="'a' is no agent: the class Neither has no `run` and cannot be called"):
+        bind_agent(Neither, {}, name="a")
 
 
 def test_only_what_the_signature_takes_is_passed():

@@ -92,6 +92,22 @@ def test_the_version_is_printed(run: Run) -> None:
         (["list-agent"], "there is no command 'list-agent' (did you mean 'list-agents' or"),
         (["list-agents", "--jsn"], "No such option"),
         (["list-agents", "extra"], "Got unexpected extra argument (extra) (see 'agentrl list-agents --help')"),
+        (
+            ["train", "--steps", "3"],
+            "No such option '--steps' (settings are written KEY=VALUE: did you mean training.steps=…?)",
+        ),
+        (
+            ["eval", "--training.steps=3"],
+            "No such option '--training.steps' (settings are written KEY=VALUE: did you m",
+        ),
+        (
+            ["doctor", "--group-size", "3"],
+            "No such option '--group-size' (settings are written KEY=VALUE: did you mean ",
+        ),
+        (
+            ["train", "--dry-runn"],
+            "No such option '--dry-runn'. Did you mean '--dry-run'? (see 'agentrl train --help')",
+        ),
         (["-p", "camel", "list-agents"], "Invalid value for '-p': 'camel' should be no:NAME"),
         (
             ["-p", "no:agentrl-cor", "list-agents"],
@@ -132,6 +148,28 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_verb_may_return_its_exit_code() -> None:
     assert report_errors(lambda: 1, debug=lambda: False) == 1
     assert report_errors(lambda: None, debug=lambda: False) == 0
+
+
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": ">&- 2>&- <&-"}
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code"),
+    [("stdin", "list-agents", 0), ("stdout", "list-agents", 0), ("stderr", "train nobody", 2), ("all", "x", 2)],
+)
+def test_a_closed_stream_changes_nothing_but_what_is_seen(closed: str, arguments: str, code: int) -> None:
+    shell = f'"{sys.executable}" -m agentrl {arguments} {CLOSED[closed]}'
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, "Traceback" in result.stderr) == (code, False)
+
+
+def test_an_output_that_takes_nothing_more_is_an_error_of_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no device that is always full")
+    shell = f'"{sys.executable}" -m agentrl list-agents >/dev/full'
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr == "error: the result cannot be written to the standard output: No space left on device\n"
 
 
 def test_an_error_of_several_lines_is_put_on_one_with_its_fix(commands: None, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli import main
+from agentrl.cli.settings import split_arguments
 
 SMALL = ("training.steps=2", "rollout.tasks_per_step=2", "rollout.group_size=4", "evaluation.tasks=12")
 AGENTS = """
@@ -168,14 +170,50 @@ def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, mo
         ("inference.backend=torhc", "did you mean 'torch'?"),
         ("inference.backend.nothing=1", "inference.backend.nothing"),
         ("trackers=[tensorbord]", "did you mean 'tensorboard'?"),
+        ("trackers=tensorboard", "write it as a list: [tensorboard]"),
+        ("training.lora={rank: 8}", "training.lora should be null"),
+        ("training.device=cuda:99", "training.device='cuda:99', but torch"),
+        ("training.device=tpu", "training.device='tpu' is no device"),
+        ("inference.backend.device=cuda:99", "inference.backend.device='cuda:99', but torch"),
+        ("scheduler=rya", "there is no scheduler 'rya' (known: local)"),
+        ("scheduler={type: local, nodes: 2}", "there is no key 'scheduler.nodes'"),
+        ("tasks.train=jsonl", "tasks.train.path is missing: the file"),
+        ("run.name=taken", "runs/taken exists already"),
     ],
 )
-def test_what_cannot_be_built_is_refused_by_a_dry_run_and_before_there_is_a_folder(agentrl, setting, said):
+def test_what_cannot_be_built_is_refused_before_there_is_a_folder_and_a_dry_run_shows_no_plan(agentrl, setting, said):
+    (agentrl.folder / "runs/taken").mkdir(parents=True)
     for more in (["--dry-run"], []):
-        code, _, err = agentrl("train", "math", setting, *more)
-        assert code == 2
+        code, out, err = agentrl("train", "math", setting, *more)
+        assert (code, out) == (2, "")
         assert said in err
-    assert not (agentrl.folder / "runs").exists()
+    assert [path.name for path in (agentrl.folder / "runs").iterdir()] == ["taken"]
+
+
+SCHEDULERS = """
+class Elsewhere:
+    def __init__(self, config, nodes: int = 1):
+        self.nodes = nodes
+
+    def run(self, train):
+        print(f"placed on {self.nodes} nodes")
+        return train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "nodes"),
+    [
+        ("scheduler=schedulers.py:Elsewhere", 1),
+        ("scheduler={type: 'schedulers.py:Elsewhere', nodes: 3}", 3),
+        ("scheduler.type=schedulers.py:Elsewhere", 1),
+    ],
+)
+def test_a_scheduler_is_named_and_places_the_run(agentrl, setting, nodes):
+    (agentrl.folder / "schedulers.py").write_text(SCHEDULERS)
+    code, out, err = agentrl("train", "math", "training.steps=0", "evaluation.tasks=1", setting)
+    assert code == 0, err
+    assert out.splitlines()[0] == f"placed on {nodes} nodes"
 
 
 def test_no_command_is_printed_that_could_not_work(agentrl):
@@ -186,8 +224,8 @@ def test_no_command_is_printed_that_could_not_work(agentrl):
 
 
 def test_dry_run_refuses_a_key_without_effect(agentrl):
-    code, _, err = agentrl("train", "math", "tasks.eval=null", "evaluation.every=5", "--dry-run")
-    assert code == 2
+    code, out, err = agentrl("train", "math", "tasks.eval=null", "evaluation.every=5", "--dry-run")
+    assert (code, out) == (2, "")
     assert "evaluation.every (command line) has no effect: tasks.eval is null" in err
 
 
@@ -257,6 +295,38 @@ def test_a_broken_plugin_is_the_environments_fault(agentrl):
     (agentrl.folder / "broken_agent.py").write_text("import no_such_framework\n")
     line = agentrl.refused(3, "train", "broken_agent.py:Agent")
     assert "no_such_framework" in line
+
+
+@pytest.mark.parametrize("name", ["lr=1e-4", "null", "[best]", "./~x"])
+def test_a_checkpoint_in_a_folder_of_any_name_is_measured(agentrl, tiny_folder, name):
+    shutil.copytree(tiny_folder, agentrl.folder / name)
+    code, out, err = agentrl("eval", name, "evaluation.tasks=1", "--json")
+    assert code == 0, err
+    assert json.loads(out)["model"] == name
+
+
+def test_the_printed_command_measures_a_run_whose_name_holds_an_equals_sign(agentrl):
+    code, out, err = agentrl("train", "math", *SMALL[:3], "evaluation.tasks=1", "run.name=lr=1e-4", "training.steps=1")
+    assert code == 0, err
+    _, *arguments = shlex.split(out.splitlines()[-1].removeprefix("evaluate it: "))
+    assert arguments == ["eval", "runs/lr=1e-4/checkpoints/step-000001"]
+    assert agentrl(*arguments, "evaluation.tasks=1")[0] == 0
+
+
+def test_a_path_that_holds_an_equals_sign_is_told_from_a_setting(agentrl):
+    (agentrl.folder / "seed=1").mkdir()
+    (agentrl.folder / "lr=1").mkdir()
+    for path in ("./seed=1", "lr=1", "runs/lr=1e-4/checkpoints/step-000001", "/runs.1/a=b", "~/a=b"):
+        assert split_arguments((path, "seed=2"), "model") == (path, ("seed=2",))
+    for setting in ("seed=1", "sed=1", "lr=2", "agent.kwargs.a/b=1", "tasks.train=a/b=c.jsonl", "model=./x"):
+        assert split_arguments(("name", setting), "model") == ("name", (setting,))
+
+
+def test_an_agent_in_a_folder_with_an_equals_sign_is_trained(agentrl):
+    (agentrl.folder / "a=b").mkdir()
+    shutil.copy(agentrl.folder / "agents.py", agentrl.folder / "a=b/agents.py")
+    code, _, err = agentrl("train", "a=b/agents.py:Answers", "reward=numeric-match", "--dry-run")
+    assert code == 0, err
 
 
 def test_eval_of_a_folder_that_is_no_model_says_so(agentrl):

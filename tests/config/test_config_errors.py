@@ -32,11 +32,27 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
         ("training: {learning_rate: '1'}", ":1: training.learning_rate should be a valid number, not '1' (the default"),
         ("training: {learning_rate: .inf}", ":1: training.learning_rate should be a finite number, not inf (the def"),
         ("training: {schedule: step}", ":1: training.schedule should be 'constant', 'linear' or 'cosine', not 'step'"),
-        ("run: {name: 1.5}", ":1: run.name should be a valid string, not 1.5 (put it in quotes to make it text)"),
+        ("run: {name: [1.5]}", ":1: run.name should be a valid string, not [1.5] (the default is null)"),
         ("rollout:\n", ":1: rollout should be keys with their values, not null"),
-        ("reward: 3\n", ":1: reward should be a name, or {name: …} with its keys, not 3"),
-        ("reward: {tolerance: 3}\n", ":1: reward.name is missing (set it, or leave out what is set beside it)"),
-        ("trackers: tensorboard\n", ":1: trackers should be a valid list, not 'tensorboard' (the default is [])"),
+        ("reward: [3]\n", ":1: reward should be a name, or {name: …} with its keys, not [3]"),
+        (
+            "reward: {tolerance: 3}\n",
+            ":1: reward.name is missing: a registered name, `dist/name`, `pkg.mod:Obj` or `fi",
+        ),
+        ("trackers: tensorboard\n", ":1: trackers should be a valid list, not 'tensorboard' (write it as a list: [ten"),
+        (
+            "agent: {name: math, env: A=1}\n",
+            ":1: agent.env should be a valid list, not 'A=1' (write it as a list: [A=1])",
+        ),
+        (
+            "training: {lora: {rank: 8}}\n",
+            ":1: training.lora should be null, not {'rank': 8} (Low-rank adapters, which",
+        ),
+        ("rollout_group_size: 3\n", ":1: there is no key 'rollout_group_size' (did you mean 'rollout.group_size'?)"),
+        (
+            f"seed: {'many words ' * 20}\n",
+            f":1: seed should be a valid integer, not '{'many words ' * 6}many words… (the",
+        ),
         ("a: b: c\n", " line 1 is not YAML: mapping values are not allowed here"),
         ("seed: 1\nagent: [\n", " line 3 is not YAML: expected the node content, but found '<stream end>'"),
         ("seed: 1\nseed: 2\n", " line 2 is not YAML: 'seed' is there twice"),
@@ -74,7 +90,17 @@ def test_an_override_is_refused_as_one(override: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("AGENTRL_GROUP_SIZE", "3", "there is no key 'group_size' (did you mean 'rollout.group_size'?)"),
+        ("AGENTRL_GROUP_SIZE", "3", "there is no key 'group_size' (did you mean AGENTRL_ROLLOUT__GROUP_SIZE?)"),
+        (
+            "AGENTRL_ROLLOUT_GROUP_SIZE",
+            "3",
+            "there is no key 'rollout_group_size' (did you mean AGENTRL_ROLLOUT__GROUP_SIZE?)",
+        ),
+        (
+            "AGENTRL_TRAINING_LEARNING_RAT",
+            "3",
+            "there is no key 'training_learning_rat' (did you mean AGENTRL_TRAINING__LEARNING_RATE?)",
+        ),
         (
             "AGENTRL_ROLLOUT__GROUP_SIZE",
             "x",

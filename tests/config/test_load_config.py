@@ -212,11 +212,6 @@ def as_yaml(overrides: tuple[str, ...]) -> str:
     return yaml.safe_dump(values)
 
 
-def test_a_run_may_be_called_by_a_number() -> None:
-    assert load(None, "run.name=3").run.name == "3"
-    assert load(None, "run.name=003").run.name == "003"
-
-
 def test_an_empty_file_sets_nothing(write: Write) -> None:
     assert load(write("# nothing yet\n")) == Config()
 

@@ -13,6 +13,8 @@ from transformers import (
     BloomForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -21,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -111,6 +115,17 @@ def phi3_long() -> PreTrainedModel:
 def bloom() -> PreTrainedModel:
     """Positions enter through the attention mask."""
     return BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4))
+
+
+def mpt() -> PreTrainedModel:
+    """Positions are counted by the model."""
+    return MptForCausalLM(MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4))
+
+
+def falcon_with_alibi() -> PreTrainedModel:
+    """Takes positions, and reads them from the attention mask all the same."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return FalconForCausalLM(FalconConfig(**sizes, alibi=True))
 
 
 def qwen3_next() -> PreTrainedModel:

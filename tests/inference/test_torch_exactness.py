@@ -134,7 +134,9 @@ def test_alternatives_are_the_likeliest_tokens_of_each_position(tmp_path: Path) 
     ("build", "reason"),
     [
         (models.qwen3_next, r"Qwen3NextForCausalLM: it has layers of type linear_attention"),
-        (models.bloom, r"BloomForCausalLM: ValueError"),
+        (models.bloom, r"BloomForCausalLM: it counts positions itself \(ALiBi does\)"),
+        (models.mpt, r"MptForCausalLM: it counts positions itself \(ALiBi does\)"),
+        (models.falcon_with_alibi, r"FalconForCausalLM: it counts positions itself \(ALiBi does\)"),
     ],
 )
 def test_a_model_that_cannot_be_decoded_by_rows_is_refused(build: Build, reason: str, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_reward_class_is_built_now() -> None:
             "tasks",
             r"tasks\.train\.ratio should be a valid number, not 'much'",
         ),
-        (Annotated, {}, "tasks", r"tasks\.train\.path is missing \('thing' needs it\)"),
+        (Annotated, {}, "tasks", r"tasks\.train\.path is missing, a Path \('thing' needs it: set tasks\.train\.path\)"),
         (WithKeywords, {"path": "x", "seed": 1}, "tasks", r"no key 'tasks\.train\.seed'"),
         (open_to_all, {"seed": 1}, "tasks", r"no key 'tasks\.train\.seed'"),
         (score, {"data": {}}, "rewards", r"no key 'tasks\.train\.data' \(known: tolerance\)"),

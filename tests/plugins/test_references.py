@@ -61,10 +61,12 @@ def test_a_file_is_run_once_and_may_import_its_neighbours(site: Path, tmp_path: 
 ASYNC_FUNCTION = "import asyncio\nfrom pathlib import Path\nasync def agent(data):\n    return 1\n"
 HELPERS = f"async def helper():\n    pass\ndef plain():\n    pass\n{AGENT}"
 INSTANCE = "class _Agent:\n    async def run(self, data):\n        return 1\nagent = _Agent()\n"
+CALLED = "class Agent:\n    async def __call__(self, data):\n        return 1\n"
+CALLED_INSTANCE = CALLED.replace("Agent", "_Agent") + "agent = _Agent()\n"
 SYNCHRONOUS = "class Agent:\n    def run(self, data):\n        return 1\n"
 
 
-@pytest.mark.parametrize("text", [ASYNC_FUNCTION, HELPERS, INSTANCE, AGENT])
+@pytest.mark.parametrize("text", [ASYNC_FUNCTION, HELPERS, INSTANCE, AGENT, CALLED, CALLED_INSTANCE])
 def test_a_file_without_an_object_means_the_only_agent_in_it(site: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     assert Plugins().get("agents", f"{tmp_path}/mine.py") is not None

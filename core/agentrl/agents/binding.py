@@ -1,6 +1,6 @@
 """Binding an agent to a run: what its signature takes, and nothing else.
 
-An agent is a class with an async ``run`` (built once an episode), an instance of one (shared by all
+An agent is a class with an async ``run`` or ``__call__`` (built once an episode), an instance of one (shared by all
 episodes) or an async function; in a worker process the function may be a plain one. What a run can give it are
 the *connection* (``base_url``, ``api_key``, ``http_client``, ``model``) and the keys of the config's
 ``agent.kwargs``.
@@ -8,6 +8,7 @@ the *connection* (``base_url``, ``api_key``, ``http_client``, ``model``) and the
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,19 +129,28 @@ class _Parameters:
 
 
 def _run_attribute(agent: Any) -> Any:
-    return agent.run if hasattr(agent, "run") else agent
+    """``run``, else what a call of the agent, or of what a class makes, calls."""
+    if hasattr(agent, "run"):
+        return agent.run
+    return agent.__call__ if _makes_callables(agent) else agent
+
+
+def _makes_callables(agent: Any) -> bool:
+    """Whether it is a class whose own instances can be called; any class can."""
+    return inspect.isclass(agent) and any("__call__" in vars(base) for base in agent.__mro__)
 
 
 def _is_unbound(agent: Any) -> bool:
     """Whether ``run`` is a plain method of a class, whose signature still shows ``self``."""
-    return inspect.isclass(agent) and not isinstance(inspect.getattr_static(agent, "run"), staticmethod | classmethod)
+    name = "run" if hasattr(agent, "run") else "__call__"
+    return inspect.isclass(agent) and not isinstance(inspect.getattr_static(agent, name), staticmethod | classmethod)
 
 
 def _run_of(agent: Any, name: str) -> Callable[..., Any]:
     run: Callable[..., Any] = _run_attribute(agent)
     if not callable(run) or (inspect.isclass(agent) and run is agent):
         raise ConfigError(
-            f"{name!r} is no agent: {type(agent).__name__} has no `run`",
+            f"{name!r} is no agent: {_kind(agent)} has no `run` and cannot be called",
             fix="an agent is a class or object with `async def run(self, data, **extra_kwargs)`, or an async function",
         )
     if inspect.isasyncgenfunction(_function_of(run)):
@@ -148,11 +158,17 @@ def _run_of(agent: Any, name: str) -> Callable[..., Any]:
     return run
 
 
+def _kind(agent: Any) -> str:
+    return f"the class {agent.__name__}" if inspect.isclass(agent) else f"a {type(agent).__name__}"
+
+
 def _function_of(run: Callable[..., Any]) -> Callable[..., Any]:
     return run if inspect.isroutine(run) else type(run).__call__
 
 
 def _is_async(run: Callable[..., Any]) -> bool:
+    while isinstance(run, functools.partial):
+        run = run.func
     return any(inspect.iscoroutinefunction(candidate) for candidate in (run, inspect.unwrap(_function_of(run))))
 
 

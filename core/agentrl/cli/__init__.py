@@ -14,6 +14,9 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``agentrl`` with ``arguments``, by default those of the process, and exit."""
+    from agentrl.cli.streams import open_streams
+
+    open_streams()
     from agentrl.cli.app import App
     from agentrl.cli.boundary import report_errors
     from agentrl.cli.root import root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
 
     given, settings = split_arguments(arguments, "checkpoint")
     found = _find(given)
-    resolved = located(resolve_config(file or found.config, *found.settings, *settings), app.plugins)
+    resolved = located(resolve_config(file or found.config, *settings, model=found.model), app.plugins)
     resolved = named(resolved, app.plugins)
     config = resolved.config
     with Trainer(config, plugins=app.plugins, reporter=default_reporter(tracebacks=app.debug)) as trainer:
@@ -60,20 +61,20 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
 
 @dataclass(frozen=True)
 class _Found:
-    """The model to measure, as a setting, and the settings of the run that it is from."""
+    """The model to measure, and the settings of the run that it is from."""
 
-    settings: tuple[str, ...] = ()
+    model: str | None = None
     config: Path | None = None
 
 
 def _find(given: str | None) -> _Found:
     if given is None:
         return _Found()
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if (path / "config.yaml").is_file():
         return _newest(path)
     beside = path.resolve().parent.parent / "config.yaml"
-    return _Found((f"model.name={given}",), beside if path.is_dir() and beside.is_file() else None)
+    return _Found(given, beside if path.is_dir() and beside.is_file() else None)
 
 
 def _newest(run: Path) -> _Found:
@@ -83,7 +84,7 @@ def _newest(run: Path) -> _Found:
     checkpoint = RunFolder(run).latest_checkpoint()
     if checkpoint is None:
         raise ConfigError(f"the run {run} has saved no checkpoint", fix="name a model folder")
-    return _Found((f"model.name={checkpoint}",), run / "config.yaml")
+    return _Found(str(checkpoint), run / "config.yaml")
 
 
 def _print(config: Config, measured: Evaluation, as_json: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from agentrl.errors import ConfigError
 
 __all__ = ["split_arguments"]
@@ -12,9 +15,38 @@ def split_arguments(arguments: tuple[str, ...], what: str) -> tuple[str | None, 
 
     Raises ``ConfigError`` where there are two; ``what`` says what the one would be.
     """
-    names = [argument for argument in arguments if "=" not in argument]
+    settings = tuple(filter(_is_setting, arguments))
+    names = [argument for argument in arguments if argument not in settings]
     if len(names) > 1:
         raise ConfigError(
             f"{names[1]!r} is one {what} too many beside {names[0]!r}", fix="settings are written KEY=VALUE"
         )
-    return next(iter(names), None), tuple(argument for argument in arguments if "=" in argument)
+    return next(iter(names), None), settings
+
+
+def _is_setting(argument: str) -> bool:
+    """Whether it is KEY=VALUE: a path may hold an equals sign too, but no key holds a slash before it.
+
+    A path that begins like a key is told by its file, and one that is a whole key by writing it as ``./KEY=VALUE``.
+    """
+    key, equals, _ = argument.partition("=")
+    if not equals or _is_key(key.strip()):
+        return bool(equals)
+    return "/" not in key and not _is_there(argument)
+
+
+def _is_key(text: str) -> bool:
+    """Whether it begins with a key that there is, and could be one."""
+    from agentrl.config import Config
+
+    names = text.split(".")
+    return names[0] in Config.model_fields and "/" not in "".join(names[:2])
+
+
+def _is_there(argument: str) -> bool:
+    """Whether a file or folder has the name, or the file of ``file.py:Obj``."""
+    from agentrl.plugins.references import FileReference, parse_reference
+
+    reference = parse_reference(argument)
+    path = reference.path if isinstance(reference, FileReference) else Path(os.path.expanduser(argument))
+    return path.exists()

@@ -30,7 +30,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...")
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
-@click.option("--dry-run", is_flag=True, help="Show every setting and where it came from, check the plan, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check the plan, show every setting and where it came from, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 @click.pass_obj
 def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool, as_json: bool) -> int:
@@ -58,17 +58,17 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
 
 
 def _plan(app: App, resolved: Resolved) -> int:
-    """Print the settings, and refuse what a run would refuse before it starts, or would ignore."""
+    """Print the settings, unless a run would refuse them before it starts, or would ignore some of them."""
     from agentrl.cli.plan import print_plan
     from agentrl.config import ineffective_keys
     from agentrl.errors import ConfigError
     from agentrl.training.trainer import Trainer
 
-    print_plan(resolved)
     if dead := ineffective_keys(resolved.config, resolved.provenance):
         raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
     with Trainer(resolved.config, plugins=app.plugins) as trainer:
         trainer.check()
+    print_plan(resolved)
     return 0
 
 

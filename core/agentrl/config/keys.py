@@ -9,14 +9,23 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["field_at", "is_plain_union", "key_names", "known_keys", "model_at"]
+__all__ = [
+    "field_at",
+    "has_short_form",
+    "is_plain_union",
+    "key_names",
+    "known_keys",
+    "model_at",
+    "model_in",
+    "type_at",
+]
 
 
 def known_keys(model: type[BaseModel]) -> Iterator[str]:
     """Every key of ``model``, those of nested models included: ``rollout``, ``rollout.group_size``, …"""
     for name, field in model.model_fields.items():
         yield name
-        nested = _model_of(field.annotation)
+        nested = model_in(field.annotation)
         if nested is not None:
             yield from (f"{name}.{key}" for key in known_keys(nested))
 
@@ -32,7 +41,7 @@ def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseMode
     current: type[BaseModel] | None = model
     for name in path:
         field = current.model_fields.get(str(name)) if current else None
-        current = _model_of(field.annotation) if field else None
+        current = model_in(field.annotation) if field else None
     return current
 
 
@@ -46,13 +55,32 @@ def is_plain_union(field: FieldInfo | None) -> bool:
     """Whether a field takes one of several types, none of which has keys or items."""
     if field is None or get_origin(field.annotation) not in (Union, types.UnionType):
         return False
-    return not any(get_origin(member) or _model_of(member) for member in get_args(field.annotation))
+    return not any(get_origin(member) or model_in(member) for member in get_args(field.annotation))
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def type_at(model: type[BaseModel], path: Sequence[str]) -> Any:
+    """The type of the key at ``path``, in the mappings that a key holds too; ``Any`` where nothing is said of it."""
+    annotation: Any = model
+    for name in path:
+        nested = model_in(annotation)
+        if nested is not None:
+            field = nested.model_fields.get(name)
+            annotation = field.annotation if field else Any
+        else:
+            annotation = get_args(annotation)[-1] if get_origin(annotation) is dict else Any
+    return annotation
+
+
+def has_short_form(model: type[BaseModel]) -> bool:
+    """Whether a section may be written as a name alone, which is its only required key."""
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    return required in (["name"], ["type"])
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The model in an annotation, through ``Annotated``, ``Optional`` and the like."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if getattr(annotation, "__origin__", None) in (list, dict, tuple):
         return None
-    return next((model for inner in get_args(annotation) if (model := _model_of(inner))), None)
+    return next((model for inner in get_args(annotation) if (model := model_in(inner))), None)

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from agentrl.config import sources
-from agentrl.config.models import Config
+from agentrl.config.fitting import fitted, holds_text, is_short
+from agentrl.config.models import AS_WRITTEN, Config
 from agentrl.config.sources import Source
-from agentrl.config.syntax import to_yaml
+from agentrl.config.syntax import parse_text, parse_value, to_yaml
 from agentrl.config.validation import config_error
 from agentrl.errors import ConfigError
 
@@ -52,16 +53,17 @@ def resolve_config(
     *overrides: str,
     environ: Mapping[str, str] | None = None,
     agent: str | None = None,
+    model: str | None = None,
 ) -> Resolved:
-    """As ``load_config``, with the provenance of every value."""
+    """As ``load_config``, with the provenance of every value; ``model`` names the model as ``agent`` does the agent."""
     layers = [
-        _command_line(overrides, agent),
-        sources.environment(os.environ if environ is None else environ),
+        _command_line(overrides, {"agent": agent, "model": model}),
+        sources.environment(os.environ if environ is None else environ, _parse),
         *([sources.file(Path(path).expanduser())] if path is not None else []),
         sources.defaults(_defaults()),
     ]
     try:
-        config = Config.model_validate(sources.merged(layers))
+        config = Config.model_validate(fitted(Config, sources.merged(layers)))
     except ValidationError as error:
         raise config_error(error, Config, origin=lambda key: _nearest_place(layers, key)) from error
     return Resolved(config, {key: _place(layers, key) or DEFAULT for key in _leaves(_plain(config))})
@@ -76,18 +78,26 @@ def _defaults() -> dict[str, Any]:
 
 def dump_yaml(config: Config) -> str:
     """``config`` as a YAML file that ``load_config`` reads back equal."""
-    return to_yaml(_plain(config))
+    return to_yaml(config.model_dump(context=AS_WRITTEN))
 
 
-def _command_line(overrides: Sequence[str], agent: str | None) -> Source:
-    source = sources.command_line(overrides)
-    if agent is None:
-        return source
-    given = source.values.get("agent", {})
-    if not isinstance(given, dict) or "name" in given:
-        raise ConfigError(f"the agent is named twice, as {agent!r} and by an override", fix="leave one of them out")
-    source.values["agent"] = {**given, "name": agent}
+def _command_line(overrides: Sequence[str], names: Mapping[str, str | None]) -> Source:
+    """The overrides, and beside them what ``names`` says of the sections that are its keys."""
+    source = sources.command_line(overrides, _parse)
+    for section, name in names.items():
+        if name is not None:
+            given = source.values.get(section, {})
+            if not isinstance(given, dict) or "name" in given:
+                raise ConfigError(
+                    f"the {section} is named twice, as {name!r} and by an override", fix="leave one of them out"
+                )
+            source.values[section] = {**given, "name": name}
     return source
+
+
+def _parse(names: Sequence[str], text: str) -> Any:
+    """The value of an override: text where its key holds text."""
+    return parse_text(text, short=is_short(Config, names)) if holds_text(Config, names) else parse_value(text)
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -15,13 +15,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
+    SerializationInfo,
     Strict,
     model_serializer,
     model_validator,
 )
 
+from agentrl.config.written import plain
+
 __all__ = [
+    "AS_WRITTEN",
     "AgentSection",
     "Config",
     "EvaluationSection",
@@ -29,12 +32,19 @@ __all__ = [
     "ModelSection",
     "OptionalPart",
     "Part",
+    "PartModel",
     "RolloutSection",
     "RunSection",
+    "SchedulerModel",
     "Section",
+    "Selectable",
     "TasksSection",
     "TrainingSection",
 ]
+
+
+AS_WRITTEN = {"as_written": True}
+"""The context of a dump that keeps what was written as it was written."""
 
 
 class Section(BaseModel):
@@ -54,40 +64,49 @@ class Section(BaseModel):
     )
 
 
-class _Part(BaseModel):
-    """A selectable part: its name, and beside it the keys that the part itself takes."""
+class Selectable(BaseModel):
+    """What is selected by a name, with the keys beside it that the part so named takes."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside the name, as YAML reads them."""
+        options: dict[str, Any] = plain(self.written)
+        return options
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The same with what the part itself may take for text as ``Written``."""
+        return dict(self.model_extra or {})
+
+    def _keys(self, info: SerializationInfo) -> dict[str, Any]:
+        return self.written if info.context == AS_WRITTEN else self.options
+
+
+class PartModel(Selectable):
+    """A selectable part: its name, and beside it the keys that the part itself takes."""
 
     name: str
     """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
 
-    @model_serializer(mode="wrap")
-    def _short(self, serialise: SerializerFunctionWrapHandler) -> Any:
+    @model_serializer
+    def _short(self, info: SerializationInfo) -> Any:
         """A part without keys is written as its name."""
-        return serialise(self) if self.options else self.name
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys beside the name."""
-        return dict(self.model_extra or {})
+        keys = self._keys(info)
+        return {"name": self.name, **keys} if keys else self.name
 
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _text(value: Any) -> Any:
-    """A name such as `run.name=3` reads as an integer, and no other text reads as the same one."""
-    return str(value) if type(value) is int else value
-
-
-Part = Annotated[_Part, BeforeValidator(_named)]
-OptionalPart = Annotated[_Part | None, BeforeValidator(_named)]
+Part = Annotated[PartModel, BeforeValidator(_named)]
+OptionalPart = Annotated[PartModel | None, BeforeValidator(_named)]
 
 
 class RunSection(Section):
-    name: Annotated[str | None, BeforeValidator(_text)] = None
+    name: str | None = None
     """Name of the run folder; by default the agent and the time."""
     dir: Annotated[Path, Strict(False)] = Path("runs")
     """Where run folders are made."""
@@ -114,10 +133,10 @@ class ModelSection(Section):
 
 
 class TasksSection(Section):
-    train: Part = _Part(name="arithmetic")
+    train: Part = PartModel(name="arithmetic")
     """The tasks to train on: a name, a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of such or of
     `save_to_disk`, or `{name: …, its keys}`."""
-    eval: OptionalPart = _Part(name="arithmetic-heldout")
+    eval: OptionalPart = PartModel(name="arithmetic-heldout")
     """Held-out tasks that evaluation runs on; null for none. By default those of `arithmetic` where that is trained on,
     and none where `tasks.train` is anything else."""
 
@@ -170,7 +189,7 @@ class RolloutSection(Section):
 
 
 class InferenceSection(Section):
-    backend: Part = _Part(name="torch")
+    backend: Part = PartModel(name="torch")
     """The inference engine."""
     timeout: float = Field(600, gt=0)
     """Seconds that the engine may take to start or to take new weights, and an endpoint to answer a call."""
@@ -198,7 +217,7 @@ class TrainingSection(Section):
     checkpoint_every: int = Field(20, ge=0)
     """Steps between checkpoints; 0 for one at the end only."""
     lora: None = None
-    """Low-rank adapters; null trains all weights."""
+    """Low-rank adapters, which this version does not train: null trains all weights."""
 
 
 class EvaluationSection(Section):
@@ -212,9 +231,27 @@ class EvaluationSection(Section):
     """Temperature of the sampled evaluation; a greedy one runs beside it."""
 
 
-class SchedulerSection(Section):
-    type: Literal["local"] = "local"
-    """Where the parts of a run are placed: `local` is this process."""
+class SchedulerModel(Selectable):
+    """Where a run is placed: a registered scheduler, called its type, and beside it the keys that it takes."""
+
+    type: str
+    """`local`, which is this process, or a registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+
+    @property
+    def name(self) -> str:
+        """The same as ``type``, as other parts are named."""
+        return self.type
+
+    @model_serializer
+    def _whole(self, info: SerializationInfo) -> Any:
+        return {"type": self.type, **self._keys(info)}
+
+
+def _typed(value: Any) -> Any:
+    """The type where it is written alone, or became a part's name when keys were put beside it."""
+    if isinstance(value, dict) and "type" not in value and "name" in value:
+        return {"type": value["name"], **{key: held for key, held in value.items() if key != "name"}}
+    return {"type": value} if isinstance(value, str) else value
 
 
 class Config(Section):
@@ -232,11 +269,12 @@ class Config(Section):
     """Scores what the agent returns; null where the agent returns its own reward."""
     rollout: RolloutSection = RolloutSection()
     inference: InferenceSection = InferenceSection()
-    algorithm: Part = _Part(name="grpo")
+    algorithm: Part = PartModel(name="grpo")
     """A preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
-    scheduler: SchedulerSection = SchedulerSection()
+    scheduler: Annotated[SchedulerModel, BeforeValidator(_typed)] = SchedulerModel(type="local")
+    """Where the run is placed: `local` is this process."""
     trackers: list[Part] = []
     """Where metrics go beside the run folder."""
 

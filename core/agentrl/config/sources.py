@@ -7,20 +7,23 @@ part that a lower source writes as a bare name is its `name` where a higher one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from agentrl.config.syntax import parse_document, parse_value
+from agentrl.config.syntax import parse_document
+from agentrl.config.written import Written
 from agentrl.environ import PREFIX, RESERVED
 from agentrl.errors import ConfigError, near_matches
 
 __all__ = ["Source", "command_line", "defaults", "environment", "file", "merged"]
 
 Values = dict[str, Any]
+Parse = Callable[[Sequence[str], str], Any]
+"""From the names of a key and the text of its override to its value."""
 
 
 class Source:
@@ -36,7 +39,7 @@ class Source:
         value: Any = self.values
         names = key.split(".")
         for depth, name in enumerate(names):
-            if isinstance(value, str) and names[depth:] == ["name"]:
+            if _is_name(value) and names[depth:] in (["name"], ["type"]):
                 break
             if not isinstance(value, Mapping) or name not in value:
                 return None
@@ -48,7 +51,7 @@ class Source:
         return next((self._places[key] for key in held if key in self._places), self._default_place)
 
 
-def command_line(overrides: Iterable[str]) -> Source:
+def command_line(overrides: Iterable[str], parse: Parse) -> Source:
     """``key.sub=value`` arguments, the last one winning. Raises ``ConfigError`` for one of another form."""
     values: Values = {}
     for override in overrides:
@@ -56,11 +59,11 @@ def command_line(overrides: Iterable[str]) -> Source:
         names = key.strip().split(".")
         if not equals or not all(names):
             raise ConfigError(f"{override!r} sets nothing", fix="write key.sub=value, as in training.steps=100")
-        _assign(values, names, _value(text, f"command line: {key.strip()}"))
+        _assign(values, names, _value(parse, names, text, f"command line: {key.strip()}"))
     return Source(values, {}, "command line")
 
 
-def environment(environ: Mapping[str, str]) -> Source:
+def environment(environ: Mapping[str, str], parse: Parse) -> Source:
     """Variables such as ``AGENTRL_ROLLOUT__GROUP_SIZE``."""
     values: Values = {}
     places: dict[str, str] = {}
@@ -68,7 +71,7 @@ def environment(environ: Mapping[str, str]) -> Source:
     for variable in sorted(variables, key=len):
         names = variable.removeprefix(PREFIX).lower().split("__")
         place = f"environment {variable}"
-        _assign(values, names, _value(environ[variable], place))
+        _assign(values, names, _value(parse, names, environ[variable], place))
         places[".".join(names)] = place
     return Source(values, places, "environment")
 
@@ -133,7 +136,7 @@ def _spelled_out(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Values:
 def _beside(lower: Any, upper: Any) -> Any:
     if not isinstance(upper, Mapping):
         return lower
-    if isinstance(lower, str):
+    if _is_name(lower):
         return {"name": lower}
     return _spelled_out(lower, upper) if isinstance(lower, Mapping) else lower
 
@@ -148,14 +151,19 @@ def _assign(values: Values, names: Sequence[str], value: Any) -> None:
     *parents, last = names
     for name in parents:
         held = values.get(name)
-        values[name] = held if isinstance(held, dict) else {"name": held} if isinstance(held, str) else {}
+        values[name] = held if isinstance(held, dict) else {"name": held} if _is_name(held) else {}
         values = values[name]
     values[last] = value
 
 
-def _value(text: str, place: str) -> Any:
+def _is_name(value: Any) -> bool:
+    """Whether a value may be the name of a part: text, or what was written as text might be."""
+    return isinstance(value, str) or (isinstance(value, Written) and value.value is not None)
+
+
+def _value(parse: Parse, names: Sequence[str], text: str, place: str) -> Any:
     try:
-        return parse_value(text)
+        return parse(names, text)
     except ConfigError as error:
         raise ConfigError(
             f"{place}: {error.message}", fix="quote text that begins with a bracket or a quote"

@@ -1,7 +1,8 @@
 """YAML as the configuration reads and writes it.
 
 Scalars are those of YAML 1.2: `3e-4` is a number; `no`, `on` and `2026-11-24` are text, and so are digits
-after a leading zero. Only plain data is read, and a key that a mapping holds twice is an error.
+after a leading zero. Only plain data is read, and a key that a mapping holds twice is an error. What reads as
+something else than text keeps the text that it was written as, for keys that hold text: see ``Written``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 import yaml
 from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
+from agentrl.config.written import Written
 from agentrl.errors import ConfigError, one_line
 
-__all__ = ["Document", "parse_document", "parse_value", "to_yaml"]
+__all__ = ["Document", "parse_document", "parse_text", "parse_value", "to_yaml"]
 
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", "~nN"),
@@ -33,7 +36,8 @@ _SCALARS = {
 
 _TAG = "tag:yaml.org,2002:"
 _KEYS = {_TAG + "str", _TAG + "merge"}
-_DATA = {None, *(_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map"))}
+_RETYPED = {_TAG + name for name in ("null", "bool", "int", "float")}
+_DATA = {None, *_RETYPED, *(_TAG + name for name in ("str", "seq", "map"))}
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
@@ -62,6 +66,10 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep=deep)
+        return Written(node.value, value) if isinstance(node, ScalarNode) and node.tag in _RETYPED else value
+
 
 class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _resolvers()
@@ -73,8 +81,20 @@ class _Dumper(yaml.SafeDumper):
         """Line breaks other than a newline survive between double quotes alone."""
         return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
+    def represent_path(self, path: PurePath) -> ScalarNode:
+        return self.represent_text(str(path))
+
+    def represent_written(self, written: Written) -> Node:
+        """What was written, as it was written."""
+        if isinstance(written.value, list):
+            node: Node = self.represent_data(written.value)
+            return node
+        return self.represent_scalar(self.represent_data(written.value).tag, written.text)
+
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(Written, _Dumper.represent_written)
+_Dumper.add_multi_representer(PurePath, _Dumper.represent_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +123,23 @@ def parse_value(text: str) -> Any:
     if not text.startswith(("[", "{", '"', "'")):
         return _scalar(text)
     try:
-        return _read(text).values
+        values = _read(text).values
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{text} is not YAML: {_problem(error)}", fix="quote it as a whole to make it text"
         ) from error
+    return Written(text, values) if isinstance(values, list) else values
+
+
+def parse_text(text: str, *, short: bool) -> Any:
+    """The value that ``text`` has in an override of a key that holds text: itself, less quotes around the whole.
+
+    With ``short`` the text is the name of something that has other keys, and a mapping may stand in its place.
+    """
+    text = text.strip()
+    if text.startswith(('"', "'")) or (short and text.startswith("{")):
+        return parse_value(text)
+    return _scalar(text)
 
 
 def to_yaml(values: Any) -> str:
@@ -132,7 +164,7 @@ def _scalar(text: str) -> Any:
     loader = _Loader("")
     resolve: Callable[..., str] = loader.resolve
     tag = resolve(ScalarNode, text, (True, False))
-    return loader.construct_object(ScalarNode(tag, text)) if tag in _DATA else text
+    return loader.construct_object(ScalarNode(tag, text)) if tag in _RETYPED else text
 
 
 def _lines(node: Node, path: tuple[str, ...], within: tuple[Node, ...]) -> Iterator[tuple[str, int]]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from agentrl.config.keys import field_at, is_plain_union, key_names, known_keys, model_at
-from agentrl.errors import ConfigError, near_matches, one_line
+from agentrl.environ import PREFIX
+from agentrl.errors import ConfigError, near_matches, one_line, shortened
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-__all__ = ["config_error", "unknown_key"]
+__all__ = ["config_error", "near_key", "unknown_key"]
 
 _LONGEST_VALUE = 80
 Origin = Callable[[str], str | None]
@@ -38,24 +39,42 @@ def config_error(
     rest = f" (and {more} more)" if more else ""
     if first["type"] == "extra_forbidden":
         return unknown_key(model, path, at=at, place=place)
-    return ConfigError(f"{place}{_complaint(first, key, model, path)}{rest}", fix=_fix(first, model, path))
+    return ConfigError(f"{place}{_complaint(first, key, model, path)}{rest}", fix=_fix(first, key, model, path))
 
 
 def unknown_key(model: type[BaseModel], path: Sequence[str], *, at: str = "", place: str = "") -> ConfigError:
     """The error for a key that ``model`` does not have at ``path``, with the keys that are near."""
     key = ".".join((at, *path) if at else path)
-    return ConfigError(f"{place}there is no key {key!r}", fix=_near_keys(model, path))
+    variable = place.startswith("environment ")
+    return ConfigError(f"{place}there is no key {key!r}", fix=_near_keys(model, path, variable=variable))
 
 
-def _near_keys(model: type[BaseModel], path: Sequence[str]) -> str:
+def near_key(model: type[BaseModel], name: str) -> str | None:
+    """The whole key that ``name`` may be meant for: its last word, or all of them with underscores between."""
+    spelled = {key.replace(".", "_"): key for key in known_keys(model)}
+    spelled |= {key.rpartition(".")[2]: key for key in known_keys(model)}
+    near = difflib.get_close_matches(name, spelled, n=1, cutoff=0.8)
+    return spelled[near[0]] if near else None
+
+
+def _joined(model: type[BaseModel], name: str) -> str | None:
+    """The key of several words that ``name`` is with underscores between them, or very nearly."""
+    spelled = {key.replace(".", "_"): key for key in known_keys(model) if "." in key}
+    near = difflib.get_close_matches(name, spelled, n=1, cutoff=0.9)
+    return spelled[near[0]] if near else None
+
+
+def _near_keys(model: type[BaseModel], path: Sequence[str], *, variable: bool) -> str:
     """Keys beside the unknown one with a similar name, else such keys anywhere, else all beside it."""
     parent = model_at(model, path[:-1])
     beside = near_matches(path[-1], key_names(parent) if parent else ())
-    if beside.startswith("did you mean"):
+    near = _joined(model, path[-1]) if len(path) == 1 else None
+    if near is None and beside.startswith("did you mean"):
         return beside
-    leaves = {key.rpartition(".")[2]: key for key in known_keys(model)}
-    near = difflib.get_close_matches(path[-1], leaves, n=1, cutoff=0.8)
-    return f"did you mean {leaves[near[0]]!r}?" if near else beside
+    near = near or near_key(model, path[-1])
+    if near is None:
+        return beside
+    return f"did you mean {PREFIX}{near.upper().replace('.', '__')}?" if variable else f"did you mean {near!r}?"
 
 
 def _path(error: ErrorDetails, model: type[BaseModel]) -> list[str]:
@@ -69,7 +88,9 @@ def _path(error: ErrorDetails, model: type[BaseModel]) -> list[str]:
 def _complaint(error: ErrorDetails, key: str, model: type[BaseModel], path: Sequence[str]) -> str:
     message = one_line(error["msg"])
     if error["type"] == "missing":
-        return f"{key} is missing"
+        return f"{key} is missing{_meaning(model, path)}"
+    if error["type"] == "none_required":
+        return f"{key} should be null, not {_shown(error['input'])}"
     if error["type"] == "value_error":
         reason = message.removeprefix("Value error, ")
         return f"{key}: {reason}" if key else reason
@@ -90,12 +111,23 @@ def _form(section: type[BaseModel] | None) -> str:
 def _shown(value: object) -> str:
     """A value as YAML writes it, cut where it is long."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+    return shortened(text, _LONGEST_VALUE)
 
 
-def _fix(error: ErrorDetails, model: type[BaseModel], path: Sequence[str]) -> str | None:
+def _meaning(model: type[BaseModel], path: Sequence[str]) -> str:
+    """What a key is, as the first sentence of its help has it."""
+    help_ = one_line(getattr(field_at(model, path), "description", None) or "")
+    first = help_.partition(". ")[0].rstrip(".")
+    return f": {first[0].lower()}{first[1:]}" if first else ""
+
+
+def _fix(error: ErrorDetails, key: str, model: type[BaseModel], path: Sequence[str]) -> str | None:
     if error["type"] == "missing":
-        return "set it, or leave out what is set beside it" if len(path) > 1 else "set it"
+        return f"set {key}, or leave out what is set beside it" if len(path) > 1 else f"set {key}"
+    if error["type"] == "none_required":
+        return getattr(field_at(model, path), "description", None)
+    if error["type"] == "list_type" and isinstance(error["input"], str):
+        return f"write it as a list: [{error['input']}]"
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         return "put it in quotes to make it text"
     return _default(model, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from agentrl.errors import ConfigError, one_line
+from agentrl.errors import ConfigError, one_line, shortened
 
 __all__ = ["ModelSize", "model_size"]
 
@@ -51,7 +51,8 @@ def model_size(folder: Path) -> ModelSize:
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
-            f"model folder {folder} holds no causal language model that transformers knows: {one_line(error)[:200]}",
+            f"model folder {folder} holds no causal language model that transformers knows: "
+            f"{shortened(one_line(error))}",
             fix="name a model that AutoModelForCausalLM loads, or update transformers",
         ) from error
     text = config.get_text_config()

@@ -28,7 +28,7 @@ from agentrl.environments.record import Record, write_record
 from agentrl.environments.sources import Source
 from agentrl.environments.staging import copied, tidied
 from agentrl.environments.wishes import Wish, completed
-from agentrl.errors import ConfigError, PluginError, one_line
+from agentrl.errors import ConfigError, PluginError, one_line, shortened
 
 if TYPE_CHECKING:
     from agentrl.plugins.entries import Broken
@@ -83,7 +83,7 @@ def create_environment(wish: Wish, plugins: Plugins, narrator: Narrator) -> Crea
 
 
 def _cannot_make(folder: Path, error: OSError) -> PluginError:
-    reason = ": ".join(filter(None, [error.strerror, error.filename])) or one_line(error)[:300]
+    reason = ": ".join(filter(None, [error.strerror, error.filename])) or shortened(one_line(error), 300)
     fix = FREE_SPACE if error.errno in {errno.ENOSPC, errno.EDQUOT} else f"set {ENVIRONMENTS} to another folder"
     return PluginError(f"cannot make the environment {folder.name!r} in {folder}: {reason}", fix=fix)
 

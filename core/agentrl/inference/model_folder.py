@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from agentrl.config.models import ModelSection
-from agentrl.errors import ConfigError, PluginError, near_matches, one_line
+from agentrl.errors import ConfigError, PluginError, near_matches, one_line, shortened
 from agentrl.plugins import Plugins
 
 __all__ = ["find_model"]
@@ -23,7 +23,7 @@ def find_model(plugins: Plugins, model: ModelSection) -> Path:
     bundled = {entry.name for entry in plugins.entries("models")}
     if model.name in bundled or _is_distribution_name(model.name, bundled):
         return _checked(_provided(plugins.get("models", model.name), model.name))
-    folder = Path(model.name).expanduser()
+    folder = Path(os.path.expanduser(model.name))
     if folder.is_dir():
         return _checked(folder)
     if model.name.count("/") != 1 or model.name.startswith((".", "/", "~")):
@@ -58,7 +58,7 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ConfigError(
-            f"model {name!r} is no folder, nor to be had from the Hugging Face hub: {one_line(error)[:200]}",
+            f"model {name!r} is no folder, nor to be had from the Hugging Face hub: {shortened(one_line(error))}",
             fix="check the path or the id, or log in with `hf auth login` for a gated model",
         ) from error
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from inspect import Parameter
+from inspect import Parameter, formatannotation
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
@@ -69,13 +69,19 @@ def _arguments(
     given = {name: value for name, value in context.items() if is_open or name in parameters}
     settings: type[BaseModel] | None = getattr(obj, "Settings", None)
     if settings is not None:
-        validated = _settings(settings, part.options, key)
+        validated = _settings(settings, _written(part), key)
         return {**given, "settings": validated} if is_open or "settings" in parameters else given
     taken = {*context, *reserved}
     free = {name: p for name, p in parameters.items() if name not in taken and _is_named(p)}
     _refuse_unknown([name for name in part.options if name in taken or not is_open], free, key)
     _refuse_missing(part.options, free, key, part.name)
-    return {**given, **_converted(obj, part.options, key)}
+    return {**given, **_converted(obj, _written(part), key)}
+
+
+def _written(part: PartLike) -> Mapping[str, Any]:
+    """The keys of ``part``, those of a configuration as they were written."""
+    written: Mapping[str, Any] = getattr(part, "written", part.options)
+    return written
 
 
 def _reward_arguments(function: Callable[..., Any]) -> list[str]:
@@ -86,13 +92,14 @@ def _reward_arguments(function: Callable[..., Any]) -> list[str]:
 def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str) -> BaseModel:
     from pydantic import ValidationError
 
+    from agentrl.config.fitting import fitted
     from agentrl.config.keys import key_names
     from agentrl.config.validation import config_error
 
     if settings.model_config.get("extra") != "allow":
         _refuse_unknown(options, key_names(settings), key)
     try:
-        return settings.model_validate(dict(options))
+        return settings.model_validate(fitted(settings, options))
     except ValidationError as error:
         raise config_error(error, settings, at=key) from error
 
@@ -110,7 +117,16 @@ def _refuse_unknown(options: Iterable[str], known: Collection[str], key: str) ->
 def _refuse_missing(options: Mapping[str, Any], free: Mapping[str, Parameter], key: str, part: str) -> None:
     for name, parameter in free.items():
         if parameter.default is parameter.empty and name not in options:
-            raise ConfigError(f"{key}.{name} is missing", fix=f"{part!r} needs it")
+            raise ConfigError(
+                f"{key}.{name} is missing{_kind(parameter.annotation)}", fix=f"{part!r} needs it: set {key}.{name}"
+            )
+
+
+def _kind(annotation: object) -> str:
+    """What a parameter takes, where its author says so."""
+    if annotation is Parameter.empty:
+        return ""
+    return f", a {annotation if isinstance(annotation, str) else formatannotation(annotation)}"
 
 
 def _converted(obj: Callable[..., Any], options: Mapping[str, Any], key: str) -> dict[str, object]:
@@ -132,11 +148,13 @@ def _as(annotation: Any, value: object, key: str) -> object:
     from pydantic import BaseModel, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
+    from agentrl.config.fitting import fitted_to
     from agentrl.config.validation import config_error
+    from agentrl.config.written import plain
 
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        return TypeAdapter(annotation).validate_python(plain(fitted_to(annotation, value)))
     except ValidationError as error:
         raise config_error(error, BaseModel, at=key) from error
     except PydanticSchemaGenerationError:
-        return value
+        return plain(value)

@@ -27,16 +27,21 @@ def only_object(module: ModuleType, path: Path, kind: str, noun: str, adapts: Ad
 
 
 def _agents(module: ModuleType, adapts: Adapts) -> dict[str, object]:
-    """What has an async ``run``, else what a plugin adapts, else the async functions."""
+    """What has an async ``run``, else what a plugin adapts, else what is called: async functions and their like."""
     return (
         _defined(module, _has_async_run)
         or {name: value for name, value in _public(module).items() if adapts(value)}
-        or _defined(module, inspect.iscoroutinefunction)
+        or _defined(module, inspect.iscoroutinefunction, _has_async_call)
     )
 
 
 def _has_async_run(value: object) -> bool:
     return inspect.iscoroutinefunction(getattr(value, "run", None))
+
+
+def _has_async_call(value: object) -> bool:
+    called = value if inspect.isclass(value) else type(value)
+    return any(inspect.iscoroutinefunction(vars(base).get("__call__")) for base in called.__mro__)
 
 
 def _public(module: ModuleType) -> dict[str, object]:

@@ -7,6 +7,7 @@ object in it that fits.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,10 @@ Reference = NameReference | ModuleReference | FileReference
 def parse_reference(text: str) -> Reference:
     """What ``text`` refers to, by its form alone."""
     if text.endswith(".py"):
-        return FileReference(Path(text).expanduser(), None)
+        return FileReference(Path(os.path.expanduser(text)), None)
     head, colon, attribute = text.rpartition(":")
     if head.endswith(".py"):
-        return FileReference(Path(head).expanduser(), attribute or None)
+        return FileReference(Path(os.path.expanduser(head)), attribute or None)
     if colon:
         return ModuleReference(head, attribute)
     return NameReference(text)

@@ -83,6 +83,14 @@ class RunFolder:
             raise _cannot_make(parent, error) from error
         return folder
 
+    @staticmethod
+    def check(config: Config) -> None:
+        """Raise the ``ConfigError`` that ``create`` would raise; nothing is made."""
+        if config.run.name:
+            path = _path(config.run.dir.expanduser(), config.run.name)
+            if path.exists():
+                raise _taken(path)
+
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` optimiser steps is."""
         return self.checkpoints / f"step-{step:06}"
@@ -132,14 +140,22 @@ def default_name(agent: str, now: datetime) -> str:
 
 
 def _make(parent: Path, name: str) -> Path:
-    if name in {".", ".."} or name != Path(name).name or "\0" in name:
-        raise ConfigError(f"run.name={name!r} is not the name of a folder", fix="set run.dir for where it is made")
-    path = parent / name
+    path = _path(parent, name)
     try:
         path.mkdir()
     except FileExistsError as error:
-        raise ConfigError(f"the run folder {path} exists already", fix="set run.name to another name") from error
+        raise _taken(path) from error
     return path
+
+
+def _path(parent: Path, name: str) -> Path:
+    if name in {".", ".."} or name != Path(name).name or "\0" in name:
+        raise ConfigError(f"run.name={name!r} is not the name of a folder", fix="set run.dir for where it is made")
+    return parent / name
+
+
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(f"the run folder {path} exists already", fix="set run.name to another name")
 
 
 def _make_unique(parent: Path, agent: str, now: datetime) -> Path:

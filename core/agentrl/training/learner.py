@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError, one_line
+from agentrl.inference.device import find_device
 from agentrl.inference.progress_bars import no_progress_bars
 from agentrl.rollout.episode import Group
 from agentrl.training import forest, rows
@@ -57,7 +58,7 @@ class Learner:
         self._source = folder
         self._training = training
         self._algorithm = algorithm
-        device = _device(training.device)
+        device = find_device(training.device, "training.device")
         model = _load(folder, device)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
@@ -157,18 +158,6 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
     model.generation_config = GenerationConfig.from_model_config(model.config)  # the folder's own may not be savable
     model.to(device)  # type: ignore[arg-type]
     return model
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"training.device={name!r} is no device", fix="use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"training.device={name!r}, but torch finds no CUDA device", fix="set training.device=auto")
-    return device
 
 
 def _autocast(precision: str, device: torch.device) -> bool:

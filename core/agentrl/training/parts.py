@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.config.models import Config
 from agentrl.environments import locate_agent
-from agentrl.errors import ConfigError, one_line
+from agentrl.errors import ConfigError, one_line, shortened
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
@@ -93,7 +93,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model folder {folder} has no tokenizer that loads: {one_line(error)[:200]}",
+            f"model folder {folder} has no tokenizer that loads: {shortened(one_line(error))}",
             fix="save the model's tokenizer beside its weights with `save_pretrained`",
         ) from error
     return tokenizer

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from agentrl.errors import AgentRLError
+from agentrl.inference.device import find_device
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.log import RunLog
 from agentrl.runs.metrics import MetricsLog
@@ -64,6 +65,7 @@ def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
 
     Raises ``ConfigError`` or ``PluginError`` for the first of them.
     """
+    find_device(parts.config.training.device, "training.device")
     build_backend(parts, version=0)
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
     return algorithm, Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning)

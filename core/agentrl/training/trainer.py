@@ -11,6 +11,7 @@ from agentrl.config.checks import check_trainable
 from agentrl.config.models import Config
 from agentrl.environments import entries_elsewhere
 from agentrl.plugins import Plugins
+from agentrl.runs.folder import RunFolder
 from agentrl.runs.reporter import Reporter, default_reporter
 from agentrl.runs.summary import Summary
 from agentrl.training.backends import is_chat
@@ -21,6 +22,7 @@ from agentrl.training.parts import Parts, resolve_episode_parts, resolve_parts
 from agentrl.training.run import prepare, train
 from agentrl.training.running import run_to_end
 from agentrl.training.sampling import ANY_ENGINE, check_sampling
+from agentrl.training.scheduling import build_scheduler
 
 __all__ = ["Trainer"]
 
@@ -61,11 +63,15 @@ class Trainer:
         before anything has started, and another ``AgentRLError`` for what stopped the run.
         """
         parts = self._trainable(agent)
-        return run_to_end(lambda: train(parts, self.reporter))
+        scheduler = build_scheduler(self.plugins, parts.config)
+        return scheduler.run(lambda: run_to_end(lambda: train(parts, self.reporter)))
 
     def check(self, agent: Any = None) -> None:
-        """Raise what ``train`` would raise for a name or key that is wrong; nothing is started or written."""
-        prepare(self._trainable(agent), self.reporter)
+        """Raise what ``train`` would raise before it starts anything; nothing is started or written."""
+        parts = self._trainable(agent)
+        build_scheduler(self.plugins, parts.config)
+        RunFolder.check(parts.config)
+        prepare(parts, self.reporter)
 
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.

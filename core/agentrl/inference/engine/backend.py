@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from agentrl.errors import BackendError, ConfigError, near_matches
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
+from agentrl.inference.device import find_device
 from agentrl.inference.engine.counters import Counters
 from agentrl.inference.engine.delivery import Ticket
 from agentrl.inference.engine.engine import Engine
@@ -41,6 +42,7 @@ class TorchBackend:
     def __init__(self, context: BackendContext, settings: TorchSettings | None = None) -> None:
         self._context = context
         self._settings = settings or _settings(context.options)
+        find_device(self._settings.device, "inference.backend.device")
         self._thread: EngineThread | None = None
 
     async def start(self) -> Capabilities:

@@ -5,11 +5,13 @@ Shapes: ``B`` rows, ``Q`` tokens a row, ``L`` columns of the block that attentio
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from agentrl.errors import BackendError, one_line
+from agentrl.errors import BackendError, one_line, shortened
 from agentrl.inference.engine.cache import RowCache
 from agentrl.inference.engine.kv import KVBlock, KVLayout, round_up
 from agentrl.inference.engine.network import Batch, Network
@@ -34,6 +36,7 @@ class Decoder:
         self._network = network
         self._embedding: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
         self.vocabulary: int = self._embedding.shape[0]
+        self._refuse_without_positions()
         self._windows = self._layer_windows()
         self.layout = self._probe_layout()
         self._visible = torch.zeros((), dtype=self.layout.dtype, device=self.device)
@@ -83,6 +86,15 @@ class Decoder:
             masks[kind] = torch.where(visible, self._visible, self._blocked)
         return masks
 
+    def _refuse_without_positions(self) -> None:
+        """Rows of different lengths go through one forward only where it is told each token's position."""
+        told = "position_ids" in inspect.signature(self.model.base_model.forward).parameters
+        if not told or getattr(self.config, "alibi", False):
+            raise unsupported(
+                self.model,
+                "it counts positions itself (ALiBi does), and rows of different lengths need to tell it theirs",
+            )
+
     def _layer_windows(self) -> dict[str, int | None]:
         """Window of each type of layer that the model has; ``None`` is no window."""
         window = getattr(self.config, "sliding_window", None)
@@ -101,7 +113,7 @@ class Decoder:
         try:
             self.model.base_model(ids, past_key_values=cache, use_cache=True)
         except Exception as error:
-            raise unsupported(self.model, f"{type(error).__name__}: {one_line(error)[:200]}") from error
+            raise unsupported(self.model, f"{type(error).__name__}: {shortened(one_line(error))}") from error
         planes = []
         for layer in cache.layers:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
@@ -115,5 +127,5 @@ def unsupported(model: PreTrainedModel, reason: str) -> BackendError:
     """The error for a model that this engine cannot run exactly."""
     return BackendError(
         f"the torch engine cannot run {type(model).__name__}: {reason}",
-        fix="choose a model with attention layers only, or another inference.backend",
+        fix="choose a model with attention layers only that takes `position_ids`, or another inference.backend",
     )

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agentrl.errors import BackendError, one_line
+from agentrl.errors import BackendError, one_line, shortened
 from agentrl.inference.contract import FinishReason, Weights
 from agentrl.inference.engine.counters import Counters
 from agentrl.inference.engine.decoder import Decoder
@@ -258,7 +258,7 @@ class Engine:
 
 def _broken(error: Exception) -> BackendError:
     failure = BackendError(
-        f"the model failed on this batch: {type(error).__name__}: {one_line(error)[:300]}",
+        f"the model failed on this batch: {type(error).__name__}: {shortened(one_line(error), 300)}",
         fix="see the cause; where memory ran out, lower inference.backend.kv_cache_tokens or rollout.concurrency",
     )
     failure.__cause__ = error

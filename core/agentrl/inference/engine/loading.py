@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from agentrl.errors import BackendError, one_line
+from agentrl.errors import BackendError, one_line, shortened
+from agentrl.inference.device import find_device
 from agentrl.inference.engine.decoder import Decoder, unsupported
 from agentrl.inference.engine.kv import KVLayout
 from agentrl.inference.engine.lean import LeanNetwork
@@ -23,12 +24,11 @@ from agentrl.inference.progress_bars import no_progress_bars
 __all__ = ["context_length", "kv_tokens_in_memory", "load_decoder", "load_tokenizer"]
 
 _LONGEST_DEFAULT = 32768
-_DEVICES = "use auto, cpu, cuda or cuda:N"
 
 
 def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
     """Load the model; raises ``BackendError`` where that fails or it does not decode exactly."""
-    device = _device(settings.device)
+    device = find_device(settings.device, "inference.backend.device")
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
@@ -36,7 +36,7 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(
-            f"no causal language model loads from {folder}: {one_line(error)[:160]}",
+            f"no causal language model loads from {folder}: {shortened(one_line(error), 160)}",
             fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
         ) from error
     nn.Module.to(model, device).train(False)
@@ -90,19 +90,3 @@ def kv_tokens_in_memory(layout: KVLayout) -> int:
     else:
         share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     return max(int(share) // layout.bytes_per_token, 1)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BackendError(f"inference.backend.device={name!r} is no device", fix=_DEVICES) from error
-    if device.type not in ("cpu", "cuda"):
-        raise BackendError(f"inference.backend.device={name!r}: the torch engine runs on CPU and CUDA", fix=_DEVICES)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(
-            f"inference.backend.device={name!r}, but torch sees {torch.cuda.device_count()} CUDA devices", fix=_DEVICES
-        )
-    return device

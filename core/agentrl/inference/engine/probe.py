@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from agentrl.errors import one_line
+from agentrl.errors import one_line, shortened
 from agentrl.inference.engine.decoder import Decoder
 from agentrl.inference.engine.kv import KVBlock, round_up
 
@@ -26,7 +26,8 @@ def inexactness(decoder: Decoder) -> str | None:
     try:
         found = _decoded(decoder, rows, lengths)
     except Exception as error:
-        return f"{type(error).__name__}: {one_line(error)[:200]}"
+        reason = f"{type(error).__name__}: {shortened(one_line(error))}"
+        return f"its forward does not take rows of different lengths, masked and with positions: {reason}"
     expected = torch.stack([_plain(decoder, row[: n + 1]) for row, n in zip(rows, lengths, strict=True)])
     difference = float((found - expected).abs().max())
     if difference <= _TOLERANCE[decoder.layout.dtype]:

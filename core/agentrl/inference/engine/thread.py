@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from agentrl.errors import BackendError, one_line
+from agentrl.errors import BackendError, one_line, shortened
 from agentrl.inference.engine.engine import Engine
 
 __all__ = ["EngineThread"]
@@ -102,7 +102,7 @@ class EngineThread:
 
 def _step_failed(error: Exception) -> BackendError:
     failure = BackendError(
-        f"the engine's step failed: {type(error).__name__}: {one_line(error)[:300]}",
+        f"the engine's step failed: {type(error).__name__}: {shortened(one_line(error), 300)}",
         fix="see the cause; where memory ran out, lower inference.backend.kv_cache_tokens or rollout.concurrency",
     )
     failure.__cause__ = error
