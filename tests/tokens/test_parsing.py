@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.tool_calls import read_call
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 
@@ -74,6 +75,23 @@ def test_broken_arguments_of_a_named_call_reach_the_agent_as_written(read, body,
 def test_arguments_reach_the_agent_as_the_policy_wrote_them(read, arguments, form):
     (made,) = read(call(form % arguments))["tool_calls"]
     assert made["function"] == {"name": "calculate", "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    ("raw", "arguments", "written"),
+    [
+        ('{"name": "Ann",  "arguments": {}}', {"name": "Ann", "arguments": {}}, '{"name": "Ann",  "arguments": {}}'),
+        ('function<sep>greet\n```json\n{"a":  1.0}\n```', {"a": 1.0}, '{"a":  1.0}'),
+        ("<function=greet><parameter=a>1</parameter>", {"a": "half \ud83d"}, '{"a": "half \\ud83d"}'),
+        ('<function=greet><parameter=a>{"name": "Ann"}', {"a": {"name": "Ann"}}, '{"a": {"name": "Ann"}}'),
+    ],
+)
+def test_arguments_are_found_in_whatever_form_a_family_writes_its_calls(raw, arguments, written):
+    assert read_call(raw, "greet", arguments) == {"name": "greet", "arguments": written}
+
+
+def test_a_call_that_is_no_json_has_no_name_in_its_arguments():
+    assert read_call('<function=greet><parameter=a>{"name": "Ann", "arguments": {}') is None
 
 
 @pytest.mark.parametrize(

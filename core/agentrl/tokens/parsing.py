@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import encodable
 from agentrl.tokens.template import Message
-from agentrl.tokens.tool_calls import Function, broken_call, spelled, whole_call
+from agentrl.tokens.tool_calls import read_call
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def assistant_message(
     calls: list[dict[str, Any]] = []
     content = parsed.content
     for attempt in parsed.tool_calls:
-        function = _function(attempt) if tools_offered else None
+        function = read_call(attempt.raw, attempt.name, attempt.arguments) if tools_offered else None
         if function is None:
             content = f"{content}\n{_raw(attempt, ids, vocabulary)}" if content else _raw(attempt, ids, vocabulary)
         else:
@@ -40,15 +40,6 @@ def assistant_message(
     if calls:
         message["tool_calls"] = calls
     return message
-
-
-def _function(attempt: ParsedToolCall) -> Function | None:
-    """Name and arguments of a call, the arguments as text; ``None`` where no name can be read."""
-    if (written := whole_call(attempt.raw)) is not None:
-        return written
-    if isinstance(attempt.name, str) and attempt.name and attempt.arguments is not None:
-        return spelled(attempt.name, attempt.arguments)  # The model writes its calls otherwise than in JSON.
-    return broken_call(attempt.raw)
 
 
 def _raw(attempt: ParsedToolCall, ids: Sequence[int], vocabulary: Vocabulary) -> str:

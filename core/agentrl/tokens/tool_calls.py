@@ -4,48 +4,72 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from agentrl.errors import encodable
 
-__all__ = ["Function", "broken_call", "spelled", "whole_call"]
+__all__ = ["Function", "read_call"]
 
 Function = dict[str, str]
 """Name and arguments of a call, the arguments as text."""
 
 _NAME = re.compile(r'"name"\s*:\s*"((?:[^"\\]|\\.)+)"', re.DOTALL)
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _NONE = "{}"
 
 
-def spelled(name: str, arguments: object) -> Function:
-    """A call whose arguments are a value: a text is taken as it is, anything else is written as JSON."""
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"name": encodable(name), "arguments": encodable(text)}
+def read_call(raw: str, name: object = None, arguments: object = None) -> Function | None:
+    """The call that the policy wrote as ``raw``, in which a parser found ``name`` and ``arguments`` or gave up.
 
-
-def whole_call(raw: str) -> Function | None:
-    """The call that ``raw`` is in JSON; ``None`` where it is none, or has no name.
-
-    Arguments keep every character, so that an agent sends back what the policy wrote: escapes that no text can
-    hold, digits, white space. Where there are none, or ``null``, they are an empty object.
+    ``None`` where no name can be read. Arguments keep every character, so that an agent sends back what the policy
+    wrote: escapes that no text can hold, digits, white space. Where there are none, or ``null``, they are an empty
+    object.
     """
-    try:
+    if isinstance(name, str) and name and arguments is not None:
+        return {"name": encodable(name), "arguments": _as_written(raw, arguments)}
+    return _whole(raw) if _is_json(raw) else _broken(raw)
+
+
+def _as_written(raw: str, arguments: object) -> str:
+    if isinstance(arguments, str):
+        return encodable(arguments)
+    wanted = repr(arguments)
+    for text in _values(raw):
+        try:
+            if repr(json.loads(text)) == wanted:
+                return encodable(text)
+        except (ValueError, RecursionError):
+            continue
+    return encodable(json.dumps(arguments, ensure_ascii=False))
+
+
+def _values(raw: str) -> Iterator[str]:
+    """Where a call's arguments may stand: a member of the call, all of it, or what it fences off."""
+    if _is_json(raw):
         members = _members(raw)
-    except (ValueError, RecursionError):
-        return None
+        yield from (members[key] for key in ("arguments", "parameters") if key in members)
+        yield raw.strip()
+    elif fenced := _FENCED.search(raw):
+        yield fenced.group(1)
+
+
+def _whole(raw: str) -> Function | None:
+    members = _members(raw)
     name = json.loads(members.get("name", _NONE))
     if not isinstance(name, str) or not name:
         return None
-    return {"name": encodable(name), "arguments": _arguments(members)}
+    text = members.get("arguments", members.get("parameters", _NONE))
+    arguments = json.loads(text) if text.startswith('"') else text
+    return {"name": encodable(name), "arguments": _NONE if text == "null" else encodable(arguments)}
 
 
-def broken_call(raw: str) -> Function | None:
-    """The call that ``raw`` was to be, in JSON that does not parse; ``None`` where it shows no name."""
+def _broken(raw: str) -> Function | None:
+    """A call in JSON that does not parse: its name, and the arguments as the policy wrote them."""
     name, arguments = _NAME.search(raw), _ARGUMENTS.search(raw)
-    if name is None or raw.lstrip().startswith("<") or _is_json(raw):
+    if name is None or raw.lstrip().startswith("<"):
         return None
     text = raw[arguments.end() :].rstrip() if arguments else ""
     text = text.removesuffix("}") if _closes_outside(text) else text
@@ -61,10 +85,8 @@ def _is_json(raw: str) -> bool:
 
 
 def _members(raw: str) -> Mapping[str, str]:
-    """What ``raw`` says of each key, as it is written there; nothing for JSON that is no object."""
-    value, end = _DECODER.raw_decode(raw, at := _after_space(raw, 0))
-    if _after_space(raw, end) != len(raw):
-        raise ValueError("more than one value")
+    """What JSON says of each key, as it is written there; nothing for JSON that is no object."""
+    value, at = json.loads(raw), _after_space(raw, 0)
     members: dict[str, str] = {}
     while value and isinstance(value, dict) and raw[at] != "}":
         # ``at`` is at the brace or the comma before a member; all of it is known to parse.
@@ -79,13 +101,6 @@ def _members(raw: str) -> Mapping[str, str]:
 def _after_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
-
-
-def _arguments(members: Mapping[str, str]) -> str:
-    text = members.get("arguments", members.get("parameters", _NONE))
-    if text.startswith('"'):
-        return encodable(json.loads(text))
-    return _NONE if text == "null" else text
 
 
 def _unescaped(name: str) -> str:
