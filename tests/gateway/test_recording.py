@@ -327,6 +327,27 @@ def test_thinking_stays_through_tool_results_whether_the_agent_returns_it_or_not
     assert session.calls[2].fork_reason == "thinking dropped by the template"
 
 
+@pytest.mark.parametrize("new", [MORE, {"role": "tool", "tool_call_id": "1", "content": "408"}])
+def test_an_end_of_turn_that_the_template_never_writes_is_sampled_and_not_repeated(ask, backend, session, new):
+    vocabulary = backend.renderer.vocabulary
+    written = vocabulary.encode("It is 408.")
+    backend.script = [[*written, vocabulary.convert_tokens_to_ids("<|endoftext|>")]]
+    backend.says("Yes.")
+    answer = ask([ASK])
+    assert answer["content"] == "It is 408."
+    ask([ASK, answer, new])
+    first, second = prompts(backend)
+    whole = vocabulary.decode(second)
+    assert second[: len(first) + len(written)] == first + written
+    assert whole == vocabulary.decode(backend.renderer.render([ASK, answer, new]))
+    assert "<|endoftext|>" not in whole
+    assert session.calls[1].fork_reason is None
+    assert session.calls[1].parent == session.calls[0].id
+    before, after = sampled(session)
+    assert list(before.ids) == [*written, vocabulary.convert_tokens_to_ids("<|endoftext|>")]
+    assert session.tree.path(Position(after.parent, after.fork)) == second
+
+
 STRAY = [
     "I think. </think> It is 408.",
     "<think>\nHm.\n</think>\n\nI think. </think> It is 408.",

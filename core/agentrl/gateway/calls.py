@@ -79,7 +79,7 @@ class Caller:
                     completion_ids=chunk.ids,
                     shown=shown,
                     extends=prompt.extends,
-                    thinking=prompt.thinking or self.renderer.thinks(chunk.ids),
+                    thinking=prompt.thinking or self.renderer.thinks(chunk.ids, prompt.ids),
                     digest=draw.call,
                     tools=tools,
                     keys=[*keys, message_key(message)],
@@ -167,7 +167,7 @@ class Caller:
         """The message of a completion, and how many of its tokens that shows; ``None`` where a stop
         string cuts one in two."""
         ids: list[int] = list(chunk.ids)
-        shown: int | None = len(ids)
+        shown: int | None = self.renderer.shown(ids)
         cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
         if cut is not None:
             ids, shown = cut

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError, GatewayError, near_matches
 from agentrl.tokens.abilities import Abilities, measure
+from agentrl.tokens.ends import end_ids
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import kind_of
 from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judged, known_renderers
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
+from agentrl.tokens.thinking import Thinking
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -33,13 +35,13 @@ class Renderer:
     ) -> None:
         self._template = template
         self._part = part
-        self._thinking_marks = [vocabulary.special_id(mark) for mark in ("<think>", "</think>")]
+        self._thinking = Thinking(vocabulary)
         self.vocabulary = vocabulary
         self.name = part.name
         """The renderer's name in the ``renderers`` package; ``default`` is the template in full."""
         self.warning: str | None = None
         """What this renderer costs, where it is not the best that could be."""
-        self.stop_ids: frozenset[int] = part.stop_ids
+        self.stop_ids: frozenset[int] = part.stop_ids | end_ids(vocabulary, template)
         """Ids that end an assistant turn."""
         self.tool_end_id: int | None = vocabulary.special_id("</tool_call>")
         """The id that ends a tool call, where one does."""
@@ -123,22 +125,31 @@ class Renderer:
         calls are ``call_ids`` and a number, unless the model writes its own. A completion that cannot be
         parsed at all is text.
         """
-        ids = list(completion_ids)
+        spoken = list(itertools.takewhile(lambda token: token not in self.stop_ids, completion_ids))
+        # Renderers of families read their own thinking; the template in full may be of any family.
+        apart = self._thinking.split(spoken, prompt_ids) if self._part.in_full else None
+        thought, ids = (None, spoken) if apart is None else apart
         try:
-            parsed = self._part.parse(ids, tools, prompt_ids)
-            return assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
+            parsed = self._part.parse(ids, tools, prompt_ids if apart is None else ())
+            message = assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
         except Exception as error:  # The boundary to the library: a policy may write what no parser foresaw.
             _log.debug("a completion of %d tokens does not parse: %s", len(ids), error)
-            spoken = itertools.takewhile(lambda token: token not in self.stop_ids, ids)
-            return {"role": "assistant", "content": self.vocabulary.decode(list(spoken))}
+            message = {"role": "assistant", "content": self.vocabulary.decode(ids)}
+        if apart is not None and message["content"]:
+            message["content"] = message["content"].lstrip()
+        return message | {"reasoning_content": thought} if thought else message
 
-    def thinks(self, completion_ids: Sequence[int]) -> bool:
-        """Whether a completion holds thinking, closed or not."""
-        opening, closing = self._thinking_marks
-        if opening is not None and closing is not None:
-            return opening in completion_ids or closing in completion_ids
-        text = self.vocabulary.decode(completion_ids)
-        return "<think>" in text or "</think>" in text
+    def shown(self, completion_ids: Sequence[int]) -> int:
+        """How many ids of a completion the next prompt may hold: all but an end of turn that the template never writes.
+
+        Such an end ends the turn as any does, and the conversation goes on as if the template's own had stood there.
+        """
+        last = completion_ids[-1]
+        return len(completion_ids) - (last in self.stop_ids and last not in self._part.closing_ids)
+
+    def thinks(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
+        """Whether a completion holds thinking, closed or not, that it or its prompt has opened."""
+        return self._thinking.present(completion_ids, prompt_ids)
 
 
 def load_renderer(

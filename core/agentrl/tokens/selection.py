@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from agentrl.errors import GatewayError
+from agentrl.tokens.ends import written_ends
 from agentrl.tokens.probes import CONTINUATIONS, CONVERSATIONS, Continuation, Conversation, Kind
 from agentrl.tokens.reading import Reader, harmony, parsers_by_name, reads_calls, specs
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
@@ -40,6 +40,8 @@ class Candidate:
     stop_ids: frozenset[int]
     thinking: bool = False
     """Whether it renders turns with thinking as the template does."""
+    closing_ids: frozenset[int] = frozenset()
+    """The ends of a turn after which the template's next turn follows."""
     extends: frozenset[Kind] = frozenset()
     """The kinds of continuation in which extending a chain gives what the template gives."""
     parses: bool = False
@@ -57,7 +59,7 @@ class Candidate:
     def trusted(self) -> Candidate:
         """The candidate where there is no template to hold it against: its own word is taken."""
         extends: frozenset[Kind] = frozenset({("user", False), ("tool", False), ("tool", True)})
-        return replace(self, thinking=True, extends=extends, reads=True)
+        return replace(self, thinking=True, extends=extends, reads=True, closing_ids=self.stop_ids)
 
     def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         """The prompt for the next turn; ``messages`` as ``plain`` leaves them."""
@@ -153,17 +155,8 @@ def _buildable(vocabulary: Vocabulary) -> Iterator[str]:
 
 
 def in_full(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
-    """The template itself. A turn ends with whatever special token the template writes after its text."""
-    part = _with_reader(vocabulary, template)
-    ask, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
-    try:
-        written = template.render([ask, answer], prompt=False)
-        prompt = template.render([ask])
-    except GatewayError:
-        return part
-    special = (token for token in written[len(prompt) :] if token in vocabulary.special_ids)
-    ends = frozenset(itertools.islice(special, 1)) if written[: len(prompt)] == prompt else frozenset()
-    return replace(part, stop_ids=part.stop_ids | ends)
+    """The template itself."""
+    return replace(_with_reader(vocabulary, template), closing_ids=written_ends(vocabulary, template))
 
 
 def _with_reader(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
@@ -209,8 +202,14 @@ def judge(part: Candidate, template: ChatTemplate) -> Candidate | None:
     outcomes = [(probe.kind, _extends(part, template, probe)) for probe in CONTINUATIONS]
     kinds = {kind for kind, good in outcomes if good} - {kind for kind, good in outcomes if good is False}
     parses = all(_parses(part, template, probe) for probe in CONTINUATIONS if not probe.kind[1])
-    reads = reads_calls(part.library, template)
-    return replace(part, thinking=thinking, extends=frozenset(kinds), parses=parses, reads=reads)
+    return replace(
+        part,
+        thinking=thinking,
+        closing_ids=frozenset(_closing(part, template)),
+        extends=frozenset(kinds),
+        parses=parses,
+        reads=reads_calls(part.library, template),
+    )
 
 
 def _same(part: Candidate, template: ChatTemplate, probe: Conversation) -> bool | None:
@@ -240,6 +239,16 @@ def _turn(part: Candidate, template: ChatTemplate, probe: Continuation) -> tuple
     if probe.kind[1] and probe.turn["reasoning_content"] not in template.decode(completion):
         return prompt, [], wanted
     return prompt, completion, wanted
+
+
+def _closing(part: Candidate, template: ChatTemplate) -> Iterator[int]:
+    """The ids with which the template ends the turns of the probes."""
+    for probe in CONTINUATIONS:
+        try:
+            _, completion, _ = _turn(part, template, probe)
+        except GatewayError:
+            continue
+        yield from completion[-1:]
 
 
 def _extends(part: Candidate, template: ChatTemplate, probe: Continuation) -> bool | None:
