@@ -9,10 +9,10 @@ import pytest
 from tests.gateway.family_gateway import ASK, TOOLS, family_gateway
 from tests.tokens.families import FAMILIES
 
-SHOWING = ["qwen2.5", "qwen3", "llama-3.1", "llama-3.2", "granite-4", "gpt-oss", "glm-4.5"]
+SHOWING = ["qwen2.5", "qwen3", "llama-3.1", "llama-3.2", "mistral", "granite-4", "gpt-oss", "glm-4.5"]
 """Families whose templates show tools, and whose calls are read."""
 HIDING = ["llama-3", "gemma", "gemma-3", "phi-3", "phi-3.5", "smollm2", "olmo-2", "deepseek-v3", "deepseek-r1"]
-UNREAD = ["mistral", "olmo-3", "granite-3"]
+UNREAD = ["olmo-3", "granite-3"]
 ARGUMENTS = {"expression": "12 * 34", "exact": True}
 
 

@@ -10,6 +10,7 @@ from agentrl.errors import ConfigError
 
 __all__ = ["Ineffective", "check_trainable", "ineffective_keys", "unused_by_evaluation"]
 
+_OF_RENDERING = ("seed", "model.renderer", "model.chat_template", "model.date")
 _OF_TRAINING = (
     "training.learning_rate",
     "training.warmup_steps",
@@ -73,7 +74,7 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
     sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "run", "scheduler")
     reasons = dict.fromkeys(sections, "evaluation does not train")
     if endpoint:
-        reasons |= dict.fromkeys(("seed", "model.renderer"), "an endpoint renders and samples as it does")
+        reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
     return [
         Ineffective(key, place, reason)
         for key, place in provenance.items()

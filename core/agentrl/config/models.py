@@ -130,6 +130,12 @@ class ModelSection(Section):
     """A bundled name, a local folder or a Hugging Face id."""
     renderer: str = "auto"
     """How messages become token ids: `auto`, or the name of a renderer of the `renderers` package."""
+    chat_template: Annotated[Path | None, Strict(False)] = None
+    """A file with a Jinja chat template for models whose own lacks something, such as tools; every checkpoint keeps
+    it. Null for the model's own."""
+    date: str | None = None
+    """The date, as `2026-01-31`, in every prompt of chat templates that write one; null for that of the checkpoint,
+    else today's."""
 
 
 class TasksSection(Section):

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
-from agentrl.errors import AgentError, AgentRLError, BackendError, ConfigError, PluginError, RunError, Side
+from agentrl.errors import (
+    AgentError,
+    AgentRLError,
+    BackendError,
+    ConfigError,
+    GatewayError,
+    PluginError,
+    RunError,
+    Side,
+)
+from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.session import Session
 from agentrl.rollout.episode import Episode, EpisodeKey
+from agentrl.rollout.runner import EpisodeRunner
+from agentrl.tokens.abilities import LOST
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 
@@ -43,10 +57,29 @@ async def agent(case: Case) -> AsyncIterator[Finding]:
     (task,) = TaskOrder(case.parts.train_tasks, case.config.seed).take(1)
     key = EpisodeKey("train", case.learner.version + 1, task.index, 0)
     settings = training_session(case.config, key, case.learner.version)
-    episode = await case.serving.rollout.runner.run(key, task.data, settings)
+    runner, refusals = _watched(case.serving.rollout.runner)
+    episode = await runner.run(key, task.data, settings)
+    if lost := next((error for error in refusals() if error.code == LOST), None):
+        # Said even where the agent goes on without its tools: what is trained then is not what it was written for.
+        yield problem(lost.message, fix=lost.fix or FIXES["gateway"], like=GatewayError, blocks=True, code=LOST)
+        return
     yield _outcome(episode, "workers" if case.config.runs_in_workers else "inline")
     for finding in _calls(episode):
         yield finding
+
+
+def _watched(runner: EpisodeRunner) -> tuple[EpisodeRunner, Callable[[], list[GatewayError]]]:
+    """The runner, and what the gateway has refused its episodes so far."""
+    sessions: list[Session] = []
+
+    def open_session(settings: SessionSettings) -> Session:
+        sessions.append(runner.open_session(settings))
+        return sessions[-1]
+
+    def refusals() -> list[GatewayError]:
+        return [error for session in sessions for error in session.refusals if isinstance(error, GatewayError)]
+
+    return replace(runner, open_session=open_session), refusals
 
 
 def _outcome(episode: Episode, mode: str) -> Finding:

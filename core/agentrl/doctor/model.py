@@ -10,9 +10,10 @@ from agentrl.doctor.prefixes import prefixes
 from agentrl.doctor.size import model_size
 from agentrl.errors import AgentRLError
 from agentrl.inference.model_folder import find_model
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import ChatTemplate
 from agentrl.training.backends import is_chat, untrainable
+from agentrl.training.chat import load_chat
 
 __all__ = ["model"]
 
@@ -38,18 +39,34 @@ def model(case: Case) -> Iterator[Finding]:
         context_length=size.context_length,
     )
     case.doing("choosing a renderer")
-    case.renderer = renderer = load_renderer(case.folder, case.config.model.renderer)
+    case.renderer = renderer = load_chat(case.folder, case.config.model).renderer
     how = "found by holding each against the chat template" if case.config.model.renderer == "auto" else "as configured"
     yield ok(
         f"renderer {renderer.name}, {how}; {len(renderer.vocabulary.get_vocab()):,} tokens", renderer=renderer.name
     )
+    yield tools(renderer)
+    if renderer.day is not None:
+        day = renderer.day.isoformat()
+        yield note(
+            f"its chat template writes the date: {day} in every prompt of a run; model.date names another", date=day
+        )
     if not renderer.vocabulary.chat_template:
         yield note("its tokenizer has no chat template, so that the renderer's word is taken for everything")
     elif case.config.model.renderer not in _BY_TEMPLATE and renderer.warning is not None:
         yield warning(renderer.warning, fix="set model.renderer=auto")
     else:
         case.doing("rendering a conversation turn by turn")
-        yield from prefixes(renderer, ChatTemplate(renderer.vocabulary, repr(name)))
+        yield from prefixes(renderer, ChatTemplate(renderer.vocabulary, repr(name), renderer.day))
+
+
+def tools(renderer: Renderer) -> Finding:
+    """Whether agents with tools can be served; whether this one has any shows itself when it runs."""
+    able = renderer.abilities
+    if able.tools:
+        return ok("agents with tools: definitions, calls and results reach the prompt, and calls are read", tools=True)
+    lost = able.lost()
+    because = f"never puts {', '.join(lost)} into the prompt" if lost else "writes calls in a form that cannot be read"
+    return note(f"agents with tools are refused: its chat template {because}; see model.chat_template", tools=False)
 
 
 def _is_behind_endpoint(case: Case) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from agentrl.errors import GatewayError
+from agentrl.tokens.json_calls import learned
+from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import CONTINUATIONS, Continuation
 from agentrl.tokens.template import ChatTemplate, Tools
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from renderers import ParsedResponse, ToolSpec
+    from renderers import Renderer as Library
 
-__all__ = ["Reader", "harmony", "parsers_by_name", "reads_calls", "specs"]
+__all__ = ["Reader", "harmony", "learned_reader", "parsers_by_name", "reads_calls", "specs"]
 
 
 class Reader(Protocol):
@@ -65,49 +69,78 @@ def parsers_by_name() -> list[str]:
     return list(TOOL_PARSERS)
 
 
-def reads_calls(reader: Reader, template: ChatTemplate, *, probes: Iterable[Continuation] = CONTINUATIONS) -> bool:
+def reads_calls(reader: Reader, template: ChatTemplate) -> bool:
     """Whether ``reader`` gives back every call that the template writes, and it writes some."""
     seen = False
-    for probe in probes:
-        if probe.kind[1] or not probe.turn.get("tool_calls"):
-            continue
-        spoken = _spoken(template, probe)
-        if spoken is None:
-            continue
-        prompt, completion, calls = spoken
+    for spoken in spoken_calls(template):
+        prompt, completion = template.encode(spoken.prompt), template.up_to_end(template.encode(spoken.text))
         try:
-            parsed = reader.parse_response(completion, tools=specs(probe.tools), prompt_ids=prompt)
+            parsed = reader.parse_response(completion, tools=specs(spoken.tools), prompt_ids=prompt)
+            read = assistant_message(parsed, completion, template.vocabulary, tools_offered=True, call_ids="call_")
         except Exception:  # A parser of another family fails in its own way.
             return False
-        if [(call.name, _arguments(call.arguments)) for call in parsed.tool_calls] != calls:
+        functions = [call["function"] for call in read.get("tool_calls", [])]
+        if [(function["name"], _parsed(function["arguments"])) for function in functions] != spoken.calls:
             return False
         seen = True
     return seen
 
 
-def _spoken(template: ChatTemplate, probe: Continuation) -> tuple[list[int], list[int], list[Any]] | None:
-    """Prompt and completion of a turn as the template writes it, and the calls in it; ``None`` for none."""
+def learned_reader(template: ChatTemplate, library: Library) -> Reader | None:
+    """The reader of calls in JSON between whatever marks the template writes; ``None`` where they are not in JSON."""
+    vocabulary = template.vocabulary
+    for spoken in spoken_calls(template):
+        if spoken.alone:
+            written = vocabulary.decode(template.up_to_end(template.encode(spoken.text)))
+            ends = {vocabulary.decode([token]) for token in vocabulary.special_ids}
+            end = max((end for end in ends if written.endswith(end)), key=len, default="")
+            bare = written.removesuffix(end).rpartition("</think>")[2]
+            return learned(bare, spoken.calls[0][0], library, vocabulary)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A turn with calls as a template writes it."""
+
+    prompt: str
+    text: str
+    """What comes after the prompt."""
+    calls: list[tuple[str, Any]]
+    """Names and arguments of the calls in it."""
+    tools: Tools | None
+    alone: bool
+    """Whether it is one call and nothing else."""
+
+
+def spoken_calls(template: ChatTemplate) -> Iterator[Spoken]:
+    """Every turn with calls among the probes that the template writes, calls and all."""
+    for probe in CONTINUATIONS:
+        if not probe.kind[1] and probe.turn.get("tool_calls"):
+            spoken = _spoken(template, probe)
+            if spoken is not None:
+                yield spoken
+
+
+def _spoken(template: ChatTemplate, probe: Continuation) -> Spoken | None:
     try:
         prompt = template.text(probe.before, probe.tools)
         written = template.text([*probe.before, probe.turn], probe.tools, prompt=False)
     except GatewayError:
         return None
-    spoken = written.removeprefix(prompt)
-    if spoken == written:  # Where the next turn is to begin with thinking, one of the past may have none.
+    text = written.removeprefix(prompt)
+    if text == written:  # Where the next turn is to begin with thinking, one of the past may have none.
         bare = prompt.rstrip().removesuffix("<think>")
         if not written.startswith(bare):
             return None
-        spoken = "\n</think>\n\n" + written[len(bare) :]
-    functions = [call["function"] for call in probe.turn["tool_calls"] if call["function"]["name"] in spoken]
-    if not functions:
-        return None
+        text = "\n</think>\n\n" + written[len(bare) :]
+    functions = [call["function"] for call in probe.turn["tool_calls"] if call["function"]["name"] in text]
     calls = [(function["name"], json.loads(function["arguments"])) for function in functions]
-    return template.encode(prompt), template.up_to_end(template.encode(spoken)), calls
+    alone = len(calls) == 1 and not probe.turn["content"]
+    return Spoken(prompt, text, calls, probe.tools, alone) if calls else None
 
 
-def _arguments(arguments: object) -> object:
-    if not isinstance(arguments, str):
-        return arguments
+def _parsed(arguments: str) -> object:
     try:
         return json.loads(arguments)
     except (ValueError, RecursionError):

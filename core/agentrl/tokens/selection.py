@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from agentrl.errors import GatewayError
 from agentrl.tokens.ends import written_ends
 from agentrl.tokens.probes import CONTINUATIONS, CONVERSATIONS, Continuation, Conversation, Kind
-from agentrl.tokens.reading import Reader, harmony, parsers_by_name, reads_calls, specs
+from agentrl.tokens.reading import Reader, harmony, learned_reader, parsers_by_name, reads_calls, specs
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
 from agentrl.tokens.vocabulary import Vocabulary
 
@@ -77,22 +77,7 @@ class Candidate:
     def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
         """What the completion says."""
         reader = self.reader or self.library
-        parsed = reader.parse_response(completion_ids, tools=specs(tools), prompt_ids=list(prompt_ids))
-        for call in parsed.tool_calls:
-            if call.arguments == {}:
-                call.arguments = _parameters(call.raw)
-        return parsed
-
-
-def _parameters(raw: str) -> Any:
-    """The arguments of a call that has them as ``parameters``, as Llama does; most parsers ask for ``arguments``."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(value, dict) or "arguments" in value:
-        return {}
-    return value.get("parameters", {})
+        return reader.parse_response(completion_ids, tools=specs(tools), prompt_ids=list(prompt_ids))
 
 
 @lru_cache(1)
@@ -177,6 +162,9 @@ def _with_reader(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate:
             continue
         if reads_calls(reader, template):
             return replace(part, reader=reader, reads=True)
+    own = learned_reader(template, _default(vocabulary, None).library)
+    if own is not None and reads_calls(own, template):
+        return replace(part, reader=own, reads=True)
     return part
 
 

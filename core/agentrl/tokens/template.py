@@ -33,7 +33,7 @@ class ChatTemplate:
                 fix="use an instruction-tuned model, put a chat_template.jinja beside its tokenizer.json, or name a "
                 "template's file with model.chat_template",
             )
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self.day = day or date.today()
         """The date in whatever is rendered."""
         self.form = Form()
@@ -59,12 +59,12 @@ class ChatTemplate:
 
         try:
             return rendered(
-                self._vocabulary.get_chat_template(None, tools),
+                self.vocabulary.get_chat_template(None, tools),
                 messages,
                 tools,
                 prompt=prompt,
                 day=day or self.day,
-                tokens=self._vocabulary.special_tokens_map,
+                tokens=self.vocabulary.special_tokens_map,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise GatewayError(
@@ -85,20 +85,20 @@ class ChatTemplate:
 
     def render(self, messages: Messages, tools: Tools | None = None, *, prompt: bool = True) -> list[int]:
         """The ids of ``text``."""
-        return self._vocabulary.encode(self.text(messages, tools, prompt=prompt))
+        return self.vocabulary.encode(self.text(messages, tools, prompt=prompt))
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``."""
-        return self._vocabulary.encode(text)
+        return self.vocabulary.encode(text)
 
     def up_to_end(self, ids: list[int]) -> list[int]:
         """``ids`` of a turn up to its last special token, which ends it; all of them where there is none."""
-        last = max((n for n, token in enumerate(ids) if token in self._vocabulary.special_ids), default=len(ids) - 1)
+        last = max((n for n, token in enumerate(ids) if token in self.vocabulary.special_ids), default=len(ids) - 1)
         return ids[: last + 1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``."""
-        return self._vocabulary.decode(ids)
+        return self.vocabulary.decode(ids)
 
 
 def plain(message: Mapping[str, Any]) -> Message:

@@ -17,7 +17,7 @@ from agentrl.rollout.episode import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import rollout_metrics
 from agentrl.runs.stopwatch import Stopwatch
-from agentrl.training.checkpoints import save_checkpoint
+from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.interrupt import finish_in_thread
 from agentrl.training.journal import Journal
@@ -42,6 +42,8 @@ class TrainingLoop:
     evaluator: Evaluator | None
     order: TaskOrder
     journal: Journal
+    conversing: Conversing
+    """What a checkpoint keeps of how the model is talked to."""
     before: Evaluation | None = None
     """The evaluation of the weights that training started from."""
     latest: Evaluation | None = None
@@ -84,7 +86,7 @@ class TrainingLoop:
 
     def _write_checkpoint(self, version: int) -> None:
         with self.journal.folder.new_checkpoint(version) as folder:
-            save_checkpoint(folder, self.learner, cursor=self.order.cursor)
+            save_checkpoint(folder, self.learner, cursor=self.order.cursor, conversing=self.conversing)
 
     async def _step(self) -> None:
         step = self.learner.version + 1

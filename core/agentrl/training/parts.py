@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.config.models import Config
 from agentrl.environments import locate_agent
-from agentrl.errors import ConfigError, one_line, shortened
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.runner import Score
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
 from agentrl.training.agent import Agent, resolve_agent
 from agentrl.training.backends import check_takes_weights, is_chat
+from agentrl.training.chat import load_chat
+from agentrl.training.checkpoints import Conversing
 from agentrl.training.sampling import check_override
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Parts(EpisodeParts):
     model_folder: Path
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
+    conversing: Conversing
+    """What every checkpoint keeps of how the model is talked to."""
 
 
 def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
@@ -58,7 +61,7 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     check_takes_weights(config, plugins)
     common = resolve_episode_parts(config, plugins, agent)
     folder = find_model(plugins, config.model)
-    tokenizer = _tokenizer(folder)
+    chat = load_chat(folder, config.model)
     return Parts(
         config=common.config,
         plugins=plugins,
@@ -67,8 +70,9 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
         train_tasks=common.train_tasks,
         eval_tasks=common.eval_tasks,
         model_folder=folder,
-        tokenizer=tokenizer,
-        renderer=load_renderer(tokenizer, config.model.renderer),
+        tokenizer=chat.tokenizer,
+        renderer=chat.renderer,
+        conversing=chat.kept,
     )
 
 
@@ -84,16 +88,3 @@ def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
     )
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model folder {folder} has no tokenizer that loads: {shortened(one_line(error))}",
-            fix="save the model's tokenizer beside its weights with `save_pretrained`",
-        ) from error
-    return tokenizer

@@ -136,6 +136,7 @@ class _Run:
                 evaluator=None if parts.eval_tasks is None else Evaluator(serving.rollout, parts.eval_tasks, config),
                 order=TaskOrder(parts.train_tasks, config.seed),
                 journal=journal,
+                conversing=parts.conversing,
             )
 
     async def _save(self) -> None:
