@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import pytest
 
 from agentrl.doctor.agent import parted
 from agentrl.doctor.alarm import Alarm
 from agentrl.doctor.findings import Diagnosis, Section, note, of_error, ok, problem, skipped, warning
-from agentrl.doctor.sampling import Sample, fault
 from agentrl.errors import BackendError, ConfigError, PluginError
 
 
@@ -70,33 +68,6 @@ def test_an_alarm_that_is_put_off_or_left_does_not_ring():
     with Alarm(lambda _: rung.set()):
         pass
     assert not rung.is_set()
-
-
-GOOD = Sample((1, 2), 1.0, 0, ids=(3, 4), logprobs=(-0.5, 0.0), versions=(0, 0), finish="length")
-
-
-def test_a_sample_with_a_logprob_and_a_version_for_every_id_has_no_fault():
-    assert fault(GOOD, vocabulary=5, version=0) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"ids": (), "logprobs": (), "versions": ()}, "without a token id"),
-        ({"logprobs": (-0.5,)}, "2 ids came with 1 logprobs"),
-        ({"versions": ()}, "2 ids came with 0 policy versions"),
-        ({"ids": (3, 5)}, "holds id 5, and the vocabulary has 5"),
-        ({"ids": (3, -9)}, "holds id -9"),
-        ({"logprobs": (-0.5, float("nan"))}, "the logprob nan"),
-        ({"logprobs": (-0.5, float("-inf"))}, "the logprob -inf"),
-        ({"logprobs": (0.6, -0.1)}, "the logprob 0.6"),
-        ({"versions": (1, 1)}, "under version 1 of the weights, which are of 0"),
-        ({"finish": None}, "finish=None"),
-        ({"finish": "cancelled"}, "finish='cancelled'"),
-    ],
-)
-def test_every_fault_of_a_sample_is_named(change, said):
-    assert said in fault(replace(GOOD, **change), vocabulary=5, version=0)
 
 
 @pytest.mark.parametrize(

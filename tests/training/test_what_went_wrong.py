@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from openai import AsyncOpenAI
 
 from agentrl import Trainer, load_config
+from agentrl.errors import RunError
 from agentrl.inference.contract import Chunk, GenerationRequest
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.runs.folder import RunFolder
@@ -36,8 +38,8 @@ def train(tmp_path):
     return train
 
 
-async def answer(data, base_url, api_key, http_client):
-    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+async def answer(data, base_url, api_key, http_client, max_retries=0):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=max_retries)
     messages = [{"role": "user", "content": data["question"]}]
     made = await client.chat.completions.create(model="policy", messages=messages, max_tokens=4)
     return made.choices[0].message.content
@@ -93,11 +95,78 @@ async def lengths(data, *, base_url, api_key, http_client):
     return float(len(await answer(data, base_url, api_key, http_client)))
 
 
-def test_failures_of_the_backend_that_were_overcome_are_counted_and_shown(train):
-    _, summary, lines = train(lengths, f"inference.backend={__name__}:EverySeventh", steps=1)
+async def patient(data, *, base_url, api_key, http_client):
+    return float(len(await answer(data, base_url, api_key, http_client, max_retries=2)))
+
+
+@pytest.mark.parametrize("agent", [lengths, patient], ids=["by the runner", "by the agent's client"])
+def test_failures_of_the_backend_that_were_overcome_are_counted_and_shown(train, agent):
+    _, summary, lines = train(agent, f"inference.backend={__name__}:EverySeventh", steps=1)
     assert (summary.outcome, summary.failed) == ("completed", 0)
     assert summary.retried >= 2
     (cause,) = summary.reasons["retried"]
     assert cause["count"] == summary.retried
     assert cause["reason"].startswith("backend: the inference backend failed: RuntimeError: request ")
     assert re.search(rf"{summary.retried} failed calls or attempts were tried again; commonest", lines)
+
+
+class Changing(TorchBackend):
+    """Says something else than what it has sampled."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(super().generate(request)) as stream:
+            async for chunk in stream:
+                yield self.changed(chunk)
+
+
+class Cheerful(Changing):
+    def changed(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, logprobs=(5.0,) * len(chunk.ids))
+
+
+class Forgetful(Changing):
+    def changed(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, logprobs=chunk.logprobs[:1])
+
+
+class Negative(Changing):
+    def changed(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, ids=(-1, *chunk.ids[1:]))
+
+
+class Boundless(Changing):
+    def changed(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, ids=(60_000, *chunk.ids[1:]))
+
+
+class Ignoring(TorchBackend):
+    """Takes no new weights, and says so with each token."""
+
+    async def update_weights(self, weights) -> None:
+        pass
+
+
+FAULTS = {
+    "impossible log-probabilities": (Cheerful, 1, "a token came with the logprob 5, which is none"),
+    "too few log-probabilities": (Forgetful, 1, r"a completion of \d+ ids came with 1 logprobs"),
+    "a negative id": (Negative, 1, "a completion holds id -1, and the vocabulary has"),
+    "an id beyond the vocabulary": (Boundless, 1, r"a completion holds id 60000, and the vocabulary has \d+"),
+    "older weights": (Ignoring, 2, "under version 0 of the weights, which are of 1"),
+}
+
+
+SMALL = ("rollout.group_size=2", "rollout.max_attempts=1")
+
+
+@pytest.mark.parametrize(("backend", "step", "said"), FAULTS.values(), ids=FAULTS)
+def test_a_backend_that_breaks_its_contract_stops_the_run_within_a_step_and_is_named(
+    train, backend, step, said, caplog
+):
+    with pytest.raises(RunError, match=rf"of step {step} failed.*x backend: the inference backend broke.*{said}"):
+        train(
+            lengths,
+            f"inference.backend={__name__}:{backend.__name__}",
+            "rollout.group_size=2",
+            "rollout.max_attempts=1",
+        )
+    assert caplog.records == []

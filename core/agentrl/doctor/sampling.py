@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from agentrl.inference.contract import Backend, GenerationRequest, Sampling
 
-__all__ = ["TEMPERATURES", "Sample", "draw", "fault"]
+__all__ = ["TEMPERATURES", "Sample", "draw"]
 
 TEMPERATURES = (1.0, 0.7)
 """Logprobs that are always of temperature 1 show themselves at the second."""
@@ -52,24 +51,3 @@ async def _sample(backend: Backend, prompt_ids: tuple[int, ...], temperature: fl
         versions=tuple(version for chunk in chunks for version in chunk.versions),
         finish=chunks[-1].finish if chunks else None,
     )
-
-
-def fault(sample: Sample, *, vocabulary: int, version: int) -> str | None:
-    """What is wrong with a sample by itself; ``None`` where it could be right."""
-    ids, logprobs = sample.ids, sample.logprobs
-    if not ids:
-        return "a completion came without a token id"
-    if len(logprobs) != len(ids):
-        return f"a completion of {len(ids)} ids came with {len(logprobs)} logprobs"
-    if len(sample.versions) != len(ids):
-        return f"a completion of {len(ids)} ids came with {len(sample.versions)} policy versions"
-    if not all(0 <= token < vocabulary for token in ids):
-        return f"a completion holds id {max(ids, key=abs)}, and the vocabulary has {vocabulary}"
-    for logprob in logprobs:
-        if not math.isfinite(logprob) or logprob > _ROUNDING:
-            return f"a token came with the logprob {logprob:g}, which is none"
-    if set(sample.versions) != {version}:
-        return f"tokens came as sampled under version {sample.versions[0]} of the weights, which are of {version}"
-    if sample.finish not in ("stop", "length"):
-        return f"a completion ended with finish={sample.finish!r}, which is neither 'stop' nor 'length'"
-    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from agentrl.gateway.conversations import MessageKey, Turn, message_key, tools_k
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.gateway.session import Draw, Plan, Record, Session
+from agentrl.inference.arrival import fault
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import Message, thinking_of
@@ -25,6 +25,10 @@ from agentrl.tokens.tree import Sampled
 
 __all__ = ["Caller"]
 
+_CONTRACT = (
+    "mend the backend's generate and update_weights, or use another inference.backend; agentrl doctor and "
+    "agentrl.testing.BackendConformance show what is asked of it"
+)
 _OPENING_ROLES = frozenset({"system", "developer", "user"})
 _REMEMBERED_OPENINGS = 256
 
@@ -42,10 +46,14 @@ class _Prompt:
 class Caller:
     """Completes requests with a backend and records them in their session."""
 
-    def __init__(self, backend: Backend, capabilities: Capabilities, renderer: Renderer) -> None:
+    def __init__(
+        self, backend: Backend, capabilities: Capabilities, renderer: Renderer, vocabulary: int | None = None
+    ) -> None:
+        """``vocabulary`` is how many ids the model knows, where that is known."""
         self.backend = backend
         self.capabilities = capabilities
         self.renderer = renderer
+        self._vocabulary = vocabulary
         self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
 
     async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
@@ -57,7 +65,9 @@ class Caller:
             prompt = self._prompt(plan, request, tools, keys)
             with session.numbered(prompt.ids, _canonical(request.fields)) as draw:
                 sampling = self._sampling(session, request, len(prompt.ids), draw)
-                chunk = await self._generate(GenerationRequest(prompt.ids, sampling, session=session.id))
+                chunk = await self._generate(
+                    GenerationRequest(prompt.ids, sampling, session=session.id), session.settings.versions
+                )
                 message, shown = self._read(chunk, request, prompt.ids, draw.call)
                 call = Call(
                     id=f"chatcmpl-{secrets.token_hex(12)}",
@@ -142,8 +152,8 @@ class Caller:
         seed = int.from_bytes(digest[:8]) >> 1
         return resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
 
-    async def _generate(self, request: GenerationRequest) -> Chunk:
-        """The whole completion as one chunk."""
+    async def _generate(self, request: GenerationRequest, versions: tuple[int, int] | None) -> Chunk:
+        """The whole completion as one chunk, of tokens that could be what the backend says of them."""
         chunks: list[Chunk] = []
         try:
             async with aclosing(self.backend.generate(request)) as stream:
@@ -153,12 +163,8 @@ class Caller:
         except Exception as error:  # The boundary to a plugin: whatever it raises is the backend's failure.
             raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
         whole = chunks[0] if len(chunks) == 1 else _joined(chunks)
-        if not math.isfinite(sum(whole.logprobs)):
-            raise BackendError("the inference backend gave a token a logprob that is no finite number")
-        if whole.finish not in ("stop", "length") or not whole.ids:
-            raise BackendError(
-                f"the inference backend ended a completion after {len(whole.ids)} tokens: {whole.finish}"
-            )
+        if wrong := fault(whole, vocabulary=self._vocabulary, versions=versions):
+            raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
         return whole
 
     def _read(

@@ -22,6 +22,8 @@ class SessionSettings:
     override: Mapping[str, Any] = field(default_factory=dict)
     """``rollout.override``: request fields that are replaced, or dropped where the value is ``None``; beside them
     ``strict``, that of every tool."""
+    versions: tuple[int, int] | None = None
+    """The oldest and the newest policy version that tokens may be of; ``None`` takes any."""
     seed_key: tuple[int | str, ...] = ()
     """What every call's seed derives from: run seed, phase, version, task, sample."""
 

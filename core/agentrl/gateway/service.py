@@ -47,9 +47,16 @@ class Gateway:
     """Whether its backend has tried again, by itself, what may go better another time."""
 
     def __init__(
-        self, backend: Backend, capabilities: Capabilities, renderer: Renderer, *, body_limit: int = BODY_LIMIT
+        self,
+        backend: Backend,
+        capabilities: Capabilities,
+        renderer: Renderer,
+        *,
+        vocabulary: int | None = None,
+        body_limit: int = BODY_LIMIT,
     ) -> None:
-        self._caller: Completes = Caller(backend, capabilities, renderer)
+        """``vocabulary`` is how many ids the model knows: a backend that gives others is refused."""
+        self._caller: Completes = Caller(backend, capabilities, renderer, vocabulary)
         self._set_up(ChatCompletions(renderer.vocabulary), body_limit=body_limit)
 
     def _set_up(self, *dialects: Dialect, body_limit: int) -> None:

@@ -9,7 +9,7 @@ from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError, PluginError, near_matches, one_line, shortened
 from agentrl.plugins import Plugins
 
-__all__ = ["find_model"]
+__all__ = ["find_model", "vocabulary_of"]
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -70,3 +70,11 @@ def _checked(folder: Path) -> Path:
             fix="name a folder that `save_pretrained` wrote, with its tokenizer",
         )
     return folder
+
+
+def vocabulary_of(folder: Path) -> int:
+    """How many ids the model in ``folder`` knows; a tokenizer may know fewer."""
+    from transformers import AutoConfig
+
+    size: int = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    return size

@@ -101,6 +101,7 @@ class Evaluator:
                 temperature=temperature,
                 max_tokens=self._config.rollout.max_tokens,
                 override=override,
+                versions=(version, version),
                 seed_key=(self._config.seed, phase, version, key.task, key.sample),
             )
 

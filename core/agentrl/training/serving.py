@@ -12,6 +12,7 @@ from agentrl.config.models import Config
 from agentrl.errors import BackendError
 from agentrl.gateway import Gateway
 from agentrl.inference.contract import Backend, BackendContext, Capabilities
+from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.episode import Episode
 from agentrl.rollout.groups import Rollout
@@ -61,7 +62,7 @@ async def serve(
         if trains and not capabilities.trains:
             raise untrainable(config)
         check_sampling(config, capabilities, trains=trains)
-        gateway = Gateway(backend, capabilities, parts.renderer)
+        gateway = Gateway(backend, capabilities, parts.renderer, vocabulary=vocabulary_of(parts.model_folder))
         rollout = rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
 

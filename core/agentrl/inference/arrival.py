@@ -1,0 +1,71 @@
+"""What an engine has sampled, looked at where it arrives: whether it could be what it claims to be."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+__all__ = ["Completed", "fault"]
+
+_ROUNDING: Final = 1e-3
+"""Above 0, what a logprob may come to in few bits."""
+_LARGEST: Final = 2**31
+"""Ids and versions are stored in 32 bits."""
+
+
+class Completed(Protocol):
+    """A whole completion, as in ``Chunk``."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def logprobs(self) -> Sequence[float]: ...
+
+    @property
+    def versions(self) -> Sequence[int]: ...
+
+    @property
+    def finish(self) -> str | None: ...
+
+
+def fault(done: Completed, *, vocabulary: int | None = None, versions: tuple[int, int] | None = None) -> str | None:
+    """What is wrong with a completion by itself; ``None`` where it could be right.
+
+    ``vocabulary`` is how many ids the model knows; ``versions`` are the oldest and the newest policy version that its
+    tokens may be of. Each column is looked at as a whole: thousands of tokens take a fraction of a millisecond.
+    """
+    count = len(done.ids)
+    if done.finish not in ("stop", "length"):
+        how = f"with finish={done.finish!r}, which is neither 'stop' nor 'length'"
+        return f"a completion ended after {count} tokens {how}"
+    if not count:
+        return "a completion came without a token id"
+    if len(done.logprobs) != count:
+        return f"a completion of {count} ids came with {len(done.logprobs)} logprobs"
+    if len(done.versions) != count:
+        return f"a completion of {count} ids came with {len(done.versions)} policy versions"
+    try:
+        ids, logprobs, dates = array("q", done.ids), array("d", done.logprobs), array("q", done.versions)
+    except (TypeError, OverflowError) as error:
+        return f"ids and versions of a completion are to be whole numbers, and logprobs numbers: {error}"
+    if min(ids) < 0 or max(ids) >= (vocabulary or _LARGEST):
+        given = min(ids) if min(ids) < 0 else max(ids)
+        return f"a completion holds id {given}, and the vocabulary has {vocabulary or _LARGEST}"
+    # A sum finds what is not finite, which comparisons need not.
+    if max(logprobs) > _ROUNDING or not math.isfinite(sum(logprobs)):
+        return f"a token came with the logprob {_impossible(logprobs):g}, which is none"
+    oldest, newest = versions or (0, _LARGEST - 1)
+    if min(dates) < oldest or max(dates) > newest:
+        given = min(dates) if min(dates) < oldest else max(dates)
+        wanted = f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
+        return f"tokens came as sampled under version {given} of the weights, which are of {wanted}"
+    return None
+
+
+def _impossible(logprobs: Sequence[float]) -> float:
+    """The first that is no logprob; where each could be one, their infinite sum."""
+    found = (logprob for logprob in logprobs if not math.isfinite(logprob) or logprob > _ROUNDING)
+    return next(found, math.inf)
