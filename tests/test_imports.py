@@ -24,7 +24,9 @@ LAYERS = (
     {"tokens", "inference", "environments"},
     {"plugins"},
     {"config"},
-    {"errors", "environ", "clients", "processors", "redaction", "_lazy"},
+    {"_lazy"},
+    {"extras"},
+    {"errors", "environ", "clients", "processors", "redaction"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 
+from agentrl.extras import missing_extras
+
 __all__ = ["attributes"]
 
 
@@ -18,7 +20,8 @@ def attributes(
     def getattribute(name: str) -> object:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value: object = getattr(import_module(home[name]), name)
+        with missing_extras():
+            value: object = getattr(import_module(home[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

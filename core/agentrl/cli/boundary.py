@@ -10,6 +10,7 @@ from collections.abc import Callable
 import click
 
 from agentrl.errors import AgentRLError, one_line
+from agentrl.extras import missing_extras
 
 __all__ = ["INTERRUPTED", "report_errors"]
 
@@ -21,7 +22,8 @@ _CANNOT_WRITE = 1
 def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> int:
     """Run a command line and return its exit code; an ``int`` that it returns is that code."""
     try:
-        result = run()
+        with missing_extras():
+            result = run()
         sys.stdout.flush()
     except AgentRLError as error:
         if debug():

@@ -20,6 +20,7 @@ from inspect import Parameter, formatannotation
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
+from agentrl.extras import missing_extra
 from agentrl.plugins.importing import reason_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def build(obj: Any, kind: str, part: PartLike, key: str, context: Mapping[str, o
     except AgentRLError:
         raise
     except Exception as error:
+        if missing := missing_extra(error):
+            raise PluginError(f"{key}={part.name!r} cannot be used: {missing.message}", fix=missing.fix) from error
         raise PluginError(f"{key}={part.name!r} could not be built: {reason_of(error)}") from error
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches, one_line
+from agentrl.extras import missing_extra
 
 __all__ = ["attribute_of", "import_file", "import_module", "import_target", "reason_of"]
 
@@ -121,6 +122,8 @@ def _load_error(error: BaseException, what: str) -> AgentRLError:
     """The error for a module that raised; one that already says what to do passes as it is."""
     if isinstance(error, AgentRLError):
         return error
+    if missing := missing_extra(error):
+        return missing
     return PluginError(f"{what} raised {reason_of(error)}{_place(error)}", fix=_load_fix(error))
 
 

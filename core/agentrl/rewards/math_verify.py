@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from pydantic import Field
 
-from agentrl.errors import PluginError
+from agentrl.extras import require
 from agentrl.rewards.fields import TruthSettings, truth_of
 from agentrl.rewards.verifier import Verifier
 
@@ -24,10 +23,7 @@ class MathVerify:
         """Seconds that one comparison may take."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        if find_spec("math_verify") is None:
-            raise PluginError(
-                "reward math-verify needs the math-verify package", fix="pip install 'agentrl-core[train]'"
-            )
+        require("math_verify")
         self._settings = settings or self.Settings()
         self._verifier = Verifier(self._settings.timeout)
 

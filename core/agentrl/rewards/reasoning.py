@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentrl.errors import RewardError
+from agentrl.extras import require
 
 __all__ = ["reasoning_gym_score"]
+
+require("reasoning_gym")  # Said when the reward is chosen, not by every episode that it would score.
 
 
 def reasoning_gym_score(answer: object, data: Mapping[str, Any]) -> float:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from agentrl.errors import PluginError
 from agentrl.runs.contract import RunInfo
 
 if TYPE_CHECKING:
@@ -22,17 +21,12 @@ _FLUSH_SECONDS = 10
 class TensorBoardTracker:
     """Writes every metric as a scalar, and the config as text, under ``tensorboard/`` in the run folder.
 
-    Raises ``PluginError`` where the ``tensorboard`` package is not installed.
+    It needs the ``tensorboard`` package.
     """
 
     def __init__(self) -> None:
-        try:
-            import tensorboard.summary.writer.event_file_writer  # noqa: F401
-        except ImportError as error:
-            raise PluginError(
-                f"the tracker 'tensorboard' needs the tensorboard package: {error}",
-                fix="pip install 'agentrl-core[tensorboard]'",
-            ) from error
+        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+
         self._writer: EventFileWriter | None = None
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from agentrl.agents.naming import reference_of
 from agentrl.config.checks import check_trainable
 from agentrl.config.models import Config
 from agentrl.environments import entries_elsewhere
+from agentrl.extras import missing_extras
 from agentrl.plugins import Plugins
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.reporter import Reporter, default_reporter
@@ -55,6 +56,7 @@ class Trainer:
         """Take the display down. Safe to call twice."""
         self.reporter.close()
 
+    @missing_extras()
     def train(self, agent: Any = None) -> Summary:
         """Train the model behind ``agent``: a name, ``pkg.mod:Obj``, ``file.py:Obj``, a class, an object or a function.
 
@@ -66,6 +68,7 @@ class Trainer:
         scheduler = build_scheduler(self.plugins, parts.config)
         return scheduler.run(lambda: run_to_end(lambda: train(parts, self.reporter)))
 
+    @missing_extras()
     def check(self, agent: Any = None) -> None:
         """Raise what ``train`` would raise before it starts anything; nothing is started or written."""
         parts = self._trainable(agent)
@@ -73,6 +76,7 @@ class Trainer:
         RunFolder.check(parts.config)
         prepare(parts, self.reporter)
 
+    @missing_extras()
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
 
