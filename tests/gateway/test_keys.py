@@ -78,6 +78,24 @@ def test_a_guessed_capture_token_is_a_401(connection, gateway, open_session):
         call(connection, session, base_url=guess, api_key="EMPTY")
 
 
+@pytest.mark.parametrize("header", ["Bearer {}", "bearer {}", "BEARER {}", "Bearer   {} ", " bearer {}", "{}"])
+def test_the_scheme_before_the_key_may_be_written_in_any_case(gateway, backend, open_session, header):
+    session = open_session()
+    backend.says("It is 408.")
+    authorization = header.format(session.api_key)
+    assert gateway.captures(authorization)
+    reply = asyncio.run(gateway.answer(exchange(session, path="/v1/chat/completions", authorization=authorization)))
+    assert reply.status == 200
+
+
+@pytest.mark.parametrize("header", ["Basic {}", "Bearer", "Bearer Bearer {}", "Bearer {} {}"])
+def test_another_scheme_is_a_401(gateway, open_session, header):
+    session = open_session()
+    authorization = header.format(session.api_key, session.api_key)
+    reply = asyncio.run(gateway.answer(exchange(session, path="/v1/chat/completions", authorization=authorization)))
+    assert (reply.status, gateway.captures(authorization)) == (401, False)
+
+
 def exchange(session, **changes):
     path = session.base_url.split("/", 3)[3]
     fields = {

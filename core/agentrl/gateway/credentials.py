@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from agentrl.redaction import SECRET, redact, redact_log
 
-__all__ = ["Credentials", "new_credentials", "redact", "redact_log", "session_of"]
+__all__ = ["Credentials", "bearer", "new_credentials", "redact", "redact_log", "session_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +39,9 @@ def session_of(secret: str) -> str | None:
     """The public session id in a key or capture token; ``None`` where it is neither."""
     match = SECRET.fullmatch(secret)
     return match.group(2) if match else None
+
+
+def bearer(authorization: str) -> str:
+    """The key in an ``Authorization`` header, whose scheme is the same in any case; the whole where it names none."""
+    scheme, _, key = authorization.strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else authorization.strip()

@@ -1,56 +1,79 @@
-"""The gateway over HTTP: an ASGI application on a server thread of its own."""
+"""The gateway as an ASGI application."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
-import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from functools import lru_cache
 
-from agentrl.errors import GatewayError, RunError
-from agentrl.gateway.credentials import redact_log
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from agentrl.errors import GatewayError
+from agentrl.gateway.connections import Limits, connection_of, header_too_large
 from agentrl.gateway.exchange import RETRY_HEADER, Exchange, Reply, Service, retry_number
 
-if TYPE_CHECKING:
-    import uvicorn
-
-__all__ = ["Application", "Server"]
-
-_KEEP_ALIVE_S = 600
-"""Longer than clients keep an idle connection: one that the server ends while a client writes is a failed
-request, whose retry looks like that of any earlier request with the same body."""
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-DEADLINE_S = 30.0
-"""How long the server may take to start, or to end what it is doing."""
+__all__ = ["application"]
 
 
-class Application:
-    """The ASGI application. A client that goes away cancels its request."""
+def application(service: Service, limits: Limits) -> Starlette:
+    """What answers HTTP with ``service``, which sorts requests itself: those in process take the same routes."""
+    return Starlette(routes=[Route("/{path:path}", _Endpoint(service, limits))])
 
-    def __init__(self, service: Service) -> None:
+
+class _Endpoint:
+    """Every path and method. A client that goes away cancels its request."""
+
+    def __init__(self, service: Service, limits: Limits) -> None:
         self._service = service
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"the gateway speaks HTTP, not {scope['type']}")
-        reply = await self._reply(scope, receive)
-        if reply is not None:
-            await _send(reply, send)
-
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply | None:
+        request = Request(scope, receive)
         try:
-            body = await self._body(receive)
+            body = await self._body(request)
+        except ClientDisconnect:
+            return
         except GatewayError as error:
-            return self._service.refusal(error)
-        if body is None:
-            return None
-        answer = asyncio.ensure_future(self._service.answer(_exchange(scope, body)))
+            reply: Reply | None = self._service.refusal(error)
+        else:
+            reply = await self._answer(_exchange(request, body), receive)
+        if reply is None:
+            return
+        if (connection := connection_of(scope)) is not None:
+            connection.answering(reply.lost)
+        response = Response(reply.body, reply.status, reply.headers, "application/json")
+        try:
+            await response(scope, receive, send)
+        except OSError:  # What a server raises, by the ASGI specification, where the client has gone.
+            reply.lost()
+
+    async def _body(self, request: Request) -> bytes:
+        """The whole body. Raises ``GatewayError`` for one that is too large, as soon as that is known, and
+        ``ClientDisconnect``."""
+        self._check_header(request.headers.raw)
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit():
+            self._service.check_size(int(declared))
+        parts: list[bytes] = []
+        size = 0
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            self._service.check_size(size)
+        return b"".join(parts)
+
+    def _check_header(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if sum(len(name) + len(value) for name, value in headers) > self._limits.header_bytes:
+            raise header_too_large(self._limits.header_bytes)
+
+    async def _answer(self, exchange: Exchange, receive: Receive) -> Reply | None:
+        """The service's reply; ``None`` if the client goes away meanwhile."""
+        answer = asyncio.ensure_future(self._service.answer(exchange))
         gone = asyncio.ensure_future(_disconnected(receive))
         heard = False
         try:
@@ -64,108 +87,27 @@ class Application:
             if not heard and not answer.cancelled():
                 answer.result().lost()
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; ``None`` if the client goes away meanwhile."""
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            self._service.check_size(size)
-            if not message.get("more_body"):
-                return b"".join(parts)
-
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _exchange(scope: Scope, body: bytes) -> Exchange:
-    headers = dict(scope["headers"])
-    host, *_ = scope.get("client") or ("",)
+def _exchange(request: Request, body: bytes) -> Exchange:
+    headers = request.headers
     return Exchange(
-        method=scope["method"],
-        path=scope["path"],
+        method=request.method,
+        path=request.scope["path"],
         body=body,
-        authorization=headers.get(b"authorization", b"").decode("latin-1"),
-        retry=retry_number(headers.get(RETRY_HEADER.encode(), b"").decode("latin-1")),
-        loopback=_is_loopback(host),
+        authorization=headers.get("authorization", ""),
+        retry=retry_number(headers.get(RETRY_HEADER, "")),
+        loopback=_is_loopback(request.client.host if request.client else ""),
     )
 
 
+@lru_cache(64)
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-async def _send(reply: Reply, send: Send) -> None:
-    headers = {"content-type": "application/json", "content-length": str(len(reply.body)), **reply.headers}
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": reply.body})
-
-
-class Server:
-    """Serves on a free port of the loopback interface, from a thread with an event loop of its own: an
-    agent that blocks its loop does not block the others' calls."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
-        self.url: str | None = None
-        """Where it serves; ``None`` while it does not."""
-
-    def start(self) -> None:
-        """Serve. Raises ``RunError`` if that does not come about in time."""
-        import uvicorn
-
-        if self._thread is not None:
-            return
-        listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        config = uvicorn.Config(
-            Application(self._service),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=int(DEADLINE_S / 2),
-            timeout_keep_alive=_KEEP_ALIVE_S,
-        )
-        redact_log("uvicorn.access")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listener]}, name="agentrl-gateway", daemon=True
-        )
-        self._thread.start()
-        self._wait_until_started(self._server, self._thread)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    def _wait_until_started(self, server: uvicorn.Server, thread: threading.Thread) -> None:
-        pause = threading.Event()
-        for _ in range(int(DEADLINE_S / 0.01)):
-            if server.started:
-                return
-            if not thread.is_alive():
-                break
-            pause.wait(0.01)
-        raise RunError(f"the gateway's HTTP server did not start within {DEADLINE_S:g} s")
-
-    def stop(self) -> None:
-        """End the server and its thread. Raises ``RunError`` if it does not end in time; safe to call twice."""
-        server, thread = self._server, self._thread
-        self._server = self._thread = self.url = None
-        if server is None or thread is None:
-            return
-        server.should_exit = True
-        thread.join(DEADLINE_S)
-        if thread.is_alive():
-            server.force_exit = True
-            raise RunError(f"the gateway's HTTP server did not end within {DEADLINE_S:g} s")

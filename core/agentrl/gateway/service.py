@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling
 from agentrl.gateway.calls import Caller
 from agentrl.gateway.contract import SessionSettings
-from agentrl.gateway.credentials import new_credentials, redact
+from agentrl.gateway.credentials import bearer, new_credentials
 from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.dialects.contract import Dialect
 from agentrl.gateway.exchange import Exchange, Reply
-from agentrl.gateway.http import Server
 from agentrl.gateway.interrupt import Interruptible
 from agentrl.gateway.request import Completes
 from agentrl.gateway.retries import Attempt
+from agentrl.gateway.routes import Models, Routes, address_of, wrong_method
+from agentrl.gateway.server import Server
 from agentrl.gateway.session import Session
 from agentrl.gateway.sessions import Sessions
 from agentrl.gateway.standing import StandingEndpoint
@@ -30,8 +31,6 @@ from agentrl.tokens.renderer import Renderer
 __all__ = ["Gateway"]
 
 _log = logging.getLogger(__name__)
-
-_PATH = re.compile(r"(?:/(?P<capture>capture-[^/]*))?(?:.*/v1)?(?P<route>/.*)")
 
 BODY_LIMIT = 32 * 2**20
 """Most bytes of a request's body."""
@@ -62,7 +61,7 @@ class Gateway:
     def _set_up(self, *dialects: Dialect, body_limit: int) -> None:
         self.body_limit = body_limit
         self._sessions = Sessions()
-        self._dialects: dict[str, Dialect] = {dialect.path: dialect for dialect in dialects}
+        self._routes = Routes(dialects)
         self._server = Server(self)
         self._clients = SharedClients(self)
 
@@ -105,20 +104,22 @@ class Gateway:
 
     def captures(self, authorization: str) -> bool:
         """Whether a request anywhere with this ``Authorization`` header is one of a session."""
-        return self._sessions.knows_key(authorization.removeprefix("Bearer ").strip())
+        return self._sessions.knows_key(bearer(authorization))
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Answer one request. Only cancellation is raised."""
         session: Session | None = None
         try:
-            route, capture = _route(exchange)
-            session = self._sessions.identify(exchange, capture)
-            if route == "/models" and exchange.method == "GET":
-                return _models(session)
-            dialect = self._dialects.get(route)
-            if dialect is None or exchange.method != "POST":
-                self._refuse_route(exchange)
-            return await self._answer_once(session, dialect, exchange)
+            address = address_of(exchange.path)
+            session = self._sessions.identify(exchange, address.capture)
+            found, methods = self._routes.find(address.route, exchange)
+            if exchange.method not in methods:
+                return self.refusal(wrong_method(exchange, methods), session, {"allow": ", ".join(methods)})
+            if exchange.method == "OPTIONS":
+                return Reply(204, b"", {"allow": ", ".join(methods)})
+            if isinstance(found, Models):
+                return found.reply(session.settings.model)
+            return await self._answer_once(session, found, exchange)
         except Exception as error:  # The boundary to the client: everything becomes a status.
             return self.refusal(error, session)
 
@@ -167,16 +168,9 @@ class Gateway:
                 fix="send a shorter history",
             )
 
-    def _refuse_route(self, exchange: Exchange) -> NoReturn:
-        known = ", ".join(f"POST /v1{path}" for path in self._dialects)
-        raise GatewayError(
-            f"{exchange.method} {redact(exchange.path)} does not exist here",
-            status=404,
-            code="unknown_url",
-            fix=f"there are {known} and GET /v1/models",
-        )
-
-    def refusal(self, error: Exception, session: Session | None = None) -> Reply:
+    def refusal(
+        self, error: Exception, session: Session | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
         """An error as it is answered, and remembered in its session."""
         if not isinstance(error, AgentRLError):
             _log.error("the gateway failed to answer a request", exc_info=error)
@@ -185,22 +179,10 @@ class Gateway:
             # What may go better another time keeps its side; what a request got wrong is the gateway's no.
             session.refuse(error if isinstance(error, AgentRLError) and refusal.status >= 500 else refusal)
         # A client is not to guess: what fails again is not worth its retries.
-        again = refusal.status == 503 and not self.tries_again
-        dialect = next(iter(self._dialects.values()))
-        return Reply(refusal.status, dialect.refuse(refusal), {"x-should-retry": "true" if again else "false"})
-
-
-def _route(exchange: Exchange) -> tuple[str, str | None]:
-    """The route below ``/v1``, and the capture token before it."""
-    match = _PATH.fullmatch(exchange.path)
-    if match is None:
-        return exchange.path, None
-    return match["route"], match["capture"]
-
-
-def _models(session: Session) -> Reply:
-    model = {"id": session.settings.model, "object": "model", "created": 0, "owned_by": "agentrl"}
-    return Reply(200, json.dumps({"object": "list", "data": [model]}).encode())
+        again = refusal.status == 408 or (refusal.status == 503 and not self.tries_again)
+        dialect = next(iter(self._routes.dialects.values()))
+        advice = {"x-should-retry": "true" if again else "false"}
+        return Reply(refusal.status, dialect.refuse(refusal), {**advice, **(headers or {})})
 
 
 def _as_refusal(error: Exception) -> GatewayError:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from agentrl.errors import GatewayError
-from agentrl.gateway.credentials import Credentials, redact, session_of
+from agentrl.gateway.credentials import Credentials, bearer, redact, session_of
 from agentrl.gateway.exchange import Exchange
 from agentrl.gateway.session import Session, closed_error
 from agentrl.gateway.standing import StandingEndpoint
@@ -73,7 +73,7 @@ class Sessions:
         for a session that has closed or never was, 401 for no credentials that open one, or two that open
         different ones, 409 for an endpoint with several sessions.
         """
-        key = exchange.authorization.removeprefix("Bearer ").strip()
+        key = bearer(exchange.authorization)
         if capture is None:
             return self.of_key(key) or self._of_standing(key, Credentials.opens_with_key) or self._refuse(key, "key")
         session = self._of_capture(capture) or self._of_standing(capture, Credentials.opens_with_capture)

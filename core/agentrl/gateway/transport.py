@@ -80,7 +80,8 @@ class Transport:
         except TimeoutError as error:
             raise self._library.ReadTimeout(f"no answer within {seconds} s", request=request) from error
         headers = {"content-type": "application/json", **reply.headers}
-        return self._library.Response(reply.status, headers=headers, content=reply.body)
+        body = b"" if request.method == "HEAD" else reply.body
+        return self._library.Response(reply.status, headers=headers, content=body)
 
     def _client_outside(self) -> Any:
         loop = asyncio.get_running_loop()
