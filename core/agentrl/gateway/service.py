@@ -26,6 +26,7 @@ from agentrl.gateway.sessions import Sessions
 from agentrl.gateway.standing import StandingEndpoint
 from agentrl.gateway.transport import SharedClients
 from agentrl.inference.contract import Backend, Capabilities
+from agentrl.proxies import reach_loopback_directly
 from agentrl.tokens.renderer import Renderer
 
 __all__ = ["Gateway"]
@@ -71,7 +72,11 @@ class Gateway:
         return self._server.url or "http://gateway.invalid"
 
     def start(self) -> None:
-        """Serve over HTTP on a free port of this machine. Raises ``RunError`` if that takes too long."""
+        """Serve over HTTP on a free port of this machine, which clients made from now on reach past any proxy.
+
+        Raises ``RunError`` if that takes too long.
+        """
+        reach_loopback_directly()
         self._server.start()
 
     def stop(self) -> None:

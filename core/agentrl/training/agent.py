@@ -18,6 +18,7 @@ from agentrl.environments import environments
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.plugins import Plugins
+from agentrl.proxies import reach_loopback_directly
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.subproc import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
@@ -102,6 +103,7 @@ def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:
 
     Raises ``ConfigError`` or ``PluginError`` where there is none, it does not load, or it cannot be run there.
     """
+    reach_loopback_directly()  # A client that the agent's module makes when it is imported is made below.
     agent: Agent = _in_workers(config, plugins, given) if config.runs_in_workers else _inline(config, plugins, given)
     if agent.returns_answer and config.reward is None:
         raise ConfigError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agentrl.environ import DISABLE_PLUGINS, WORKER
 from agentrl.errors import ConfigError
+from agentrl.proxies import direct_loopback
 
 __all__ = ["OURS", "worker_environment"]
 
@@ -42,9 +43,6 @@ _HARMLESS = (
 _OF_THIS_INTERPRETER = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
 """What would lead another interpreter to the packages of this one."""
 
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-_DIRECT = ("127.0.0.1", "localhost")
-
 
 def worker_environment(
     listed: Sequence[str], environ: Mapping[str, str], *, python: Path | None = None
@@ -57,7 +55,8 @@ def worker_environment(
     own = python is None or python == Path(sys.executable)
     harmless = (*_HARMLESS, *(_OF_THIS_INTERPRETER if own else ()))
     variables = {name: value for name, value in environ.items() if _is_one_of(name, harmless)}
-    return _past_proxies(variables | {"PYTHONUNBUFFERED": "1"} | dict(_listed(listed, environ)))
+    variables |= {"PYTHONUNBUFFERED": "1"} | dict(_listed(listed, environ))
+    return variables | direct_loopback(variables)
 
 
 def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
@@ -88,11 +87,3 @@ def _check(name: str, entry: str, seen: set[str]) -> None:
         )
     if name in seen:
         raise ConfigError(f"agent.env lists {name!r} twice", fix="keep one of the two")
-
-
-def _past_proxies(variables: dict[str, str]) -> dict[str, str]:
-    """With a proxy, the gateway on this machine must still be reached directly."""
-    if not any(name in variables for name in _PROXIES):
-        return variables
-    hosts = ",".join(filter(None, (variables.get("NO_PROXY"), variables.get("no_proxy"), *_DIRECT)))
-    return variables | {"NO_PROXY": hosts, "no_proxy": hosts}
