@@ -1,12 +1,14 @@
-"""CPU milliseconds for one recorded chat call, in process and over HTTP, beside the SDK's own floor.
+"""CPU and wall milliseconds of one recorded chat call, in process and over HTTP, beside the SDK's own floor.
 
 The call has 3 messages and 16 sampled tokens, no logprobs. The backend answers at once; SDK, gateway,
 renderer, tokenizer and recording are the real ones. The floor is the same client with a transport that
 answers from memory; eight sessions, as those of a group, ask the same. A *next turn* extends a recorded
 first one (user, assistant, user), by a client that made that one too; a *first turn* is rendered whole
 (system, user, user), by a client's first call. The floor makes the same calls of the same kinds of client.
-Every figure is the process's CPU time, server thread and garbage collection included, for blocks of calls
-that take turns; clients and sessions are made outside of it.
+CPU is the process's time, server thread and garbage collection included, for blocks of calls that take turns; clients
+and sessions are made outside of it. *Wall* is the time that passes: calls are made one after another, over HTTP on one
+kept connection, and the engine answers at once, so what it has beyond CPU is waiting. *wall / CPU* is the median of
+those of each block, which other work on the machine raises too.
 
     python tests/benchmarks/call.py [--rounds 20] [--calls 50] [--profile]
 """
@@ -22,6 +24,7 @@ import pstats
 import statistics
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,16 @@ class CannedTransport:
 
 
 Calls = list[Callable[[], Awaitable[Any]]]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Milliseconds a call, of one block of them."""
+
+    cpu: float
+    wall: float
+    collected: float
+    """Of ``cpu``, what went into garbage collection."""
 
 
 class Bench:
@@ -138,8 +151,7 @@ def _call(client: AsyncOpenAI, messages: list[Any]) -> Callable[[], Awaitable[An
     return lambda: client.chat.completions.create(model="policy", messages=messages)
 
 
-async def measure(prepare: Callable[[], Awaitable[Calls]]) -> tuple[float, float]:
-    """CPU milliseconds a call, and those of them that went into garbage collection."""
+async def measure(prepare: Callable[[], Awaitable[Calls]]) -> Taken:
     calls = await prepare()
     collected, began = 0.0, 0.0
 
@@ -152,12 +164,12 @@ async def measure(prepare: Callable[[], Awaitable[Calls]]) -> tuple[float, float
 
     gc.collect()
     gc.callbacks.append(watch)
-    start = time.process_time()
+    start, wall_start = time.process_time(), time.perf_counter()
     for call in calls:
         await call()
-    spent = time.process_time() - start
+    spent, passed = time.process_time() - start, time.perf_counter() - wall_start
     gc.callbacks.remove(watch)
-    return 1000 * spent / len(calls), 1000 * collected / len(calls)
+    return Taken(*(1000 * seconds / len(calls) for seconds in (spent, passed, collected)))
 
 
 async def run(gateway: Gateway, rounds: int, calls: int, profile: bool) -> None:
@@ -171,26 +183,31 @@ async def run(gateway: Gateway, rounds: int, calls: int, profile: bool) -> None:
     }
     for prepare in ways.values():
         await measure(prepare)
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    taken: dict[str, list[Taken]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, prepare in ways.items():
-            spent[name].append(await measure(prepare))
-    _print(spent)
+            taken[name].append(await measure(prepare))
+    _print(taken)
     if profile:
         await _profile(bench.next_turn(bench.in_process))
     await bench.close()
 
 
-def _print(spent: dict[str, list[tuple[float, float]]]) -> None:
-    """Medians; the ratio is the median of those of each round, whose calls were made side by side."""
-    print(f"{'CPU ms a call':24}{'median':>9}{'best':>9}{'of GC':>9}{'x floor':>9}")
-    floors: dict[str, tuple[float, ...]] = {}
-    for name, figures in spent.items():
-        totals, collected = zip(*figures, strict=True)
-        floor = floors.setdefault(name.partition(",")[0], totals)
-        ratio = statistics.median(total / below for total, below in zip(totals, floor, strict=True))
-        figures_ms = f"{statistics.median(totals):9.3f}{min(totals):9.3f}{statistics.mean(collected):9.3f}"
-        print(f"{name:24}{figures_ms}{ratio:9.2f}")
+def _print(taken: dict[str, list[Taken]]) -> None:
+    """Medians; the ratios are medians of those of each round, whose calls were made side by side."""
+    print(
+        f"{'milliseconds a call':24}{'CPU':>9}{'best':>9}{'of GC':>9}{'x floor':>9}"
+        f"{'wall':>9}{'best':>9}{'wall / CPU':>12}"
+    )
+    floors: dict[str, list[float]] = {}
+    for name, blocks in taken.items():
+        cpu, wall = [block.cpu for block in blocks], [block.wall for block in blocks]
+        floor = floors.setdefault(name.partition(",")[0], cpu)
+        ratio = statistics.median(total / below for total, below in zip(cpu, floor, strict=True))
+        waits = statistics.median(block.wall / block.cpu for block in blocks)
+        collected = statistics.mean(block.collected for block in blocks)
+        figures = f"{statistics.median(cpu):9.3f}{min(cpu):9.3f}{collected:9.3f}{ratio:9.2f}"
+        print(f"{name:24}{figures}{statistics.median(wall):9.3f}{min(wall):9.3f}{waits:12.2f}")
 
 
 async def _profile(prepare: Callable[[], Awaitable[Calls]]) -> None:
