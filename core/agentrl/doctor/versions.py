@@ -19,7 +19,7 @@ __all__ = ["versions"]
 
 _TRAIN = "train"
 _SHOWN = ("torch", "transformers", "renderers", "openai", "httpx", "httpx2")
-_IMPORTED = ("torch", "transformers", "renderers", "uvicorn")
+_IMPORTED = ("torch", "transformers", "renderers", "starlette", "uvicorn")
 _PYTHON = "Programming Language :: Python :: "
 
 
