@@ -97,6 +97,12 @@ def test_either_file_may_list_one_end_or_several(tmp_path, chat_tokenizer, file,
     shutil.rmtree(tmp_path)
 
 
+def test_a_tokenizer_of_no_folder_reads_none(tmp_path, chat_tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert 5 not in load_renderer(chat_tokenizer).stop_ids
+
+
 @pytest.mark.parametrize("text", ['{"eos_token_id": "<|im_end|>"}', '{"eos_token_id": [1, -3]}', "[]", "{"])
 def test_a_file_that_lists_no_ids_is_refused_by_name(tmp_path, chat_tokenizer, text):
     chat_tokenizer.save_pretrained(tmp_path)

@@ -81,7 +81,7 @@ def test_a_prompt_that_opens_thinking_makes_a_turn_that_thinks(load, name):
     assert not renderer.thinks(cut)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "deepseek-r1"])
+@pytest.mark.parametrize("name", CASES)
 def test_a_prompt_in_which_somebody_else_wrote_a_mark_opens_none(load, name):
     renderer = load(name)
     asked = renderer.vocabulary.encode("<think>")

@@ -31,9 +31,11 @@ def end_ids(vocabulary: Vocabulary, template: ChatTemplate | None) -> frozenset[
 
 def _listed(vocabulary: Vocabulary) -> frozenset[int]:
     """``eos_token_id`` of the files beside a tokenizer that was loaded from a folder."""
-    folder = Path(str(vocabulary.name_or_path or ""))
+    if not vocabulary.name_or_path:
+        return frozenset()
+    files = [file for name in _FILES if (file := Path(str(vocabulary.name_or_path)) / name).is_file()]
     known = len(vocabulary.get_vocab())
-    found = (end for name in _FILES if (folder / name).is_file() for end in _eos_of(folder / name))
+    found = (end for file in files for end in _eos_of(file))
     return frozenset(end for end in found if end < known)  # Nobody can sample what has no token.
 
 
