@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,36 @@ def test_every_prompt_and_every_sample_of_a_random_agent_is_recorded(in_process,
             history = [*by_id[call.parent].request["messages"], by_id[call.parent].message]
             asked = call.request["messages"][: len(history)]
             assert [message_key(message) for message in asked] == [message_key(message) for message in history]
+    session.close()
+
+
+HALVES = st.text(st.characters() | st.just("\ud83d"), max_size=6)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | HALVES
+CALL = st.fixed_dictionaries({"name": HALVES, "arguments": VALUES | st.dictionaries(HALVES, VALUES, max_size=3)})
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(CALL, min_size=1, max_size=2), HALVES, st.booleans())
+def test_whatever_a_policy_calls_comes_back_from_an_agent_as_its_own_turn(in_process, backend, calls, beside, broken):
+    """Halves of characters, escapes and anything that is no object among its arguments, whole and broken off."""
+    session = in_process.gateway.open_session(SessionSettings(training=True))
+    del backend.requests[:], backend.script[:]
+    blocks = [f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls]
+    text = beside.encode(errors="backslashreplace").decode() + "\n".join(blocks)
+    backend.says(text[: -len("}\n</tool_call>")] if broken else text, "Yes.")
+
+    async def agent():
+        async with in_process.client(session) as client:
+            ask = [{"role": "user", "content": "What is 12 * 34?"}]
+            completion = await client.chat.completions.create(model="x", messages=ask, tools=TOOLS)
+            answer = completion.choices[0].message.model_dump(exclude_none=True)
+            more = {"role": "user", "content": "Again."}
+            await client.chat.completions.create(model="x", messages=[*ask, answer, more], tools=TOOLS)
+
+    asyncio.run(agent())
+    first, second = session.calls
+    assert second.parent == first.id
+    assert second.fork_reason is None
     session.close()
 
 

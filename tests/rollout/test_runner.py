@@ -125,6 +125,18 @@ def test_a_mistake_of_the_policy_is_worth_nothing_and_no_failure(run):
     assert (episode.mistake, len(episode.calls)) == ("it called a tool that does not exist", 1)
 
 
+@pytest.mark.parametrize("error", [PolicyError, ValueError])
+def test_what_an_agent_says_of_half_a_character_can_be_written_anywhere(run, error):
+    async def agent(data):
+        raise error("no tool is called add_\ud83d")
+
+    episode = run(lambda stack: stack.episode(agent))
+    told = episode.failure or episode
+    texts = [told.reason, told.traceback] if episode.failure else [told.mistake]
+    for text in texts:
+        assert r"add_\ud83d" in text.encode().decode()
+
+
 def test_a_reward_function_scores_what_was_said_before_a_mistake(run):
     async def agent(data):
         raise PolicyError("the turn limit", answer="42 or so")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import agentrl
 from agentrl.agents.places import authors_place
-from agentrl.errors import one_line
+from agentrl.errors import encodable, one_line
 from agentrl.redaction import redact
 
 __all__ = ["authors_traceback", "describe", "is_api_error"]
@@ -32,7 +32,7 @@ def authors_traceback(error: BaseException) -> str:
     while trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(_CORE):
         trace = trace.tb_next
     text = "".join(traceback.format_exception(type(error), error, trace))
-    return redact(text)[-_TRACEBACK_CHARACTERS:]
+    return redact(encodable(text))[-_TRACEBACK_CHARACTERS:]
 
 
 def is_api_error(error: BaseException) -> bool:
