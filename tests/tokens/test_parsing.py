@@ -81,6 +81,9 @@ def test_arguments_reach_the_agent_as_the_policy_wrote_them(read, arguments, for
     ("raw", "arguments", "written"),
     [
         ('{"name": "Ann",  "arguments": {}}', {"name": "Ann", "arguments": {}}, '{"name": "Ann",  "arguments": {}}'),
+        ('{"name": "greet", "parameters": {"a":  1}}', {"a": 1}, '{"a":  1}'),
+        ('{"name": "greet", "parameters": {"a":  1}}', {}, '{"a":  1}'),
+        ("{}", {}, "{}"),
         ('function<sep>greet\n```json\n{"a":  1.0}\n```', {"a": 1.0}, '{"a":  1.0}'),
         ("<function=greet><parameter=a>1</parameter>", {"a": "half \ud83d"}, '{"a": "half \\ud83d"}'),
         ('<function=greet><parameter=a>{"name": "Ann"}', {"a": {"name": "Ann"}}, '{"a": {"name": "Ann"}}'),

@@ -24,13 +24,15 @@ _NONE = "{}"
 def read_call(raw: str, name: object = None, arguments: object = None) -> Function | None:
     """The call that the policy wrote as ``raw``, in which a parser found ``name`` and ``arguments`` or gave up.
 
-    ``None`` where no name can be read. Arguments keep every character, so that an agent sends back what the policy
+    ``None`` where no name can be read. Arguments, or ``parameters``, keep every character, so that an agent sends back what the policy
     wrote: escapes that no text can hold, digits, white space. Where there are none, or ``null``, they are an empty
     object.
     """
-    if isinstance(name, str) and name and arguments is not None:
-        return {"name": encodable(name), "arguments": _as_written(raw, arguments)}
-    return _whole(raw) if _is_json(raw) else _broken(raw)
+    if not isinstance(name, str) or not name or arguments is None:
+        return _whole(raw) if _is_json(raw) else _broken(raw)
+    if arguments == {} and _is_json(raw) and (whole := _whole(raw)) is not None:
+        return whole  # Most parsers look for ``arguments`` only; Llama writes ``parameters``.
+    return {"name": encodable(name), "arguments": _as_written(raw, arguments)}
 
 
 def _as_written(raw: str, arguments: object) -> str:
