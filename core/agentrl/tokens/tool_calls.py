@@ -24,9 +24,9 @@ _NONE = "{}"
 def read_call(raw: str, name: object = None, arguments: object = None) -> Function | None:
     """The call that the policy wrote as ``raw``, in which a parser found ``name`` and ``arguments`` or gave up.
 
-    ``None`` where no name can be read. Arguments, or ``parameters``, keep every character, so that an agent sends back what the policy
-    wrote: escapes that no text can hold, digits, white space. Where there are none, or ``null``, they are an empty
-    object.
+    ``None`` where no name can be read. Arguments, or ``parameters``, keep every character, so that an agent sends
+    back what the policy wrote: escapes that no text can hold, digits, white space. Where there are none, or ``null``,
+    they are an empty object.
     """
     if not isinstance(name, str) or not name or arguments is None:
         return _whole(raw) if _is_json(raw) else _broken(raw)
