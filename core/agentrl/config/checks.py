@@ -10,7 +10,7 @@ from agentrl.errors import ConfigError
 
 __all__ = ["Ineffective", "check_trainable", "ineffective_keys", "unused_by_evaluation"]
 
-_OF_RENDERING = ("seed", "model.renderer", "model.chat_template", "model.date")
+_OF_RENDERING = ("seed", "model.renderer", "model.chat_template", "model.control_tokens", "model.date")
 _OF_TRAINING = (
     "training.learning_rate",
     "training.warmup_steps",

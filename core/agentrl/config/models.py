@@ -133,6 +133,9 @@ class ModelSection(Section):
     chat_template: Annotated[Path | None, Strict(False)] = None
     """A file with a Jinja chat template for models whose own lacks something, such as tools; every checkpoint keeps
     it. Null for the model's own."""
+    control_tokens: Literal["keep", "plain"] = "keep"
+    """What `<|im_end|>`, `<tool_call>` and the like are in texts of users, systems and tools: the control tokens that
+    servers read them as, counted, or `plain` text. What the policy itself spells out in a text stays text."""
     date: str | None = None
     """The date, as `2026-01-31`, in every prompt of chat templates that write one; null for that of the checkpoint,
     else today's."""

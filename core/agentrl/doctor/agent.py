@@ -143,3 +143,7 @@ def _calls(episode: Episode) -> Iterator[Finding]:
         lacking = f"{unmet.total()} of {calls} calls did without {names}, which nothing here can grant"
         fix = "to take arguments that may break their tool's schema, set rollout.override: {strict: false}"
         yield note(f"{lacking} ({fix})", unmet=dict(unmet))
+    tokens = Counter(token for call in episode.calls for token in call.control_tokens)
+    if tokens:
+        said = f"the agent's texts hold {', '.join(tokens)}, which the model reads as control tokens"
+        yield note(f"{said} (for plain text set model.control_tokens=plain)", control_tokens=dict(tokens))

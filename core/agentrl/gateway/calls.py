@@ -80,6 +80,7 @@ class Caller:
                     fork_reason=prompt.fork_reason,
                     overridden=overridden,
                     unmet=request.unmet,
+                    control_tokens=self._control_tokens(plan, request),
                     seconds=time.monotonic() - began,
                 )
                 record = Record(
@@ -93,6 +94,7 @@ class Caller:
                     digest=draw.call,
                     tools=tools,
                     keys=[*keys, message_key(message)],
+                    spelled=self._spelled(message, chunk),
                 )
                 session.record(plan, record)
         return Completion(call, session.settings.model, chunk.ids, chunk.logprobs, chunk.top_logprobs)
@@ -107,7 +109,7 @@ class Caller:
             reason = extended
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
             return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
-        ids = self.renderer.render(request.messages, request.tools)
+        ids = self.renderer.render(*self.renderer.marked(request.messages, request.tools, plan.spelled))
         thinking = any(map(thinking_of, request.messages)) and self.renderer.thinks(ids)
         return _Prompt(ids, False, thinking, reason)
 
@@ -117,14 +119,23 @@ class Caller:
         if turn.thinking and not any(message["role"] == "user" for message in request.messages):
             return "thinking without a question"  # Templates tell by the last question what thinking they keep.
         new = request.messages[plan.match.messages :]
-        return self.renderer.extend(plan.prompt, plan.completion, new, request.tools, thinking=turn.thinking)
+        marked, tools = self.renderer.marked(new, request.tools, plan.spelled[plan.match.messages :])
+        return self.renderer.extend(plan.prompt, plan.completion, marked, tools, thinking=turn.thinking)
+
+    def _control_tokens(self, plan: Plan, request: ModelRequest) -> tuple[str, ...]:
+        """Those that the texts that are new in a request spell out, where the model reads them as such."""
+        return () if self.renderer.plain_text else self.renderer.control.given(request.messages[plan.match.messages :])
+
+    def _spelled(self, message: Message, chunk: Chunk) -> frozenset[str]:
+        text = self.renderer.vocabulary.decode(chunk.ids)
+        return self.renderer.control.spelled(message, chunk.ids, text)
 
     def _opening(self, tools: str, *keys: MessageKey) -> tuple[int, ...]:
         """The prompt of a conversation in which nobody has answered yet; the episodes of a group share it."""
         messages: list[Message] = []
         for role, name, text in keys:
             messages.append({"role": role, "content": text} | ({} if name is None else {"name": name}))
-        return tuple(self.renderer.render(messages, json.loads(tools) if tools else None))
+        return tuple(self.renderer.render(*self.renderer.marked(messages, json.loads(tools) if tools else None)))
 
     def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, draw: Draw) -> Sampling:
         room = self.capabilities.context_length - prompt_tokens

@@ -49,4 +49,7 @@ class Call:
     """Request fields that ``rollout.override`` replaced or dropped; ``strict`` is that of its tools."""
     unmet: tuple[str, ...] = ()
     """What the request asked for and did without, for nothing here can grant it: ``strict`` of its tools."""
+    control_tokens: tuple[str, ...] = ()
+    """Control tokens that texts of users, systems and tools spell out, and the model reads as such. Those of the
+    conversation that it continues are not told again."""
     seconds: float = 0.0

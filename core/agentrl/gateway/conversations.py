@@ -65,14 +65,24 @@ class Conversations:
     def __init__(self) -> None:
         self._roots: dict[str, _Node] = {}
         self._sampled: set[MessageKey] = set()
+        self._spelled: dict[MessageKey, frozenset[str]] = {}
 
-    def add(self, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
-        """Record ``turn`` at the end of the messages with ``keys``, its own among them."""
+    def add(self, tools: str, keys: Sequence[MessageKey], turn: Turn, spelled: frozenset[str] = frozenset()) -> None:
+        """Record ``turn`` at the end of the messages with ``keys``, its own among them.
+
+        ``spelled`` are the control tokens that it spells out.
+        """
         node = self._roots.setdefault(tools, _Node())
         for key in keys:
             node = node.children.setdefault(key, _Node())
         node.turns.append(turn)
         self._sampled.add(keys[-1])
+        if spelled:
+            self._spelled[keys[-1]] = spelled | self.spelled(keys[-1])
+
+    def spelled(self, key: MessageKey) -> frozenset[str]:
+        """The control tokens that turns which read as ``key`` does have spelled out."""
+        return self._spelled.get(key, frozenset())
 
     def find(self, tools: str, messages: Messages, keys: Sequence[MessageKey]) -> Match:
         """The recorded turn that ``messages`` continue, under the same tools."""

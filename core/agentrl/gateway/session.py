@@ -40,6 +40,8 @@ class Plan:
     match: Match
     history: list[int]
     """The ids that the matched turn's conversation comes to; empty where there is none."""
+    spelled: list[frozenset[str]]
+    """For each message of the request, the control tokens that the policy spelled out when it wrote it."""
 
     @property
     def prompt(self) -> list[int]:
@@ -69,6 +71,8 @@ class Record:
     tools: str
     keys: Sequence[MessageKey]
     """Keys of the request's messages and of the completion's."""
+    spelled: frozenset[str] = frozenset()
+    """Control tokens that the completion spells out in others."""
 
 
 class Draw(NamedTuple):
@@ -185,10 +189,11 @@ class Session:
             match = self._conversations.find(tools, messages, keys)
             turn = match.turn
             history = self.tree.path(turn.position) if turn and turn.position else []
+            spelled = [self._conversations.spelled(key) for key in keys]
             if turn is not None:
                 turn.continued += 1
         try:
-            yield Plan(match, history)
+            yield Plan(match, history, spelled)
         except BaseException:
             with self._lock:
                 if turn is not None:
@@ -232,7 +237,7 @@ class Session:
             end = self.tree.add_given(record.prompt_ids[known:], start)
             end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
             self._calls.append(record.call)
-            self._conversations.add(record.tools, record.keys, _turn(record, end))
+            self._conversations.add(record.tools, record.keys, _turn(record, end), record.spelled)
 
     def record_relayed(self, call: Call, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
         """Remember a call that has no tokens here, and ``turn`` at the end of the messages with ``keys``.

@@ -12,9 +12,9 @@ from agentrl.rollout.episode import Episode, EpisodeKey, Failure
 
 __all__ = ["Cause", "Causes", "Kind", "Tally", "sentence"]
 
-Kind = Literal["failed", "rejected", "mistaken", "retried", "truncated", "overridden", "unmet"]
+Kind = Literal["failed", "rejected", "mistaken", "retried", "truncated", "overridden", "unmet", "control_tokens"]
 
-_BY_REQUEST: Final[tuple[Kind, ...]] = ("overridden", "unmet")
+_BY_REQUEST: Final[tuple[Kind, ...]] = ("overridden", "unmet", "control_tokens")
 _KEPT = 1000
 """Most causes that are told apart."""
 
@@ -74,7 +74,7 @@ class Tally:
         return new
 
     def count(self, kind: Kind) -> int:
-        """How many there were of ``kind``: calls of the last two, tries of ``retried``, episodes of the others."""
+        """How many there were of ``kind``: calls of the last three, tries of ``retried``, episodes of the others."""
         return self.kinds[kind].total
 
     def reasons(self, most: int = 3) -> dict[str, list[dict[str, Any]]]:
@@ -107,6 +107,7 @@ _TEXTS: Final[dict[Kind, str]] = {
     "truncated": "{count:,} completions were cut at their limit of tokens",
     "overridden": "{count:,} calls were changed by rollout.override",
     "unmet": "{count:,} calls did without something that they asked for",
+    "control_tokens": "{count:,} calls held texts that the model reads as control tokens (model.control_tokens=plain)",
 }
 """What a kind is called in a sentence, the worst first."""
 
@@ -137,3 +138,5 @@ def _of_call(call: Call) -> Iterator[tuple[Kind, str, str, None]]:
         yield "overridden", "", ", ".join(call.overridden), None
     if call.unmet:
         yield "unmet", "", ", ".join(call.unmet), None
+    if call.control_tokens:
+        yield "control_tokens", "", ", ".join(call.control_tokens), None

@@ -130,9 +130,8 @@ def _calls_from_json(rows: Iterable[dict[str, Any]]) -> tuple[Call, ...]:
     calls = []
     for row in rows:
         request = _joined(requests.get(row["parent"] or "", {}), row["request"])
-        call = Call(
-            **row | {"request": request, "overridden": tuple(row["overridden"]), "unmet": tuple(row.get("unmet", ()))}
-        )
+        lists = {name: tuple(row.get(name, ())) for name in ("overridden", "unmet", "control_tokens")}
+        call = Call(**row | {"request": request, **lists})
         requests[call.id] = request
         calls.append(call)
     return tuple(calls)

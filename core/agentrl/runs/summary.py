@@ -49,6 +49,8 @@ class Summary:
     """Calls that ``rollout.override`` changed."""
     unmet: int = 0
     """Calls that did without something that they asked for."""
+    control_tokens: int = 0
+    """Calls with texts of users, systems or tools that the model read as control tokens."""
     reasons: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The commonest causes of those that there were, by name: ``count``, ``reason`` and ``episode``, the key of the
     first."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError, GatewayError, near_matches
 from agentrl.tokens.abilities import Abilities, measure
+from agentrl.tokens.control import ControlTokens
 from agentrl.tokens.ends import end_ids
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import kind_of
@@ -49,6 +50,10 @@ class Renderer:
         """The date in every prompt, where one is written."""
         self.abilities: Abilities = measure(self._text, reads=part.reads)
         """What of tools reaches the prompt, and comes back."""
+        self.control = ControlTokens(vocabulary.added_ids(str(vocabulary.chat_template or "")))
+        """The tokens by which its prompts are structured."""
+        self.plain_text = False
+        """Whether control tokens that texts of users, systems and tools spell out are plain text."""
         self._origin = origin
 
     def _text(self, messages: Messages, tools: Tools | None) -> str:
@@ -62,6 +67,18 @@ class Renderer:
         So it does where ``calls_tools``, and calls could not be read.
         """
         self.abilities.check(self._origin, messages, tools, calls_tools=calls_tools)
+
+    def marked(
+        self, messages: Messages, tools: Tools | None, spelled: Sequence[Collection[str]] | None = None
+    ) -> tuple[list[Message], Tools | None]:
+        """The messages and tools as ``render`` and ``extend`` are to be given them.
+
+        In them is marked as plain text what the policy ``spelled`` out of control tokens, message by message, and
+        where texts are to be plain all that others did.
+        """
+        by_policy = [frozenset[str]()] * len(messages) if spelled is None else spelled
+        marked = self.control.plain(messages, by_policy, given=self.plain_text)
+        return marked, self.control.plain_tools(tools) if self.plain_text else tools
 
     def render(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """The prompt for the next assistant turn, its header included.
@@ -153,7 +170,11 @@ class Renderer:
 
 
 def load_renderer(
-    model: PreTrainedTokenizerBase | str | Path, name: str = "auto", *, day: date | None = None
+    model: PreTrainedTokenizerBase | str | Path,
+    name: str = "auto",
+    *,
+    day: date | None = None,
+    plain_text: bool = False,
 ) -> Renderer:
     """The renderer for a tokenizer or a model folder.
 
@@ -161,19 +182,26 @@ def load_renderer(
     on probe conversations, whatever the model is called, and else renders with the template in full each
     turn. Templates that write the date write ``day``, by default today's. Raises ``ConfigError`` for an
     unknown name, a folder without a tokenizer and, except where a renderer is named outright, a tokenizer
-    without a chat template.
+    without a chat template. With ``plain_text`` control tokens in texts of users, systems and tools are text.
     """
     tokenizer = _load_tokenizer(model) if isinstance(model, str | Path) else model
     origin = repr(str(tokenizer.name_or_path or "the model"))
     vocabulary = Vocabulary(tokenizer)
-    if name not in ("auto", "default"):
-        return _named(vocabulary, origin, name, day)
+    by_template = name in ("auto", "default")
+    renderer = _by_template(vocabulary, origin, name, day) if by_template else _named(vocabulary, origin, name, day)
+    renderer.plain_text = plain_text
+    if renderer.warning:
+        _log.warning("%s", renderer.warning)
+    return renderer
+
+
+def _by_template(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> Renderer:
     template = ChatTemplate(vocabulary, origin, day)
     part = best_candidate(vocabulary, template) if name == "auto" else None
     renderer = Renderer(vocabulary, template, part or in_full(vocabulary, template), origin)
     if part is None and name == "auto":
         renderer.warning = _IN_FULL.format(origin=origin)
-    return _warned(renderer)
+    return renderer
 
 
 _IN_FULL = (
@@ -205,12 +233,6 @@ def _named(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> 
         f"model.renderer: {name!r} does not reproduce the chat template of {origin}: the policy sees conversations "
         "in another form than it will when served by its template; 'auto' follows the template"
     )
-    return _warned(renderer)
-
-
-def _warned(renderer: Renderer) -> Renderer:
-    if renderer.warning:
-        _log.warning("%s", renderer.warning)
     return renderer
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import encodable
+from agentrl.tokens.control import MARK, MarkedEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,9 @@ class Vocabulary:
     on purpose: renderers then skip character offsets, which nothing here reads.
     """
 
+    all_special_tokens = ()
+    """None: the package's default renderer would take them out of texts in which the policy spelled them out."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._encode, self._decode = _backend(tokenizer)
@@ -48,14 +52,29 @@ class Vocabulary:
         return getattr(self._tokenizer, name)
 
     def encode(self, text: str, **_: object) -> list[int]:
-        """The ids of ``text``, its special tokens among them and none added.
+        """The ids of ``text``, its special tokens among them and none added, except those that it marks as plain.
 
         Half a character, which no vocabulary has, is spelled out as JSON spells it.
         """
         text = encodable(text)
+        if MARK in text:
+            return list(self._encode_marked(text))
         if len(text) > _CACHED_LENGTH:
             return list(self._encode(text))
         return list(self._encode_cached(text))
+
+    def added_ids(self, template: str) -> dict[str, int]:
+        """The tokens that mark structure, and their ids: special ones, and added ones that ``template`` writes."""
+        added = getattr(self._tokenizer, "added_tokens_decoder", {}).items()
+        written = {token.content: token_id for token_id, token in added if token.special or token.content in template}
+        return {token: token_id for token, token_id in written.items() if not token.isspace()}
+
+    @cached_property
+    def _encode_marked(self) -> Callable[[str], tuple[int, ...]]:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:  # Pieces of a token are encoded one by one, so that they never are that token.
+            return lambda text: tuple(token for part in text.split(MARK) for token in self._encode(part))
+        return MarkedEncoder(backend).encode
 
     def decode(self, ids: int | Sequence[int], **_: object) -> str:
         """The text of ``ids``, special tokens included."""

@@ -42,7 +42,7 @@ def load_chat(folder: Path, model: ModelSection) -> Chat:
     if file is not None:
         tokenizer.chat_template = _template(file, kept=tokenizer if str(file) == info.chat_template else None)
     day = _day(model.date) if model.date is not None else None if info.date is None else _day(info.date)
-    renderer = load_renderer(tokenizer, model.renderer, day=day)
+    renderer = load_renderer(tokenizer, model.renderer, day=day, plain_text=model.control_tokens == "plain")
     source = info.chat_template if file is None else str(file)
     template = tokenizer.chat_template if source is not None else None
     written = None if renderer.day is None else renderer.day.isoformat()

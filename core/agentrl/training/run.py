@@ -157,6 +157,7 @@ class _Run:
             truncated=tally.count("truncated"),
             overridden=tally.count("overridden"),
             unmet=tally.count("unmet"),
+            control_tokens=tally.count("control_tokens"),
             reasons=tally.reasons(),
         )
         if self.loop is None:
