@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from renderers import ParsedResponse, ToolSpec
     from renderers import Renderer as Library
 
-__all__ = ["Reader", "harmony", "learned_reader", "parsers_by_name", "reads_calls", "specs"]
+__all__ = ["Reader", "harmony", "learned_reader", "parsers_by_name", "read", "reads_calls", "specs"]
 
 
 class Reader(Protocol):
@@ -69,17 +69,31 @@ def parsers_by_name() -> list[str]:
     return list(TOOL_PARSERS)
 
 
+def read(reader: Reader, ids: list[int], tools: Tools | None, prompt_ids: list[int]) -> ParsedResponse:
+    """What ``reader`` makes of a completion; arguments that are written as ``parameters`` are arguments to all."""
+    parsed = reader.parse_response(ids, tools=specs(tools), prompt_ids=prompt_ids)
+    for call in parsed.tool_calls:
+        if call.arguments == {}:  # What parsers give that ask for ``arguments`` alone.
+            call.arguments = _parameters(call.raw)
+    return parsed
+
+
+def _parameters(raw: str) -> Any:
+    value = _parsed(raw)
+    return value.get("parameters", {}) if isinstance(value, dict) and "arguments" not in value else {}
+
+
 def reads_calls(reader: Reader, template: ChatTemplate) -> bool:
     """Whether ``reader`` gives back every call that the template writes, and it writes some."""
     seen = False
     for spoken in spoken_calls(template):
         prompt, completion = template.encode(spoken.prompt), template.up_to_end(template.encode(spoken.text))
         try:
-            parsed = reader.parse_response(completion, tools=specs(spoken.tools), prompt_ids=prompt)
-            read = assistant_message(parsed, completion, template.vocabulary, tools_offered=True, call_ids="call_")
+            parsed = read(reader, completion, spoken.tools, prompt)
+            said = assistant_message(parsed, completion, template.vocabulary, tools_offered=True, call_ids="call_")
         except Exception:  # A parser of another family fails in its own way.
             return False
-        functions = [call["function"] for call in read.get("tool_calls", [])]
+        functions = [call["function"] for call in said.get("tool_calls", [])]
         if [(function["name"], _parsed(function["arguments"])) for function in functions] != spoken.calls:
             return False
         seen = True

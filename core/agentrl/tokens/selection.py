@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from agentrl.errors import GatewayError
 from agentrl.tokens.ends import written_ends
 from agentrl.tokens.probes import CONTINUATIONS, CONVERSATIONS, Continuation, Conversation, Kind
-from agentrl.tokens.reading import Reader, harmony, learned_reader, parsers_by_name, reads_calls, specs
+from agentrl.tokens.reading import Reader, harmony, learned_reader, parsers_by_name, read, reads_calls, specs
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
 from agentrl.tokens.vocabulary import Vocabulary
 
@@ -77,7 +77,7 @@ class Candidate:
     def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
         """What the completion says."""
         reader = self.reader or self.library
-        return reader.parse_response(completion_ids, tools=specs(tools), prompt_ids=list(prompt_ids))
+        return read(reader, completion_ids, tools, list(prompt_ids))
 
 
 @lru_cache(1)
