@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ Write = Callable[[str], Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Writes a configuration file."""
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a configuration file, in the current folder."""
+    monkeypatch.chdir(tmp_path)
 
     def written(text: str) -> Path:
         path = tmp_path / "config.yaml"
@@ -247,5 +249,6 @@ def test_a_configuration_that_was_written_down_reads_back_equal(
 ) -> None:
     config = Config.model_validate({**values, "training": {"learning_rate": rate}})
     path = tmp_path_factory.mktemp("config") / "config.yaml"
-    path.write_text(dump_yaml(config), encoding="utf-8")
-    assert load_config(path, environ={}) == config
+    with contextlib.chdir(path.parent):
+        path.write_text(dump_yaml(config), encoding="utf-8")
+        assert load_config(path, environ={}) == config

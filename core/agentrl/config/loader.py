@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from agentrl.config import sources
 from agentrl.config.fitting import fitted, holds_text, is_short
 from agentrl.config.models import AS_WRITTEN, Config
+from agentrl.config.paths import to_folder
 from agentrl.config.sources import Source
 from agentrl.config.syntax import parse_text, parse_value, to_yaml
 from agentrl.config.validation import config_error
@@ -76,9 +77,10 @@ def _defaults() -> dict[str, Any]:
     return values
 
 
-def dump_yaml(config: Config) -> str:
-    """``config`` as a YAML file that ``load_config`` reads back equal."""
-    return to_yaml(config.model_dump(context=AS_WRITTEN))
+def dump_yaml(config: Config, folder: Path | None = None) -> str:
+    """``config`` as a YAML file that ``load_config`` reads back equal, from ``folder``, by default the current one."""
+    values = config.model_dump(context=AS_WRITTEN)
+    return to_yaml(values if folder is None else to_folder(values, folder))
 
 
 def _command_line(overrides: Sequence[str], names: Mapping[str, str | None]) -> Source:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from agentrl.config.paths import from_folder
 from agentrl.config.syntax import parse_document
 from agentrl.config.written import Written
 from agentrl.environ import PREFIX, RESERVED
@@ -77,7 +78,7 @@ def environment(environ: Mapping[str, str], parse: Parse) -> Source:
 
 
 def file(path: Path) -> Source:
-    """A YAML file. Raises ``ConfigError`` where it cannot be read or is no mapping."""
+    """A YAML file; its paths are relative to it. Raises ``ConfigError`` where it cannot be read or is no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -88,7 +89,7 @@ def file(path: Path) -> Source:
     if not isinstance(document.values, dict):
         raise ConfigError(f"config file {str(path)!r} holds no keys", fix="write a mapping, such as `seed: 0`")
     places = {key: f"file {path}:{line}" for key, line in document.lines.items()}
-    return Source(document.values, places, f"file {path}")
+    return Source(from_folder(document.values, path.parent), places, f"file {path}")
 
 
 def defaults(values: Values) -> Source:

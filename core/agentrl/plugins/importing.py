@@ -39,14 +39,14 @@ def import_target(target: str) -> object:
         raise _load_error(error, f"looking up {target}") from error
 
 
-def import_module(name: str, noun: str) -> ModuleType:
-    """The module ``name``, searched for in the current folder too, as ``python -m`` does.
+def import_module(name: str, noun: str, folder: Path | None = None) -> ModuleType:
+    """The module ``name``, searched for in ``folder`` too, by default the current one, as ``python -m`` does.
 
     Raises ``ConfigError`` where there is no such module and ``PluginError`` where it does not load.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{name!r} cannot name a module", fix="write it as `import` takes it: pkg.mod:Obj")
-    _import_from(Path.cwd())
+    _import_from(Path.cwd() if folder is None else folder.resolve())
     try:
         return importlib.import_module(name)
     except _LOAD_FAILURES as error:

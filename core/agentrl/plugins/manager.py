@@ -137,8 +137,8 @@ class Plugins:
         match parse_reference(reference):
             case NameReference(name):
                 return self._load_named(self.find(kind, name))
-            case ModuleReference(module, attribute):
-                return attribute_of(import_module(module, noun), attribute, f"module {module!r}")
+            case ModuleReference(module, attribute, folder):
+                return attribute_of(import_module(module, noun, folder), attribute, f"module {module!r}")
             case FileReference(path, None):
                 return only_object(import_file(path, noun), path, kind, noun, self._adapts)
             case FileReference(path, str(attribute)):

@@ -1,7 +1,8 @@
 """References: how a configuration or a command line says which object it means.
 
 ``name`` and ``dist/name`` are registered names; ``pkg.mod:Obj`` is an attribute of a module that can be
-imported from here, the current folder included; ``file.py:Obj`` is one of a file, and ``file.py`` the only
+imported from here, the current folder included, and ``folder/pkg.mod:Obj`` one that is imported from that
+folder; ``file.py:Obj`` is one of a file, and ``file.py`` the only
 object in it that fits.
 """
 
@@ -30,9 +31,11 @@ class ModuleReference:
 
     module: str
     attribute: str
+    folder: Path | None = None
+    """Where it is imported from; ``None`` for the current folder and whatever is installed."""
 
     def __str__(self) -> str:
-        return f"{self.module}:{self.attribute}"
+        return f"{self.folder / self.module if self.folder else self.module}:{self.attribute}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +60,6 @@ def parse_reference(text: str) -> Reference:
     if head.endswith(".py"):
         return FileReference(Path(os.path.expanduser(head)), attribute or None)
     if colon:
-        return ModuleReference(head, attribute)
+        folder, slash, module = head.rpartition("/")
+        return ModuleReference(module, attribute, Path(folder or "/").expanduser() if slash else None)
     return NameReference(text)

@@ -3,7 +3,7 @@
 ::
 
     runs/math-20261124-091500/
-        config.yaml             the resolved config
+        config.yaml             the resolved config, with its paths relative to this folder
         metrics.jsonl           one line a step and an evaluation
         episodes.sqlite         every finished episode
         checkpoints/step-000020/  a Hugging Face model folder, and what resume needs
@@ -76,7 +76,7 @@ class RunFolder:
         try:
             folder.checkpoints.mkdir()
             folder.logs.mkdir()
-            write_atomically(folder.config, dump_yaml(config))
+            write_atomically(folder.config, dump_yaml(config, path))
             reserve(folder.summary)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
