@@ -7,10 +7,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from agentrl.cli import main
+from agentrl.runs.store import read_episodes
 
 KEY = "sk-real-0123456789"
 
@@ -77,11 +79,15 @@ def agentrl(server, capsys) -> Callable[..., tuple[int, str, str]]:
 def test_eval_measures_the_model_that_is_named(agentrl, server):
     code, out, err = agentrl("eval", "agent=math", "inference.backend.model=gpt-4o")
     assert code == 0, err
-    assert out.splitlines() == [
+    *lines, kept = out.splitlines()
+    assert lines == [
         "math on two.jsonl, 4 episodes, 0 failed",
         "held-out reward, sampled: 0.500",
         "held-out reward, greedy: 0.500",
     ]
+    folder = Path(kept.removeprefix("episodes: "))
+    assert folder.match("runs/math-*-eval")
+    assert {episode.reward for episode in read_episodes(folder / "episodes.sqlite")} == {0.0, 1.0}
     assert set(server.asked) == {("gpt-4o", f"Bearer {KEY}")}
 
 
@@ -89,7 +95,9 @@ def test_a_model_that_takes_no_temperature_0_has_one_reading(agentrl, server):
     server.greedy = False
     code, out, err = agentrl("eval", "gpt-5", "agent=math", "--json")
     assert code == 0, err
-    assert json.loads(out) == {
+    measured = json.loads(out)
+    assert Path(measured.pop("folder")).is_dir()
+    assert measured == {
         "agent": "math",
         "model": "gpt-5",
         "step": 0,
@@ -100,7 +108,7 @@ def test_a_model_that_takes_no_temperature_0_has_one_reading(agentrl, server):
         "rejected": 0,
     }
     assert "warning: model 'gpt-5' does not take temperature 0: no greedy reading" in err
-    assert agentrl("eval", "gpt-5", "agent=math")[1].splitlines()[-1] == "held-out reward, greedy: not measured"
+    assert agentrl("eval", "gpt-5", "agent=math")[1].splitlines()[-2] == "held-out reward, greedy: not measured"
 
 
 def test_a_model_on_the_command_line_wins_over_the_file_s(agentrl, server):

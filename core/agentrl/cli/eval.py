@@ -37,8 +37,10 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     """Measure CHECKPOINT on the held-out tasks, sampled and greedily.
 
     CHECKPOINT is a folder that a run saved, a run folder (then its newest), or any model. A checkpoint in
-    its run folder is measured with the run's own settings, unless --config names others. With
+    its run folder is measured with the run's own settings, agent and tasks, unless --config names others. With
     inference.backend=openai it is a model of the endpoint at inference.backend.url.
+
+    The episodes are kept in a folder of their own beside the run, or in run.dir: RUN-eval, RUN-eval-2, ….
     """
     from agentrl.cli.locating import located
     from agentrl.cli.naming import named
@@ -48,6 +50,8 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     from agentrl.training.trainer import Trainer
 
     given, settings = split_arguments(arguments, "checkpoint")
+    if given is None:
+        given, settings = _by_setting(settings)
     found = _find(given)
     resolved = located(resolve_config(file or found.config, *settings, model=found.model), app.plugins)
     resolved = named(resolved, app.plugins)
@@ -67,13 +71,24 @@ class _Found:
     config: Path | None = None
 
 
+def _by_setting(settings: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The model that a setting names, as an argument would, and the other settings."""
+    named = [each for each in settings if each.startswith(("model=", "model.name="))]
+    path = Path(os.path.expanduser(named[-1].partition("=")[2])) if named else None
+    if path is None or not path.is_dir():
+        return None, settings
+    return str(path), tuple(each for each in settings if each not in named)
+
+
 def _find(given: str | None) -> _Found:
     if given is None:
         return _Found()
     path = Path(os.path.expanduser(given))
     if (path / "config.yaml").is_file():
         return _newest(path)
-    beside = path.resolve().parent.parent / "config.yaml"
+    beside, here = path.resolve().parent.parent / "config.yaml", Path.cwd().resolve()
+    if beside.is_relative_to(here):
+        beside = beside.relative_to(here)  # as what is printed is written
     return _Found(given, beside if path.is_dir() and beside.is_file() else None)
 
 
@@ -96,3 +111,4 @@ def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
     click.echo(f"held-out reward, sampled: {measured.sampled:.3f}")
     greedy = "not measured" if measured.greedy is None else f"{measured.greedy:.3f}"
     click.echo(f"held-out reward, greedy: {greedy}")
+    click.echo(f"episodes: {measured.folder}")

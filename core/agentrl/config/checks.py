@@ -71,7 +71,7 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
 
     With ``endpoint``, also those that mean nothing for a model that somebody else serves.
     """
-    sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "run", "scheduler")
+    sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "scheduler")
     reasons = dict.fromkeys(sections, "evaluation does not train")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")

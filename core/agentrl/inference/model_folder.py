@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError, PluginError, near_matches, one_line, shortened
 from agentrl.plugins import Plugins
 
-__all__ = ["find_model", "vocabulary_of"]
+__all__ = ["find_model", "newest_checkpoint", "vocabulary_of"]
+
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -17,21 +20,41 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 def find_model(plugins: Plugins, model: ModelSection) -> Path:
     """The Hugging Face folder of ``model``, downloaded where it is a hub id that is not in the cache.
 
-    A bundled model may be made, or fetched, at its first use. Raises ``ConfigError`` for a name that is none of the
-    three, or a folder that holds no model, and ``PluginError`` where a plugin cannot provide its model.
+    A bundled model may be made, or fetched, at its first use; a run's folder means its newest checkpoint. Raises
+    ``ConfigError`` for a name that is none of the three, or a folder that holds no model, and ``PluginError`` where a
+    plugin cannot provide its model.
     """
     bundled = {entry.name for entry in plugins.entries("models")}
     if model.name in bundled or _is_distribution_name(model.name, bundled):
         return _checked(_provided(plugins.get("models", model.name), model.name))
     folder = Path(os.path.expanduser(model.name))
     if folder.is_dir():
-        return _checked(folder)
+        return _checked(_saved(folder) if _is_run(folder) else folder)
     if model.name.count("/") != 1 or model.name.startswith((".", "/", "~")):
         raise ConfigError(
             f"model {model.name!r} is no bundled model, no folder and no Hugging Face id",
             fix=near_matches(model.name, bundled),
         )
     return _checked(_downloaded(model.name))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of a run after the most steps; half-written ones do not count."""
+    saved = run / "checkpoints"
+    names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
+    steps = {int(match[1]): name for name in names if (match := _CHECKPOINT.fullmatch(name))}
+    return saved / steps[max(steps)] if steps else None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and not (folder / "config.json").is_file()
+
+
+def _saved(run: Path) -> Path:
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        raise ConfigError(f"the run {run} has saved no checkpoint", fix="name a model folder")
+    return checkpoint
 
 
 def _provided(model: object, name: str) -> Path:

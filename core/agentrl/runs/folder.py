@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from pathlib import Path
 from agentrl.config.loader import dump_yaml
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError, ConfigError, RunFolderError
+from agentrl.inference.model_folder import newest_checkpoint
 from agentrl.runs.filesystem import (
     cannot_write,
     disk_is_full,
@@ -37,13 +38,11 @@ from agentrl.runs.filesystem import (
 )
 from agentrl.runs.summary import Summary
 
-__all__ = ["RunFolder", "default_name"]
-
-_CHECKPOINT = re.compile(r"step-(\d{6,})")
+__all__ = ["RunFolder", "default_name", "run_of"]
 
 
 class RunFolder:
-    """Where a run's files are. Making one with ``create`` is the only way to a fresh folder."""
+    """Where a run's files are. ``create`` and ``create_evaluation`` are the only ways to a fresh folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,22 +65,40 @@ class RunFolder:
         Raises ``ConfigError`` for a name that cannot be a folder or is taken, and ``RunFolderError``
         where the file system does not take the folder; then nothing is left behind.
         """
-        parent = config.run.dir.expanduser()
+        parent, name = _parent(config), config.run.name
+        path = _made(parent, lambda: _make(parent, name) if name else _make_unique(parent, _default(config, now)))
+        return cls(path)._filled(config, ("checkpoints", "logs"))
+
+    @classmethod
+    def create_evaluation(
+        cls, config: Config, measured: Path | None, now: Callable[[], datetime] = datetime.now
+    ) -> RunFolder:
+        """Make the folder of an evaluation of the weights in the folder ``measured``, and write its config.
+
+        It is called after ``run.name`` or the run that saved them, where there is one, and numbered where that name is
+        taken. Raises as ``create`` does.
+        """
+        parent, name = _parent(config), config.run.name
+        if name is None:
+            run = None if measured is None else run_of(measured)
+            name = _default(config, now) if run is None else run.name
+        path = _made(parent, lambda: _make_unique(parent, _path(parent, f"{name}-eval").name))
+        return cls(path)._filled(config, ("logs",))
+
+    def _filled(self, config: Config, folders: Sequence[str]) -> RunFolder:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            path = _make(parent, config.run.name) if config.run.name else _make_unique(parent, config.agent.name, now())
+            for name in folders:
+                (self.path / name).mkdir()
+            write_atomically(self.config, dump_yaml(config, self.path))
+            reserve(self.summary)
         except OSError as error:
-            raise _cannot_make(parent, error) from error
-        folder = cls(path)
-        try:
-            folder.checkpoints.mkdir()
-            folder.logs.mkdir()
-            write_atomically(folder.config, dump_yaml(config, path))
-            reserve(folder.summary)
-        except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)
-            raise _cannot_make(parent, error) from error
-        return folder
+            self.remove()
+            raise _cannot_make(self.path.parent, error) from error
+        return self
+
+    def remove(self) -> None:
+        """Take it away, where nothing has come of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     @staticmethod
     def check(config: Config) -> None:
@@ -97,10 +114,7 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint after the most steps; half-written ones do not count."""
-        found = [
-            (int(match[1]), path) for path in self.checkpoints.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))
-        ]
-        return max(found)[1] if found else None
+        return newest_checkpoint(self.path)
 
     @contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
@@ -132,6 +146,12 @@ class RunFolder:
             raise cannot_write(self.summary, error) from error
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that saved ``checkpoint``, where it is still in there."""
+    run = checkpoint.resolve().parent.parent
+    return run if (run / "config.yaml").is_file() else None
+
+
 def default_name(agent: str, now: datetime) -> str:
     """The agent, without what is before it in its reference, and the time: ``math-20261124-091500``."""
     short = re.split(r"[:/\\]", agent)[-1]
@@ -158,9 +178,9 @@ def _taken(path: Path) -> ConfigError:
     return ConfigError(f"the run folder {path} exists already", fix="set run.name to another name")
 
 
-def _make_unique(parent: Path, agent: str, now: datetime) -> Path:
+def _make_unique(parent: Path, name: str) -> Path:
     """A default name is nobody's choice: where two runs start in one second, the second is numbered."""
-    name, number = default_name(agent, now), 1
+    number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -169,6 +189,22 @@ def _make_unique(parent: Path, agent: str, now: datetime) -> Path:
             number += 1
         else:
             return path
+
+
+def _parent(config: Config) -> Path:
+    return config.run.dir.expanduser()
+
+
+def _default(config: Config, now: Callable[[], datetime]) -> str:
+    return default_name(config.agent.name, now())
+
+
+def _made(parent: Path, make: Callable[[], Path]) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return make()
+    except OSError as error:
+        raise _cannot_make(parent, error) from error
 
 
 def _cause(error: BaseException, folder: Path) -> OSError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agentrl.config.models import Config
@@ -29,6 +30,8 @@ class Evaluation:
     """How many episodes the readings took together."""
     failed: int
     rejected: int
+    folder: Path | None = None
+    """Where its episodes are kept; ``None`` for one within a run, whose folder has them."""
 
     def metrics(self) -> dict[str, float]:
         """As logged: `evaluation/reward`, `evaluation/reward_greedy`, …"""
@@ -50,6 +53,7 @@ class Evaluation:
             "episodes": self.episodes,
             "failed": self.failed,
             "rejected": self.rejected,
+            "folder": None if self.folder is None else str(self.folder),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,9 +62,10 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     check_takes_weights(config, plugins)
     common = resolve_episode_parts(config, plugins, agent)
     folder = find_model(plugins, config.model)
+    config = _named(common.config, folder)
     chat = load_chat(folder, config.model)
     return Parts(
-        config=common.config,
+        config=config,
         plugins=plugins,
         agent=common.agent,
         score=common.score,
@@ -74,6 +76,13 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
         renderer=chat.renderer,
         conversing=chat.kept,
     )
+
+
+def _named(config: Config, folder: Path) -> Config:
+    """``config`` with the checkpoint that a run's folder stands for now; later it may stand for another."""
+    if folder.parent.name != "checkpoints" or folder.parent.parent != Path(os.path.expanduser(config.model.name)):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
 
 
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:
