@@ -43,7 +43,7 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
     told = Reporters(reporter)
     algorithm, trackers = prepare(parts, told)
     if (default := default_tasks(parts)) is not None:
-        told.warning(default)
+        told.note(default)
     folder = RunFolder.create(parts.config)
     log = RunLog(folder.logs / "run.log")
     told.add(log)
