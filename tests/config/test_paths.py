@@ -21,6 +21,8 @@ PATHS = [
     "agent: {name: math, python: env/bin/python}",
     "model: weights",
     "model: ./nowhere",
+    "model: 1000",
+    "run.dir: 2026",
     "model: {name: weights}",
     "tasks.train: nowhere.jsonl",
     "tasks.train: saved",
@@ -71,7 +73,7 @@ def as_yaml(text: str) -> str:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files of its own, beside the current one."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
-    for folder in ("weights", "saved", "sub", "package", "env/bin", "tiny", "camel", "arithmetic"):
+    for folder in ("weights", "saved", "sub", "1000", "package", "env/bin", "tiny", "camel", "arithmetic"):
         (project / folder).mkdir(parents=True)
     for file in ("agents.py", "package/__init__.py", "sub/questions.CSV", "words.txt"):
         (project / file).touch()

@@ -156,9 +156,9 @@ class _Paths:
 
 
 def _text(value: Any) -> str | None:
-    """The text of what may be a path: a folder may be called `1000` or `null`, and is so where it is there."""
+    """The text of what may be a path: a folder may be called `1000`."""
     if isinstance(value, Written):
-        return None if isinstance(value.value, list) else value.text
+        return None if value.value is None or isinstance(value.value, list) else value.text
     return str(value) if isinstance(value, str | PurePath) else None
 
 
