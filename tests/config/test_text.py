@@ -21,6 +21,12 @@ ENUMERATED = ("rollout.mode", "training.schedule", "training.precision")
 NAMED = ("agent", "model", "tasks.train", "tasks.eval", "reward", "inference.backend", "algorithm", "scheduler")
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written where the command is called from, so that their paths are as they are written."""
+    monkeypatch.chdir(tmp_path)
+
+
 def at(config: Config, key: str) -> Any:
     value: Any = config
     for name in key.split("."):
