@@ -8,6 +8,7 @@ counted and what stops it, and the command line can decide its exit code::
     ├── PluginError       plugin    a plugin or its environment is broken              exit 3
     ├── AgentError        agent     the agent's own code raised or broke its contract  exit 1
     │   └── EpisodeTimeout          …or did not end in time
+    │       └── ModelTimeout        …for want of the model's answers: a failure of the backend
     ├── PolicyError       policy    the model did something wrong: an outcome
     ├── WorkerError       worker    the process that ran an agent is gone, through no fault of its  exit 1
     ├── RewardError       reward    a reward function raised or returned no number     exit 1
@@ -34,6 +35,7 @@ __all__ = [
     "ConfigError",
     "EpisodeTimeout",
     "GatewayError",
+    "ModelTimeout",
     "PluginError",
     "PolicyError",
     "PromptTooLong",
@@ -91,11 +93,17 @@ class PluginError(AgentRLError):
 class AgentError(AgentRLError):
     """The agent's own code raised, or returned something its contract does not allow."""
 
-    side = "agent"
+    side: ClassVar[Side] = "agent"
 
 
 class EpisodeTimeout(AgentError):
     """An episode did not end within its deadline; the message names the stage it was in."""
+
+
+class ModelTimeout(EpisodeTimeout):
+    """An episode did not end within its deadline, most of which it spent waiting for the model."""
+
+    side = "backend"
 
 
 class PolicyError(AgentRLError):

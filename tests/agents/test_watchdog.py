@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 
 import pytest
 
-from agentrl.agents.watchdog import Blocked, LoopWatchdog
+from agentrl.agents.watchdog import Blocked, Holder, LoopWatchdog
 
 
 async def watch(block, *, patience=0.1, deadline=60.0):
@@ -98,3 +99,56 @@ def test_a_loop_that_waits_is_not_taken_for_blocked_however_short_the_deadline()
         await asyncio.sleep(1.2)
 
     assert asyncio.run(watch(waits, patience=2.0, deadline=0.01)) == []
+
+
+class Scoring(Exception):
+    pass
+
+
+def score(code):
+    return code()
+
+
+def forever():
+    while True:
+        pass
+
+
+SCORING = Holder("the reward", Scoring, "make it faster")
+
+
+async def watch_scoring(agent, code):
+    reports = []
+    others = {score.__code__: SCORING}
+    async with LoopWatchdog(agent, reports.append, patience=0.1, deadline=0.3, others=others):
+        await asyncio.sleep(0)
+        with contextlib.suppress(Scoring):
+            code()
+        await asyncio.sleep(0)
+    return reports
+
+
+@pytest.mark.parametrize("agent", ["my-agent", None])
+def test_whoever_else_holds_the_loop_is_named_and_broken_in_the_agents_place(agent):
+    (report,) = asyncio.run(watch_scoring(agent, lambda: score(forever)))
+    assert report.startswith("the reward has blocked the event loop")
+    assert report.endswith("make it faster")
+
+
+def test_where_no_agent_runs_nobody_is_reported_for_what_is_nobodys_known():
+    assert asyncio.run(watch_scoring(None, lambda: time.sleep(0.8))) == []
+
+
+def test_code_that_goes_on_regardless_is_broken_again(monkeypatch):
+    monkeypatch.setattr("agentrl.agents.watchdog._AGAIN_S", 0.2)
+    caught = []
+
+    def insists():
+        while len(caught) < 3:
+            try:
+                forever()
+            except Scoring as error:
+                caught.append(error)
+
+    asyncio.run(watch_scoring(None, lambda: score(insists)))
+    assert len(caught) == 3

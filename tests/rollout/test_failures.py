@@ -11,7 +11,7 @@ import pytest
 from agentrl.agents.result import as_result
 from agentrl.errors import AgentError, BackendError, GatewayError, PluginError, PolicyError, RewardError, RunError
 from agentrl.rewards.scoring import call_reward
-from agentrl.rollout.deadline import too_late
+from agentrl.rollout.deadline import Stage, too_late
 from agentrl.rollout.episode import EpisodeKey, Failure
 from agentrl.rollout.failures import FailureBudget, attribute
 from agentrl.rollout.workers.fate import fate, how_it_ended
@@ -117,7 +117,7 @@ SAME = {
     "a prompt's length": lambda n: GatewayError(f"{n} tokens", code="context_length_exceeded", param="messages"),
     "a request's field": lambda n: GatewayError(f"n={n!r} is not supported", code="unsupported_value", param="n"),
     "an address": lambda n: BackendError(f"http://127.0.0.1:{8000 + n}/v1 did not answer within {n + 0.5:g} s"),
-    "a time": lambda n: too_late(n + 1, "in the agent's own code, before any call"),
+    "a time": lambda n: too_late(n + 1, Stage(f"in the agent's own code, after {n} calls")),
     "a process's last words": lambda n: fate(1, 0, how_it_ended(3, None, f"line {'abc'[n]}"), None),
 }
 

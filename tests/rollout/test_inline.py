@@ -11,12 +11,13 @@ import pytest
 from agentrl.agents.binding import bind_agent
 from agentrl.errors import AgentError, EpisodeTimeout
 from agentrl.rollout import inline
+from agentrl.rollout.deadline import Stage
 from agentrl.rollout.inline import InlineRunner
 
 
 def run(agent, data=None, *, deadline_s=5.0):
     runner = InlineRunner(bind_agent(agent, {}, name="agent"))
-    return asyncio.run(runner.run(data or {}, {}, deadline_s=deadline_s, stage=lambda: "in call 2"))
+    return asyncio.run(runner.run(data or {}, {}, deadline_s=deadline_s, stage=lambda: Stage("in call 2")))
 
 
 def test_the_agent_works_on_its_own_deep_copy():

@@ -207,7 +207,7 @@ def test_a_deadline_while_the_model_answers_says_so_and_frees_its_slot(run):
         return late, await stack.episode(answering)
 
     late, next_one = run(scenario)
-    assert late.failure.side == "agent"
+    assert (late.failure.side, late.attempts) == ("backend", 1)
     assert "waiting for the model, in call 1" in late.failure.reason
     assert next_one.outcome == "rewarded"
 

@@ -14,6 +14,7 @@ import pytest
 from tests.rollout.batches import QUICK, in_time, process_of
 
 from agentrl.errors import AgentError, ConfigError, EpisodeTimeout, PolicyError, WorkerError
+from agentrl.rollout.deadline import Stage
 from agentrl.rollout.subproc import AgentFacts
 
 TRIVIAL = "async def agent(data): return 1.0\n"
@@ -40,7 +41,7 @@ def episode(batches):
                         data or {},
                         connection(batches.gateway),
                         deadline_s=deadline_s,
-                        stage=lambda: "in call 2",
+                        stage=lambda: Stage("in call 2"),
                         alone=alone,
                     )
 

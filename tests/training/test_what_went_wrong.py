@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import json
@@ -170,3 +171,77 @@ def test_a_backend_that_breaks_its_contract_stops_the_run_within_a_step_and_is_n
             "rollout.max_attempts=1",
         )
     assert caplog.records == []
+
+
+class Silent(TorchBackend):
+    """Never answers."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        await asyncio.sleep(3600)
+        yield
+
+
+AGENTS = """
+from openai import OpenAI
+
+def agent(data, *, base_url, api_key):
+    client = OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
+    messages = [{"role": "user", "content": data["question"]}]
+    return client.chat.completions.create(model="policy", messages=messages, max_tokens=4).choices[0].message.content
+"""
+
+
+@pytest.fixture(params=["inline", "subproc"])
+def agent(request, tmp_path):
+    """An agent that returns what the model wrote, and runs here or in worker processes."""
+    if request.param == "inline":
+        return answer
+    (tmp_path / "my_agents.py").write_text(AGENTS)
+    return f"{tmp_path}/my_agents.py:agent"
+
+
+def placed(agent):
+    return ("rollout.mode=inline",) if agent is answer else ("rollout.mode=subproc", "rollout.max_workers=1")
+
+
+def test_a_backend_that_never_answers_is_the_one_to_blame(train, agent):
+    settings = (f"inference.backend={__name__}:Silent", "rollout.episode_timeout=1", *placed(agent))
+    with pytest.raises(RunError) as caught:
+        train(agent, *settings, "rollout.group_size=1", "reward=exact-match")
+    assert re.search(r"2 of 2 .*commonest: 2x backend: the episode did not end within 1 s", str(caught.value))
+    assert "make the agent faster" not in str(caught.value)
+
+
+def spins(answer, data):
+    while True:
+        pass
+
+
+def test_a_reward_that_spins_fails_its_episodes_on_its_own_side(train, agent):
+    settings = (f"reward={__name__}:spins", "rollout.episode_timeout=1", *placed(agent))
+    with pytest.raises(RunError, match=r"2 of 2 .*commonest: 2x reward: the reward blocked the event loop"):
+        train(agent, *settings, "rollout.group_size=1")
+
+
+class Lingering(TorchBackend):
+    """Does not come to an end."""
+
+    async def stop(self) -> None:
+        await super().stop()
+        await asyncio.sleep(3600)
+
+
+class Failing(TorchBackend):
+    """Fails to stop."""
+
+    async def stop(self) -> None:
+        await super().stop()
+        raise RuntimeError("no such process")
+
+
+@pytest.mark.parametrize(("backend", "said"), [("Lingering", "did not stop within"), ("Failing", "no such process")])
+def test_a_backend_that_does_not_stop_keeps_no_finished_run_open(train, monkeypatch, backend, said):
+    monkeypatch.setattr("agentrl.training.serving._STOP_S", 0.2)
+    _, summary, lines = train(lengths, f"inference.backend={__name__}:{backend}", "rollout.group_size=2", steps=1)
+    assert summary.outcome == "completed"
+    assert re.search(rf"warning: the inference backend .*{said}", lines)

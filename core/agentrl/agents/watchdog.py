@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Mapping
+from types import CodeType, MappingProxyType, TracebackType
+from typing import NamedTuple, Self
 
 from agentrl.agents.places import authors_place
 from agentrl.errors import EpisodeTimeout
 
-__all__ = ["Blocked", "LoopWatchdog"]
+__all__ = ["Blocked", "Holder", "LoopWatchdog"]
 
 
 class Blocked(EpisodeTimeout):
@@ -28,8 +28,21 @@ class Blocked(EpisodeTimeout):
 _FIX = "await instead of blocking: AsyncOpenAI, asyncio.sleep, asyncio.to_thread; or use rollout.mode=subproc"
 
 
+_AGAIN_S = 5.0
+"""After how long what was raised is raised again, in code that went on."""
+
 _WAITING = 0.02
 """A thread that uses less than this share of a processor waits for something else."""
+
+
+class Holder(NamedTuple):
+    """Whose code may hold the event loop."""
+
+    name: str
+    """In words, such as ``the reward``."""
+    error: type[BaseException]
+    """Raised inside that code at the deadline; made without arguments."""
+    fix: str
 
 
 class LoopWatchdog:
@@ -37,27 +50,33 @@ class LoopWatchdog:
 
     A beat that is ``patience`` seconds late is reported once, with the place in the agent's code that
     holds the loop; after ``deadline`` seconds ``Blocked`` is raised inside that code, so that it costs
-    its own episode and no other. A loop that would go on if the machine let it is not reported.
+    its own episode and no other, and again where it goes on in spite of it. A loop that would go on if the machine
+    let it is not reported.
     """
 
     def __init__(
         self,
-        agent: str,
+        agent: str | None,
         report: Callable[[str], None],
         *,
         patience: float = 2.0,
         deadline: float,
         harms: Callable[[], bool] = lambda: True,
         fix: str = _FIX,
+        others: Mapping[CodeType, Holder] = MappingProxyType({}),
     ) -> None:
-        """``report`` is called, from the watchdog's thread, with a message that ends in ``fix``, once ``harms()``."""
-        self._agent = agent
+        """``report`` is called, from the watchdog's thread, with a message that ends in ``fix``, once ``harms()``.
+
+        ``others`` have their code run on the loop as well, each through a function of its own; ``agent`` is ``None``
+        where the agent has not, and then nobody but them is reported.
+        """
+        self._agent = None if agent is None else Holder(f"agent {agent!r}", Blocked, fix)
+        self._others = others
         self._report = report
         self._patience = patience
         # An idle loop's newest beat is itself up to a quarter of the patience old.
         self._deadline = max(deadline, patience / 2)
         self._harms = harms
-        self._fix = fix
         self._stop = threading.Event()
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="agentrl-watchdog", daemon=True)
@@ -83,14 +102,17 @@ class LoopWatchdog:
 
     def _watch(self) -> None:
         reported = raised = 0.0
+        due = self._deadline
         while not self._stop.wait(self._patience / 4):
             beat, late = self._beat, time.monotonic() - self._beat
             if late > self._patience and reported != beat and self._is_held(late) and self._harms():
                 reported = beat
-                self._report(self._message(late))
-            if late > self._deadline and raised != beat and not _starts_a_thread(self._loop_thread):
-                raised = beat
-                _raise_in(self._loop_thread, Blocked)
+                self._tell(late)
+            if raised != beat:
+                due = self._deadline
+            if late > due and not _starts_a_thread(self._loop_thread) and (holder := self._holder()) is not None:
+                raised, due = beat, late + _AGAIN_S
+                _raise_in(self._loop_thread, holder.error)
 
     def _is_held(self, late: float) -> bool:
         """Whether the loop's thread computes or waits; with a small share of a busy processor it does neither."""
@@ -100,10 +122,21 @@ class LoopWatchdog:
         used = time.clock_gettime(clock(self._loop_thread)) - self._used
         return bool(used > self._patience / 2 or used < late * _WAITING)
 
-    def _message(self, late: float) -> str:
+    def _holder(self) -> Holder | None:
+        """Whose code holds the loop's thread."""
+        frame = sys._current_frames().get(self._loop_thread)
+        while frame is not None:
+            if frame.f_code in self._others:
+                return self._others[frame.f_code]
+            frame = frame.f_back
+        return self._agent
+
+    def _tell(self, late: float) -> None:
+        if (holder := self._holder()) is None:
+            return
         frame = sys._current_frames().get(self._loop_thread)
         place = authors_place(traceback.extract_stack(frame)) if frame is not None else ""
-        return f"agent {self._agent!r} has blocked the event loop for {late:.1f} s{place}: {self._fix}"
+        self._report(f"{holder.name} has blocked the event loop for {late:.1f} s{place}: {holder.fix}")
 
 
 def _starts_a_thread(thread: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -132,6 +133,7 @@ class Session:
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
+        self._waited = self._waiting_since = 0.0
         self._seed = hashlib.sha256(repr(settings.seed_key).encode())
         self._numbers: dict[bytes, _Numbers] = {}
         self._closed = False
@@ -154,6 +156,12 @@ class Session:
         """How many calls wait for the model."""
         return len(self._running)
 
+    @property
+    def waited(self) -> float:
+        """Seconds in which at least one call waited for the model."""
+        with self._lock:
+            return self._waited + (time.monotonic() - self._waiting_since if self._running else 0.0)
+
     def close(self) -> None:
         """End the session: calls in flight are refused, later ones too, and nothing more is recorded.
 
@@ -171,11 +179,15 @@ class Session:
         """Count a call as in flight. Raises ``GatewayError`` once the session is closed."""
         with self._lock:
             self._check_open()
+            if not self._running:
+                self._waiting_since = time.monotonic()
             self._running.add(block)
         try:
             yield
         finally:
             with self._lock:
+                if self._running == {block}:
+                    self._waited += time.monotonic() - self._waiting_since
                 self._running.discard(block)
 
     def refuse(self, error: AgentRLError) -> None:

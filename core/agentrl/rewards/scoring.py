@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.agents.causes import cause_of
 from agentrl.agents.result import as_number
+from agentrl.agents.watchdog import Holder
 from agentrl.errors import AgentRLError, ConfigError, RewardError
 
 if TYPE_CHECKING:
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
     from agentrl.plugins.manager import Plugins
     from agentrl.rollout.episode import EpisodeView
 
-__all__ = ["call_reward", "load_reward"]
+__all__ = ["REWARD", "RewardBlocked", "call_reward", "load_reward"]
+
+_FASTER = "make the reward faster, let it await instead of blocking, or raise rollout.episode_timeout"
+
+
+class RewardBlocked(RewardError):
+    """Raised inside a reward that blocked the event loop for longer than an episode may take."""
+
+    def __init__(self) -> None:
+        super().__init__("the reward blocked the event loop past the episode's deadline", fix=_FASTER)
+
+
+REWARD = Holder("the reward", RewardBlocked, _FASTER)
+"""What a watchdog of the event loop calls code that ``call_reward`` runs."""
 
 _OFFERED = ("data", "episode")
 """What a reward may take beside the answer, by name."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from agentrl.agents.contract import Data
+from agentrl.rollout.deadline import Stage
 
 
 class AgentRunner(Protocol):
@@ -17,13 +18,13 @@ class AgentRunner(Protocol):
         connection: Mapping[str, Any],
         *,
         deadline_s: float,
-        stage: Callable[[], str],
+        stage: Callable[[], Stage],
         alone: bool = False,
     ) -> Any:
         """Return what the agent returned.
 
         Whatever the agent raises passes through. Raises ``EpisodeTimeout`` after ``deadline_s`` seconds,
-        with the words of ``stage()`` for where it was. Ends the agent's code before it returns.
+        which tells by ``stage()`` where it was and who took the time. Ends the agent's code before it returns.
         ``alone`` keeps the agent apart from others, so that it can neither harm them nor be harmed by them;
         without it ``WorkerError`` may be raised for an episode whose process another one has brought down.
         """

@@ -7,7 +7,7 @@ from typing import Final
 
 from agentrl.agents.causes import cause_of
 from agentrl.agents.raising import authors_traceback, describe, is_api_error
-from agentrl.errors import AgentError, AgentRLError, RunError, Side, one_line
+from agentrl.errors import AgentError, AgentRLError, EpisodeTimeout, RunError, Side, one_line
 from agentrl.rollout.episode import EpisodeKey, Failure
 from agentrl.rollout.tally import Causes
 
@@ -33,7 +33,8 @@ def attribute(error: BaseException, refusals: Sequence[AgentRLError] = ()) -> Fa
         reason=describe(told) if ours is None else _shortened(str(ours)),
         cause=cause_of(told),
         traceback=authors_traceback(error),
-        transient=ours is not None and ours.side in _TRANSIENT,
+        # An episode that has used up its time is not run for as long again.
+        transient=ours is not None and ours.side in _TRANSIENT and not isinstance(ours, EpisodeTimeout),
     )
 
 

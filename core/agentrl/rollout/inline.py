@@ -11,7 +11,7 @@ from typing import Any
 from agentrl.agents.binding import BoundAgent
 from agentrl.agents.contract import Data
 from agentrl.errors import AgentError
-from agentrl.rollout.deadline import too_late
+from agentrl.rollout.deadline import Stage, too_late
 
 __all__ = ["InlineRunner"]
 
@@ -31,7 +31,7 @@ class InlineRunner:
         connection: Mapping[str, Any],
         *,
         deadline_s: float,
-        stage: Callable[[], str],
+        stage: Callable[[], Stage],
         alone: bool = False,
     ) -> Any:
         """See ``AgentRunner.run``; the agent works on its own deep copy of ``data``.

@@ -15,6 +15,7 @@ from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
+from agentrl.rollout.deadline import Stage
 from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure
 from agentrl.rollout.failures import attribute
 
@@ -125,8 +126,9 @@ def _connection(session: Session, settings: SessionSettings) -> dict[str, Any]:
     }
 
 
-def _stage(session: Session) -> str:
-    done, waiting = len(session.calls), session.in_flight
-    if waiting:
-        return f"waiting for the model, in call {done + 1}"
-    return f"in the agent's own code, after {done} calls" if done else "in the agent's own code, before any call"
+def _stage(session: Session) -> Stage:
+    done = len(session.calls)
+    if session.in_flight:
+        return Stage(f"waiting for the model, in call {done + 1}", session.waited)
+    calls = f"after {done} calls" if done else "before any call"
+    return Stage(f"in the agent's own code, {calls}", session.waited)

@@ -13,6 +13,7 @@ from agentrl.agents.contract import Data
 from agentrl.errors import ConfigError
 from agentrl.gateway.standing import StandingEndpoint
 from agentrl.processors import usable_processors
+from agentrl.rollout.deadline import Stage
 from agentrl.rollout.workers.contract import DEFAULT_LIMITS, AgentFacts, AgentProcess, Limits
 from agentrl.rollout.workers.pool import Pool
 from agentrl.rollout.workers.process import WorkerProcess
@@ -85,7 +86,7 @@ class SubprocRunner:
         connection: Mapping[str, Any],
         *,
         deadline_s: float,
-        stage: Callable[[], str],
+        stage: Callable[[], Stage],
         alone: bool = False,
     ) -> Any:
         """See ``AgentRunner.run``; the deadline counts from when a worker has the episode.

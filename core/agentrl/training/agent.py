@@ -19,6 +19,7 @@ from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.plugins import Plugins
 from agentrl.proxies import reach_loopback_directly
+from agentrl.rewards.scoring import REWARD, call_reward
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.subproc import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
@@ -68,7 +69,7 @@ class InlineAgent:
     @contextlib.asynccontextmanager
     async def running(self, place: Place) -> AsyncIterator[AgentRunner]:
         """See ``Agent``: the event loop is watched, which an agent might block."""
-        async with LoopWatchdog(self.bound.name, place.warn, deadline=place.config.rollout.episode_timeout):
+        async with _watchdog(self.bound.name, place):
             yield InlineRunner(self.bound)
 
 
@@ -84,10 +85,11 @@ class WorkerAgent:
         """See ``Agent``."""
         return self.facts.returns_answer
 
-    def running(self, place: Place) -> contextlib.AbstractAsyncContextManager[AgentRunner]:
-        """See ``Agent``."""
+    @contextlib.asynccontextmanager
+    async def running(self, place: Place) -> AsyncIterator[AgentRunner]:
+        """See ``Agent``: the event loop is watched, which a reward might block."""
         rollout = place.config.rollout
-        return SubprocRunner(
+        runner = SubprocRunner(
             self.process,
             concurrency=rollout.concurrency,
             max_workers=rollout.max_workers,
@@ -96,6 +98,14 @@ class WorkerAgent:
             open_standing=place.gateway.open_standing,
             warn=place.warn,
         )
+        async with _watchdog(None, place), runner:
+            yield runner
+
+
+def _watchdog(agent: str | None, place: Place) -> LoopWatchdog:
+    """Of the rollout's event loop, on which rewards run wherever the agent does."""
+    deadline = place.config.rollout.episode_timeout
+    return LoopWatchdog(agent, place.warn, deadline=deadline, others={call_reward.__code__: REWARD})
 
 
 def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:

@@ -11,7 +11,7 @@ from pathlib import Path
 from agentrl.config.models import Config
 from agentrl.errors import BackendError
 from agentrl.gateway import Gateway
-from agentrl.inference.contract import Backend, BackendContext, Capabilities
+from agentrl.inference.contract import Backend, BackendContext, Capabilities, ChatBackend
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.episode import Episode
@@ -23,7 +23,10 @@ from agentrl.training.heap import settled_heap
 from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.sampling import check_sampling
 
-__all__ = ["Serving", "build_backend", "rolling_out", "serve", "within"]
+__all__ = ["Serving", "build_backend", "rolling_out", "serve", "stop", "within"]
+
+_STOP_S = 60.0
+"""How long a backend may take to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ async def serve(
     config = parts.config
     backend = build_backend(parts, version, logs=logs, say=say)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(backend.stop)
+        stack.push_async_callback(stop, backend, warn)
         async with within(config.inference.timeout, "the inference engine to start"):
             capabilities = await backend.start()
         if trains and not capabilities.trains:
@@ -94,6 +97,17 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
+
+
+async def stop(backend: Backend | ChatBackend, warn: Callable[[str], None]) -> None:
+    """Stop ``backend``. One that fails to, or does not come to an end, is warned of and left: all else is done."""
+    stopping = asyncio.ensure_future(backend.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=_STOP_S)
+    if not done:
+        stopping.cancel()
+        warn(f"the inference backend did not stop within {_STOP_S:g} s, and is left as it is (mend its stop)")
+    elif error := stopping.exception():
+        warn(f"the inference backend failed to stop: {type(error).__name__}: {error}")
 
 
 def build_backend(

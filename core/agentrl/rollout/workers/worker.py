@@ -9,7 +9,7 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, EpisodeTimeout, WorkerError
 from agentrl.gateway.standing import StandingEndpoint
-from agentrl.rollout.deadline import too_late
+from agentrl.rollout.deadline import Stage, too_late
 from agentrl.rollout.failures import RaisedElsewhere
 from agentrl.rollout.workers.contract import AgentFacts, Limits
 from agentrl.rollout.workers.fate import Sentence, fate
@@ -60,7 +60,7 @@ class Worker:
         """Whether it takes episodes."""
         return self.process.alive
 
-    async def run(self, order: Order, *, deadline_s: float, stage: Callable[[], str]) -> Any:
+    async def run(self, order: Order, *, deadline_s: float, stage: Callable[[], Stage]) -> Any:
         """Run an episode and return what its agent returned; see ``AgentRunner.run``.
 
         Its agent's code has ended when this does, also when cancelled.
