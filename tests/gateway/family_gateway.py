@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 from tests.gateway.conftest import ScriptedBackend
-from tests.tokens.families import FAMILIES, tokenizer
+from tests.tokens.families import FAMILIES, model_folder
 
 from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities
@@ -64,8 +67,6 @@ class FamilyGateway:
 
     def written_call(self, arguments: dict[str, Any], *, tools: list[Any] = TOOLS) -> list[int]:
         """The ids of a call of ``calculate`` as the family's own template writes it after its prompt."""
-        import json
-
         function = {"name": "calculate", "arguments": json.dumps(arguments)}
         turn = {"role": "assistant", "content": None}
         turn["tool_calls"] = [{"id": "call_0", "type": "function", "function": function}]
@@ -81,5 +82,7 @@ class FamilyGateway:
 
 @lru_cache
 def family_gateway(name: str) -> FamilyGateway:
-    tokens = tokenizer(name)
-    return FamilyGateway(load_renderer(tokens), tokens.convert_tokens_to_ids(FAMILIES[name].end))
+    """One for each family, its model loaded from a folder as any model is."""
+    with tempfile.TemporaryDirectory() as folder:
+        renderer = load_renderer(model_folder(name, Path(folder)))
+    return FamilyGateway(renderer, renderer.vocabulary.convert_tokens_to_ids(FAMILIES[name].end))

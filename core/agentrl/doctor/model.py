@@ -65,7 +65,7 @@ def tools(renderer: Renderer) -> Finding:
     if able.tools:
         return ok("agents with tools: definitions, calls and results reach the prompt, and calls are read", tools=True)
     lost = able.lost()
-    because = f"never puts {', '.join(lost)} into the prompt" if lost else "writes calls in a form that cannot be read"
+    because = f"never puts {lost} into the prompt" if lost else "writes calls in a form that cannot be read"
     return note(f"agents with tools are refused: its chat template {because}; see model.chat_template", tools=False)
 
 

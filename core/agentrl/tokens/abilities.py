@@ -46,14 +46,14 @@ class Abilities:
         """Whether an agent with tools can be served."""
         return not self.unseen and self.calls and self.results and self.reads
 
-    def lost(self) -> list[str]:
-        """In words, what an agent with tools cannot do without."""
+    def lost(self) -> str:
+        """What of tools never reaches the prompt, in words; empty where all does."""
         lost = [f"the {_listed(self.unseen)} of tools"] if self.unseen else []
         if not self.calls:
             lost.append("earlier tool calls")
         if not self.results:
             lost.append("results of tools")
-        return lost
+        return _listed(lost) if lost else ""
 
     def check(self, origin: str, messages: _Messages, tools: _Tools | None, *, calls_tools: bool = True) -> None:
         """Raise ``GatewayError`` (400) where something of a request would not reach the prompt of ``origin``.
