@@ -26,7 +26,7 @@ LAYERS = (
     {"config"},
     {"_lazy"},
     {"extras"},
-    {"errors", "environ", "clients", "processors", "proxies", "redaction"},
+    {"errors", "environ", "clients", "loops", "processors", "proxies", "redaction"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -241,3 +242,37 @@ def test_the_installed_command_ends_in_the_same_way() -> None:
     result = subprocess.run([command, "list-agent"], capture_output=True, text=True, env={**os.environ}, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: there is no command 'list-agent'")
+
+
+LEFTOVERS = {
+    "a thread": "threading.Thread(target=time.sleep, args=[3600]).start()",
+    "a pool": "concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 3600)",
+    "a pool that has nothing to do": "concurrent.futures.ThreadPoolExecutor().submit(str)",
+}
+
+
+@pytest.mark.parametrize("leftover", LEFTOVERS)
+def test_the_command_ends_whatever_threads_somebody_has_left_and_exit_handlers_are_run(leftover):
+    code = f"""
+import atexit, concurrent.futures, sys, threading, time
+from agentrl.cli import main
+atexit.register(print, "handled")
+{LEFTOVERS[leftover]}
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[1:] == ["handled"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_every_command_takes_what_would_end_it_as_an_interrupt(number):
+    code = f"""
+import os
+from agentrl.cli import main
+from agentrl.cli.root import root
+root.callback = lambda: os.kill(os.getpid(), {int(number)})
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code, "list-agents"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr.strip()) == (130, "interrupted")

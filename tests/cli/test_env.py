@@ -15,7 +15,8 @@ from tests.environments.known import write_camel, write_environment
 from tests.plugins.installing import install
 
 from agentrl.cli import main
-from agentrl.cli.narration import interruptible, narrator
+from agentrl.cli.boundary import interruptible
+from agentrl.cli.narration import narrator
 from agentrl.environments import creating, environments
 from agentrl.environments.creating import Created
 from agentrl.plugins.entries import Broken, Distribution

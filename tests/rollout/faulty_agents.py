@@ -122,3 +122,22 @@ def synchronous(data, *, base_url, api_key):
     headers = {"authorization": f"Bearer {api_key}"}
     httpx.post(f"{base_url}/chat/completions", json=body, headers=headers).raise_for_status()
     return 1.0
+
+
+async def stuck(data, *, base_url, api_key, http_client):
+    """Ends, one way or the other, while a call of its runs in a thread for ever."""
+    call = asyncio.ensure_future(asyncio.to_thread(time.sleep, 3600))
+    if data.get("fault"):
+        await call
+    await asyncio.to_thread(str)
+    return float("46" in await ask(base_url, api_key, http_client))
+
+
+async def stuck_among_others(data, *, base_url, api_key, http_client):
+    """One ends at once, and leaves a call behind; the others take long enough to see what becomes of that."""
+    if data.get("fault"):
+        asyncio.ensure_future(asyncio.to_thread(time.sleep, 3600))  # noqa: RUF006
+        await asyncio.sleep(0.2)
+        return 0.5
+    await asyncio.sleep(3.0)
+    return float("46" in await ask(base_url, api_key, http_client))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import psutil
 import pytest
-from tests.rollout.batches import only_fault
+from tests.rollout.batches import in_time, only_fault
 
 from agentrl.rollout.subproc import Limits
 
@@ -76,3 +79,30 @@ def test_a_task_that_json_cannot_carry_costs_its_own_episode_and_names_the_place
 def test_what_an_agent_has_started_ends_with_its_worker(batches):
     only_fault(batches.run("left_children", tasks()))
     assert len(list(batches.folder.glob("child.*"))) >= 3  # Those that are still there fail the fixture.
+
+
+def test_calls_that_agents_leave_in_threads_fill_no_worker_and_the_worker_is_replaced(batches):
+    """More of them at once than the threads that one process lends, and then in each process that follows."""
+
+    def workers():
+        return {each.pid for each in psutil.Process().children() if "agentrl.worker" in each.cmdline()}
+
+    async def scenario():
+        async with batches.runner("stuck", max_workers=1, concurrency=40) as runner:
+            first, begun = await batches.episodes(runner, [{}] * 40), workers()
+            while not batches.warnings or workers() & begun:  # noqa: ASYNC110  (other processes tell no event)
+                await asyncio.sleep(0.05)
+            return first, await batches.episodes(runner, [{}] * 40)
+
+    first, second = asyncio.run(in_time(scenario()))
+    assert [episode.reward for episode in first + second] == [1.0] * 80
+    (warning,) = batches.warnings
+    assert "worker 1 is replaced" in warning
+    assert "a blocking call of the agent in a thread" in warning
+
+
+def test_a_worker_that_is_to_be_replaced_runs_its_other_episodes_to_their_end(batches):
+    episodes = batches.run("stuck_among_others", [{"fault": True}, *[{}] * 3], max_workers=1)
+    assert [episode.reward for episode in episodes] == [0.5, 1.0, 1.0, 1.0]
+    assert {episode.attempts for episode in episodes} == {1}
+    assert "worker 1 is replaced" in batches.warnings[0]

@@ -358,3 +358,30 @@ def test_an_episode_that_blocks_nobody_is_not_reported(loaded):
     rollout = loaded(BLOCKING)
     rollout.begin(1, {"blocks": 3})
     assert rollout.hear()["type"] == "done"
+
+
+def test_calls_left_in_threads_are_told_of_once_and_keep_no_episode_from_its_turn(loaded):
+    rollout = loaded("""
+        import asyncio, time
+
+        async def agent(data):
+            asyncio.ensure_future(asyncio.to_thread(time.sleep, 3600))
+            return await asyncio.to_thread(str, "sound")
+    """)
+    for episode in range(40):
+        assert rollout.run(episode=episode) == "sound"
+    assert rollout.hear()["type"] == "held"
+    assert rollout.stop() == 0
+
+
+def test_a_call_that_ends_soon_after_its_episode_is_not_worth_a_word(loaded):
+    rollout = loaded("""
+        import asyncio, time
+
+        async def agent(data):
+            asyncio.ensure_future(asyncio.to_thread(time.sleep, data["seconds"]))
+            await asyncio.sleep(0.2)
+    """)
+    rollout.run({"seconds": 0.5}, episode=1)
+    rollout.run({"seconds": 3600}, episode=2)
+    assert rollout.hear() == {"type": "held", "id": 2}

@@ -78,7 +78,6 @@ class LoopWatchdog:
         self._deadline = max(deadline, patience / 2)
         self._harms = harms
         self._stop = threading.Event()
-        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="agentrl-watchdog", daemon=True)
 
     async def __aenter__(self) -> Self:
@@ -96,7 +95,7 @@ class LoopWatchdog:
         self._thread.join(timeout=5)
 
     def _pulse(self) -> None:
-        self._beat = time.monotonic()
+        self._beat = self._loop.time()  # Which stands still in a pause of the process.
         self._used = time.thread_time()
         self._timer = self._loop.call_later(self._patience / 4, self._pulse)
 
@@ -104,7 +103,7 @@ class LoopWatchdog:
         reported = raised = 0.0
         due = self._deadline
         while not self._stop.wait(self._patience / 4):
-            beat, late = self._beat, time.monotonic() - self._beat
+            beat, late = self._beat, self._loop.time() - self._beat
             if late > self._patience and reported != beat and self._is_held(late) and self._harms():
                 reported = beat
                 self._tell(late)

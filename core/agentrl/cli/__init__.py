@@ -13,12 +13,12 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``agentrl`` with ``arguments``, by default those of the process, and exit."""
+    """Run ``agentrl`` with ``arguments``, by default those of the process, which then ends, and exit."""
     from agentrl.cli.streams import open_streams
 
     open_streams()
     from agentrl.cli.app import App
-    from agentrl.cli.boundary import report_errors
+    from agentrl.cli.boundary import leave, report_errors
     from agentrl.cli.root import root
 
     app = App()
@@ -26,4 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def run() -> object:
         return root.main(arguments, prog_name="agentrl", standalone_mode=False, obj=app)
 
-    sys.exit(report_errors(run, debug=lambda: app.debug))
+    code = report_errors(run, debug=lambda: app.debug)
+    if arguments is None:
+        leave(code)
+    sys.exit(code)

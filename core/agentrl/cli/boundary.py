@@ -1,28 +1,37 @@
-"""Where errors end: one line on stderr and an exit code, a traceback only for those who ask or for our own bugs."""
+"""Where a command ends: one line on stderr and an exit code, a traceback only for those who ask or for our own bugs."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import click
 
 from agentrl.errors import AgentRLError, one_line
 from agentrl.extras import missing_extras
 
-__all__ = ["INTERRUPTED", "report_errors"]
+__all__ = ["INTERRUPTED", "interruptible", "leave", "report_errors"]
 
 INTERRUPTED = 130
 _CANNOT_WRITE = 1
 """As click has it where it meets a closed pipe itself."""
 
+_GRACE_S = 2.0
+"""How long threads that somebody has left are waited for at the end."""
+
 
 def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> int:
     """Run a command line and return its exit code; an ``int`` that it returns is that code."""
     try:
-        with missing_extras():
+        with missing_extras(), interruptible():
             result = run()
         sys.stdout.flush()
     except AgentRLError as error:
@@ -34,7 +43,8 @@ def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> in
         _report(_usage(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        with contextlib.suppress(OSError):  # The terminal may be what is gone.
+            click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         _give_up_stdout()
@@ -42,7 +52,10 @@ def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> in
     except OSError as error:
         if not _is_of_writing(error):
             raise
+        is_hung_up = _is_hung_up(error)
         _give_up_stdout()
+        if is_hung_up:
+            return INTERRUPTED
         _report(f"the result cannot be written to the standard output: {error.strerror}")
         return _CANNOT_WRITE
     return result if isinstance(result, int) else 0
@@ -55,6 +68,69 @@ def _is_of_writing(error: OSError) -> bool:
         trace = trace.tb_next
     places = (click.echo.__code__, report_errors.__code__)
     return trace is not None and trace.tb_frame.f_code in places
+
+
+def _is_hung_up(error: OSError) -> bool:
+    """Whether what standard output was is no terminal any more: a closed one fails at everything."""
+    if error.errno != errno.EIO:
+        return False
+    try:
+        os.tcgetpgrp(sys.stdout.fileno())
+    except OSError as other:
+        return other.errno == errno.EIO
+    return False
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with ``code``, within seconds, whatever threads others have left in it.
+
+    Python would wait for them. Exit handlers are run in any case.
+    """
+    is_over = threading.Event()
+    for wait_s, end in ((_GRACE_S, _run_exit_handlers), (2 * _GRACE_S, _nothing)):
+        # Made now, because an interpreter that is on its way out starts no thread.
+        threading.Thread(target=_leave, args=(code, wait_s, is_over, end), daemon=True).start()
+    atexit.register(is_over.set)  # Called before the others, once no thread is waited for any more.
+    sys.exit(code)
+
+
+def _leave(code: int, wait_s: float, is_over: threading.Event, end: Callable[[], None]) -> None:
+    if is_over.wait(wait_s):
+        return
+    end()
+    os._exit(code)
+
+
+def _run_exit_handlers() -> None:
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _nothing() -> None:
+    """For where even the exit handlers do not end."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP end things as Ctrl-C does, so that nothing stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # One that is ignored stays so: `nohup` means it.
+    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _give_up_stdout() -> None:

@@ -64,13 +64,13 @@ def create(
 
     Where it fails or is interrupted nothing that counts is left, and what --replace would have replaced stays.
     """
-    from agentrl.cli.narration import interruptible, narrator
+    from agentrl.cli.narration import narrator
     from agentrl.environments.creating import create_environment
     from agentrl.environments.wishes import Wish
     from agentrl.errors import PluginError
 
     wish = Wish(name, sources, editable, python, replace, timeout)
-    with interruptible(), narrator() as told:
+    with narrator() as told:
         created = create_environment(wish, app.plugins, told)
     made = created.environment
     if created.faults:

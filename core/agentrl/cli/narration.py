@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
     from agentrl.environments.creating import Narrator
 
-__all__ = ["interruptible", "narrator"]
+__all__ = ["narrator"]
 
 
 class _Plain:
@@ -61,24 +59,3 @@ def narrator() -> Iterator[Narrator]:
     console = Console(stderr=True)
     with console.status("") as status:
         yield _Live(console, status)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP end things as Ctrl-C does, so that nothing stays behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # One that is ignored stays so: `nohup` means it.
-    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt

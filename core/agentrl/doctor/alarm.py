@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from agentrl.agents.places import authors_place
+from agentrl.loops.clock import TICK_S, AwakeClock
 
 __all__ = ["Alarm"]
 
@@ -24,6 +24,7 @@ class Alarm:
 
     def __init__(self, expired: Callable[[str], None]) -> None:
         self._expired = expired
+        self._clock = AwakeClock()
         self._watched = threading.get_ident()
         self._changed = threading.Condition()
         self._deadline: float | None = None
@@ -45,16 +46,17 @@ class Alarm:
     def set(self, seconds: float) -> None:
         """Begin to wait anew."""
         with self._changed:
-            self._deadline = time.monotonic() + seconds
+            self._deadline = self._clock.time() + seconds
             self._changed.notify()
 
     def _wait(self) -> None:
+        self._clock.start()
         with self._changed:
             while not self._stopped:
-                left = None if self._deadline is None else self._deadline - time.monotonic()
-                if left is not None and left <= 0:
+                if self._deadline is not None and self._clock.time() >= self._deadline:
                     break
-                self._changed.wait(left)
+                self._changed.wait(TICK_S)
+                self._clock.tick()
             if self._stopped:
                 return
         self._expired(self._place())

@@ -90,17 +90,20 @@ class _Examination:
                         for finding in check.function(self._case):
                             self._found(finding)
             try:
-                run_to_end(self._served)
+                with Interrupts(self._interrupt, self._watcher.left) as interrupts:
+                    run_to_end(lambda: self._served(interrupts), interrupts)
             except asyncio.CancelledError as error:
                 raise KeyboardInterrupt from error
+            if self._interrupted:
+                raise KeyboardInterrupt
         return self._diagnosis
 
-    async def _served(self) -> None:
+    async def _served(self, interrupts: Interrupts) -> None:
         """The sections for which the engine runs, which the first of them starts."""
         task = asyncio.current_task()
         assert task is not None
         pulse = asyncio.ensure_future(self._pulse())
-        with Interrupts(self._interrupt, self._watcher.left) as interrupts, interrupts.cancelling(task):
+        with interrupts.cancelling(task):
             try:
                 async with self._case.stack:
                     for check in SERVED:

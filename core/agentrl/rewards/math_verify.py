@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from agentrl.extras import require
+from agentrl.loops.loop import in_thread
 from agentrl.rewards.fields import TruthSettings, truth_of
 from agentrl.rewards.verifier import Verifier
 
@@ -29,4 +29,4 @@ class MathVerify:
 
     async def __call__(self, answer: object, data: Mapping[str, Any]) -> float:
         truth = str(truth_of(data, self._settings.field))
-        return float(await asyncio.to_thread(self._verifier.equal, truth, str(answer)))
+        return float(await in_thread(self._verifier.equal, truth, str(answer)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from agentrl.runs.plain import PlainReporter
 from agentrl.runs.reporter import Reporter
@@ -23,7 +24,26 @@ def open_display(stream: TextIO | None = None, *, tracebacks: bool = False) -> R
 
     from agentrl.runs.live import LiveReporter
 
-    console = Console(file=stream)
+    console = Console(file=cast(TextIO, _Terminal(stream)))
     if console.is_dumb_terminal or not console.is_terminal or not console.encoding.startswith("utf"):
         return PlainReporter(stream, tracebacks=tracebacks)
     return LiveReporter(console, tracebacks=tracebacks)
+
+
+class _Terminal:
+    """A terminal that may be closed while the run goes on: what is written then is lost, and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from agentrl.agents.places import authors_place
+from agentrl.loops.loop import Loop
 
 __all__ = ["LoopThread"]
 
@@ -55,7 +56,7 @@ class LoopThread:
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = loop = asyncio.new_event_loop()
+            self._loop = loop = Loop()
             self._thread = threading.Thread(target=_serve, args=[loop], name="agentrl-testing", daemon=True)
             self._thread.start()
         return self._loop

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from agentrl.agents.binding import BoundAgent, bind_agent
 from agentrl.agents.naming import reference_of
+from agentrl.agents.outcomes import find_outcomes
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.environments import environments
@@ -70,7 +71,9 @@ class InlineAgent:
     async def running(self, place: Place) -> AsyncIterator[AgentRunner]:
         """See ``Agent``: the event loop is watched, which an agent might block."""
         async with _watchdog(self.bound.name, place):
-            yield InlineRunner(self.bound)
+            runner = InlineRunner(self.bound, place.warn)
+            yield runner
+            runner.tell()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,8 @@ def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:
 
 def _inline(config: Config, plugins: Plugins, given: Any) -> InlineAgent:
     target = _found(config.agent.name, plugins) if given is None else given
-    return InlineAgent(bind_agent(plugins.adapt_agent(target), config.agent.kwargs, name=config.agent.name))
+    agent, outcomes = plugins.adapt_agent(target), find_outcomes(config.agent.outcomes)
+    return InlineAgent(bind_agent(agent, config.agent.kwargs, name=config.agent.name, outcomes=outcomes))
 
 
 def _found(reference: str, plugins: Plugins) -> Any:
@@ -156,5 +160,6 @@ def _in_workers(config: Config, plugins: Plugins, given: Any) -> WorkerAgent:
         python=python,
         env=worker_environment(config.agent.env, os.environ, python=python),
         disabled=plugins.disabled,
+        outcomes=tuple(config.agent.outcomes),
     )
     return WorkerAgent(process, run_to_end(lambda: inspect_agent(process, deadline_s=_INSPECTION_S)))

@@ -6,6 +6,7 @@ sampled under the weights that the batch then changes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,14 @@ from pathlib import Path
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
+from agentrl.loops.loop import in_thread
 from agentrl.rollout.episode import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import rollout_metrics
 from agentrl.runs.stopwatch import Stopwatch
 from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
-from agentrl.training.interrupt import finish_in_thread
+from agentrl.training.interrupt import finish, finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
 from agentrl.training.serving import Serving, within
@@ -52,6 +54,8 @@ class TrainingLoop:
     """The newest checkpoint."""
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _saved_version: int = -1
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the weights change, or are written."""
     _updates: float = 0.0
 
     @property
@@ -75,18 +79,25 @@ class TrainingLoop:
 
     async def save(self) -> None:
         """Save the weights as a checkpoint, unless they are saved already."""
-        version = self.learner.version
-        if self._saved_version == version:
-            return
+        if self._saved_version != self.learner.version:
+            await finish(self._save())
+
+    def write_checkpoint(self) -> Path:
+        """Write the weights as a checkpoint, unless they are written already; may be called from any thread."""
+        with self._writing:
+            version = self.learner.version
+            path = self.journal.folder.checkpoint(version)
+            if self._saved_version != version:
+                with self.journal.folder.new_checkpoint(version) as folder:
+                    save_checkpoint(folder, self.learner, cursor=self.order.cursor, conversing=self.conversing)
+                self._saved_version, self.saved = version, path
+            return path
+
+    async def _save(self) -> None:
         self.journal.reporter.stage("saving a checkpoint")
         with self._watch.stage("checkpoint"):
-            await finish_in_thread(self._write_checkpoint, version)
-        self._saved_version, self.saved = version, self.journal.folder.checkpoint(version)
-        self.journal.checkpoint(self.saved)
-
-    def _write_checkpoint(self, version: int) -> None:
-        with self.journal.folder.new_checkpoint(version) as folder:
-            save_checkpoint(folder, self.learner, cursor=self.order.cursor, conversing=self.conversing)
+            path = await in_thread(self.write_checkpoint)
+        self.journal.checkpoint(path)
 
     async def _step(self) -> None:
         step = self.learner.version + 1
@@ -96,7 +107,7 @@ class TrainingLoop:
             self.journal.batch(groups)
             self.journal.reporter.stage("learning")
             with self._watch.stage("learner"):
-                learned = await finish_in_thread(self.learner.step, groups)
+                learned = await finish_in_thread(self._learn, groups)
             with self._watch.stage("weights"):
                 async with within(self.config.inference.timeout, "the inference engine to take new weights"):
                     await self.serving.backend.update_weights(self.learner.weights())
@@ -104,6 +115,10 @@ class TrainingLoop:
         self._updates += learned.get("policy/updated", 0.0)
         if step in (_IDLE_STEPS, self.config.training.steps) and not self._updates:
             self.journal.reporter.warning(_nothing_learned(step))
+
+    def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        with self._writing:
+            return self.learner.step(groups)
 
     async def _roll_out(self, step: int) -> list[Group]:
         rollout = self.config.rollout

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 from agentrl.errors import AgentRLError
 from agentrl.inference.device import find_device
@@ -17,7 +16,7 @@ from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.reporter import Reporter
 from agentrl.runs.reporters import Reporters
 from agentrl.runs.store import EpisodeStore
-from agentrl.runs.summary import Summary
+from agentrl.runs.summary import Summary, final_lines
 from agentrl.runs.trackers import Trackers
 from agentrl.training.algorithm import Algorithm, build_algorithm
 from agentrl.training.evaluation import Evaluator
@@ -32,13 +31,11 @@ from agentrl.training.unchosen import default_tasks
 
 __all__ = ["prepare", "train"]
 
-_SAVING = "interrupted: saving what was learned (Ctrl-C again to stop at once)"
 
+async def train(parts: Parts, reporter: Reporter, interrupts: Interrupts) -> Summary:
+    """Train to the end, to one of ``interrupts`` or to an error; each leaves what was learned and a summary.
 
-async def train(parts: Parts, reporter: Reporter) -> Summary:
-    """Train to the end, to Ctrl-C or to an error; each leaves what was learned and a summary.
-
-    Raises ``AgentRLError`` for what stopped the run. Ctrl-C is no error: the outcome says so.
+    Raises ``AgentRLError`` for what stopped the run. An interrupt is no error: the outcome says so.
     """
     told = Reporters(reporter)
     algorithm, trackers = prepare(parts, told)
@@ -56,8 +53,7 @@ async def train(parts: Parts, reporter: Reporter) -> Summary:
         for note in store.notes:
             told.note(note)
         journal = Journal(folder, store, metrics, trackers, parts.plugins, told)
-        with Interrupts(partial(told.note, _SAVING), told.close) as interrupts:
-            return await _Run(parts, algorithm, journal).to_its_end(interrupts)
+        return await _Run(parts, algorithm, journal).to_its_end(interrupts)
 
 
 def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
@@ -87,6 +83,8 @@ class _Run:
             await self._save()
         except AgentRLError as unsaved:
             outcome, error = (outcome, error) if error else (f"failed: {unsaved}", unsaved)
+        if interrupts.arrived and error is None:
+            outcome = "interrupted"
         summary = self._summary(outcome)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
             self.journal.finish(summary)
@@ -98,17 +96,34 @@ class _Run:
         task = asyncio.current_task()
         assert task is not None
         try:
-            with interrupts.cancelling(task):
+            with interrupts.cancelling(task, rescue=self._rescue):
                 async with self._started() as self.loop:
                     await self.loop.run()
         except asyncio.CancelledError:
             task.uncancel()
             return "interrupted", None
-        except AgentRLError as error:
-            return f"failed: {error}", error
         except Exception as error:
-            return f"failed: {type(error).__name__}: {error}", error
+            reason = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
+            if interrupts.arrived:  # What is cancelled may fail of it.
+                self.journal.reporter.warning(f"while the run was being interrupted: {reason}")
+                return "interrupted", None
+            return f"failed: {reason}", error
         return "completed", None
+
+    def _rescue(self) -> None:
+        """Save what was learned from another thread, while code of an agent holds the event loop."""
+        reporter = self.journal.reporter
+        reporter.warning("code of the agent holds the event loop: saving beside it")
+        try:
+            if self.loop is not None and self.loop.learner.version > 0:
+                self.loop.write_checkpoint()
+            summary = self._summary("interrupted")
+            self.journal.folder.write_summary(summary)
+        except AgentRLError as error:
+            reporter.warning(str(error))
+            return
+        for line in final_lines(summary):
+            reporter.note(line)
 
     @contextlib.asynccontextmanager
     async def _started(self) -> AsyncIterator[TrainingLoop]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +21,7 @@ from agentrl.runs.summary import Summary
 from agentrl.training.backends import is_chat
 from agentrl.training.endpoint import named_by_endpoint
 from agentrl.training.evaluation import Evaluation
+from agentrl.training.interrupt import Interrupts
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.parts import Parts, resolve_episode_parts, resolve_parts
 from agentrl.training.run import prepare, train
@@ -26,6 +30,9 @@ from agentrl.training.sampling import ANY_ENGINE, check_sampling
 from agentrl.training.scheduling import build_scheduler
 
 __all__ = ["Trainer"]
+
+_ENDING = "interrupted: ending the evaluation (Ctrl-C again to stop at once)"
+_SAVING = "interrupted: saving what was learned (Ctrl-C again to stop at once)"
 
 
 class Trainer:
@@ -61,12 +68,12 @@ class Trainer:
         """Train the model behind ``agent``: a name, ``pkg.mod:Obj``, ``file.py:Obj``, a class, an object or a function.
 
         By default it is the config's. Returns what the run folder's ``summary.json`` holds; its outcome is
-        ``interrupted`` after Ctrl-C, with what was learned saved. Raises ``ConfigError`` or ``PluginError``
-        before anything has started, and another ``AgentRLError`` for what stopped the run.
+        ``interrupted`` after Ctrl-C, SIGTERM or SIGHUP, with what was learned saved. Raises ``ConfigError`` or
+        ``PluginError`` before anything has started, and another ``AgentRLError`` for what stopped the run.
         """
         parts = self._trainable(agent)
         scheduler = build_scheduler(self.plugins, parts.config)
-        return scheduler.run(lambda: run_to_end(lambda: train(parts, self.reporter)))
+        return scheduler.run(lambda: self._trained(parts))
 
     @missing_extras()
     def check(self, agent: Any = None) -> None:
@@ -81,7 +88,8 @@ class Trainer:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
 
         A checkpoint measures what it measured in its run. With a backend such as ``openai`` the model is that of
-        the endpoint, and ``checkpoint`` another name of one there. Raises as ``train`` does.
+        the endpoint, and ``checkpoint`` another name of one there. Raises as ``train`` does, and ``KeyboardInterrupt``
+        once what was started has ended, where it is interrupted.
         """
         config, target = self._configured(agent)
         chat = is_chat(config, self.plugins)
@@ -90,9 +98,34 @@ class Trainer:
             config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(checkpoint)})})
         if chat:
             talking = resolve_episode_parts(config, self.plugins, target)
-            return run_to_end(lambda: measure_endpoint(talking, self.reporter))
+            return self._measured(lambda: measure_endpoint(talking, self.reporter))
         parts = resolve_parts(config, self.plugins, target)
-        return run_to_end(lambda: measure(parts, self.reporter))
+        return self._measured(lambda: measure(parts, self.reporter))
+
+    def _trained(self, parts: Parts) -> Summary:
+        with self._interrupts(_SAVING) as interrupts:
+            return run_to_end(lambda: train(parts, self.reporter, interrupts), interrupts)
+
+    def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Evaluation]]) -> Evaluation:
+        async def main() -> Evaluation:
+            task = asyncio.current_task()
+            assert task is not None
+            with interrupts.cancelling(task):
+                return await measuring()
+
+        with self._interrupts(_ENDING) as interrupts:
+            try:
+                measured = run_to_end(main, interrupts)
+            except (Exception, asyncio.CancelledError) as error:
+                if interrupts.arrived:
+                    raise KeyboardInterrupt from error
+                raise
+        if interrupts.arrived:
+            raise KeyboardInterrupt
+        return measured
+
+    def _interrupts(self, what: str) -> Interrupts:
+        return Interrupts(partial(self.reporter.note, what), self.reporter.close)
 
     def _trainable(self, agent: Any) -> Parts:
         check_trainable(self.config)

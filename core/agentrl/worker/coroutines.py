@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from agentrl.agents.binding import BoundAgent
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.errors import AgentError
+from agentrl.loops.threads import PATIENCE_S, Borrower
 from agentrl.worker.answers import done, failed
 from agentrl.worker.connections import Connections
 from agentrl.worker.forks import end_if_forked, end_loop_in_forks
@@ -59,6 +60,8 @@ class _Coroutines:
         self._connections = Connections(agent)
         self._worker = os.getpid()
         self._tasks: dict[object, asyncio.Task[bytes]] = {}
+        self._borrowers: dict[object, Borrower] = {}
+        self._is_held = False
         self._cancelled: set[object] = set()
         self._owners: WeakKeyDictionary[asyncio.Task[Any], object] = WeakKeyDictionary()
         self._stopped: asyncio.Future[None] = loop.create_future()
@@ -96,6 +99,8 @@ class _Coroutines:
         context = contextvars.copy_context()
         context.run(enter_episode, endpoint_variables(connection["base_url"], connection["api_key"]))
         context.run(_EPISODE.set, episode)
+        self._borrowers[episode] = borrower = Borrower()
+        context.run(borrower.enter)
         task = context.run(self._loop.create_task, self._answer(episode, data, connection))
         self._tasks[episode] = task
         task.add_done_callback(lambda ended: self._ended(episode, ended))
@@ -120,6 +125,17 @@ class _Coroutines:
         else:
             self._send(task.result())
         self._cancelled.discard(episode)
+        self._leave(episode, self._borrowers.pop(episode))
+
+    def _leave(self, episode: object, borrower: Borrower) -> None:
+        borrower.leave()
+        if borrower.running and not self._is_held:
+            self._loop.call_later(PATIENCE_S, self._tell_held, episode, borrower)
+
+    def _tell_held(self, episode: object, borrower: Borrower) -> None:
+        if borrower.running and not self._is_held:
+            self._is_held = True
+            self._send(encode({"type": "held", "id": episode}))
 
     def _cancel(self, episode: object) -> None:
         if episode in self._tasks:  # It may have ended meanwhile.

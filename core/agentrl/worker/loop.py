@@ -9,13 +9,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from agentrl.loops.loop import Loop
 from agentrl.worker.forks import ending_in_forks
 
 __all__ = ["WorkerLoop"]
 
 
-class WorkerLoop(asyncio.SelectorEventLoop):
-    """Python's own but for ``run_in_executor``.
+class WorkerLoop(Loop):
+    """As that of the rollout, but for ``run_in_executor``.
 
     What is run in a thread sees the context of the code that has it run, as with ``asyncio.to_thread``, and
     therefore its episode's environment variables; a copy of the process made there ends with it.

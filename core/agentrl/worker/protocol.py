@@ -5,12 +5,13 @@ descriptor ``N``; its standard output and error are the agent's, never the proto
 
     rollout → worker                              worker → rollout
     hello   protocol, core                        hello    protocol, core, python
-    load    agent, kwargs, disabled, endpoint     loaded   is_async, returns_answer
+    load    agent, kwargs, disabled, endpoint,    loaded   is_async, returns_answer
+            outcomes
                                                   refused  error
     run     id, data, connection                  done     id, returned
                                                   failed   id, error
     cancel  id                                    blocked  id, message
-    stop
+    stop                                          held     id
 
 ``hello`` is understood by every version of either side: the worker answers it in any case, and where the
 ``protocol`` is another than its own it then ends. ``core`` is the version of agentrl-core beside the agent, null where
@@ -22,7 +23,9 @@ Every ``run`` is answered by one ``done`` or ``failed``, also after ``cancel``, 
 cancels the episode's task, and the answer comes when that has ended: an agent may take its time over it, or go on
 regardless, and a synchronous one does not notice at all. Only the end of the process ends those. ``blocked``, at most
 once a spell, tells that an episode (null where unknown) keeps the worker's event loop from the others, or from what
-the rollout says.
+the rollout says. ``held``, at most once, tells that a blocking call of an episode that has ended (``id``) still runs
+in a thread, where nothing but the end of the process ends it. ``outcomes`` are the exceptions of the agent's framework
+that are outcomes, as references.
 
 After ``stop`` the worker cancels what runs and exits with 0 within seconds, whatever threads there are. One that the
 other end of the pair has left kills itself and its children, in whatever sessions those are; so does one that hears
@@ -55,7 +58,7 @@ __all__ = [
     "with_traceback",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes its meaning."""
 
 LONGEST = 64 * 2**20

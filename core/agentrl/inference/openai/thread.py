@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrl.errors import BackendError, one_line
+from agentrl.loops.loop import Loop, in_thread
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -29,7 +30,7 @@ class ClientThread:
         """Start the thread; ``make_client`` is called in it."""
         self._make_client = make_client
         self._client: Future[AsyncOpenAI] = Future()
-        self._loop = asyncio.new_event_loop()
+        self._loop = Loop()
         self._end = asyncio.Event()
         self._ended = False
         self._lock = threading.Lock()
@@ -57,7 +58,7 @@ class ClientThread:
             if not self._ended:
                 self._ended = True
                 self._loop.call_soon_threadsafe(self._end.set)
-        await asyncio.to_thread(self._thread.join)
+        await in_thread(self._thread.join)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

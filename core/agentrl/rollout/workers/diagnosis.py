@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 from agentrl.environments.known import environment_of
 from agentrl.environments.sources import core_source
 from agentrl.errors import PluginError
+from agentrl.loops.loop import in_thread
 from agentrl.plugins.versions import CORE, OLDEST_PYTHON, core_version
 from agentrl.rollout.workers.contract import AgentProcess
 from agentrl.worker.protocol import PROTOCOL
@@ -20,7 +20,9 @@ __all__ = ["diagnose", "update_fix", "wrong_protocol"]
 
 _DEADLINE_S = 20.0
 _QUESTION = """
-import json, sys
+import sys
+sys.path[:] = filter(None, sys.path)  # The current folder may hold a json.py, and old Pythons have no -P.
+import json
 from importlib.util import find_spec
 core = find_spec("agentrl") is not None
 print(json.dumps({
@@ -33,7 +35,7 @@ print(json.dumps({
 
 async def diagnose(process: AgentProcess, how: str) -> PluginError:
     """The error of a process that ended before its agent was there; ``how`` tells how it ended."""
-    facts = await asyncio.to_thread(_ask, process)
+    facts = await in_thread(_ask, process)
     python = process.python
     if facts is None:
         return PluginError(f"{python} is no Python interpreter: it {how}", fix="set agent.python to one")

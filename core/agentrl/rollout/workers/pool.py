@@ -40,6 +40,7 @@ class Pool:
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._failed_starts = 0
         self._broken: Exception | None = None
+        self._has_replaced = False
 
     async def open(self) -> Worker:
         """Start the first worker. Raises what starting it raises."""
@@ -99,7 +100,7 @@ class Pool:
             [self._loads[worker] for worker in alive],
             capacity=self.capacity,
             starting=len(self._starting),
-            room=max(0, self._max_workers - len(self._loads) - len(self._starting)),
+            room=max(0, self._max_workers - self._kept - len(self._starting)),
         )
         placed = [(self._waiting[waiter], alive[worker]) for waiter, worker in next_steps.placed]
         for waiter, worker in placed:
@@ -109,6 +110,11 @@ class Pool:
             waiter.worker.set_result(worker)
         for _ in range(next_steps.starts):
             self._begin_start()
+
+    @property
+    def _kept(self) -> int:
+        """Workers that are not about to be replaced."""
+        return sum(not worker.retired.done() for worker in self._loads)
 
     def _begin_start(self) -> None:
         taken = {worker.number for worker in self._loads} | set(self._starting)
@@ -130,6 +136,16 @@ class Pool:
     def _add(self, worker: Worker) -> None:
         self._loads[worker] = Load()
         worker.process.gone.add_done_callback(lambda _: self._remove(worker))
+        worker.retired.add_done_callback(lambda _: self._retired(worker))
+
+    def _retired(self, worker: Worker) -> None:
+        if not self._has_replaced:
+            self._has_replaced = True
+            self._warn(
+                f"worker {worker.number} is replaced, and so is each that comes to hold what it does: a blocking call "
+                "of the agent in a thread, past the end of its episode (give such calls a timeout of their own)"
+            )
+        self._dispatch()
 
     def _remove(self, worker: Worker) -> None:
         del self._loads[worker]

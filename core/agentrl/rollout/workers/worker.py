@@ -52,13 +52,16 @@ class Worker:
         self._latest: int | None = None
         self._heard = 0
         self._blocker: int | None = None
+        self.retired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once it takes no more episodes, because it holds calls that never end; it ends after the last in it."""
+        self._stopping: asyncio.Task[None] | None = None
         process.receive = self._take
         process.gone.add_done_callback(self._fail_all)
 
     @property
     def alive(self) -> bool:
         """Whether it takes episodes."""
-        return self.process.alive
+        return self.process.alive and not self.retired.done()
 
     async def run(self, order: Order, *, deadline_s: float, stage: Callable[[], Stage]) -> Any:
         """Run an episode and return what its agent returned; see ``AgentRunner.run``.
@@ -85,6 +88,8 @@ class Worker:
             case "blocked":
                 self._blocker = message["id"]
                 self._warn(str(message["message"]))
+            case "held":
+                self._retire()
             case other:
                 raise ValueError(f"no message of a worker: {other!r}")
 
@@ -103,6 +108,16 @@ class Worker:
         del self._answers[order.id]
         if answer.done():
             answer.exception()  # Marks it as seen where nobody asks any more.
+        self._end_if_idle()
+
+    def _retire(self) -> None:
+        if not self.retired.done():
+            self.retired.set_result(None)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self.retired.done() and not self._answers and self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self.process.stop(self._limits.stop_s))
 
     def _answer(self, episode: int, returned: Any, error: AgentRLError | None) -> None:
         self._heard += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -97,14 +96,15 @@ class Fleet:
         return True
 
     async def _ready(self) -> list[Replica]:
-        deadline = time.monotonic() + self._patience
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
         while not (ready := [replica for replica in self.replicas if replica.state == "ready"]):
             reasons = "; ".join(sorted({replica.reason for replica in self.replicas if replica.reason}))
             if self._stopped:
                 raise BackendError("the vLLM backend was stopped")
             if all(replica.state == "out" for replica in self.replicas):
                 raise BackendError(f"no vLLM server is left: {reasons}", fix="the logs of the servers tell more")
-            if time.monotonic() > deadline:
+            if loop.time() > deadline:
                 raise BackendError(f"waited {self._patience:g} s for a vLLM server to come back: {reasons}")
             await asyncio.sleep(_PAUSE_S)
         return ready

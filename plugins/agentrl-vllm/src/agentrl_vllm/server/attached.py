@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from agentrl.errors import BackendError, PluginError
+from agentrl.loops.loop import in_thread
 from agentrl_vllm.client import Client, Reply
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.liveness import engine_answers
@@ -80,9 +80,10 @@ class AttachedServer:
 
     async def _come_back(self, client: Client) -> None:
         self._say(f"waiting for {self.name}")
-        deadline = time.monotonic() + self._return_timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._return_timeout
         while not await engine_answers(client, self.url):
-            if time.monotonic() > deadline:
+            if loop.time() > deadline:
                 raise BackendError(
                     f"{self.name} did not come back within {self._return_timeout:g} s", fix="start it again"
                 )
@@ -132,7 +133,7 @@ class AttachedServer:
         self.model = str(served["id"])
         question = {"model": self.model, "prompt": _PROBE, "add_special_tokens": False}
         theirs = _object(await self._ask(client, "/tokenize", question)).get("tokens")
-        if theirs != await asyncio.to_thread(_tokens, self._folder):
+        if theirs != await in_thread(_tokens, self._folder):
             raise BackendError(
                 f"{self.name} serves the wrong model: {served.get('root') or self.model}, whose tokenizer is not that "
                 f"of {self._folder}",

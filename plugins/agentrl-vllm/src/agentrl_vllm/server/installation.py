@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 from agentrl.environments import environment_of, environments
 from agentrl.errors import PluginError
+from agentrl.loops.loop import in_thread
 
 __all__ = ["OLDEST", "Installation", "find_python", "inspect_python"]
 
@@ -73,7 +73,7 @@ async def inspect_python(python: Path, environ: Mapping[str, str]) -> Installati
 
     Raises ``PluginError`` where it is no Python, has no vLLM or one that is too old.
     """
-    facts = await asyncio.to_thread(_ask, python, dict(environ))
+    facts = await in_thread(_ask, python, dict(environ))
     if facts["folder"] is None:
         raise PluginError(f"{python} (Python {facts['agentrl interpreter']}) has no vLLM", fix=_remedy(python))
     name, version = str(facts["name"]), str(facts["version"])
