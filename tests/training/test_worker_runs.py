@@ -155,3 +155,45 @@ def test_an_object_that_no_other_process_can_find_is_refused(tmp_path):
         pytest.raises(ConfigError, match="cannot be found by another process"),
     ):
         trainer.train(Local())
+
+
+FRAMEWORK = '''
+from openai import AsyncOpenAI
+
+
+class Unexpected(Exception):
+    """What a framework raises where the policy did not do as it should."""
+
+
+class Unparsable(Unexpected):
+    pass
+
+
+async def agent(data):
+    async with AsyncOpenAI() as client:
+        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": data["question"]}])
+    raise Unparsable("the policy wrote no JSON")
+'''
+
+
+@pytest.mark.parametrize("mode", ["inline", "subproc"])
+def test_an_exception_of_its_framework_is_an_outcome_where_the_agent_says_so(train, tmp_path, mode):
+    source = (
+        FRAMEWORK
+        if mode == "subproc"
+        else FRAMEWORK.replace("(data)", "(data, *, base_url, api_key)").replace(
+            "AsyncOpenAI()", "AsyncOpenAI(base_url=base_url, api_key=api_key)"
+        )
+    )
+    settings = (f"rollout.mode={mode}", "training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=1")
+    folder, _ = train(source, *settings, f"agent.outcomes=[{tmp_path / 'mine.py'}:Unexpected]")
+    for episode in read_episodes(folder.episodes):
+        assert (episode.outcome, episode.reward) == ("rewarded", 0.0)
+        assert episode.mistake.startswith("Unparsable: the policy wrote no JSON at ")
+
+
+@pytest.mark.parametrize("mode", ["inline", "subproc"])
+def test_an_outcome_that_is_not_there_is_refused_before_there_is_a_run_folder(train, tmp_path, mode):
+    settings = (f"rollout.mode={mode}", "agent.outcomes=[json:Unexpected]")
+    assert "agent.outcomes: module 'json' has no 'Unexpected'" in refused(train, ConfigError, "math", *settings)
+    assert not (tmp_path / "run").exists()

@@ -64,10 +64,12 @@ class Rollout:
         self.say("hello", protocol=PROTOCOL, core="0")
         return self.hear()
 
-    def load(self, agent: object, *, disabled: tuple[str, ...] = (), **kwargs: object) -> Message:
+    def load(
+        self, agent: object, *, disabled: tuple[str, ...] = (), outcomes: tuple[str, ...] = (), **kwargs: object
+    ) -> Message:
         """Greet, and have an agent loaded; ``loaded`` or ``refused``."""
         assert self.greet()["type"] == "hello"
-        self.say("load", agent=str(agent), kwargs=kwargs, disabled=disabled, endpoint=STANDING)
+        self.say("load", agent=str(agent), kwargs=kwargs, disabled=disabled, outcomes=outcomes, endpoint=STANDING)
         return self.hear()
 
     def begin(self, episode: int, data: object = None, *, base_url: str | None = None) -> None:

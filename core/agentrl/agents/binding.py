@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.agents.contract import AgentWorkflow, Data
+from agentrl.agents.outcomes import Outcomes, as_outcomes
 from agentrl.errors import ConfigError, near_matches
 
 __all__ = ["CONNECTION", "BoundAgent", "bind_agent"]
@@ -39,6 +40,7 @@ class BoundAgent:
     _init_kwargs: Mapping[str, Any]
     _run_kwargs: Mapping[str, Any]
     _connection: frozenset[str]
+    _outcomes: Outcomes = ()
 
     def takes(self, name: str) -> bool:
         """Whether the agent is passed ``name``, one of ``CONNECTION``."""
@@ -46,16 +48,18 @@ class BoundAgent:
 
     async def run(self, data: Data, connection: Mapping[str, Any]) -> Any:
         """Run one episode of an async agent and return what the agent returned; see ``call``."""
-        return await self.call(data, connection)
+        with as_outcomes(self._outcomes):
+            return await self.call(data, connection)
 
     def call(self, data: Data, connection: Mapping[str, Any]) -> Any:
         """Call the agent for one episode: an async one returns an awaitable, another what it returned.
 
         ``connection`` holds the keys of ``CONNECTION``; those that the signature takes are passed.
-        Whatever the agent raises passes through.
+        Whatever the agent raises passes through, but for the exceptions that are outcomes: those are ``PolicyError``.
         """
         taken = {name: value for name, value in connection.items() if self.takes(name)}
-        return self._episode_run()(data, **self._run_kwargs, **taken)
+        with as_outcomes(self._outcomes):
+            return self._episode_run()(data, **self._run_kwargs, **taken)
 
     def _episode_run(self) -> Run:
         target: Any = self._target(**self._init_kwargs) if inspect.isclass(self._target) else self._target
@@ -63,8 +67,12 @@ class BoundAgent:
         return run
 
 
-def bind_agent(agent: Any, kwargs: Mapping[str, Any], *, name: str, allow_sync: bool = False) -> BoundAgent:
+def bind_agent(
+    agent: Any, kwargs: Mapping[str, Any], *, name: str, allow_sync: bool = False, outcomes: Outcomes = ()
+) -> BoundAgent:
     """Check that ``agent`` is one and that every key of ``kwargs`` is taken.
+
+    ``outcomes`` are exceptions of its framework that tell of a mistake of the policy.
 
     Raises ``ConfigError`` for an object that is no agent or, unless ``allow_sync``, is not async, for a key
     that neither ``__init__`` nor ``run`` takes, and for a parameter that nothing provides.
@@ -90,6 +98,7 @@ def bind_agent(agent: Any, kwargs: Mapping[str, Any], *, name: str, allow_sync: 
         _init_kwargs={key: value for key, value in kwargs.items() if init_takes.takes(key, beside=run_takes)},
         _run_kwargs={key: value for key, value in kwargs.items() if run_takes.takes(key, beside=init_takes)},
         _connection=frozenset(key for key in CONNECTION if run_takes.accepts(key) and key not in kwargs),
+        _outcomes=outcomes,
     )
     _refuse_unprovided(bound, init_takes, run_takes)
     _refuse_uncallable(bound, run, positional)

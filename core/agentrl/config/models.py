@@ -121,6 +121,10 @@ class AgentSection(Section):
     env: list[str] = []
     """Environment variables that the agent's processes get in subproc mode beside harmless ones such as PATH:
     `NAME` inherits this process's, `NAME=value` sets it."""
+    outcomes: list[str] = []
+    """Exceptions of the agent's framework that tell what the policy did wrong, such as
+    `pydantic_ai.exceptions:UnexpectedModelBehavior`: an episode that one of them ends, or a subclass, is an outcome,
+    as with `PolicyError`, and no failure."""
     kwargs: dict[str, Any] = {}
     """What the agent's `__init__` or `run` takes beside the task and its connection."""
 

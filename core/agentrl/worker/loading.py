@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentrl.agents.binding import BoundAgent, bind_agent
+from agentrl.agents.outcomes import find_outcomes
 from agentrl.environ import DISABLE_PLUGINS
 from agentrl.plugins import Plugins
 from agentrl.worker.protocol import Message
@@ -12,10 +13,14 @@ __all__ = ["load_agent"]
 
 
 def load_agent(load: Message) -> BoundAgent:
-    """The agent that a ``load`` message names. Raises what ``Plugins.get`` and ``bind_agent`` raise."""
+    """The agent that a ``load`` message names.
+
+    Raises what ``Plugins.get``, ``find_outcomes`` and ``bind_agent`` raise.
+    """
     endpoint = load["endpoint"]
     make_standing(endpoint_variables(endpoint["base_url"], endpoint["api_key"]))
     # As the environment would have it: what is disabled need not be installed beside this agent.
     plugins = Plugins(environ={DISABLE_PLUGINS: ",".join(load["disabled"])})
     agent = plugins.adapt_agent(plugins.get("agents", load["agent"]))
-    return bind_agent(agent, load["kwargs"], name=load["agent"], allow_sync=True)
+    outcomes = find_outcomes(load["outcomes"])
+    return bind_agent(agent, load["kwargs"], name=load["agent"], allow_sync=True, outcomes=outcomes)

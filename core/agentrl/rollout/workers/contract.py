@@ -24,6 +24,8 @@ class AgentProcess:
     """All environment variables of the process; see ``worker_environment``."""
     disabled: tuple[str, ...] = ()
     """Plugins that are not used."""
+    outcomes: tuple[str, ...] = ()
+    """``agent.outcomes`` of the config."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ async def _greet(process: WorkerProcess, spec: AgentProcess, base_url: str, api_
             "agent": spec.reference,
             "kwargs": spec.kwargs,
             "disabled": spec.disabled,
+            "outcomes": spec.outcomes,
             "endpoint": {"base_url": base_url, "api_key": api_key},
         }
     )
