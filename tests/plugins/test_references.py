@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.plugins.installing import install
@@ -11,6 +16,10 @@ from tests.plugins.installing import install
 from agentrl.errors import AgentRLError, ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
+from agentrl.rewards.verifier import Verifier
+from agentrl.rollout.subproc import inspect_agent
+from agentrl.rollout.workers import diagnosis
+from agentrl.rollout.workers.contract import AgentProcess
 
 AGENT = "class Agent:\n    async def run(self, data):\n        return 1\n"
 
@@ -133,3 +142,60 @@ def test_a_file_may_hold_the_native_object_of_a_framework(site: Path, tmp_path: 
     assert type(native).__name__ == "Native"
     assert plugins.adapt_agent(native) == "adapted"
     assert plugins.adapt_agent(3) == 3
+
+
+TAKEN = ("math", "json", "asyncio", "openai", "httpx", "random")
+"""Of the standard library, built in, frozen and not, and of what is installed."""
+
+
+@pytest.fixture
+def taken_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with files that nobody means to import by these names."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in TAKEN:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was taken from the current folder')")
+    (folder / "neighbour.py").write_text("reward = 1\n")
+    imports = f"import neighbour, {', '.join(TAKEN)}\nfrom math import sqrt\n"
+    (folder / "mine.py").write_text(f"{imports}{AGENT.replace('return 1', 'return neighbour.reward')}")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("reference", ["mine.py:Agent", "mine:Agent", "{folder}/mine.py:Agent"])
+def test_what_lies_beside_a_file_takes_the_place_of_no_module_that_is_installed(
+    taken_names: Path, reference: str
+) -> None:
+    """In interpreters that have imported nothing yet: that of the command, and a worker."""
+    text = reference.format(folder=taken_names)
+    code = f"from agentrl.plugins import Plugins; Plugins().get('agents', {text!r})"
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    process = AgentProcess(text, {}, Path(sys.executable), dict(os.environ))
+    assert asyncio.run(inspect_agent(process, deadline_s=60)).is_async
+
+
+def test_the_command_as_a_module_takes_its_own_from_nowhere_else(taken_names: Path) -> None:
+    ended = subprocess.run([sys.executable, "-m", "agentrl", "list-agents"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_file_whose_name_is_taken_is_found_by_its_path_and_what_takes_it_is_named(
+    taken_names: Path,
+) -> None:
+    (taken_names / "json.py").write_text(AGENT)
+    assert Plugins().get("agents", "json.py:Agent").__name__ == "Agent"
+    with pytest.raises(ConfigError, match=r"'json' has no 'Agent' \(that module is .*json.*write json\.py:Agent\)"):
+        Plugins().get("agents", "json:Agent")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda: diagnosis._ask(AgentProcess("any", {}, Path(sys.executable), dict(os.environ))) is not None,
+        lambda: Verifier(60.0).equal("1/2", "0.5"),
+    ],
+    ids=["probe of an interpreter", "verifier of mathematics"],
+)
+def test_no_process_of_ours_takes_its_modules_from_the_current_folder(taken_names: Path, command: Any) -> None:
+    assert command()

@@ -40,7 +40,7 @@ def import_target(target: str) -> object:
 
 
 def import_module(name: str, noun: str, folder: Path | None = None) -> ModuleType:
-    """The module ``name``, searched for in ``folder`` too, by default the current one, as ``python -m`` does.
+    """The module ``name``, searched for in ``folder`` too, by default the current one, after all that is installed.
 
     Raises ``ConfigError`` where there is no such module and ``PluginError`` where it does not load.
     """
@@ -56,7 +56,8 @@ def import_module(name: str, noun: str, folder: Path | None = None) -> ModuleTyp
 
 
 def import_file(path: Path, noun: str) -> ModuleType:
-    """The Python file at ``path`` as a module, run once a process; it may import its neighbours.
+    """The Python file at ``path`` as a module, run once a process; it may import its neighbours,
+    but for those with a name of what is installed.
 
     Raises ``ConfigError`` where there is no such file and ``PluginError`` where it does not load.
     """
@@ -101,9 +102,19 @@ def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
         return _walk(module, attribute)
     except AttributeError as error:
         public = [name for name in vars(module) if not name.startswith("_")]
-        raise ConfigError(f"{where} has no {attribute!r}", fix=near_matches(attribute, public)) from error
+        fix = _instead_of(module, attribute) or near_matches(attribute, public)
+        raise ConfigError(f"{where} has no {attribute!r}", fix=fix) from error
     except _LOAD_FAILURES as error:
         raise _load_error(error, f"{attribute} of {where}") from error
+
+
+def _instead_of(module: ModuleType, attribute: str) -> str | None:
+    """How to write what is in the current folder, where that has the name of a module that is installed."""
+    file = Path(*module.__name__.split(".")).with_suffix(".py")
+    origin = getattr(module, "__file__", None) or "built in"
+    if not file.is_file() or Path(origin).resolve() == file.resolve():
+        return None
+    return f"that module is {origin}; for the file here write {file}:{attribute}"
 
 
 def reason_of(error: BaseException) -> str:
@@ -170,4 +181,4 @@ def _is_or_holds(missing: str | None, name: str) -> bool:
 
 def _import_from(folder: Path) -> None:
     if str(folder) not in sys.path and not (folder == Path.cwd() and "" in sys.path):
-        sys.path.insert(0, str(folder))
+        sys.path.append(str(folder))  # Its `math.py` or `agents.py` is not what anybody else means by that name.

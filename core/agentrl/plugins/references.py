@@ -1,9 +1,8 @@
 """References: how a configuration or a command line says which object it means.
 
 ``name`` and ``dist/name`` are registered names; ``pkg.mod:Obj`` is an attribute of a module that can be
-imported from here, the current folder included, and ``folder/pkg.mod:Obj`` one that is imported from that
-folder; ``file.py:Obj`` is one of a file, and ``file.py`` the only
-object in it that fits.
+imported from here, the current folder included, after what is installed, and ``folder/pkg.mod:Obj`` one that
+is imported from that folder; ``file.py:Obj`` is one of a file, and ``file.py`` the only object in it that fits.
 """
 
 from __future__ import annotations

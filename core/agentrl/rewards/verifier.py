@@ -44,7 +44,7 @@ class Verifier:
     def _start(self) -> subprocess.Popen[str]:
         # A session of its own keeps a Ctrl-C from the process; it ends when its standard input does.
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "agentrl.rewards.verifier", str(self._timeout)],
+            [sys.executable, "-P", "-m", "agentrl.rewards.verifier", str(self._timeout)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -25,7 +25,8 @@ def launch(process: AgentProcess, mark: str) -> tuple[subprocess.Popen[bytes], s
     with theirs:
         try:
             started = subprocess.Popen(  # noqa: S603  (the interpreter is the user's choice)
-                [python, "-m", "agentrl.worker", "--fd", str(theirs.fileno())],
+                # -P: what lies in the current folder takes nobody's place, be it called `math.py` or `agents.py`.
+                [python, "-P", "-m", "agentrl.worker", "--fd", str(theirs.fileno())],
                 bufsize=0,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

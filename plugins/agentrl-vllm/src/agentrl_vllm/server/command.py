@@ -96,7 +96,8 @@ class ServingCommand:
                 "vllm.entrypoints.openai.api_server",
                 *self._flags(model_folder, port),
             ),
-            {**self.environ, "PYTHONPATH": path, "TMPDIR": str(temporary), **visible},
+            # What lies in the current folder, such as an `openai.py`, is no module of the server's.
+            {**self.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "TMPDIR": str(temporary), **visible},
         )
 
     @property
