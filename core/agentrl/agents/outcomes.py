@@ -53,8 +53,9 @@ def _is_outcome(error: BaseException, kinds: Outcomes) -> bool:
 
 def _find(text: str) -> type[Exception]:
     match parse_reference(text):
-        case ModuleReference(module, attribute):
-            found = attribute_of(import_module(module, _NOUN), attribute, f"agent.outcomes: module {module!r}")
+        case ModuleReference(module, attribute, folder):
+            where = f"agent.outcomes: module {module!r}"
+            found = attribute_of(import_module(module, _NOUN, folder), attribute, where)
         case FileReference(path, str(attribute)):
             found = attribute_of(import_file(path, _NOUN), attribute, f"agent.outcomes: file {str(path)!r}")
         case _:
