@@ -9,10 +9,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from agentrl.errors import AgentRLError, GatewayError
+from agentrl.gateway.bodies import Bodies
 from agentrl.gateway.contract import Call, SessionSettings
 from agentrl.gateway.conversations import Conversations, Match, MessageKey, Turn
 from agentrl.gateway.credentials import Credentials
@@ -130,6 +131,7 @@ class Session:
         self._lock = threading.Lock()
         self._on_close = on_close
         self._calls: list[Call] = []
+        self._bodies = Bodies()
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
@@ -248,7 +250,7 @@ class Session:
             self._check_open()
             end = self.tree.add_given(record.prompt_ids[known:], start)
             end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
-            self._calls.append(record.call)
+            self._keep(record.call)
             self._conversations.add(record.tools, record.keys, _turn(record, end), record.spelled)
 
     def record_relayed(self, call: Call, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
@@ -258,8 +260,11 @@ class Session:
         """
         with self._lock:
             self._check_open()
-            self._calls.append(call)
+            self._keep(call)
             self._conversations.add(tools, keys, turn)
+
+    def _keep(self, call: Call) -> None:
+        self._calls.append(replace(call, request=self._bodies.keep(call.request)))
 
     def _check_open(self) -> None:
         if self._closed:
