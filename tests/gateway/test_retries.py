@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
+import httpx2
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
+from agentrl.gateway.exchange import Exchange, Reply
+from agentrl.gateway.retries import Attempt, Retries
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 QUICK = {"x-stainless-retry-count": "1"}
@@ -183,20 +189,175 @@ def test_a_retry_of_a_call_under_way_waits_for_it(http, backend, open_session):
     assert backend.requests[0].sampling.seed == backend.requests[1].sampling.seed
 
 
-def test_a_retry_of_an_answer_that_was_lost_gets_the_same_answer(http, backend, open_session):
+def ask(gateway, session, retry=0, text="What is 12 * 34?"):
+    """A request as an SDK sends it for the ``retry``th time; ``lost`` of its reply says that the client had gone."""
+    body = json.dumps({"model": "x", "messages": [{"role": "user", "content": text}]}).encode()
+    exchange = Exchange("POST", "/v1/chat/completions", body, f"Bearer {session.api_key}", retry=retry)
+    return asyncio.run(gateway.answer(exchange))
+
+
+def id_of(reply):
+    return json.loads(reply.body)["id"]
+
+
+def test_a_retry_of_an_answer_that_was_lost_gets_the_same_answer(gateway, backend, open_session):
     session = open_session()
     backend.says("It is 408.", "It is 409.")
+    first = ask(gateway, session)
+    first.lost()
+    again, other = ask(gateway, session, 1), ask(gateway, session)
+    assert id_of(first) == id_of(again) != id_of(other)
+    assert len(session.calls) == 2
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_failure_an_answer_and_a_marked_retry_are_one_call(gateway, backend, open_session, lost):
+    session = open_session()
+    backend.script.append(BackendError("out of memory"))
+    backend.says("It is 408.")
+    assert ask(gateway, session).status == 503
+    second = ask(gateway, session, 1)
+    if lost:
+        second.lost()
+    third = ask(gateway, session, 2)
+    assert id_of(second) == id_of(third)
+    assert [(call.id, call.delivered) for call in session.calls] == [(id_of(third), True)]
+
+
+def test_a_sample_that_failed_to_connect_at_first_does_not_get_anothers_answer(http, backend, open_session):
+    """Its retry is the first that anybody sees of it, and marked."""
+    session = open_session()
+    backend.says("It is 408.", "It is 409.")
+
+    class FailsAtFirst(httpx2.AsyncHTTPTransport):
+        failed = False
+
+        async def handle_async_request(self, request):
+            if not self.failed:
+                self.failed = True
+                raise httpx2.ConnectError("refused", request=request)
+            return await super().handle_async_request(request)
 
     async def agent():
         async with http.client(session) as client:
             first = await create(client)
-            again = await create(client, extra_headers=QUICK)
-            other = await create(client)
-            return first, again, other
+        other = httpx2.AsyncClient(transport=FailsAtFirst())
+        async with http.client(session, http_client=other) as client:
+            return first, await create(client)
 
-    first, again, other = asyncio.run(agent())
-    assert first.id == again.id != other.id
-    assert len(session.calls) == 2
+    first, second = asyncio.run(agent())
+    assert (first.choices[0].message.content, second.choices[0].message.content) == ("It is 408.", "It is 409.")
+    assert [call.id for call in session.calls] == [first.id, second.id]
+
+
+@pytest.mark.parametrize("body_changes", [True, False])
+def test_a_retry_of_what_was_never_seen_is_a_call_of_its_own(gateway, backend, open_session, body_changes):
+    session = open_session()
+    backend.says("It is 408.", "It is 409.")
+    first = ask(gateway, session)
+    first.lost()
+    second = ask(gateway, session, 1, text="And 12 * 35?") if body_changes else ask(gateway, session, 2)
+    assert id_of(first) != id_of(second)
+
+
+@pytest.mark.parametrize("header", ["9" * 5000, "-1", "one", "1.5", ""])
+def test_a_retry_header_that_no_sdk_writes_marks_nothing(connection, backend, open_session, header):
+    session = open_session()
+    backend.says("It is 408.", "It is 409.")
+
+    async def agent():
+        async with connection.client(session, max_retries=0) as client:
+            headers = {"x-stainless-retry-count": header.encode()}
+            return [await create(client, extra_headers=headers) for _ in range(2)]
+
+    assert len({completion.id for completion in asyncio.run(agent())}) == 2
+
+
+def test_a_client_that_still_waits_has_not_tried_again():
+    """So what looks like its retry is another's, which was not seen before."""
+    retries, body = Retries(), b"the same"
+    first = retries.take(Exchange("POST", "/", body))
+    waiting = retries.take(Exchange("POST", "/", body, retry=1))
+    assert not waiting.done()
+    reply = retries.succeed(first, Reply(200, b"first"), lambda arrived: None)
+    assert waiting.result() is True
+    other = retries.take(Exchange("POST", "/", body, retry=1))
+    assert isinstance(other, Attempt)
+    assert other is not first
+    reply.lost()
+    assert retries.take(Exchange("POST", "/", body, retry=1)).body == b"first"
+
+
+def test_of_several_who_wait_for_an_attempt_that_fails_one_makes_it():
+    retries, body = Retries(), b"the same"
+    first = retries.take(Exchange("POST", "/", body))
+    waiting = [retries.take(Exchange("POST", "/", body, retry=1)) for _ in range(2)]
+    retries.fail(first)
+    assert [ended.result() for ended in waiting] == [False, False]
+    taken = [retries.take(Exchange("POST", "/", body, retry=1)) for _ in range(2)]
+    assert taken[0] is first
+    assert taken[1] is not first
+
+
+CLIENTS = st.lists(
+    st.tuples(st.booleans(), st.lists(st.sampled_from(["failed", "lost"]), max_size=3), st.booleans()),
+    min_size=1,
+    max_size=5,
+)
+"""Of each client whether its first attempt came to nothing before it was here, what became of the next ones, and
+whether it gives up then or has an answer at last."""
+
+
+@given(CLIENTS, st.data())
+def test_every_client_has_an_answer_of_its_own_however_often_they_all_try(clients, data):
+    retries, made, got, delivered = Retries(), [], [], {}
+    turns = [index for index, (_, fates, _) in enumerate(clients) for _ in range(len(fates) + 1)]
+    fates = [[*fates, "given up" if gives_up else "arrived"] for _, fates, gives_up in clients]
+    number = [int(unseen) for unseen, _, _ in clients]
+    for index in data.draw(st.permutations(turns)):
+        fate = fates[index].pop(0)
+        if fate == "given up":
+            continue
+        taken = retries.take(Exchange("POST", "/", b"the same", retry=number[index]))
+        number[index] += 1
+        if isinstance(taken, Attempt) and fate == "failed":
+            retries.fail(taken)
+            continue
+        if isinstance(taken, Attempt):
+            made.append(f"{len(made)}".encode())
+            delivered[made[-1]] = True
+            taken = retries.succeed(taken, Reply(200, made[-1]), partial(delivered.__setitem__, made[-1]))
+        if fate == "lost":
+            taken.lost()
+        else:  # Where the answer to an earlier attempt is given, none can fail.
+            got.append(taken.body)
+            fates[index] = ["given up"] * len(fates[index])
+    assert len(set(got)) == len(got)
+    assert {answer for answer, arrived in delivered.items() if arrived} == set(got)
+    if len(clients) == 1 and not clients[0][0]:
+        assert len(made) <= 1, "attempts of one client, all seen, are one call"
+
+
+def test_a_lost_answer_is_continued_only_where_none_like_it_arrived(gateway, backend, open_session):
+    session = open_session()
+    backend.says("It is 408.", "It is 408.", "Yes.")
+    lost, arrived = ask(gateway, session), ask(gateway, session)
+    lost.lost()
+    answer = json.loads(arrived.body)["choices"][0]["message"]
+    messages = [ASK, answer, {"role": "user", "content": "Sure?"}]
+    body = json.dumps({"model": "x", "messages": messages}).encode()
+    asyncio.run(gateway.answer(Exchange("POST", "/v1/chat/completions", body, f"Bearer {session.api_key}")))
+    assert [call.delivered for call in session.calls] == [False, True, True]
+    assert session.calls[2].parent == id_of(arrived)
+
+
+def test_that_an_answer_was_lost_may_be_known_after_the_session_has_closed(gateway, backend, open_session):
+    session = open_session()
+    backend.says("It is 408.")
+    reply = ask(gateway, session)
+    session.close()
+    reply.lost()
+    assert [call.delivered for call in session.calls] == [False]
 
 
 def test_equal_requests_that_are_no_retries_are_samples_of_their_own(connection, backend, open_session):

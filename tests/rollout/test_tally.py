@@ -43,6 +43,10 @@ UNEVEN = {
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call("length"), call(), call("length")))],
         "2 completions were cut at their limit of tokens; commonest: 2x after 128 tokens [train-1-2-3]",
     ),
+    "undelivered": (
+        [Episode(KEY, {}, "rewarded", 1.0, calls=(call(delivered=False), call()))],
+        "1 completions could not be delivered; commonest: 1x the agent's client had gone [train-1-2-3]",
+    ),
     "overridden": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(overridden=("seed", "top_p")),))],
         "1 calls were changed by rollout.override; commonest: 1x seed, top_p [train-1-2-3]",

@@ -188,6 +188,7 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "mistaken",
         "retried",
         "truncated",
+        "undelivered",
         "overridden",
         "unmet",
         "reasons",

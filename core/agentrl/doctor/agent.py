@@ -137,6 +137,9 @@ def _calls(episode: Episode) -> Iterator[Finding]:
     overridden = Counter(field for call in episode.calls for field in call.overridden)
     if overridden:
         yield note(f"rollout.override changed {', '.join(overridden)}", overridden=dict(overridden))
+    lost = sum(not call.delivered for call in episode.calls)
+    if lost:
+        yield note(f"{lost} completions could not be delivered: the agent's client had gone", undelivered=lost)
     unmet = Counter(field for call in episode.calls for field in call.unmet)
     if unmet:
         names, calls = ", ".join(unmet), len(episode.calls)

@@ -52,4 +52,6 @@ class Call:
     control_tokens: tuple[str, ...] = ()
     """Control tokens that texts of users, systems and tools spell out, and the model reads as such. Those of the
     conversation that it continues are not told again."""
+    delivered: bool = True
+    """Whether the agent has the answer, as far as is known: not where its client went before the last byte."""
     seconds: float = 0.0

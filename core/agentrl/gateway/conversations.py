@@ -40,6 +40,8 @@ class Turn:
     """What the agent was given."""
     tool_call_ids: tuple[str, ...]
     continued: int = 0
+    delivered: bool = True
+    """Whether the agent has it, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,9 @@ def _longest(root: _Node | None, messages: Messages, keys: Sequence[MessageKey])
 
 
 def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
-    """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then
-    the one least continued, so that equal samples are each continued where several conversations go on.
+    """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then one that
+    the agent has; then the one least continued, so that equal samples are each continued where several conversations
+    go on.
     ``None`` where the message holds thinking that none of them has."""
     turns = [turn for turn in turns if _given_back(turn.message, message)]
     if len(turns) < 2:
@@ -122,7 +125,13 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
     all_of_it = _all_of(message)
     return min(
         turns,
-        key=lambda turn: (_all_of(turn.message) != all_of_it, turn.tool_call_ids != ids, turn.continued, turn.digest),
+        key=lambda turn: (
+            _all_of(turn.message) != all_of_it,
+            turn.tool_call_ids != ids,
+            not turn.delivered,
+            turn.continued,
+            turn.digest,
+        ),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -32,6 +33,9 @@ from agentrl.tokens.renderer import Renderer
 __all__ = ["Gateway"]
 
 _log = logging.getLogger(__name__)
+
+_HEARD_S = 0.05
+"""How long after an answer was given its client is known to have gone, if it had."""
 
 BODY_LIMIT = 32 * 2**20
 """Most bytes of a request's body."""
@@ -134,9 +138,10 @@ class Gateway:
             taken = session.retries.take(exchange)
             if isinstance(taken, Attempt):
                 return await self._attempt(session, dialect, exchange, taken)
-            earlier = await asyncio.shield(asyncio.wrap_future(taken))
-            if earlier is not None:
-                return earlier
+            if isinstance(taken, Reply):
+                return taken
+            if await asyncio.shield(asyncio.wrap_future(taken)):
+                await asyncio.sleep(_HEARD_S)
 
     async def _attempt(self, session: Session, dialect: Dialect, exchange: Exchange, attempt: Attempt) -> Reply:
         try:
@@ -148,8 +153,7 @@ class Gateway:
         except BaseException:
             session.retries.fail(attempt)
             raise
-        session.retries.succeed(attempt, reply)
-        return reply
+        return session.retries.succeed(attempt, reply, partial(session.arrived, completion.call.id))
 
     def _body(self, exchange: Exchange) -> dict[str, Any]:
         self.check_size(len(exchange.body))

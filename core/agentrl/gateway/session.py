@@ -130,7 +130,8 @@ class Session:
         self.retries = Retries()
         self._lock = threading.Lock()
         self._on_close = on_close
-        self._calls: list[Call] = []
+        self._calls: dict[str, Call] = {}
+        self._turns: dict[str, Turn] = {}
         self._bodies = Bodies()
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
@@ -146,7 +147,8 @@ class Session:
     @property
     def calls(self) -> tuple[Call, ...]:
         """Completed calls, in the order in which they ended."""
-        return tuple(self._calls)
+        with self._lock:
+            return tuple(self._calls.values())
 
     @property
     def refusals(self) -> tuple[AgentRLError, ...]:
@@ -250,8 +252,7 @@ class Session:
             self._check_open()
             end = self.tree.add_given(record.prompt_ids[known:], start)
             end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
-            self._keep(record.call)
-            self._conversations.add(record.tools, record.keys, _turn(record, end), record.spelled)
+            self._keep(record.call, record.tools, record.keys, _turn(record, end), record.spelled)
 
     def record_relayed(self, call: Call, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
         """Remember a call that has no tokens here, and ``turn`` at the end of the messages with ``keys``.
@@ -260,11 +261,33 @@ class Session:
         """
         with self._lock:
             self._check_open()
-            self._keep(call)
-            self._conversations.add(tools, keys, turn)
+            self._keep(call, tools, keys, turn)
 
-    def _keep(self, call: Call) -> None:
-        self._calls.append(replace(call, request=self._bodies.keep(call.request)))
+    def _keep(
+        self,
+        call: Call,
+        tools: str,
+        keys: Sequence[MessageKey],
+        turn: Turn,
+        spelled: frozenset[str] = frozenset(),
+    ) -> None:
+        self._calls[call.id] = replace(call, request=self._bodies.keep(call.request))
+        self._turns[call.id] = turn
+        self._conversations.add(tools, keys, turn, spelled)
+
+    def arrived(self, call: str, arrived: bool) -> None:
+        """The answer to the call was lost on its way to the client; or it was lost, and is given again.
+
+        Also once the session is closed.
+        """
+        with self._lock:
+            lost = self._calls[call]
+            if lost.delivered == arrived:
+                return
+            self._calls[call] = replace(lost, delivered=arrived)
+            self._turns[call].delivered = arrived
+            if lost.parent is not None:
+                self._turns[lost.parent].continued += 1 if arrived else -1
 
     def _check_open(self) -> None:
         if self._closed:

@@ -59,7 +59,7 @@ class EpisodeView:
 
     key: EpisodeKey
     calls: tuple[Call, ...]
-    """Completed calls, oldest first."""
+    """Completed calls whose answers the agent has had, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,17 @@ class Episode:
     setbacks: tuple[Failure, ...] = field(default=(), compare=False)
     """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts. Not
     stored."""
+
+
+def heard(episode: Episode) -> tuple[Call, ...]:
+    """The calls whose answers the agent has had, which are all that an episode can owe its reward to.
+
+    Those are the delivered ones, and of the others those that a later call continues or that the agent rewards.
+    """
+    if all(call.delivered for call in episode.calls):
+        return episode.calls
+    known = {call.parent for call in episode.calls} | episode.call_rewards.keys()
+    return tuple(call for call in episode.calls if call.delivered or call.id in known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.deadline import Stage
-from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure
+from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure, heard
 from agentrl.rollout.failures import attribute
 
 __all__ = ["EpisodeRunner", "Score"]
@@ -68,7 +68,8 @@ class EpisodeRunner:
         finally:
             session.close()
         setbacks = _setbacks(session.refusals, episode.failure)
-        return replace(episode, seconds=time.monotonic() - began, setbacks=setbacks)
+        # That an answer was lost may be known only now.
+        return replace(episode, calls=session.calls, seconds=time.monotonic() - began, setbacks=setbacks)
 
     async def _returned(
         self, data: Data, session: Session, settings: SessionSettings, alone: bool
@@ -87,7 +88,7 @@ class EpisodeRunner:
         if returned is None:
             return replace(episode, outcome="rejected")
         if self.score is not None:
-            view = EpisodeView(episode.key, episode.calls)
+            view = EpisodeView(episode.key, heard(episode))
             reward = await self._scored(self.score, returned, view, episode.data)
             return replace(episode, reward=reward, answer=returned)
         result = as_result(returned, [call.id for call in episode.calls])

@@ -16,7 +16,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/setbacks`` failures of calls
     and of whole attempts that were tried again, ``rollout/forks`` calls whose history had to be rendered anew,
     ``rollout/overridden`` calls whose fields ``rollout.override`` changed, ``rollout/unmet`` calls that did without
-    something that they asked for, and ``rollout/control_tokens`` calls whose texts the model read as control tokens.
+    something that they asked for, ``rollout/undelivered`` calls whose answers came too late for their client, and
+    ``rollout/control_tokens`` calls whose texts the model read as control tokens.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     calls = [call for episode in episodes for call in episode.calls]
@@ -31,6 +32,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/calls": len(calls),
         "rollout/forks": sum(call.fork_reason is not None for call in calls),
         "rollout/overridden": sum(bool(call.overridden) for call in calls),
+        "rollout/undelivered": sum(not call.delivered for call in calls),
         "rollout/unmet": sum(bool(call.unmet) for call in calls),
         "rollout/control_tokens": sum(bool(call.control_tokens) for call in calls),
         "rollout/truncated": sum(call.finish_reason == "length" for call in calls),

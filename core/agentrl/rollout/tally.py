@@ -12,7 +12,9 @@ from agentrl.rollout.episode import Episode, EpisodeKey, Failure
 
 __all__ = ["Cause", "Causes", "Kind", "Tally", "sentence"]
 
-Kind = Literal["failed", "rejected", "mistaken", "retried", "truncated", "overridden", "unmet", "control_tokens"]
+Kind = Literal[
+    "failed", "rejected", "mistaken", "retried", "truncated", "undelivered", "overridden", "unmet", "control_tokens"
+]
 
 _BY_REQUEST: Final[tuple[Kind, ...]] = ("overridden", "unmet", "control_tokens")
 _KEPT = 1000
@@ -74,7 +76,7 @@ class Tally:
         return new
 
     def count(self, kind: Kind) -> int:
-        """How many there were of ``kind``: calls of the last three, tries of ``retried``, episodes of the others."""
+        """How many there were of ``kind``: calls of the last five, tries of ``retried``, episodes of the others."""
         return self.kinds[kind].total
 
     def reasons(self, most: int = 3) -> dict[str, list[dict[str, Any]]]:
@@ -105,6 +107,7 @@ _TEXTS: Final[dict[Kind, str]] = {
     "mistaken": "{count:,} of {episodes:,} episodes ended with a mistake of the policy",
     "retried": "{count:,} failed calls or attempts were tried again",
     "truncated": "{count:,} completions were cut at their limit of tokens",
+    "undelivered": "{count:,} completions could not be delivered",
     "overridden": "{count:,} calls were changed by rollout.override",
     "unmet": "{count:,} calls did without something that they asked for",
     "control_tokens": "{count:,} calls held texts that the model reads as control tokens (model.control_tokens=plain)",
@@ -134,6 +137,8 @@ def _happenings(episode: Episode) -> Iterator[tuple[Kind, str, str, Failure | No
 def _of_call(call: Call) -> Iterator[tuple[Kind, str, str, None]]:
     if call.finish_reason == "length":
         yield "truncated", "", f"after {call.completion_tokens:,} tokens", None
+    if not call.delivered:
+        yield "undelivered", "", "the agent's client had gone", None
     if call.overridden:
         yield "overridden", "", ", ".join(call.overridden), None
     if call.unmet:

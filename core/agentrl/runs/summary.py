@@ -45,6 +45,8 @@ class Summary:
     """Failures, of calls and of whole attempts, that were tried again."""
     truncated: int = 0
     """Completions that were cut at their limit of tokens."""
+    undelivered: int = 0
+    """Completions whose client had gone."""
     overridden: int = 0
     """Calls that ``rollout.override`` changed."""
     unmet: int = 0

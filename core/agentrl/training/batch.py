@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agentrl.rollout.episode import Episode, Group
+from agentrl.rollout.episode import Episode, Group, heard
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.paths import cover
 from agentrl.training.terms import Completion, Terms, tabulate
@@ -33,15 +33,15 @@ class Batch:
 def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
     """The paths and loss terms of the rewarded episodes; rejected and failed ones have no part in it.
 
-    Left out are tokens sampled under a grammar or greedily, calls that no reward reaches, and given tokens
-    that no trained token follows.
+    Left out are tokens sampled under a grammar or greedily, calls that no reward reaches, calls whose answers the agent
+    never had, and given tokens that no trained token follows.
     """
     paths: list[Ints] = []
     completions: list[Completion] = []
     zero_variance = excluded = episodes = 0
     for group in groups:
         rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
-        advantages = algorithm.advantage([algorithm.credit(episode) for episode in rewarded])
+        advantages = algorithm.advantage([algorithm.credit(_as_heard(episode)) for episode in rewarded])
         zero_variance += not any(value for by_call in advantages for value in by_call.values())
         for episode, by_call in zip(rewarded, advantages, strict=True):
             trained, left_out = _select(episode, by_call)
@@ -51,6 +51,12 @@ def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
             excluded += left_out
             episodes += 1
     return Batch(tuple(paths), tabulate(completions, algorithm.normalisation), zero_variance, excluded)
+
+
+def _as_heard(episode: Episode) -> Episode:
+    """The episode as its agent knew it: an answer that it never had earns nothing, and is nobody's turn."""
+    calls = heard(episode)
+    return episode if len(calls) == len(episode.calls) else replace(episode, calls=calls)
 
 
 def _select(episode: Episode, advantages: ByCall) -> tuple[list[int], int]:

@@ -170,6 +170,7 @@ class _Run:
             mistaken=tally.count("mistaken"),
             retried=tally.count("retried"),
             truncated=tally.count("truncated"),
+            undelivered=tally.count("undelivered"),
             overridden=tally.count("overridden"),
             unmet=tally.count("unmet"),
             control_tokens=tally.count("control_tokens"),
