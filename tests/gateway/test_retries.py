@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from functools import partial
 
 import httpx2
@@ -437,3 +438,18 @@ def test_a_fault_of_the_gateway_itself_is_a_500_that_is_not_retried(
         asyncio.run(agent())
     assert len(answered) == 1
     assert "failed to answer a request" in caplog.text
+
+
+def test_a_client_that_leaves_its_answer_unread_can_ask_for_it_again(gateway, backend, open_session):
+    session = open_session()
+    backend.says("It is 408.")
+    body = json.dumps({"messages": [ASK]}).encode()
+    url = httpx2.URL(session.base_url)
+    with socket.create_connection((url.host, url.port), timeout=20) as left:
+        head = f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        left.sendall(head.encode() + body)
+        left.recv(10)
+    asyncio.run(until(lambda: [call.delivered for call in session.calls] == [False]))
+    again = httpx2.post(f"{session.base_url}/chat/completions", content=body, headers=QUICK, trust_env=False)
+    assert again.json()["id"] == session.calls[0].id
+    assert [call.delivered for call in session.calls] == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from openai import AsyncOpenAI
 from agentrl.agents.binding import bind_agent
 from agentrl.errors import PolicyError, RunError
 from agentrl.gateway import Gateway, SessionSettings
+from agentrl.gateway.exchange import Exchange
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.rollout.episode import EpisodeKey
@@ -313,3 +315,25 @@ def test_an_agent_that_only_fails_stops_the_batch_and_its_siblings(run):
 
     run(scenario)
     assert len(ended) == 4
+
+
+def test_a_reward_is_shown_no_answer_that_the_agent_never_had(run):
+    seen = []
+
+    async def score(answer, data, episode):
+        seen.extend(call.delivered for call in episode.calls)
+        return 1.0
+
+    async def scenario(stack):
+        async def agent(data, *, base_url, api_key, http_client):
+            await ask(base_url, api_key, http_client, data["question"])
+            body = json.dumps({"messages": [{"role": "user", "content": "And 12 + 31?"}]}).encode()
+            reply = await stack.gateway.answer(Exchange("POST", "/v1/chat/completions", body, f"Bearer {api_key}"))
+            reply.lost()
+            return "42"
+
+        return await stack.episode(agent, score=score)
+
+    episode = run(scenario)
+    assert seen == [True]
+    assert [call.delivered for call in episode.calls] == [True, False]
