@@ -191,6 +191,7 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "undelivered",
         "overridden",
         "unmet",
+        "control_tokens",
         "reasons",
     }
     assert read_summary(folder.summary) == summary
