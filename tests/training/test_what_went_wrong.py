@@ -15,11 +15,12 @@ import pytest
 from openai import AsyncOpenAI
 
 from agentrl import Trainer, load_config
-from agentrl.errors import RunError
+from agentrl.errors import BackendError, RunError
 from agentrl.inference.contract import Chunk, GenerationRequest
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.plain import PlainReporter
+from agentrl.runs.summary import read_summary
 
 BRIEF = ("evaluation.every=0", "training.checkpoint_every=0", "tasks.eval=null", "rollout.tasks_per_step=2")
 
@@ -171,6 +172,20 @@ def test_a_backend_that_breaks_its_contract_stops_the_run_within_a_step_and_is_n
             "rollout.max_attempts=1",
         )
     assert caplog.records == []
+
+
+class Deaf(TorchBackend):
+    """Takes the version of new weights, and not the weights."""
+
+    async def update_weights(self, weights) -> None:
+        _, engine = self._running()
+        engine.version = weights.version
+
+
+def test_a_backend_that_lies_about_its_weights_stops_the_run_within_a_step(train, tmp_path):
+    with pytest.raises(BackendError, match="does not sample from the learner's weights: in step 2 "):
+        train("math", f"inference.backend={__name__}:Deaf", steps=5)
+    assert read_summary(tmp_path / "run" / "summary.json").steps == 2
 
 
 class Silent(TorchBackend):

@@ -24,6 +24,7 @@ from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.interrupt import finish, finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
+from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.serving import Serving, within
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
@@ -57,6 +58,9 @@ class TrainingLoop:
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
     _updates: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._agreement = MismatchWatch(self.journal.reporter.warning)
 
     @property
     def current_evaluation(self) -> Evaluation | None:
@@ -112,6 +116,7 @@ class TrainingLoop:
                 async with within(self.config.inference.timeout, "the inference engine to take new weights"):
                     await self.serving.backend.update_weights(self.learner.weights())
         self.journal.step(step, {**rollout_metrics(groups), **learned, **self._watch.take()})
+        self._agreement.look(step, learned)
         self._updates += learned.get("policy/updated", 0.0)
         if step in (_IDLE_STEPS, self.config.training.steps) and not self._updates:
             self.journal.reporter.warning(_nothing_learned(step))
