@@ -453,3 +453,27 @@ def test_a_client_that_leaves_its_answer_unread_can_ask_for_it_again(gateway, ba
     again = httpx2.post(f"{session.base_url}/chat/completions", content=body, headers=QUICK, trust_env=False)
     assert again.json()["id"] == session.calls[0].id
     assert [call.delivered for call in session.calls] == [True]
+
+
+def test_a_call_that_is_cancelled_at_any_moment_is_delivered_or_leaves_nothing(in_process, backend, open_session):
+    """Where the agent's task ends before it has the answer, no later moment gives it to anybody."""
+
+    async def agent(session, moments):
+        async with in_process.client(session, max_retries=0) as client:
+            task = asyncio.ensure_future(create(client))
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            task.cancel()
+            (outcome,) = await asyncio.gather(task, return_exceptions=True)
+            return outcome
+
+    delivered = []
+    for moments in range(40):
+        backend.script.clear()
+        backend.says("It is 408.")
+        session = open_session()
+        outcome = asyncio.run(agent(session, moments))
+        delivered.append(not isinstance(outcome, BaseException))
+        assert [call.id for call in session.calls if call.delivered] == ([outcome.id] if delivered[-1] else [])
+        session.close()
+    assert set(delivered) == {True, False}
