@@ -149,6 +149,22 @@ def test_an_agent_in_the_model_s_place_is_told_apart(agentrl, server):
     assert {model for model, _ in server.asked} == {"math"}
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("{stream: null}", "rollout.override.stream cannot be: an override does not change stream"),
+        ("{n: 2}", "with rollout.override.n every call would be refused"),
+    ],
+)
+def test_an_override_under_which_no_call_could_be_answered_is_refused_before_the_endpoint_is_asked(
+    agentrl, server, override, said
+):
+    code, _, err = agentrl("eval", "agent=math", "inference.backend.model=gpt-4o", f"rollout.override={override}")
+    assert code == 2
+    assert said in err
+    assert server.asked == []
+
+
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])
 def test_train_refuses_an_endpoint_before_anything_starts(agentrl, server, tmp_path, flags):
     code, _, err = agentrl("train", "math", *flags, "inference.backend.model=gpt-4o")
