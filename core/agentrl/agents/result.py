@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Collection, Mapping
-from decimal import Decimal
 from typing import Any
 
+from agentrl.agents.number import as_number, shown
 from agentrl.errors import AgentError, near_matches
 
-__all__ = ["as_number", "as_result"]
-
-
-def as_number(value: Any) -> float | None:
-    """``value`` as a float if it is a real number of any type, numpy's and bool included; else ``None``."""
-    if isinstance(value, numbers.Real | Decimal):
-        return float(value)
-    if getattr(value, "shape", None) == () and hasattr(value, "__float__"):
-        return float(value)  # numpy.bool_ and zero-dimensional arrays and tensors
-    return None
+__all__ = ["as_result"]
 
 
 def as_result(returned: Any, calls: Collection[str]) -> float | dict[str, float] | None:
@@ -31,7 +21,11 @@ def as_result(returned: Any, calls: Collection[str]) -> float | dict[str, float]
     if returned is None:
         return None
     if isinstance(returned, Mapping):
-        return {call: _finite(reward, f"for call {call!r}") for call, reward in _known(returned, calls).items()}
+        rewards = {call: _finite(reward, f"for call {call!r}") for call, reward in _known(returned, calls).items()}
+        # So no sum of some of them, as credit adds them up along the tree, is infinite.
+        if not math.isfinite(sum(map(abs, rewards.values()))):
+            raise AgentError("the agent returned rewards whose sum is infinite", fix="a reward is a finite number")
+        return rewards
     return _finite(returned, "")
 
 
@@ -52,14 +46,14 @@ def _finite(value: Any, where: str) -> float:
     number = as_number(value)
     if number is None:
         raise AgentError(
-            f"the agent returned {value!r:.200} {where}".rstrip() + f", a {type(value).__name__}",
+            f"the agent returned {shown(value)} {where}".rstrip() + f", a {type(value).__name__}",
             fix="return a number, a dict from response id to number, or None; or set reward: to have an answer scored",
             cause=f"the agent returned a {type(value).__name__}",
         )
     if not math.isfinite(number):
         raise AgentError(
-            f"the agent returned {number} {where}".rstrip(),
-            fix="a reward is a finite number",
+            f"the agent returned {shown(value)} {where}".rstrip(),
+            fix="a reward is a number that a float can hold",
             cause="the agent returned a reward that is not finite",
         )
     return number

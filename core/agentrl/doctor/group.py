@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import fmean, pstdev
+from statistics import pstdev
 
 from agentrl.config.models import Config
 from agentrl.doctor.agent import FIXES, parted
@@ -18,6 +18,7 @@ from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.episode import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
+from agentrl.rollout.statistics import mean
 from agentrl.rollout.tally import Causes
 from agentrl.tokens.tree import TokenTree
 from agentrl.training.algorithm import Algorithm
@@ -87,13 +88,13 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     figures = {
         "groups": len(groups),
         "groups_that_differ": apart,
-        "reward_mean": fmean(rewards),
+        "reward_mean": mean(rewards),
         "reward_std": pstdev(rewards),
         "reward_min": min(rewards),
         "reward_max": max(rewards),
     }
     text = (
-        f"{len(rewards)} rewards of {fmean(rewards):.3f} in the mean, deviation {pstdev(rewards):.3f}, from "
+        f"{len(rewards)} rewards of {mean(rewards):.3f} in the mean, deviation {pstdev(rewards):.3f}, from "
         f"{min(rewards):g} to {max(rewards):g}"
     )
     if not apart:

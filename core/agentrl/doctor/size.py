@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentrl.errors import ConfigError, one_line, shortened
+from agentrl.training.dtype import stored_dtype
 
 __all__ = ["ModelSize", "model_size"]
 
@@ -26,6 +27,8 @@ class ModelSize:
     kv_values: int | None
     """Numbers that one token takes in the KV cache; ``None`` for layers of another kind than attention."""
     context_length: int | None
+    stored_bytes: int
+    """Bytes that a parameter takes in the model's folder, and so in a checkpoint's."""
 
     def learner_bytes(self) -> int:
         """What the learner holds between passes; activations come on top."""
@@ -36,8 +39,9 @@ class ModelSize:
         return (self.parameters + tokens * (self.kv_values or 0)) * width
 
     def checkpoint_bytes(self) -> int:
-        """What a checkpoint takes on disk: float32 weights and the optimiser's moments."""
-        return self.parameters * (_TRAINED["weights"] + _TRAINED["optimiser"])
+        """What a checkpoint takes on disk: weights, those in float32 too where they differ, and AdamW's moments."""
+        masters = 0 if self.stored_bytes == _TRAINED["weights"] else _TRAINED["weights"]
+        return self.parameters * (self.stored_bytes + masters + _TRAINED["optimiser"])
 
 
 def model_size(folder: Path) -> ModelSize:
@@ -66,4 +70,5 @@ def model_size(folder: Path) -> ModelSize:
         parameters=model.num_parameters(),
         kv_values=2 * layers * heads * width if layers and heads and width else None,
         context_length=getattr(text, "max_position_embeddings", None),
+        stored_bytes=stored_dtype(folder).itemsize,
     )

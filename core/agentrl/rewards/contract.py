@@ -1,7 +1,8 @@
 """What a reward is: ``(answer, data, *, episode) -> float``, sync or async.
 
 Of ``data`` and ``episode`` a function is given what its signature takes. A registered name may also
-be a class: it is built once a run from the keys beside its name and its instances are called.
+be a class: it is built once a run from the keys beside its name and its instances are called. ``agentrl.Reward`` is
+a number that says what it is made of.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from agentrl.rollout.episode import EpisodeView
 
 
-class Reward(Protocol):
+class RewardFunction(Protocol):
     """Scores an agent's answer to a task; any real number is a reward."""
 
     def __call__(self, answer: Any, data: dict[str, Any], *, episode: EpisodeView) -> float | Awaitable[float]: ...

@@ -19,10 +19,15 @@ class TruthSettings(Section):
 
 
 def truth_of(data: Mapping[str, Any], field: str) -> Any:
-    """The truth of a task. Raises ``RewardError`` where the task lacks it."""
+    """The truth of a task. Raises ``RewardError`` where the task lacks it, or holds null."""
     if field not in data:
         raise RewardError(
             f"the task has no field {field!r} to score against, only {', '.join(map(repr, data)) or 'no fields'}",
             fix="set `field` of the reward to the one that holds the truth",
+        )
+    if data[field] is None:
+        raise RewardError(
+            f"the task's field {field!r} is null: there is no truth to score against",
+            fix="give the task its truth, or set `field` of the reward to the one that holds it",
         )
     return data[field]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentrl.agents.causes import cause_of
-from agentrl.agents.result import as_number
+from agentrl.agents.number import as_number
+from agentrl.agents.reward import Reward, parts_of
 from agentrl.agents.watchdog import Holder
 from agentrl.errors import AgentRLError, ConfigError, RewardError
 
@@ -50,8 +51,8 @@ def load_reward(plugins: Plugins, part: PartLike) -> Callable[..., Any]:
     return reward
 
 
-async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> float:
-    """The reward of ``answer``; of ``data`` and the ``episode`` it is given what its signature takes.
+async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> Reward:
+    """The reward of ``answer``, with its parts; of ``data`` and the ``episode`` it is given what its signature takes.
 
     Raises ``RewardError`` where it raises, or returns anything but a finite real number.
     """
@@ -74,7 +75,7 @@ async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str
             fix="return a finite real number",
             cause=f"the reward returned a {type(returned).__name__} that is no finite real number",
         )
-    return number
+    return Reward(number, **parts_of(returned))
 
 
 def _taken(reward: Callable[..., Any]) -> list[str]:

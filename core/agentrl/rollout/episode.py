@@ -73,6 +73,8 @@ class Episode:
     """The episode's reward; where single calls were rewarded, the sum of theirs. ``None`` unless rewarded."""
     call_rewards: Mapping[str, float] = field(default_factory=dict)
     """Rewards by response id; empty where the episode has one reward for all."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """What the reward says that it is made of, by name (``agentrl.Reward``); of rewarded calls the sums."""
     calls: tuple[Call, ...] = ()
     tree: TokenTree = field(default_factory=TokenTree)
     answer: Any = None

@@ -11,6 +11,7 @@ from typing import Any
 from agentrl.agents.causes import cause_of
 from agentrl.agents.contract import Data
 from agentrl.agents.result import as_result
+from agentrl.agents.reward import parts_of, sums_of_parts
 from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
@@ -90,11 +91,12 @@ class EpisodeRunner:
         if self.score is not None:
             view = EpisodeView(episode.key, heard(episode))
             reward = await self._scored(self.score, returned, view, episode.data)
-            return replace(episode, reward=reward, answer=returned)
+            return replace(episode, reward=float(reward), reward_parts=parts_of(reward), answer=returned)
         result = as_result(returned, [call.id for call in episode.calls])
         if isinstance(result, dict):
-            return replace(episode, reward=sum(result.values()), call_rewards=result)
-        return replace(episode, reward=result)
+            parts = sums_of_parts(returned.values())
+            return replace(episode, reward=sum(result.values()), call_rewards=result, reward_parts=parts)
+        return replace(episode, reward=result, reward_parts=parts_of(returned))
 
     async def _scored(self, score: Score, answer: Any, view: EpisodeView, data: Mapping[str, Any]) -> float:
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from agentrl.rollout.episode import Group
+from agentrl.rollout.episode import Episode, Group
 
-__all__ = ["rollout_metrics"]
+__all__ = ["mean", "mean_parts", "rollout_metrics"]
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -17,7 +17,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     and of whole attempts that were tried again, ``rollout/forks`` calls whose history had to be rendered anew,
     ``rollout/overridden`` calls whose fields ``rollout.override`` changed, ``rollout/unmet`` calls that did without
     something that they asked for, ``rollout/undelivered`` calls whose answers came too late for their client, and
-    ``rollout/control_tokens`` calls whose texts the model read as control tokens.
+    ``rollout/control_tokens`` calls whose texts the model read as control tokens. ``reward/parts/NAME`` is the mean of
+    what rewards say that they are made of.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     calls = [call for episode in episodes for call in episode.calls]
@@ -42,6 +43,20 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "episode/calls": len(calls) / len(episodes),
     }
     if rewards:
-        metrics["reward/mean"] = statistics.fmean(rewards)
+        metrics["reward/mean"] = mean(rewards)
         metrics["reward/std"] = statistics.pstdev(rewards)
-    return metrics
+    return metrics | {f"reward/parts/{name}": value for name, value in mean_parts(episodes).items()}
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of numbers that may be as large as a float can be: a sum of them would be infinite."""
+    return float(statistics.mean(values))
+
+
+def mean_parts(episodes: Iterable[Episode]) -> dict[str, float]:
+    """The mean of each part of rewards, by its name, over the episodes that have it."""
+    values: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.reward_parts.items():
+            values.setdefault(name, []).append(value)
+    return {name: mean(those) for name, those in sorted(values.items())}

@@ -40,6 +40,7 @@ COLUMNS = (
     "data",
     "answer",
     "call_rewards",
+    "reward_parts",
     "calls",
     "tree",
 )
@@ -65,6 +66,7 @@ def to_row(episode: Episode) -> Row:
         json.dumps(episode.data),
         json.dumps(plain(episode.answer)),
         json.dumps(episode.call_rewards),
+        json.dumps(dict(episode.reward_parts)),
         json.dumps(_calls_to_json(episode.calls)),
         pack_tree(episode.tree),
     )
@@ -79,6 +81,7 @@ def from_row(row: Row) -> Episode:
         outcome=cast(Outcome, value["outcome"]),
         reward=value["reward"],
         call_rewards=json.loads(value["call_rewards"]),
+        reward_parts=json.loads(value["reward_parts"]),
         calls=_calls_from_json(json.loads(value["calls"])),
         tree=unpack_tree(value["tree"]),
         answer=json.loads(value["answer"]),

@@ -30,7 +30,7 @@ Journal = Literal["wal", "delete"]
 
 Verb = Literal["read", "write"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _APPLICATION_ID = 0x61726C31
 """Says what the file is: ``arl1``."""
@@ -57,6 +57,7 @@ CREATE TABLE episodes (
     data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,           -- JSON
     call_rewards TEXT NOT NULL,     -- JSON
+    reward_parts TEXT NOT NULL,     -- JSON: number by name, for json_extract(reward_parts, '$.format') > 0
     calls TEXT NOT NULL,            -- JSON, as agentrl.runs.codec writes it
     tree BLOB NOT NULL              -- as agentrl.runs.codec packs it
 );

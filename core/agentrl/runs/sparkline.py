@@ -20,8 +20,9 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     known = [value for value in shares if value is not None]
     if not known:
         return " " * len(shares)
-    low, span = min(known), max(known) - min(known)
-    return "".join(" " if value is None else _block((value - low) / span if span else 0.5) for value in shares)
+    # Halves, so that the span of the largest numbers is one too.
+    low, span = min(known) / 2, max(known) / 2 - min(known) / 2
+    return "".join(" " if value is None else _block((value / 2 - low) / span if span else 0.5) for value in shares)
 
 
 def _block(height: float) -> str:
@@ -36,4 +37,4 @@ def _shares(values: Sequence[float | None], width: int) -> list[float | None]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return sum(value / len(known) for value in known) if known else None

@@ -39,10 +39,13 @@ class GroupAdvantage:
         values = [value for episode in credited for value in episode.values()]
         if not values or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
             return [dict.fromkeys(episode, 0.0) for episode in returns]
-        mean = _mean_over_episodes(credited, lambda value: value)
-        deviation = math.sqrt(_mean_over_episodes(credited, lambda value: (value - mean) ** 2))
-        scale = deviation if self._scale == "std" else 1.0
-        return [{call: (value - mean) / scale for call, value in episode.items()} for episode in returns]
+        # A float need not hold the square of another. Division by a power of two is exact.
+        unit = math.ldexp(1.0, math.frexp(max(map(abs, values)))[1] - 1)
+        mean = _mean_over_episodes(credited, lambda value: value / unit)
+        if self._scale == "none":
+            return [{call: value - mean * unit for call, value in episode.items()} for episode in returns]
+        deviation = math.sqrt(_mean_over_episodes(credited, lambda value: (value / unit - mean) ** 2))
+        return [{call: (value / unit - mean) / deviation for call, value in episode.items()} for episode in returns]
 
 
 def _mean_over_episodes(returns: Sequence[ByCall], of: Callable[[float], float]) -> float:

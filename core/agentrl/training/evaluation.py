@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.episode import EpisodeKey, Group, Phase
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.rollout.statistics import mean, mean_parts
 from agentrl.tasks.contract import TaskSet
 
 __all__ = ["Evaluation", "Evaluator"]
@@ -32,6 +33,8 @@ class Evaluation:
     rejected: int
     folder: Path | None = None
     """Where its episodes are kept; ``None`` for one within a run, whose folder has them."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Means of the parts of rewards at `evaluation.temperature`, by name."""
 
     def metrics(self) -> dict[str, float]:
         """As logged: `evaluation/reward`, `evaluation/reward_greedy`, …"""
@@ -42,6 +45,7 @@ class Evaluation:
             "evaluation/episodes": self.episodes,
             "evaluation/failed": self.failed,
             "evaluation/rejected": self.rejected,
+            **{f"evaluation/parts/{name}": value for name, value in self.parts.items()},
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class Evaluation:
             "failed": self.failed,
             "rejected": self.rejected,
             "folder": None if self.folder is None else str(self.folder),
+            "parts": dict(self.parts),
         }
 
 
@@ -93,6 +98,7 @@ class Evaluator:
             episodes=len(episodes),
             failed=sum(episode.outcome == "failed" for episode in episodes),
             rejected=sum(episode.outcome == "rejected" for episode in episodes),
+            parts=mean_parts(episode for group in sampled for episode in group.episodes),
         )
 
     async def _measure(
@@ -120,4 +126,4 @@ def _mean_reward(groups: Sequence[Group]) -> float:
             "the agent rejected every held-out task: none has a reward",
             fix="return a reward instead of None, or evaluate on other tasks (tasks.eval)",
         )
-    return sum(rewards) / len(rewards)
+    return mean(rewards)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,43 @@ SPARE = 1 << 16
 """Bytes left on a disk that is as good as full."""
 
 
-def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
+def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write ``model`` as ``folder``, with the tokenizer, template and other small files of ``source``.
 
-    A folder that is there already is replaced. Raises ``RunError`` where it cannot be written.
+    The weights are written as ``dtype``, by default as they are. A folder that is there already is replaced. Raises
+    ``RunError`` where it cannot be written.
     """
 
     def write(aside: Path) -> None:
-        with no_progress_bars():
-            model.save_pretrained(aside)
+        with no_progress_bars(), _named(model, dtype or model.dtype):
+            model.save_pretrained(aside, state_dict=None if dtype in (None, model.dtype) else _cast(model, dtype))
         for file in source.iterdir():
             if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
                 shutil.copyfile(file, aside / file.name)
 
     write_aside(folder, write)
+
+
+@contextmanager
+def _named(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """Within it the model's config says that its weights are of ``dtype``."""
+    before = model.config.dtype
+    model.config.dtype = dtype
+    try:
+        yield
+    finally:
+        model.config.dtype = before
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The state of ``model`` as ``dtype``; tensors that are one stay one, so that tied weights are written once."""
+    made: dict[int, torch.Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor = made.setdefault(tensor.data_ptr(), tensor.to(dtype))
+        state[name] = tensor
+    return state
 
 
 def write_aside(target: Path, write: Callable[[Path], None]) -> None:

@@ -29,7 +29,8 @@ from agentrl.rollout.episode import Group
 from agentrl.training import forest, rows
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.batch import Batch, collect
-from agentrl.training.folder import write_state
+from agentrl.training.dtype import stored_dtype
+from agentrl.training.folder import save_model, write_state
 from agentrl.training.gradient import accumulate_gradient
 from agentrl.training.metrics import batch_metrics
 from agentrl.training.optimiser import Optimiser
@@ -60,6 +61,7 @@ class Learner:
         self._algorithm = algorithm
         device = find_device(training.device, "training.device")
         model = _load(folder, device)
+        self._dtype = stored_dtype(folder)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
         self._policy = Policy(model, autocast=_autocast(training.precision, device))
@@ -104,9 +106,10 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder, tokenizer included, whole or not at all.
 
-        Raises ``RunError`` where it cannot be written.
+        Its weights are of the type that the model came in, which training in float32 does not change. Raises
+        ``RunError`` where it cannot be written.
         """
-        self.weights().save(folder)
+        save_model(self.model, self._source, folder, self._dtype)
 
     def save_state(self, folder: Path) -> None:
         """Write into ``folder`` what beside the weights a run needs to go on as if it had never stopped.
@@ -114,13 +117,22 @@ class Learner:
         Raises ``RunError`` where it cannot be written.
         """
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
+        if self._dtype != torch.float32:
+            state["masters"] = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         write_state(state, folder / STATE)
 
     def load_state(self, folder: Path) -> None:
-        """Take up what ``save_state`` wrote; the weights are those that the learner was built from."""
+        """Take up what ``save_state`` wrote, beside the weights that the learner was built from.
+
+        Of a model that comes in 16 bits the state holds the weights in 32, which are those that training goes on with.
+        """
         state: dict[str, Any] = torch.load(folder / STATE, map_location=self._policy.device, weights_only=True)
         self.version = state["version"]
         self._optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if "masters" in state:
+                    parameter.copy_(state["masters"][name])
         torch.set_rng_state(state["random"].cpu())
 
     def _lay_out(self, batch: Batch) -> list[Pass]:

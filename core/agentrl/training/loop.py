@@ -21,6 +21,7 @@ from agentrl.rollout.statistics import rollout_metrics
 from agentrl.runs.stopwatch import Stopwatch
 from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
+from agentrl.training.idle import IdleSteps
 from agentrl.training.interrupt import finish, finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.learner import Learner
@@ -30,9 +31,6 @@ from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["TrainingLoop"]
-
-_IDLE_STEPS = 5
-"""After how many steps without a difference in any group that is worth a warning."""
 
 
 @dataclass
@@ -57,7 +55,10 @@ class TrainingLoop:
     _saved_version: int = -1
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
-    _updates: float = 0.0
+    _idle: IdleSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._idle = IdleSteps(self.config.training.steps)
 
     def __post_init__(self) -> None:
         self._agreement = MismatchWatch(self.journal.reporter.warning)
@@ -115,11 +116,11 @@ class TrainingLoop:
             with self._watch.stage("weights"):
                 async with within(self.config.inference.timeout, "the inference engine to take new weights"):
                     await self.serving.backend.update_weights(self.learner.weights())
-        self.journal.step(step, {**rollout_metrics(groups), **learned, **self._watch.take()})
+        metrics = {**rollout_metrics(groups), **learned, **self._watch.take()}
+        self.journal.step(step, metrics)
         self._agreement.look(step, learned)
-        self._updates += learned.get("policy/updated", 0.0)
-        if step in (_IDLE_STEPS, self.config.training.steps) and not self._updates:
-            self.journal.reporter.warning(_nothing_learned(step))
+        if warning := self._idle.add(step, metrics):
+            self.journal.reporter.warning(warning)
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         with self._writing:
@@ -153,14 +154,6 @@ class TrainingLoop:
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
-
-
-def _nothing_learned(steps: int) -> str:
-    return (
-        f"nothing could be learned up to step {steps}: in no group did one rewarded episode do better than another "
-        "(choose tasks that succeed now and then, raise rollout.group_size or rollout.temperature, "
-        "or let the agent's reward tell better from worse)"
-    )
 
 
 def _recorded(episode: Episode) -> bool:

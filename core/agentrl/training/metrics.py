@@ -2,7 +2,9 @@
 
 ``policy/mismatch_kl`` estimates ``KL(sampler ‖ learner)`` over the sampled tokens as ``E[r - 1 - log r]`` with
 ``r = π_learner / π_sampler``: unbiased, never negative and of low variance (Schulman 2020, "Approximating KL
-divergence", the estimator k3). Ratios are those of the weights before the step's update.
+divergence", the estimator k3), computed in double precision, in which it stays so. Where sampler and learner have the
+same weights it is the rounding of their logprobs, about half its square. Ratios are those of the weights before the
+step's update.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ class PolicyMetrics:
     ) -> None:
         """Add one pass: its share of the loss, and one entry a term of the others, none with a gradient."""
         self.count += len(log_ratio)
+        log_ratio = log_ratio.double()
         ratio = log_ratio.exp()
         sums = {
             "policy/loss": loss,
             "policy/entropy": entropy.sum(),
             "policy/clip_fraction": clipped.sum(),
             "policy/ratio_mean": ratio.sum(),
-            "policy/mismatch_kl": (ratio - 1 - log_ratio).sum(),
+            # Not exp(x) - 1 - x, whose rounding is larger than it is.
+            "policy/mismatch_kl": (log_ratio.expm1() - log_ratio).clamp(min=0.0).sum(),
         }
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrl.agents.raising import authors_traceback, describe
 from agentrl.errors import AgentError, PolicyError
+from agentrl.worker.parts import parts_beside
 from agentrl.worker.protocol import LONGEST, encode, error_to_json, unfit
 
 __all__ = ["done", "failed", "say"]
@@ -20,7 +21,8 @@ def done(episode: object, returned: Any) -> bytes:
         if inspect.iscoroutine(returned):
             returned.close()
             raise AgentError("the agent is a plain function that returned a coroutine", fix="make it `async def`")
-        return _line({"type": "done", "id": episode, "returned": returned}, returned, "returned")
+        message = {"type": "done", "id": episode, "returned": returned, "parts": parts_beside(returned)}
+        return _line(message, returned, "returned")
     except AgentError as error:
         return failed(episode, error)
 

@@ -8,14 +8,15 @@ descriptor ``N``; its standard output and error are the agent's, never the proto
     load    agent, kwargs, disabled, endpoint,    loaded   is_async, returns_answer
             outcomes
                                                   refused  error
-    run     id, data, connection                  done     id, returned
+    run     id, data, connection                  done     id, returned, parts
                                                   failed   id, error
     cancel  id                                    blocked  id, message
     stop                                          held     id
 
 ``hello`` is understood by every version of either side: the worker answers it in any case, and where the
 ``protocol`` is another than its own it then ends. ``core`` is the version of agentrl-core beside the agent, null where
-none is installed as a distribution, and ``python`` the interpreter's. ``disabled`` names plugins, which need not be
+none is installed as a distribution, and ``python`` the interpreter's. ``parts`` are those of the rewards in
+``returned`` (see ``parts``). ``disabled`` names plugins, which need not be
 installed there. ``endpoint``, which stays the same, and ``connection``, the episode's, hold ``base_url`` and
 ``api_key``, ``connection`` also ``model``. A worker loads one agent; one that has ``refused`` it waits for ``stop``.
 
@@ -41,8 +42,8 @@ from typing import Any
 
 from agentrl import errors
 from agentrl.agents.causes import cause_of
+from agentrl.agents.number import as_number
 from agentrl.agents.raising import authors_traceback, describe, is_api_error
-from agentrl.agents.result import as_number
 from agentrl.errors import AgentError, AgentRLError
 from agentrl.redaction import redact
 

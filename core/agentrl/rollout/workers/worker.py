@@ -14,6 +14,7 @@ from agentrl.rollout.failures import RaisedElsewhere
 from agentrl.rollout.workers.contract import AgentFacts, Limits
 from agentrl.rollout.workers.fate import Sentence, fate
 from agentrl.rollout.workers.process import BURIAL_S, WorkerProcess
+from agentrl.worker.parts import with_parts
 from agentrl.worker.protocol import Message, encode, error_from_json, with_traceback
 
 __all__ = ["Order", "Worker"]
@@ -82,7 +83,7 @@ class Worker:
     def _take(self, message: Message) -> None:
         match message["type"]:
             case "done":
-                self._answer(message["id"], message["returned"], None)
+                self._answer(message["id"], with_parts(message["returned"], message.get("parts", {})), None)
             case "failed":
                 self._answer(message["id"], None, _error(message["error"]))
             case "blocked":

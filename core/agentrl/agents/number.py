@@ -1,0 +1,44 @@
+"""Numbers of any kind as floats, and values as messages show them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from decimal import Decimal
+from typing import Any
+
+from agentrl.errors import shortened
+
+__all__ = ["as_number", "shown"]
+
+_LONGEST = 200
+
+
+def as_number(value: Any) -> float | None:
+    """``value`` as a float if it is a real number of any type, numpy's and bool included; else ``None``.
+
+    What no float can hold becomes an infinity, and a NaN of any kind is one: whether a number is finite is for the
+    caller to ask. Text, complex numbers and dates are no real numbers, whatever can be made of them.
+    """
+    if isinstance(value, numbers.Real | Decimal):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # Real has no order for mypy.
+        except ValueError:  # Decimal's signalling NaN
+            return math.nan
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        inner = value.item()  # numpy.bool_, and zero-dimensional arrays and tensors
+        return None if getattr(inner, "shape", None) == () else as_number(inner)
+    return None
+
+
+def shown(value: object, longest: int = _LONGEST) -> str:
+    """``repr(value)`` for a message: cut to ``longest`` characters, and no error whatever ``value`` is."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > longest:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return shortened(text, longest)
