@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.agents.numbers_and_others import REFUSED
 
 from agentrl.agents.result import as_result
 from agentrl.errors import AgentError
@@ -46,10 +47,19 @@ def test_none_is_rejected():
     assert as_result(None, ["call"]) is None
 
 
-@pytest.mark.parametrize("bad", ["0.5", [1.0], object(), np.array([1.0]), 1j, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", REFUSED.values(), ids=REFUSED)
 def test_anything_else_is_the_agents_error(bad):
     with pytest.raises(AgentError, match="the agent returned"):
         as_result(bad, [])
+    with pytest.raises(AgentError, match=r"the agent returned .* for call 'c'"):
+        as_result({"c": bad}, ["c"])
+
+
+@pytest.mark.parametrize("rewards", [(1e308, 1e308), (1e308, -1e308, 1e308)])
+def test_rewards_of_calls_that_no_float_can_add_up_are_the_agents_error(rewards):
+    by_call = {f"c{index}": reward for index, reward in enumerate(rewards)}
+    with pytest.raises(AgentError, match="sum is infinite"):
+        as_result(by_call, list(by_call))
 
 
 def test_a_reward_for_an_unknown_call_names_the_near_ones():

@@ -117,6 +117,13 @@ def test_a_truth_without_a_number_is_a_fault_of_the_task() -> None:
 
 
 @pytest.mark.parametrize("name", ["exact-match", "numeric-match", "math-verify", {"name": "regex", "pattern": "a"}])
+def test_a_task_whose_truth_is_null_is_refused_and_no_text_is_right(name: object) -> None:
+    for answer in ("None", "null", ""):
+        with pytest.raises(RewardError, match=r"'answer' is null: there is no truth"):
+            score(name, answer, answer=None)
+
+
+@pytest.mark.parametrize("name", ["exact-match", "numeric-match", "math-verify", {"name": "regex", "pattern": "a"}])
 def test_a_task_without_the_truth_is_refused_by_field_name(name: object) -> None:
     with pytest.raises(RewardError, match=r"no field 'answer' .* only 'question'"):
         score(name, "3", question="2 + 1?")

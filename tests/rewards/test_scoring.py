@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.agents.numbers_and_others import REFUSED
 
+from agentrl.agents.reward import Reward, parts_of
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RewardError
 from agentrl.plugins import Plugins
@@ -57,10 +59,20 @@ def test_any_real_number_is_a_reward(value: object) -> None:
     assert type(reward) is float
 
 
-@pytest.mark.parametrize("value", ["1", None, [1.0], {}, 1j, float("nan"), float("inf"), np.array([1.0])])
+@pytest.mark.parametrize("value", [*REFUSED.values(), None, {}], ids=[*REFUSED, "nothing", "a dict"])
 def test_anything_else_is_refused_by_value(value: object) -> None:
     with pytest.raises(RewardError, match="the reward returned "):
         ask(lambda answer: value)
+
+
+def test_the_parts_of_a_reward_come_with_it() -> None:
+    reward = ask(lambda answer: Reward(Decimal("0.5"), format=True))
+    assert (reward, parts_of(reward)) == (0.5, {"format": 1.0})
+
+
+def test_a_part_that_is_no_number_is_the_rewards_error() -> None:
+    with pytest.raises(RewardError, match="part 'format' of a reward is a finite number, not nan"):
+        ask(lambda answer: Reward(0.5, format=float("nan")))
 
 
 def test_what_a_reward_raises_is_attributed_to_it_with_its_cause() -> None:

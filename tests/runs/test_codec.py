@@ -83,6 +83,7 @@ episodes = st.builds(
     outcome=st.sampled_from(["rewarded", "rejected", "failed"]),
     reward=st.none() | st.floats(allow_nan=False),
     call_rewards=st.dictionaries(text, st.floats(allow_nan=False), max_size=3),
+    reward_parts=st.dictionaries(text, st.floats(allow_nan=False), max_size=3),
     calls=call_chains(),
     tree=trees(),
     answer=json_values,

@@ -98,7 +98,7 @@ def test_a_sparkline_runs_from_the_least_to_the_greatest(values: list[float | No
     assert sparkline(values, width) == line
 
 
-@given(st.lists(st.none() | st.floats(-1e9, 1e9), min_size=1), st.integers(1, 60))
+@given(st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.integers(1, 60))
 def test_a_sparkline_shows_every_value_in_the_width_it_has(values: list[float | None], width: int) -> None:
     line = sparkline(values, width)
     assert len(line) == min(len(values), width)

@@ -73,3 +73,28 @@ def test_neither_unit_nor_origin_of_the_reward_matters(group, unit, origin):
     moved = [{call: value * unit + origin for call, value in episode.items()} for episode in group]
     for left, right in zip(group_advantage()(group), group_advantage()(moved), strict=True):
         assert left == pytest.approx(right, abs=1e-6)
+
+
+rewards = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8)
+
+
+@given(rewards)
+def test_rewards_of_any_size_have_finite_advantages_on_the_right_side_of_the_mean(values):
+    made = [advantage["call"] for advantage in group_advantage()(one_each(*values))]
+    assert all(map(math.isfinite, made))
+    assert math.fsum(made) == pytest.approx(0.0, abs=1e-6)
+    if any(made):
+        assert made[values.index(max(values))] > 0 > made[values.index(min(values))]
+
+
+@given(st.lists(st.floats(-8, 8), min_size=2, max_size=8), st.integers(0, 1000))
+def test_advantages_do_not_depend_on_the_unit_of_rewards(values, power):
+    values = [round(value, 2) for value in values]
+    scaled = [math.ldexp(value, power) for value in values]
+    assert group_advantage()(one_each(*values)) == group_advantage()(one_each(*scaled))
+
+
+@pytest.mark.parametrize("large", [1e155, 1e200, 1e308])
+def test_without_scaling_no_square_is_taken(large):
+    made = [advantage["call"] for advantage in group_advantage("none")(one_each(large, 0.0))]
+    assert made == [large / 2, -large / 2]

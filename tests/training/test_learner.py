@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from agentrl.errors import ConfigError, RunError
 from agentrl.rollout.episode import Group
 from agentrl.tokens.tree import Sampled, TokenTree
 from agentrl.training.learner import Learner
+from agentrl.training.metrics import PolicyMetrics
 
 GRPO = grpo()
 ROOT = Path(__file__).parents[2]
@@ -176,6 +178,49 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_stops_the_run_in_the_end(f
         made.step(impossible(shared_prompts()))
     with pytest.raises(RunError, match=r"NaN or infinite in 5 steps in a row, up to step 10 .*learning_rate"):
         made.step(impossible(shared_prompts()))
+
+
+def test_the_mismatch_is_never_negative_and_is_half_the_square_of_a_small_difference():
+    for difference in (0.0, 1e-7, -1e-7, 1e-4, -1e-4, 2.0, -2.0):
+        metrics = PolicyMetrics()
+        log_ratio = torch.full((7,), difference)
+        metrics.add(loss=torch.tensor(0.0), log_ratio=log_ratio, entropy=log_ratio, clipped=log_ratio)
+        expected = math.expm1(log_ratio[0].item()) - log_ratio[0].item()
+        assert metrics.result()["policy/mismatch_kl"] == pytest.approx(expected, rel=1e-6, abs=0.0)
+        assert metrics.result()["policy/mismatch_kl"] >= 0.0
+
+
+def test_a_reward_beyond_single_precision_is_a_gradient_that_is_not_finite(folder):
+    made = learner(folder, grpo(advantage={"scale": "none"}))
+    groups = [
+        Group(g.task, tuple(replace(e, reward=1e200 * (e.reward or 0)) for e in g.episodes)) for g in shared_prompts()
+    ]
+    before = state(made)
+    metrics = made.step(groups)
+    assert metrics["policy/updated"] == 0.0
+    assert not math.isfinite(metrics["policy/grad_norm"])
+    assert same(before, state(made))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_a_checkpoint_has_the_models_own_dtype_and_its_masters_beside_it(chat_tokenizer, tmp_path, dtype, tied):
+    source, checkpoint = tmp_path / "source", tmp_path / "checkpoint"
+    qwen3(tied=tied).to(dtype).save_pretrained(source)
+    chat_tokenizer.save_pretrained(source)
+    whole = learner(source)
+    whole.step(shared_prompts())
+    whole.save(checkpoint)
+    whole.save_state(checkpoint)
+    assert (checkpoint / "model.safetensors").stat().st_size == (source / "model.safetensors").stat().st_size
+    assert json.loads((checkpoint / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    stored = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+    assert same({name: tensor.to(dtype) for name, tensor in state(whole).items()}, dict(stored.named_parameters()))
+    assert whole.model.dtype == whole.model.config.dtype == torch.float32
+    resumed = learner(checkpoint)
+    assert not same(state(whole), state(resumed))
+    resumed.load_state(checkpoint)
+    assert same(state(whole), state(resumed))
 
 
 def test_a_saved_folder_loads_with_its_tokenizer(folder, tmp_path):

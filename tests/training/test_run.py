@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
+import sqlite3
 import threading
 
 import pytest
@@ -21,6 +23,19 @@ from agentrl.runs.store import read_episodes
 
 AGENTS = ("math", "multi_turn_math", "calculator")
 BRIEF = ("evaluation.tasks=16", "evaluation.every=0", "training.checkpoint_every=0")
+
+
+PARTED = """
+from openai import AsyncOpenAI
+from agentrl import Reward
+
+async def agent(data, *, base_url, api_key, http_client):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages = [{"role": "user", "content": data["question"]}]
+    reply = await client.chat.completions.create(model="m", messages=messages)
+    right = data["answer"] in (reply.choices[0].message.content or "")
+    return Reward(right, right=right, long=1)
+"""
 
 
 @pytest.fixture
@@ -220,8 +235,37 @@ def test_a_run_that_cannot_learn_says_so(train, settings):
     small = ("training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2")
     train(indifferent, *small, *settings, reporter=watcher)
     (warning,) = watcher.warnings
-    assert "nothing could be learned up to step 2" in warning
+    assert "nothing was learned up to step 2" in warning
     assert "rollout.group_size" in warning
+
+
+def test_a_step_whose_episodes_were_all_rejected_says_so(train):
+    async def picky(data, *, base_url, api_key, http_client):
+        from openai import AsyncOpenAI
+
+        client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": data["question"]}])
+
+    watcher = Watcher(-1, lambda: None)
+    small = ("training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2")
+    train(picky, *small, reporter=watcher)
+    assert watcher.warnings[0].startswith("step 1 changed nothing: the agent rejected every episode")
+
+
+@pytest.mark.parametrize("mode", ["inline", "subproc"])
+def test_the_parts_of_rewards_are_logged_and_stored(train, tmp_path, mode):
+    (tmp_path / "parted.py").write_text(PARTED)
+    small = ("training.steps=1", "rollout.tasks_per_step=2", "rollout.group_size=2", "evaluation.tasks=2")
+    folder, _ = train(f"{tmp_path}/parted.py:agent", *small, f"rollout.mode={mode}")
+    before, step = read_metrics(folder.metrics)[:2]
+    assert step["reward/parts/long"] == before["evaluation/parts/long"] == 1.0
+    assert 0.0 <= step["reward/parts/right"] <= 1.0
+    with contextlib.closing(sqlite3.connect(folder.episodes)) as store:
+        filtered = "SELECT count(*) FROM episodes WHERE json_extract(reward_parts, '$.long') > 0.5"
+        (count,) = store.execute(filtered).fetchone()
+    assert count == len(list(read_episodes(folder.episodes)))
+    (parts,) = {tuple(episode.reward_parts) for episode in read_episodes(folder.episodes)}
+    assert parts == ("right", "long")
 
 
 def test_an_engine_that_never_takes_new_weights_ends_at_a_deadline(train, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentrl.agents.causes import cause_of
-from agentrl.agents.number import as_number
+from agentrl.agents.number import as_number, shown
 from agentrl.agents.reward import Reward, parts_of
 from agentrl.agents.watchdog import Holder
 from agentrl.errors import AgentRLError, ConfigError, RewardError
@@ -51,10 +51,11 @@ def load_reward(plugins: Plugins, part: PartLike) -> Callable[..., Any]:
     return reward
 
 
-async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> Reward:
-    """The reward of ``answer``, with its parts; of ``data`` and the ``episode`` it is given what its signature takes.
+async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> float:
+    """The reward of ``answer``; of ``data`` and the ``episode`` it is given what its signature takes.
 
-    Raises ``RewardError`` where it raises, or returns anything but a finite real number.
+    It is a ``Reward`` where the function returns one that has parts. Raises ``RewardError`` where it raises, or
+    returns anything but a finite real number.
     """
     offered = {"data": data, "episode": view}
     try:
@@ -71,11 +72,12 @@ async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str
     number = as_number(returned)
     if number is None or not math.isfinite(number):
         raise RewardError(
-            f"the reward returned {returned!r:.80} for the answer {answer!r:.80}",
+            f"the reward returned {shown(returned, 80)} for the answer {answer!r:.80}",
             fix="return a finite real number",
             cause=f"the reward returned a {type(returned).__name__} that is no finite real number",
         )
-    return Reward(number, **parts_of(returned))
+    parts = parts_of(returned)
+    return Reward(number, **parts) if parts else number
 
 
 def _taken(reward: Callable[..., Any]) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.
     """
 
     def write(aside: Path) -> None:
-        with no_progress_bars(), _named(model, dtype or model.dtype):
-            model.save_pretrained(aside, state_dict=None if dtype in (None, model.dtype) else _cast(model, dtype))
+        with no_progress_bars():
+            if dtype in (None, model.dtype):
+                model.save_pretrained(aside)
+            else:
+                _write_cast(model, aside, dtype)
         for file in source.iterdir():
             if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
                 shutil.copyfile(file, aside / file.name)
@@ -43,15 +46,15 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.
     write_aside(folder, write)
 
 
-@contextmanager
-def _named(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """Within it the model's config says that its weights are of ``dtype``."""
-    before = model.config.dtype
-    model.config.dtype = dtype
-    try:
-        yield
-    finally:
-        model.config.dtype = before
+def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    model.save_pretrained(folder, state_dict=_cast(model, dtype))
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # transformers writes what the model computes in, at the top and for each of its parts.
+    for section in (config, *config.values()):
+        if isinstance(section, dict) and "dtype" in section:
+            section["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
