@@ -19,6 +19,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Raises what transformers raises for a folder without a config.
     """
     named = AutoConfig.from_pretrained(folder).get_text_config().dtype
+    if isinstance(named, str):
+        named = getattr(torch, named, None)
     if named is None:
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
