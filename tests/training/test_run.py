@@ -22,7 +22,13 @@ from agentrl.runs.plain import PlainReporter
 from agentrl.runs.store import read_episodes
 
 AGENTS = ("math", "multi_turn_math", "calculator")
-BRIEF = ("evaluation.tasks=16", "evaluation.every=0", "training.checkpoint_every=0")
+BRIEF = (
+    "tasks.train=arithmetic",
+    "tasks.eval=arithmetic-heldout",
+    "evaluation.tasks=16",
+    "evaluation.every=0",
+    "training.checkpoint_every=0",
+)
 
 
 PARTED = """
