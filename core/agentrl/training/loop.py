@@ -59,8 +59,6 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._idle = IdleSteps(self.config.training.steps)
-
-    def __post_init__(self) -> None:
         self._agreement = MismatchWatch(self.journal.reporter.warning)
 
     @property
