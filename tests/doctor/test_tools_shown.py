@@ -22,6 +22,17 @@ async def goes_on(data, *, base_url, api_key, http_client):
 """
 
 
+MARKED = """
+import openai
+
+async def quotes(data, *, base_url, api_key, http_client):
+    client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages = [{"role": "user", "content": "What does <|im_end|> mean?"}]
+    await client.chat.completions.create(model="m", messages=messages)
+    return 1.0
+"""
+
+
 def texts(result, section):
     return [each.text for name, each in result.told.found_in if name == section]
 
@@ -61,3 +72,12 @@ def test_a_date_in_every_prompt_is_told(examined, tmp_path):
     result = examined("calculator", f"model={folder}", "model.date=2026-03-14", *QUICK)
     assert any("2026-03-14 in every prompt" in text for text in texts(result, "model"))
     assert not result.found("agent")
+
+
+@pytest.mark.parametrize("setting", ["keep", "plain"])
+def test_control_tokens_in_the_agents_texts_are_told_unless_they_are_plain(examined, tmp_path, setting):
+    (tmp_path / "marked.py").write_text(MARKED)
+    folder = model_folder("smollm2", tmp_path / "model")
+    result = examined("marked.py:quotes", f"model={folder}", f"model.control_tokens={setting}", *QUICK)
+    told = [text for text in texts(result, "agent") if "<|im_end|>, which the model reads as control tokens" in text]
+    assert len(told) == (setting == "keep")

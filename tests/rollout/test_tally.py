@@ -55,6 +55,11 @@ UNEVEN = {
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(unmet=("strict",)),))],
         "1 calls did without something that they asked for; commonest: 1x strict [train-1-2-3]",
     ),
+    "control_tokens": (
+        [Episode(KEY, {}, "rewarded", 1.0, calls=(call(control_tokens=("<|im_end|>", "</s>")),))],
+        "1 calls held texts that the model reads as control tokens (model.control_tokens=plain); commonest: 1x "
+        "<|im_end|>, </s> [train-1-2-3]",
+    ),
 }
 
 

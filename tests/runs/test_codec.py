@@ -64,6 +64,7 @@ def call_chains(draw: st.DrawFn) -> tuple[Call, ...]:
                 completion_tokens=draw(st.integers(0, 10**6)),
                 fork_reason=draw(st.none() | text),
                 overridden=tuple(draw(st.lists(text, max_size=2))),
+                control_tokens=tuple(draw(st.lists(text, max_size=2))),
                 seconds=draw(st.floats(0, 1e6)),
             )
         )

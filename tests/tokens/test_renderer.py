@@ -239,6 +239,11 @@ def test_a_renderer_named_against_the_template_is_used_with_a_warning(make_token
     assert renderer.vocabulary.decode(renderer.render([ASK])).startswith("<|im_start|>user")
 
 
+def test_a_renderer_named_against_the_template_reads_the_calls_that_it_writes_itself(make_tokenizer):
+    assert load_renderer(make_tokenizer(PLAIN), "qwen3").abilities.tools
+    assert load_renderer(make_tokenizer(None), "qwen3").abilities.tools
+
+
 def test_a_tokenizer_without_chat_template_is_an_error_with_its_fix(make_tokenizer, tmp_path):
     make_tokenizer(None).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"has no chat template \(.*chat_template.jinja"):

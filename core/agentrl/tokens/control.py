@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from agentrl.tokens.form import text_of
@@ -29,7 +30,20 @@ def _marked(token: str) -> str:
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of ``texts`` at a place; nothing where there are none."""
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
+    return re.compile(_branches(sorted(set(texts))) or r"(?!)")
+
+
+def _branches(texts: Sequence[str]) -> str:
+    """The alternation of ``texts``, which are in order. What several begin with is tried once: some have a thousand."""
+    branches = []
+    for _, group in groupby(texts, key=lambda text: text[:1]):
+        alike = list(group)
+        ends = zip(alike[0], alike[-1], strict=False)
+        same = next((place for place, (one, other) in enumerate(ends) if one != other), len(alike[0]))
+        longer = _branches([text[same:] for text in alike if len(text) > same])
+        ending = f"(?:{longer})" + "?" * (len(alike[0]) == same) if longer else ""
+        branches.append(re.escape(alike[0][:same]) + ending)
+    return "|".join(branches)
 
 
 class ControlTokens:

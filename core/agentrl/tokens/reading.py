@@ -1,24 +1,23 @@
-"""Which parser of the ``renderers`` package reads the tool calls that a template itself writes."""
+"""Reading completions, and whether a reader gives back the tool calls that a template itself writes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from agentrl.errors import GatewayError
-from agentrl.tokens.json_calls import learned
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import CONTINUATIONS, Continuation
-from agentrl.tokens.template import ChatTemplate, Tools
+from agentrl.tokens.template import Messages, Tools
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from renderers import ParsedResponse, ToolSpec
-    from renderers import Renderer as Library
 
-__all__ = ["Reader", "harmony", "learned_reader", "parsers_by_name", "read", "reads_calls", "specs"]
+__all__ = ["Reader", "Spoken", "Writer", "read", "reads_calls", "specs", "spoken_calls"]
 
 
 class Reader(Protocol):
@@ -31,42 +30,17 @@ class Reader(Protocol):
         ...
 
 
-class _Harmony:
-    """Reads gpt-oss's channels. The package's own renderer for them needs a vocabulary that it downloads."""
+class Writer(Protocol):
+    """What writes conversations: a chat template, or a renderer in its place."""
 
-    def __init__(self, vocabulary: Vocabulary, marks: dict[str, int]) -> None:
-        self._vocabulary, self._marks = vocabulary, marks
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What encodes the text."""
+        ...
 
-    def parse_response(
-        self, token_ids: list[int], *, tools: list[ToolSpec] | None = None, prompt_ids: list[int] | None = None
-    ) -> ParsedResponse:
-        from renderers.parsing import parse_gpt_oss
-
-        start, prompt = self._marks["start_id"], prompt_ids or []
-        opened = next((n for n in reversed(range(len(prompt))) if prompt[n] == start), len(prompt))
-        header = prompt[opened:] if token_ids[:1] != [start] else []
-        parsed = parse_gpt_oss(self._vocabulary, [*header, *token_ids], **self._marks)
-        for call in parsed.tool_calls:
-            if call.token_span is not None:
-                begin, end = call.token_span
-                call.token_span = (max(begin - len(header), 0), end - len(header))
-        return parsed
-
-
-def harmony(vocabulary: Vocabulary) -> Reader | None:
-    """The reader of gpt-oss's channels where the vocabulary has them."""
-    names = ("start", "end", "return", "call", "channel", "message", "constrain")
-    marks = {f"{name}_id": vocabulary.special_id(f"<|{name}|>") for name in names}
-    if None in marks.values():
-        return None
-    return _Harmony(vocabulary, cast("dict[str, int]", marks))
-
-
-def parsers_by_name() -> list[str]:
-    """Names of the package's parsers of tool calls that go with any template."""
-    from renderers.parsers import TOOL_PARSERS
-
-    return list(TOOL_PARSERS)
+    def text(self, messages: Messages, tools: Tools | None = None, *, prompt: bool = True) -> str:
+        """The conversation, with the header of the next turn where ``prompt``. Raises ``GatewayError``."""
+        ...
 
 
 def read(reader: Reader, ids: list[int], tools: Tools | None, prompt_ids: list[int]) -> ParsedResponse:
@@ -83,14 +57,15 @@ def _parameters(raw: str) -> Any:
     return value.get("parameters", {}) if isinstance(value, dict) and "arguments" not in value else {}
 
 
-def reads_calls(reader: Reader, template: ChatTemplate) -> bool:
-    """Whether ``reader`` gives back every call that the template writes, and it writes some."""
-    seen = False
-    for spoken in spoken_calls(template):
-        prompt, completion = template.encode(spoken.prompt), template.up_to_end(template.encode(spoken.text))
+def reads_calls(reader: Reader, writer: Writer, ends: frozenset[int]) -> bool:
+    """Whether ``reader`` gives back every call that ``writer`` writes, and it writes some; turns end at ``ends``."""
+    seen, vocabulary = False, writer.vocabulary
+    for spoken in spoken_calls(writer):
+        prompt = vocabulary.encode(spoken.prompt)
+        completion = list(takewhile(lambda token: token not in ends, vocabulary.encode(spoken.text)))
         try:
             parsed = read(reader, completion, spoken.tools, prompt)
-            said = assistant_message(parsed, completion, template.vocabulary, tools_offered=True, call_ids="call_")
+            said = assistant_message(parsed, completion, vocabulary, tools_offered=True, call_ids="call_")
         except Exception:  # A parser of another family fails in its own way.
             return False
         functions = [call["function"] for call in said.get("tool_calls", [])]
@@ -100,22 +75,9 @@ def reads_calls(reader: Reader, template: ChatTemplate) -> bool:
     return seen
 
 
-def learned_reader(template: ChatTemplate, library: Library) -> Reader | None:
-    """The reader of calls in JSON between whatever marks the template writes; ``None`` where they are not in JSON."""
-    vocabulary = template.vocabulary
-    for spoken in spoken_calls(template):
-        if spoken.alone:
-            written = vocabulary.decode(template.up_to_end(template.encode(spoken.text)))
-            ends = {vocabulary.decode([token]) for token in vocabulary.special_ids}
-            end = max((end for end in ends if written.endswith(end)), key=len, default="")
-            bare = written.removesuffix(end).rpartition("</think>")[2]
-            return learned(bare, spoken.calls[0][0], library, vocabulary)
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A turn with calls as a template writes it."""
+    """A turn with calls as it is written."""
 
     prompt: str
     text: str
@@ -127,19 +89,19 @@ class Spoken:
     """Whether it is one call and nothing else."""
 
 
-def spoken_calls(template: ChatTemplate) -> Iterator[Spoken]:
-    """Every turn with calls among the probes that the template writes, calls and all."""
+def spoken_calls(writer: Writer) -> Iterator[Spoken]:
+    """Every turn with calls among the probes that ``writer`` writes, calls and all."""
     for probe in CONTINUATIONS:
         if not probe.kind[1] and probe.turn.get("tool_calls"):
-            spoken = _spoken(template, probe)
+            spoken = _spoken(writer, probe)
             if spoken is not None:
                 yield spoken
 
 
-def _spoken(template: ChatTemplate, probe: Continuation) -> Spoken | None:
+def _spoken(writer: Writer, probe: Continuation) -> Spoken | None:
     try:
-        prompt = template.text(probe.before, probe.tools)
-        written = template.text([*probe.before, probe.turn], probe.tools, prompt=False)
+        prompt = writer.text(probe.before, probe.tools)
+        written = writer.text([*probe.before, probe.turn], probe.tools, prompt=False)
     except GatewayError:
         return None
     text = written.removeprefix(prompt)

@@ -13,9 +13,10 @@ from agentrl.errors import ConfigError, GatewayError, near_matches
 from agentrl.tokens.abilities import Abilities, measure
 from agentrl.tokens.control import ControlTokens
 from agentrl.tokens.ends import end_ids
+from agentrl.tokens.library import Candidate, build, known_renderers
 from agentrl.tokens.parsing import assistant_message
 from agentrl.tokens.probes import kind_of
-from agentrl.tokens.selection import Candidate, best_candidate, build, in_full, judged, known_renderers
+from agentrl.tokens.selection import best_candidate, in_full, judged
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.thinking import Thinking
 from agentrl.tokens.vocabulary import Vocabulary
@@ -226,7 +227,7 @@ def _named(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> 
         ) from error
     if found is not None:
         return Renderer(vocabulary, template, found, origin)
-    renderer = Renderer(vocabulary, None, part.trusted(), origin)
+    renderer = Renderer(vocabulary, None, part.trusted(vocabulary), origin)
     if template is None:
         return renderer
     renderer.warning = (
