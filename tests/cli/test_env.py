@@ -54,7 +54,7 @@ def test_agents_of_environments_are_listed_after_the_installed_ones(folder: Path
     lines = [line.split(None, 4) for line in output(folder, "list-agents")]
     assert [line[0] for line in lines[-2:]] == ["camel-math", "camel-society"]
     assert lines[-1][1:] == ["agentrl-camel", "0.3", "camel_mod:Agent", "in environment camel"]
-    assert all("environment" not in line[-1] for line in lines[:-2])
+    assert not any("in environment" in line[-1] for line in lines[:-2])
     assert len([line for line in lines if line[0] == "math"]) == 1
     agents = {agent["name"]: agent for agent in listed(folder, "list-agents")["agents"]}
     assert agents["math"]["environment"] is None
@@ -64,6 +64,8 @@ def test_agents_of_environments_are_listed_after_the_installed_ones(folder: Path
         "distribution": "agentrl-camel",
         "version": "0.3",
         "target": "camel_mod:Agent",
+        "help": "",
+        "settings": [],
         "environment": "camel",
         "python": str(folder / "camel" / "bin" / "python"),
     }

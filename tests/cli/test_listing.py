@@ -86,6 +86,18 @@ def test_a_listing_shows_name_distribution_and_target_then_what_is_broken(site: 
     assert lines[-1] == broken
 
 
+def test_a_listing_shows_what_a_name_is_and_its_settings(site: Path) -> None:
+    lines = agentrl(site, "list-rewards").stdout.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("numeric-match ")]
+    assert lines[at + 1].startswith("    1 where the last number of the answer equals ")
+    assert lines[at + 2] == "    settings: field=answer, tolerance=0.0"
+    calculator = next(each for each in listed(site, "list-agents")["agents"] if each["name"] == "calculator")
+    assert calculator["help"].startswith("Lets the model call a tool")
+    assert calculator["settings"] == [
+        {"name": "max_turns", "type": "integer", "required": False, "default": "3", "help": ""}
+    ]
+
+
 def test_names_claimed_twice_are_listed_as_they_have_to_be_written(site: Path) -> None:
     entries = {entry["reference"]: entry for entry in listed(site, "list-agents")["agents"]}
     assert {"agentrl-left/twin", "agentrl-right/twin", "math"} <= entries.keys()

@@ -6,10 +6,14 @@ environment, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 __all__ = ["main"]
+
+VARIABLE = "_AGENTRL_COMPLETE"
+"""Where a shell says what it wants completed, as click reads it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from agentrl.cli.boundary import leave, report_errors
     from agentrl.cli.root import root
 
+    if VARIABLE in os.environ:
+        from agentrl.cli.shells import add_shells
+
+        add_shells()
     app = App()
 
     def run() -> object:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from agentrl.cli.app import App
+from agentrl.cli.completion import complete_training
 from agentrl.cli.output import program
 from agentrl.cli.settings import split_arguments
 
@@ -25,7 +26,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...", shell_complete=complete_training)
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from agentrl.cli.app import App
+from agentrl.cli.completion import complete_environment
 from agentrl.cli.group import NearGroup, help_without_verb
 from agentrl.cli.output import print_columns, print_json
 
@@ -117,7 +118,7 @@ Examples:
   agentrl env remove camel
 """,
 )
-@click.argument("name")
+@click.argument("name", shell_complete=complete_environment)
 def remove(name: str) -> None:
     """Remove the environment NAME and everything in its folder, without asking."""
     from agentrl.environments.removing import remove_environment

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agentrl.cli.app import App
+from agentrl.cli.completion import complete_checkpoint
 from agentrl.cli.output import print_json
 from agentrl.cli.settings import split_arguments
 
@@ -29,7 +30,7 @@ Examples:
 
 
 @click.command("eval", epilog=_EPILOG)
-@click.argument("arguments", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...", shell_complete=complete_checkpoint)
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from agentrl.cli.app import App
-from agentrl.cli.listing import ALL, EPILOG, HELP, entry_json, reference
+from agentrl.cli.catalogue import described
+from agentrl.cli.listing import ALL, EPILOG, HELP, about, entry_json, reference
 from agentrl.cli.output import broken_json, print_broken, print_columns, print_json
 from agentrl.environments.environment import Environment
 from agentrl.environments.known import environments
 from agentrl.plugins.entries import Entry
 from agentrl.plugins.manager import Plugins
+from agentrl.plugins.source import Sources
 
 __all__ = ["list_agents"]
 
@@ -33,7 +36,9 @@ def list_agents(app: App, load: bool, as_json: bool) -> None:
     if as_json:
         print_json({"agents": [_as_json(each) for each in listed], "broken": [*_broken_json(plugins, known)]})
         return
-    print_columns([_row(each, listed) for each in listed])
+    print_columns(
+        [_row(each, listed) for each in listed], [about(described(each.entry, each.sources)) for each in listed]
+    )
     print_broken(plugins.broken)
     for line in _broken_lines(known):
         click.echo(f"broken: {line}")
@@ -50,6 +55,11 @@ class _Listed:
     """The agents of the same interpreter."""
     environment: Environment | None = None
     """``None`` for this interpreter."""
+
+    @property
+    def sources(self) -> Sources:
+        """Where its source is."""
+        return Sources() if self.environment is None else Sources(self.environment.site_packages)
 
 
 def _here(plugins: Plugins) -> Iterator[_Listed]:
@@ -79,10 +89,10 @@ def _place(each: _Listed, listed: list[_Listed]) -> str:
     return place
 
 
-def _as_json(each: _Listed) -> dict[str, str | None]:
+def _as_json(each: _Listed) -> dict[str, Any]:
     name = None if each.environment is None else each.environment.name
     python = None if each.environment is None else str(each.environment.python)
-    return {**entry_json(each.entry, each.beside), "environment": name, "python": python}
+    return {**entry_json(each.entry, each.beside, each.sources), "environment": name, "python": python}
 
 
 def _broken_lines(known: tuple[Environment, ...]) -> Iterator[str]:

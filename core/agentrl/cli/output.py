@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import click
@@ -21,11 +22,13 @@ def print_json(value: object) -> None:
     click.echo(encodable(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Left-aligned columns, two spaces apart."""
+def print_columns(rows: Sequence[Sequence[str]], below: Sequence[Sequence[str]] = ()) -> None:
+    """Left-aligned columns, two spaces apart; lines of ``below`` are indented under their row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    for row, lines in zip_longest(rows, below, fillvalue=()):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for line in lines:
+            click.echo(f"    {line}")
 
 
 def print_broken(broken: Sequence[Broken]) -> None:

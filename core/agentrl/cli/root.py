@@ -14,6 +14,7 @@ _LISTING = "agentrl.cli.listing"
 VERBS = {
     "train": Verb("agentrl.cli.train:train", "Train the model behind an agent."),
     "eval": Verb("agentrl.cli.eval:evaluate", "Measure a checkpoint on held-out tasks."),
+    "config": Verb("agentrl.cli.config:config", "Show the keys of a configuration, and what they mean."),
     "doctor": Verb("agentrl.cli.doctor:doctor", "Find out whether an agent can be trained here."),
     "list-agents": Verb("agentrl.cli.list_agents:list_agents", "List the agents that can be trained."),
     "list-rewards": Verb(f"{_LISTING}:list_rewards", "List the reward functions."),

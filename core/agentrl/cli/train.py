@@ -10,6 +10,7 @@ import click
 
 from agentrl.cli.app import App
 from agentrl.cli.boundary import INTERRUPTED
+from agentrl.cli.completion import complete_training
 from agentrl.cli.settings import split_arguments
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...", shell_complete=complete_training)
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
 @click.option("--dry-run", is_flag=True, help="Check the plan, show every setting and where it came from, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")

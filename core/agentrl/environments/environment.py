@@ -62,9 +62,14 @@ class Environment:
         unmet = (Broken(each.name, each, reason) for each, reason in self._unmet.items())
         return (*self._scan.broken, *unmet)
 
+    @property
+    def site_packages(self) -> list[str]:
+        """The folders of what is installed in it."""
+        return [str(folder) for folder in self.path.glob("lib/python*/site-packages")]
+
     @cached_property
     def _scan(self) -> Scan:
-        return scan([str(folder) for folder in self.path.glob("lib/python*/site-packages")])
+        return scan(self.site_packages)
 
     @cached_property
     def _unmet(self) -> dict[Distribution, str]:

@@ -1,0 +1,175 @@
+"""What the shell may complete: names, keys and their values, runs and checkpoints, from metadata and source alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from agentrl.cli.app import App
+from agentrl.cli.catalogue import Catalogue
+from agentrl.plugins.declared import Key
+
+__all__ = ["complete_checkpoint", "complete_environment", "complete_keys", "complete_training", "paths_like"]
+
+Items = list[CompletionItem]
+
+_RUNS = "run.dir"
+
+
+def complete_training(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """An agent's name or file, then settings."""
+    catalogue, given = _catalogue(context), _given(context, parameter)
+    names: Items = []
+    if not any("=" not in argument for argument in given):
+        agents = next(part for part in catalogue.parts() if part.key == "agent")
+        names = [*_items(catalogue.names(agents)), *paths_like(incomplete, ".py")]
+    return _either(names, catalogue, given, incomplete)
+
+
+def complete_checkpoint(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """A run, one of its checkpoints or another model's folder, then settings."""
+    catalogue, given = _catalogue(context), _given(context, parameter)
+    names: Items = []
+    if not any("=" not in argument for argument in given):
+        names = _models(catalogue, given, incomplete)
+    return _either(names, catalogue, given, incomplete)
+
+
+def complete_keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """Keys, sections among them, and the names of parts after an equals sign."""
+    catalogue = _catalogue(context)
+    parts = {part.key: part for part, _ in catalogue.all_parts({})}
+    wanted, equals, _ = incomplete.partition("=")
+    if equals:
+        names = catalogue.names(parts[wanted]) if wanted in parts else []
+        return _starting(_items(f"{wanted}={name}" for name in names), incomplete)
+    keys = {key.name: _first(key.help) for key in catalogue.all_keys()}
+    sections = {name.rpartition(".")[0]: "" for name in keys if "." in name}
+    return _starting([CompletionItem(name, help=text) for name, text in sorted((sections | keys).items())], incomplete)
+
+
+def complete_environment(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
+    """The name of an environment."""
+    return _starting(_items(_environments()), incomplete)
+
+
+def _environments() -> list[str]:
+    from agentrl.environments.known import environments
+
+    return [known.name for known in environments()]
+
+
+def _either(names: Items, catalogue: Catalogue, given: Iterable[str], incomplete: str) -> Items:
+    """Names, and settings once something is written or the name is there: before that they would drown the names."""
+    settings = _settings(catalogue, given, incomplete) if incomplete or not names else []
+    return _starting([*names, *settings], incomplete)
+
+
+def _catalogue(context: click.Context) -> Catalogue:
+    from agentrl.cli.elsewhere import agents_elsewhere
+
+    return Catalogue(context.ensure_object(App).plugins, agents_elsewhere())
+
+
+def _given(context: click.Context, parameter: click.Parameter) -> tuple[str, ...]:
+    """The arguments before the one that is being completed."""
+    return tuple(context.params.get(parameter.name or "") or ())
+
+
+def _settings(catalogue: Catalogue, given: Iterable[str], incomplete: str) -> Items:
+    chosen = dict(argument.split("=", 1) for argument in given if "=" in argument)
+    if agents := [argument for argument in given if "=" not in argument]:
+        chosen["agent"] = agents[0]
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        return [CompletionItem(f"{key}={item.value}") for item in _values(catalogue, chosen, key, value)]
+    keys = [*catalogue.all_keys(), *_keys_of_parts(catalogue, chosen, incomplete)]
+    return [CompletionItem(f"{each.name}=", help=_first(each.help)) for each in _unlike(keys, chosen)]
+
+
+def _keys_of_parts(catalogue: Catalogue, chosen: Mapping[str, str], incomplete: str) -> Iterator[Key]:
+    """The keys of those parts that are being written about: the source of others is not looked into."""
+    for part, name in catalogue.all_parts(chosen):
+        holder = f"{part.below}."
+        if incomplete and (incomplete.startswith(holder) or holder.startswith(incomplete)):
+            yield from catalogue.keys_of(part, name)
+
+
+def _unlike(keys: Iterable[Key], chosen: Mapping[str, str]) -> Iterator[Key]:
+    """``keys`` without what is set already, or is set by the key of which it is the name."""
+    known = {key.name: key for key in keys}
+    for name, key in known.items():
+        holder, _, last = name.rpartition(".")
+        if name not in chosen and not (last in ("name", "type") and holder in known):
+            yield key
+
+
+def _values(catalogue: Catalogue, chosen: Mapping[str, str], key: str, value: str) -> Items:
+    """What a key takes, as far as that is enumerated or lies in a folder."""
+    parts = {part.key: (part, name) for part, name in catalogue.all_parts(chosen)}
+    if key in ("model", "model.name"):
+        return _models(catalogue, [f"{each}={name}" for each, name in chosen.items()], value)
+    holder, _, last = key.rpartition(".")
+    if (named := parts.get(key) or (parts.get(holder) if last in ("name", "type") else None)) is not None:
+        part, _ = named
+        files = paths_like(value, ".py" if part.kind == "agents" else "") if part.kind in ("agents", "tasks") else []
+        return [*_items(f"[{name}]" if part.kind == "trackers" else name for name in catalogue.names(part)), *files]
+    keys = [*catalogue.all_keys(), *_keys_of_parts(catalogue, chosen, key)]
+    found = next((each for each in keys if each.name == key), None)
+    if found is None:
+        return []
+    words = [*found.choices, *(["true", "false"] if found.type.startswith("true or false") else [])]
+    if key == "agent.python":
+        words += [
+            item.value for item in complete_environment(click.Context(click.Command("")), click.Option(["-x"]), "")
+        ]
+    return [*_items(words), *(paths_like(value, "") if "path" in found.type else [])]
+
+
+def _models(catalogue: Catalogue, given: Iterable[str], incomplete: str) -> Items:
+    """Bundled models, the runs in the folder of runs with their checkpoints, and other folders."""
+    bundled = next(part for part in catalogue.parts() if part.key == "model")
+    settings = dict(argument.split("=", 1) for argument in given if "=" in argument)
+    runs = [str(each.parent) for each in sorted(Path(settings.get(_RUNS, "runs")).glob("*/config.yaml"))]
+    of_run = next((run for run in runs if incomplete.startswith(f"{run}/")), None)
+    saved = [] if of_run is None else [f"{each}" for each in sorted(Path(of_run).glob("checkpoints/step-*"))]
+    folders = [] if saved else [each for each in paths_like(incomplete, None) if each.value.rstrip("/") not in runs]
+    return [*_items(catalogue.names(bundled)), *_items(runs), *_items(saved), *folders]
+
+
+def paths_like(incomplete: str, ending: str | None) -> Items:
+    """Files with an ending, and folders; ``None`` for folders alone. Hidden ones are asked for by their dot."""
+    folder, _, begun = incomplete.rpartition("/")
+    found: Items = []
+    try:
+        entries = sorted(
+            os.scandir(os.path.expanduser(f"{folder}/") if "/" in incomplete else "."), key=lambda e: e.name
+        )
+    except OSError:
+        return []
+    for entry in entries:
+        if not entry.name.startswith(begun) or (entry.name.startswith(".") and not begun.startswith(".")):
+            continue
+        path = f"{folder}/{entry.name}" if "/" in incomplete else entry.name
+        if entry.is_dir():
+            found.append(CompletionItem(f"{path}/"))
+        elif ending is not None and entry.name.endswith(ending):
+            found.append(CompletionItem(path))
+    return found
+
+
+def _first(help_: str) -> str:
+    return help_.partition(". ")[0].rstrip(".")
+
+
+def _items(values: Iterable[str]) -> Items:
+    return [CompletionItem(value) for value in values]
+
+
+def _starting(items: Iterable[CompletionItem], incomplete: str) -> Items:
+    unique = {item.value: item for item in items}
+    return [item for value, item in unique.items() if value.startswith(incomplete)]
