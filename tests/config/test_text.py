@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_origin
 
 import pytest
 from pydantic import Strict
 
 from agentrl.config import Config, dump_yaml, load_config
 from agentrl.config.fitting import holds_text
-from agentrl.config.keys import field_at, known_keys
+from agentrl.config.keys import field_at, known_keys, type_at
 from agentrl.config.models import PartModel, Section
 from agentrl.plugins.building import build
 
 ODD = ["1000", "1.50", "1e3", "True", "Null", "~", ".nan", "[best]", "007"]
 TEXT = [key for key in known_keys(Config) if holds_text(Config, key.split("."))]
-ENUMERATED = ("rollout.mode", "training.schedule", "training.precision")
+ENUMERATED = [key for key in TEXT if get_origin(type_at(Config, key.split("."))) is Literal]
 NAMED = ("agent", "model", "tasks.train", "tasks.eval", "reward", "inference.backend", "algorithm", "scheduler")
 
 
