@@ -109,6 +109,8 @@ def test_it_says_section_by_section_that_all_is_well_and_how_to_train(run: Run, 
     ]
     assert headings[-1] == "ready to train: agentrl train math rollout.group_size=4 --config config.yaml"
     assert "engine: starting the inference engine" in err
+    assert "| user " in out
+    assert "| model " in out
     assert not (folder / "runs").exists()
 
 

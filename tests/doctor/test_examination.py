@@ -39,6 +39,26 @@ def test_an_episode_and_its_groups_are_told_in_figures(examined):
     assert "group: running groups of episodes, 8 of 8 done" in result.told.stages
 
 
+def test_the_dry_episode_is_shown_as_the_conversation_that_it_was(examined):
+    """Each message once, in both conversations of an agent that edits its history; and what the model wrote as such."""
+    (outcome,) = [each for _, each in examined("agents.py:Forgetful").told.found_in if "calls" in each.figures]
+    shown = [(each["role"], "sampled" in each) for each in outcome.figures["conversation"]]
+    asked, wrote = ("user", False), ("assistant", True)
+    assert shown == [asked, wrote, asked, ("assistant", False), asked, wrote]
+    question, reply, *_ = outcome.figures["conversation"]
+    task, first, second, *_ = outcome.details
+    assert task.startswith('task       {"question": ')
+    assert first == f"user       {question['content']}"
+    assert second.startswith("model      ")
+    assert second.endswith(reply["content"].split("\n")[0])
+
+
+def test_the_conversation_of_an_episode_that_failed_is_shown_too(examined):
+    (outcome,) = [each for _, each in examined("agents.py:raises").told.found_in if "calls" in each.figures]
+    assert outcome.level == "problem"
+    assert [line.split()[0] for line in outcome.details if not line.startswith(" ")] == ["task", "user", "model"]
+
+
 @pytest.mark.parametrize(
     ("agent", "said", "fix"),
     [

@@ -68,6 +68,8 @@ class Told:
         if finding.fix is not None:
             for line in self._lines(f"fix: {finding.fix}"):
                 self._write(f"{self._margin}{line}")
+        for line in finding.details:
+            self._write(click.style(f"{self._margin}| {line}", dim=True))
 
     def raised(self, error: Exception) -> None:
         """Show where, to those who ask for it."""

@@ -34,7 +34,8 @@ def doctor(app: App, arguments: tuple[str, ...], file: Path | None, as_json: boo
     """Find out whether training AGENT with this config would work here, and what to do where it would not.
 
     Takes what `agentrl train` takes. Looks at versions, plugins, the model's chat template and the machine, starts
-    the inference engine, runs an episode and a few groups, and takes a step of training with them in memory.
+    the inference engine, runs an episode, which it shows as a conversation, and a few groups, and takes a step of
+    training with them in memory.
     Nothing is written, but a model that is not here is downloaded. The exit code is 0 where training would work, else
     that of the first problem.
     """

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 
 from agentrl.doctor.case import Case
+from agentrl.doctor.conversation import conversation, written
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.errors import (
     AgentError,
@@ -53,7 +54,7 @@ _UNUSED = {
 
 
 async def agent(case: Case) -> AsyncIterator[Finding]:
-    """Run the first episode that training would run."""
+    """Run the first episode that training would run, and show what the model was given and wrote."""
     (task,) = TaskOrder(case.parts.train_tasks, case.config.seed).take(1)
     key = EpisodeKey("train", case.learner.version + 1, task.index, 0)
     settings = training_session(case.config, key, case.learner.version)
@@ -63,7 +64,9 @@ async def agent(case: Case) -> AsyncIterator[Finding]:
         # Said even where the agent goes on without its tools: what is trained then is not what it was written for.
         yield problem(lost.message, fix=lost.fix or FIXES["gateway"], like=GatewayError, blocks=True, code=LOST)
         return
-    yield _outcome(episode, "workers" if case.config.runs_in_workers else "inline")
+    outcome = _outcome(episode, "workers" if case.config.runs_in_workers else "inline")
+    shown = conversation(episode)
+    yield replace(outcome, details=written(episode), figures={**outcome.figures, "conversation": shown})
     for finding in _calls(episode):
         yield finding
 

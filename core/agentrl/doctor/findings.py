@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +50,9 @@ class Finding:
     """Whether what needs this section cannot be looked at any more."""
     futile: bool = False
     """Whether training would run and, from all that was seen, learn nothing."""
+
+    details: Sequence[str] = ()
+    """Lines to show below, for people; what they say is among the figures."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
