@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.environments.known import write_camel, write_environment
+from tests.environments.known import RECORD, write_camel, write_environment
 from tests.plugins.installing import install
 
 from agentrl.cli import main
 from agentrl.cli.boundary import interruptible
+from agentrl.cli.environments import summary
 from agentrl.cli.narration import narrator
 from agentrl.environments import creating, environments
 from agentrl.environments.creating import Created
@@ -121,6 +123,20 @@ def test_list_shows_what_is_in_each_environment(folder: Path) -> None:
     assert (camel["name"], camel["core"], camel["is_current"]) == ("camel", core_version(), True)
     assert camel["plugins"] == [{"name": "agentrl-camel", "version": "0.3"}]
     assert camel["agents"] == ["camel-math"]
+
+
+def test_a_new_environment_is_told_by_what_it_holds_and_how_its_agents_are_trained(folder: Path) -> None:
+    write_camel(folder / "camel")
+    write_environment(folder / "agno", record=replace(RECORD, sources=("agno", "/my-tools")))
+    write_camel(folder / "vllm", name="agentrl-vllm", agents=())
+    assert {known.name: list(summary(known)) for known in environments({"AGENTRL_ENVIRONMENTS": str(folder)})} == {
+        "agno": [
+            f"agno: agno, /my-tools in {folder}/agno",
+            "train: agentrl train my_agent.py:MyAgent agent.python=agno",
+        ],
+        "camel": [f"camel: agentrl-camel 0.3 in {folder}/camel", "train: agentrl train camel-math"],
+        "vllm": [f"vllm: agentrl-vllm 0.3 in {folder}/vllm"],
+    }
 
 
 def test_list_marks_what_is_wrong_with_the_command_that_mends_it(folder: Path) -> None:

@@ -231,7 +231,9 @@ def test_an_unknown_agent_is_answered_with_those_of_environments_that_are_near(f
 def test_a_backend_that_only_an_environment_has_is_told_with_what_to_install_here(folder: Path) -> None:
     site = write_environment(folder / "swift")
     install(site, "agentrl-swift", {"agentrl.backends": {"swift": "swift_mod:Backend"}}, version="0.3")
-    with pytest.raises(ConfigError, match=r"'swift' of agentrl-swift 0.3 is in an env.*pip install agentrl-swift here"):
+    with pytest.raises(
+        ConfigError, match=r"'swift' of agentrl-swift 0.3 is in an env.*here too: pip install agentrl-swift"
+    ):
         all_plugins().get("backends", "swift")
     with pytest.raises(ConfigError, match="did you mean 'swift'"):
         all_plugins().get("backends", "swft")

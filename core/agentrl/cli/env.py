@@ -33,6 +33,7 @@ Examples:
   agentrl env create camel
   agentrl env create camel --from ./my-checkout/agentrl-camel --editable
   agentrl env create camel --from agentrl-camel==0.1 --python python3.12 --replace
+  agentrl env create agno --from agno --from ./my-agents
 """,
 )
 @click.argument("name")
@@ -63,8 +64,12 @@ def create(
     the plugin too if the folder has it; everything else comes from the package index, as pip is configured to find it.
     A plugin that is installed here may say what else NAME consists of. Folders are built from a copy.
 
+    A framework that has no plugin gets one as well: --from names its package, and what else its agents need. They are
+    then trained as they are, by agentrl train FILE.py:AGENT agent.python=NAME.
+
     Where it fails or is interrupted nothing that counts is left, and what --replace would have replaced stays.
     """
+    from agentrl.cli.environments import summary
     from agentrl.cli.narration import narrator
     from agentrl.environments.creating import create_environment
     from agentrl.environments.wishes import Wish
@@ -80,9 +85,8 @@ def create(
             + "; ".join(map(str, created.faults)),
             fix=f"{made.python} -m pip installs what is missing",
         )
-    click.echo(f"{made.name}: {', '.join(map(str, made.plugins))} in {made.path}")
-    if agents := [entry.name for entry in made.entries("agents")]:
-        click.echo(f"train: agentrl train {' or '.join(agents)}")
+    for line in summary(made):
+        click.echo(line)
 
 
 @env.command(

@@ -10,7 +10,7 @@ from agentrl.cli.output import broken_json
 from agentrl.environments.environment import Environment
 from agentrl.plugins.versions import CORE, core_version
 
-__all__ = ["as_columns", "notes", "to_json"]
+__all__ = ["as_columns", "notes", "summary", "to_json"]
 
 
 def as_columns(environment: Environment) -> tuple[str, ...]:
@@ -23,6 +23,16 @@ def as_columns(environment: Environment) -> tuple[str, ...]:
         ", ".join(entry.name for entry in environment.entries("agents")) or "no agent",
         str(environment.path),
     )
+
+
+def summary(made: Environment) -> Iterator[str]:
+    """What a new environment holds, where it is, and how its agents are trained."""
+    held = [*map(str, made.plugins)] or [*made.record.sources] or ["no plugin"]
+    yield f"{made.name}: {', '.join(held)} in {made.path}"
+    if agents := [entry.name for entry in made.entries("agents")]:
+        yield f"train: agentrl train {' or '.join(agents)}"
+    elif not made.plugins:
+        yield f"train: agentrl train my_agent.py:MyAgent agent.python={made.name}"
 
 
 def notes(known: Sequence[Environment], unfinished: Sequence[Path]) -> Iterator[str]:

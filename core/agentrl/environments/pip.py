@@ -27,7 +27,7 @@ _FIXES = (
     (r"ResolutionImpossible|conflicting dependencies", "they cannot be installed together: change what is asked for"),
     (
         r"No matching distribution found|from versions: none",
-        "check the name and the version, or name a local folder with --from",
+        "check the name and the version, or name a local folder, as in --from ./plugins/agentrl-NAME in a checkout",
     ),
 )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from agentrl.errors import ConfigError, one_line
+from agentrl.plugins.checkout import beside_core, installed_from
 from agentrl.plugins.entries import normalised
 from agentrl.plugins.versions import CORE, core_version
 
@@ -58,21 +56,15 @@ def parse_source(text: str) -> Source:
 
 def core_source() -> Source:
     """This core again: from the folder or file that it was installed from, else its version from the index."""
-    version = core_version()
-    url = urlsplit(_direct_url())
-    path = Path(unquote(url.path))
-    if url.scheme == "file" and path.exists():
-        return _path(path)
-    return _requirement(f"{CORE}=={version}")
+    version, path = core_version(), installed_from()
+    return _requirement(f"{CORE}=={version}") if path is None else _path(path)
 
 
 def plugin_source(requirement: str, core: Source) -> Source:
     """``requirement``, taken from the checkout that ``core`` is where the plugin is in there."""
     source = parse_source(requirement)
-    if source.project and core.folder is not None:
-        beside = core.folder / "plugins" / source.project
-        return _path(beside) if beside.is_dir() else source
-    return source
+    beside = beside_core(source.project, core.folder) if source.project and core.folder else None
+    return source if beside is None else _path(beside)
 
 
 def _path(path: Path) -> Source:
@@ -115,11 +107,3 @@ def _requirement(text: str) -> Source:
             f"{text!r} is no requirement: {one_line(str(error).splitlines()[0])}",
             fix="write a folder as ./folder, and a package as name or name==1.0",
         ) from error
-
-
-def _direct_url() -> str:
-    """Where pip had this core from, if that was no index (PEP 610)."""
-    # A build leaves metadata in the checkout too, without this file, and there it is found first.
-    texts = (found.read_text("direct_url.json") for found in metadata.distributions(name=CORE))
-    text = next(filter(None, texts), None)
-    return str(json.loads(text)["url"]) if text else ""

@@ -33,9 +33,17 @@ def find_model(plugins: Plugins, model: ModelSection) -> Path:
     if model.name.count("/") != 1 or model.name.startswith((".", "/", "~")):
         raise ConfigError(
             f"model {model.name!r} is no bundled model, no folder and no Hugging Face id",
-            fix=near_matches(model.name, bundled),
+            fix=_brought(model.name) or near_matches(model.name, bundled),
         )
     return _checked(_downloaded(model.name))
+
+
+def _brought(name: str) -> str | None:
+    """How the plugin is installed that brings a model of this name, if one is known."""
+    from agentrl.plugins.checkout import install_command, provider
+
+    project = provider("models", name)
+    return None if project is None else f"it comes with {project}: {install_command(project)}"
 
 
 def newest_checkpoint(run: Path) -> Path | None:

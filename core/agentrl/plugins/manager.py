@@ -208,6 +208,8 @@ class Plugins:
         return import_target(entry.target)
 
     def _not_found(self, kind: str, name: str) -> AgentRLError:
+        from agentrl.plugins.checkout import install_command, provider
+
         noun = kinds.kind(kind).noun
         candidates = [entry for entry in (*self.installed, *self._elsewhere) if entry.kind == kind]
         for entry in candidates:
@@ -218,7 +220,11 @@ class Plugins:
                 return PluginError(what, fix=f"install a version of {entry.distribution.name} made for this core")
             if entry in self._elsewhere and entry.is_called(name):
                 what = f"{noun} {name!r} of {entry.distribution} is in an environment, and not here, where it is used"
-                return ConfigError(what, fix=f"pip install {entry.distribution.name} here too")
+                return ConfigError(what, fix=f"here too: {install_command(entry.distribution.name)}")
+        if (project := provider(kind, name)) is not None:
+            apart = f", or agentrl env create {project.removeprefix('agentrl-')}" if kind == "agents" else ""
+            what = f"{noun} {name!r} comes with {project}, which is not installed"
+            return ConfigError(what, fix=f"{install_command(project)}{apart}")
         known = {entry.name for entry in candidates if self.unusable(entry) is None}
         failed = ", ".join(broken.name for broken in self.broken)
         hint = f", unless a plugin that does not load has it ({failed}: see `agentrl plugins --all`)" if failed else ""
@@ -227,9 +233,12 @@ class Plugins:
 
 def _near(kind: str, name: str, known: set[str]) -> str:
     """Registered names, or a file here, that are like ``name``; else what may bring it."""
+    from agentrl.plugins.checkout import install_command
+
     near = near_matches(name, known | ({f"{name}.py"} if os.path.isfile(f"{name}.py") else set()))
     if near.startswith("did you mean"):
         return near
     # A backend's plugin is called after it, as that of an environment is.
-    plugin = f"; a plugin such as agentrl-{name} may bring it" if kind == "backends" and "/" not in name else ""
+    brings = kind == "backends" and "/" not in name
+    plugin = f"; a plugin such as agentrl-{name} may bring it: {install_command(f'agentrl-{name}')}" if brings else ""
     return f"{near}{plugin}; what is not registered is pkg.mod:Obj or file.py:Obj"
