@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Anything but empty: the parts of `make acceptance` that say most in the least time.
+SHORT ?=
 
 .PHONY: help setup train test lint acceptance pretrained servers benchmarks clean
 
@@ -9,7 +11,7 @@ help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make test         lint, type check and test"
 	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table;"
-	@echo "                  then make pretrained and make servers"
+	@echo "                  then make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: 8 minutes, and 2 GB"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
@@ -39,16 +41,15 @@ test: lint
 	@rm -rf agentrl_core.egg-info
 
 acceptance: setup
-	$(BIN)/python -m tests.acceptance
-	$(MAKE) pretrained
-	$(MAKE) servers
+	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
+	$(MAKE) pretrained servers SHORT=$(SHORT)
 
 pretrained: setup
-	$(BIN)/tox run -e smollm2 -- -m slow -s
+	$(BIN)/tox run -e smollm2 -- -m slow -s $(if $(SHORT),-k "learns_sums or would_learn")
 	@rm -rf agentrl_core.egg-info
 
 servers: setup
-	$(BIN)/tox run -e vllm-servers
+	$(BIN)/tox run -e vllm-servers $(if $(SHORT),-- -k "TestVllm or learns_what_it_learns and math")
 	@rm -rf agentrl_core.egg-info
 
 benchmarks: setup
