@@ -7,8 +7,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 
 ``call``
     CPU milliseconds of one recorded chat call (3 messages, 16 sampled tokens, no logprobs), in process and over
-    HTTP, beside the openai SDK's own floor: the same call answered from memory. To reach: in process within
-    1.5 times the floor.
+    HTTP, beside the openai SDK's own floor: the same call answered from memory. Beside them the time that passes. To
+    reach: in process within 1.5 times the floor; over HTTP, on a kept connection, within twice its CPU.
 ``engine``
     Tokens a second of the torch engine beside ``model.generate``, on equal lengths (64 requests of 32 tokens) and
     on ragged ones (256 requests over 64 slots, log-normal lengths capped at 128). To reach: 1 and 2 times it.
@@ -16,7 +16,7 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Tokens a second of an optimiser step, the forest beside padded rows, on 8 groups of 8 with a shared prompt of
     512 tokens. To reach: 3 times the rows.
 ``list_agents``
-    Wall time of ``agentrl list-agents`` beside bare Python. To reach: under 150 ms.
+    Wall time and CPU of ``agentrl list-agents`` beside bare Python. To reach: under 150 ms.
 ``modes``
     Episodes a second of an agent of one call: inline, in warm workers, and with one process an episode. To reach: warm
     workers within 3 times inline, and at least 10 times one process an episode.
@@ -27,7 +27,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 
 Those of the vLLM backend, which need a server, are in ``plugins/agentrl-vllm/benchmarks``.
 
-Trust ratios, not numbers, and both only on a machine that does nothing else.
+Every table shows the time that passes beside CPU: one without the other hides what waits. Trust ratios, not numbers,
+and both only on a machine that does nothing else.
 """
 
 from __future__ import annotations

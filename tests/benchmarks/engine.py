@@ -13,13 +13,13 @@ import argparse
 import asyncio
 import random
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from tests.benchmarks.taken import Taken
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from agentrl.inference.contract import BackendContext, GenerationRequest, Sampling
@@ -83,25 +83,6 @@ def generate(model: PreTrainedModel, load: Load) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Taken:
-    """Seconds, on the clock and of all CPUs."""
-
-    wall: float
-    cpu: float
-
-    @classmethod
-    def now(cls) -> Taken:
-        return cls(time.perf_counter(), time.process_time())
-
-    def since(self, begun: Taken) -> Taken:
-        return Taken(self.wall - begun.wall, self.cpu - begun.cpu)
-
-
-def best(rounds: list[Taken]) -> Taken:
-    return Taken(min(taken.wall for taken in rounds), min(taken.cpu for taken in rounds))
-
-
 async def compare(backend: TorchBackend, model: PreTrainedModel, load: Load, repeat: int) -> tuple[Taken, Taken]:
     """Engine's and ``generate``'s, each the best of rounds that alternate: what else runs here disturbs both alike."""
     engine, plain = [], []
@@ -112,36 +93,41 @@ async def compare(backend: TorchBackend, model: PreTrainedModel, load: Load, rep
         generate(model, load)
         engine.append(between.since(begun))
         plain.append(Taken.now().since(between))
-    return best(engine[1:]), best(plain[1:])
+    return Taken.best(engine[1:]), Taken.best(plain[1:])
 
 
-async def step_milliseconds(backend: TorchBackend, rows: int, tokens: int = 64) -> float:
-    """A step of the engine, sampling and bookkeeping included, the best of three runs."""
+async def step_taken(backend: TorchBackend, rows: int, tokens: int = 64) -> Taken:
+    """Of a step of the engine, sampling and bookkeeping included, the best of three runs.
+
+    Wall time is what the engine was busy for; CPU is that of the whole process, clients of one chunk a token included.
+    """
 
     async def one(seed: int) -> None:
         async for _ in backend.generate(GenerationRequest([seed], Sampling(max_tokens=tokens, seed=seed))):
             pass
 
-    taken = []
+    runs = []
     for _ in range(3):
-        before = backend.counters()
+        before, begun = backend.counters(), Taken.now()
         await asyncio.gather(*(one(seed) for seed in range(rows)))
-        after = backend.counters()
-        taken.append((after.busy_seconds - before.busy_seconds) / (after.steps - before.steps))
-    return 1000 * min(taken)
+        after, cpu = backend.counters(), Taken.now().since(begun).cpu
+        steps = after.steps - before.steps
+        runs.append(Taken((after.busy_seconds - before.busy_seconds) / steps, cpu / steps))
+    return Taken.best(runs)
 
 
 @torch.inference_mode()
-def forward_milliseconds(model: PreTrainedModel, rows: int, tokens: int = 64) -> float:
-    """The plain forward of one token a row, over a cache that grows as the engine's does."""
-    taken = []
+def forward_taken(model: PreTrainedModel, rows: int, tokens: int = 64) -> Taken:
+    """Of the plain forward of one token a row, over a cache that grows as the engine's does."""
+    runs = []
     for _ in range(3):
         cache = DynamicCache(config=model.config)
-        begun = time.perf_counter()
+        begun = Taken.now()
         for _ in range(tokens):
             model(torch.ones((rows, 1), dtype=torch.long), past_key_values=cache, use_cache=True)
-        taken.append(time.perf_counter() - begun)
-    return 1000 * min(taken) / tokens
+        taken = Taken.now().since(begun)
+        runs.append(Taken(taken.wall / tokens, taken.cpu / tokens))
+    return Taken.best(runs)
 
 
 def random_model(folder: Path) -> Path:
@@ -176,18 +162,20 @@ async def measured(folder: Path, repeat: int) -> tuple[Table, Table]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     # Both sides get the threads that suit the model: two are slower than one for a small model.
     torch.set_num_threads(threads_for(model))
-    rates = _table(f"tokens a second: {folder.name}", "load", "tokens", "engine", "generate", "ratio", "by CPU time")
-    steps = _table("milliseconds a decoding step", "rows", "engine", "plain forward")
+    sides = ("engine", "generate", "ratio")
+    rates = _table(f"tokens a second: {folder.name}", "load", "tokens", *sides, *(f"{side}, by CPU" for side in sides))
+    steps = _table("milliseconds a decoding step", "rows", "engine", "CPU", "plain forward", "CPU")
     backend = TorchBackend(BackendContext(folder, max_concurrency=SLOTS))
     await backend.start()
     for load in loads(model.config.vocab_size):
         engine, plain = await compare(backend, model, load, repeat)
-        rate = [f"{load.tokens / taken.wall:,.0f}" for taken in (engine, plain)]
+        wall = [f"{load.tokens / taken.wall:,.0f}" for taken in (engine, plain)]
+        cpu = [f"{load.tokens / taken.cpu:,.0f}" for taken in (engine, plain)]
         ratios = f"{plain.wall / engine.wall:.2f}", f"{plain.cpu / engine.cpu:.2f}"
-        rates.add_row(load.name, f"{load.tokens:,}", *rate, *ratios)
+        rates.add_row(load.name, f"{load.tokens:,}", *wall, ratios[0], *cpu, ratios[1])
     for rows in (1, 8, SLOTS):
-        engine, plain = await step_milliseconds(backend, rows), forward_milliseconds(model, rows)
-        steps.add_row(str(rows), f"{engine:.2f}", f"{plain:.2f}")
+        both = await step_taken(backend, rows), forward_taken(model, rows)
+        steps.add_row(str(rows), *(f"{1000 * seconds:.2f}" for taken in both for seconds in (taken.wall, taken.cpu)))
     await backend.stop()
     return rates, steps
 

@@ -1,4 +1,6 @@
-"""Wall time of ``agentrl list-agents`` beside the bare interpreter's: ``python -m tests.benchmarks.list_agents``.
+"""Wall time and CPU of ``agentrl list-agents`` beside the bare interpreter's.
+
+    python -m tests.benchmarks.list_agents
 
 Without environments, and with two of the size of real ones: 80 distributions each, one of them a plugin.
 """
@@ -10,9 +12,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from tests.benchmarks.taken import Taken
 from tests.environments.known import write_camel
 from tests.plugins.installing import install
 
@@ -37,20 +39,20 @@ def write_environments(folder: Path) -> None:
             install(site, f"dependency-{index}", {"console_scripts": {"tool": "tool:main"}})
 
 
-def milliseconds(command: list[str], environments: Path) -> float:
-    """How long one run takes, from start to exit."""
+def taken(command: list[str], environments: Path) -> Taken:
+    """What one run takes, from start to exit."""
     environ = {**os.environ, ENVIRONMENTS: str(environments)}
-    start = time.perf_counter()
+    begun = Taken.now()
     subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
-    return 1000 * (time.perf_counter() - start)
+    return Taken.now().since(begun)
 
 
-def measure(folder: Path) -> dict[str, list[float]]:
-    """Milliseconds of each command, run in turns so that all of them meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+def measure(folder: Path) -> dict[str, list[Taken]]:
+    """Every run of each command, in turns so that all of them meet the same machine."""
+    times: dict[str, list[Taken]] = {name: [] for name in COMMANDS}
     for _ in range(ROUNDS):
         for name, (command, environments) in COMMANDS.items():
-            times[name].append(milliseconds(command, folder / environments))
+            times[name].append(taken(command, folder / environments))
     return times
 
 
@@ -59,11 +61,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_environments(Path(folder) / "two")
         times = measure(Path(folder))
-    bare = statistics.median(times["python -c pass"])
-    print(f"{'command':<26}{'median ms':>12}{'min ms':>10}{'times bare':>13}")
-    for name, of_one in times.items():
-        median = statistics.median(of_one)
-        print(f"{name:<26}{median:>12.0f}{min(of_one):>10.0f}{median / bare:>13.1f}")
+    bare = statistics.median(each.wall for each in times["python -c pass"])
+    print(f"{'command':<26}{'median ms':>12}{'min ms':>10}{'times bare':>13}{'CPU ms':>10}")
+    for name, runs in times.items():
+        median, best = statistics.median(each.wall for each in runs), min(each.wall for each in runs)
+        cpu = statistics.median(each.cpu for each in runs)
+        print(f"{name:<26}{1000 * median:>12.0f}{1000 * best:>10.0f}{median / bare:>13.1f}{1000 * cpu:>10.0f}")
 
 
 if __name__ == "__main__":

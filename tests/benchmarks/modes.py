@@ -5,8 +5,9 @@
 The agent is the bundled ``math``: an openai client, one question, a reward. The backend answers at once, so that
 nothing but running agents is measured. ``one process an episode`` starts an interpreter for each, as many side by
 side as there are workers, with the endpoint in its environment; it runs fewer episodes, since each takes so long.
-Ways take turns; the ratios are medians of those of each round. To reach: warm workers within 3 times inline, and 10
-times one process an episode.
+*Wall* is the time that passes for each episode, several being under way at once; *CPU* is that of all processes, the
+workers' included. Ways take turns; the ratios are medians of those of each round. To reach: warm workers within 3 times
+inline, and 10 times one process an episode.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from tests.benchmarks.call import InstantBackend
+from tests.benchmarks.taken import Taken
 
 from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Gateway, SessionSettings
@@ -95,8 +96,8 @@ async def warm(gateway: Gateway, workers: int, concurrency: int) -> AsyncIterato
             yield runner
 
 
-async def measure(gateway: Gateway, agent: AgentRunner, episodes: int, concurrency: int) -> float:
-    """Episodes a second of one batch, recorded and rewarded as in a run."""
+async def measure(gateway: Gateway, agent: AgentRunner, episodes: int, concurrency: int) -> Taken:
+    """Seconds an episode of one batch, recorded and rewarded as in a run."""
     runner = EpisodeRunner(agent, gateway.open_session, None, DEADLINE_S, max_attempts=1)
 
     async def finished(episode: object) -> None: ...
@@ -106,16 +107,17 @@ async def measure(gateway: Gateway, agent: AgentRunner, episodes: int, concurren
 
     rollout = Rollout(runner, concurrency, 0.0, finished)
     tasks = [IndexedTask(index, TASK) for index in range(max(1, episodes // 8))]
-    began = time.perf_counter()
+    began = Taken.now()
     groups = await rollout.run(Batch("train", 0, tasks, 8, settings))
-    return sum(len(group.episodes) for group in groups) / (time.perf_counter() - began)
+    taken, count = Taken.now().since(began), sum(len(group.episodes) for group in groups)
+    return Taken(taken.wall / count, taken.cpu / count)
 
 
 async def run(options: argparse.Namespace) -> None:
     renderer = load_renderer(_tiny())
     gateway = Gateway(InstantBackend(renderer), Capabilities(context_length=1024, max_concurrency=64), renderer)
     gateway.start()
-    speeds: dict[str, list[float]] = {}
+    taken: dict[str, list[Taken]] = {}
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         ways: dict[str, tuple[AgentRunner, int]] = {
@@ -125,20 +127,22 @@ async def run(options: argparse.Namespace) -> None:
         }
         for name, (agent, episodes) in ways.items():
             await measure(gateway, agent, min(episodes, 64), options.concurrency)
-            speeds[name] = []
+            taken[name] = []
         for _ in range(options.rounds):
             for name, (agent, episodes) in ways.items():
-                speeds[name].append(await measure(gateway, agent, episodes, options.concurrency))
+                taken[name].append(await measure(gateway, agent, episodes, options.concurrency))
     gateway.stop()
-    _print(speeds)
+    _print(taken)
 
 
-def _print(speeds: dict[str, list[float]]) -> None:
-    warm_ones = speeds["warm workers"]
-    print(f"{'way':24}{'episodes/s':>12}{'best':>9}{'warm workers are':>20}")
-    for name, figures in speeds.items():
-        ratio = statistics.median(ours / other for ours, other in zip(warm_ones, figures, strict=True))
-        print(f"{name:24}{statistics.median(figures):12.1f}{max(figures):9.1f}{ratio:15.2f} times")
+def _print(taken: dict[str, list[Taken]]) -> None:
+    warm_ones = [each.wall for each in taken["warm workers"]]
+    print(f"{'way':24}{'episodes/s':>12}{'best':>9}{'warm workers are':>20}{'wall ms each':>16}{'CPU ms each':>15}")
+    for name, figures in taken.items():
+        wall, cpu = [each.wall for each in figures], [each.cpu for each in figures]
+        ratio = statistics.median(other / ours for ours, other in zip(warm_ones, wall, strict=True))
+        speeds = f"{1 / statistics.median(wall):12.1f}{1 / min(wall):9.1f}{ratio:14.2f} times"
+        print(f"{name:24}{speeds}{1000 * statistics.median(wall):16.1f}{1000 * statistics.median(cpu):15.1f}")
 
 
 def _tiny() -> Path:

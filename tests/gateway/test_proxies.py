@@ -141,7 +141,8 @@ CLIENT = httpx.Client(verify=False)
 
 
 async def run(data, *, base_url):
-    return CLIENT.post(f"{base_url}/chat/completions", json=data).status_code
+    with CLIENT:
+        return CLIENT.post(f"{base_url}/chat/completions", json=data).status_code
 """
 
 

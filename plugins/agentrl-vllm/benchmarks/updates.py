@@ -10,7 +10,9 @@ update is probed, as a run's first three are: tokens are sampled and scored by t
 been computed again.
 
 *Start* is what a server of the same model takes to start, its cost where new weights came with a restart. Of a tiny
-model that is Python importing vLLM; a larger one adds to both. Parts are medians; the ratio is of medians too.
+model that is Python importing vLLM; a larger one adds to both. Parts are medians; the ratio is of medians too. *CPU* is
+what this process and the server have computed meanwhile, for the requests under way too; all else is the time that
+passes.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from unittest.mock import patch
 
 from benchmarks.models import endless_model
 from benchmarks.serving import Served, serving
+from benchmarks.throughput import server_cpu
 from rich.console import Console
 from rich.table import Table
 
@@ -159,11 +162,12 @@ def _prompt(number: int) -> list[int]:
 async def updated(served: Served, stopwatch: Stopwatch, new: Reference) -> Seconds:
     """The parts of one update to ``new``."""
     request = GenerationRequest(_prompt(new.version), Sampling(max_tokens=2, seed=0), stream=True)
+    before = time.process_time() + server_cpu()
     with stopwatch.part("total"):
         await served.backend.update_weights(new.weights)
         with stopwatch.part("first token"):
             await first_token(served, request, new.version)
-    return stopwatch.taken()
+    return {**stopwatch.taken(), "CPU": time.process_time() + server_cpu() - before}
 
 
 async def measured(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -191,10 +195,10 @@ def table(rows: Sequence[Row]) -> Table:
     made = Table(title="from the learner's step to the first token of its weights, milliseconds")
     for heading in ("model", "load"):
         made.add_column(heading)
-    for heading in (*PARTS, "all", "all, probed", "start s", "start / all"):
+    for heading in (*PARTS, "all", "CPU", "all, probed", "start s", "start / all"):
         made.add_column(heading, justify="right")
     for row in rows:
-        parts = [f"{1000 * row.median(part):.0f}" for part in (*PARTS, "total")]
+        parts = [f"{1000 * row.median(part):.0f}" for part in (*PARTS, "total", "CPU")]
         probed = statistics.median(update["total"] for update in row.probed)
         ratio = row.start / row.median("total")
         made.add_row(row.model, row.load, *parts, f"{1000 * probed:.0f}", f"{row.start:.0f}", f"{ratio:,.0f}")
