@@ -98,7 +98,8 @@ class Vocabulary:
         writes between ids, or leaves out at the start, are counted where they are written, and an id that is a
         part of a character has its own bytes.
         """
-        return self._bytes(token_id, before)
+        alone = before is None or self._spells is _alphabet_bytes  # There an id is the same bytes everywhere.
+        return self._bytes(token_id, None if alone else before)
 
     def _byte_spelling(self) -> Callable[[str], bytes | None] | None:
         """How the vocabulary writes bytes, if it has tokens that stand for single ones."""
