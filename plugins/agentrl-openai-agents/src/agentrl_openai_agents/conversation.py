@@ -9,7 +9,7 @@ from typing import Any
 
 from agents import Agent, AgentsException, RunConfig, Runner, RunResult, Session, SQLiteSession
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, PolicyError
 from agentrl_openai_agents.answers import answer_of
 from agentrl_openai_agents.model import Endpoint, PolicyModel
 from agentrl_openai_agents.outcomes import outcome_of
@@ -65,6 +65,11 @@ async def _run(agent: Agent[Any], turn: Turn, model: PolicyModel, options: Mappi
         result = await Runner.run(agent, turn, **options)
     except AgentsException as error:
         ended = error
+    except UnicodeEncodeError as error:
+        if model.halved is None:
+            raise
+        mistake = f"it called {model.halved!r} with half a character among the arguments"
+        raise PolicyError(mistake, answer=model.last_words) from error
     if model.failure is not None:
         raise model.failure
     if ended is not None:

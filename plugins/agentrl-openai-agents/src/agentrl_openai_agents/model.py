@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from agents import ItemHelpers, ModelBehaviorError, ModelResponse, OpenAIChatCompletionsModel
 from agents.items import TResponseStreamEvent
 from openai import AsyncOpenAI
+from openai.types.responses import ResponseFunctionToolCall
 
 __all__ = ["Endpoint", "PolicyModel"]
 
@@ -27,7 +29,8 @@ class Endpoint:
 class PolicyModel(OpenAIChatCompletionsModel):
     """Goes into a ``RunConfig``, where it replaces the models of all agents that take part.
 
-    ``last_words`` is the last text that the policy wrote, whichever agent it was. ``failure`` is the first error
+    ``last_words`` is the last text that the policy wrote, whichever agent it was, and ``halved`` the last tool that it
+    called with half a character among the arguments, which JSON can hold and the SDK cannot keep. ``failure`` is the first error
     in which a call ended and which is not the policy's. Inside an agent that is used as a tool the SDK makes of
     it an output of that tool, for the policy to read; an episode must not be trained on that.
     """
@@ -37,6 +40,7 @@ class PolicyModel(OpenAIChatCompletionsModel):
         # Strict: what chat completions cannot express is an error, where it would be dropped.
         super().__init__(endpoint.model, client, strict_feature_validation=True)
         self.last_words = ""
+        self.halved: str | None = None
         self.failure: Exception | None = None
 
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
@@ -45,6 +49,8 @@ class PolicyModel(OpenAIChatCompletionsModel):
             response = await super().get_response(*args, **kwargs)
         texts = [ItemHelpers.extract_last_text(item) for item in response.output]
         self.last_words = next(filter(None, reversed(texts)), self.last_words)
+        calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]
+        self.halved = next((call.name for call in calls if not _can_be_written(call.arguments)), self.halved)
         return response
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
@@ -62,3 +68,14 @@ class PolicyModel(OpenAIChatCompletionsModel):
         except Exception as error:
             self.failure = self.failure or error
             raise
+
+
+def _can_be_written(arguments: str) -> bool:
+    """Whether what ``arguments`` says in JSON is text that UTF-8 has."""
+    try:
+        json.dumps(json.loads(arguments), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except (ValueError, RecursionError):
+        pass  # What is no JSON stays the text that it is.
+    return True
