@@ -13,7 +13,7 @@ from openai import LengthFinishReasonError, OpenAI
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
-from agentrl.errors import PolicyError
+from agentrl.errors import PolicyError, encodable
 from agentrl_camel.counting import COUNTER
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class PolicyBackend(OpenAICompatibleModel):
         tools: list[dict[str, Any]] | None = None,
     ) -> ChatCompletion:
         try:
-            completion = await super()._arun(messages, response_format, tools)
+            completion = await super()._arun(_written(messages), response_format, tools)
         except LengthFinishReasonError as error:
             raise self._cut(error) from error
         return self._heard(completion)
@@ -70,7 +70,7 @@ class PolicyBackend(OpenAICompatibleModel):
         tools: list[dict[str, Any]] | None = None,
     ) -> ChatCompletion:
         try:
-            completion = super()._run(messages, response_format, tools)
+            completion = super()._run(_written(messages), response_format, tools)
         except LengthFinishReasonError as error:
             raise self._cut(error) from error
         return self._heard(completion)
@@ -102,6 +102,18 @@ class PolicyBackend(OpenAICompatibleModel):
     def _cut(self, error: LengthFinishReasonError) -> PolicyError:
         said = error.completion.choices[0].message.content or self.policy.said
         return PolicyError("the policy did not come to the end of a structured answer", answer=said)
+
+
+def _written(value: Any) -> Any:
+    """Messages as they can be sent: CAMEL writes arguments anew, where half a character was an escape."""
+    match value:
+        case str():
+            return encodable(value)
+        case list():
+            return [_written(item) for item in value]
+        case dict():
+            return {key: _written(item) for key, item in value.items()}
+    return value
 
 
 class _SyncClient:

@@ -30,9 +30,9 @@ class PolicyModel(OpenAIChatCompletionsModel):
     """Goes into a ``RunConfig``, where it replaces the models of all agents that take part.
 
     ``last_words`` is the last text that the policy wrote, whichever agent it was, and ``halved`` the last tool that it
-    called with half a character among the arguments, which JSON can hold and the SDK cannot keep. ``failure`` is the first error
-    in which a call ended and which is not the policy's. Inside an agent that is used as a tool the SDK makes of
-    it an output of that tool, for the policy to read; an episode must not be trained on that.
+    called with half a character among the arguments, which JSON can hold and the SDK cannot keep. ``failure`` is the
+    first error in which a call ended and which is not the policy's. Inside an agent that is used as a tool the SDK
+    makes of it an output of that tool, for the policy to read; an episode must not be trained on that.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
