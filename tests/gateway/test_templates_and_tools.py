@@ -88,7 +88,21 @@ def test_of_several_calls_or_of_text_beside_calls_nothing_is_dropped():
     error = refusal(family_gateway("gpt-oss"), messages=messages, tools=TOOLS)
     assert "all but the first tool call of a turn" in error.message
     beside = [ask, {**turn, "content": "Let me see."}, result]
-    assert "beside text" in refusal(family_gateway("deepseek-r1"), messages=beside).message
+    assert "drops tool calls beside text" in refusal(family_gateway("deepseek-r1"), messages=beside).message
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama-3.2"])
+def test_text_that_a_template_leaves_out_beside_calls_is_a_fork_with_that_reason(name):
+    family, session = family_gateway(name), family_gateway(name).session()
+    ask, turn, result = answered()
+    family.create(session, "It is 408.", messages=[ask, {**turn, "content": "Let me see."}, result], tools=TOOLS)
+    assert "Let me see." not in family.prompt
+    assert session.calls[0].fork_reason == "text beside tool calls dropped by the template"
+
+
+def test_a_completion_in_no_channel_is_text():
+    family = family_gateway("gpt-oss")
+    assert family.create(family.session(), "408").choices[0].message.content == "408"
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-r1", "mistral"])

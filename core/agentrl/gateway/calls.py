@@ -109,6 +109,8 @@ class Caller:
             reason = extended
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
             return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
+        if self.renderer.abilities.drops_text(request.messages):
+            reason = "text beside tool calls dropped by the template"
         ids = self.renderer.render(*self.renderer.marked(request.messages, request.tools, plan.spelled))
         thinking = any(map(thinking_of, request.messages)) and self.renderer.thinks(ids)
         return _Prompt(ids, False, thinking, reason)

@@ -35,7 +35,9 @@ class Abilities:
     several: bool = True
     """Whether all calls of one turn are."""
     beside_text: bool = True
-    """Whether a call is that stands beside text, and the text."""
+    """Whether a call is that stands beside text."""
+    text_beside: bool = True
+    """Whether the text is that stands beside a call."""
     results: bool = True
     """Whether results of tools are in the prompt."""
     reads: bool = True
@@ -74,6 +76,12 @@ class Abilities:
                 fix=f"{_READ}another model",
             )
 
+    def drops_text(self, messages: _Messages) -> bool:
+        """Whether a turn of ``messages`` says something beside its calls that the template leaves out."""
+        if self.text_beside:
+            return False
+        return any(message.get("tool_calls") and text_of(message).strip() for message in messages)
+
     def _dropped(self, message: Mapping[str, Any]) -> Iterator[str]:
         calls = message.get("tool_calls") or ()
         if calls and not self.calls:
@@ -81,7 +89,7 @@ class Abilities:
         if len(calls) > 1 and not self.several:
             yield "all but the first tool call of a turn"
         if calls and not self.beside_text and text_of(message).strip():
-            yield "tool calls beside text, or that text"
+            yield "tool calls beside text"
         if message["role"] == "tool" and not self.results:
             yield "results of tools from the history"
 
@@ -125,7 +133,8 @@ def measure(text: Text, *, reads: bool) -> Abilities:
         unseen=_unseen(text, openings),
         calls=calls,
         several=calls and _holds(text, two, "probe_call_0", "probe value 0", "probe_call_1", "probe value 1"),
-        beside_text=calls and _holds(text, beside, "probe_call_0", "probe value 0", "Text beside w4."),
+        beside_text=calls and _holds(text, beside, "probe_call_0", "probe value 0"),
+        text_beside=calls and _holds(text, beside, "Text beside w4."),
         results=results,
         reads=reads,
     )

@@ -73,6 +73,8 @@ class _Harmony:
             if call.token_span is not None:
                 begin, end = call.token_span
                 call.token_span = (max(begin - len(header), 0), end - len(header))
+        if not (parsed.content or parsed.reasoning_content or parsed.tool_calls):
+            parsed.content = self._vocabulary.decode(token_ids)  # Nothing of it is in a channel.
         return parsed
 
 
