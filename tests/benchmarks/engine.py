@@ -1,6 +1,6 @@
 """Tokens a second of the torch engine beside ``model.generate``, on equal and on ragged lengths.
 
-    python -m tests.benchmarks.engine [--model FOLDER] [--repeat 5]
+    python -m tests.benchmarks.engine [--model NAME] [--repeat 5]
 
 Equal: 64 requests of 32 tokens. Ragged: 256 requests over 64 slots, lengths log-normal and capped at 128;
 ``generate`` runs them as four batches of 64, each padded to its longest. Every request has a prompt of its
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from tests.benchmarks.models import folder_of, is_registered
 from tests.benchmarks.taken import Taken
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
@@ -147,15 +148,6 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
-def bundled() -> Path | None:
-    """The bundled model's folder, where it is installed."""
-    from agentrl.plugins import Plugins
-
-    plugins = Plugins()
-    names = {entry.name for entry in plugins.entries("models")}
-    return Path(str(plugins.get("models", "tiny"))) if "tiny" in names else None
-
-
 async def measured(folder: Path, repeat: int) -> tuple[Table, Table]:
     """Tokens a second, and milliseconds a decoding step."""
     with no_progress_bars():
@@ -189,11 +181,12 @@ def _table(title: str, *headings: str) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a model folder; by default the bundled one, else random weights")
+    parser.add_argument("--model", help="a model's name or folder; by default the bundled one, else random weights")
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.model or bundled() or random_model(Path(scratch) / "random")
+        name = arguments.model or ("tiny" if is_registered("tiny") else None)
+        folder = folder_of(name) if name else random_model(Path(scratch) / "random")
         for table in asyncio.run(measured(folder, arguments.repeat)):
             Console().print(table)
 

@@ -1,6 +1,6 @@
 """Tokens a second of an optimiser step, the forest beside padded rows.
 
-    python -m tests.benchmarks.learner [--model FOLDER] [--threads 1] [--repeat 7]
+    python -m tests.benchmarks.learner [--model NAME] [--load NAME] [--threads 1] [--repeat 7]
 
 ``prompt 512`` is 8 groups of 8 with a shared prompt of 512 tokens and completions of 32 to 128 tokens, at the
 default ``tokens_per_batch``. ``short`` is about what the bundled agents make of a step: prompts of 40 tokens and
@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from tests.benchmarks.models import folder_of
 from tests.benchmarks.taken import Taken
 from tests.training.algorithms import grpo
 from tests.training.episodes import groups_of_one_turn
@@ -109,11 +110,13 @@ def padded(learner: Learner) -> Learner:
     return learner
 
 
-def measure(folder: Path, threads: int, repeat: int) -> Table:
+def measure(folder: Path, load: str | None, threads: int, repeat: int) -> Table:
     stages = [f"{stage} ms" for stage in STAGES]
     table = Table("load", "side", "tokens computed", *stages, "step ms", "CPU ms", "tokens/s", "times")
     clock = attrgetter("cpu" if threads == 1 else "wall")
     for name, groups in loads(AutoConfig.from_pretrained(folder).vocab_size).items():
+        if load not in (None, name):
+            continue
         sides = {
             "rows": Side(padded(Learner(folder, TrainingSection(), grpo(), seed=0)), clock),
             "forest": Side(Learner(folder, TrainingSection(), grpo(), seed=0), clock),
@@ -139,13 +142,15 @@ def cells(side: Side, label: str, tokens: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.learner", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a Hugging Face model folder; by default a random one")
+    parser.add_argument("--model", help="a model's name or folder; by default random weights")
+    parser.add_argument("--load", choices=loads(2), help="one of the loads; by default both")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
     parser.add_argument("--repeat", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with random_model() as random_folder:
-        table = measure(options.model or random_folder, options.threads, options.repeat)
+        folder = folder_of(options.model) if options.model else random_folder
+        table = measure(folder, options.load, options.threads, options.repeat)
     Console(width=120).print(table)
 
 

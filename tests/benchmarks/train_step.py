@@ -1,6 +1,6 @@
 """Seconds of one training step beside TRL's ``GRPOTrainer``, and where agentrl's go.
 
-    python -m tests.benchmarks.train_step [--model FOLDER] [--max-tokens 8] [--blocks 6] [--steps 5]
+    python -m tests.benchmarks.train_step [--model NAME] [--max-tokens 8] [--blocks 6] [--steps 5]
 
 Both train the same model on the same prompts in the same order: 8 groups of 8, the same limit of tokens and the same
 stop token, temperature 1, one optimiser step a batch, no KL term. The learning rate is TRL's default, 1e-6: both go on
@@ -25,10 +25,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from tests.benchmarks.models import folder_of
 from tests.benchmarks.sides.pace import Block, Workload
 
 SPLIT = ("clients", "gateway", "rollout", "engine", "store", "learner")
@@ -129,23 +129,16 @@ def split_table(ours: Side) -> Table:
     return table
 
 
-def bundled() -> Path:
-    """The bundled model's folder."""
-    from agentrl.plugins import Plugins
-
-    return Path(str(Plugins().get("models", "tiny")))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a model folder; by default the bundled one")
+    parser.add_argument("--model", default="tiny", help="a model's name or folder; by default the bundled one")
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=6, help="blocks that count; one more warms up")
     parser.add_argument("--steps", type=int, default=5, help="steps a block")
     given = parser.parse_args()
     workload = Workload(
         side="agentrl_side",
-        model=given.model or bundled(),
+        model=folder_of(given.model),
         max_tokens=given.max_tokens,
         blocks=given.blocks,
         block_steps=given.steps,
@@ -159,7 +152,7 @@ def main() -> None:
     console.print(step_table(sides, workload))
     console.print(split_table(sides[0]))
     if len(sides) == 1:
-        console.print("trl is not installed here; `tox -e benchmarks -- train_step` measures it too")
+        console.print("trl is not installed here: pip install 'agentrl-core[dev]'")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
-from benchmarks.models import endless_model
 from benchmarks.serving import Served, serving
 from benchmarks.throughput import server_cpu
 from rich.console import Console
@@ -44,6 +43,7 @@ from agentrl.testing.models import model_folder
 from agentrl_vllm import engine
 from agentrl_vllm.folders import WeightFolders
 from agentrl_vllm.probe import Probe
+from benchmarks.models import endless_model
 
 PARTS = ("write", "check", "pause", "load", "stamp", "resume", "probe", "first token")
 LARGER = {
