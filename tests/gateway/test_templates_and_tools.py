@@ -119,6 +119,7 @@ def test_calls_with_parameters_for_arguments_are_read():
         ("qwen3", '<tool_call>\n{"name": "calculate", "parameters": {"expression": "1+1"}}\n</tool_call>'),
         ("llama-3.2", '{"name": "calculate", "parameters": {"expression": "1+1"}}'),
         ("llama-3.2", '{"name": "calculate", "arguments": {"expression": "1+1"}}'),
+        ("llama-3.1", '<|python_tag|>{"name": "calculate", "parameters": {"expression": "1+1"}}'),
     ]:
         family = family_gateway(name)
         (call,) = family.create(family.session(), text, tools=TOOLS).choices[0].message.tool_calls

@@ -129,8 +129,7 @@ class Caller:
         return () if self.renderer.plain_text else self.renderer.control.given(request.messages[plan.match.messages :])
 
     def _spelled(self, message: Message, chunk: Chunk) -> frozenset[str]:
-        text = self.renderer.vocabulary.decode(chunk.ids)
-        return self.renderer.control.spelled(message, chunk.ids, text)
+        return self.renderer.control.spelled(message, chunk.ids, self.renderer.vocabulary.decode)
 
     def _opening(self, tools: str, *keys: MessageKey) -> tuple[int, ...]:
         """The prompt of a conversation in which nobody has answered yet; the episodes of a group share it."""

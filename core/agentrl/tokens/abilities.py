@@ -64,8 +64,8 @@ class Abilities:
         """
         if tools and self.unseen:
             raise _refusal(f"never shows the {_listed(self.unseen)} of tools", origin, "tools")
-        for message in messages:
-            for what in self._dropped(message):
+        if not (self.calls and self.several and self.beside_text and self.results):
+            for what in (what for message in messages for what in self._dropped(message)):
                 raise _refusal(f"drops {what}", origin, "messages")
         if tools and calls_tools and not self.reads:
             raise GatewayError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -59,20 +59,23 @@ class ControlTokens:
         texts = (text_of(message) for message in messages if message["role"] != "assistant")
         return tuple(dict.fromkeys(token for text in texts for token in self._pattern.findall(text)))
 
-    def spelled(self, message: Mapping[str, Any], ids: Sequence[int], text: str) -> frozenset[str]:
-        """Which of them the policy has spelled out in other tokens, where ``message`` is its completion.
-
-        ``ids`` are those of the completion and ``text`` is what they decode to.
-        """
-        written = Counter(self._pattern.findall(text))
-        real = Counter(ids)
-        spelled = {token for token, count in written.items() if count > real[self._ids[token]]}
-        for call in message.get("tool_calls") or ():
-            # Escapes hide a token in JSON text, which templates write as what it means.
-            arguments = call["function"]["arguments"]
-            meant = (token for value in _texts(_parsed(arguments)) for token in self._pattern.findall(value))
-            spelled |= {token for token in meant if token not in arguments}
+    def spelled(
+        self, message: Mapping[str, Any], ids: Sequence[int], decode: Callable[[Sequence[int]], str]
+    ) -> frozenset[str]:
+        """Which of them the policy has spelled out in other tokens, where ``message`` is its completion of ``ids``."""
+        functions = [call["function"] for call in message.get("tool_calls") or ()]
+        texts = [text_of(message), message.get("reasoning_content") or ""]
+        texts += [text for function in functions for text in (function["name"], function["arguments"])]
+        spelled = {token for function in functions for token in self._escaped(function["arguments"])}
+        if any(map(self._pattern.search, texts)):
+            written, real = Counter(self._pattern.findall(decode(ids))), Counter(ids)
+            spelled |= {token for token, count in written.items() if count > real[self._ids[token]]}
         return frozenset(spelled)
+
+    def _escaped(self, arguments: str) -> Iterator[str]:
+        """Those that escapes hide in JSON text, which templates write as what they mean."""
+        for value in _texts(_parsed(arguments)) if "\\" in arguments else ():
+            yield from (token for token in self._pattern.findall(value) if token not in arguments)
 
     def plain(
         self, messages: Sequence[Mapping[str, Any]], spelled: Sequence[Collection[str]], *, given: bool

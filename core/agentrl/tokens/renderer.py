@@ -148,7 +148,12 @@ class Renderer:
         apart = self._thinking.split(spoken, prompt_ids) if self._part.in_full else None
         thought, ids = (None, spoken) if apart is None else apart
         try:
-            parsed = self._part.parse(ids, tools, prompt_ids if apart is None else ())
+            before = prompt_ids if apart is None else ()
+            parsed = self._part.parse(ids, tools, before)
+            if tools and not parsed.tool_calls and ids and ids[0] in self.vocabulary.special_ids:
+                # Some families put a token before their calls that their templates leave out (<|python_tag|>).
+                called = self._part.parse(ids[1:], tools, before)
+                parsed, ids = (called, ids[1:]) if called.tool_calls else (parsed, ids)
             message = assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
         except Exception as error:  # The boundary to the library: a policy may write what no parser foresaw.
             _log.debug("a completion of %d tokens does not parse: %s", len(ids), error)
