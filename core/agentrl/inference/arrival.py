@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import numpy as np
+
 __all__ = ["Completed", "fault"]
 
 _ROUNDING: Final = 1e-3
@@ -47,25 +49,25 @@ def fault(done: Completed, *, vocabulary: int | None = None, versions: tuple[int
         return f"a completion of {count} ids came with {len(done.logprobs)} logprobs"
     if len(done.versions) != count:
         return f"a completion of {count} ids came with {len(done.versions)} policy versions"
-    try:
+    try:  # An array of the standard library takes no number of another kind in silence.
         ids, logprobs, dates = array("q", done.ids), array("d", done.logprobs), array("q", done.versions)
     except (TypeError, OverflowError) as error:
         return f"ids and versions of a completion are to be whole numbers, and logprobs numbers: {error}"
-    if min(ids) < 0 or max(ids) >= (vocabulary or _LARGEST):
-        given = min(ids) if min(ids) < 0 else max(ids)
-        return f"a completion holds id {given}, and the vocabulary has {vocabulary or _LARGEST}"
-    # A sum finds what is not finite, which comparisons need not.
-    if max(logprobs) > _ROUNDING or not math.isfinite(sum(logprobs)):
-        return f"a token came with the logprob {_impossible(logprobs):g}, which is none"
+    least, most = _range(ids, np.int64)
+    if least < 0 or most >= (vocabulary or _LARGEST):
+        return f"a completion holds id {least if least < 0 else most}, and the vocabulary has {vocabulary or _LARGEST}"
+    least, most = _range(logprobs, np.float64)
+    if not (math.isfinite(least) and most <= _ROUNDING):
+        return f"a token came with the logprob {least if most <= _ROUNDING else most:g}, which is none"
     oldest, newest = versions or (0, _LARGEST - 1)
-    if min(dates) < oldest or max(dates) > newest:
-        given = min(dates) if min(dates) < oldest else max(dates)
-        wanted = f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
+    least, most = _range(dates, np.int64)
+    if least < oldest or most > newest:
+        given, wanted = least if least < oldest else most, f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
         return f"tokens came as sampled under version {given} of the weights, which are of {wanted}"
     return None
 
 
-def _impossible(logprobs: Sequence[float]) -> float:
-    """The first that is no logprob; where each could be one, their infinite sum."""
-    found = (logprob for logprob in logprobs if not math.isfinite(logprob) or logprob > _ROUNDING)
-    return next(found, math.inf)
+def _range(values: array[int] | array[float], kind: type[np.generic]) -> tuple[float, float]:
+    """The least and the greatest of ``values``, both NaN where one of them is."""
+    column = np.frombuffer(values, dtype=kind)
+    return column.min().item(), column.max().item()

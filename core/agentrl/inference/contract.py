@@ -58,11 +58,12 @@ class Chunk:
     """Tokens sampled since the last chunk; the four sequences have one entry a token."""
 
     ids: tuple[int, ...]
+    """From 0 to below the vocabulary's size."""
     logprobs: tuple[float, ...]
     """Natural log-probability of each id under the distribution that it was drawn from, before
-    ``top_p`` and ``top_k`` cut it."""
+    ``top_p`` and ``top_k`` cut it: finite, and at most 0."""
     versions: tuple[int, ...]
-    """Policy version that each id was sampled under."""
+    """Policy version that each id was sampled under. One that ``rollout.max_staleness`` does not allow is refused."""
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     """For each id the likeliest (id, logprob) pairs; empty when none were asked for."""
     finish: FinishReason | None = None

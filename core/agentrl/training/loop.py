@@ -117,8 +117,18 @@ class TrainingLoop:
         metrics = {**rollout_metrics(groups), **learned, **self._watch.take()}
         self.journal.step(step, metrics)
         self._agreement.look(step, learned)
+        if learned.get("policy/updated"):
+            await self._prove(groups)
         if warning := self._idle.add(step, metrics):
             self.journal.reporter.warning(warning)
+
+    async def _prove(self, groups: Sequence[Group]) -> None:
+        """Have the engine show, by a prompt of the step, that it has the newest weights."""
+        trees = (episode.tree for group in groups for episode in group.episodes)
+        prompt_ids = next(tree.spans[0].ids for tree in trees if tree.spans)
+        async with within(self.config.inference.timeout, "the inference engine to complete a prompt"):
+            context = self.serving.capabilities.context_length
+            await self._agreement.prove(self.serving.backend, self.learner.weights(), prompt_ids, context)
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         with self._writing:

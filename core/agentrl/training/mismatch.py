@@ -7,10 +7,19 @@ magnitude, and the further the longer it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from agentrl.errors import BackendError
+from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling
+from agentrl.training.interrupt import finish_in_thread
+
+if TYPE_CHECKING:
+    from agentrl.inference.contract import Weights
 
 __all__ = ["MismatchWatch"]
 
@@ -26,6 +35,10 @@ _UNCERTAIN = 0.1
 _LIMIT = 0.1
 _GROWTH = 100.0
 """How many times the first step's mismatch another may have; a long run that samples in 16 bits reaches ten."""
+_PROMPT = 512
+"""Most tokens of the prompt that it completes."""
+_TOKENS = 32
+"""Of the engine's own completion."""
 _FIX = (
     "mend the backend's update_weights, or use another inference.backend; agentrl doctor and "
     "agentrl.testing.BackendConformance hold it against the learner"
@@ -39,6 +52,9 @@ class MismatchWatch:
     warn: Callable[[str], None]
     _first: float | None = None
     _limit: float = 0.0
+    _limit_at_once: float = 0.0
+    """Right after an update, by which there can be little but what the first step has shown."""
+    _is_proven: bool = False
 
     def look(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raise ``BackendError`` where the engine cannot have sampled step ``step`` from the learner's weights.
@@ -50,11 +66,34 @@ class MismatchWatch:
             return
         if self._first is None:
             self._begin(max(mismatch, 0.0), metrics.get("policy/entropy", 0.0))
-        elif mismatch > self._limit:
+        else:
+            self._compare(mismatch, self._limit, f"in step {step}")
+
+    async def prove(self, backend: Backend, weights: Weights, prompt_ids: Sequence[int], context: int) -> None:
+        """Have ``backend``, of ``context`` tokens, complete a prompt, and hold that against ``weights``, its newest.
+
+        Does nothing once the engine has been held against an update. Raises as ``look`` does.
+        """
+        if self._first is None or self._is_proven:
+            return
+        prompt_ids = prompt_ids[:_PROMPT]
+        chunks = await _sampled(backend, prompt_ids, min(_TOKENS, context - len(prompt_ids)))
+        ids = [token for chunk in chunks for token in chunk.ids]
+        if not ids:  # It failed, as its calls do then too, where they are counted; the next update comes soon.
+            return
+        behaviour = np.array([logprob for chunk in chunks for logprob in chunk.logprobs])
+        learner = np.array((await finish_in_thread(weights.logprobs, [*prompt_ids, *ids]))[-len(ids) :])
+        log_ratio = learner - behaviour
+        self._is_proven = True
+        mismatch = float(np.mean(np.expm1(log_ratio) - log_ratio))
+        self._compare(mismatch, self._limit_at_once, f"after the update to version {weights.version}")
+
+    def _compare(self, mismatch: float, limit: float, when: str) -> None:
+        if mismatch > limit:
             raise BackendError(
-                f"the inference engine does not sample from the learner's weights: in step {step} its "
-                f"log-probabilities are off by a mismatch KL of {mismatch:.2g} a token, which was {self._first:.2g} "
-                "before any weights had changed",
+                f"the inference engine does not sample from the learner's weights: {when} its log-probabilities are "
+                f"off by a mismatch KL of {mismatch:.2g} a token, which was {self._first:.2g} before any weights had "
+                "changed",
                 fix=_FIX,
             )
 
@@ -62,7 +101,9 @@ class MismatchWatch:
         self._first = mismatch
         # A policy that is certain of every token shows no rounding.
         is_exact = mismatch < _EXACT and entropy > _UNCERTAIN
-        self._limit = _EXACT_LIMIT if is_exact else max(_LIMIT, _GROWTH * mismatch)
+        self._limit = self._limit_at_once = max(_LIMIT, _GROWTH * mismatch)
+        if is_exact:
+            self._limit, self._limit_at_once = _EXACT_LIMIT, max(_EXACT, _GROWTH * mismatch)
         off = (
             f"in the first step the inference engine's log-probabilities are off the learner's by a mismatch KL of "
             f"{mismatch:.2g} a token"
@@ -71,3 +112,16 @@ class MismatchWatch:
             raise BackendError(f"{off}: they are of other weights, or of another temperature", fix=_FIX)
         if mismatch > _MUCH:
             self.warn(f"{off}, more than rounding to 16 bits comes to ({_FIX})")
+
+
+async def _sampled(backend: Backend, prompt_ids: Sequence[int], tokens: int) -> list[Chunk]:
+    """A completion of ``tokens`` tokens; nothing where the backend fails to make one."""
+    if tokens < 1:
+        return []
+    request = GenerationRequest(prompt_ids, Sampling(max_tokens=tokens))
+    try:
+        async with aclosing(backend.generate(request)) as stream:
+            chunks = [chunk async for chunk in stream]
+    except Exception:  # Whatever a plugin raises.
+        return []
+    return [chunk for chunk in chunks if len(chunk.ids) == len(chunk.logprobs)]
