@@ -239,6 +239,21 @@ def test_a_reward_that_spins_fails_its_episodes_on_its_own_side(train, agent):
         train(agent, *settings, "rollout.group_size=1")
 
 
+class Spinning(TorchBackend):
+    """Holds the event loop that it is called on."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        while True:
+            pass
+        yield
+
+
+def test_a_backend_that_spins_is_the_one_to_blame_too(train):
+    settings = (f"inference.backend={__name__}:Spinning", "rollout.episode_timeout=1", "rollout.max_attempts=1")
+    with pytest.raises(RunError, match=r"2 of 2 .*commonest: 2x backend: the inference backend blocked the event loop"):
+        train(lengths, *settings, "rollout.group_size=1")
+
+
 class Lingering(TorchBackend):
     """Does not come to an end."""
 

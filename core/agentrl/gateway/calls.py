@@ -6,12 +6,12 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from agentrl.errors import AgentRLError, BackendError, GatewayError
+from agentrl.errors import BackendError, GatewayError
+from agentrl.gateway.completing import generate
 from agentrl.gateway.contract import Call
 from agentrl.gateway.conversations import MessageKey, Turn, message_key, tools_key
 from agentrl.gateway.request import Completion, ModelRequest
@@ -166,15 +166,7 @@ class Caller:
 
     async def _generate(self, request: GenerationRequest, versions: tuple[int, int] | None) -> Chunk:
         """The whole completion as one chunk, of tokens that could be what the backend says of them."""
-        chunks: list[Chunk] = []
-        try:
-            async with aclosing(self.backend.generate(request)) as stream:
-                chunks.extend([chunk async for chunk in stream])
-        except AgentRLError:
-            raise
-        except Exception as error:  # The boundary to a plugin: whatever it raises is the backend's failure.
-            raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
-        whole = chunks[0] if len(chunks) == 1 else _joined(chunks)
+        whole = await generate(self.backend, request)
         if wrong := fault(whole, vocabulary=self._vocabulary, versions=versions):
             raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
         return whole
@@ -213,14 +205,3 @@ def _canonical(fields: Mapping[str, Any]) -> str:
 
 def _finish_reason(chunk: Chunk, message: Message) -> str:
     return "tool_calls" if chunk.finish == "stop" and message.get("tool_calls") else str(chunk.finish)
-
-
-def _joined(chunks: list[Chunk]) -> Chunk:
-    return Chunk(
-        ids=tuple(token for chunk in chunks for token in chunk.ids),
-        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
-        versions=tuple(version for chunk in chunks for version in chunk.versions),
-        top_logprobs=tuple(top for chunk in chunks for top in chunk.top_logprobs),
-        finish=chunks[-1].finish if chunks else None,
-        stop_string=chunks[-1].stop_string if chunks else None,
-    )

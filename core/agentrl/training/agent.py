@@ -20,11 +20,11 @@ from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.plugins import Plugins
 from agentrl.proxies import reach_loopback_directly
-from agentrl.rewards.scoring import REWARD, call_reward
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.subproc import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
 from agentrl.training.running import run_to_end
+from agentrl.training.watching import rollout_watchdog
 
 __all__ = ["Agent", "Place", "resolve_agent"]
 
@@ -70,7 +70,7 @@ class InlineAgent:
     @contextlib.asynccontextmanager
     async def running(self, place: Place) -> AsyncIterator[AgentRunner]:
         """See ``Agent``: the event loop is watched, which an agent might block."""
-        async with _watchdog(self.bound.name, place):
+        async with _watchdog(place, self.bound.name):
             runner = InlineRunner(self.bound, place.warn)
             yield runner
             runner.tell()
@@ -101,14 +101,12 @@ class WorkerAgent:
             open_standing=place.gateway.open_standing,
             warn=place.warn,
         )
-        async with _watchdog(None, place), runner:
+        async with _watchdog(place), runner:
             yield runner
 
 
-def _watchdog(agent: str | None, place: Place) -> LoopWatchdog:
-    """Of the rollout's event loop, on which rewards run wherever the agent does."""
-    deadline = place.config.rollout.episode_timeout
-    return LoopWatchdog(agent, place.warn, deadline=deadline, others={call_reward.__code__: REWARD})
+def _watchdog(place: Place, agent: str | None = None) -> LoopWatchdog:
+    return rollout_watchdog(agent, place.warn, deadline=place.config.rollout.episode_timeout)
 
 
 def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:

@@ -8,13 +8,14 @@ magnitude, and the further the longer it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agentrl.errors import BackendError
+from agentrl.gateway.completing import generate
+from agentrl.inference.arrival import fault
 from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling
 from agentrl.training.interrupt import finish_in_thread
 
@@ -77,13 +78,11 @@ class MismatchWatch:
         if self._first is None or self._is_proven:
             return
         prompt_ids = prompt_ids[:_PROMPT]
-        chunks = await _sampled(backend, prompt_ids, min(_TOKENS, context - len(prompt_ids)))
-        ids = [token for chunk in chunks for token in chunk.ids]
-        if not ids:  # It failed, as its calls do then too, where they are counted; the next update comes soon.
+        done = await _sampled(backend, prompt_ids, min(_TOKENS, context - len(prompt_ids)))
+        if done is None:  # As calls of agents fail then too, where they are counted; the next update comes soon.
             return
-        behaviour = np.array([logprob for chunk in chunks for logprob in chunk.logprobs])
-        learner = np.array((await finish_in_thread(weights.logprobs, [*prompt_ids, *ids]))[-len(ids) :])
-        log_ratio = learner - behaviour
+        learner = await finish_in_thread(weights.logprobs, [*prompt_ids, *done.ids])
+        log_ratio = np.array(learner[-len(done.ids) :]) - np.array(done.logprobs)
         self._is_proven = True
         mismatch = float(np.mean(np.expm1(log_ratio) - log_ratio))
         self._compare(mismatch, self._limit_at_once, f"after the update to version {weights.version}")
@@ -114,14 +113,12 @@ class MismatchWatch:
             self.warn(f"{off}, more than rounding to 16 bits comes to ({_FIX})")
 
 
-async def _sampled(backend: Backend, prompt_ids: Sequence[int], tokens: int) -> list[Chunk]:
-    """A completion of ``tokens`` tokens; nothing where the backend fails to make one."""
+async def _sampled(backend: Backend, prompt_ids: Sequence[int], tokens: int) -> Chunk | None:
+    """A completion of ``tokens`` tokens; ``None`` where the backend fails to make one."""
     if tokens < 1:
-        return []
-    request = GenerationRequest(prompt_ids, Sampling(max_tokens=tokens))
+        return None
     try:
-        async with aclosing(backend.generate(request)) as stream:
-            chunks = [chunk async for chunk in stream]
-    except Exception:  # Whatever a plugin raises.
-        return []
-    return [chunk for chunk in chunks if len(chunk.ids) == len(chunk.logprobs)]
+        done = await generate(backend, GenerationRequest(prompt_ids, Sampling(max_tokens=tokens)))
+    except BackendError:
+        return None
+    return done if fault(done) is None else None
