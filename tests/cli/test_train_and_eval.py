@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.plugins.installing import install
 
 from agentrl.cli import main
 from agentrl.cli.settings import split_arguments
@@ -206,13 +207,16 @@ class Elsewhere:
 @pytest.mark.parametrize(
     ("setting", "nodes"),
     [
-        ("scheduler=schedulers.py:Elsewhere", 1),
+        ("scheduler=elsewhere", 1),
+        ("scheduler={type: agentrl-placing/elsewhere, nodes: 2}", 2),
         ("scheduler={type: 'schedulers.py:Elsewhere', nodes: 3}", 3),
-        ("scheduler.type=schedulers.py:Elsewhere", 1),
     ],
 )
-def test_a_scheduler_is_named_and_places_the_run(agentrl, setting, nodes):
+def test_a_scheduler_is_named_and_places_the_run(agentrl, monkeypatch, setting, nodes):
     (agentrl.folder / "schedulers.py").write_text(SCHEDULERS)
+    install(agentrl.folder, "agentrl-placing", {"agentrl.schedulers": {"elsewhere": "schedulers:Elsewhere"}})
+    monkeypatch.syspath_prepend(agentrl.folder)
+    monkeypatch.delitem(sys.modules, "schedulers", raising=False)
     code, out, err = agentrl("train", "math", "training.steps=0", "evaluation.tasks=1", setting)
     assert code == 0, err
     assert out.splitlines()[0] == f"placed on {nodes} nodes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -146,3 +147,15 @@ def test_the_keys_of_a_part_are_plain_values_to_everybody_else() -> None:
     assert options == {"a": 1000.0, "b": [None, {"c": 1}]}
     assert type(options["a"]) is float
     assert options["b"][0] is None
+
+
+def test_what_a_script_sets_is_written_down_as_plain_data(tmp_path: Path) -> None:
+    kwargs = {"path": Path("a/b"), "day": date(2026, 1, 31), "pair": (1, 2), "names": {"x"}}
+    config = Config.model_validate({"agent": {"name": "x", "kwargs": kwargs}, "reward": {"name": "y", **kwargs}})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config))
+    expected = {"path": "a/b", "day": "2026-01-31", "pair": [1, 2], "names": ["x"]}
+    read = load_config(path, environ={})
+    assert read.agent.kwargs == expected
+    assert read.reward is not None
+    assert read.reward.options == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from agentrl.config import sources
 from agentrl.config.fitting import fitted, holds_text, is_short
@@ -17,6 +18,7 @@ from agentrl.config.paths import to_folder
 from agentrl.config.sources import Source
 from agentrl.config.syntax import parse_text, parse_value, to_yaml
 from agentrl.config.validation import config_error
+from agentrl.config.written import Written
 from agentrl.errors import ConfigError
 
 __all__ = ["Resolved", "dump_yaml", "load_config", "resolve_config"]
@@ -79,8 +81,17 @@ def _defaults() -> dict[str, Any]:
 
 def dump_yaml(config: Config, folder: Path | None = None) -> str:
     """``config`` as a YAML file that ``load_config`` reads back equal, from ``folder``, by default the current one."""
-    values = config.model_dump(context=AS_WRITTEN)
+    values = _jsonable(config.model_dump(context=AS_WRITTEN))
     return to_yaml(values if folder is None else to_folder(values, folder))
+
+
+def _jsonable(value: Any) -> Any:
+    """What a script may have set as plain data; what was written stays as it was."""
+    if isinstance(value, Mapping):
+        return {key: _jsonable(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(held) for held in value]
+    return value if isinstance(value, Written) else to_jsonable_python(value)
 
 
 def _command_line(overrides: Sequence[str], names: Mapping[str, str | None]) -> Source:

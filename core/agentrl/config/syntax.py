@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, ClassVar
 
 import yaml
@@ -81,9 +80,6 @@ class _Dumper(yaml.SafeDumper):
         """Line breaks other than a newline survive between double quotes alone."""
         return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
-    def represent_path(self, path: PurePath) -> ScalarNode:
-        return self.represent_text(str(path))
-
     def represent_written(self, written: Written) -> Node:
         """What was written, as it was written."""
         if isinstance(written.value, list):
@@ -94,7 +90,6 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(Written, _Dumper.represent_written)
-_Dumper.add_multi_representer(PurePath, _Dumper.represent_path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, near_matches
 from agentrl.plugins import Plugins
 from agentrl.runs.summary import Summary
 
@@ -38,8 +38,8 @@ def build_scheduler(plugins: Plugins, config: Config) -> Scheduler:
     if part.type == _LOCAL:
         raise ConfigError(f"there is no key 'scheduler.{min(part.options)}'", fix="`local` takes none")
     if not plugins.has("schedulers", part.type) and not any(mark in part.type for mark in ".:/"):
-        installed = ", ".join(sorted({_LOCAL, *(entry.name for entry in plugins.entries("schedulers"))}))
-        raise ConfigError(f"there is no scheduler {part.type!r}", fix=f"known: {installed}")
+        known = {_LOCAL, *(entry.name for entry in plugins.entries("schedulers"))}
+        raise ConfigError(f"there is no scheduler {part.type!r}", fix=near_matches(part.type, known))
     scheduler: Scheduler = plugins.build("schedulers", part, config=config)
     if not callable(getattr(scheduler, "run", None)):
         raise ConfigError(
