@@ -62,6 +62,10 @@ def test_with_the_settings_of_its_run_a_checkpoint_needs_the_file_no_more(traine
     assert f"{file} has changed since the checkpoint was saved" in caplog.text
     file.unlink()
     assert prompt(load_chat(checkpoint, settings)).startswith("OWN 14 Mar 2026")
+    moved = ModelSection(name="x", chat_template=file.parent / "moved" / file.name)
+    assert prompt(load_chat(checkpoint, moved)).startswith("OWN 14 Mar 2026")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_chat(checkpoint, ModelSection(name="x", chat_template=file.parent / "another.jinja"))
 
 
 def test_another_file_takes_the_place_of_what_a_checkpoint_keeps(trained, tmp_path):

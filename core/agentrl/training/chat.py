@@ -40,13 +40,19 @@ def load_chat(folder: Path, model: ModelSection) -> Chat:
     info = read_checkpoint(folder)
     file = None if model.chat_template is None else model.chat_template.expanduser().resolve()
     if file is not None:
-        tokenizer.chat_template = _template(file, kept=tokenizer if str(file) == info.chat_template else None)
+        kept = tokenizer if info.chat_template is not None and _is_that(file, Path(info.chat_template)) else None
+        tokenizer.chat_template = _template(file, kept)
     day = _day(model.date) if model.date is not None else None if info.date is None else _day(info.date)
     renderer = load_renderer(tokenizer, model.renderer, day=day, plain_text=model.control_tokens == "plain")
     source = info.chat_template if file is None else str(file)
     template = tokenizer.chat_template if source is not None else None
     written = None if renderer.day is None else renderer.day.isoformat()
     return Chat(tokenizer, renderer, Conversing(source, template, written))
+
+
+def _is_that(file: Path, source: Path) -> bool:
+    """Whether a run was given ``file`` as ``source``; where it is no more, the run may have been moved since."""
+    return file == source or (file.name == source.name and not file.exists())
 
 
 def _template(file: Path, kept: PreTrainedTokenizerBase | None) -> str:
