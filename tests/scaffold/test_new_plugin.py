@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from agentrl.cli import main
 from agentrl.plugins import Plugins
+from agentrl.plugins.kinds import HOOKS
+from agentrl.plugins.kinds import KINDS as KNOWN
 from agentrl.scaffold import PluginKind, next_commands, plugin_name, write_plugin
-from agentrl.scaffold.naming import PluginName
+from agentrl.scaffold.naming import GROUPS, PluginName
 
-KINDS: list[PluginKind] = ["agent", "reward", "backend"]
+KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 NAMES = ["x", "my-agent", "reward", "sql-search-agent-2"]
 
 
@@ -74,6 +77,11 @@ def test_what_cannot_be_imported_is_refused_with_a_name_that_can(text: str, near
         ("reward", "exact_match", "reward 'exact-match' exists: agentrl-core"),
         ("backend", "torch", "backend 'torch' exists: agentrl-core"),
         ("backend", "core", "agentrl-core"),
+        ("tasks", "arithmetic", "task set 'arithmetic' exists: agentrl-core"),
+        ("model", "tiny", "model 'tiny' exists: agentrl-core"),
+        ("algorithm", "group", "algorithm 'advantage.group' exists: agentrl-core"),
+        ("tracker", "tensorboard", "tracker 'tensorboard' exists: agentrl-core"),
+        ("command", "train", "command 'train' exists: agentrl has it"),
         ("reward", "agents", "package agentrl_agents"),
     ],
 )
@@ -180,4 +188,11 @@ def test_the_help_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_kind_is_answered_with_those_there_are(refused) -> None:
-    assert "'agent', 'reward', 'backend'" in refused("mine", "--kind", "agents")
+    line = refused("mine", "--kind", "agents")
+    assert all(repr(kind) in line for kind in KINDS)
+
+
+def test_every_kind_that_a_plugin_may_provide_can_be_started() -> None:
+    """Recipes aside: an environment of a plugin is made by its name, and needs none."""
+    assert {*GROUPS.values()} == {*KNOWN, HOOKS} - {"environments"}
+    assert {*GROUPS} == {*KINDS}

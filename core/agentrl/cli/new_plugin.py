@@ -16,7 +16,7 @@ _EPILOG = """\b
 Examples:
   agentrl new-plugin my-agent --kind agent
   agentrl new-plugin my-reward --kind reward --into plugins
-  agentrl new-plugin my-engine --kind backend
+  agentrl new-plugin my-questions --kind tasks
 """
 
 
@@ -34,12 +34,17 @@ Examples:
 def new_plugin(app: App, name: str, kind: PluginKind, into: Path) -> None:
     """Write a distribution agentrl-NAME that provides NAME, in a new folder of that name.
 
-    It works as it is: it installs, is listed, passes its tests and trains the bundled model `tiny`. What
-    is in it is small enough to be read, and is for its author to replace. At the end stand the commands
-    to go on with.
+    It works as it is: it installs, is listed, passes its tests and takes part in training the bundled model `tiny`.
+    What is in it is small enough to be read, and is for its author to replace. At the end stand the commands to go
+    on with.
     """
+    from agentrl.cli.root import VERBS
+    from agentrl.errors import ConfigError
+
+    if kind == "command" and name.removeprefix("agentrl-") in VERBS:
+        raise ConfigError(f"command {name!r} exists: agentrl has it", fix="choose another name")
     named = plugin_name(name, kind, app.plugins)
     folder = write_plugin(named, kind, into)
-    click.echo(f"wrote {folder}, the {kind} {named.entry}; install, list, test and train it with")
+    click.echo(f"wrote {folder}, the {kind} {named.entry}; install, list, test and use it with")
     for command in next_commands(named, kind, folder):
         click.echo(f"  {command}")

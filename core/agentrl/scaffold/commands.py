@@ -7,26 +7,41 @@ import shutil
 import sys
 from pathlib import Path
 
-from agentrl.scaffold.naming import PluginKind, PluginName
+from agentrl.scaffold.naming import GROUPS, PluginKind, PluginName
 
 __all__ = ["next_commands"]
 
 
 def next_commands(name: PluginName, kind: PluginKind, folder: Path) -> list[str]:
-    """Shell commands that install, list, test and train the plugin in ``folder``, from the current folder."""
+    """Shell commands that install, list, test and use the plugin in ``folder``, from the current folder."""
     source = f"{folder}[test]" if folder.is_absolute() else f"./{folder}[test]"
-    train = {
-        "agent": [name.entry],
-        "reward": [str(folder / "example_agent.py"), f"reward={name.entry}"],
-        "backend": ["math", f"inference.backend={name.entry}"],
-    }[kind]
     commands = [
         [_program("python"), "-m", "pip", "install", "-e", source],
-        [_program("agentrl"), f"list-{kind}s"],
+        [_program("agentrl"), *_LISTINGS.get(kind, [f"list-{GROUPS[kind]}"])],
         [_program("python"), "-m", "pytest", str(folder)],
-        [_program("agentrl"), "train", *train],
+        [_program("agentrl"), *_use(name.entry, kind, folder)],
     ]
     return [shlex.join(command) for command in commands]
+
+
+_LISTINGS: dict[PluginKind, list[str]] = {"scheduler": ["plugins"], "hooks": ["plugins"], "command": ["--help"]}
+"""What lists kinds that have no listing of their own."""
+
+
+def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
+    uses: dict[PluginKind, list[str]] = {
+        "agent": ["train", entry],
+        "reward": ["train", str(folder / "example_agent.py"), f"reward={entry}"],
+        "tasks": ["train", "math", f"tasks.train={entry}", "tasks.eval=arithmetic-heldout"],
+        "model": ["train", "math", f"model={entry}"],
+        "backend": ["train", "math", f"inference.backend={entry}"],
+        "algorithm": ["train", "math", f"algorithm.advantage={entry}"],
+        "tracker": ["train", "math", f"trackers=[{entry}]"],
+        "scheduler": ["train", "math", f"scheduler={entry}"],
+        "command": [entry],
+        "hooks": ["train", "math"],
+    }
+    return uses[kind]
 
 
 def _program(name: str) -> str:

@@ -12,10 +12,31 @@ from typing import Literal
 from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import normalised
+from agentrl.plugins.kinds import HOOKS
+from agentrl.plugins.kinds import kind as kind_of
 
-__all__ = ["PluginKind", "PluginName", "plugin_name"]
+__all__ = ["GROUPS", "PluginKind", "PluginName", "plugin_name"]
 
-PluginKind = Literal["agent", "reward", "backend"]
+PluginKind = Literal[
+    "agent", "reward", "tasks", "model", "backend", "algorithm", "tracker", "scheduler", "command", "hooks"
+]
+
+GROUPS: dict[PluginKind, str] = {
+    "agent": "agents",
+    "reward": "rewards",
+    "tasks": "tasks",
+    "model": "models",
+    "backend": "backends",
+    "algorithm": "algorithms",
+    "tracker": "trackers",
+    "scheduler": "schedulers",
+    "command": "commands",
+    "hooks": HOOKS,
+}
+"""The kind in the registry that a plugin's entry is of: its entry-point group without ``agentrl.``."""
+
+_SLOT = "advantage."
+"""What the name of a new part of an algorithm begins with."""
 
 _PREFIX = "agentrl-"
 _VALID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -75,8 +96,9 @@ def _suggestion(name: PluginName) -> str:
 def _refuse_taken(name: PluginName, kind: PluginKind, plugins: Plugins) -> None:
     plugins.load()
     for entry in plugins.installed:
-        if entry.kind == f"{kind}s" and normalised(entry.name) == name.entry:
-            raise ConfigError(f"{kind} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
+        if entry.kind == GROUPS[kind] and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
+            noun = kind_of(entry.kind).noun
+            raise ConfigError(f"{noun} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
     if (version := _installed_version(name.distribution)) is not None:
         raise ConfigError(
             f"{name.distribution} {version} is installed, and a new one would replace it", fix="choose another name"

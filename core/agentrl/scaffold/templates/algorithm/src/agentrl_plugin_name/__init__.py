@@ -1,0 +1,1 @@
+"""The advantage estimator ``plugin-name`` for agentrl."""

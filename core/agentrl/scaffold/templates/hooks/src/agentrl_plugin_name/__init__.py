@@ -1,0 +1,1 @@
+"""Hooks ``plugin-name`` for agentrl."""

@@ -1,0 +1,1 @@
+"""The scheduler ``plugin-name`` for agentrl."""

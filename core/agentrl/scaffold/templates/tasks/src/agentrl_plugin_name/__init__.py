@@ -1,0 +1,1 @@
+"""The task set ``plugin-name`` for agentrl."""
