@@ -80,14 +80,14 @@ def test_a_session_of_four_times_the_turns_takes_little_more_than_four_times_the
 ):
     monkeypatch.setattr(served._caller, "capabilities", Capabilities(2**20, 8))
     converse(served, backend, 3, **how)
-    few, many = (kept(served, backend, turns, **how) for turns in (15, 60))
+    few, many = (kept(served, backend, turns, **how) for turns in (10, 40))
     assert many <= 4.4 * few, f"{few} and {many} bytes"
 
 
 def test_so_does_one_that_is_passed_on_to_an_endpoint():
     gateway = RelayGateway(Parrot())
     converse(gateway, None, 3, tools=True)
-    few, many = (kept(gateway, None, turns, tools=True) for turns in (15, 60))
+    few, many = (kept(gateway, None, turns, tools=True) for turns in (10, 40))
     gateway.stop()
     assert many <= 4.4 * few, f"{few} and {many} bytes"
 
