@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import pickle
+import traceback
 import tracemalloc
 
 import pytest
@@ -81,6 +82,41 @@ def test_a_session_of_four_times_the_turns_takes_little_more_than_four_times_the
     monkeypatch.setattr(served._caller, "capabilities", Capabilities(2**20, 8))
     converse(served, backend, 3, **how)
     few, many = (kept(served, backend, turns, **how) for turns in (10, 40))
+    assert many <= 4.4 * few, f"{few} and {many} bytes"
+
+
+@pytest.mark.parametrize("failure", ["refused", "backend"])
+def test_so_does_one_whose_calls_are_refused_and_the_errors_still_say_where_they_come_from(served, backend, failure):
+    def kept_of_refusals(turns):
+        gc.collect()
+        tracemalloc.start(1)
+        session = served.open_session(SessionSettings(training=True))
+
+        async def agent():
+            for turn in range(turns):
+                said = [{"role": "user", "content": f"Go on, {each}."} for each in range(turn + 1)]
+                messages = [{"role": "assistant", "content": "It is 1."}, *said]
+                body = {"messages": messages} | ({"top_p": 0.5} if failure == "refused" else {})
+                backend.script[:] = [ValueError("out of memory")]
+                exchange = Exchange(
+                    "POST", "/v1/chat/completions", json.dumps(body).encode(), f"Bearer {session.api_key}"
+                )
+                assert (await served.answer(exchange)).status == (400 if failure == "refused" else 503)
+                backend.requests.clear()
+
+        asyncio.run(agent())
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(session.refusals) == turns
+        innermost = session.refusals[-1].__cause__ or session.refusals[-1]
+        place = traceback.extract_tb(innermost.__traceback__)[-1]
+        assert place.name == ("_check_reshaping" if failure == "refused" else "generate")
+        session.close()
+        return size
+
+    kept_of_refusals(2)
+    few, many = kept_of_refusals(10), kept_of_refusals(40)
     assert many <= 4.4 * few, f"{few} and {many} bytes"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import threading
 import time
+import traceback
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,7 +196,8 @@ class Session:
                 self._running.discard(block)
 
     def refuse(self, error: AgentRLError) -> None:
-        """Remember an error with which a call was answered."""
+        """Remember an error that was raised and with which a call is being answered."""
+        _forget_locals(error)
         self._refusals.append(error)
 
     @contextmanager
@@ -292,6 +294,18 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error(self.id)
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Keep of the tracebacks where they lead, and not the requests that the functions on the way were about."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next  # The first is whoever answers, and not at its end yet.
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and not any(link is other for other in chain):
+        traceback.clear_frames(link.__traceback__)
+        chain.append(link)
+        link = link.__cause__ or link.__context__
 
 
 def _turn(record: Record, end: Position) -> Turn:
