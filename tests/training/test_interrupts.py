@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM
 from agentrl import Trainer, load_config
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.plain import PlainReporter
+from agentrl.runs.store import read_episodes
+from agentrl.training import interrupt
 from agentrl.training import loop as training_loop
 
 BRIEF = (
@@ -51,6 +53,12 @@ class Told(PlainReporter):
 
     def note(self, text):
         self.notes.append(text)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A busy machine may take long to come back to an event loop, and the process of these tests is not to be left."""
+    monkeypatch.setattr(interrupt, "_PATIENCE_S", 600.0)
 
 
 @pytest.fixture
@@ -206,6 +214,13 @@ def test_an_evaluation_ends_with_all_that_it_has_made(trainer, told, monkeypatch
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
 
 
+IMPATIENT = """
+from agentrl.cli import main
+from agentrl.training import interrupt
+
+interrupt._PATIENCE_S = 0.5
+main()
+"""
 AGENTS = """
 import asyncio, time
 from openai import AsyncOpenAI
@@ -232,6 +247,20 @@ async def leaves_calls(data, *, base_url, api_key, http_client):
 """
 
 
+HURRIED = """
+import asyncio
+from pathlib import Path
+from openai import AsyncOpenAI
+
+async def agent(data):
+    Path("begun").touch()
+    await asyncio.sleep(1)
+    async with AsyncOpenAI() as client, asyncio.timeout(2.5):
+        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": data["question"]}])
+    return 1.0
+"""
+
+
 @pytest.fixture
 def agentrl(tmp_path):
     """The command, as a process, with some agents; what it has printed is in files."""
@@ -239,7 +268,16 @@ def agentrl(tmp_path):
     started = []
 
     def start(*arguments):
-        command = [sys.executable, "-m", "agentrl", *arguments, *BRIEF, "tasks.eval=null", "run.name=run"]
+        command = [
+            sys.executable,
+            "-c",
+            IMPATIENT,
+            *arguments[:2],
+            *BRIEF,
+            *arguments[2:],
+            "tasks.eval=null",
+            "run.name=run",
+        ]
         with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
             started.append(subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=err))
         return started[-1]
@@ -298,3 +336,16 @@ def read_all(terminal):
     with contextlib.suppress(OSError):
         while os.read(terminal, 4096):
             pass
+
+
+def test_a_pause_of_the_run_alone_is_no_time_of_its_workers_either(agentrl, tmp_path):
+    (tmp_path / "hurried.py").write_text(HURRIED)
+    settings = ("rollout.mode=subproc", "rollout.episode_timeout=4", "rollout.tasks_per_step=1", "training.steps=1")
+    process = agentrl("train", "hurried.py:agent", *settings)
+    while process.poll() is None and not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert {episode.outcome for episode in read_episodes(tmp_path / "runs/run/episodes.sqlite")} == {"rewarded"}

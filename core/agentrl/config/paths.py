@@ -1,9 +1,10 @@
 """Paths in a configuration: those of a file are relative to it, wherever a command is called from.
 
 What is a path is told by where it stands and by what it looks like: `run.dir`, `agent.python` and
-`model.chat_template`; `file.py:Obj`, and `pkg.mod:Obj` where the module is there, wherever a part is named; the name
-of a folder, or of a file of tasks; a part's own keys called `path`, `file`, `folder`, `dir` or `python`, and values of
-its keys that begin with `./` or `../`. What agents are given (`agent.kwargs`) is theirs, and never touched.
+`model.chat_template`; `file.py:Obj`, and `pkg.mod:Obj` where the module is there, wherever a part is named and in
+`agent.outcomes`; the name of a folder, or of a file of tasks; a part's own keys called `path`, `file`, `folder`, `dir`
+or `python`, and values of its keys that begin with `./` or `../`. What agents are given (`agent.kwargs`) is theirs, and
+never touched.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class _Paths:
         changed = dict(values)
         _within(changed, "run", {"dir": self._path})
         _within(changed, "model", {"name": self._model, "chat_template": self._path}, bare=self._model)
-        _within(changed, "agent", {"name": self._reference, "python": self._python}, bare=self._reference)
+        agent = {"name": self._reference, "python": self._python, "outcomes": self._references}
+        _within(changed, "agent", agent, bare=self._reference)
         _within(changed, "tasks", {"train": self._tasks, "eval": self._tasks})
         _within(changed, "inference", {"backend": self._part})
         for name in ("reward", "scheduler"):
@@ -114,6 +116,9 @@ class _Paths:
             is_here = head.endswith(".py") or self._is_module(head)
             return f"{self._path(head)}{colon}{attribute}" if is_here else text
         return self._path(text) if text.endswith(".py") else text
+
+    def _references(self, values: Any) -> Any:
+        return [self._reference(each) for each in values] if isinstance(values, list) else values
 
     def _model(self, value: Any) -> Any:
         return self._place_of(value, "models")
