@@ -310,7 +310,7 @@ def test_a_cancellation_that_is_refused_is_answered_when_the_agent_ends(loaded):
     rollout.begin(1)
     assert is_over(lambda: "begun" in rollout.log())
     rollout.say("cancel", id=1)
-    assert rollout.hear() == {"type": "done", "id": 1, "returned": "all the same"}
+    assert rollout.hear() == {"type": "done", "id": 1, "returned": "all the same", "parts": {}}
 
 
 def test_a_synchronous_agent_does_not_hear_of_a_cancellation(loaded):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 from agentrl.agents.raising import authors_traceback, describe
@@ -21,8 +22,8 @@ def done(episode: object, returned: Any) -> bytes:
         if inspect.iscoroutine(returned):
             returned.close()
             raise AgentError("the agent is a plain function that returned a coroutine", fix="make it `async def`")
-        message = {"type": "done", "id": episode, "returned": returned, "parts": parts_beside(returned)}
-        return _line(message, returned, "returned")
+        message = {"type": "done", "id": episode, "returned": returned}
+        return _line(lambda: {**message, "parts": parts_beside(returned)}, returned, "returned")
     except AgentError as error:
         return failed(episode, error)
 
@@ -33,7 +34,8 @@ def failed(episode: object, error: BaseException) -> bytes:
         say(f"episode {episode} failed:\n{authors_traceback(error)}")
     content = error_to_json(error)
     try:
-        return _line({"type": "failed", "id": episode, "error": content}, content.get("answer"), "answer")
+        message = {"type": "failed", "id": episode, "error": content}
+        return _line(lambda: message, content.get("answer"), "answer")
     except AgentError as unsendable:
         return failed(episode, unsendable)
 
@@ -44,11 +46,11 @@ def say(text: str) -> None:
         os.write(2, text.encode(errors="backslashreplace"))
 
 
-def _line(message: dict[str, Any], value: Any, at: str) -> bytes:
-    """``message``, if ``value`` in it arrives as it is. Raises ``AgentError`` where it would not."""
+def _line(message: Callable[[], dict[str, Any]], value: Any, at: str) -> bytes:
+    """What ``message`` makes, if ``value`` in it arrives as it is. Raises ``AgentError`` where it would not."""
     try:
         fault = unfit(value, at)
-        line = b"" if fault else encode(message)
+        line = b"" if fault else encode(message())
     except Exception as error:  # The value is the agent's, and may do anything when it is looked at.
         fault = f"{at}, with {describe(error)}"
     if fault:
