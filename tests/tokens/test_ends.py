@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from functools import lru_cache
 
 import pytest
@@ -23,12 +22,11 @@ def load(tmp_path_factory):
     """A family's renderer, loaded from its folder as a run does."""
 
     @lru_cache
-    def load(name: str, listed: bool = True) -> Renderer:
+    def load(name: str) -> Renderer:
         folder, tokens = tmp_path_factory.mktemp("model"), tokenizer(name)
         tokens.save_pretrained(folder)
         ends = FAMILIES[name].ends or (FAMILIES[name].eos,)
-        if listed:
-            GenerationConfig(eos_token_id=tokens.convert_tokens_to_ids(list(ends))).save_pretrained(folder)
+        GenerationConfig(eos_token_id=tokens.convert_tokens_to_ids(list(ends))).save_pretrained(folder)
         return load_renderer(AutoTokenizer.from_pretrained(folder))
 
     return load
@@ -49,13 +47,13 @@ def test_a_turn_ends_with_eos_what_the_model_lists_and_what_its_template_writes(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_the_template_writes_after_a_turn_ends_one_where_no_file_lists_it(load, name):
-    renderer = load(name, listed=False)
+def test_what_the_template_writes_after_a_turn_ends_one_where_no_file_lists_it(name):
+    renderer = load_renderer(tokenizer(name), "default")
     assert renderer.vocabulary.convert_tokens_to_ids(FAMILIES[name].end) in renderer.stop_ids
 
 
-def test_what_a_turn_is_made_of_does_not_end_it(load):
-    renderer = load("gpt-oss", listed=False)
+def test_what_a_turn_is_made_of_does_not_end_it():
+    renderer = load_renderer(tokenizer("gpt-oss"), "default")
     inside = ["<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|constrain|>"]
     assert renderer.stop_ids.isdisjoint(renderer.vocabulary.convert_tokens_to_ids(inside))
     ends = ["<|return|>", "<|call|>"]
@@ -91,10 +89,9 @@ def test_the_next_prompt_holds_the_end_that_the_template_writes_and_no_other(loa
 def test_either_file_may_list_one_end_or_several(tmp_path, chat_tokenizer, file, value):
     chat_tokenizer.save_pretrained(tmp_path)
     (tmp_path / file).write_text(json.dumps({"eos_token_id": value, "model_type": "llama"}))
-    own = load_renderer(chat_tokenizer).stop_ids
+    own = load_renderer(chat_tokenizer, "default").stop_ids
     listed = {value} if isinstance(value, int) else set(value or ())
-    assert load_renderer(AutoTokenizer.from_pretrained(tmp_path)).stop_ids == own | listed
-    shutil.rmtree(tmp_path)
+    assert load_renderer(AutoTokenizer.from_pretrained(tmp_path), "default").stop_ids == own | listed
 
 
 def test_a_tokenizer_of_no_folder_reads_none(tmp_path, chat_tokenizer, monkeypatch):
