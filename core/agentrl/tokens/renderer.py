@@ -138,10 +138,11 @@ class Renderer:
     ) -> Message:
         """The assistant message that a completion is, in the OpenAI API's shape.
 
-        Tool arguments are JSON text, as the policy wrote them where they do not parse; a call whose name
-        cannot be read stays in the content, and so do all where no ``tools`` are offered. Ids of tool
+        What ends the turn is no part of it, and thinking is apart, whether the completion or its prompt
+        opened it. Tool arguments are the text that the policy wrote, whether it parses or not; a call whose
+        name cannot be read stays in the content, and so do all where no ``tools`` are offered. Ids of tool
         calls are ``call_ids`` and a number, unless the model writes its own. A completion that cannot be
-        parsed at all is text.
+        parsed at all is text. Whatever it is, it can be written as UTF-8.
         """
         spoken = list(itertools.takewhile(lambda token: token not in self.stop_ids, completion_ids))
         # Renderers of families read their own thinking; the template in full may be of any family.
