@@ -198,7 +198,9 @@ class RolloutSection(Section):
     failure_budget: float = Field(0.5, ge=0, le=1)
     """Share of a step's episodes that may fail; the run stops when more do, or all."""
     override: dict[str, Any] = {}
-    """Request fields to replace, or to drop where null, whatever the agent asks for."""
+    """Request fields to replace, or to drop where null, whatever the agent asks for, and `strict`, that of its tools:
+    `{temperature: 1.0, top_p: null, strict: false}`. What it cannot be (`stream`, `messages`, `model`, an unknown
+    field) is refused by name."""
 
 
 class InferenceSection(Section):
