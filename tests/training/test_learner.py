@@ -319,7 +319,7 @@ def test_gradients_are_clipped_to_the_norm(folder):
 
 
 def test_an_episode_longer_than_a_pass_names_the_setting(folder):
-    with pytest.raises(RunError, match=r"training\.tokens_per_batch=8 "):
+    with pytest.raises(RunError, match=r"episode train-\S+ has a context of .* training\.tokens_per_batch=8 "):
         learner(folder, tokens_per_batch=8).step(shared_prompts())
 
 

@@ -168,6 +168,6 @@ def _plain(value: Any, column: str) -> Any:
     except TypeError as error:
         raise ConfigError(
             f"column {column!r} holds a {type(value).__name__}, which is not plain JSON",
-            fix="name the other columns in `columns`",
+            fix="name the other columns in `columns`, or a file of JSON or CSV itself as the tasks: it keeps its text",
         ) from error
     return value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agentrl.rollout.episode import Episode, Group, heard
+from agentrl.rollout.episode import Episode, EpisodeKey, Group, heard
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.paths import cover
 from agentrl.training.terms import Completion, Terms, tabulate
@@ -28,6 +28,8 @@ class Batch:
     """Groups in which no call is better than another."""
     excluded: int
     """Tokens of credited calls that are not trained, because they were not drawn from the policy alone."""
+    episodes: tuple[EpisodeKey, ...] = ()
+    """Which episode each path is of."""
 
 
 def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
@@ -37,6 +39,7 @@ def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
     never had, and given tokens that no trained token follows.
     """
     paths: list[Ints] = []
+    keys: list[EpisodeKey] = []
     completions: list[Completion] = []
     zero_variance = excluded = episodes = 0
     for group in groups:
@@ -48,9 +51,10 @@ def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
             for path in cover(episode.tree, trained):
                 completions += _completions(episode, path.spans, by_call, len(paths), episodes)
                 paths.append(path.ids)
+                keys.append(episode.key)
             excluded += left_out
             episodes += 1
-    return Batch(tuple(paths), tabulate(completions, algorithm.normalisation), zero_variance, excluded)
+    return Batch(tuple(paths), tabulate(completions, algorithm.normalisation), zero_variance, excluded, tuple(keys))
 
 
 def _as_heard(episode: Episode) -> Episode:

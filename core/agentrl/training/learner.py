@@ -34,7 +34,7 @@ from agentrl.training.folder import save_model, write_state
 from agentrl.training.gradient import accumulate_gradient
 from agentrl.training.metrics import batch_metrics
 from agentrl.training.optimiser import Optimiser
-from agentrl.training.passes import Pass
+from agentrl.training.passes import Pass, check_lengths
 from agentrl.training.policy import Policy
 from agentrl.training.probe import probe_forest
 from agentrl.training.weights import LearnerWeights
@@ -137,6 +137,7 @@ class Learner:
 
     def _lay_out(self, batch: Batch) -> list[Pass]:
         """Passes over the paths that can be learned from, then over the others, which need no gradient."""
+        check_lengths([len(path) for path in batch.paths], self._training.tokens_per_batch, batch.episodes)
         lay_out = forest.lay_out if self.rows_because is None else rows.stack
         terms, learned = batch.terms, np.zeros(len(batch.paths), dtype=np.bool_)
         learned[terms.path[terms.advantage != 0.0]] = True

@@ -33,11 +33,13 @@ class Pass:
     rows, in which every position attends to all before it."""
 
 
-def check_lengths(lengths: Sequence[int], tokens_per_batch: int) -> None:
-    """Raise ``RunError`` where a single path does not fit a pass."""
+def check_lengths(lengths: Sequence[int], tokens_per_batch: int, episodes: Sequence[object] = ()) -> None:
+    """Raise ``RunError`` where a single path does not fit a pass; ``episodes`` says which episode each is of."""
     longest = max(lengths, default=0)
     if longest > tokens_per_batch:
+        whose = f"episode {episodes[lengths.index(longest)]}" if episodes else "an episode"
         raise RunError(
-            f"an episode's context of {longest} tokens does not fit training.tokens_per_batch={tokens_per_batch}",
+            f"{whose} has a context of {longest} tokens, which does not fit "
+            f"training.tokens_per_batch={tokens_per_batch}",
             fix=f"set training.tokens_per_batch to {longest} or more, or bound the agent's turns and tokens",
         )
