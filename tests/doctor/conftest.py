@@ -119,6 +119,18 @@ class Raises(TorchBackend):
         raise ValueError("no engine")
         yield
 
+class Unsteady(TorchBackend):
+    "Fails at an agent's first call now and then."
+    seen = set()
+
+    async def generate(self, request):
+        if request.session is not None and request.session not in self.seen:
+            self.seen.add(request.session)
+            if len(self.seen) % 3 == 0:
+                raise ValueError("lost")
+        async for chunk in super().generate(request):
+            yield chunk
+
 class TellsOfItsStart(TorchBackend):
     def __init__(self, context):
         super().__init__(context)

@@ -156,6 +156,14 @@ def test_an_engine_that_breaks_its_contract_is_found_out(examined, backend, sect
     assert (ValueError in map(type, result.told.errors)) == backend.startswith("Raises")
 
 
+def test_failures_of_an_engine_that_were_overcome_are_a_warning(examined):
+    result = examined("math", "inference.backend=backends.py:Unsteady")
+    assert result.diagnosis.ready
+    (warning,) = [finding for finding in result.diagnosis.of_level("warning") if "retried" in finding.figures]
+    assert "failed calls or attempts were tried again; commonest" in warning.text
+    assert "ValueError: lost" in warning.text
+
+
 def test_a_long_start_is_told_as_it_goes_on(examined):
     result = examined("math", "inference.backend=backends.py:TellsOfItsStart")
     assert "engine: server 0: loading the weights" in result.told.stages

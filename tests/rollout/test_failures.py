@@ -146,6 +146,11 @@ def test_failures_of_different_causes_are_told_apart(errors):
     assert one.kind != other.kind
 
 
+@pytest.mark.parametrize("text", ["a." * 50_000, "x" * 100_000, "'" * 100_000, "http:" * 20_000])
+def test_a_message_of_any_length_has_a_cause_at_once(text):
+    assert len(attribute(BackendError(text)).cause) <= 300
+
+
 def test_a_cause_can_be_named():
     causes = {attribute(AgentError(f"no tool {name}", cause="an unknown tool")).kind for name in ("add", "sub")}
     assert causes == {"agent: an unknown tool"}

@@ -86,3 +86,12 @@ def test_causes_without_end_are_counted_in_bounded_memory():
     assert causes.total == 5000
     assert len(causes.commonest(10_000)) <= 1001
     assert causes.commonest(1)[0].reason == "other causes"
+
+
+def test_a_reason_of_any_length_and_any_characters_is_a_line_that_can_be_written():
+    tally = Tally()
+    tally.add(Episode(KEY, {}, "rewarded", 0.0, mistake="no tool\n" + "\ud83d x" * 10_000))
+    (line,) = tally.lines()
+    assert len(line) < 600
+    assert "\n" not in line
+    line.encode()

@@ -22,6 +22,8 @@ _DETAILS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _ELIDED = "…"
+_LOOKED_AT = 1000
+"""Characters: a message may be of any length, and looking takes its square."""
 _CHARACTERS = 300
 _AUTHORS = frozenset({"agent", "policy", "reward"})
 _UNNAMED = "invalid_request_error"
@@ -54,7 +56,7 @@ def cause_of(error: BaseException) -> str:
 
 def without_details(text: str) -> str:
     """``text`` with addresses, quoted texts, and words that hold a digit left out."""
-    return _DETAILS.sub(_ELIDED, redact(one_line(text)))[:_CHARACTERS]
+    return _DETAILS.sub(_ELIDED, redact(one_line(text[:_LOOKED_AT])))[:_CHARACTERS]
 
 
 def _text(error: BaseException) -> str:

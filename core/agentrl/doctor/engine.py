@@ -34,7 +34,7 @@ async def engine(case: Case) -> AsyncIterator[Finding]:
 
     began = time.monotonic()
     version, warn, say = case.learner.version, case.warn, case.doing
-    serving = serve(case.parts, version, finished=finished, warn=warn, say=say, trains=True)
+    serving = serve(case.parts, version, finished=finished, warn=warn, say=say, trains=True, unstopped=_raise)
     case.serving = await case.stack.enter_async_context(serving)
     seconds, can = time.monotonic() - began, case.serving.capabilities
     yield ok(
@@ -48,6 +48,10 @@ async def engine(case: Case) -> AsyncIterator[Finding]:
     case.doing("sampling, and scoring the samples with the learner's model")
     async for finding in probe(case, "to sample"):
         yield finding
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 async def probe(case: Case, what: str) -> AsyncIterator[Finding]:

@@ -52,6 +52,8 @@ async def group(case: Case) -> AsyncIterator[Finding]:
     failed = [episode for episode in case.episodes if episode.failure is not None]
     if failed:
         yield _failures(failed, total, config.rollout.failure_budget)
+    for finding in _retried(case.episodes):
+        yield finding
     if not case.groups:
         return
     for finding in (_rewards(case.groups, case.algorithm), *_lengths(case), *_calls(case.episodes)):
@@ -134,6 +136,17 @@ def _depth(tree: TokenTree) -> int:
         starts.append(starts[span.parent] + span.fork if span.parent >= 0 else 0)
         ends.append(starts[-1] + len(span.ids))
     return max(ends, default=0)
+
+
+def _retried(episodes: Sequence[Episode]) -> Iterator[Finding]:
+    causes = Causes()
+    for episode in episodes:
+        for setback in episode.setbacks:
+            causes.add(setback.kind, str(setback), episode.key)
+    for commonest in causes.commonest(1):
+        cause, fix = parted(commonest.reason)
+        text = f"{causes.total} failed calls or attempts were tried again; commonest, {commonest.count} times: {cause}"
+        yield warning(text, fix=fix or FIXES["backend"], retried=causes.total)
 
 
 def _calls(episodes: Sequence[Episode]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from heapq import nlargest
 from typing import Any, Final, Literal
 
+from agentrl.errors import one_line, shortened
 from agentrl.gateway.contract import Call
 from agentrl.rollout.episode import Episode, EpisodeKey, Failure
 
@@ -17,6 +18,8 @@ Kind = Literal[
 ]
 
 _BY_REQUEST: Final[tuple[Kind, ...]] = ("overridden", "unmet", "control_tokens")
+_REASON = 400
+"""Most characters of a reason: a policy's mistake may be as long as what it wrote."""
 _KEPT = 1000
 """Most causes that are told apart."""
 
@@ -49,7 +52,7 @@ class Causes:
         if known is None and len(self._causes) >= _KEPT:
             known = self._causes.setdefault("", Cause("other causes", str(key)))
         if known is None:
-            self._causes[cause or reason] = Cause(reason, str(key), 1)
+            self._causes[cause or reason] = Cause(shortened(one_line(reason), _REASON), str(key), 1)
             return True
         known.count += 1
         return False

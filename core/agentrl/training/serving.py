@@ -23,7 +23,7 @@ from agentrl.training.heap import settled_heap
 from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.sampling import check_sampling
 
-__all__ = ["Serving", "build_backend", "rolling_out", "serve", "stop", "within"]
+__all__ = ["Serving", "build_backend", "rolling_out", "serve", "stop", "warned", "within"]
 
 _STOP_S = 60.0
 """How long a backend may take to stop."""
@@ -49,17 +49,19 @@ async def serve(
     say: Callable[[str], None],
     trains: bool,
     logs: Path | None = None,
+    unstopped: Callable[[Exception], None] | None = None,
 ) -> AsyncIterator[Serving]:
     """Start the backend on the model folder's weights, which are of ``version``, the gateway and the agent.
 
     ``logs`` is the folder for what processes of agents and of the backend print; ``None`` keeps nothing of it. ``say``
-    is told what a long start waits for. Raises ``ConfigError`` where training is wanted of a backend that cannot take
+    is told what a long start waits for, and ``unstopped`` what the backend fails to stop with, which by default is a
+    warning. Raises ``ConfigError`` where training is wanted of a backend that cannot take
     new weights, and where the config wants to sample as the backend cannot.
     """
     config = parts.config
     backend = build_backend(parts, version, logs=logs, say=say)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(stop, backend, warn)
+        stack.push_async_callback(stop, backend, unstopped or warned(warn))
         async with within(config.inference.timeout, "the inference engine to start"):
             capabilities = await backend.start()
         if trains and not capabilities.trains:
@@ -99,15 +101,20 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
         raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
 
 
-async def stop(backend: Backend | ChatBackend, warn: Callable[[str], None]) -> None:
-    """Stop ``backend``. One that fails to, or does not come to an end, is warned of and left: all else is done."""
+async def stop(backend: Backend | ChatBackend, unstopped: Callable[[Exception], None]) -> None:
+    """Stop ``backend``. ``unstopped`` is told of one that fails to, or does not come to an end and is left as it is."""
     stopping = asyncio.ensure_future(backend.stop())
     done, _ = await asyncio.wait({stopping}, timeout=_STOP_S)
     if not done:
         stopping.cancel()
-        warn(f"the inference backend did not stop within {_STOP_S:g} s, and is left as it is (mend its stop)")
-    elif error := stopping.exception():
-        warn(f"the inference backend failed to stop: {type(error).__name__}: {error}")
+        unstopped(BackendError(f"the inference backend did not stop within {_STOP_S:g} s", fix="mend its stop"))
+    elif isinstance(error := stopping.exception(), Exception):
+        unstopped(error)
+
+
+def warned(warn: Callable[[str], None]) -> Callable[[Exception], None]:
+    """For ``stop``: all else is done by then, so that what it fails with is worth a warning."""
+    return lambda error: warn(f"the inference backend failed to stop: {type(error).__name__}: {error}")
 
 
 def build_backend(
