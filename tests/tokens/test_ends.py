@@ -84,6 +84,20 @@ def test_the_next_prompt_holds_the_end_that_the_template_writes_and_no_other(loa
     assert whole == renderer.vocabulary.encode(template)
 
 
+@pytest.mark.parametrize("template", [None, "{{ messages[-1].content }}"])
+def test_a_renderer_by_name_repeats_only_the_end_that_it_writes_itself(make_tokenizer, template):
+    renderer = load_renderer(make_tokenizer(template), "qwen3")
+    said, more = renderer.vocabulary.encode("7"), [{"role": "user", "content": "And 5?"}]
+    prompt, written = renderer.render([ASK]), set()
+    for end in renderer.vocabulary.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]):
+        ids = [*said, end]
+        extended = renderer.extend(prompt, ids[: renderer.shown(ids)], more)
+        assert extended == renderer.extend(prompt, said, more)
+        written.add(renderer.vocabulary.decode(extended))
+    assert len(written) == 1
+    assert "<|endoftext|>" not in written.pop()
+
+
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("value", [5, [5, 6], None])
 def test_either_file_may_list_one_end_or_several(tmp_path, chat_tokenizer, file, value):

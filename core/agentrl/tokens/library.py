@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
@@ -55,7 +56,17 @@ class Candidate:
         """The candidate where there is no template to hold it against: its own word is taken for what it writes."""
         extends: frozenset[Kind] = frozenset({("user", False), ("tool", False), ("tool", True)})
         reads = reads_calls(self.library, _OwnText(self.library, vocabulary), self.stop_ids)
-        return replace(self, thinking=True, extends=extends, reads=reads, closing_ids=self.stop_ids)
+        closing = frozenset(self._closes(vocabulary)) or self.stop_ids
+        return replace(self, thinking=True, extends=extends, reads=reads, closing_ids=closing)
+
+    def _closes(self, vocabulary: Vocabulary) -> Iterator[int]:
+        """The ends with which it goes on after a turn that has none, as a token limit leaves it."""
+        ask, result = {"role": "user", "content": "Hi"}, {"role": "tool", "tool_call_id": "1", "content": "7"}
+        for new in (ask, result):
+            with suppress(Exception):  # The boundary to the library: where it cannot go on, all is rendered in full.
+                cut = [*self.render([ask], None), *vocabulary.encode("Hello")]
+                bridged = self.bridge(cut[:-1], cut[-1:], [new], None) or []
+                yield from self.stop_ids.intersection(bridged[len(cut) : len(cut) + 1])
 
     def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         """The prompt for the next turn; ``messages`` as ``plain`` leaves them."""
