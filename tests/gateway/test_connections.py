@@ -22,6 +22,7 @@ from agentrl.gateway.connections import Limits
 from agentrl.gateway.exchange import Exchange, Reply
 from agentrl.gateway.http import application
 from agentrl.gateway.server import Server
+from agentrl.loops.clock import AwakeClock
 
 ASK = json.dumps({"messages": [{"role": "user", "content": "What is 12 * 34?"}]}).encode()
 PATIENCE_S = 20
@@ -47,8 +48,8 @@ def serve(parser, gateway):
     """Starts a server before the gateway, with limits of its own."""
     servers = []
 
-    def serve(limits: Limits = Limits()) -> Server:  # noqa: B008
-        servers.append(Server(gateway, limits))
+    def serve(limits: Limits = Limits(), **options: object) -> Server:  # noqa: B008
+        servers.append(Server(gateway, limits, **options))
         servers[-1].start()
         return servers[-1]
 
@@ -257,6 +258,18 @@ def test_an_sdk_is_told_to_send_again_what_came_too_slowly(connect, open_session
     client = connect(open_session())
     client.send(client.post(body=b"", length=False)[:-2] + b"Content-Length: 10\r\n\r\n")
     assert client.answer().getheader("x-should-retry") == "true"
+
+
+def test_a_pause_of_the_process_is_not_the_clients_time(serve, backend, open_session):
+    session = open_session()
+    backend.says("It is 408.")
+    server = serve(SHORT, clock=AwakeClock(monotonic=lambda: 7.0))  # As it is while nothing runs.
+    with contextlib.closing(Client(server, session)) as client:
+        request = client.post()
+        for part in (request[:20], request[20:-20]):
+            client.send(part)
+            time.sleep(2 * max(SHORT.header_s, SHORT.body_s))
+        assert client.send(request[-20:]).answer().status == 200
 
 
 def test_a_connection_that_asks_nothing_is_closed(connect):

@@ -54,6 +54,7 @@ class Connection(_Protocol):
     limits: Limits
     refusal: Callable[[Exception], Reply]
     stopping: Callable[[], bool]
+    now: Callable[[], float]
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Connection(_Protocol):
 
     def _begin(self) -> None:
         """The client begins to send a header, or a body; the time for that runs."""
-        self._began = self.loop.time()
+        self._began = self.now()
         if self._timer is None:
             self._watch(self._limit_s)
 
@@ -125,8 +126,8 @@ class Connection(_Protocol):
         if self._began is None or self.transport.is_closing():
             return
         if self.flow.read_paused:  # The client waits for us.
-            self._began = self.loop.time()
-        left = self._began + self._limit_s - self.loop.time()
+            self._began = self.now()
+        left = self._began + self._limit_s - self.now()
         if left > 0:
             self._watch(left)
         elif self._in_body or self._header_bytes:
@@ -195,10 +196,19 @@ def guarded(
     *,
     refusal: Callable[[Exception], Reply],
     stopping: Callable[[], bool],
+    now: Callable[[], float],
 ) -> type[asyncio.Protocol]:
-    """uvicorn's ``protocol`` with ``Connection`` before it. ``refusal`` words an error, ``stopping`` says whether the
-    server stops."""
-    members = {"limits": limits, "refusal": staticmethod(refusal), "stopping": staticmethod(stopping)}
+    """uvicorn's ``protocol`` with ``Connection`` before it.
+
+    ``refusal`` words an error, ``stopping`` says whether the server stops, and ``now`` the time that limits are of, in
+    seconds.
+    """
+    members = {
+        "limits": limits,
+        "refusal": staticmethod(refusal),
+        "stopping": staticmethod(stopping),
+        "now": staticmethod(now),
+    }
     return type(f"Guarded{protocol.__name__}", (Connection, protocol), members)
 
 

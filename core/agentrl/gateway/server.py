@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agentrl.errors import RunError
 from agentrl.gateway.connections import Limits, guarded
 from agentrl.gateway.exchange import Service
+from agentrl.loops.clock import AwakeClock, Ticker
 
 if TYPE_CHECKING:
     import uvicorn
@@ -29,9 +30,12 @@ class Server:
     """Serves on a free port of the loopback interface, from a thread with an event loop of its own: an
     agent that blocks its loop does not block the others' calls."""
 
-    def __init__(self, service: Service, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, service: Service, limits: Limits = DEFAULT_LIMITS, clock: AwakeClock | None = None) -> None:
+        """By ``clock`` the limits are kept; a pause of the process is no client's time."""
         self._service = service
         self._limits = limits
+        self._clock = clock or AwakeClock()
+        self._ticker: Ticker | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.url: str | None = None
@@ -47,6 +51,7 @@ class Server:
             target=server.run, kwargs={"sockets": [listener]}, name="agentrl-gateway", daemon=True
         )
         self._thread.start()
+        self._ticker = Ticker(self._clock)
         self._wait_until_started(server, self._thread)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -59,7 +64,11 @@ class Server:
 
         made: list[uvicorn.Server] = []
         protocol = guarded(
-            AutoHTTPProtocol, self._limits, refusal=self._service.refusal, stopping=lambda: made[0].should_exit
+            AutoHTTPProtocol,
+            self._limits,
+            refusal=self._service.refusal,
+            stopping=lambda: made[0].should_exit,
+            now=self._clock.time,
         )
         config = uvicorn.Config(
             application(self._service, self._limits),
@@ -92,6 +101,8 @@ class Server:
         self._server = self._thread = self.url = None
         if server is None or thread is None:
             return
+        if self._ticker is not None:
+            self._ticker.stop()
         server.should_exit = True
         thread.join(DEADLINE_S)
         if thread.is_alive():
