@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import agentrl
-from agentrl.errors import shortened
+from agentrl.errors import shortened, shown
 
 
 def test_a_text_is_cut_between_words_and_says_so() -> None:
@@ -23,5 +23,17 @@ def test_a_text_is_cut_between_words_and_says_so() -> None:
 def test_no_message_of_an_error_is_cut_in_the_middle_of_a_word() -> None:
     """Cuts by a number of characters are for names and data, never for the words of another error."""
     core = Path(agentrl.__path__[0])
-    cut = re.compile(r"(one_line|str|repr|reason_of)\(\w+\)\[:\d+\]")
-    assert [str(path.relative_to(core)) for path in core.rglob("*.py") if cut.search(path.read_text())] == []
+    cut = re.compile(r"(one_line|str|repr|reason_of)\(\w+\)\[:\d+\]|![rs]:\.\d+\}")
+    files = [path for path in core.rglob("*.py") if "testing" not in path.parts and "templates" not in path.parts]
+    assert [str(path.relative_to(core)) for path in files if cut.search(path.read_text())] == []
+
+
+def test_a_value_is_shown_whatever_it_is() -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert shown("a text", 80) == "'a text'"
+    assert shown("many words of it", 12) == "'many words…"
+    assert shown(Shy()) == "a Shy"
+    assert shown(10**5000) == "an integer of 16610 bits"

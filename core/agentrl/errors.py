@@ -49,6 +49,7 @@ __all__ = [
     "near_matches",
     "one_line",
     "shortened",
+    "shown",
 ]
 
 
@@ -205,6 +206,17 @@ def shortened(text: str, longest: int = 200) -> str:
     if text[longest - 1] != " " and space and len(head) >= longest // 2:
         kept = head
     return f"{kept.rstrip(' ,;:(')}…"
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """``repr(value)`` for a message: cut to ``longest`` characters, and no error whatever ``value`` is."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > longest:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return shortened(text, longest)
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

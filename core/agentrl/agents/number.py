@@ -1,4 +1,4 @@
-"""Numbers of any kind as floats, and values as messages show them."""
+"""Numbers of any kind as floats."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import numbers
 from decimal import Decimal
 from typing import Any
 
-from agentrl.errors import shortened
-
-__all__ = ["as_number", "shown"]
-
-_LONGEST = 200
+__all__ = ["as_number"]
 
 
 def as_number(value: Any) -> float | None:
@@ -31,14 +27,3 @@ def as_number(value: Any) -> float | None:
         inner = value.item()  # numpy.bool_, and zero-dimensional arrays and tensors
         return None if getattr(inner, "shape", None) == () else as_number(inner)
     return None
-
-
-def shown(value: object, longest: int = _LONGEST) -> str:
-    """``repr(value)`` for a message: cut to ``longest`` characters, and no error whatever ``value`` is."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > longest:
-        return f"an integer of {value.bit_length()} bits"
-    try:
-        text = repr(value)
-    except Exception:
-        return f"a {type(value).__name__}"
-    return shortened(text, longest)

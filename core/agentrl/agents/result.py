@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from agentrl.agents.number import as_number, shown
-from agentrl.errors import AgentError, near_matches
+from agentrl.agents.number import as_number
+from agentrl.errors import AgentError, near_matches, shown
 
 __all__ = ["as_result"]
 

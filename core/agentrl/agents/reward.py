@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from agentrl.agents.number import as_number, shown
+from agentrl.agents.number import as_number
+from agentrl.errors import shown
 
 __all__ = ["Reward", "parts_of", "sums_of_parts"]
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.errors import GatewayError
+from agentrl.errors import GatewayError, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.request import ModelRequest
 from agentrl.inference.contract import Capabilities, Sampling
@@ -117,7 +117,7 @@ def _number(fields: Mapping[str, Any], name: str, default: float, most: float = 
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         limit = f"from 0 to {most:g}" if most < sys.float_info.max else "of 0 or more"
-        raise GatewayError(f"{name}={value!r:.80} is not a number {limit}", param=name, code="invalid_type")
+        raise GatewayError(f"{name}={shown(value, 80)} is not a number {limit}", param=name, code="invalid_type")
     return float(value)
 
 
@@ -125,7 +125,7 @@ def _integer(fields: Mapping[str, Any], name: str, least: int) -> int:
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise GatewayError(
-            f"{name}={value!r:.80} is not a whole number of at least {least}", param=name, code="invalid_type"
+            f"{name}={shown(value, 80)} is not a whole number of at least {least}", param=name, code="invalid_type"
         )
     return value
 
@@ -134,6 +134,6 @@ def _stop(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value or []
     if not isinstance(strings, list) or not all(isinstance(text, str) and text for text in strings):
         raise GatewayError(
-            f"stop={value!r:.80} is neither a text nor a list of texts", param="stop", code="invalid_type"
+            f"stop={shown(value, 80)} is neither a text nor a list of texts", param="stop", code="invalid_type"
         )
     return tuple(strings)

@@ -10,7 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
 
-from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling
+from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling, shown
 from agentrl.gateway.calls import Caller
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.credentials import bearer, new_credentials
@@ -164,7 +164,7 @@ class Gateway:
         except (ValueError, RecursionError) as error:
             raise GatewayError(f"the body is not JSON: {error}", code="invalid_json") from error
         if not isinstance(body, dict):
-            raise GatewayError(f"the body is not a JSON object but {body!r:.80}", code="invalid_json")
+            raise GatewayError(f"the body is not a JSON object but {shown(body, 80)}", code="invalid_json")
         return body
 
     def check_size(self, size: int) -> None:

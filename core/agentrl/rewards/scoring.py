@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentrl.agents.causes import cause_of
-from agentrl.agents.number import as_number, shown
+from agentrl.agents.number import as_number
 from agentrl.agents.reward import Reward, parts_of
 from agentrl.agents.watchdog import Holder
-from agentrl.errors import AgentRLError, ConfigError, RewardError
+from agentrl.errors import AgentRLError, ConfigError, RewardError, shown
 
 if TYPE_CHECKING:
     from agentrl.plugins.building import PartLike
@@ -66,13 +66,13 @@ async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str
         raise
     except Exception as error:
         raise RewardError(
-            f"the reward raised {type(error).__name__} for the answer {answer!r:.80}: {error}",
+            f"the reward raised {type(error).__name__} for the answer {shown(answer, 80)}: {error}",
             cause=f"the reward raised {cause_of(error)}",
         ) from error
     number = as_number(returned)
     if number is None or not math.isfinite(number):
         raise RewardError(
-            f"the reward returned {shown(returned, 80)} for the answer {answer!r:.80}",
+            f"the reward returned {shown(returned, 80)} for the answer {shown(answer, 80)}",
             fix="return a finite real number",
             cause=f"the reward returned a {type(returned).__name__} that is no finite real number",
         )

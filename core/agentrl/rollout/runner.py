@@ -12,7 +12,7 @@ from agentrl.agents.causes import cause_of
 from agentrl.agents.contract import Data
 from agentrl.agents.result import as_result
 from agentrl.agents.reward import parts_of, sums_of_parts
-from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line
+from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
@@ -106,7 +106,7 @@ class EpisodeRunner:
             if not deadline.expired():
                 raise
             raise RewardError(
-                f"the reward did not score the answer {answer!r:.80} within {self.timeout:g} s",
+                f"the reward did not score the answer {shown(answer, 80)} within {self.timeout:g} s",
                 fix="raise rollout.episode_timeout, or make the reward faster",
                 cause="the reward did not score the answer in time",
             ) from error

@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO
 from pydantic import Field, Strict
 
 from agentrl.config.models import Section
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, shown
 from agentrl.tasks.contract import Task
 from agentrl.tasks.reading import chosen, decoded
 from agentrl.tasks.records import Records
@@ -100,7 +100,8 @@ def _delimiter(path: Path) -> str:
 def _header(names: list[str], path: Path) -> list[str]:
     if len(names) == 1 and (other := next((each for each in _DELIMITERS if each in names[0]), None)):
         raise ConfigError(
-            f"{path} names one column, {names[0]!r:.60}", fix=f"set delimiter={other!r} beside its path, or its name"
+            f"{path} names one column, {shown(names[0], 60)}",
+            fix=f"set delimiter={other!r} beside its path, or its name",
         )
     for name in names:
         if not name.strip() or names.count(name) > 1:

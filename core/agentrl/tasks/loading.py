@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, shown
 from agentrl.tasks.contract import Task, TaskSet
 from agentrl.tasks.files import READERS, is_file_name, reader
 
@@ -89,6 +89,6 @@ class _Checked:
         task = self._tasks[range(len(self))[index]]  # generated sets may have no end of their own
         if not isinstance(task, dict):
             raise ConfigError(
-                f"task {index} of {self._name!r} is a {type(task).__name__}: {task!r:.80}", fix="a task is a dict"
+                f"task {index} of {self._name!r} is a {type(task).__name__}: {shown(task, 80)}", fix="a task is a dict"
             )
         return task

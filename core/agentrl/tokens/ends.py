@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import ConfigError, GatewayError
+from agentrl.errors import ConfigError, GatewayError, shown
 from agentrl.tokens.template import ChatTemplate
 from agentrl.tokens.vocabulary import Vocabulary
 
@@ -46,7 +46,7 @@ def _eos_of(file: Path) -> Sequence[int]:
         raise ConfigError(f"{file} cannot be read: {error}", fix="save the model's own file there") from error
     ends = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
-        raise ConfigError(f"{file}: eos_token_id is {value!r:.80}, no id and no list of them", fix="mend the file")
+        raise ConfigError(f"{file}: eos_token_id is {shown(value, 80)}, no id and no list of them", fix="mend the file")
     return ends
 
 

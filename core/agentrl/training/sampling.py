@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError, GatewayError
+from agentrl.errors import ConfigError, GatewayError, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
 from agentrl.gateway.dialects.chat_api import ALIASES
@@ -66,6 +66,6 @@ def _refused(config: Config, key: str, error: GatewayError) -> ConfigError:
             key, value = f"rollout.override.{name}", replacement
     backend = config.inference.backend.name
     return ConfigError(
-        f"with {key}={value!r:.80} and inference.backend={backend!r} every call would be refused: {error.message}",
+        f"with {key}={shown(value, 80)} and inference.backend={backend!r} every call would be refused: {error.message}",
         fix=f"change {key}, or drop it",
     )

@@ -44,7 +44,7 @@ from agentrl import errors
 from agentrl.agents.causes import cause_of
 from agentrl.agents.number import as_number
 from agentrl.agents.raising import authors_traceback, describe, is_api_error
-from agentrl.errors import AgentError, AgentRLError
+from agentrl.errors import AgentError, AgentRLError, shown
 from agentrl.redaction import redact
 
 __all__ = [
@@ -108,7 +108,7 @@ def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                return f"the key {key!r:.80} of {at}, a {type(key).__name__}"
+                return f"the key {shown(key, 80)} of {at}, a {type(key).__name__}"
             if found := _unfit(item, f"{at}[{key!r}]", inside):
                 return found
         return None if isinstance(value, dict) else f"{at}, a {type(value).__name__}"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.errors import ConfigError, GatewayError
+from agentrl.errors import ConfigError, GatewayError, shown
 from agentrl.gateway.dialects.chat_api import PATH, error_body, flag, refuse_several, refused
 from agentrl.gateway.dialects.messages import read_messages, read_tools
 from agentrl.gateway.dialects.overrides import STRICT, apply_override, check_override, misspelled
@@ -84,7 +84,8 @@ class ChatCompletions:
         """Raise ``ConfigError``, naming the key, for an override under which no call could be answered as asked."""
         if override.get(STRICT):
             raise ConfigError(
-                f"rollout.override.{STRICT}={override[STRICT]!r:.80} cannot be kept: no grammar constrains arguments",
+                f"rollout.override.{STRICT}={shown(override[STRICT], 80)} cannot be kept: "
+                "no grammar constrains arguments",
                 fix=f"set rollout.override.{STRICT}=false, or drop it",
             )
         check_override(override, _read, _KNOWN)
@@ -155,7 +156,7 @@ def _read(body: Mapping[str, Any]) -> ModelRequest:
 def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:
     near = misspelled(name, _KNOWN)
     return GatewayError(
-        f"{name}={given[name]!r:.80} is not a field that can be honoured here",
+        f"{name}={shown(given[name], 80)} is not a field that can be honoured here",
         param=name,
         code="unknown_parameter",
         fix=f"did you mean {near!r}?" if near else f"drop it, or set rollout.override: {{{name}: null}}",

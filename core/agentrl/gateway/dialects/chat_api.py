@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.errors import GatewayError
+from agentrl.errors import GatewayError, shown
 
 __all__ = ["ALIASES", "PATH", "error_body", "flag", "refuse_several", "refused"]
 
@@ -33,7 +33,7 @@ def refuse_several(given: Mapping[str, Any]) -> None:
 
 def refused(name: str, given: Mapping[str, Any], what: str, *, fix: str | None = None) -> GatewayError:
     """The error for a field whose value cannot be."""
-    return GatewayError(f"{name}={given[name]!r:.80} {what}", param=name, code="unsupported_value", fix=fix)
+    return GatewayError(f"{name}={shown(given[name], 80)} {what}", param=name, code="unsupported_value", fix=fix)
 
 
 def error_body(error: GatewayError) -> bytes:

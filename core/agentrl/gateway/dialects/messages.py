@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentrl.errors import GatewayError
+from agentrl.errors import GatewayError, shown
 from agentrl.tokens.template import Message
 
 __all__ = ["read_messages", "read_tools"]
@@ -24,13 +24,13 @@ _THINKING_AGAIN = frozenset({"thinking_blocks", "reasoning_details"})
 def read_messages(value: Any) -> list[Message]:
     """The ``messages`` of a request. Raises ``GatewayError`` (400), naming the message at fault."""
     if not isinstance(value, list) or not value:
-        raise _wrong("messages", f"is not a list of at least one message: {value!r:.80}")
+        raise _wrong("messages", f"is not a list of at least one message: {shown(value, 80)}")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
 
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
-        raise _wrong(where, f"is not an object: {value!r:.80}")
+        raise _wrong(where, f"is not an object: {shown(value, 80)}")
     role = value.get("role")
     if role not in _ROLES:
         raise _wrong(f"{where}.role", f"is {role!r}", fix="one of " + ", ".join(_ROLES))
@@ -44,7 +44,7 @@ def _message(value: Any, where: str) -> Message:
         if role != "assistant":
             raise _wrong(f"{where}.content", "is missing")
     elif not isinstance(content, str):
-        raise _wrong(f"{where}.content", f"is neither a text nor a list of parts: {content!r:.80}")
+        raise _wrong(f"{where}.content", f"is neither a text nor a list of parts: {shown(content, 80)}")
     if role == "assistant":
         _assistant(message, where)
     return message
@@ -74,7 +74,10 @@ def _part(part: Any, where: str) -> dict[str, str]:
     if kind in ("text", "refusal") and isinstance(part.get(kind), str):
         return {"type": "text", "text": part[kind]}
     raise _wrong(
-        where, f"is not text but {kind or part!r:.80}", fix="the policy reads text only", code="unsupported_content"
+        where,
+        f"is not text but {shown(kind or part, 80)}",
+        fix="the policy reads text only",
+        code="unsupported_content",
     )
 
 
@@ -88,7 +91,7 @@ def _assistant(message: Message, where: str) -> None:
     if calls is None:
         return
     if not isinstance(calls, list):
-        raise _wrong(f"{where}.tool_calls", f"is not a list: {calls!r:.80}")
+        raise _wrong(f"{where}.tool_calls", f"is not a list: {shown(calls, 80)}")
     message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
     if not calls:
         del message["tool_calls"]
@@ -101,7 +104,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
         raise _wrong(where, "is not a call of a function")
     for name in ("name", "arguments"):
         if not isinstance(function.get(name), str):
-            raise _wrong(f"{where}.function.{name}", f"is not a text: {function.get(name)!r:.80}")
+            raise _wrong(f"{where}.function.{name}", f"is not a text: {shown(function.get(name), 80)}")
     said = {"type": "function", "function": {name: function[name] for name in ("name", "arguments")}}
     return {"id": call["id"], **said} if call.get("id") is not None else said
 
@@ -114,7 +117,7 @@ def read_tools(value: Any) -> tuple[list[dict[str, Any]] | None, bool]:
     if not value:
         return None, False
     if not isinstance(value, list):
-        raise _wrong("tools", f"is not a list: {value!r:.80}")
+        raise _wrong("tools", f"is not a list: {shown(value, 80)}")
     for index, tool in enumerate(value):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or tool.get("type") != "function":
@@ -122,7 +125,9 @@ def read_tools(value: Any) -> tuple[list[dict[str, Any]] | None, bool]:
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise _wrong(f"tools[{index}].function.name", "is missing")
         if not isinstance(function.get("strict"), bool | None):
-            raise _wrong(f"tools[{index}].function.strict", f"is neither true nor false: {function['strict']!r:.80}")
+            raise _wrong(
+                f"tools[{index}].function.strict", f"is neither true nor false: {shown(function['strict'], 80)}"
+            )
     return [_plain(tool) for tool in value], any(tool["function"].get("strict") for tool in value)
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-from agentrl.errors import ConfigError, GatewayError, near_matches
+from agentrl.errors import ConfigError, GatewayError, near_matches, shown
 from agentrl.gateway.dialects.chat_api import ALIASES
 
 __all__ = ["STRICT", "apply_override", "check_override", "misspelled"]
@@ -64,7 +64,7 @@ def check_override(
         if name in _THE_AGENTS:
             raise ConfigError(f"{key} cannot be: an override does not change {name}", fix=_THE_AGENTS[name])
         if name == STRICT and not isinstance(value, bool | None):
-            raise ConfigError(f"{key}={value!r:.80} is neither true nor false", fix="set it to false, or drop it")
+            raise ConfigError(f"{key}={shown(value, 80)} is neither true nor false", fix="set it to false, or drop it")
         others = [other for other in _names(ALIASES.get(name, name)) if other != name and other in override]
         if others:
             raise ConfigError(f"{key} and rollout.override.{others[0]} are one field", fix="set one of them")
@@ -83,7 +83,7 @@ def _check_name(name: str, value: Any, fields: Set[str]) -> None:
     if name in fields or (value is None and misspelled(name, fields) is None):
         return
     raise ConfigError(
-        f"rollout.override.{name}={value!r:.80}: requests have no field {name!r}",
+        f"rollout.override.{name}={shown(value, 80)}: requests have no field {name!r}",
         fix=near_matches(name, fields),
     )
 

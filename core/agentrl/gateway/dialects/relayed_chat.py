@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.errors import GatewayError
+from agentrl.errors import GatewayError, shown
 from agentrl.gateway.dialects.chat_api import PATH, error_body, refuse_several
 from agentrl.gateway.dialects.overrides import apply_override, check_override
 from agentrl.gateway.request import Completion, ModelRequest
@@ -52,6 +52,6 @@ def _read(body: Mapping[str, Any]) -> ModelRequest:
     messages, tools = body.get("messages"), body.get("tools")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise GatewayError(
-            f"messages is not a list of messages: {messages!r:.80}", param="messages", code="invalid_value"
+            f"messages is not a list of messages: {shown(messages, 80)}", param="messages", code="invalid_value"
         )
     return ModelRequest(body=body, messages=messages, tools=tools if isinstance(tools, list) else None)
