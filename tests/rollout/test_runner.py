@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from dataclasses import replace
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 
@@ -315,6 +317,29 @@ def test_an_agent_that_only_fails_stops_the_batch_and_its_siblings(run):
 
     run(scenario)
     assert len(ended) == 4
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_episode_knows_which_answers_its_agent_left_unread(run, reads):
+    async def agent(data, *, base_url, api_key):
+        url = httpx.URL(base_url)
+        body = json.dumps({"messages": [{"role": "user", "content": data["question"]}]}).encode()
+        head = f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((url.host, url.port), timeout=30) as client:
+            await asyncio.to_thread(client.sendall, head.encode() + body)
+            await asyncio.to_thread(client.recv, 2**16 if reads else 10)
+        return 0.5
+
+    async def scenario(stack):
+        stack.gateway.start()
+        try:
+            return await stack.episode(agent)
+        finally:
+            stack.gateway.stop()
+
+    episode = run(scenario)
+    assert episode.reward == 0.5
+    assert [call.delivered for call in episode.calls] == [reads]
 
 
 def test_a_reward_is_shown_no_answer_that_the_agent_never_had(run):

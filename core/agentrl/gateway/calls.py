@@ -14,9 +14,11 @@ from agentrl.errors import BackendError, GatewayError
 from agentrl.gateway.completing import generate
 from agentrl.gateway.contract import Call
 from agentrl.gateway.conversations import MessageKey, Turn, message_key, tools_key
+from agentrl.gateway.draws import Draw
+from agentrl.gateway.record import Plan, Record
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.gateway.sampling import resolve_sampling
-from agentrl.gateway.session import Draw, Plan, Record, Session
+from agentrl.gateway.session import Session
 from agentrl.inference.arrival import fault
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
 from agentrl.tokens.renderer import Renderer
@@ -63,7 +65,7 @@ class Caller:
         tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
         with session.planned(tools, request.messages, keys) as plan:
             prompt = self._prompt(plan, request, tools, keys)
-            with session.numbered(prompt.ids, _canonical(request.fields)) as draw:
+            with session.draws.numbered(prompt.ids, _canonical(request.fields)) as draw:
                 sampling = self._sampling(session, request, len(prompt.ids), draw)
                 chunk = await self._generate(
                     GenerationRequest(prompt.ids, sampling, session=session.id), session.settings.versions

@@ -63,7 +63,7 @@ class Relay:
         settings, body = session.settings, request.body
         seed = body.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool):
-            body = {**body, "seed": session.mixed(seed)}
+            body = {**body, "seed": session.draws.mixed(seed)}
         try:
             return await self.backend.complete(ChatRequest(body, settings.temperature, settings.max_tokens))
         except AgentRLError:

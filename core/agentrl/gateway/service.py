@@ -121,6 +121,8 @@ class Gateway:
         try:
             address = address_of(exchange.path)
             session = self._sessions.identify(exchange, address.capture)
+            if not exchange.in_process:
+                session.served_by_this_loop()
             found, methods = self._routes.find(address.route, exchange)
             if exchange.method not in methods:
                 return self.refusal(wrong_method(exchange, methods), session, {"allow": ", ".join(methods)})

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
+import asyncio
 import threading
 import time
 import traceback
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 from agentrl.errors import AgentRLError, GatewayError
 from agentrl.gateway.bodies import Bodies
 from agentrl.gateway.contract import Call, SessionSettings
-from agentrl.gateway.conversations import Conversations, Match, MessageKey, Turn
+from agentrl.gateway.conversations import Conversations, MessageKey, Turn
 from agentrl.gateway.credentials import Credentials
+from agentrl.gateway.draws import Draws
 from agentrl.gateway.interrupt import Interruptible
+from agentrl.gateway.record import Plan, Record, turn_of
 from agentrl.gateway.retries import Retries
 from agentrl.tokens.template import Message
-from agentrl.tokens.tree import ROOT, Position, Sampled, TokenTree
+from agentrl.tokens.tree import ROOT, TokenTree
 
-__all__ = ["Draw", "Plan", "Record", "Session", "closed_error"]
+__all__ = ["Session", "closed_error"]
+
+_TURNS = 10
+"""More turns of a loop than a server needs to learn from its socket that a client has gone, and to say so."""
+_HEARD_S = 2.0
+"""Longest that a server may take for them."""
 
 
 def closed_error(session: str) -> GatewayError:
@@ -34,74 +38,6 @@ def closed_error(session: str) -> GatewayError:
         code="session_closed",
         fix="make every call before run() returns",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How a call's prompt follows from what its session recorded."""
-
-    match: Match
-    history: list[int]
-    """The ids that the matched turn's conversation comes to; empty where there is none."""
-    spelled: list[frozenset[str]]
-    """For each message of the request, the control tokens that the policy spelled out when it wrote it."""
-
-    @property
-    def prompt(self) -> list[int]:
-        """The part of ``history`` that the matched turn was given."""
-        return self.history[: self.match.turn.prompt_tokens] if self.match.turn else []
-
-    @property
-    def completion(self) -> list[int]:
-        """The part of ``history`` that the matched turn sampled and the agent saw."""
-        return self.history[self.match.turn.prompt_tokens :] if self.match.turn else []
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A completed call, ready to be recorded."""
-
-    call: Call
-    sampled: Sampled
-    prompt_ids: list[int]
-    completion_ids: tuple[int, ...]
-    shown: int | None
-    """How many tokens of the completion the agent saw; ``None`` where that ends inside one."""
-    extends: bool
-    """Whether the prompt begins with the matched turn's own ids."""
-    thinking: bool
-    digest: bytes
-    tools: str
-    keys: Sequence[MessageKey]
-    """Keys of the request's messages and of the completion's."""
-    spelled: frozenset[str] = frozenset()
-    """Control tokens that the completion spells out in others."""
-
-
-class Draw(NamedTuple):
-    """What a call's randomness derives from; the session's seed is in both digests."""
-
-    request: bytes
-    """Of the request: equal ones share it."""
-    call: bytes
-    """Of the request and its number among equal ones: each has its own."""
-
-
-class _Numbers:
-    """Numbers from 0, the smallest first; one that is given back is the next to be taken."""
-
-    def __init__(self) -> None:
-        self._given_back: list[int] = []
-        self._fresh = 0
-
-    def take(self) -> int:
-        if self._given_back:
-            return heapq.heappop(self._given_back)
-        self._fresh += 1
-        return self._fresh - 1
-
-    def give_back(self, number: int) -> None:
-        heapq.heappush(self._given_back, number)
 
 
 class Session:
@@ -129,6 +65,7 @@ class Session:
         """For ``AsyncOpenAI(http_client=…)``: reaches the gateway in process."""
         self.tree = TokenTree()
         self.retries = Retries()
+        self.draws = Draws(settings.seed_key)
         self._lock = threading.Lock()
         self._on_close = on_close
         self._calls: dict[str, Call] = {}
@@ -138,8 +75,7 @@ class Session:
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
         self._waited = self._waiting_since = 0.0
-        self._seed = hashlib.sha256(repr(settings.seed_key).encode())
-        self._numbers: dict[bytes, _Numbers] = {}
+        self._servers: set[asyncio.AbstractEventLoop] = set()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -178,6 +114,30 @@ class Session:
         for block in running:
             block.interrupt(closed_error(self.id))
         self._on_close(self)
+
+    def served_by_this_loop(self) -> None:
+        """A request of this session has come over a socket of the running loop."""
+        self._servers.add(asyncio.get_running_loop())
+
+    async def heard(self) -> None:
+        """Return once it is known which answers were lost on clients that have gone by now.
+
+        A server with a thread of its own hears of them a moment later than the agent goes on.
+        """
+        here = asyncio.get_running_loop()
+        servers = [loop for loop in self._servers if loop is not here and loop.is_running()]
+        if not servers:
+            return
+        await _turns(2)  # In which this loop closes the sockets that the agent has left to it.
+        hearing = []
+        for loop in servers:
+            turns = _turns(_TURNS)
+            try:
+                hearing.append(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(turns, loop)))
+            except RuntimeError:  # The server has just ended.
+                turns.close()
+        if hearing:
+            await asyncio.wait(hearing, timeout=_HEARD_S)
 
     @contextmanager
     def running(self, block: Interruptible) -> Iterator[None]:
@@ -218,34 +178,6 @@ class Session:
                     turn.continued -= 1
             raise
 
-    @contextmanager
-    def numbered(self, prompt_ids: Sequence[int], fields: str) -> Iterator[Draw]:
-        """What everything random about this request derives from: the session's seed and the request itself.
-
-        Equal are requests with the same prompt, which is the parent chain and the messages as the model
-        sees them, and the same sampling ``fields``; when they arrive plays no part. A request that fails
-        gives its number among equal ones back.
-        """
-        shared = self._seed.copy()
-        shared.update(array("q", prompt_ids).tobytes())
-        shared.update(fields.encode())
-        key = shared.digest()
-        with self._lock:
-            numbers = self._numbers.setdefault(key, _Numbers())
-            number = numbers.take()
-        try:
-            yield Draw(key, hashlib.sha256(key + number.to_bytes(4)).digest())
-        except BaseException:
-            with self._lock:
-                numbers.give_back(number)
-            raise
-
-    def mixed(self, seed: int) -> int:
-        """A request's own ``seed`` as this session's: another one in every episode, and below 2**31."""
-        digest = self._seed.copy()
-        digest.update(repr(seed).encode())
-        return int.from_bytes(digest.digest()[:4]) >> 1
-
     def record(self, plan: Plan, record: Record) -> None:
         """Put a completed call into the tree. Raises ``GatewayError`` once the session is closed."""
         turn = plan.match.turn if record.extends else None
@@ -254,7 +186,7 @@ class Session:
             self._check_open()
             end = self.tree.add_given(record.prompt_ids[known:], start)
             end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
-            self._keep(record.call, record.tools, record.keys, _turn(record, end), record.spelled)
+            self._keep(record.call, record.tools, record.keys, turn_of(record, end), record.spelled)
 
     def record_relayed(self, call: Call, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
         """Remember a call that has no tokens here, and ``turn`` at the end of the messages with ``keys``.
@@ -296,6 +228,12 @@ class Session:
             raise closed_error(self.id)
 
 
+async def _turns(count: int) -> None:
+    """So many turns of the running loop, in each of which it looks at its sockets."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def _forget_locals(error: BaseException) -> None:
     """Keep of the tracebacks where they lead, and not the requests that the functions on the way were about."""
     if error.__traceback__ is not None:
@@ -306,16 +244,3 @@ def _forget_locals(error: BaseException) -> None:
         traceback.clear_frames(link.__traceback__)
         chain.append(link)
         link = link.__cause__ or link.__context__
-
-
-def _turn(record: Record, end: Position) -> Turn:
-    message = record.call.message
-    return Turn(
-        call=record.call.id,
-        digest=record.digest,
-        position=None if record.shown is None else Position(end.span, record.shown),
-        prompt_tokens=len(record.prompt_ids),
-        thinking=record.thinking,
-        message=message,
-        tool_call_ids=tuple(call["id"] for call in message.get("tool_calls") or ()),
-    )

@@ -58,6 +58,7 @@ class EpisodeRunner:
         try:
             returned, mistake = await self._returned(data, session, settings, alone)
             session.close()
+            await session.heard()
             ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
             if mistake is not None:
                 ended = replace(ended, mistake=one_line(mistake), mistake_cause=cause_of(mistake))
@@ -69,8 +70,7 @@ class EpisodeRunner:
         finally:
             session.close()
         setbacks = _setbacks(session.refusals, episode.failure)
-        # That an answer was lost may be known only now.
-        return replace(episode, calls=session.calls, seconds=time.monotonic() - began, setbacks=setbacks)
+        return replace(episode, seconds=time.monotonic() - began, setbacks=setbacks)
 
     async def _returned(
         self, data: Data, session: Session, settings: SessionSettings, alone: bool
