@@ -195,6 +195,36 @@ def test_one_that_is_ignored_stays_ignored(trainer, told, slow_saves):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_what_is_sent_to_a_copy_of_the_process_is_answered_there_alone(trainer, told):
+    """As by a pool of processes that an agent or a reward has, when it ends, and by Ctrl-C in a terminal."""
+    ends = []
+
+    def fork():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            began, begins = os.pipe()
+            if not (child := os.fork()):
+                os.write(begins, b"!")
+                time.sleep(10)
+                os._exit(1)
+            os.read(began, 1)
+            os.kill(child, number)
+            ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            os.close(began)
+            os.close(begins)
+
+    told.acts["learning"] = fork
+    with trainer("tasks.eval=null", "training.steps=1") as training:
+        assert training.train().outcome == "completed"
+    assert ends == [-signal.SIGTERM, -signal.SIGHUP]
+
+
+def test_a_display_that_fails_keeps_no_signal_from_its_answer(interrupted, told, monkeypatch, capsys):
+    monkeypatch.setattr(told, "note", lambda text: told.notes.append(text) or 1 / 0)
+    told.acts["rolling out"] = lambda: os.kill(os.getpid(), signal.SIGINT)
+    interrupted()
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_handlers_are_those_from_before_when_a_run_has_ended(interrupted, told):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     told.acts["rolling out"] = lambda: os.kill(os.getpid(), signal.SIGINT)

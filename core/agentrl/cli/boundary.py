@@ -10,7 +10,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
 import click
@@ -122,10 +123,18 @@ def interruptible() -> Iterator[None]:
     taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _interrupt)
+    os.register_at_fork(after_in_child=partial(_end_in_child, taken))
     try:
         yield
     finally:
         for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end_in_child(taken: Sequence[signal.Signals]) -> None:
+    """What ends a copy of this process, such as one of a pool of processes, just ends it."""
+    for number in taken:
+        if signal.getsignal(number) is _interrupt:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -8,7 +8,10 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+import traceback
+import weakref
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -57,7 +60,8 @@ class Interrupts:
     ) -> None:
         if not self._before:
             return
-        for number, handler in self._before.items():
+        before, self._before = self._before, {}
+        for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before, warn_on_full_buffer=False)
         os.close(self._written)
@@ -67,6 +71,11 @@ class Interrupts:
     def leave_by(self, end: Callable[[], None]) -> None:
         """Have the second signal call ``end`` instead of ending the process."""
         self._end = end
+
+    @property
+    def taken(self) -> Collection[int]:
+        """The signals that it answers now."""
+        return tuple(self._before)
 
     @contextlib.contextmanager
     def cancelling(
@@ -100,11 +109,15 @@ class Interrupts:
         self._thread = threading.Thread(target=self._listen, args=(set(numbers),), name="agentrl-signals", daemon=True)
         self._thread.start()
         self._before = {number: signal.signal(number, _ignore) for number in numbers}
+        os.register_at_fork(after_in_child=partial(_end_in_child, weakref.ref(self)))
 
     def _listen(self, numbers: set[int]) -> None:
         while taken := os.read(self._read, 1):
             if taken[0] in numbers:
-                self._answer(taken[0])
+                try:
+                    self._answer(taken[0])
+                except Exception:  # Of whoever is told. The next signal is to be answered all the same.
+                    traceback.print_exc()
             elif self._wakeup_before >= 0:
                 with contextlib.suppress(OSError):
                     os.write(self._wakeup_before, taken)
@@ -156,6 +169,15 @@ class _Cancelling:
         if not self.noticed.is_set():
             self.noticed.set()
             self._task.cancel()
+
+
+def _end_in_child(reference: weakref.ref[Interrupts]) -> None:
+    """In a copy of this process, made by ``os.fork``, signals are nobody's but its own."""
+    interrupts = reference()
+    if interrupts is not None and interrupts.taken:
+        signal.set_wakeup_fd(-1)
+        for number in interrupts.taken:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _ignore(*_: object) -> None:
