@@ -357,7 +357,7 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match="has schema 99 and this agentrl has 3"):
+    with pytest.raises(RunError, match=f"has schema 99 and this agentrl has {database.SCHEMA_VERSION} "):
         EpisodeStore(path)
 
 
