@@ -156,7 +156,7 @@ CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": ">&- 2>&- <&
 
 @pytest.mark.parametrize(
     ("closed", "arguments", "code"),
-    [("stdin", "list-agents", 0), ("stdout", "list-agents", 0), ("stderr", "train nobody", 2), ("all", "x", 2)],
+    [("stdin", "list-agents", 0), ("stdout", "list-agents", 0), ("stderr", "list-agentss", 2), ("all", "x", 2)],
 )
 def test_a_closed_stream_changes_nothing_but_what_is_seen(closed: str, arguments: str, code: int) -> None:
     shell = f'"{sys.executable}" -m agentrl {arguments} {CLOSED[closed]}'
