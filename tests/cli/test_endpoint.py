@@ -106,6 +106,7 @@ def test_a_model_that_takes_no_temperature_0_has_one_reading(agentrl, server):
         "episodes": 2,
         "failed": 0,
         "rejected": 0,
+        "parts": {},
     }
     assert "warning: model 'gpt-5' does not take temperature 0: no greedy reading" in err
     assert agentrl("eval", "gpt-5", "agent=math")[1].splitlines()[-2] == "held-out reward, greedy: not measured"
@@ -183,3 +184,26 @@ def test_doctor_has_one_problem_with_an_endpoint(agentrl, server):
     assert "'openai' cannot be trained" in problem["text"]
     assert "agentrl eval" in problem["fix"]
     assert server.asked == []
+
+
+FAILING = """
+from openai import AsyncOpenAI
+
+async def agent(data, *, base_url, api_key, http_client):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages = [{"role": "user", "content": data["question"]}]
+    made = await client.chat.completions.create(model="m", messages=messages)
+    if data["answer"] == "5":
+        raise LookupError("no such page: " + made.choices[0].message.content)
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_agent_that_fails_is_told_of_with_an_episode_and_in_debug_mode_with_its_traceback(agentrl, tmp_path, debug):
+    (tmp_path / "failing.py").write_text(FAILING)
+    code, _, err = agentrl(*["--debug"] * debug, "eval", "some-model", "agent=failing.py:agent")
+    assert code == 0, err
+    assert "2 of 4 episodes failed; commonest: 2x agent: LookupError: no such page: It is 4. at " in err
+    assert "[eval-0-1-0]" in err
+    assert err.count('raise LookupError("no such page: "') == debug
