@@ -272,6 +272,19 @@ def test_a_pause_of_the_process_is_not_the_clients_time(serve, backend, open_ses
         assert client.send(request[-20:]).answer().status == 200
 
 
+def test_no_log_shows_a_secret_however_much_is_logged(serve, open_session, caplog):
+    session = open_session()
+    with caplog.at_level(1):
+        server = serve()
+        with contextlib.closing(Client(server, session)) as client:
+            client.send(client.post(f"Authorization: Bearer {session.api_key}", body=b"{}")).answer()
+            client.send(b"no request\r\n\r\n").answer()
+        server.stop()
+    secrets = session.base_url.split("/")[3], session.api_key
+    assert "ASGI" in caplog.text
+    assert not any(secret in caplog.text for secret in secrets)
+
+
 def test_a_connection_that_asks_nothing_is_closed(connect):
     assert connect().ended
 

@@ -168,6 +168,7 @@ class Connection(_Protocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves its timer, and all of this with it, after an error.
         self.app_state.clear()
 
     def _tell_lost(self) -> None:

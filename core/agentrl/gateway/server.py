@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentrl.errors import RunError
 from agentrl.gateway.connections import Limits, guarded
+from agentrl.gateway.credentials import redact_log
 from agentrl.gateway.exchange import Service
 from agentrl.loops.clock import AwakeClock, Ticker
 
@@ -62,6 +63,8 @@ class Server:
 
         from agentrl.gateway.http import application
 
+        for name in ("uvicorn.access", "uvicorn.asgi", "uvicorn.error"):
+            redact_log(name)
         made: list[uvicorn.Server] = []
         protocol = guarded(
             AutoHTTPProtocol,
