@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import psutil
 import pytest
@@ -85,7 +86,9 @@ def test_calls_that_agents_leave_in_threads_fill_no_worker_and_the_worker_is_rep
     """More of them at once than the threads that one process lends, and then in each process that follows."""
 
     def workers():
-        return {each.pid for each in psutil.Process().children() if "agentrl.worker" in each.cmdline()}
+        children = psutil.process_iter(["pid", "ppid", "cmdline"])  # Of one that has ended, no command is known.
+        ours = [each.info for each in children if each.info["ppid"] == os.getpid()]
+        return {info["pid"] for info in ours if "agentrl.worker" in (info["cmdline"] or ())}
 
     async def scenario():
         async with batches.runner("stuck", max_workers=1, concurrency=40) as runner:
