@@ -26,7 +26,10 @@ from agentrl.loops.clock import AwakeClock
 
 ASK = json.dumps({"messages": [{"role": "user", "content": "What is 12 * 34?"}]}).encode()
 PATIENCE_S = 20
-SHORT = Limits(header_s=0.2, body_s=0.2, header_bytes=4096, stop_s=0.2)
+PATIENT = Limits(header_bytes=4096, stop_s=0.2)
+SHORT = Limits(header_s=0.5, body_s=0.5, header_bytes=4096, stop_s=0.2)
+SOON = Limits(header_s=1, body_s=1)
+"""Short, but not for a client that sends something first on a busy machine."""
 
 
 @pytest.fixture(params=["httptools on uvloop", "h11 on asyncio"])
@@ -124,11 +127,11 @@ class Client:
 
 @pytest.fixture
 def connect(serve):
-    """Opens connections to a server with short limits."""
+    """Opens connections to a server, one for each set of limits."""
     with contextlib.ExitStack() as stack:
         servers = {}
 
-        def connect(session=None, limits: Limits = SHORT) -> Client:
+        def connect(session=None, limits: Limits = PATIENT) -> Client:
             server = servers.setdefault(limits, None) or serve(limits)
             servers[limits] = server
             return stack.enter_context(contextlib.closing(Client(server, session)))
@@ -208,7 +211,7 @@ def test_a_chunked_body_is_a_body(connect, backend, open_session, size):
 def test_a_request_in_many_pieces_is_one_request(connect, backend, open_session):
     session = open_session()
     backend.says("It is 408.")
-    client = connect(session, Limits())
+    client = connect(session)
     request = client.post()
     for start in range(0, len(request), 16):
         client.send(request[start : start + 16])
@@ -218,7 +221,7 @@ def test_a_request_in_many_pieces_is_one_request(connect, backend, open_session)
 
 @pytest.mark.parametrize("begun", [b"GET /", b"GET /v1/models HTTP/1.1\r\nX: "])
 def test_a_header_that_does_not_end_is_a_408_however_many_bytes_still_come(connect, begun):
-    client = connect()
+    client = connect(limits=SHORT)
     client.send(begun)
     threading.Thread(target=client.drip, args=(b"x" * 800,)).start()
     assert client.error() == (408, "request_timeout")
@@ -226,7 +229,7 @@ def test_a_header_that_does_not_end_is_a_408_however_many_bytes_still_come(conne
 
 
 def test_blank_lines_are_no_request_and_keep_no_connection(connect):
-    client = connect()
+    client = connect(limits=SHORT)
     threading.Thread(target=client.drip, args=(b"\r\n" * 400,)).start()
     assert client.error() in {(408, "request_timeout"), (400, "invalid_http")}
     assert client.ended
@@ -235,7 +238,7 @@ def test_blank_lines_are_no_request_and_keep_no_connection(connect):
 def test_so_it_is_on_a_connection_that_was_used_before(connect, backend, open_session):
     session = open_session()
     backend.says("It is 408.")
-    client = connect(session)
+    client = connect(session, SOON)
     client.send(client.post()).answer()
     client.send(b"POST ")
     assert client.error() == (408, "request_timeout")
@@ -245,7 +248,7 @@ def test_so_it_is_on_a_connection_that_was_used_before(connect, backend, open_se
 @pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 def test_a_body_that_does_not_end_is_a_408_however_many_bytes_still_come(connect, open_session, framing):
     session = open_session()
-    client = connect(session)
+    client = connect(session, SHORT)
     client.send(client.post(framing, body=b"", length=False))
     piece = b"1\r\nx\r\n" * 200 if "chunked" in framing else b"x" * 800
     threading.Thread(target=client.drip, args=(piece,)).start()
@@ -255,7 +258,7 @@ def test_a_body_that_does_not_end_is_a_408_however_many_bytes_still_come(connect
 
 
 def test_an_sdk_is_told_to_send_again_what_came_too_slowly(connect, open_session):
-    client = connect(open_session())
+    client = connect(open_session(), SHORT)
     client.send(client.post(body=b"", length=False)[:-2] + b"Content-Length: 10\r\n\r\n")
     assert client.answer().getheader("x-should-retry") == "true"
 
@@ -268,7 +271,7 @@ def test_a_pause_of_the_process_is_not_the_clients_time(serve, backend, open_ses
         request = client.post()
         for part in (request[:20], request[20:-20]):
             client.send(part)
-            time.sleep(2 * max(SHORT.header_s, SHORT.body_s))
+            time.sleep(1.2 * max(SHORT.header_s, SHORT.body_s))
         assert client.send(request[-20:]).answer().status == 200
 
 
@@ -286,17 +289,17 @@ def test_no_log_shows_a_secret_however_much_is_logged(serve, open_session, caplo
 
 
 def test_a_connection_that_asks_nothing_is_closed(connect):
-    assert connect().ended
+    assert connect(limits=SHORT).ended
 
 
 def test_a_call_may_take_longer_than_its_request(connect, backend, open_session):
     session = open_session()
     backend.script = ["hang"]
-    client = connect(session)
+    client = connect(session, SOON)
     client.send(client.post())
     while not backend.running:
         time.sleep(0.002)
-    time.sleep(2 * SHORT.body_s)
+    time.sleep(1.5 * SOON.header_s)
     assert backend.running == 1
     session.close()
     assert client.error() == (404, "session_closed")
@@ -350,7 +353,7 @@ def test_what_is_no_http_is_a_400_in_the_apis_own_shape(connect, request_):
 def test_what_is_no_http_after_a_request_never_passes_for_its_answer(connect, backend, open_session):
     session = open_session()
     backend.script = ["hang"]
-    client = connect(session, Limits())
+    client = connect(session)
     client.send(client.post())
     while not backend.running:
         time.sleep(0.002)
@@ -391,7 +394,7 @@ def fates(gateway, monkeypatch) -> Fates:
 def test_an_answer_that_its_client_left_unread_is_lost(connect, backend, open_session, fates):
     session = open_session()
     backend.says("It is 408.")
-    client = connect(session, Limits())
+    client = connect(session)
     client.send(client.post())
     client.socket.recv(10)
     client.close()
@@ -401,7 +404,7 @@ def test_an_answer_that_its_client_left_unread_is_lost(connect, backend, open_se
 
 def test_so_is_one_whose_client_went_a_moment_before_it_was_sent(connect, backend, open_session, fates, monkeypatch):
     session = open_session()
-    client = connect(session, Limits())
+    client = connect(session)
 
     async def generate(request):
         client.close()  # On the server's own thread: it has heard nothing of it when it writes the answer.
@@ -418,7 +421,7 @@ def test_so_is_one_that_was_read_in_part(connect, gateway, fates, monkeypatch):
         return Reply(200, b"x" * 2**25, lost=fates.lose)
 
     monkeypatch.setattr(gateway, "answer", large)
-    client = connect(None, Limits())
+    client = connect()
     client.send(client.post())
     client.socket.recv(2**16)
     client.close()
@@ -429,7 +432,7 @@ def test_so_is_one_that_was_read_in_part(connect, gateway, fates, monkeypatch):
 def test_one_that_was_read_whole_has_arrived(connect, backend, open_session, fates):
     session = open_session()
     backend.says("It is 408.", "It is 408.")
-    client = connect(session, Limits())
+    client = connect(session)
     for _ in range(2):
         client.send(client.post()).answer()
     client.close()
