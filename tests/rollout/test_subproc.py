@@ -87,15 +87,28 @@ def test_an_agent_that_reads_only_the_environment_is_captured(agent_file, batche
     assert [(episode.reward, len(episode.calls)) for episode in episodes] == [(1.0, 1)] * 4
 
 
-def test_async_episodes_share_a_worker_and_synchronous_ones_do_not(agent_file, episode):
-    source = "import os, {0}\n{1} agent(data):\n    {2}(0.1)\n    return os.getpid()\n"
+def test_async_episodes_share_a_worker_and_synchronous_ones_do_not(agent_file, episode, tmp_path):
+    (tmp_path / "pids").mkdir()
+    source = f"import asyncio, os, pathlib, time\npids = pathlib.Path({str(tmp_path / 'pids')!r})\nrunning = 0\n"
 
     async def crowd(one, runner):
         return await asyncio.gather(*(one() for _ in range(8)))
 
-    together = agent_file(source.format("asyncio", "async def", "await asyncio.sleep"))
+    # Each ends only once as many run as should: no episode is over before the others can begin.
+    together = agent_file(
+        source + "async def agent(data):\n"
+        "    global running\n"
+        "    running += 1\n"
+        "    while running < 8: await asyncio.sleep(0.01)\n"
+        "    return os.getpid()\n"
+    )
     assert len(set(episode(together, scenario=crowd, concurrency=8, max_workers=1))) == 1
-    apart = agent_file(source.format("time", "def", "time.sleep"))
+    apart = agent_file(
+        source + "def agent(data):\n"
+        "    pids.joinpath(str(os.getpid())).touch()\n"
+        "    while len(os.listdir(pids)) < 2: time.sleep(0.01)\n"
+        "    return os.getpid()\n"
+    )
     assert len(set(episode(apart, scenario=crowd, concurrency=8, max_workers=2))) == 2
 
 
