@@ -26,14 +26,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.episodes import Recorder, Turn, conversations, run_episodes
-from benchmarks.models import endless_model
-from benchmarks.serving import Served, serving
 from rich.console import Console
 from rich.table import Table
 
 from agentrl.gateway import Gateway
 from agentrl.tokens.renderer import load_renderer
+from benchmarks.episodes import Recorder, Turn, conversations, run_episodes
+from benchmarks.models import endless_model
+from benchmarks.serving import Served, serving
 
 REPLICAS = 2
 

@@ -27,15 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks.episodes import Recorder, conversations, run_episodes
-from benchmarks.models import endless_model
-from benchmarks.serving import Served, serving
-from benchmarks.straight import Straight, payloads
 from rich.console import Console
 from rich.table import Table
 
 from agentrl.gateway import Gateway
 from agentrl.tokens.renderer import load_renderer
+from benchmarks.episodes import Recorder, conversations, run_episodes
+from benchmarks.models import endless_model
+from benchmarks.serving import Served, serving
+from benchmarks.straight import Straight, payloads
 
 LOADS = {"equal": False, "ragged": True}
 SIDES = ("whole path", "straight")

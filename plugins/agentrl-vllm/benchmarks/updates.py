@@ -32,8 +32,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
-from benchmarks.serving import Served, serving
-from benchmarks.throughput import server_cpu
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +42,8 @@ from agentrl_vllm import engine
 from agentrl_vllm.folders import WeightFolders
 from agentrl_vllm.probe import Probe
 from benchmarks.models import endless_model
+from benchmarks.serving import Served, serving
+from benchmarks.throughput import server_cpu
 
 PARTS = ("write", "check", "pause", "load", "stamp", "resume", "probe", "first token")
 LARGER = {
