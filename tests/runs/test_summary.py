@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import RunError
-from agentrl.runs.summary import Summary, duration, final_lines, read_summary
+from agentrl.runs.summary import Summary, duration, final_lines, read_summary, reward_text
 
 LEARNED = Summary(
     outcome="completed",
@@ -69,3 +69,12 @@ def test_a_file_that_is_no_summary_is_named(tmp_path: Path, text: str) -> None:
 def test_a_run_without_a_summary_was_killed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no summary at .*was it killed"):
         read_summary(tmp_path / "summary.json")
+
+
+@pytest.mark.parametrize(
+    ("reward", "text"),
+    [(0.95, "0.950"), (-123.45678, "-123.457"), (1e200 / 3, "3.333e+199"), (-2.5e6, "-2.5e+06")],
+)
+def test_rewards_of_any_size_take_a_few_characters(reward: float, text: str) -> None:
+    assert reward_text(reward) == text
+    assert f"sampled: {text} before" in final_lines(Summary("completed", reward_before=reward))[1]

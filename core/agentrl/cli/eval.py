@@ -13,6 +13,7 @@ from agentrl.cli.app import App
 from agentrl.cli.completion import complete_checkpoint
 from agentrl.cli.output import print_json
 from agentrl.cli.settings import split_arguments
+from agentrl.runs.summary import reward_text
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config
@@ -109,7 +110,7 @@ def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
         return
     tasks = config.tasks.eval.name if config.tasks.eval else ""
     click.echo(f"{config.agent.name} on {tasks}, {measured.episodes} episodes, {measured.failed} failed")
-    click.echo(f"held-out reward, sampled: {measured.sampled:.3f}")
-    greedy = "not measured" if measured.greedy is None else f"{measured.greedy:.3f}"
+    click.echo(f"held-out reward, sampled: {reward_text(measured.sampled)}")
+    greedy = "not measured" if measured.greedy is None else reward_text(measured.greedy)
     click.echo(f"held-out reward, greedy: {greedy}")
     click.echo(f"episodes: {measured.folder}")

@@ -20,6 +20,7 @@ from agentrl.rollout.episode import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import mean
 from agentrl.rollout.tally import Causes
+from agentrl.runs.summary import reward_text
 from agentrl.tokens.tree import TokenTree
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.sessions import training_session
@@ -96,8 +97,8 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
         "reward_max": max(rewards),
     }
     text = (
-        f"{len(rewards)} rewards of {mean(rewards):.3f} in the mean, deviation {pstdev(rewards):.3f}, from "
-        f"{min(rewards):g} to {max(rewards):g}"
+        f"{len(rewards)} rewards of {reward_text(mean(rewards))} in the mean, "
+        f"deviation {reward_text(pstdev(rewards))}, from {min(rewards):g} to {max(rewards):g}"
     )
     if not apart:
         alike = f"in none of {len(groups)} groups did one episode do better than another, so nothing can be learned"

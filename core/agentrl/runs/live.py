@@ -20,7 +20,7 @@ from agentrl.runs.plain import FAILURES, plan_text, reading_text, traceback_line
 from agentrl.runs.progress import Progress, Reading
 from agentrl.runs.reporter import Plan
 from agentrl.runs.sparkline import sparkline
-from agentrl.runs.summary import Summary, duration
+from agentrl.runs.summary import Summary, duration, reward_text
 
 __all__ = ["LiveReporter"]
 
@@ -144,16 +144,20 @@ def _steps(progress: Progress, plan: Plan, width: int) -> RenderableType:
 
 def _reward(rewards: Sequence[float | None], width: int) -> Text:
     newest, known = rewards[-1], [reward for reward in rewards if reward is not None]
-    parts: list[str | tuple[str, str]] = [("none" if newest is None else f"{newest:.3f}", "bold")]
+    parts: list[str | tuple[str, str]] = [("none" if newest is None else reward_text(newest), "bold")]
     if len(known) > 1:
-        parts += ["  ", (sparkline(rewards, width), "green"), (f"  {min(known):.3f} to {max(known):.3f}", "dim")]
+        parts += [
+            "  ",
+            (sparkline(rewards, width), "green"),
+            (f"  {reward_text(min(known))} to {reward_text(max(known))}", "dim"),
+        ]
     return Text.assemble(*parts)
 
 
 def _held_out(first: Reading, newest: Reading) -> str:
     pairs = [("sampled", first.sampled, newest.sampled), ("greedy", first.greedy, newest.greedy)]
     return "   ".join(
-        (f"{after:.3f}" if newest is first or before is None else f"{before:.3f} → {after:.3f}") + f" {name}"
+        ("" if newest is first or before is None else f"{reward_text(before)} → ") + f"{reward_text(after)} {name}"
         for name, before, after in pairs
         if after is not None
     )

@@ -12,7 +12,7 @@ from agentrl.rollout.episode import Episode, Failure
 from agentrl.rollout.tally import Kind, Tally
 from agentrl.runs.progress import Progress, Reading
 from agentrl.runs.reporter import Plan
-from agentrl.runs.summary import Summary, duration
+from agentrl.runs.summary import Summary, duration, reward_text
 
 __all__ = ["FAILURES", "PlainReporter", "plan_text", "reading_text", "step_text", "traceback_lines"]
 
@@ -138,7 +138,7 @@ def traceback_lines(episode: Episode, failure: Failure) -> list[str]:
 def step_text(progress: Progress, tally: Tally) -> str:
     """How the newest step went, and what ``tally`` counted since the last that was told, in one line."""
     plan, reward = progress.plan, progress.rewards[-1]
-    parts = ["no rewarded episode" if reward is None else f"reward {reward:.3f}", *tally.brief()]
+    parts = ["no rewarded episode" if reward is None else f"reward {reward_text(reward)}", *tally.brief()]
     if (speed := progress.throughput) is not None:
         parts.append(f"{speed.episodes:,.1f} episodes/s, {speed.tokens:,.0f} tokens/s")
     if (each := progress.seconds_per_step) is not None:
@@ -151,5 +151,5 @@ def step_text(progress: Progress, tally: Tally) -> str:
 def reading_text(reading: Reading) -> str:
     """What an evaluation measured, in one line."""
     named = [("sampled", reading.sampled), ("greedy", reading.greedy)]
-    rewards = ", ".join(f"{value:.3f} {name}" for name, value in named if value is not None)
+    rewards = ", ".join(f"{reward_text(value)} {name}" for name, value in named if value is not None)
     return f"after step {reading.step}: held-out reward {rewards or 'not measured'}"

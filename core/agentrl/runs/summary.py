@@ -10,7 +10,7 @@ from typing import Any, cast
 from agentrl.errors import RunError
 from agentrl.rollout.tally import Cause, Kind, sentence
 
-__all__ = ["Summary", "duration", "final_lines", "read_summary"]
+__all__ = ["Summary", "duration", "final_lines", "read_summary", "reward_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,13 @@ def _troubles(summary: Summary) -> list[str]:
     ]
 
 
+def reward_text(value: float) -> str:
+    """A reward, or a mean of rewards, as it is shown: of any size, in a few characters."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
 def _reward(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
+    return "not measured" if value is None else reward_text(value)
 
 
 def duration(seconds: float) -> str:
