@@ -99,7 +99,7 @@ def test_a_batch_without_paths_has_no_bins():
 
 @pytest.mark.parametrize("lay", [lay_out, stack])
 def test_a_path_longer_than_a_pass_names_the_setting(lay):
-    with pytest.raises(RunError, match=r"12 tokens .* training.tokens_per_batch=10 .*to 12 or more"):
+    with pytest.raises(RunError, match=r"12 tokens, .* training.tokens_per_batch=10 .*to 12 or more"):
         lay([np.arange(12)], np.array([0]), np.array([11]), 10)
 
 
