@@ -311,6 +311,19 @@ def test_a_checkpoint_in_a_folder_of_any_name_is_measured(agentrl, tiny_folder, 
     assert json.loads(out)["model"] == name
 
 
+ABROAD = ["tasks.train={}.jsonl", "tasks.train={}.parquet", "tasks.train={}", "model.chat_template={}", "model={}"]
+
+
+@pytest.mark.parametrize("setting", ABROAD)
+def test_the_home_of_nobody_is_a_folder_that_is_not_there(agentrl, setting):
+    assert "~nobody-of-this-name/x" in agentrl.refused(2, "train", "math", setting.format("~nobody-of-this-name/x"))
+
+
+def test_runs_may_be_kept_and_interpreters_be_looked_for_where_a_tilde_is_nobodys_home(agentrl):
+    assert agentrl("train", "math", "run.dir=~nobody-of-this-name", "--dry-run")[0] == 0
+    assert "does not exist" in agentrl.refused(3, "train", "math", "agent.python=~nobody-of-this-name/x")
+
+
 def test_the_printed_command_measures_a_run_whose_name_holds_an_equals_sign(agentrl):
     code, out, err = agentrl("train", "math", *SMALL[:3], "evaluation.tasks=1", "run.name=lr=1e-4", "training.steps=1")
     assert code == 0, err

@@ -221,6 +221,17 @@ def test_a_missing_file_names_those_that_are_like_it(tmp_path: Path) -> None:
         load(str(tmp_path / "question.csv"))
 
 
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.parametrize("folder", ["", "gone/", "~nobody-of-this-name/"])
+def test_a_missing_file_of_any_ending_is_looked_for_on_the_disk_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agentrl.tasks.hub._load", lambda settings: pytest.fail(f"asked for {settings.path}"))
+    with pytest.raises(ConfigError, match=r"cannot read the task file .*No such file or directory"):
+        load(f"{folder}questions{ending}")
+
+
 def test_an_id_of_the_hub_is_told_how_it_is_written() -> None:
     with pytest.raises(ConfigError, match=r"\{name: datasets, path: openai/gsm8k\}"):
         load("openai/gsm8k")

@@ -62,7 +62,7 @@ def resolve_config(
     layers = [
         _command_line(overrides, {"agent": agent, "model": model}),
         sources.environment(os.environ if environ is None else environ, _parse),
-        *([sources.file(Path(path).expanduser())] if path is not None else []),
+        *([sources.file(Path(os.path.expanduser(path)))] if path is not None else []),
         sources.defaults(_defaults()),
     ]
     try:

@@ -67,7 +67,7 @@ def _disk(case: Case) -> Iterator[Finding]:
         text = f"run.dir={run.dir} cannot be made: {folder} is not a folder that can be written to"
         yield problem(text, fix="set run.dir to another folder", like=RunFolderError)
         return
-    if run.name is not None and (run.dir.expanduser() / run.name).exists():
+    if run.name is not None and (Path(os.path.expanduser(run.dir)) / run.name).exists():
         text = f"run.name={run.name!r} is taken: {run.dir / run.name} exists"
         yield problem(text, fix="choose another run.name", like=ConfigError)
     yield _space(case, folder)

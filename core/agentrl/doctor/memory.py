@@ -37,7 +37,7 @@ def _reclaimable(cgroup: Path) -> int:
 
 def existing_parent(path: Path) -> Path:
     """The folder ``path``, or the nearest above it that exists."""
-    folder = path.expanduser().absolute()
+    folder = Path(os.path.expanduser(path)).absolute()
     while not folder.exists():
         folder = folder.parent
     return folder

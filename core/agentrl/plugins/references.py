@@ -60,5 +60,5 @@ def parse_reference(text: str) -> Reference:
         return FileReference(Path(os.path.expanduser(head)), attribute or None)
     if colon:
         folder, slash, module = head.rpartition("/")
-        return ModuleReference(module, attribute, Path(folder or "/").expanduser() if slash else None)
+        return ModuleReference(module, attribute, Path(os.path.expanduser(folder or "/")) if slash else None)
     return NameReference(text)

@@ -104,7 +104,7 @@ class RunFolder:
     def check(config: Config) -> None:
         """Raise the ``ConfigError`` that ``create`` would raise; nothing is made."""
         if config.run.name:
-            path = _path(config.run.dir.expanduser(), config.run.name)
+            path = _path(Path(os.path.expanduser(config.run.dir)), config.run.name)
             if path.exists():
                 raise _taken(path)
 
@@ -192,7 +192,7 @@ def _make_unique(parent: Path, name: str) -> Path:
 
 
 def _parent(config: Config) -> Path:
-    return config.run.dir.expanduser()
+    return Path(os.path.expanduser(config.run.dir))
 
 
 def _default(config: Config, now: Callable[[], datetime]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -39,7 +40,7 @@ class CsvTasks:
         """Fields of a task and the columns that they come from; null for all as they are."""
 
     def __init__(self, settings: Settings) -> None:
-        path = settings.path.expanduser()
+        path = Path(os.path.expanduser(settings.path))
         self._columns = settings.columns
         self._rows = partial(csv.reader, delimiter=settings.delimiter or _delimiter(path), strict=True)
         self._names: list[str] = []

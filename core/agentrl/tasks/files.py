@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def is_file_name(name: str) -> bool:
 def reader(name: str) -> Callable[..., Any] | None:
     """What builds the task set of a file or folder called ``name``; ``None`` where it is neither."""
     found = ending(name)
-    if Path(name).expanduser().is_dir():
+    if Path(os.path.expanduser(name)).is_dir():
         kind = "datasets"
     elif found is None:
         return None

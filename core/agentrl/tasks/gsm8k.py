@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ class Gsm8kTasks(JsonRows):
         """`train.jsonl` or `test.jsonl` of the data set (Cobbe et al., 2021)."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.path.expanduser(), json_lines, _task)
+        super().__init__(Path(os.path.expanduser(settings.path)), json_lines, _task)
 
 
 def _task(row: Task, place: str) -> Task:

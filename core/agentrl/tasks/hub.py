@@ -6,6 +6,7 @@ The library keeps it as a file that is mapped into memory, so that only the task
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def is_saved(folder: Path) -> bool:
 def _load(settings: HubTasks.Settings) -> Any:
     import datasets
 
-    path = Path(settings.path).expanduser()
+    path = Path(os.path.expanduser(settings.path))
     try:
         with _quietly():
             if path.is_dir() and is_saved(path):

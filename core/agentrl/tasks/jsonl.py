@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ class JsonlTasks(JsonRows):
         """Fields of a task and the keys of an object that they come from; null for all as they are."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.path.expanduser(), json_lines, _columns(settings.columns))
+        super().__init__(Path(os.path.expanduser(settings.path)), json_lines, _columns(settings.columns))
 
 
 class JsonTasks(JsonRows):
@@ -64,7 +65,7 @@ class JsonTasks(JsonRows):
         """Keys of `json`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.path.expanduser(), _json, _columns(settings.columns))
+        super().__init__(Path(os.path.expanduser(settings.path)), _json, _columns(settings.columns))
 
 
 def json_lines(path: Path, made: Made) -> Scan:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentrl.errors import ConfigError, shown
 from agentrl.tasks.contract import Task, TaskSet
 from agentrl.tasks.files import READERS, is_file_name, reader
+from agentrl.tasks.records import unreadable
 
 if TYPE_CHECKING:
     from agentrl.plugins.building import PartLike
@@ -30,7 +31,7 @@ def load_tasks(plugins: Plugins, part: PartLike, *, at: str = "tasks") -> TaskSe
 
 def _built(plugins: Plugins, part: PartLike, at: str) -> Any:
     name = part.name
-    if is_file_name(name) or (not plugins.has("tasks", name) and Path(name).expanduser().is_dir()):
+    if is_file_name(name) or (not plugins.has("tasks", name) and Path(os.path.expanduser(name)).is_dir()):
         return _file(part, at)
     try:
         return plugins.build("tasks", part, at=at)
@@ -45,6 +46,11 @@ def _file(part: PartLike, at: str) -> Any:
 
     if "path" in part.options:
         raise ConfigError(f"there is no key '{at}.path'", fix=f"the name says already which file: {part.name!r}")
+    path = Path(os.path.expanduser(part.name))
+    try:
+        path.stat()  # A library that reads it would look on the Hub for what is not on the disk.
+    except OSError as error:
+        raise unreadable(path, error) from error
     read = reader(part.name)
     assert read is not None
     return build(read, "tasks", _File(part.name, {"path": part.name, **part.options}), at, {})

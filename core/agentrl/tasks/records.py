@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from agentrl.errors import ConfigError, near_matches
 
-__all__ = ["Records", "Scan"]
+__all__ = ["Records", "Scan", "unreadable"]
 
 Scan = Callable[[BinaryIO], Iterator[tuple[int, int]]]
 """Looks through an open file, and gives where each record begins and ends."""
@@ -32,7 +32,7 @@ class Records:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         weakref.finalize(self, os.close, self._descriptor)
         self._state = self._now()
         try:
@@ -41,7 +41,7 @@ class Records:
                     self._starts.append(start)
                     self._ends.append(end)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -62,10 +62,13 @@ class Records:
         return state.st_size, state.st_mtime_ns
 
 
-def _unreadable(path: Path, error: OSError) -> ConfigError:
+def unreadable(path: Path, error: OSError) -> ConfigError:
+    """What is said of a file of tasks that ``error`` keeps from being read."""
     fix = "name a readable UTF-8 file"
     if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-        fix = f"in {path.parent.absolute()}: {near_matches(path.name, _beside(path))}"
+        beside = _beside(path)
+        near = near_matches(path.name, beside) if beside else f"no file there ends in {path.suffix}"
+        fix = f"in {path.parent.absolute()}: {near}"
     return ConfigError(f"cannot read the task file {str(path)!r}: {error.strerror or error}", fix=fix)
 
 

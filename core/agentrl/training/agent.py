@@ -151,7 +151,7 @@ def _in_workers(config: Config, plugins: Plugins, given: Any) -> WorkerAgent:
             f"{reference!r} cannot be found by another process: it is no class or function at the top of a module",
             fix="pass one that is, or its reference pkg.mod:Obj or file.py:Obj, or use rollout.mode=inline",
         )
-    python = Path(sys.executable) if config.agent.python is None else config.agent.python.expanduser()
+    python = Path(sys.executable) if config.agent.python is None else Path(os.path.expanduser(config.agent.python))
     process = AgentProcess(
         reference=reference,
         kwargs=config.agent.kwargs,

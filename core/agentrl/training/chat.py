@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -38,7 +39,7 @@ def load_chat(folder: Path, model: ModelSection) -> Chat:
     """
     tokenizer = _tokenizer(folder)
     info = read_checkpoint(folder)
-    file = None if model.chat_template is None else model.chat_template.expanduser().resolve()
+    file = None if model.chat_template is None else Path(os.path.expanduser(model.chat_template)).resolve()
     if file is not None:
         kept = tokenizer if info.chat_template is not None and _is_that(file, Path(info.chat_template)) else None
         tokenizer.chat_template = _template(file, kept)

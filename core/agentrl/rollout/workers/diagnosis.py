@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -80,7 +81,7 @@ def _ask(process: AgentProcess) -> dict[str, Any] | None:
     """What the interpreter says about itself; ``None`` where it does not speak Python."""
     try:
         answer = subprocess.run(  # noqa: S603
-            [process.python.expanduser(), "-c", _QUESTION],
+            [os.path.expanduser(process.python), "-c", _QUESTION],
             env=process.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,

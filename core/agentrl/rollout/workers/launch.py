@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -46,7 +47,7 @@ def launch(process: AgentProcess, mark: str) -> tuple[subprocess.Popen[bytes], s
 
 def usable_interpreter(python: Path) -> Path:
     """``python`` as it can be started. Raises ``PluginError`` that says why it cannot."""
-    path = python.expanduser()
+    path = Path(os.path.expanduser(python))
     if path.is_dir():
         inside = path / "bin" / "python"
         fix = f"set agent.python={inside}" if inside.exists() else "set agent.python to the interpreter itself"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -90,7 +91,7 @@ class WeightFolders:
 def choose_root(given: Path | None, model_folder: Path) -> Path:
     """The folder given; else shared memory, if it has room for such weights; else the one for temporary files."""
     if given is not None:
-        return given.expanduser().absolute()
+        return Path(os.path.expanduser(given)).absolute()
     needed = _VERSIONS * _FLOAT32 * sum(file.stat().st_size for file in model_folder.glob("*.safetensors"))
     if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > needed:
         return _MEMORY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def find_python(given: Path | None) -> Path:
     Raises ``PluginError`` where there is none.
     """
     if given is not None:
-        return _usable(given.expanduser())
+        return _usable(Path(os.path.expanduser(given)))
     if known := next((each for each in environments() if each.name == "vllm"), None):
         if known.fault:
             raise PluginError(f"the environment 'vllm' cannot be used: {known.fault}", fix=known.remedy)
