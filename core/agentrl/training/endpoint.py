@@ -52,7 +52,7 @@ async def serve_endpoint(
     """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
     backend = _build(parts, warn)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(stop, backend, warned(warn))
+        stack.push_async_callback(stop, backend, warned(warn), warn)
         # The backend's own deadlines come first: it can say which endpoint was asked what.
         async with within(parts.config.inference.timeout + _GRACE_S, "the endpoint to answer"):
             capabilities = await backend.start()

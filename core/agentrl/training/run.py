@@ -111,9 +111,9 @@ class _Run:
         return "completed", None
 
     def _rescue(self) -> None:
-        """Save what was learned from another thread, while code of an agent holds the event loop."""
+        """Save what was learned from another thread, while code that is not ours holds the event loop."""
         reporter = self.journal.reporter
-        reporter.warning("code of the agent holds the event loop: saving beside it")
+        reporter.warning("the event loop does not move, something holds it: saving beside it")
         try:
             if self.loop is not None and self.loop.learner.version > 0:
                 self.loop.write_checkpoint()

@@ -22,11 +22,14 @@ from agentrl.training.backends import check_is_engine, untrainable
 from agentrl.training.heap import settled_heap
 from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.sampling import check_sampling
+from agentrl.training.watching import stop_watchdog
 
 __all__ = ["Serving", "build_backend", "rolling_out", "serve", "stop", "warned", "within"]
 
 _STOP_S = 60.0
 """How long a backend may take to stop."""
+_WORD_S = 5.0
+"""After how long one that is about to is worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ async def serve(
     config = parts.config
     backend = build_backend(parts, version, logs=logs, say=say)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(stop, backend, unstopped or warned(warn))
+        stack.push_async_callback(stop, backend, unstopped or warned(warn), warn)
         async with within(config.inference.timeout, "the inference engine to start"):
             capabilities = await backend.start()
         if trains and not capabilities.trains:
@@ -101,15 +104,26 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
         raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
 
 
-async def stop(backend: Backend | ChatBackend, unstopped: Callable[[Exception], None]) -> None:
-    """Stop ``backend``. ``unstopped`` is told of one that fails to, or does not come to an end and is left as it is."""
-    stopping = asyncio.ensure_future(backend.stop())
-    done, _ = await asyncio.wait({stopping}, timeout=_STOP_S)
+async def stop(
+    backend: Backend | ChatBackend, unstopped: Callable[[Exception], None], warn: Callable[[str], None]
+) -> None:
+    """Stop ``backend``. ``unstopped`` is told of one that fails to, or does not come to an end and is left as it is;
+    ``warn`` of one that takes its time."""
+    async with stop_watchdog(_stopped.__code__, warn, deadline=_STOP_S):
+        stopping = asyncio.ensure_future(_stopped(backend))
+        done, _ = await asyncio.wait({stopping}, timeout=min(_WORD_S, _STOP_S))
+        if not done and _STOP_S > _WORD_S:
+            warn(f"the inference backend has not stopped after {_WORD_S:g} s; after {_STOP_S:g} s it is left as it is")
+            done, _ = await asyncio.wait({stopping}, timeout=_STOP_S - _WORD_S)
     if not done:
         stopping.cancel()
         unstopped(BackendError(f"the inference backend did not stop within {_STOP_S:g} s", fix="mend its stop"))
     elif isinstance(error := stopping.exception(), Exception):
         unstopped(error)
+
+
+async def _stopped(backend: Backend | ChatBackend) -> None:
+    await backend.stop()
 
 
 def warned(warn: Callable[[str], None]) -> Callable[[Exception], None]:
