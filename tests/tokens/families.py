@@ -17,7 +17,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["FAMILIES", "Family", "model", "model_folder", "tokenizer"]
+__all__ = ["FAMILIES", "Family", "model", "model_folder", "official", "tokenizer"]
 
 _TEXTS = [
     "What is 12 * 34? It is 408. The sum of 57 and 28 is 85. Let me see: first multiply, then check the answer.",
@@ -55,7 +55,7 @@ class Family:
         return self.turn_end or self.eos
 
 
-def _official(name: str) -> str:
+def official(name: str) -> str:
     """A template of the installed trl package, which is not imported."""
     found = importlib.util.find_spec("trl")
     assert found is not None
@@ -227,7 +227,7 @@ _COHERE = tuple(f"<|{part}_TOKEN|>" for part in ("START_OF_TURN", "END_OF_TURN",
 
 def _qwen2_5() -> Family:
     return Family(
-        _official("qwen2_5"),
+        official("qwen2_5"),
         eos="<|im_end|>",
         special=_QWEN,
         marks=_QWEN_CALLS,
@@ -238,7 +238,7 @@ def _qwen2_5() -> Family:
 
 def _llama(template: str, *ends: str) -> Family:
     return Family(
-        _official(template), eos="<|eot_id|>", special=_LLAMA, bos="<|begin_of_text|>", ends=("<|end_of_text|>", *ends)
+        official(template), eos="<|eot_id|>", special=_LLAMA, bos="<|begin_of_text|>", ends=("<|end_of_text|>", *ends)
     )
 
 
@@ -246,7 +246,7 @@ def _gemma(template: str) -> Family:
     turns = ("<start_of_turn>", "<end_of_turn>")
     ends = ("<eos>", "<end_of_turn>")
     return Family(
-        _official(template),
+        official(template),
         eos="<eos>",
         special=("<pad>", "<eos>", "<bos>", *turns),
         bos="<bos>",
@@ -260,7 +260,7 @@ def _gemma(template: str) -> Family:
 def _phi(template: str) -> Family:
     ends = ("<|endoftext|>", "<|assistant|>", "<|end|>")
     return Family(
-        _official(template),
+        official(template),
         eos="<|endoftext|>",
         special=_PHI,
         pad="<|endoftext|>",
@@ -273,12 +273,12 @@ def _phi(template: str) -> Family:
 
 def _deepseek(template: str) -> Family:
     begin, end = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-    return Family(_official(template), eos=end, special=(begin, end), marks=_DEEPSEEK, bos=begin, pad=end)
+    return Family(official(template), eos=end, special=(begin, end), marks=_DEEPSEEK, bos=begin, pad=end)
 
 
 FAMILIES: dict[str, Family] = {
     "qwen2.5": _qwen2_5(),
-    "qwen3": replace(_qwen2_5(), template=_official("qwen3"), marks=_QWEN3),
+    "qwen3": replace(_qwen2_5(), template=official("qwen3"), marks=_QWEN3),
     "llama-3": _llama("llama3", "<|eot_id|>"),
     "llama-3.1": _llama("llama3_1", "<|eom_id|>", "<|eot_id|>"),
     "llama-3.2": _llama("llama3_2", "<|eom_id|>", "<|eot_id|>"),
@@ -305,7 +305,7 @@ FAMILIES: dict[str, Family] = {
     "granite-3": Family(_GRANITE3, eos="<|end_of_text|>", special=_GRANITE, pad="<|end_of_text|>"),
     "granite-4": Family(_GRANITE4, eos="<|end_of_text|>", special=_GRANITE, marks=_QWEN3, pad="<|end_of_text|>"),
     "gpt-oss": Family(
-        _official("gptoss"),
+        official("gptoss"),
         eos="<|return|>",
         special=("<|startoftext|>", "<|endoftext|>", *_HARMONY),
         bos="<|startoftext|>",
@@ -315,7 +315,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek-v3": _deepseek("deepseekv3"),
     "deepseek-r1": _deepseek("deepseek_r1_distill"),
     "glm-4.5": Family(
-        _official("glm4moe"),
+        official("glm4moe"),
         eos="<|endoftext|>",
         special=("<|endoftext|>", *_GLM),
         marks=_GLM_MARKS,
@@ -324,7 +324,7 @@ FAMILIES: dict[str, Family] = {
         turn_end="<|user|>",
     ),
     "cohere": Family(
-        _official("cohere"),
+        official("cohere"),
         eos="<|END_OF_TURN_TOKEN|>",
         special=("<PAD>", "<BOS_TOKEN>", *_COHERE),
         bos="<BOS_TOKEN>",

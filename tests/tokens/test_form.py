@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 from tests.gateway.family_gateway import ASK, TOOLS
-from tests.tokens.families import FAMILIES, tokenizer
+from tests.tokens.families import FAMILIES, official, tokenizer
 
 from agentrl.errors import ConfigError
 from agentrl.tokens.form import Form
@@ -57,6 +57,16 @@ def test_a_renderer_that_writes_a_date_is_held_against_the_template_on_the_same_
 )
 def test_the_form_of_messages_is_told_by_what_reaches_the_prompt(name, form):
     assert template(name).form == form
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3", "llava_next", "qwen2_5_vl"])
+def test_what_is_said_reaches_a_template_that_writes_parts_alone(name):
+    tokens = tokenizer("smollm2")
+    tokens.chat_template = official(name)
+    renderer = load_renderer(tokens, day=DAY)
+    said = [{"role": "system", "content": "Be brief."}, *TALK]
+    prompt = renderer.vocabulary.decode(renderer.render(said))
+    assert all(message["content"] in prompt for message in said)
 
 
 def test_ids_that_are_short_already_stay_and_others_are_told_apart():

@@ -36,9 +36,11 @@ class Form:
     """The key of a turn's thinking."""
     short_ids: bool = False
     """Whether ids of tool calls are nine letters and digits."""
+    parts: bool = False
+    """Whether a content is a list of parts, which is all that some templates of models that see images write."""
 
     def put(self, message: Mapping[str, Any]) -> Message:
-        """The message as the template takes it: content a string, arguments an object where they parse."""
+        """The message as the template takes it, its arguments parsed where they can be."""
         role = "system" if message["role"] == "developer" else message["role"]
         given = {key: value for key, value in message.items() if value is not None}
         put: Message = {**given, "role": role, "content": text_of(message)}
@@ -51,6 +53,8 @@ class Form:
             put[self.thinking] = put.pop("reasoning_content")
         if self.short_ids and isinstance(message.get("tool_call_id"), str):
             put["tool_call_id"] = _shortened(message["tool_call_id"])
+        if self.parts and put["content"]:
+            put["content"] = [{"type": "text", "text": put["content"]}]
         return put
 
     def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,13 +97,24 @@ _ASK: Message = {"role": "user", "content": "What is it?"}
 
 
 def fitting_form(text: Text) -> Form:
-    """The first form in which the most of a call and its result reaches the text of a template."""
+    """The first form in which the most of a conversation, a call and its result reaches the text of a template."""
+    parts = not _asks(text, Form()) and _asks(text, Form(parts=True))
     orders = itertools.product((False, True), _ARGUMENTS, _SILENCES)
-    forms = [Form(arguments=arguments, silence=silence, short_ids=short) for short, arguments, silence in orders]
+    forms = [
+        Form(arguments=arguments, silence=silence, short_ids=short, parts=parts) for short, arguments, silence in orders
+    ]
     best = max(forms, key=lambda form: _reached(text, form))
     if _thinks(text, "thinking") and not _thinks(text, "reasoning_content"):
         return replace(best, thinking="thinking")
     return best
+
+
+def _asks(text: Text, form: Form) -> bool:
+    """Whether what a user says reaches the text."""
+    try:
+        return str(_ASK["content"]) in text([form.put(_ASK)])
+    except GatewayError:
+        return False
 
 
 def _reached(text: Text, form: Form) -> tuple[int, bool]:
