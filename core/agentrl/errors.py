@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 Side = Literal["agent", "policy", "reward", "backend", "gateway", "config", "plugin", "worker", "run"]
@@ -46,6 +47,7 @@ __all__ = [
     "UnsupportedSampling",
     "WorkerError",
     "encodable",
+    "near_files",
     "near_matches",
     "one_line",
     "shortened",
@@ -217,6 +219,13 @@ def shown(value: object, longest: int = 200) -> str:
     except Exception:
         return f"a {type(value).__name__}"
     return shortened(text, longest)
+
+
+def near_files(path: Path, files: Iterable[Path], kind: str) -> str:
+    """Where ``path`` was looked for, and which of ``files``, those of ``kind`` that are beside it, may be meant."""
+    names = [file.name for file in files]
+    folder = path.parent.absolute()
+    return f"in {folder}: {near_matches(path.name, names)}" if names else f"there is no {kind} in {folder}"
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

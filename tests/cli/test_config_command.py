@@ -114,6 +114,19 @@ def test_the_keys_of_a_file_and_of_a_module_are_shown(run: Run, tmp_path: Path) 
     assert "nothing here says which keys it takes" in run("reward=agentrl.no_such:Thing")[1]
 
 
+@pytest.mark.parametrize("name", ["questions.csv", "questions.jsonl", "folder"])
+def test_the_keys_of_a_file_or_folder_of_tasks_are_those_that_may_stand_beside_its_name(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    code, out, _ = run(f"tasks.train={tmp_path}/{name}")
+    assert code == 0
+    assert out.startswith(f"tasks.train={tmp_path}/{name}: One ")
+    keys = shown(out)
+    assert "tasks.train.columns" in keys
+    assert "tasks.train.path" not in keys
+
+
 def test_json_holds_the_same(run: Run) -> None:
     document: dict[str, Any] = json.loads(run("rollout.mode", "inference.backend=torch", "--json")[1])
     (mode,) = document["keys"]
@@ -131,6 +144,7 @@ def test_json_holds_the_same(run: Run) -> None:
         ("seed=3", 2, "'seed' names no part, so nothing is known of '3' (parts: agent, model, "),
         ("reward=numeric-mach", 2, "did you mean 'numeric-match' or"),
         ("algorithm.objective=clop", 2, "did you mean 'objective.clip'?"),
+        ("agent=no/such/agent.py:Agent", 2, "agent file 'no/such/agent.py' does not exist (there is no .py file in"),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is_near(run: Run, argument: str, code: int, said: str) -> None:

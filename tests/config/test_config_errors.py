@@ -118,6 +118,10 @@ def test_a_file_that_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("")
     found = message(tmp_path / "quikstart.yaml")
     assert found.endswith(f"quikstart.yaml' does not exist (in {tmp_path}: did you mean 'quickstart.yaml'?)")
+
+
+def test_a_file_that_is_not_there_where_there_is_none_at_all_is_named(tmp_path: Path) -> None:
+    assert message(tmp_path / "mine.yaml").endswith(f"mine.yaml' does not exist (there is no YAML file in {tmp_path})")
     assert "cannot be read: " in message(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read: " in message(tmp_path / "binary.yaml")

@@ -94,6 +94,7 @@ def test_a_reward_file_means_the_only_class_or_function_in_it(site: Path, tmp_pa
         ("{here}/sync.py", ConfigError, r"sync\.py defines no agent"),
         ("{here}/mien.py:One", ConfigError, r"mien\.py' does not exist \(in .*: did you mean 'mine\.py'"),
         ("{here}/nowhere/mine.py", ConfigError, r"does not exist \(there is no \.py file in .*/nowhere\)"),
+        ("{here}/imports.py:Nothing", ConfigError, r"imports\.py has no 'Nothing' \(known: Own\)"),
         ("{here}/mine.py:Tow", ConfigError, r"mine\.py has no 'Tow' \(did you mean 'Two'"),
         ("{here}/bad.py:One", PluginError, r"bad\.py' raised ZeroDivisionError: division by zero at .*/bad\.py:2"),
         ("{here}/typo.py:One", PluginError, r"typo\.py' raised SyntaxError: .*line 1"),
@@ -111,6 +112,7 @@ def test_what_is_wrong_with_a_reference_is_one_line_with_its_fix(
     (tmp_path / "mine.py").write_text(AGENT.replace("Agent", "One") + AGENT.replace("Agent", "Two"))
     (tmp_path / "empty.py").write_text("import asyncio\n")
     (tmp_path / "sync.py").write_text(SYNCHRONOUS)
+    (tmp_path / "imports.py").write_text("import asyncio, json\nOwn = 1\n")
     (tmp_path / "bad.py").write_text("x = 1\ny = x / 0\n")
     (tmp_path / "typo.py").write_text("def (:\n")
     (tmp_path / "needs.py").write_text("import not_installed\n")

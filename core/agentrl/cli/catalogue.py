@@ -12,6 +12,7 @@ from agentrl.plugins.kinds import KINDS
 from agentrl.plugins.manager import Plugins
 from agentrl.plugins.references import FileReference, ModuleReference, parse_reference
 from agentrl.plugins.source import Definition, Sources
+from agentrl.tasks.files import reader_name
 
 __all__ = ["Catalogue", "Part", "described"]
 
@@ -90,6 +91,9 @@ class Catalogue:
         name = part.name if name is None else name
         if name is None or (part.kind, name) == _LOCAL:
             return None if name is None else Declared("This process.", ())
+        if part.kind == _TASKS and name not in self.names(part) and (kind := reader_name(name)) is not None:
+            read = self.declared(part, kind)
+            return read and replace(read, keys=tuple(key for key in read.keys if key.name != "path"))
         reference = parse_reference(name)
         if isinstance(reference, FileReference):
             here = Sources([str(reference.path.parent.absolute())])

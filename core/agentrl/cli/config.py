@@ -117,10 +117,18 @@ def _parts(catalogue: Catalogue) -> Iterator[tuple[str, Part]]:
 
 
 def _refuse_unknown(app: App, part: Part, name: str) -> None:
-    """Raise what using the name would raise, if nobody has it; references are looked up in their source alone."""
-    from agentrl.plugins.references import NameReference, parse_reference
+    """Raise what using the name would raise, if nobody has it; files of code have to be there, and are not run."""
+    from agentrl.plugins.importing import no_such_file
+    from agentrl.plugins.kinds import KINDS
+    from agentrl.plugins.references import FileReference, NameReference, parse_reference
+    from agentrl.tasks.files import reader_name
 
-    if not isinstance(parse_reference(name), NameReference) or (part.kind, name) == ("schedulers", "local"):
+    reference = parse_reference(name)
+    if isinstance(reference, FileReference) and not reference.path.is_file():
+        raise no_such_file(reference.path, KINDS[part.kind].noun)
+    if not isinstance(reference, NameReference) or (part.kind, name) == ("schedulers", "local"):
+        return
+    if part.kind == "tasks" and reader_name(name) is not None:
         return
     if not any(each.is_called(name) for each, _ in agents_elsewhere() if each.kind == part.kind):
         app.plugins.find(part.kind, name if name.startswith(part.prefix) else f"{part.prefix}{name}")

@@ -18,7 +18,7 @@ from agentrl.config.paths import from_folder
 from agentrl.config.syntax import parse_document
 from agentrl.config.written import Written
 from agentrl.environ import PREFIX, RESERVED
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_files
 
 __all__ = ["Source", "command_line", "defaults", "environment", "file", "merged"]
 
@@ -82,7 +82,9 @@ def file(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {str(path)!r} does not exist", fix=_near_files(path)) from error
+        raise ConfigError(
+            f"config file {str(path)!r} does not exist", fix=near_files(path, path.parent.glob("*.y*ml"), "YAML file")
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
     document = parse_document(text, str(path))
@@ -140,11 +142,6 @@ def _beside(lower: Any, upper: Any) -> Any:
     if _is_name(lower):
         return {"name": lower}
     return _spelled_out(lower, upper) if isinstance(lower, Mapping) else lower
-
-
-def _near_files(path: Path) -> str:
-    folder = path.parent.absolute()
-    return f"in {folder}: {near_matches(path.name, [found.name for found in folder.glob('*.y*ml')])}"
 
 
 def _assign(values: Values, names: Sequence[str], value: Any) -> None:

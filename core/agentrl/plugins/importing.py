@@ -12,10 +12,10 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches, one_line
+from agentrl.errors import AgentRLError, ConfigError, PluginError, near_files, near_matches, one_line
 from agentrl.extras import missing_extra
 
-__all__ = ["attribute_of", "import_file", "import_module", "import_target", "reason_of"]
+__all__ = ["attribute_of", "import_file", "import_module", "import_target", "no_such_file", "reason_of"]
 
 _LOAD_FAILURES = (Exception, SystemExit)
 """What importing somebody's module may raise; a keyboard interrupt is the user's and passes."""
@@ -55,6 +55,12 @@ def import_module(name: str, noun: str, folder: Path | None = None) -> ModuleTyp
         raise _load_error(error, f"{noun} module {name!r}") from error
 
 
+def no_such_file(path: Path, noun: str) -> ConfigError:
+    """The error for a file that is not there, with the names that are near."""
+    fix = near_files(path, path.parent.glob("*.py"), ".py file")
+    return ConfigError(f"{noun} file {str(path)!r} does not exist", fix=fix)
+
+
 def import_file(path: Path, noun: str) -> ModuleType:
     """The Python file at ``path`` as a module, run once a process; it may import its neighbours,
     but for those with a name of what is installed.
@@ -62,7 +68,7 @@ def import_file(path: Path, noun: str) -> ModuleType:
     Raises ``ConfigError`` where there is no such file and ``PluginError`` where it does not load.
     """
     if not path.is_file():
-        raise ConfigError(f"{noun} file {str(path)!r} does not exist", fix=_file_fix(path))
+        raise no_such_file(path, noun)
     resolved = path.resolve()
     _import_from(resolved.parent)
     name = _module_name(resolved)
@@ -101,7 +107,8 @@ def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
     try:
         return _walk(module, attribute)
     except AttributeError as error:
-        public = [name for name in vars(module) if not name.startswith("_")]
+        named = vars(module).items()
+        public = [name for name, value in named if not (name.startswith("_") or isinstance(value, ModuleType))]
         fix = _instead_of(module, attribute) or near_matches(attribute, public)
         raise ConfigError(f"{where} has no {attribute!r}", fix=fix) from error
     except _LOAD_FAILURES as error:
@@ -156,13 +163,6 @@ def _load_fix(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"install {error.name.split('.')[0]!r} for {sys.executable}"
     return "AGENTRL_DEBUG=1 shows the traceback"
-
-
-def _file_fix(path: Path) -> str:
-    files = [file.name for file in path.parent.glob("*.py")]
-    if not files:
-        return f"there is no .py file in {path.parent.absolute()}"
-    return f"in {path.parent.absolute()}: {near_matches(path.name, files)}"
 
 
 def _import_fix(missing: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["READERS", "ending", "is_file_name", "reader"]
+__all__ = ["READERS", "ending", "is_file_name", "reader", "reader_name"]
 
 READERS = {
     ".jsonl": "jsonl",
@@ -38,14 +38,16 @@ def is_file_name(name: str) -> bool:
 
 def reader(name: str) -> Callable[..., Any] | None:
     """What builds the task set of a file or folder called ``name``; ``None`` where it is neither."""
+    kind = reader_name(name)
+    return None if kind is None else _class(kind)
+
+
+def reader_name(name: str) -> str | None:
+    """The task set that reads a file or folder called ``name``; ``None`` where it is neither."""
     found = ending(name)
     if Path(os.path.expanduser(name)).is_dir():
-        kind = "datasets"
-    elif found is None:
-        return None
-    else:
-        kind = READERS[found]
-    return _class(kind)
+        return "datasets"
+    return None if found is None else READERS[found]
 
 
 def _class(kind: str) -> Callable[..., Any]:
