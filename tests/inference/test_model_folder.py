@@ -57,3 +57,35 @@ def test_an_error_of_the_function_is_told_as_it_is(found):
 def test_a_folder_without_a_model_is_refused(found, tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         found(f"MODEL = {str(tmp_path)!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("first", r"did you mean 'runs/first'\?"),
+        ("./runs/frist", r"in .*runs: did you mean 'first'\?"),
+        ("./runs/first/step", r"there is no folder in .*first"),
+        ("tinny", "did you mean 'tiny'"),
+    ],
+)
+def test_a_name_of_no_model_is_told_with_the_run_or_folder_that_may_be_meant(tmp_path, monkeypatch, name, near):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=near):
+        find_model(Plugins(), ModelSection(name=name))
+
+
+def test_a_name_that_could_be_one_of_the_hub_is_told_with_what_is_beside_it(tmp_path, monkeypatch):
+    def offline(name, **_):
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"no network \(in .*runs: did you mean 'first'\?; or check the path or the id"
+    ):
+        find_model(Plugins(), ModelSection(name="runs/frist"))
+    with pytest.raises(ConfigError, match=r"no network \(check the path or the id"):
+        find_model(Plugins(), ModelSection(name="somebody/model"))

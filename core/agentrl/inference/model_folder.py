@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from agentrl.config.models import ModelSection
-from agentrl.errors import ConfigError, PluginError, near_matches, one_line, shortened
+from agentrl.errors import ConfigError, PluginError, near_files, near_matches, one_line, shortened
 from agentrl.plugins import Plugins
 
 __all__ = ["find_model", "newest_checkpoint", "vocabulary_of"]
@@ -33,9 +35,22 @@ def find_model(plugins: Plugins, model: ModelSection) -> Path:
     if model.name.count("/") != 1 or model.name.startswith((".", "/", "~")):
         raise ConfigError(
             f"model {model.name!r} is no bundled model, no folder and no Hugging Face id",
-            fix=_brought(model.name) or near_matches(model.name, bundled),
+            fix=_brought(model.name) or _near(folder, bundled),
         )
     return _checked(_downloaded(model.name))
+
+
+def _near(folder: Path, bundled: Iterable[str]) -> str:
+    """What may be meant by a name that is neither a model nor a folder: a run of that name, or what is beside it."""
+    found = sorted(Path().glob(f"*/{glob.escape(folder.name)}/config.yaml")) if folder.name else []
+    runs = [str(config.parent) for config in found]
+    if runs:
+        return "did you mean " + " or ".join(map(repr, runs)) + "?"
+    return _beside(folder) if len(folder.parts) > 1 else near_matches(folder.name, bundled)
+
+
+def _beside(folder: Path) -> str:
+    return near_files(folder, [path for path in folder.parent.glob("*") if path.is_dir()], "folder")
 
 
 def _brought(name: str) -> str | None:
@@ -88,9 +103,10 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        near = f"{_beside(Path(name))}; or " if Path(name).parent.is_dir() else ""
         raise ConfigError(
             f"model {name!r} is no folder, nor to be had from the Hugging Face hub: {shortened(one_line(error))}",
-            fix="check the path or the id, or log in with `hf auth login` for a gated model",
+            fix=f"{near}check the path or the id, or log in with `hf auth login` for a gated model",
         ) from error
 
 
