@@ -73,6 +73,16 @@ def test_an_interpreter_that_does_not_exist(agent_file, refusal):
     assert re.search(r"agent.python=sh does not exist \(set agent.python=/.*/sh\)", str(named))
 
 
+def test_a_name_that_may_be_meant_for_an_environment(agent_file, refusal, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENTS, str(tmp_path / "environments"))
+    alone = refusal(process_of(agent_file(TRIVIAL), python=Path("camell")))
+    assert "to an environment that agentrl env create makes" in str(alone)
+    (folder := tmp_path / "environments" / "camel").mkdir(parents=True)
+    write_record(folder, Record("3.11", None, (), editable=False, created="2026-11-24T12:00:00"))
+    beside = refusal(process_of(agent_file(TRIVIAL), python=Path("camell")))
+    assert "agent.python=camell does not exist (environments: did you mean 'camel'?" in str(beside)
+
+
 def test_a_folder_instead_of_an_interpreter(agent_file, refusal, bare_python):
     error = refusal(process_of(agent_file(TRIVIAL), python=bare_python.parent.parent))
     assert "is a folder" in str(error)

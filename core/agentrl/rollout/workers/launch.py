@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 from agentrl.environ import WORKER
-from agentrl.errors import PluginError
+from agentrl.environments.known import environments
+from agentrl.errors import PluginError, near_matches
 from agentrl.rollout.workers.contract import AgentProcess
 
 __all__ = ["launch", "usable_interpreter"]
@@ -53,9 +54,20 @@ def usable_interpreter(python: Path) -> Path:
         fix = f"set agent.python={inside}" if inside.exists() else "set agent.python to the interpreter itself"
         raise PluginError(f"agent.python={python} is a folder, not an interpreter", fix=fix)
     if not path.exists():
-        found = None if path.is_absolute() else shutil.which(str(path))
-        fix = f"set agent.python={found}" if found else "set agent.python to the path of a Python interpreter"
-        raise PluginError(f"agent.python={python} does not exist", fix=fix)
+        raise PluginError(f"agent.python={python} does not exist", fix=_instead_of(path))
     if shutil.which(path.absolute()) is None:
         raise PluginError(f"agent.python={python} is not executable", fix=f"chmod +x {path}, or choose an interpreter")
     return path
+
+
+def _instead_of(path: Path) -> str:
+    """What may have been meant by an interpreter that does not exist: a command, or one of the environments."""
+    if path.is_absolute():
+        return "set agent.python to the path of a Python interpreter"
+    if found := shutil.which(str(path)):
+        return f"set agent.python={found}"
+    name = str(path)
+    known = [environment.name for environment in environments()]
+    if os.sep not in name and known:
+        return f"environments: {near_matches(name, known)}; or set agent.python to the path of a Python interpreter"
+    return "set agent.python to the path of a Python interpreter, or to an environment that agentrl env create makes"
