@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentrl.agents.causes import cause_of
 from agentrl.agents.number import as_number
+from agentrl.agents.places import authors_place
 from agentrl.agents.reward import Reward, parts_of
 from agentrl.agents.watchdog import Holder
 from agentrl.errors import AgentRLError, ConfigError, RewardError, shown
@@ -65,8 +67,9 @@ async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str
     except AgentRLError:
         raise
     except Exception as error:
+        place = authors_place(traceback.extract_tb(error.__traceback__))
         raise RewardError(
-            f"the reward raised {type(error).__name__} for the answer {shown(answer, 80)}: {error}",
+            f"the reward raised {type(error).__name__} for the answer {shown(answer, 80)}: {error}{place}",
             cause=f"the reward raised {cause_of(error)}",
         ) from error
     number = as_number(returned)
