@@ -91,6 +91,24 @@ def test_eval_measures_the_model_that_is_named(agentrl, server):
     assert set(server.asked) == {("gpt-4o", f"Bearer {KEY}")}
 
 
+def test_eval_tells_the_parts_of_a_reward_and_what_was_rejected(agentrl):
+    Path("graded.py").write_text(
+        "import agentrl\n"
+        "def score(answer, data):\n"
+        "    return agentrl.Reward(0.7, format=1.0, correct=0.25)\n"
+        "asked = []\n"
+        "async def once(data):\n"
+        "    asked.append(data)\n"
+        "    return 1.0 if data == asked[0] else None\n"
+    )
+    code, out, err = agentrl("eval", "gpt-4o", "agent=math", "reward=graded.py:score")
+    assert code == 0, err
+    assert "parts, sampled: correct 0.250, format 1.000" in out
+    assert "rejected" not in out
+    _, out, err = agentrl("eval", "gpt-4o", "agent=graded.py:once")
+    assert "4 episodes, 0 failed, 2 rejected" in out, err
+
+
 def test_a_model_that_takes_no_temperature_0_has_one_reading(agentrl, server):
     server.greedy = False
     code, out, err = agentrl("eval", "gpt-5", "agent=math", "--json")

@@ -109,8 +109,12 @@ def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
         print_json({"agent": config.agent.name, "model": config.model.name, **measured.to_json()})
         return
     tasks = config.tasks.eval.name if config.tasks.eval else ""
-    click.echo(f"{config.agent.name} on {tasks}, {measured.episodes} episodes, {measured.failed} failed")
+    rejected = f", {measured.rejected} rejected" if measured.rejected else ""
+    click.echo(f"{config.agent.name} on {tasks}, {measured.episodes} episodes, {measured.failed} failed{rejected}")
     click.echo(f"held-out reward, sampled: {reward_text(measured.sampled)}")
     greedy = "not measured" if measured.greedy is None else reward_text(measured.greedy)
     click.echo(f"held-out reward, greedy: {greedy}")
+    if measured.parts:
+        parts = (f"{name} {reward_text(value)}" for name, value in sorted(measured.parts.items()))
+        click.echo(f"parts, sampled: {', '.join(parts)}")
     click.echo(f"episodes: {measured.folder}")
