@@ -45,22 +45,39 @@ UNEVEN = {
     ),
     "undelivered": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(delivered=False), call()))],
-        "1 completions could not be delivered; commonest: 1x the agent's client had gone [train-1-2-3]",
+        "1 completion could not be delivered; commonest: 1x the agent's client had gone [train-1-2-3]",
     ),
     "overridden": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(overridden=("seed", "top_p")),))],
-        "1 calls were changed by rollout.override; commonest: 1x seed, top_p [train-1-2-3]",
+        "1 call was changed by rollout.override; commonest: 1x seed, top_p [train-1-2-3]",
     ),
     "unmet": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(unmet=("strict",)),))],
-        "1 calls did without something that they asked for; commonest: 1x strict [train-1-2-3]",
+        "1 call did without something that it asked for; commonest: 1x strict [train-1-2-3]",
     ),
     "control_tokens": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(control_tokens=("<|im_end|>", "</s>")),))],
-        "1 calls held texts that the model reads as control tokens (model.control_tokens=plain); commonest: 1x "
+        "1 call held texts that the model reads as control tokens (model.control_tokens=plain); commonest: 1x "
         "<|im_end|>, </s> [train-1-2-3]",
     ),
 }
+
+
+def test_one_is_told_in_the_singular_and_more_in_the_plural():
+    tally = Tally()
+    episode = Episode(
+        KEY, {}, "rewarded", 1.0, calls=(call("length"),), setbacks=(Failure("backend", "lost 1", "lost"),)
+    )
+    tally.add(episode)
+    assert [line.partition(";")[0] for line in tally.lines()] == [
+        "1 failed call or attempt was tried again",
+        "1 completion was cut at its limit of tokens",
+    ]
+    tally.add(episode)
+    assert [line.partition(";")[0] for line in tally.lines()] == [
+        "2 failed calls or attempts were tried again",
+        "2 completions were cut at their limit of tokens",
+    ]
 
 
 @pytest.mark.parametrize("kind", UNEVEN)

@@ -13,7 +13,7 @@ import pytest
 from agentrl.errors import RunError
 from agentrl.rollout.episode import Episode, EpisodeKey, Failure
 from agentrl.runs.log import RunLog
-from agentrl.runs.plain import PlainReporter
+from agentrl.runs.plain import PlainReporter, plan_text
 from agentrl.runs.reporter import Plan
 from agentrl.runs.reporters import Reporters
 
@@ -54,6 +54,11 @@ def test_a_quick_run_is_told_in_a_few_lines() -> None:
         "after step 20: held-out reward 0.934 sampled, 1.000 greedy",
         "saving a checkpoint",
     ]
+
+
+def test_one_step_of_one_episode_is_told_in_the_singular() -> None:
+    plan = Plan(Path("runs/math"), "math", "tiny", 1, 1, "arithmetic", None, None)
+    assert "; 1 step of 1 episode, in runs/math" in plan_text(plan)
 
 
 def test_steps_are_told_of_when_it_is_time() -> None:

@@ -108,19 +108,24 @@ _TEXTS: Final[dict[Kind, str]] = {
     "failed": "{count:,} of {episodes:,} episodes failed",
     "rejected": "{count:,} of {episodes:,} episodes were rejected",
     "mistaken": "{count:,} of {episodes:,} episodes ended with a mistake of the policy",
-    "retried": "{count:,} failed calls or attempts were tried again",
-    "truncated": "{count:,} completions were cut at their limit of tokens",
-    "undelivered": "{count:,} completions could not be delivered",
-    "overridden": "{count:,} calls were changed by rollout.override",
-    "unmet": "{count:,} calls did without something that they asked for",
-    "control_tokens": "{count:,} calls held texts that the model reads as control tokens (model.control_tokens=plain)",
+    "retried": "{count:,} failed call{s} or attempt{s} {were} tried again",
+    "truncated": "{count:,} completion{s} {were} cut at {their} limit of tokens",
+    "undelivered": "{count:,} completion{s} could not be delivered",
+    "overridden": "{count:,} call{s} {were} changed by rollout.override",
+    "unmet": "{count:,} call{s} did without something that {they} asked for",
+    "control_tokens": (
+        "{count:,} call{s} held texts that the model reads as control tokens (model.control_tokens=plain)"
+    ),
 }
 """What a kind is called in a sentence, the worst first."""
+_SINGULAR: Final = {"s": "", "were": "was", "their": "its", "they": "it"}
+_PLURAL: Final = {"s": "s", "were": "were", "their": "their", "they": "they"}
 
 
 def sentence(kind: Kind, count: int, episodes: int, commonest: Cause) -> str:
     """How many of ``kind`` there were in ``episodes`` episodes, and the commonest cause."""
-    return f"{_TEXTS[kind].format(count=count, episodes=episodes)}; commonest: {commonest}"
+    words = _SINGULAR if count == 1 else _PLURAL
+    return f"{_TEXTS[kind].format(count=count, episodes=episodes, **words)}; commonest: {commonest}"
 
 
 def _happenings(episode: Episode) -> Iterator[tuple[Kind, str, str, Failure | None]]:

@@ -124,9 +124,11 @@ class PlainReporter:
 def plan_text(plan: Plan) -> str:
     """What is going to happen, in one line."""
     reward = "its own" if plan.reward is None else plan.reward
+    steps = f"{plan.steps:,} step{'' if plan.steps == 1 else 's'}"
+    episodes = f"{plan.episodes_per_step:,} episode{'' if plan.episodes_per_step == 1 else 's'}"
     return (
         f"training {plan.agent} on {plan.model}: tasks {plan.tasks}, held out {plan.held_out or 'none'}, "
-        f"reward {reward}; {plan.steps:,} steps of {plan.episodes_per_step:,} episodes, in {plan.folder}"
+        f"reward {reward}; {steps} of {episodes}, in {plan.folder}"
     )
 
 
