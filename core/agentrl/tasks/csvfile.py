@@ -37,7 +37,7 @@ class CsvTasks:
         delimiter: str | None = Field(None, min_length=1, max_length=1)
         """What separates fields; null for a tab in a `.tsv` file and a comma in others."""
         columns: dict[str, str] | None = None
-        """Fields of a task and the columns that they come from; null for all as they are."""
+        """All fields of a task and the columns that they come from, `{question: problem}`; null for all as they are."""
 
     def __init__(self, settings: Settings) -> None:
         path = Path(os.path.expanduser(settings.path))

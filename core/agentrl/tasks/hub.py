@@ -48,7 +48,7 @@ class HubTasks:
         config: str | None = None
         """Which configuration, where the data set has several."""
         columns: dict[str, str] | None = None
-        """Fields of a task and the columns they come from, `{question: problem}`; null for all columns as they are."""
+        """All fields of a task and the columns that they come from, `{question: problem}`; null for all as they are."""
         options: dict[str, Any] = Field(default_factory=dict)
         """What the library's reader of the format takes beside, such as `{delimiter: ";"}` for CSV. Fields of CSV are
         text as it is written, unless the data set declares its `features`."""

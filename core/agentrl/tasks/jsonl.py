@@ -52,7 +52,7 @@ class JsonlTasks(JsonRows):
         path: Annotated[Path, Strict(False)]
         """The file."""
         columns: dict[str, str] | None = None
-        """Fields of a task and the keys of an object that they come from; null for all as they are."""
+        """All fields of a task and the keys of an object that they come from; null for all as they are."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(Path(os.path.expanduser(settings.path)), json_lines, _columns(settings.columns))
