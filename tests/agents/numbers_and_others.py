@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -24,6 +24,9 @@ NO_NUMBERS: dict[str, Any] = {
     "a complex tensor": torch.tensor(1 + 0j),
     "a date": date(2026, 1, 1),
     "numpy's date": np.datetime64("2026-01-01"),
+    "a length of time": timedelta(seconds=1),
+    "numpy's length of time": np.timedelta64(1, "s"),
+    "an array of no axis of such": np.array(np.timedelta64(1, "s")),
     "a tensor of two": torch.tensor([1.0, 2.0]),
 }
 NOT_FINITE: dict[str, Any] = {

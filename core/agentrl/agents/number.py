@@ -14,8 +14,10 @@ def as_number(value: Any) -> float | None:
     """``value`` as a float if it is a real number of any type, numpy's and bool included; else ``None``.
 
     What no float can hold becomes an infinity, and a NaN of any kind is one: whether a number is finite is for the
-    caller to ask. Text, complex numbers and dates are no real numbers, whatever can be made of them.
+    caller to ask. Text, complex numbers, dates and lengths of time are no real numbers, whatever can be made of them.
     """
+    if getattr(getattr(value, "dtype", None), "kind", None) == "m":  # To numpy a length of time is an integer.
+        return None
     if isinstance(value, numbers.Real | Decimal):
         try:
             return float(value)
