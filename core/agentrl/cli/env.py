@@ -19,15 +19,16 @@ env = NearGroup(
     help="""\
 Make, list and remove environments.
 
-An environment is a folder with a Python of its own, agentrl-core and a plugin that cannot be installed beside the
-others. Its agents are trained by their names, as those that are installed here are.""",
+An environment is a folder with a Python of its own, agentrl-core and a plugin, or a framework that has none, which
+cannot be installed beside the others. A plugin's agents are trained by their names, as those that are installed here
+are; others with agent.python=NAME.""",
     callback=help_without_verb,
     invoke_without_command=True,
 )
 
 
 @env.command(
-    short_help="Make one for a plugin.",
+    short_help="Make one for a plugin or a framework.",
     epilog="""\b
 Examples:
   agentrl env create camel
