@@ -41,6 +41,15 @@ def test_an_agent_that_awaits_is_not_reported():
     assert asyncio.run(watch(polite, patience=2.0)) == []
 
 
+def test_work_of_the_loop_itself_is_not_put_down_to_the_agent():
+    async def crowded():
+        for _ in range(5):
+            asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+        await asyncio.sleep(0)
+
+    assert asyncio.run(watch(crowded)) == []
+
+
 def test_each_spell_of_blocking_is_reported():
     async def block():
         for _ in range(2):

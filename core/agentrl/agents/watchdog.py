@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from traceback import FrameSummary
 from types import CodeType, MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
@@ -30,6 +31,8 @@ _FIX = "await instead of blocking: AsyncOpenAI, asyncio.sleep, asyncio.to_thread
 
 _AGAIN_S = 5.0
 """After how long what was raised is raised again, in code that went on."""
+
+_HANDLES = asyncio.Handle._run.__code__.co_filename  # Every callback runs through it.
 
 _WAITING = 0.02
 """A thread that uses less than this share of a processor waits for something else."""
@@ -134,8 +137,16 @@ class LoopWatchdog:
         if (holder := self._holder()) is None:
             return
         frame = sys._current_frames().get(self._loop_thread)
-        place = authors_place(traceback.extract_stack(frame)) if frame is not None else ""
+        place = authors_place(_within_loop(traceback.extract_stack(frame))) if frame is not None else ""
+        if holder is self._agent and not place:
+            return  # Work of ours or of the loop's own, of which there may be much at once.
         self._report(f"{holder.name} has blocked the event loop for {late:.1f} s{place}: {holder.fix}")
+
+
+def _within_loop(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
+    """What the event loop has called, without whoever runs the loop."""
+    called = [index for index, frame in enumerate(stack) if frame.name == "_run" and frame.filename == _HANDLES]
+    return stack[called[-1] + 1 :] if called else ()
 
 
 def _starts_a_thread(thread: int) -> bool:
