@@ -103,6 +103,16 @@ def test_an_object_that_is_no_callable_is_the_part_itself() -> None:
         made(["a task"], {"size": 1})
 
 
+@pytest.mark.parametrize(
+    ("obj", "has"), [(["a task"], "none"), (ContextOnly, "size"), (lambda digits, seed=0: [], "digits, seed")]
+)
+def test_a_key_like_none_of_a_part_is_refused_with_the_part_that_was_meant_by_it(obj: Any, has: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(obj, {"path": "questions.jsonl"})
+    assert caught.value.message == "there is no key 'tasks.train.path'"
+    assert caught.value.fix == f"'thing' has {has}"
+
+
 def test_a_reward_function_is_given_its_keys_and_called_later() -> None:
     reward = made(score, {"tolerance": 2}, "rewards")
     assert reward(1, {"answer": 3}) is True
@@ -130,8 +140,8 @@ def test_a_reward_class_is_built_now() -> None:
         (Annotated, {}, "tasks", r"tasks\.train\.path is missing, a Path \('thing' needs it: set tasks\.train\.path\)"),
         (WithKeywords, {"path": "x", "seed": 1}, "tasks", r"no key 'tasks\.train\.seed'"),
         (open_to_all, {"seed": 1}, "tasks", r"no key 'tasks\.train\.seed'"),
-        (score, {"data": {}}, "rewards", r"no key 'tasks\.train\.data' \(known: tolerance\)"),
-        (score, {"answer": 1}, "rewards", r"no key 'tasks\.train\.answer' \(known: tolerance\)"),
+        (score, {"data": {}}, "rewards", r"no key 'tasks\.train\.data' \('thing' has tolerance\)"),
+        (score, {"answer": 1}, "rewards", r"no key 'tasks\.train\.answer' \('thing' has tolerance\)"),
     ],
 )
 def test_a_key_that_nobody_takes_or_of_the_wrong_type_is_named(

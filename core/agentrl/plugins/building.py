@@ -48,7 +48,7 @@ def build(obj: Any, kind: str, part: PartLike, key: str, context: Mapping[str, o
     ``PluginError`` where the object's own code raises.
     """
     if not callable(obj):
-        _refuse_unknown(part.options, (), key)
+        _refuse_unknown(part.options, (), key, part.name)
         return obj
     try:
         if kind == "rewards" and not inspect.isclass(obj):
@@ -72,11 +72,11 @@ def _arguments(
     given = {name: value for name, value in context.items() if is_open or name in parameters}
     settings: type[BaseModel] | None = getattr(obj, "Settings", None)
     if settings is not None:
-        validated = _settings(settings, _written(part), key)
+        validated = _settings(settings, _written(part), key, part.name)
         return {**given, "settings": validated} if is_open or "settings" in parameters else given
     taken = {*context, *reserved}
     free = {name: p for name, p in parameters.items() if name not in taken and _is_named(p)}
-    _refuse_unknown([name for name in part.options if name in taken or not is_open], free, key)
+    _refuse_unknown([name for name in part.options if name in taken or not is_open], free, key, part.name)
     _refuse_missing(part.options, free, key, part.name)
     return {**given, **_converted(obj, _written(part), key)}
 
@@ -92,7 +92,7 @@ def _reward_arguments(function: Callable[..., Any]) -> list[str]:
     return [*list(inspect.signature(function).parameters)[:1], "data", "episode"]
 
 
-def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str) -> BaseModel:
+def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str, part: str) -> BaseModel:
     from pydantic import ValidationError
 
     from agentrl.config.fitting import fitted
@@ -100,7 +100,7 @@ def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str) -
     from agentrl.config.validation import config_error
 
     if settings.model_config.get("extra") != "allow":
-        _refuse_unknown(options, key_names(settings), key)
+        _refuse_unknown(options, key_names(settings), key, part)
     try:
         return settings.model_validate(fitted(settings, options))
     except ValidationError as error:
@@ -111,10 +111,12 @@ def _is_named(parameter: Parameter) -> bool:
     return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
-def _refuse_unknown(options: Iterable[str], known: Collection[str], key: str) -> None:
+def _refuse_unknown(options: Iterable[str], known: Collection[str], key: str, part: str) -> None:
     for name in options:
         if name not in known:
-            raise ConfigError(f"there is no key '{key}.{name}'", fix=near_matches(name, known))
+            near = near_matches(name, known)
+            fix = near if near.startswith("did") else f"{part!r} has {', '.join(sorted(known)) or 'none'}"
+            raise ConfigError(f"there is no key '{key}.{name}'", fix=fix)
 
 
 def _refuse_missing(options: Mapping[str, Any], free: Mapping[str, Parameter], key: str, part: str) -> None:
