@@ -16,6 +16,7 @@ from agentrl.cli import VARIABLE
 from agentrl.cli.app import App
 from agentrl.cli.root import root
 from agentrl.cli.shells import _Fish as Shell
+from agentrl.plugins import Plugins
 
 Complete = Callable[[str], list[str]]
 
@@ -34,6 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AGENTRL_ENVIRONMENTS", str(tmp_path / "environments"))
+    # What else is installed here has names of its own.
+    others = {entry.distribution.name for entry in Plugins().installed} - {"agentrl-core"}
+    monkeypatch.setenv("AGENTRL_DISABLE_PLUGINS", ",".join(others))
     return tmp_path
 
 
