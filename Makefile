@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# One more than there are cores, for tests that wait: for processes, deadlines, an engine's thread.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
@@ -36,7 +38,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n auto --maxprocesses 4
+	$(BIN)/pytest -n $(WORKERS)
 	$(BIN)/tox run
 	@rm -rf agentrl_core.egg-info
 
