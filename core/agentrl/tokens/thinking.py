@@ -35,10 +35,14 @@ class Thinking:
         template = str(vocabulary.chat_template or "")
         self._known = (_USUAL, *(marks for marks in _OTHERS if marks[0] in template))
         self._usual = [vocabulary.special_id(mark) for mark in _USUAL]
+        self._openers = [vocabulary.special_id(opening) for opening, _ in self._known]
 
     def opened(self, prompt_ids: Sequence[int]) -> Marks | None:
         """The marks of the thinking that a prompt opens, which its completion goes on with."""
-        header = self._vocabulary.decode(prompt_ids[-_TAIL:]).rstrip()
+        tail = prompt_ids[-_TAIL:]
+        if None not in self._openers and not any(token in tail for token in self._openers):
+            return None  # Marks that are tokens are never written in others by a template: nothing has to be decoded.
+        header = self._vocabulary.decode(tail).rstrip()
         return next((marks for marks in self._known if header.endswith(marks[0])), None)
 
     def split(self, completion_ids: list[int], prompt_ids: Sequence[int]) -> tuple[str, list[int]] | None:
