@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -69,3 +70,24 @@ def test_a_loop_that_is_gone_is_left_alone():
     loop.run_until_complete(main())
     loop.close()
     block.interrupt(Ended())
+
+
+def test_a_session_counts_its_waiting_by_the_clock_of_deadlines(open_session):
+    class Paused(asyncio.SelectorEventLoop):
+        at = 100.0
+
+        def time(self):
+            return self.at
+
+    async def main():
+        loop, session = asyncio.get_running_loop(), open_session()
+        with session.running(Interruptible()):
+            time.sleep(0.01)  # noqa: ASYNC251 - what passes while the clock stands still
+            assert session.waited == 0.0
+            loop.at = 103.0
+            assert session.waited == 3.0
+        loop.at = 110.0
+        return session.waited
+
+    with asyncio.Runner(loop_factory=Paused) as runner:
+        assert runner.run(main()) == 3.0

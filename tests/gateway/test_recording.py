@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from agentrl.rollout.episode import Episode, EpisodeKey
 from agentrl.tokens.tree import Position
+from agentrl.training.credit import TreeCredit
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -372,6 +374,8 @@ def test_a_turn_with_stray_marks_of_thinking_is_found_when_the_agent_returns_it(
     first, second = session.calls
     assert second.parent == first.id
     assert second.fork_reason != "history edited"
+    rewarded = Episode(EpisodeKey("train", 1, 0, 0), {}, "rewarded", 1.0, {second.id: 1.0}, calls=session.calls)
+    assert TreeCredit(TreeCredit.Settings())(rewarded) == {first.id: 1.0, second.id: 1.0}
 
 
 def test_half_a_character_in_a_call_comes_back_from_the_agent(ask, backend, session):

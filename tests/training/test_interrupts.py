@@ -337,6 +337,18 @@ def test_a_run_ends_though_its_agents_have_left_more_calls_than_there_are_thread
     assert "has left a blocking call running in a thread" in (tmp_path / "err").read_text()
 
 
+def test_a_signal_ends_a_run_whose_agents_hold_every_thread(agentrl, tmp_path):
+    process = agentrl("train", "mine.py:leaves_calls", "rollout.tasks_per_step=16", "training.steps=10000")
+    metrics = tmp_path / "runs/run/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130, (tmp_path / "err").read_text()
+    summary = json.loads((tmp_path / "runs/run/summary.json").read_text())
+    assert summary["outcome"] == "interrupted"
+    assert (tmp_path / summary["checkpoint"] / "model.safetensors").exists()
+
+
 def test_a_terminal_that_is_closed_ends_a_run_as_ctrl_c_does(tmp_path):
     (tmp_path / "mine.py").write_text(AGENTS)
     ours, theirs = pty.openpty()

@@ -75,6 +75,7 @@ class Session:
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
         self._waited = self._waiting_since = 0.0
+        self._time = _time_here()
         self._servers: set[asyncio.AbstractEventLoop] = set()
         self._closed = False
 
@@ -101,7 +102,7 @@ class Session:
     def waited(self) -> float:
         """Seconds in which at least one call waited for the model."""
         with self._lock:
-            return self._waited + (time.monotonic() - self._waiting_since if self._running else 0.0)
+            return self._waited + (self._time() - self._waiting_since if self._running else 0.0)
 
     def close(self) -> None:
         """End the session: calls in flight are refused, later ones too, and nothing more is recorded.
@@ -145,14 +146,14 @@ class Session:
         with self._lock:
             self._check_open()
             if not self._running:
-                self._waiting_since = time.monotonic()
+                self._waiting_since = self._time()
             self._running.add(block)
         try:
             yield
         finally:
             with self._lock:
                 if self._running == {block}:
-                    self._waited += time.monotonic() - self._waiting_since
+                    self._waited += self._time() - self._waiting_since
                 self._running.discard(block)
 
     def refuse(self, error: AgentRLError) -> None:
@@ -226,6 +227,14 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error(self.id)
+
+
+def _time_here() -> Callable[[], float]:
+    """The clock by which deadlines are kept here, which stands still in a pause of the process."""
+    try:
+        return asyncio.get_running_loop().time
+    except RuntimeError:
+        return time.monotonic
 
 
 async def _turns(count: int) -> None:
