@@ -120,7 +120,7 @@ class Session:
         """A request of this session has come over a socket of the running loop."""
         self._servers.add(asyncio.get_running_loop())
 
-    async def heard(self) -> None:
+    async def deliveries_known(self) -> None:
         """Return once it is known which answers were lost on clients that have gone by now.
 
         A server with a thread of its own hears of them a moment later than the agent goes on.

@@ -92,7 +92,7 @@ class Episode:
     stored."""
 
 
-def heard(episode: Episode) -> tuple[Call, ...]:
+def delivered_calls(episode: Episode) -> tuple[Call, ...]:
     """The calls whose answers the agent has had, which are all that an episode can owe its reward to.
 
     Those are the delivered ones, and of the others those that a later call continues or that the agent rewards.

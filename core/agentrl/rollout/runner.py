@@ -17,7 +17,7 @@ from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.deadline import Stage
-from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure, heard
+from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure, delivered_calls
 from agentrl.rollout.failures import attribute
 
 __all__ = ["EpisodeRunner", "Score"]
@@ -58,7 +58,7 @@ class EpisodeRunner:
         try:
             returned, mistake = await self._returned(data, session, settings, alone)
             session.close()
-            await session.heard()
+            await session.deliveries_known()
             ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
             if mistake is not None:
                 ended = replace(ended, mistake=one_line(mistake), mistake_cause=cause_of(mistake))
@@ -89,7 +89,7 @@ class EpisodeRunner:
         if returned is None:
             return replace(episode, outcome="rejected")
         if self.score is not None:
-            view = EpisodeView(episode.key, heard(episode))
+            view = EpisodeView(episode.key, delivered_calls(episode))
             reward = await self._scored(self.score, returned, view, episode.data)
             return replace(episode, reward=float(reward), reward_parts=parts_of(reward), answer=returned)
         result = as_result(returned, [call.id for call in episode.calls])

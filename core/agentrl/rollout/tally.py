@@ -82,6 +82,10 @@ class Tally:
         """How many there were of ``kind``: calls of the last five, tries of ``retried``, episodes of the others."""
         return self.kinds[kind].total
 
+    def counts(self) -> dict[str, Any]:
+        """How many there were of every kind, by its name, as plain JSON."""
+        return {kind: self.count(kind) for kind in self.kinds}
+
     def reasons(self, most: int = 3) -> dict[str, list[dict[str, Any]]]:
         """The commonest causes of each kind that there was, as plain JSON."""
         return {

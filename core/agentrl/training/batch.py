@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agentrl.rollout.episode import Episode, EpisodeKey, Group, heard
+from agentrl.rollout.episode import Episode, EpisodeKey, Group, delivered_calls
 from agentrl.training.algorithm import Algorithm
 from agentrl.training.paths import cover
 from agentrl.training.terms import Completion, Terms, tabulate
@@ -44,7 +44,7 @@ def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
     zero_variance = excluded = episodes = 0
     for group in groups:
         rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
-        advantages = algorithm.advantage([algorithm.credit(_as_heard(episode)) for episode in rewarded])
+        advantages = algorithm.advantage([algorithm.credit(_as_delivered(episode)) for episode in rewarded])
         zero_variance += not any(value for by_call in advantages for value in by_call.values())
         for episode, by_call in zip(rewarded, advantages, strict=True):
             trained, left_out = _select(episode, by_call)
@@ -57,9 +57,9 @@ def collect(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
     return Batch(tuple(paths), tabulate(completions, algorithm.normalisation), zero_variance, excluded, tuple(keys))
 
 
-def _as_heard(episode: Episode) -> Episode:
+def _as_delivered(episode: Episode) -> Episode:
     """The episode as its agent knew it: an answer that it never had earns nothing, and is nobody's turn."""
-    calls = heard(episode)
+    calls = delivered_calls(episode)
     return episode if len(calls) == len(episode.calls) else replace(episode, calls=calls)
 
 

@@ -11,7 +11,7 @@ from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.endpoint import serve_endpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
-from agentrl.training.kept import Kept, kept
+from agentrl.training.evaluation_folder import EvaluationFolder, evaluation_folder
 from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.serving import serve
 
@@ -28,7 +28,7 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
     """
     tasks = _held_out(parts)
     version = read_checkpoint(parts.model_folder).version
-    with kept(parts.config, parts.model_folder, reporter) as keeping:
+    with evaluation_folder(parts.config, parts.model_folder, reporter) as keeping:
         told, logs = keeping.reporter, keeping.folder.logs
         told.stage("starting the inference engine")
         async with serve(
@@ -41,7 +41,7 @@ async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluatio
     """Evaluate the model of an endpoint; keeps and raises as ``measure`` does."""
     tasks, config = _held_out(parts), parts.config
     ends: Counter[str] = Counter()
-    with kept(config, None, reporter) as keeping:
+    with evaluation_folder(config, None, reporter) as keeping:
         told, logs = keeping.reporter, keeping.folder.logs
 
         async def finished(episode: Episode) -> None:
@@ -68,6 +68,6 @@ def _held_out(parts: EpisodeParts) -> TaskSet:
     return parts.eval_tasks
 
 
-async def _measured(evaluator: Evaluator, version: int, keeping: Kept) -> Evaluation:
+async def _measured(evaluator: Evaluator, version: int, keeping: EvaluationFolder) -> Evaluation:
     keeping.reporter.stage("evaluating", episodes=evaluator.episodes)
     return keeping.conclude(await evaluator.run(version))

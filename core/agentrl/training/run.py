@@ -19,6 +19,7 @@ from agentrl.runs.store import EpisodeStore
 from agentrl.runs.summary import Summary, final_lines
 from agentrl.runs.trackers import Trackers
 from agentrl.training.algorithm import Algorithm, build_algorithm
+from agentrl.training.default_tasks import default_tasks
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupt import Interrupts, finish_in_thread
 from agentrl.training.journal import Journal
@@ -27,7 +28,6 @@ from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts
 from agentrl.training.serving import build_backend, serve
 from agentrl.training.task_order import TaskOrder
-from agentrl.training.unchosen import default_tasks
 
 __all__ = ["prepare", "train"]
 
@@ -165,15 +165,7 @@ class _Run:
             episodes=self.journal.episodes,
             tokens=self.journal.tokens,
             seconds=time.monotonic() - self._began,
-            failed=tally.count("failed"),
-            rejected=tally.count("rejected"),
-            mistaken=tally.count("mistaken"),
-            retried=tally.count("retried"),
-            truncated=tally.count("truncated"),
-            undelivered=tally.count("undelivered"),
-            overridden=tally.count("overridden"),
-            unmet=tally.count("unmet"),
-            control_tokens=tally.count("control_tokens"),
+            **tally.counts(),
             reasons=tally.reasons(),
         )
         if self.loop is None:

@@ -13,6 +13,7 @@ from agentrl.rewards.scoring import REWARD, call_reward
 __all__ = ["BackendBlocked", "StopBlocked", "rollout_watchdog", "stop_watchdog"]
 
 _FIX = "have the backend's generate await instead of blocking, or use another inference.backend"
+_FIX_STOP = "have the backend's stop await instead of blocking"
 
 
 class BackendBlocked(BackendError):
@@ -28,8 +29,6 @@ class StopBlocked(BackendError):
     def __init__(self) -> None:
         super().__init__("the inference backend blocked the event loop instead of stopping", fix=_FIX_STOP)
 
-
-_FIX_STOP = "have the backend's stop await instead of blocking"
 
 _OTHERS = {
     call_reward.__code__: REWARD,

@@ -1,4 +1,4 @@
-"""What a run would do that nobody has asked for."""
+"""The tasks that a run takes where nobody has named any."""
 
 from __future__ import annotations
 

@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
 from agentrl.rollout.episode import Episode
-from agentrl.rollout.tally import Kind, Tally
+from agentrl.rollout.tally import Tally
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.log import RunLog
 from agentrl.runs.metrics import MetricsLog
@@ -23,13 +22,13 @@ from agentrl.runs.store import EpisodeStore
 from agentrl.runs.summary import Summary
 from agentrl.training.evaluation import Evaluation
 
-__all__ = ["Kept", "kept"]
+__all__ = ["EvaluationFolder", "evaluation_folder"]
 
 _LOG = "run.log"
 
 
 @dataclass
-class Kept:
+class EvaluationFolder:
     """Where the episodes of an evaluation go, and who is told of them."""
 
     folder: RunFolder
@@ -69,13 +68,13 @@ class Kept:
             reward_after=None if measured is None else measured.sampled,
             reward_after_greedy=None if measured is None else measured.greedy,
             checkpoint=None if checkpoint is None else str(checkpoint),
-            **{kind: self.tally.count(kind) for kind in get_args(Kind)},
+            **self.tally.counts(),
             reasons=self.tally.reasons(),
         )
 
 
 @contextlib.contextmanager
-def kept(config: Config, checkpoint: Path | None, reporter: Reporter) -> Iterator[Kept]:
+def evaluation_folder(config: Config, checkpoint: Path | None, reporter: Reporter) -> Iterator[EvaluationFolder]:
     """Make the folder for an evaluation of the weights in ``checkpoint``, and sum up at its end.
 
     Of one that fails before it has an episode nothing is left but what its processes printed. Raises
@@ -89,7 +88,7 @@ def kept(config: Config, checkpoint: Path | None, reporter: Reporter) -> Iterato
             EpisodeStore(folder.episodes) as store,
             MetricsLog(folder.metrics) as metrics,
         ):
-            keeping = Kept(folder, Reporters(reporter, log), store, metrics)
+            keeping = EvaluationFolder(folder, Reporters(reporter, log), store, metrics)
             for note in store.notes:
                 keeping.reporter.note(note)
             outcome = "interrupted"
