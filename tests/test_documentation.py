@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from agentrl import Config, Trainer, load_config
-from agentrl.runs.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from agentrl import Trainer, load_config
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import Episode
 from agentrl.runs.store import read_episodes
 from agentrl.runs.summary import Summary
 from agentrl.tokens.renderer import Renderer

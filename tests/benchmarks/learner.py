@@ -29,17 +29,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from tests.algorithms.algorithms import grpo
+from tests.algorithms.episodes import groups_of_one_turn
 from tests.benchmarks.models import folder_of
 from tests.benchmarks.taken import Taken
-from tests.training.algorithms import grpo
-from tests.training.episodes import groups_of_one_turn
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from agentrl.config.models import TrainingSection
 from agentrl.inference.progress_bars import no_progress_bars
-from agentrl.rollout.episode import Group
-from agentrl.training.attention import NAME
-from agentrl.training.learner import Learner
+from agentrl.learner.attention import NAME
+from agentrl.learner.learner import Learner
+from agentrl.rollout.contract import Group
 
 STAGES = ("pack", "gradient", "update")
 

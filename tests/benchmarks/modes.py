@@ -28,12 +28,11 @@ from tests.benchmarks.taken import Taken
 from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
-from agentrl.rollout.contract import AgentRunner
-from agentrl.rollout.episode import EpisodeKey
+from agentrl.rollout.contract import AgentRunner, EpisodeKey
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.rollout.subproc import AgentProcess, SubprocRunner, worker_environment
+from agentrl.rollout.subproc.runner import AgentProcess, SubprocRunner, worker_environment
 from agentrl.tokens.renderer import load_renderer
 
 TASK = {"question": "What is 12 + 30?", "answer": "42"}

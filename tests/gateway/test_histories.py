@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from agentrl.gateway import SessionSettings
 from agentrl.gateway.conversations import message_key
+from agentrl.tokens.contract import Position
 from agentrl.tokens.template import ChatTemplate
-from agentrl.tokens.tree import Position
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 ANSWERS = [

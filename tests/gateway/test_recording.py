@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from agentrl.rollout.episode import Episode, EpisodeKey
-from agentrl.tokens.tree import Position
-from agentrl.training.credit import TreeCredit
+from agentrl.algorithms.credit import TreeCredit
+from agentrl.rollout.contract import Episode, EpisodeKey
+from agentrl.tokens.contract import Position
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}

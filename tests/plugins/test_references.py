@@ -17,9 +17,9 @@ from agentrl.errors import AgentRLError, ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
 from agentrl.rewards.verifier import Verifier
-from agentrl.rollout.subproc import inspect_agent
-from agentrl.rollout.workers import diagnosis
-from agentrl.rollout.workers.contract import AgentProcess
+from agentrl.rollout.subproc import diagnosis
+from agentrl.rollout.subproc.contract import AgentProcess
+from agentrl.rollout.subproc.runner import inspect_agent
 
 AGENT = "class Agent:\n    async def run(self, data):\n        return 1\n"
 

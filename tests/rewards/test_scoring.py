@@ -19,7 +19,7 @@ from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RewardError
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rollout.episode import EpisodeKey, EpisodeView
+from agentrl.rollout.contract import EpisodeKey, EpisodeView
 
 VIEW = EpisodeView(EpisodeKey("train", 1, 2, 3), ())
 DATA = {"answer": "4"}

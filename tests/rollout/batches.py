@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 
 from agentrl.gateway import Gateway, SessionSettings
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import Episode
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.rollout.subproc import AgentProcess, Limits, SubprocRunner, worker_environment
+from agentrl.rollout.subproc.runner import AgentProcess, Limits, SubprocRunner, worker_environment
 
 AGENTS = Path(__file__).with_name("faulty_agents.py")
 DEADLINE_S = 60.0

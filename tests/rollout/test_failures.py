@@ -11,10 +11,10 @@ import pytest
 from agentrl.agents.result import as_result
 from agentrl.errors import AgentError, BackendError, GatewayError, PluginError, PolicyError, RewardError, RunError
 from agentrl.rewards.scoring import call_reward
-from agentrl.rollout.deadline import Stage, too_late
-from agentrl.rollout.episode import EpisodeKey, Failure
+from agentrl.rollout.contract import EpisodeKey, Failure, Stage
+from agentrl.rollout.deadline import too_late
 from agentrl.rollout.failures import FailureBudget, attribute
-from agentrl.rollout.workers.fate import fate, how_it_ended
+from agentrl.rollout.subproc.fate import fate, how_it_ended
 
 
 class ApiError(Exception):

@@ -11,7 +11,7 @@ import pytest
 from agentrl.agents.binding import bind_agent
 from agentrl.errors import AgentError, EpisodeTimeout
 from agentrl.rollout import inline
-from agentrl.rollout.deadline import Stage
+from agentrl.rollout.contract import Stage
 from agentrl.rollout.inline import InlineRunner
 
 

@@ -17,7 +17,7 @@ from agentrl.gateway import Gateway, SessionSettings
 from agentrl.gateway.exchange import Exchange
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.rollout.episode import EpisodeKey
+from agentrl.rollout.contract import EpisodeKey
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner

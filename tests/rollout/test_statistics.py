@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.rollout.episode import Episode, EpisodeKey, Group
+from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.statistics import mean, rollout_metrics
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

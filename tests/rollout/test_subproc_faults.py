@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tests.rollout.batches import in_time, only_fault
 
-from agentrl.rollout.subproc import Limits
+from agentrl.rollout.subproc.runner import Limits
 
 MIB = 2**20
 

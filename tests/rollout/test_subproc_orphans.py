@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from agentrl.rollout.subproc import AgentProcess, SubprocRunner, worker_environment
+from agentrl.rollout.subproc.runner import AgentProcess, SubprocRunner, worker_environment
 
 class Endpoint:
     base_url, api_key = "http://gateway.invalid/v1", "none"

@@ -14,7 +14,7 @@ from tests.rollout.batches import in_time, process_of
 from agentrl.environ import ENVIRONMENTS, WORKER
 from agentrl.environments.record import Record, write_record
 from agentrl.errors import ConfigError, PluginError, RunError
-from agentrl.rollout.subproc import AgentFacts, Limits, inspect_agent
+from agentrl.rollout.subproc.runner import AgentFacts, Limits, inspect_agent
 
 TRIVIAL = "async def agent(data): return 1.0\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentrl.gateway.contract import Call
-from agentrl.rollout.episode import Episode, EpisodeKey, Failure
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.rollout.tally import Causes, Tally
 
 KEY = EpisodeKey("train", 1, 2, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from agentrl.errors import AgentError, EpisodeTimeout, WorkerError
-from agentrl.rollout.workers.fate import Sentence, fate, how_it_ended
+from agentrl.rollout.subproc.fate import Sentence, fate, how_it_ended
 
 
 def test_whoever_was_alone_in_a_process_has_ended_it():

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from agentrl.gateway.credentials import new_credentials
-from agentrl.rollout.workers.log import WorkerLog
-from agentrl.rollout.workers.output import Output
+from agentrl.rollout.subproc.log import WorkerLog
+from agentrl.rollout.subproc.output import Output
 
 KIB = 1024
 

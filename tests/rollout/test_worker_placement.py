@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.rollout.workers.placement import Load, Plan, plan
+from agentrl.rollout.subproc.placement import Load, Plan, plan
 
 
 def placed(waiting, loads, *, capacity=4, starting=0, room=0):

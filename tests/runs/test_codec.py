@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.gateway.contract import Call
-from agentrl.rollout.episode import Episode, EpisodeKey, Failure
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs.codec import COLUMNS, from_row, pack_tree, plain, to_row, unpack_tree
-from agentrl.tokens.tree import ROOT, Sampled, TokenTree
+from agentrl.tokens.contract import ROOT, Sampled, TokenTree
 
 text = st.text(st.characters(), max_size=8)
 json_values = st.recursive(

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
-from agentrl.rollout.episode import Episode, EpisodeKey, Failure, Phase
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Phase
 from agentrl.runs import database
 from agentrl.runs.store import EpisodeStore, read_episodes
-from agentrl.tokens.tree import Sampled, TokenTree
+from agentrl.tokens.contract import Sampled, TokenTree
 
 
 def make_episode(step: int = 0, task: int = 0, sample: int = 0, phase: Phase = "train", **fields: object) -> Episode:

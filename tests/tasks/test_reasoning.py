@@ -10,7 +10,7 @@ from agentrl.config.models import Config, TasksSection
 from agentrl.errors import ConfigError, RewardError
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rollout.episode import EpisodeKey, EpisodeView
+from agentrl.rollout.contract import EpisodeKey, EpisodeView
 from agentrl.tasks import TaskSet, load_tasks
 
 VIEW = EpisodeView(EpisodeKey("eval", 0, 0, 0), ())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.tokens.tree import ROOT, Position, Sampled, TokenTree
+from agentrl.tokens.contract import ROOT, Position, Sampled, TokenTree
 
 TOKENS = st.lists(st.integers(0, 2), max_size=6)
 ADDITIONS = st.lists(st.tuples(st.booleans(), TOKENS, st.integers(0, 1000), st.integers(0, 1000)), max_size=12)

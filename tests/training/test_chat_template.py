@@ -13,7 +13,7 @@ from tests.tokens.families import FAMILIES, model_folder
 from agentrl import Trainer, load_config
 from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError
-from agentrl.runs.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter
 from agentrl.training.chat import load_chat
 
 OWN = "OWN {{ strftime_now('%d %b %Y') }} {% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"

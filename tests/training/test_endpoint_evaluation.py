@@ -17,9 +17,9 @@ from agentrl.errors import ConfigError, PluginError
 from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.rollout.episode import Episode
+from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Episode
 from agentrl.runs.codec import from_row, to_row
-from agentrl.runs.plain import PlainReporter
 from agentrl.tokens.renderer import load_renderer
 from agentrl.training import trainer as trainer_module
 

@@ -21,8 +21,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from agentrl import Trainer, load_config
+from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.plain import PlainReporter
 from agentrl.runs.store import read_episodes
 from agentrl.training import interrupt
 from agentrl.training import loop as training_loop

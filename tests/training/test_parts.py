@@ -7,9 +7,9 @@ from tests.tokens.families import FAMILIES, model_folder
 from transformers import AutoModelForCausalLM
 
 from agentrl import load_config
+from agentrl.learner.folder import save_model
 from agentrl.plugins import Plugins
 from agentrl.tokens.renderer import load_renderer
-from agentrl.training.folder import save_model
 from agentrl.training.parts import resolve_parts
 
 

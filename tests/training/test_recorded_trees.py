@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.training.models import takes_forest
-from tests.training.reference import forest_gradient, reference_gradient, relative_difference
+from tests.learner.models import takes_forest
+from tests.learner.reference import forest_gradient, reference_gradient, relative_difference
 from transformers import AutoModelForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from agentrl import Trainer, load_config
+from agentrl.algorithms.algorithm import build_algorithm
 from agentrl.plugins import Plugins
-from agentrl.rollout.episode import Group
-from agentrl.runs.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Group
 from agentrl.runs.store import read_episodes
-from agentrl.training.algorithm import build_algorithm
 
 SETTINGS = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=4", "run.name=run")
 

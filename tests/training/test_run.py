@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl import Trainer, load_config
 from agentrl.errors import BackendError, ConfigError, RunError
+from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import read_metrics
-from agentrl.runs.plain import PlainReporter
 from agentrl.runs.store import read_episodes
 
 AGENTS = ("math", "multi_turn_math", "calculator")

@@ -11,7 +11,7 @@ from tests.plugins.installing import install
 
 from agentrl import Trainer, load_config
 from agentrl.errors import PluginError
-from agentrl.runs.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter
 
 LISTENER = """
 from agentrl import hookimpl

@@ -9,7 +9,7 @@ import pytest
 from agentrl import Trainer, load_config
 from agentrl.errors import ConfigError
 from agentrl.inference.contract import Capabilities
-from agentrl.runs.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter
 from agentrl.training.sampling import check_sampling
 
 NARROW = Capabilities(512, 8, temperatures=(0.01, 2.0), sampling=frozenset({"temperature", "seed"}))

@@ -10,8 +10,8 @@ import pytest
 from agentrl import Trainer, load_config
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
+from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.plain import PlainReporter
 from agentrl.runs.store import read_episodes
 from agentrl.training.agent import resolve_agent
 

@@ -47,7 +47,7 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     from agentrl.cli.locating import located
     from agentrl.cli.naming import named
     from agentrl.config import resolve_config, unused_by_evaluation
-    from agentrl.runs.reporter import default_reporter
+    from agentrl.reporting.reporter import default_reporter
     from agentrl.training.backends import is_chat
     from agentrl.training.trainer import Trainer
 

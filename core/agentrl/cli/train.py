@@ -47,7 +47,7 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     resolved = located(resolve_config(file, *settings, agent=agent), app.plugins)
     if dry_run:
         return _plan(app, resolved)
-    from agentrl.runs.reporter import default_reporter
+    from agentrl.reporting.reporter import default_reporter
     from agentrl.training.trainer import Trainer
 
     with Trainer(resolved.config, plugins=app.plugins, reporter=default_reporter(tracebacks=app.debug)) as trainer:

@@ -21,7 +21,7 @@ from agentrl.errors import (
 )
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
-from agentrl.rollout.episode import Episode, EpisodeKey
+from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.tokens.abilities import LOST
 from agentrl.training.sessions import training_session

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from agentrl.algorithms.terms import Terms
 from agentrl.doctor.sampling import Sample
-from agentrl.training import forest, rows
-from agentrl.training.learner import Learner
-from agentrl.training.policy import Policy
-from agentrl.training.terms import Terms
+from agentrl.learner import forest, rows
+from agentrl.learner.learner import Learner
+from agentrl.learner.policy import Policy
 
 __all__ = ["Agreement", "agreement"]
 

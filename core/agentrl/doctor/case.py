@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agentrl.algorithms.algorithm import Algorithm
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
     from agentrl.doctor.size import ModelSize
+    from agentrl.learner.learner import Learner
     from agentrl.plugins import Plugins
-    from agentrl.rollout.episode import Episode, Group
+    from agentrl.rollout.contract import Episode, Group
     from agentrl.tokens.renderer import Renderer
-    from agentrl.training.algorithm import Algorithm
-    from agentrl.training.learner import Learner
     from agentrl.training.parts import Parts
     from agentrl.training.serving import Serving
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import Episode
 
 __all__ = ["conversation", "written"]
 

@@ -12,7 +12,7 @@ from agentrl.doctor.sampling import Sample, draw
 from agentrl.errors import BackendError
 from agentrl.inference.arrival import fault
 from agentrl.loops.loop import in_thread
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import Episode
 from agentrl.training.serving import serve, within
 
 __all__ = ["engine", "probe"]

@@ -10,19 +10,19 @@ from dataclasses import replace
 from functools import partial
 from statistics import pstdev
 
+from agentrl.algorithms.algorithm import Algorithm
 from agentrl.config.models import Config
 from agentrl.doctor.agent import FIXES, parted
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, futile, note, ok, problem, warning
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.episode import Episode, EpisodeKey, Group
+from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import mean
 from agentrl.rollout.tally import Causes
 from agentrl.runs.summary import reward_text
-from agentrl.tokens.tree import TokenTree
-from agentrl.training.algorithm import Algorithm
+from agentrl.tokens.contract import TokenTree
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 

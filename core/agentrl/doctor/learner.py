@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok
-from agentrl.training.learner import Learner
+from agentrl.learner.learner import Learner
 
 __all__ = ["learner"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from agentrl.algorithms.algorithm import build_algorithm
 from agentrl.config.checks import check_trainable, ineffective_keys
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, ok, warning
-from agentrl.runs.trackers import Trackers
-from agentrl.training.algorithm import build_algorithm
+from agentrl.reporting.trackers import Trackers
 from agentrl.training.parts import Parts, resolve_parts
 from agentrl.training.serving import build_backend
 

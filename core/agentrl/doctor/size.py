@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentrl.errors import ConfigError, one_line, shortened
-from agentrl.training.dtype import stored_dtype
+from agentrl.learner.dtype import stored_dtype
 
 __all__ = ["ModelSize", "model_size"]
 

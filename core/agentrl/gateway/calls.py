@@ -21,9 +21,9 @@ from agentrl.gateway.sampling import resolve_sampling
 from agentrl.gateway.session import Session
 from agentrl.inference.arrival import fault
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
+from agentrl.tokens.contract import Sampled
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import Message, thinking_of
-from agentrl.tokens.tree import Sampled
 
 __all__ = ["Caller"]
 

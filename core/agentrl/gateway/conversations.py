@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentrl.tokens.contract import Position
 from agentrl.tokens.template import Messages, text_of, thinking_of
-from agentrl.tokens.tree import Position
 
 __all__ = ["Conversations", "Match", "MessageKey", "Turn", "message_key", "tools_key"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agentrl.gateway.contract import Call
 from agentrl.gateway.conversations import Match, MessageKey, Turn
-from agentrl.tokens.tree import Position, Sampled
+from agentrl.tokens.contract import Position, Sampled
 
 __all__ = ["Plan", "Record", "turn_of"]
 

@@ -19,8 +19,8 @@ from agentrl.gateway.draws import Draws
 from agentrl.gateway.interrupt import Interruptible
 from agentrl.gateway.record import Plan, Record, turn_of
 from agentrl.gateway.retries import Retries
+from agentrl.tokens.contract import ROOT, TokenTree
 from agentrl.tokens.template import Message
-from agentrl.tokens.tree import ROOT, TokenTree
 
 __all__ = ["Session", "closed_error"]
 

@@ -23,7 +23,7 @@ import pluggy
 if TYPE_CHECKING:
     from agentrl.config.models import Config
     from agentrl.plugins.registry import Registry
-    from agentrl.rollout.episode import Episode, Group
+    from agentrl.rollout.contract import Episode, Group
 
 __all__ = ["PROJECT", "hookimpl"]
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from agentrl.rollout.episode import EpisodeView
+    from agentrl.rollout.contract import EpisodeView
 
 
 class RewardFunction(Protocol):

@@ -18,7 +18,7 @@ from agentrl.errors import AgentRLError, ConfigError, RewardError, shown
 if TYPE_CHECKING:
     from agentrl.plugins.building import PartLike
     from agentrl.plugins.manager import Plugins
-    from agentrl.rollout.episode import EpisodeView
+    from agentrl.rollout.contract import EpisodeView
 
 __all__ = ["REWARD", "RewardBlocked", "call_reward", "load_reward"]
 

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from agentrl.errors import EpisodeTimeout, ModelTimeout
+from agentrl.rollout.contract import Stage
 
-__all__ = ["Stage", "too_late"]
-
-
-class Stage(NamedTuple):
-    """Where an episode is."""
-
-    words: str
-    """After "it was"."""
-    waited: float = 0.0
-    """Seconds that it has waited for the model so far, all its calls together."""
+__all__ = ["too_late"]
 
 
 def too_late(deadline_s: float, stage: Stage) -> EpisodeTimeout:

@@ -8,7 +8,7 @@ from typing import Final
 from agentrl.agents.causes import cause_of
 from agentrl.agents.raising import authors_traceback, describe, is_api_error
 from agentrl.errors import AgentError, AgentRLError, EpisodeTimeout, RunError, Side, one_line
-from agentrl.rollout.episode import EpisodeKey, Failure
+from agentrl.rollout.contract import EpisodeKey, Failure
 from agentrl.rollout.tally import Causes
 
 __all__ = ["FailureBudget", "RaisedElsewhere", "attribute"]

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.episode import Episode, EpisodeKey, Group, Phase
+from agentrl.rollout.contract import Episode, EpisodeKey, Group, Phase
 from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.tasks.contract import Task

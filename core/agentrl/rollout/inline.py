@@ -13,7 +13,8 @@ from agentrl.agents.binding import BoundAgent
 from agentrl.agents.contract import Data
 from agentrl.errors import AgentError
 from agentrl.loops.threads import PATIENCE_S, Borrower
-from agentrl.rollout.deadline import Stage, too_late
+from agentrl.rollout.contract import Stage
+from agentrl.rollout.deadline import too_late
 
 __all__ = ["InlineRunner"]
 

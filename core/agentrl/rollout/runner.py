@@ -15,9 +15,7 @@ from agentrl.agents.reward import parts_of, sums_of_parts
 from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
-from agentrl.rollout.contract import AgentRunner
-from agentrl.rollout.deadline import Stage
-from agentrl.rollout.episode import Episode, EpisodeKey, EpisodeView, Failure, delivered_calls
+from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey, EpisodeView, Failure, Stage, delivered_calls
 from agentrl.rollout.failures import attribute
 
 __all__ = ["EpisodeRunner", "Score"]

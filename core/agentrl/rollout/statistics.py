@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from agentrl.rollout.episode import Episode, Group
+from agentrl.rollout.contract import Episode, Group
 
 __all__ = ["mean", "mean_parts", "rollout_metrics"]
 

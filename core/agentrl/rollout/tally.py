@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from agentrl.errors import one_line, shortened
 from agentrl.gateway.contract import Call
-from agentrl.rollout.episode import Episode, EpisodeKey, Failure
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 
 __all__ = ["Cause", "Causes", "Kind", "Tally", "sentence"]
 

@@ -18,8 +18,8 @@ from typing import Any, cast
 
 from agentrl.errors import encodable
 from agentrl.gateway.contract import Call
-from agentrl.rollout.episode import Episode, EpisodeKey, Failure, Outcome, Phase
-from agentrl.tokens.tree import TokenTree
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Outcome, Phase
+from agentrl.tokens.contract import TokenTree
 
 __all__ = ["COLUMNS", "Row", "from_row", "pack_tree", "plain", "to_row", "unpack_tree"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from agentrl.errors import RunError
-from agentrl.rollout.episode import Episode, Phase
+from agentrl.rollout.contract import Episode, Phase
 from agentrl.runs.codec import Row, from_row, to_row
 from agentrl.runs.database import (
     SELECT,

@@ -10,7 +10,7 @@ import pytest
 
 from agentrl.agents.naming import reference_of
 from agentrl.config.models import Config
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import Episode
 from agentrl.testing.models import model_folder
 from agentrl.testing.scripted import Completion, ScriptedBackend
 from agentrl.testing.stage import Stage

@@ -14,7 +14,7 @@ import pytest
 from agentrl.errors import RewardError
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rollout.episode import EpisodeKey, EpisodeView
+from agentrl.rollout.contract import EpisodeKey, EpisodeView
 from agentrl.tasks import Task, load_tasks
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.parts import MISSING, PartName, as_part, given, told

@@ -19,8 +19,7 @@ from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rollout.contract import AgentRunner
-from agentrl.rollout.episode import Episode, EpisodeKey
+from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.testing.clients import ask_alone, settings_of
 from agentrl.testing.looping import LoopThread

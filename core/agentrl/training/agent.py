@@ -22,7 +22,7 @@ from agentrl.plugins import Plugins
 from agentrl.proxies import reach_loopback_directly
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.inline import InlineRunner
-from agentrl.rollout.subproc import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
+from agentrl.rollout.subproc.runner import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
 from agentrl.training.running import run_to_end
 from agentrl.training.watching import rollout_watchdog
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agentrl.errors import ConfigError
-from agentrl.training.learner import Learner
+from agentrl.learner.learner import Learner
 
 __all__ = ["CheckpointInfo", "Conversing", "read_checkpoint", "save_checkpoint"]
 

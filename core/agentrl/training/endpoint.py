@@ -10,7 +10,7 @@ from pathlib import Path
 from agentrl.config.models import Config
 from agentrl.gateway import RelayGateway
 from agentrl.inference.contract import ChatBackend, ChatContext
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import Episode
 from agentrl.rollout.groups import Rollout
 from agentrl.training.parts import EpisodeParts
 from agentrl.training.serving import rolling_out, stop, warned, within

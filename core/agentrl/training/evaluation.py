@@ -10,7 +10,7 @@ from typing import Any
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.episode import EpisodeKey, Group, Phase
+from agentrl.rollout.contract import EpisodeKey, Group, Phase
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.statistics import mean, mean_parts
 from agentrl.tasks.contract import TaskSet

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
-from agentrl.rollout.episode import Episode
+from agentrl.reporting.log import RunLog
+from agentrl.reporting.plain import FAILURES
+from agentrl.reporting.reporter import Reporter
+from agentrl.reporting.reporters import Reporters
+from agentrl.rollout.contract import Episode
 from agentrl.rollout.tally import Tally
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.log import RunLog
 from agentrl.runs.metrics import MetricsLog
-from agentrl.runs.plain import FAILURES
-from agentrl.runs.reporter import Reporter
-from agentrl.runs.reporters import Reporters
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.summary import Summary
 from agentrl.training.evaluation import Evaluation

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from agentrl.config.models import Config
 from agentrl.plugins import Plugins
-from agentrl.rollout.episode import Episode, Group
+from agentrl.reporting.contract import RunInfo
+from agentrl.reporting.reporter import Plan, Reporter
+from agentrl.reporting.trackers import Trackers
+from agentrl.rollout.contract import Episode, Group
 from agentrl.rollout.tally import Tally
-from agentrl.runs.contract import RunInfo
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
-from agentrl.runs.reporter import Plan, Reporter
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.summary import Summary
-from agentrl.runs.trackers import Trackers
 from agentrl.training.evaluation import Evaluation
 
 __all__ = ["Journal"]

@@ -14,8 +14,9 @@ from pathlib import Path
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
+from agentrl.learner.learner import Learner
 from agentrl.loops.loop import in_thread
-from agentrl.rollout.episode import Episode, EpisodeKey, Group
+from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import rollout_metrics
 from agentrl.runs.stopwatch import Stopwatch
@@ -24,7 +25,6 @@ from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.idle import IdleSteps
 from agentrl.training.interrupt import finish, finish_in_thread
 from agentrl.training.journal import Journal
-from agentrl.training.learner import Learner
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.serving import Serving, within
 from agentrl.training.sessions import training_session

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from agentrl.errors import ConfigError
-from agentrl.rollout.episode import Episode
-from agentrl.runs.reporter import Reporter
+from agentrl.reporting.reporter import Reporter
+from agentrl.rollout.contract import Episode
 from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.endpoint import serve_endpoint

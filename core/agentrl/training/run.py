@@ -8,22 +8,22 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
+from agentrl.algorithms.algorithm import Algorithm, build_algorithm
 from agentrl.errors import AgentRLError
 from agentrl.inference.device import find_device
+from agentrl.learner.learner import Learner
+from agentrl.reporting.log import RunLog
+from agentrl.reporting.reporter import Reporter
+from agentrl.reporting.reporters import Reporters
+from agentrl.reporting.trackers import Trackers
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.log import RunLog
 from agentrl.runs.metrics import MetricsLog
-from agentrl.runs.reporter import Reporter
-from agentrl.runs.reporters import Reporters
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.summary import Summary, final_lines
-from agentrl.runs.trackers import Trackers
-from agentrl.training.algorithm import Algorithm, build_algorithm
 from agentrl.training.default_tasks import default_tasks
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupt import Interrupts, finish_in_thread
 from agentrl.training.journal import Journal
-from agentrl.training.learner import Learner
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts
 from agentrl.training.serving import build_backend, serve

@@ -13,8 +13,7 @@ from agentrl.errors import BackendError
 from agentrl.gateway import Gateway
 from agentrl.inference.contract import Backend, BackendContext, Capabilities, ChatBackend
 from agentrl.inference.model_folder import vocabulary_of
-from agentrl.rollout.contract import AgentRunner
-from agentrl.rollout.episode import Episode
+from agentrl.rollout.contract import AgentRunner, Episode
 from agentrl.rollout.groups import Rollout
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.training.agent import Place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentrl.config.models import Config
 from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.episode import EpisodeKey
+from agentrl.rollout.contract import EpisodeKey
 
 __all__ = ["training_session"]
 

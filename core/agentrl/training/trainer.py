@@ -15,8 +15,8 @@ from agentrl.config.models import Config
 from agentrl.environments import entries_elsewhere
 from agentrl.extras import missing_extras
 from agentrl.plugins import Plugins
+from agentrl.reporting.reporter import Reporter, default_reporter
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.reporter import Reporter, default_reporter
 from agentrl.runs.summary import Summary
 from agentrl.training.backends import is_chat
 from agentrl.training.endpoint import named_by_endpoint

@@ -11,7 +11,7 @@ from camel.models import BaseModelBackend, ModelFactory
 
 from agentrl.errors import AgentRLError
 from agentrl.gateway import Call
-from agentrl.tokens.tree import TokenTree
+from agentrl.tokens.contract import TokenTree
 from agentrl_camel.counting import COUNTER
 
 TASK = {"question": "What is 47 + 38?", "answer": "85"}

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Backend, GenerationRequest
-from agentrl.rollout.episode import Episode, EpisodeKey
+from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner

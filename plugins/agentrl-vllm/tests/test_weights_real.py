@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk
+from agentrl.learner.weights import LearnerWeights
 from agentrl.testing.backends.bench import Bench, ask, bench, build_backend, joined
 from agentrl.testing.backends.reference import Reference
 from agentrl.testing.models import model_folder
-from agentrl.training.weights import LearnerWeights
 from agentrl_vllm import engine
 
 pytestmark = pytest.mark.real

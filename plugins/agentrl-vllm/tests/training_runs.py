@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from agentrl import Trainer, load_config
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
-from agentrl.rollout.episode import Episode
+from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Episode
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import read_metrics
-from agentrl.runs.plain import PlainReporter
 from agentrl.runs.store import read_episodes
 from agentrl.runs.summary import Summary, read_summary
 

@@ -21,8 +21,8 @@ from tests.benchmarks.sides.pace import Pace, Workload
 
 from agentrl import Trainer, load_config
 from agentrl.gateway.transport import Transport
-from agentrl.runs.plain import PlainReporter
-from agentrl.runs.reporter import Plan
+from agentrl.reporting.plain import PlainReporter
+from agentrl.reporting.reporter import Plan
 from agentrl_agents.math import MathAgent
 
 __all__ = ["run"]

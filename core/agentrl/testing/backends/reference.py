@@ -79,7 +79,7 @@ class Reference:
     @property
     def weights(self) -> Weights:
         """As the learner hands them over."""
-        from agentrl.training.weights import LearnerWeights
+        from agentrl.learner.weights import LearnerWeights
 
         return LearnerWeights(self.version, self.model, self.folder)
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agentrl.errors import ConfigError
-from agentrl.rollout.workers.variables import worker_environment
+from agentrl.rollout.subproc.variables import worker_environment
 
 __all__ = ["server_environment"]
 

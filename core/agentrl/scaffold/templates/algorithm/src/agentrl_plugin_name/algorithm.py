@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentrl.training.contract import ByCall
+from agentrl.algorithms.contract import ByCall
 from pydantic import BaseModel, Field
 
 

@@ -1,0 +1,46 @@
+"""Normalisation: how much each sampled token weighs in the loss of a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from agentrl.algorithms.contract import Membership
+from agentrl.config.models import Section
+
+if TYPE_CHECKING:
+    from agentrl.algorithms.contract import Floats
+
+__all__ = ["ConstantNormalisation", "SequenceNormalisation", "TokenNormalisation"]
+
+
+class SequenceNormalisation:
+    """The mean over episodes of the mean over an episode's sampled tokens: GRPO (Shao et al. 2024, eq. 3)."""
+
+    def __call__(self, membership: Membership) -> Floats:
+        tokens = np.bincount(membership.episode)
+        return 1.0 / (np.count_nonzero(tokens) * tokens[membership.episode])
+
+
+class TokenNormalisation:
+    """The mean over all sampled tokens of the step: DAPO (Yu et al. 2025, eq. 8)."""
+
+    def __call__(self, membership: Membership) -> Floats:
+        return np.full(len(membership.episode), 1.0 / max(1, len(membership.episode)))
+
+
+class ConstantNormalisation:
+    """The mean over episodes of the sum over tokens by a constant length: Dr. GRPO (Liu et al. 2025, section 3.2)."""
+
+    class Settings(Section):
+        length: int = Field(ge=1)
+        """Tokens that count as one whole episode, such as the most that an episode samples."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._length = settings.length
+
+    def __call__(self, membership: Membership) -> Floats:
+        episodes = max(1, np.unique(membership.episode).size)
+        return np.full(len(membership.episode), 1.0 / (episodes * self._length))

@@ -1,0 +1,76 @@
+"""The start-up probe: a model takes the forest only once it has scored one exactly as it scores separate rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from agentrl.algorithms.terms import Terms
+from agentrl.learner import forest, rows
+from agentrl.learner.attention import NAME
+from agentrl.learner.passes import Pass
+from agentrl.learner.policy import Policy
+
+__all__ = ["probe_forest"]
+
+TOLERANCE = 1e-3
+"""Greatest difference of a float32 logprob that rounding explains; a wrong mask is off by far more."""
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+def probe_forest(model: PreTrainedModel) -> str | None:
+    """Switch ``model`` to forest attention if it can take it, else leave it as it was.
+
+    Returns ``None``, or a sentence that says why the model trains on padded rows. Layers that mix positions by other
+    means than standard attention (recurrence, linear attention, chunks, sinks) are told by their configured
+    type or by a difference of logprobs on a small random tree.
+    """
+    config = model.config.get_text_config()
+    unknown = sorted(set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS)
+    if unknown:
+        return _sentence(f"it has layers of type {', '.join(unknown)}")
+    paths, terms = _small_tree(config.vocab_size)
+    columns = (terms.path, terms.depth, sum(map(len, paths)))
+    separate = _logprobs(model, rows.stack(paths, *columns), terms)
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(NAME)
+        together = _logprobs(model, forest.lay_out(paths, *columns), terms)
+        difference = float((separate - together).abs().max())
+        if difference <= TOLERANCE:
+            return None
+        reason = f"logprobs of a forest differ from those of separate rows by {difference:.2g}"
+    except Exception as error:  # whatever a foreign model raises, padded rows still train it
+        reason = f"{type(error).__name__}: {error}"
+    model.set_attn_implementation(before)
+    return _sentence(reason)
+
+
+def _sentence(reason: str) -> str:
+    return f"the model is trained on padded rows, which computes shared prefixes again for every path: {reason}"
+
+
+@torch.no_grad()
+def _logprobs(model: PreTrainedModel, passes: list[Pass], terms: Terms) -> torch.Tensor:
+    policy = Policy(model)
+    logprobs = torch.empty(len(terms))
+    for work in passes:
+        logprobs[torch.from_numpy(work.terms)] = policy.score(work, terms).logprob.float().cpu()
+    return logprobs
+
+
+def _small_tree(vocabulary: int) -> tuple[list[np.ndarray], Terms]:
+    """A prompt with two branches, one of which branches again, and a tree beside it."""
+    random = np.random.default_rng(0)
+    prompt, turn, *ends = (random.integers(vocabulary, size=size) for size in (24, 12, 9, 14, 5, 17))
+    paths = [
+        np.concatenate(pieces)
+        for pieces in ([prompt, turn, ends[0]], [prompt, turn, ends[1]], [prompt, ends[2]], [ends[3]])
+    ]
+    path = np.repeat(np.arange(len(paths)), [len(ids) - 1 for ids in paths])
+    depth = np.concatenate([np.arange(len(ids) - 1) for ids in paths])
+    count = len(path)
+    ones, none = np.ones(count), np.zeros(count, dtype=np.int64)
+    token = np.concatenate([ids[1:] for ids in paths])
+    return paths, Terms(path, depth, token, ones, ones, none, ones, ones, none, path)

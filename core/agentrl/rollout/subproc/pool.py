@@ -1,0 +1,176 @@
+"""The workers of a run, and the episodes that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agentrl.errors import AgentRLError, WorkerError
+from agentrl.rollout.subproc.placement import Load, plan
+from agentrl.rollout.subproc.worker import Worker
+
+__all__ = ["Pool"]
+
+_FAILED_STARTS = 3
+"""Workers in a row that do not start before no more are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    alone: bool
+    worker: asyncio.Future[Worker]
+
+
+class Pool:
+    """Starts workers as they are needed, at most ``max_workers``, and says which episode goes where."""
+
+    def __init__(
+        self, start: Callable[[int], Awaitable[Worker]], *, max_workers: int, warn: Callable[[str], None]
+    ) -> None:
+        """``start`` starts the worker of a number, which counts from 1."""
+        self.capacity = 1
+        """Most episodes of one worker."""
+        self._start = start
+        self._max_workers = max_workers
+        self._warn = warn
+        self._loads: dict[Worker, Load] = {}
+        self._waiting: list[_Waiter] = []
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._failed_starts = 0
+        self._broken: Exception | None = None
+        self._has_replaced = False
+
+    async def open(self) -> Worker:
+        """Start the first worker. Raises what starting it raises."""
+        first = await self._start(1)
+        self._add(first)
+        return first
+
+    async def acquire(self, *, alone: bool) -> Worker:
+        """A worker with a place for one more episode, or with no other if ``alone``; ``release`` it afterwards.
+
+        Raises the error of starting one where there is none and none can be started.
+        """
+        if self._broken is not None:
+            raise _again(self._broken)
+        waiter = _Waiter(alone, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        self._dispatch()
+        try:
+            return await waiter.worker
+        except asyncio.CancelledError:
+            self._withdraw(waiter)
+            raise
+
+    def release(self, worker: Worker) -> None:
+        """An episode has left ``worker``."""
+        load = self._loads.get(worker)
+        if load is not None:
+            load.episodes -= 1
+            load.closed = False  # Whoever closed it for itself was alone in it.
+            self._dispatch()
+
+    async def close(self, stop_s: float) -> None:
+        """End every worker, and every start; they have ``stop_s`` seconds to end by themselves."""
+        self._give_up(WorkerError("the workers of this run have been stopped"))
+        starting = list(self._starting.values())
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        async with asyncio.TaskGroup() as tasks:
+            for worker in list(self._loads):
+                tasks.create_task(worker.process.stop(stop_s))
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Give back what a waiter has got that no longer wants it; whatever it kept from others is theirs again."""
+        if not waiter.worker.cancelled() and waiter.worker.exception() is None:
+            self.release(waiter.worker.result())
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Do what can be done for those that wait."""
+        self._waiting = [waiter for waiter in self._waiting if not waiter.worker.done()]
+        if self._broken is not None or not self._waiting:
+            return
+        alive = [worker for worker in self._loads if worker.alive]
+        next_steps = plan(
+            [waiter.alone for waiter in self._waiting],
+            [self._loads[worker] for worker in alive],
+            capacity=self.capacity,
+            starting=len(self._starting),
+            room=max(0, self._max_workers - self._kept - len(self._starting)),
+        )
+        placed = [(self._waiting[waiter], alive[worker]) for waiter, worker in next_steps.placed]
+        for waiter, worker in placed:
+            self._waiting.remove(waiter)
+            self._loads[worker].episodes += 1
+            self._loads[worker].closed = waiter.alone
+            waiter.worker.set_result(worker)
+        for _ in range(next_steps.starts):
+            self._begin_start()
+
+    @property
+    def _kept(self) -> int:
+        """Workers that are not about to be replaced."""
+        return sum(not worker.retired.done() for worker in self._loads)
+
+    def _begin_start(self) -> None:
+        taken = {worker.number for worker in self._loads} | set(self._starting)
+        number = next(number for number in itertools.count(1) if number not in taken)
+        self._starting[number] = asyncio.get_running_loop().create_task(self._started(number))
+
+    async def _started(self, number: int) -> None:
+        try:
+            worker = await self._start(number)
+        except Exception as error:  # Those that wait for the worker are told.
+            self._not_started(error)
+        else:
+            self._failed_starts = 0
+            self._add(worker)
+        finally:
+            del self._starting[number]
+        self._dispatch()
+
+    def _add(self, worker: Worker) -> None:
+        self._loads[worker] = Load()
+        worker.process.gone.add_done_callback(lambda _: self._remove(worker))
+        worker.retired.add_done_callback(lambda _: self._retired(worker))
+
+    def _retired(self, worker: Worker) -> None:
+        if not self._has_replaced:
+            self._has_replaced = True
+            self._warn(
+                f"worker {worker.number} is replaced, and so is each that comes to hold what it does: a blocking call "
+                "of the agent in a thread, past the end of its episode (give such calls a timeout of their own)"
+            )
+        self._dispatch()
+
+    def _remove(self, worker: Worker) -> None:
+        del self._loads[worker]
+        self._dispatch()
+
+    def _not_started(self, error: Exception) -> None:
+        self._failed_starts += 1
+        if self._failed_starts < _FAILED_STARTS:
+            return
+        self._failed_starts = 0
+        if self._loads:
+            self._max_workers = len(self._loads)
+            self._warn(f"goes on with {self._max_workers} workers, because no more can be started: {error}")
+            return
+        self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Start no more, and tell everybody who waits, now or later."""
+        self._broken = error
+        for waiter in self._waiting:
+            if not waiter.worker.done():
+                waiter.worker.set_exception(_again(error))
+        self._waiting.clear()
+
+
+def _again(error: Exception) -> Exception:
+    """An error that several are told, for one of them: each adds its own traceback."""
+    return type(error)(error.message, fix=error.fix) if isinstance(error, AgentRLError) else error

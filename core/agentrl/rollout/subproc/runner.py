@@ -1,0 +1,150 @@
+"""The subproc runner: agents in worker processes, where they may block, crash and not be async at all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from agentrl.agents.contract import Data
+from agentrl.errors import ConfigError
+from agentrl.gateway.standing import StandingEndpoint
+from agentrl.processors import usable_processors
+from agentrl.rollout.contract import Stage
+from agentrl.rollout.subproc.contract import DEFAULT_LIMITS, AgentFacts, AgentProcess, Limits
+from agentrl.rollout.subproc.pool import Pool
+from agentrl.rollout.subproc.process import WorkerProcess
+from agentrl.rollout.subproc.reaper import Reaper
+from agentrl.rollout.subproc.starting import Starter, load
+from agentrl.rollout.subproc.variables import worker_environment
+from agentrl.rollout.subproc.worker import Order
+from agentrl.worker.protocol import LONGEST, Message, encode, unfit
+
+__all__ = ["AgentFacts", "AgentProcess", "Limits", "SubprocRunner", "inspect_agent", "worker_environment"]
+
+_NOWHERE = "http://gateway.invalid/v1"
+"""For an agent that is only looked at; clients want some URL."""
+
+
+class SubprocRunner:
+    """Runs an agent's episodes in warm worker processes; an ``AgentRunner`` while it is entered.
+
+    Workers are started as they are needed, the first on entering. A worker that dies, hangs or floods its output
+    costs the episode that is to blame, and every other one in it ``WorkerError``. Leaving ends all of them.
+    """
+
+    def __init__(
+        self,
+        process: AgentProcess,
+        *,
+        concurrency: int,
+        max_workers: int | None,
+        episodes_per_worker: int | None,
+        logs: Path | None,
+        open_standing: Callable[[], StandingEndpoint],
+        warn: Callable[[str], None],
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        """``max_workers`` is by default one a CPU; ``episodes_per_worker`` 1 for an agent that is not async, and for
+        others what ``concurrency`` leaves to each. ``logs`` is the folder of the run's logs."""
+        self._concurrency = concurrency
+        self._max_workers = max_workers or usable_processors()
+        self._episodes_per_worker = episodes_per_worker
+        self._limits = limits
+        self._reaper = Reaper()
+        starter = Starter(process, logs, open_standing, self._reaper, limits, warn)
+        self._pool = Pool(starter.start, max_workers=self._max_workers, warn=warn)
+        self._ids = itertools.count(1)
+        self.facts = AgentFacts(is_async=True, returns_answer=False)
+        """What is known of the agent, once entered."""
+
+    async def __aenter__(self) -> Self:
+        """Start the first worker. Raises ``ConfigError`` or ``PluginError`` for an agent that cannot be run."""
+        try:
+            first = await self._pool.open()
+        except BaseException:
+            self._reaper.close()
+            raise
+        self.facts = first.facts
+        self._pool.capacity = self._capacity()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._pool.close(self._limits.stop_s)
+        finally:
+            self._reaper.close()
+
+    async def run(
+        self,
+        data: Data,
+        connection: Mapping[str, Any],
+        *,
+        deadline_s: float,
+        stage: Callable[[], Stage],
+        alone: bool = False,
+    ) -> Any:
+        """See ``AgentRunner.run``; the deadline counts from when a worker has the episode.
+
+        Raises ``ConfigError`` for ``data`` that JSON cannot carry.
+        """
+        order = self._order(data, connection)
+        while True:
+            worker = await self._pool.acquire(alone=alone)
+            try:
+                if worker.alive:
+                    return await worker.run(order, deadline_s=deadline_s, stage=stage)
+            finally:
+                self._pool.release(worker)
+
+    def _capacity(self) -> int:
+        if self._episodes_per_worker is not None:
+            return self._episodes_per_worker
+        return math.ceil(self._concurrency / self._max_workers) if self.facts.is_async else 1
+
+    def _order(self, data: Data, connection: Mapping[str, Any]) -> Order:
+        number = next(self._ids)
+        given = {name: connection[name] for name in ("base_url", "api_key", "model")}
+        line = _encoded({"type": "run", "id": number, "data": data, "connection": given}, data)
+        return Order(number, line, connection["api_key"])
+
+
+def _encoded(message: Message, data: Data) -> bytes:
+    try:
+        found = unfit(data, "data")
+        line = b"" if found else encode(message)
+    except RecursionError:
+        found = "data, which is nested too deep"
+    except (TypeError, ValueError) as error:
+        found = f"data: {error}"
+    if found:
+        raise ConfigError(
+            f"an agent in another process gets its task as JSON, which cannot carry {found}",
+            fix="put plain JSON values into the task, or use rollout.mode=inline",
+        )
+    if len(line) > LONGEST:
+        raise ConfigError(
+            f"the task has {len(line)} bytes as JSON, and a process takes {LONGEST}", fix="make it smaller"
+        )
+    return line
+
+
+async def inspect_agent(process: AgentProcess, *, deadline_s: float) -> AgentFacts:
+    """Load an agent in a process of its own, which ends again, and return what is known of it.
+
+    Raises ``ConfigError`` or ``PluginError`` for one that cannot be run, or is not there after ``deadline_s`` seconds.
+    """
+    reaper = Reaper()
+    limits = Limits(start_s=deadline_s)
+    try:
+        started = WorkerProcess(process, log=None, limits=limits, reaper=reaper)
+        facts = await load(started, process, _NOWHERE, "none", limits)
+        await started.stop(limits.stop_s)
+    finally:
+        reaper.close()
+    return facts

@@ -1,0 +1,194 @@
+"""One live worker: episodes in, what their agents returned out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrl.errors import AgentRLError, EpisodeTimeout, WorkerError
+from agentrl.gateway.standing import StandingEndpoint
+from agentrl.rollout.contract import Stage
+from agentrl.rollout.deadline import too_late
+from agentrl.rollout.failures import RaisedElsewhere
+from agentrl.rollout.subproc.contract import AgentFacts, Limits
+from agentrl.rollout.subproc.fate import Sentence, fate
+from agentrl.rollout.subproc.process import BURIAL_S, WorkerProcess
+from agentrl.worker.parts import with_parts
+from agentrl.worker.protocol import Message, encode, error_from_json, with_traceback
+
+__all__ = ["Order", "Worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An episode as it is sent."""
+
+    id: int
+    line: bytes = field(repr=False)
+    """The encoded ``run`` message."""
+    api_key: str = field(repr=False)
+    """Of its session."""
+
+
+class Worker:
+    """Runs episodes in a process that has imported the agent."""
+
+    def __init__(
+        self,
+        number: int,
+        process: WorkerProcess,
+        facts: AgentFacts,
+        endpoint: StandingEndpoint,
+        limits: Limits,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.number = number
+        self.process = process
+        self.facts = facts
+        self._endpoint = endpoint
+        self._limits = limits
+        self._warn = warn
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._latest: int | None = None
+        self._heard = 0
+        self._blocker: int | None = None
+        self.retired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once it takes no more episodes, because it holds calls that never end; it ends after the last in it."""
+        self._stopping: asyncio.Task[None] | None = None
+        process.receive = self._take
+        process.gone.add_done_callback(self._fail_all)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes episodes."""
+        return self.process.alive and not self.retired.done()
+
+    async def run(self, order: Order, *, deadline_s: float, stage: Callable[[], Stage]) -> Any:
+        """Run an episode and return what its agent returned; see ``AgentRunner.run``.
+
+        Its agent's code has ended when this does, also when cancelled.
+        """
+        answer = self._send(order)
+        try:
+            if await _done(answer, deadline_s):
+                return answer.result()
+            raise await self._overdue(order.id, answer, too_late(deadline_s, stage()))
+        except asyncio.CancelledError:
+            await self._abandon(order.id, answer)
+            raise
+        finally:
+            self._forget(order, answer)
+
+    def _take(self, message: Message) -> None:
+        match message["type"]:
+            case "done":
+                self._answer(message["id"], with_parts(message["returned"], message.get("parts", {})), None)
+            case "failed":
+                self._answer(message["id"], None, _error(message["error"]))
+            case "blocked":
+                self._blocker = message["id"]
+                self._warn(str(message["message"]))
+            case "held":
+                self._retire()
+            case other:
+                raise ValueError(f"no message of a worker: {other!r}")
+
+    def _send(self, order: Order) -> asyncio.Future[Any]:
+        self._endpoint.attach(order.api_key)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._answers[order.id] = answer
+        self._latest = order.id
+        self.process.output.allow()
+        self.process.send(order.line)
+        return answer
+
+    def _forget(self, order: Order, answer: asyncio.Future[Any]) -> None:
+        self._endpoint.detach(order.api_key)
+        self.process.output.allow()
+        del self._answers[order.id]
+        if answer.done():
+            answer.exception()  # Marks it as seen where nobody asks any more.
+        self._end_if_idle()
+
+    def _retire(self) -> None:
+        if not self.retired.done():
+            self.retired.set_result(None)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self.retired.done() and not self._answers and self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self.process.stop(self._limits.stop_s))
+
+    def _answer(self, episode: int, returned: Any, error: AgentRLError | None) -> None:
+        self._heard += 1
+        self._blocker = None  # The loop moves again.
+        answer = self._answers.get(episode)
+        if answer is None or answer.done():
+            return  # An answer given twice, as by an agent that has forked.
+        if error is None:
+            answer.set_result(returned)
+        else:
+            answer.set_exception(error)
+
+    async def _overdue(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> AgentRLError:
+        """What an episode past its deadline fails with: its own lateness, unless another one held it up."""
+        await self._cancel(episode, answer, error)
+        failure = answer.exception() if await _done(answer, BURIAL_S) else None
+        return failure if isinstance(failure, WorkerError) else error
+
+    async def _abandon(self, episode: int, answer: asyncio.Future[Any]) -> None:
+        """End an episode that nobody waits for."""
+        error = EpisodeTimeout("the run was interrupted")
+        try:
+            await self._cancel(episode, answer, error)
+            await _done(answer, BURIAL_S)
+        except asyncio.CancelledError:
+            self.process.kill(Sentence("did not end when the run was interrupted", episode, error))
+            raise
+
+    async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> None:
+        """Cancel the agent; where it does not end within its grace, kill the process."""
+        if answer.done():
+            return
+        heard = self._heard
+        self.process.send(encode({"type": "cancel", "id": episode}))
+        # Code that is not async cannot be cancelled, so there is nothing to wait for.
+        if not (self.facts.is_async and await _done(answer, self._limits.grace_s)):
+            self.process.kill(self._sentence(episode, error, moved=self._heard > heard))
+
+    def _sentence(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> Sentence:
+        """Who is to blame for a process that does not end an episode: nobody, where that cannot be known."""
+        blocker = self._blocker
+        if blocker is not None and blocker != episode and blocker in self._answers:
+            reason = "blocked its event loop past an episode's deadline"
+            return Sentence(reason, blocker, EpisodeTimeout(f"the agent {reason}", fix=error.fix))
+        known = len(self._answers) == 1 or blocker == episode or moved or not self.facts.is_async
+        return Sentence("did not end an episode past its deadline", episode if known else None, error)
+
+    def _fail_all(self, gone: asyncio.Future[str]) -> None:
+        self._endpoint.close()
+        waiting = {episode: answer for episode, answer in self._answers.items() if not answer.done()}
+        if len(waiting) > 1:
+            self._warn(f"worker {self.number} {gone.result()}; the episodes in it are run again")
+        for episode, answer in waiting.items():
+            answer.set_exception(self._fate(episode, len(waiting) - 1, gone.result()))
+
+    def _fate(self, episode: int, others: int, how: str) -> AgentRLError:
+        if self.process.sentence is None and self.process.unread and episode == self._latest:
+            return WorkerError(f"the process {how}, before it had read of this episode")
+        return fate(episode, others, how, self.process.sentence)
+
+
+async def _done(answer: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether ``answer`` comes within ``seconds``."""
+    await asyncio.wait({answer}, timeout=seconds)
+    return answer.done()
+
+
+def _error(error: Mapping[str, Any]) -> AgentRLError:
+    if error["kind"] is None:
+        raised = RaisedElsewhere(error["message"], api_error=bool(error["api_error"]), cause=error.get("cause"))
+        return with_traceback(raised, error)
+    return error_from_json(error)

@@ -1,0 +1,18 @@
+"""Algorithms as a configuration names them."""
+
+from __future__ import annotations
+
+from agentrl.algorithms.algorithm import Algorithm, build_algorithm
+from agentrl.config.models import Config
+from agentrl.plugins import Plugins
+
+
+def build(algorithm: object) -> Algorithm:
+    """What the configuration's ``algorithm`` key names."""
+    config = Config.model_validate({"agent": "math", "algorithm": algorithm})
+    return build_algorithm(Plugins(), config.algorithm)
+
+
+def grpo(**parts: object) -> Algorithm:
+    """``grpo`` with some of its slots overridden."""
+    return build({"name": "grpo", **parts})

@@ -1,0 +1,148 @@
+"""The objective computed the plain way, to hold the learner against: every completion a row of its own.
+
+Nothing here knows of paths, tries, bins or positions. Each sampled span is read from its token tree with the
+history before it and goes through the model's own forward alone; the parts of the algorithm are asked as
+their contracts say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agentrl.algorithms.algorithm import Algorithm
+from agentrl.algorithms.batch import collect
+from agentrl.algorithms.contract import Membership, ObjectiveTerms
+from agentrl.learner import forest, rows
+from agentrl.learner.attention import NAME
+from agentrl.learner.gradient import accumulate_gradient
+from agentrl.learner.policy import Policy
+from agentrl.rollout.contract import Group
+from agentrl.tokens.contract import Position, TokenTree
+
+Gradient = dict[str, Tensor]
+
+
+class Row(NamedTuple):
+    """One completion with its history."""
+
+    ids: list[int]
+    completion: int
+    behaviour: tuple[float, ...]
+    temperature: float
+    advantage: float
+    episode: int
+
+
+def plain_rows(groups: Sequence[Group], algorithm: Algorithm) -> list[Row]:
+    """Every completion that is to be trained, in the order of episodes and spans."""
+    made: list[Row] = []
+    number = 0
+    for group in groups:
+        rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
+        advantages = algorithm.advantage([algorithm.credit(episode) for episode in rewarded])
+        for episode, by_call in zip(rewarded, advantages, strict=True):
+            for index, span in enumerate(episode.tree.spans):
+                made_by = span.sampled
+                if made_by is not None and made_by.call in by_call and not made_by.constrained:
+                    ids = episode.tree.path(Position(index, len(span.ids)))
+                    advantage = by_call[made_by.call]
+                    made.append(Row(ids, len(span.ids), made_by.logprobs, made_by.temperature, advantage, number))
+            number += 1
+    return made
+
+
+def reference_gradient(model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm) -> tuple[float, Gradient]:
+    """Loss and gradient of ``algorithm`` over ``groups`` by plain forwards of ``model``."""
+    table = plain_rows(groups, algorithm)
+    lengths = [row.completion for row in table]
+    membership = Membership(
+        np.repeat([row.episode for row in table], lengths), np.repeat(np.arange(len(table)), lengths)
+    )
+    weights = np.split(algorithm.normalisation(membership), np.cumsum(lengths)[:-1])
+    _attend_plainly(model)
+    model.zero_grad()
+    total = 0.0
+    for call, (row, weight) in enumerate(zip(table, weights, strict=True)):
+        loss = _row_loss(model, algorithm, row, call, torch.from_numpy(weight))
+        loss.backward()
+        total += float(loss.detach())
+    return total, _gradient(model)
+
+
+def _row_loss(model: PreTrainedModel, algorithm: Algorithm, row: Row, call: int, weight: Tensor) -> Tensor:
+    logits = model(input_ids=torch.tensor([row.ids])).logits[0, -row.completion - 1 : -1]
+    sampled = torch.tensor(row.ids[-row.completion :])
+    logprob = torch.log_softmax(logits / row.temperature, dim=-1).gather(1, sampled[:, None])[:, 0]
+    behaviour = torch.tensor(row.behaviour, dtype=logprob.dtype)
+    anchor = algorithm.correction(logprob.detach(), behaviour)
+    terms = ObjectiveTerms(
+        logprob, anchor.logprob, torch.full_like(behaviour, row.advantage), torch.full_like(sampled, call)
+    )
+    return (algorithm.objective(terms).loss * anchor.weight * weight.to(logprob)).sum()
+
+
+def forest_gradient(
+    model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, tokens_per_batch: int = 8192
+) -> tuple[float, Gradient]:
+    """The same by the learner's own code over the forest; ``model`` has been switched to forest attention."""
+    return _learner_gradient(model, groups, algorithm, forest.lay_out, tokens_per_batch)
+
+
+def rows_gradient(
+    model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, tokens_per_batch: int = 8192
+) -> tuple[float, Gradient]:
+    """The same by the learner's own code over padded rows."""
+    _attend_plainly(model)
+    return _learner_gradient(model, groups, algorithm, rows.stack, tokens_per_batch)
+
+
+def _attend_plainly(model: PreTrainedModel) -> None:
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+
+
+def _learner_gradient(model, groups, algorithm, lay_out, tokens_per_batch):
+    batch = collect(groups, algorithm)
+    passes = lay_out(batch.paths, batch.terms.path, batch.terms.depth, tokens_per_batch)
+    model.zero_grad()
+    metrics = accumulate_gradient(Policy(model), algorithm, batch.terms, passes)
+    return metrics["policy/loss"], _gradient(model)
+
+
+@torch.no_grad()
+def sampled_by(model: PreTrainedModel, groups: Sequence[Group]) -> list[Group]:
+    """The same episodes with the logprobs that ``model`` gives their completions, each at its own temperature."""
+
+    def scored(tree: TokenTree) -> TokenTree:
+        made = TokenTree()
+        for index, span in enumerate(tree.spans):
+            sampled = span.sampled
+            if sampled is not None:
+                ids = torch.tensor([tree.path(Position(index, len(span.ids)))])
+                logits = model(input_ids=ids).logits[0, -len(span.ids) - 1 : -1] / sampled.temperature
+                logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids[0, -len(span.ids) :, None])
+                sampled = replace(sampled, logprobs=tuple(logprobs[:, 0].tolist()))
+            made._add(replace(span, sampled=sampled))
+        return made
+
+    return [
+        replace(group, episodes=tuple(replace(episode, tree=scored(episode.tree)) for episode in group.episodes))
+        for group in groups
+    ]
+
+
+def _gradient(model: PreTrainedModel) -> Gradient:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def relative_difference(left: Gradient, right: Gradient) -> float:
+    """The greatest relative difference of any parameter's gradient, against its own norm."""
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in left)

@@ -1,0 +1,98 @@
+"""Tree attention in blocks, and FlexAttention, against one dense masked softmax."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentrl.learner import blocks
+from agentrl.learner.attention import ForestAttention
+from agentrl.learner.blocks import attends, cut_blocks
+from agentrl.learner.flex import FlexForest
+from agentrl.learner.forest import lay_out
+
+
+@st.composite
+def layouts(draw):
+    """Depths and subtree ends of a bin of random trees."""
+    source = random.Random(draw(st.integers(0, 10_000)))
+    longest = draw(st.sampled_from([3, 12, 40]))
+    paths = [
+        np.array([source.randrange(2) if depth % 5 == 0 else 0 for depth in range(source.randint(1, longest))])
+        for _ in range(draw(st.integers(1, 8)))
+    ]
+    nothing = np.zeros(0, dtype=np.int64)
+    (work,) = lay_out(paths, nothing, nothing, 10_000)
+    return work.depth[0], work.subtree_end
+
+
+windows = st.sampled_from([None, 1, 3, 10])
+
+
+def heads(count, tokens, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, count, tokens, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+
+
+def dense(query, key, value, scale, mask):
+    served = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(served, 1), value.repeat_interleave(served, 1)
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~torch.from_numpy(mask), -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+@settings(max_examples=60)
+@given(layouts(), windows, st.sampled_from([0, 6, 1000]))
+def test_blocks_cover_each_pair_that_attends_once(layout, window, tile):
+    depth, subtree_end = layout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "TILE", tile)
+        cut = cut_blocks(depth, subtree_end, window)
+    seen = np.zeros((len(depth), len(depth)), dtype=int)
+    for block in [*cut.own, *cut.above]:
+        shape = seen[block.queries, block.keys].shape
+        mask = np.ones(shape, dtype=bool) if block.mask is None else block.mask
+        seen[block.queries, block.keys] += np.tril(mask) if block.causal else mask
+    for tiles in cut.tiles:
+        for index, valid, number in zip(tiles.index, tiles.valid, range(len(tiles.index)), strict=True):
+            mask = np.tril(np.ones((len(index),) * 2, dtype=bool)) if tiles.mask is None else tiles.mask[number]
+            seen[np.ix_(index[valid], index[valid])] += mask[np.ix_(valid, valid)]
+    everything = np.arange(len(depth))
+    assert np.array_equal(seen, attends(depth, subtree_end, everything, everything, window).astype(int))
+
+
+@settings(max_examples=60)
+@given(layouts(), windows, st.sampled_from([0, 6, 1000]), st.sampled_from([1, 2, 4]))
+def test_attention_and_its_gradient_equal_the_dense_softmax(layout, window, tile, key_heads):
+    depth, subtree_end = layout
+    query, key, value = heads(4, len(depth), 1), heads(key_heads, len(depth), 2), heads(key_heads, len(depth), 3)
+    everything = np.arange(len(depth))
+    mask = attends(depth, subtree_end, everything, everything, window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "TILE", tile)
+        output = ForestAttention(depth, subtree_end)(query, key, value, 0.7, window)
+    expected = dense(query, key, value, 0.7, mask)
+    weight = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(output, expected)
+    gradients = torch.autograd.grad((output * weight).sum(), (query, key, value))
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("window", [None, 3])
+def test_flex_attention_sees_the_same(window):
+    source = random.Random(0)
+    paths = [np.array([source.randrange(2) for _ in range(source.randint(1, 12))]) for _ in range(9)]
+    nothing = np.zeros(0, dtype=np.int64)
+    (work,) = lay_out(paths, nothing, nothing, 10_000)
+    depth, everything = work.depth[0], np.arange(work.ids.size)
+    inputs = [heads(count, work.ids.size, count).detach() for count in (4, 2, 2)]
+    mask = attends(depth, work.subtree_end, everything, everything, window)
+    forest = FlexForest(torch.from_numpy(depth), torch.from_numpy(work.subtree_end))
+    torch.testing.assert_close(forest(*inputs, 0.7, window), dense(*inputs, 0.7, mask))

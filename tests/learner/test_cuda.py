@@ -1,0 +1,48 @@
+"""The forest on a GPU, through compiled FlexAttention; skipped where there is none."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from tests.algorithms.algorithms import grpo
+from tests.algorithms.episodes import groups_of_one_turn
+from tests.learner.models import VOCABULARY, of_kind
+from tests.learner.reference import forest_gradient, relative_difference, rows_gradient
+
+from agentrl.config.models import TrainingSection
+from agentrl.learner.learner import Learner
+from agentrl.learner.probe import probe_forest
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+GRPO = grpo()
+SIZES = {"hidden_size": 128, "head_dim": 32, "max_position_embeddings": 1024}
+WINDOWS = {"mistral": {"sliding_window": 40}}
+
+
+def groups(seed=0, prompt=150):
+    return groups_of_one_turn(random.Random(seed), VOCABULARY, groups=3, size=4, prompt=prompt, longest=60)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
+def test_the_forest_gives_the_gradient_of_rows(kind):
+    model = of_kind(kind, **SIZES, **WINDOWS.get(kind, {})).cuda()
+    _, expected = rows_gradient(model, groups(), GRPO)
+    assert probe_forest(model) is None
+    for seed_prompt in (150, 90, 211):  # other lengths take the same compiled kernel
+        forest_gradient(model, groups(prompt=seed_prompt), GRPO)
+    _, gradient = forest_gradient(model, groups(), GRPO)
+    assert relative_difference(gradient, expected) < 1e-3
+
+
+def test_bfloat16_is_the_default_there(tmp_path):
+    of_kind("qwen3", **SIZES).save_pretrained(tmp_path)
+    rounded = Learner(tmp_path, TrainingSection(), GRPO, seed=0)
+    exact = Learner(tmp_path, TrainingSection(precision="float32"), GRPO, seed=0)
+    assert rounded.rows_because is None
+    left, right = rounded.step(groups()), exact.step(groups())
+    assert left["policy/entropy"] == pytest.approx(right["policy/entropy"], rel=0.02)
+    assert left["policy/entropy"] != right["policy/entropy"]
+    assert all(tensor.dtype == torch.float32 for _, tensor in rounded.weights().tensors())

@@ -1,0 +1,96 @@
+"""Numbers reach every tracker, and no tracker can sink a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrl.config.models import Config
+from agentrl.errors import ConfigError, PluginError
+from agentrl.plugins import Plugins
+from agentrl.reporting.contract import RunInfo
+from agentrl.reporting.trackers import Trackers
+from agentrl.runs.folder import RunFolder
+
+
+class Recorder:
+    """Remembers what it was told, and raises where it should."""
+
+    def __init__(self, error: Exception | None = None, at: str = "log") -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self._error = error
+        self._at = at
+
+    def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
+        self._hear("start", run, config)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._hear("log", step, metrics)
+
+    def finish(self, outcome: str) -> None:
+        self._hear("finish", outcome)
+
+    def _hear(self, verb: str, *said: Any) -> None:
+        self.told.append((verb, *said))
+        if self._error is not None and verb == self._at:
+            raise self._error
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config.model_validate({"run": {"dir": str(tmp_path), "name": "mine"}})
+
+
+def run_all(trackers: Trackers, config: Config) -> None:
+    with trackers:
+        trackers.start(RunFolder(config.run.dir / "mine"), config)
+        trackers.log(1, {"reward/mean": 0.5})
+        trackers.log(2, {"reward/mean": 0.6})
+        trackers.finish("completed")
+
+
+def test_every_tracker_hears_everything_in_order(config: Config) -> None:
+    recorders = [Recorder(), Recorder()]
+    run_all(Trackers([("a", recorders[0]), ("b", recorders[1])], pytest.fail), config)
+    for recorder in recorders:
+        assert recorder.told == [
+            ("start", RunInfo("mine", config.run.dir / "mine", "math", "tiny"), config.model_dump(mode="json")),
+            ("log", 1, {"reward/mean": 0.5}),
+            ("log", 2, {"reward/mean": 0.6}),
+            ("finish", "completed"),
+        ]
+
+
+@pytest.mark.parametrize("verb", ["start", "log", "finish"])
+def test_one_that_raises_is_off_with_a_warning_and_counted(config: Config, verb: str) -> None:
+    bad, good, warnings = Recorder(ZeroDivisionError("by\nzero"), verb), Recorder(), []
+    trackers = Trackers([("bad", bad), ("good", good)], warnings.append)
+    run_all(trackers, config)
+    assert [told[0] for told in bad.told].count(verb) == 1
+    assert bad.told[-1][0] == verb
+    assert len(good.told) == 4
+    assert trackers.failed == ["bad"]
+    assert warnings == [
+        f"tracker 'bad' raised in {verb} and is off for the rest of the run: ZeroDivisionError: by zero"
+    ]
+
+
+def test_one_that_refuses_the_run_at_its_start_is_heard(config: Config) -> None:
+    with pytest.raises(PluginError, match="log in first"):
+        run_all(Trackers([("a", Recorder(PluginError("log in first"), "start"))], pytest.fail), config)
+
+
+def test_a_run_that_breaks_off_still_finishes_its_trackers(config: Config) -> None:
+    recorder = Recorder()
+    with pytest.raises(ZeroDivisionError), Trackers([("a", recorder)], pytest.fail):
+        raise ZeroDivisionError("oh")
+    assert recorder.told == [("finish", "failed: oh")]
+
+
+def test_a_key_that_the_tracker_does_not_take_is_an_error() -> None:
+    config = Config.model_validate({"trackers": [{"name": "tensorboard", "colour": "red"}]})
+    with pytest.raises(ConfigError, match="colour"):
+        Trackers.build(Plugins(), config.trackers, pytest.fail)
