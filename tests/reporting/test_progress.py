@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_a_step_without_a_reward_has_none(progress: Progress) -> None:
         ([0, 0, 0, 0, 8, 8, 8, 8], 2, "▁█"),
         ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
         ([5, None], 0, "▅"),
+        ([sys.float_info.max] * 3, 1, "▅"),
     ],
 )
 def test_a_sparkline_runs_from_the_least_to_the_greatest(values: list[float | None], width: int, line: str) -> None:

@@ -37,4 +37,7 @@ def _shares(values: Sequence[float | None], width: int) -> list[float | None]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(value / len(known) for value in known) if known else None
+    if not known:
+        return None
+    # Rounding may carry a mean beyond its values, and that of the largest floats beyond every number.
+    return min(max(sum(value / len(known) for value in known), min(known)), max(known))
