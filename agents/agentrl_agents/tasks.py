@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentrl.errors import AgentError
-from agentrl.rewards.numeric import NumericMatch
+from agentrl.rewards.matching import NumericMatch
 
 __all__ = ["question", "score"]
 

@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from agentrl.tasks.arithmetic import Arithmetic, HeldOutArithmetic
-from agentrl.tasks.split import is_held_out
+from agentrl.tasks.arithmetic import Arithmetic, HeldOutArithmetic, is_held_out
 from agentrl.tokens.renderer import Renderer
 from agentrl_agents.build_tiny.__main__ import STAGES, build, tokenizer_of
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS, Demonstration

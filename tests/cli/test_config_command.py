@@ -110,7 +110,7 @@ def test_the_keys_of_a_plugin_are_shown_without_importing_it(
 def test_the_keys_of_a_file_and_of_a_module_are_shown(run: Run, tmp_path: Path) -> None:
     (tmp_path / "my_tasks.py").write_text(TASKS)
     assert "tasks.train.size" in run(f"tasks.train={tmp_path}/my_tasks.py:Tasks")[1]
-    assert "reward.tolerance" in run("reward=agentrl.rewards.numeric:NumericMatch")[1]
+    assert "reward.tolerance" in run("reward=agentrl.rewards.matching:NumericMatch")[1]
     assert "nothing here says which keys it takes" in run("reward=agentrl.no_such:Thing")[1]
 
 

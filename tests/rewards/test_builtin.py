@@ -14,7 +14,7 @@ from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RewardError
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rewards.numeric import NumericMatch, last_number
+from agentrl.rewards.matching import NumericMatch, last_number
 from agentrl.rollout.contract import EpisodeKey, EpisodeView
 
 VIEW = EpisodeView(EpisodeKey("eval", 0, 0, 0), ())

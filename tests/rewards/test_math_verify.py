@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from agentrl.rewards.math_verify import MathVerify
+from agentrl.rewards.matching import MathVerify
 from agentrl.rewards.verifier import Verifier
 
 

@@ -12,7 +12,7 @@ from agentrl.config.models import TasksSection
 from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
 from agentrl.tasks import TaskSet, load_tasks
-from agentrl.tasks.split import is_held_out
+from agentrl.tasks.arithmetic import is_held_out
 
 
 def load(**keys: object) -> TaskSet:

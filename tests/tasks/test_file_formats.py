@@ -16,7 +16,7 @@ from agentrl.config.models import TasksSection
 from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
 from agentrl.tasks import TaskSet, load_tasks
-from agentrl.tasks.files import READERS
+from agentrl.tasks.loading import READERS
 from agentrl.worker.protocol import decode, encode
 
 ROWS = [
@@ -173,7 +173,7 @@ def test_json_that_cannot_be_used_is_refused_in_one_line_with_its_place(tmp_path
     )
 )
 def test_what_is_read_can_be_copied_and_sent_to_workers(value: object) -> None:
-    from agentrl.tasks.reading import parse_json
+    from agentrl.tasks.records import parse_json
 
     for _ in range(90):
         value = [value]

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from agentrl.tasks.arithmetic import problem
-from agentrl.tasks.split import is_held_out
+from agentrl.tasks.arithmetic import is_held_out, problem
 from agentrl_agents import calculator, math, multi_turn_math
 
 __all__ = ["DEMONSTRATORS", "Demonstration"]

@@ -12,7 +12,7 @@ from agentrl.plugins.kinds import KINDS
 from agentrl.plugins.manager import Plugins
 from agentrl.plugins.references import FileReference, ModuleReference, parse_reference
 from agentrl.plugins.source import Definition, Sources
-from agentrl.tasks.files import reader_name
+from agentrl.tasks.loading import reader_name
 
 __all__ = ["Catalogue", "Part", "described"]
 

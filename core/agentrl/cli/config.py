@@ -121,7 +121,7 @@ def _refuse_unknown(app: App, part: Part, name: str) -> None:
     from agentrl.plugins.importing import no_such_file
     from agentrl.plugins.kinds import KINDS
     from agentrl.plugins.references import FileReference, NameReference, parse_reference
-    from agentrl.tasks.files import reader_name
+    from agentrl.tasks.loading import reader_name
 
     reference = parse_reference(name)
     if isinstance(reference, FileReference) and not reference.path.is_file():

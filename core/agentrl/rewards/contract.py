@@ -1,8 +1,15 @@
-"""What a reward is: ``(answer, data, *, episode) -> float``, sync or async.
+"""What a reward function is: it scores an agent's answer to a task.
 
-Of ``data`` and ``episode`` a function is given what its signature takes. A registered name may also
-be a class: it is built once a run from the keys beside its name and its instances are called. ``agentrl.Reward`` is
-a number that says what it is made of.
+With ``reward:`` set in the config, whatever an agent's ``run`` returns, except ``None``, is its answer, and the reward
+function that the config names gives the episode its reward::
+
+    def closeness(answer, data):
+        return 1 / (1 + abs(float(answer) - float(data["answer"])))
+
+An entry point of the group ``agentrl.rewards`` names a function, sync or async, or a class. A class is built once a run
+from the keys that stand beside its name in the config, or from its ``Settings``, a pydantic model of those keys, where
+it declares one; its instances are then called. A function's own keys are its further parameters. Rewards run in the
+process that trains, also where agents run in worker processes.
 """
 
 from __future__ import annotations
@@ -13,8 +20,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from agentrl.rollout.contract import EpisodeView
 
+__all__ = ["RewardFunction"]
+
 
 class RewardFunction(Protocol):
-    """Scores an agent's answer to a task; any real number is a reward."""
+    """Scores an agent's answer to a task."""
 
-    def __call__(self, answer: Any, data: dict[str, Any], *, episode: EpisodeView) -> float | Awaitable[float]: ...
+    def __call__(self, answer: Any, data: dict[str, Any], *, episode: EpisodeView) -> float | Awaitable[float]:
+        """The reward of ``answer``, what the agent's ``run`` returned, for the task ``data``.
+
+        A function that does not take ``data`` or ``episode`` in its signature is called without them. Any finite real
+        number is a reward, numpy's and ``bool`` included; an ``agentrl.Reward`` also says what it is made of. What the
+        function raises, and any other value that it returns, fails the episode on the side of the reward, and the
+        episode is not trained. ``agentrl.RewardError`` lets the message name a fix.
+        """
+        ...

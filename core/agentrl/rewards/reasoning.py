@@ -1,4 +1,4 @@
-"""The reward of generated `reasoning-gym` tasks: their data set's own scorer."""
+"""The reward of generated `reasoning-gym` tasks, which their data set's own scorer gives."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from agentrl.extras import require
 
 __all__ = ["reasoning_gym_score"]
 
-require("reasoning_gym")  # Said when the reward is chosen, not by every episode that it would score.
+require("reasoning_gym")  # At import, so that the reward is refused when it is chosen, not in every episode.
 
 
 def reasoning_gym_score(answer: object, data: Mapping[str, Any]) -> float:
-    """What the scorer of the data set that ``data`` comes from says, between 0 and 1."""
+    """The score of ``answer`` for the task ``data``, between 0 and 1.
+
+    Raises ``RewardError`` for a task that does not come from reasoning-gym.
+    """
     import reasoning_gym
 
     metadata = data.get("metadata")

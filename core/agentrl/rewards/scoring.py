@@ -1,4 +1,4 @@
-"""Loading a reward and asking it: it is given what its signature takes, and returns a number."""
+"""Loading the reward function that a config names, and calling it with an agent's answer."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _FASTER = "make the reward faster, let it await instead of blocking, or raise ro
 
 
 class RewardBlocked(RewardError):
-    """Raised inside a reward that blocked the event loop for longer than an episode may take."""
+    """Raised inside a reward function that blocked the event loop for longer than an episode may take."""
 
     def __init__(self) -> None:
         super().__init__("the reward blocked the event loop past the episode's deadline", fix=_FASTER)
 
 
 REWARD = Holder("the reward", RewardBlocked, _FASTER)
-"""What a watchdog of the event loop calls code that ``call_reward`` runs."""
+"""How a watchdog of the event loop names the code that ``call_reward`` runs."""
 
 _OFFERED = ("data", "episode")
-"""What a reward may take beside the answer, by name."""
+"""What a reward function may take beside the answer, by the names of its parameters."""
 
 
 def load_reward(plugins: Plugins, part: PartLike) -> Callable[..., Any]:
-    """The reward that ``part`` names. Raises ``ConfigError`` for one that could not be called."""
+    """The reward function that ``part`` names. Raises ``ConfigError`` for one that could not be called."""
     reward: Callable[..., Any] = plugins.build("rewards", part)
     if not callable(reward):
         raise ConfigError(f"reward {part.name!r} is a {type(reward).__name__}, not a function", fix="register one")
@@ -54,10 +54,10 @@ def load_reward(plugins: Plugins, part: PartLike) -> Callable[..., Any]:
 
 
 async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> float:
-    """The reward of ``answer``; of ``data`` and the ``episode`` it is given what its signature takes.
+    """The reward that ``reward`` gives ``answer``, with its parts where it returns a ``Reward`` that has some.
 
-    It is a ``Reward`` where the function returns one that has parts. Raises ``RewardError`` where it raises, or
-    returns anything but a finite real number.
+    ``data`` and ``view`` are passed on as far as its signature takes ``data`` and ``episode``. Raises ``RewardError``
+    where the function raises or returns anything but a finite real number, with the place in its author's code.
     """
     offered = {"data": data, "episode": view}
     try:

@@ -1,8 +1,8 @@
-"""Runs `math-verify` in a process of its own, because a comparison may take for ever.
+"""Runs the `math-verify` library in a process of its own, because a comparison may never end.
 
-The library's own time limits are alarm signals, which work on a main thread only, and rewards are not
-scored on one. A process can always be killed. Run as a module, this file is that process: it reads one
-JSON pair ``[truth, answer]`` a line and writes ``true`` or ``false``.
+The library's own time limits are alarm signals, which work on a main thread only, and rewards are not computed on one.
+A process can always be killed. Run as a module, this file is that process: it reads a line of JSON ``[truth, answer]``
+at a time from its standard input and writes ``true`` or ``false`` to its standard output.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import weakref
 __all__ = ["Verifier"]
 
 _START = 60.0
-"""Seconds that the process may take, beyond the time of a comparison, to import the library."""
+"""Seconds that the process may take to import the library, in addition to the time of a comparison."""
 
 
 class Verifier:
-    """Compares one pair at a time; its process starts with the first and ends with this object."""
+    """Compares one pair at a time. Its process starts with the first comparison and ends with this object."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -28,9 +28,9 @@ class Verifier:
         self._process: subprocess.Popen[str] | None = None
 
     def equal(self, truth: str, answer: str) -> bool:
-        """Whether the two are the same mathematics; ``False`` where ``timeout`` seconds do not tell.
+        """Whether the two are mathematically equal; ``False`` where that is not known after ``timeout`` seconds.
 
-        Blocks; safe to call from any thread.
+        It blocks, and may be called from any thread.
         """
         with self._lock:
             if self._process is None:

@@ -1,4 +1,4 @@
-"""Tasks from a CSV file. Every field is text, as it is written: `007` stays `007`."""
+"""Tasks from a CSV file. Every field is text exactly as it is written: `007` stays `007`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from pydantic import Field, Strict
 from agentrl.config.models import Section
 from agentrl.errors import ConfigError, shown
 from agentrl.tasks.contract import Task
-from agentrl.tasks.reading import chosen, decoded
-from agentrl.tasks.records import Records
+from agentrl.tasks.records import Records, chosen, decoded
 
 __all__ = ["CsvTasks"]
 
@@ -27,7 +26,7 @@ csv.field_size_limit(sys.maxsize)
 
 
 class CsvTasks:
-    """One task a row, its fields named by the first row. A name that ends in `.csv` or `.tsv` is such a file."""
+    """One task a row, with the fields that the first row names. A name that ends in `.csv` or `.tsv` is such a file."""
 
     class Settings(Section):
         """Keys of `csv`."""
@@ -35,11 +34,12 @@ class CsvTasks:
         path: Annotated[Path, Strict(False)]
         """The file."""
         delimiter: str | None = Field(None, min_length=1, max_length=1)
-        """What separates fields; null for a tab in a `.tsv` file and a comma in others."""
+        """The character between fields; null for a tab in a `.tsv` file and a comma in others."""
         columns: dict[str, str] | None = None
-        """All fields of a task and the columns that they come from, `{question: problem}`; null for all as they are."""
+        """The fields of a task and the column that each comes from, `{question: problem}`; null for all as they are."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises ``ConfigError`` for a file that cannot be read, is not CSV, or lacks a column."""
         path = Path(os.path.expanduser(settings.path))
         self._columns = settings.columns
         self._rows = partial(csv.reader, delimiter=settings.delimiter or _delimiter(path), strict=True)
@@ -80,7 +80,7 @@ class CsvTasks:
 
 
 class _Lines(Iterable[str]):
-    """The lines of a file, and how many bytes of it they have been."""
+    """The lines of a file as text; ``read`` counts the bytes that they took so far."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file

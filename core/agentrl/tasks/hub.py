@@ -1,6 +1,6 @@
-"""Tasks from a data set that the `datasets` library reads: a folder, a file, or an id on the Hub.
+"""Tasks from a data set that the `datasets` library reads: a folder, a file, or an id on the Hugging Face Hub.
 
-The library keeps it as a file that is mapped into memory, so that only the tasks in use take any.
+The library keeps the data in a file that it maps into memory, so only the tasks in use take memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from agentrl.config.models import Section
 from agentrl.errors import ConfigError, near_matches, one_line
 from agentrl.tasks.contract import Task
 
-__all__ = ["BUILDERS", "HubTasks", "is_saved"]
+__all__ = ["HubTasks"]
 
-BUILDERS = {
+_BUILDERS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".json": "json",
@@ -35,25 +35,26 @@ _PACKED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 
 class HubTasks:
-    """One task a row."""
+    """One task a row of a data set; its fields are the columns."""
 
     class Settings(Section):
         """Keys of `datasets`."""
 
         path: str
-        """A folder or file (CSV, JSON, Parquet, Arrow, packed ones too), what `save_to_disk` wrote, or an id on the
-        Hugging Face Hub."""
+        """A folder or file (CSV, JSON, Parquet or Arrow, compressed or not), a folder that `save_to_disk` wrote, or an
+        id on the Hugging Face Hub."""
         split: str = "train"
-        """Which split, in the library's notation: `test`, `train[:1000]`."""
+        """The split, in the library's notation: `test`, `train[:1000]`."""
         config: str | None = None
-        """Which configuration, where the data set has several."""
+        """The configuration, where the data set has several."""
         columns: dict[str, str] | None = None
-        """All fields of a task and the columns that they come from, `{question: problem}`; null for all as they are."""
+        """The fields of a task and the column that each comes from, `{question: problem}`; null for all as they are."""
         options: dict[str, Any] = Field(default_factory=dict)
-        """What the library's reader of the format takes beside, such as `{delimiter: ";"}` for CSV. Fields of CSV are
-        text as it is written, unless the data set declares its `features`."""
+        """Further options of the library's reader, such as `{delimiter: ";"}` for CSV. Fields of CSV are text as it is
+        written, unless the data set declares its `features`."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises ``ConfigError`` for a data set that cannot be loaded, or that lacks a column."""
         self._rows = _load(settings)
         self._columns = settings.columns or {name: name for name in self._rows.column_names}
         for column in self._columns.values():
@@ -71,7 +72,7 @@ class HubTasks:
         return {field: _plain(row[column], column) for field, column in self._columns.items()}
 
 
-def is_saved(folder: Path) -> bool:
+def _is_saved(folder: Path) -> bool:
     """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote ``folder``."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
@@ -82,7 +83,7 @@ def _load(settings: HubTasks.Settings) -> Any:
     path = Path(os.path.expanduser(settings.path))
     try:
         with _quietly():
-            if path.is_dir() and is_saved(path):
+            if path.is_dir() and _is_saved(path):
                 return _saved(path, settings)
             if path.is_file():
                 files = {"data_files": str(path)}
@@ -140,9 +141,9 @@ def _sliced(found: Any, split: str, name: str) -> Any:
 
 def _format(path: Path) -> str:
     *_, ending = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED] or [""]
-    if ending not in BUILDERS:
-        raise ConfigError(f"cannot tell the format of {str(path)!r}", fix=f"known: {', '.join(BUILDERS)}")
-    return BUILDERS[ending]
+    if ending not in _BUILDERS:
+        raise ConfigError(f"cannot tell the format of {str(path)!r}", fix=f"known: {', '.join(_BUILDERS)}")
+    return _BUILDERS[ending]
 
 
 def _tabs(path: Path) -> dict[str, str]:

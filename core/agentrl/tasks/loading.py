@@ -1,38 +1,73 @@
-"""From the part of a config to the task set that it means, checked."""
+"""From the part of a config that names tasks to a task set that is checked.
+
+A name is that of a registered task set, a reference to code (``pkg.mod:Obj``), or a file or folder of tasks; which
+reader a file has follows from its ending, by the table ``READERS``.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import ConfigError, shown
 from agentrl.tasks.contract import Task, TaskSet
-from agentrl.tasks.files import READERS, is_file_name, reader
 from agentrl.tasks.records import unreadable
 
 if TYPE_CHECKING:
     from agentrl.plugins.building import PartLike
     from agentrl.plugins.manager import Plugins
 
-__all__ = ["load_tasks"]
+__all__ = ["READERS", "load_tasks", "reader_name"]
+
+READERS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "datasets",
+    ".arrow": "datasets",
+    ".jsonl.gz": "datasets",
+    ".json.gz": "datasets",
+    ".csv.gz": "datasets",
+    ".jsonl.zst": "datasets",
+}
+"""The task set that reads a file, by the file's ending in lower case. A folder is read by ``datasets``."""
 
 
 def load_tasks(plugins: Plugins, part: PartLike, *, at: str = "tasks") -> TaskSet:
     """The task set that ``part`` names: a registered one, a reference, or a file or folder of tasks.
 
-    ``at`` is the configuration key of the part in messages. Raises ``ConfigError`` for a set that does
-    not exist, has other keys, is empty or is no sequence; one that is not made of dicts raises when a
-    task is taken.
+    ``at`` is the configuration key of the part, for messages. Raises ``ConfigError`` for a set that does not exist,
+    takes other keys, is empty or is not a sequence. A set whose items are not dicts raises when an item is taken.
     """
     return _Checked(_built(plugins, part, at), part.name)
 
 
+def reader_name(name: str) -> str | None:
+    """The registered name of the task set that reads a file or folder called ``name``; ``None`` for other names.
+
+    A name with a known ending is a file's whether or not the file exists.
+    """
+    if Path(os.path.expanduser(name)).is_dir():
+        return "datasets"
+    found = _ending(name)
+    return None if found is None else READERS[found]
+
+
+def _ending(name: str) -> str | None:
+    """The ending in ``READERS`` that a file's name has, in whatever case."""
+    lower = name.lower()
+    return max((each for each in READERS if lower.endswith(each)), key=len, default=None)
+
+
 def _built(plugins: Plugins, part: PartLike, at: str) -> Any:
     name = part.name
-    if is_file_name(name) or (not plugins.has("tasks", name) and Path(os.path.expanduser(name)).is_dir()):
-        return _file(part, at)
+    if _ending(name) is not None or (not plugins.has("tasks", name) and Path(os.path.expanduser(name)).is_dir()):
+        return _of_file(part, at)
     try:
         return plugins.build("tasks", part, at=at)
     except ConfigError as error:
@@ -41,7 +76,7 @@ def _built(plugins: Plugins, part: PartLike, at: str) -> Any:
         raise _no_such(name, error) from error
 
 
-def _file(part: PartLike, at: str) -> Any:
+def _of_file(part: PartLike, at: str) -> Any:
     from agentrl.plugins.building import build
 
     if "path" in part.options:
@@ -51,9 +86,24 @@ def _file(part: PartLike, at: str) -> Any:
         path.stat()  # A library that reads it would look on the Hub for what is not on the disk.
     except OSError as error:
         raise unreadable(path, error) from error
-    read = reader(part.name)
-    assert read is not None
-    return build(read, "tasks", _File(part.name, {"path": part.name, **part.options}), at, {})
+    kind = reader_name(part.name)
+    assert kind is not None
+    return build(_reader(kind), "tasks", _File(part.name, {"path": part.name, **part.options}), at, {})
+
+
+def _reader(kind: str) -> Callable[..., Any]:
+    """The class that ``READERS`` means; each is imported when it is needed, for some import large libraries."""
+    if kind == "csv":
+        from agentrl.tasks.csvfile import CsvTasks
+
+        return CsvTasks
+    if kind == "datasets":
+        from agentrl.tasks.hub import HubTasks
+
+        return HubTasks
+    from agentrl.tasks.jsonl import JsonlTasks, JsonTasks
+
+    return JsonTasks if kind == "json" else JsonlTasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +126,7 @@ def _no_such(name: str, error: ConfigError) -> ConfigError:
 
 
 class _Checked:
-    """A task set that has tasks and gives nothing but dicts."""
+    """A task set that is known to have tasks and to give nothing but dicts."""
 
     def __init__(self, tasks: Any, name: str) -> None:
         if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__"):
@@ -92,7 +142,7 @@ class _Checked:
         return len(self._tasks)
 
     def __getitem__(self, index: int, /) -> Task:
-        task = self._tasks[range(len(self))[index]]  # generated sets may have no end of their own
+        task = self._tasks[range(len(self))[index]]  # A generated set may have no end of its own.
         if not isinstance(task, dict):
             raise ConfigError(
                 f"task {index} of {self._name!r} is a {type(task).__name__}: {shown(task, 80)}", fix="a task is a dict"

@@ -1,4 +1,4 @@
-"""Tasks that the `reasoning-gym` library generates; its scorers are the reward `reasoning-gym`."""
+"""Tasks that the `reasoning-gym` library generates. The reward `reasoning-gym` scores answers to them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ __all__ = ["ReasoningGymTasks"]
 
 
 class ReasoningGymTasks:
-    """`question`, `answer` (may be null where only the scorer can tell) and `metadata` for the scorer."""
+    """The tasks of one generator of reasoning-gym.
+
+    A task has `question`, `answer` (null where there are several right ones, which only the scorer can tell) and
+    `metadata`, which the scorer needs.
+    """
 
     class Settings(Section):
-        """Keys of `reasoning-gym`; every other key goes to the data set."""
+        """Keys of `reasoning-gym`; every other key goes to the generator."""
 
         model_config = ConfigDict(extra="allow")
 
         dataset: str
         """Name of the data set, such as `leg_counting`."""
         size: int = Field(512, ge=1)
-        """How many tasks."""
+        """The number of tasks."""
         seed: int = 0
         """Another seed generates other tasks."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises ``ConfigError`` for an unknown data set, and for keys that it does not take."""
         self._entries = _create(settings)
 
     def __len__(self) -> int:

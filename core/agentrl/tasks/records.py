@@ -1,29 +1,39 @@
-"""The records of a file: found once, and read from the disk when one is wanted.
+"""The records of a task file, and how one becomes a task.
 
-So a set of tasks takes the memory of sixteen bytes a task, whatever the file's size.
+A file is looked through once, when a task set is built: each record is checked and the place where it begins and ends
+is noted. After that a record is read from the disk whenever its task is wanted, so a task set takes sixteen bytes of
+memory a task, however large the file is. What is wrong with a record is a ``ConfigError`` that names its place.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_matches, one_line
+from agentrl.tasks.contract import Task
 
-__all__ = ["Records", "Scan", "unreadable"]
+__all__ = ["Columns", "Records", "Scan", "as_object", "chosen", "decoded", "parse_json", "unreadable"]
 
 Scan = Callable[[BinaryIO], Iterator[tuple[int, int]]]
-"""Looks through an open file, and gives where each record begins and ends."""
+"""Looks through an open file and yields, for each record, the byte at which it begins and the one after its end."""
+
+Columns = Mapping[str, str] | None
+"""The fields of a task and the columns that they come from; ``None`` for all columns under their own names."""
+
+_DEEPEST = 100
+"""Levels of nesting that all who handle a task can take: it is copied, sent to workers and stored."""
 
 
 class Records:
-    """The byte ranges that ``scan`` finds in the file at ``path``, which stays open.
+    """The records that ``scan`` finds in the file at ``path``, which stays open.
 
-    Raises ``ConfigError`` for a file that cannot be read, and what ``scan`` raises.
+    Raises ``ConfigError`` for a file that cannot be read, and whatever ``scan`` raises.
     """
 
     def __init__(self, path: Path, scan: Scan) -> None:
@@ -47,7 +57,7 @@ class Records:
         return len(self._starts)
 
     def read(self, index: int) -> bytes:
-        """The record at ``index``. Raises ``ConfigError`` where the file is no longer what was looked through."""
+        """The bytes of the record at ``index``. Raises ``ConfigError`` where the file has changed since the scan."""
         start = self._starts[index]
         raw = os.pread(self._descriptor, self._ends[index] - start, start)
         if self._now() != self._state:
@@ -63,15 +73,80 @@ class Records:
 
 
 def unreadable(path: Path, error: OSError) -> ConfigError:
-    """What is said of a file of tasks that ``error`` keeps from being read."""
+    """The error for a task file that ``error`` keeps from being read; for a missing one with names that are near."""
     fix = "name a readable UTF-8 file"
     if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-        beside = _beside(path)
+        beside = [file.name for file in path.parent.iterdir() if file.suffix.lower() == path.suffix.lower()]
         near = near_matches(path.name, beside) if beside else f"no file there ends in {path.suffix}"
         fix = f"in {path.parent.absolute()}: {near}"
     return ConfigError(f"cannot read the task file {str(path)!r}: {error.strerror or error}", fix=fix)
 
 
-def _beside(path: Path) -> list[str]:
-    """The files of a folder that may have been meant."""
-    return [file.name for file in path.parent.iterdir() if file.suffix.lower() == path.suffix.lower()]
+def decoded(raw: bytes, place: str) -> str:
+    """``raw`` as text. Raises ``ConfigError`` that names ``place`` where it is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{place} is not UTF-8: {error.reason} at byte {error.start}", fix="save it as UTF-8"
+        ) from error
+
+
+def parse_json(raw: bytes, place: str) -> Any:
+    """The value that ``raw`` holds as JSON.
+
+    Raises ``ConfigError`` that names ``place`` where it is not JSON, holds NaN, an infinity or a number with too many
+    digits for Python, or is nested too deeply.
+    """
+    text = decoded(raw, place).rstrip()
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{place} is not JSON: {error.msg} at column {error.colno}", fix="write one JSON object a line"
+        ) from error
+    except RecursionError as error:
+        raise _too_deep(place) from error
+    except ValueError as error:  # A number that Python will not make of so many digits, or that is none.
+        reason = one_line(error).partition(";")[0]
+        raise ConfigError(
+            f"{place} holds a number that cannot be read: {reason}", fix="write it as a string"
+        ) from error
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
+        raise _too_deep(place)
+    return value
+
+
+def as_object(value: Any, place: str) -> Task:
+    """``value`` itself. Raises ``ConfigError`` that names ``place`` where it is not a JSON object."""
+    if not isinstance(value, dict):
+        shown = json.dumps(value)
+        raise ConfigError(f"{place} holds {shown[:40]}, not an object", fix="a task is a JSON object")
+    return value
+
+
+def chosen(row: Task, columns: Columns, place: str) -> Task:
+    """The task that ``columns`` makes of ``row``. Raises ``ConfigError`` for a column that the row lacks."""
+    if columns is None:
+        return row
+    for column in columns.values():
+        if column not in row:
+            raise ConfigError(f"{place} has no column {column!r}", fix=near_matches(column, row))
+    return {field: row[column] for field, column in columns.items()}
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _too_deep(place: str) -> ConfigError:
+    return ConfigError(f"{place} is nested deeper than {_DEEPEST} levels", fix="write the inner part as a string")
+
+
+def _depth(value: Any) -> int:
+    """How many lists and dicts lie around the innermost value; without recursion, whose limit is what is in doubt."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth

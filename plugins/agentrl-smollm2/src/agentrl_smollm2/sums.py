@@ -7,7 +7,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from agentrl.rewards.numeric import NumericMatch
+from agentrl.rewards.matching import NumericMatch
 from agentrl.tasks.contract import Task
 
 __all__ = ["OneDigitSums", "held_out_sums", "sums"]
