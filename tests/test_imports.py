@@ -29,7 +29,7 @@ LAYERS = (
     {"config"},
     {"_lazy"},
     {"extras"},
-    {"errors", "environ", "clients", "loops", "processors", "proxies", "redaction"},
+    {"errors", "environ", "clients", "loops", "processors", "redaction"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

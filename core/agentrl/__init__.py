@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         RunFolderError,
         UnsupportedSampling,
     )
+    from agentrl.loops import run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
     from agentrl.training.trainer import Trainer
@@ -61,6 +62,7 @@ __all__ = [
     "UnsupportedSampling",
     "hookimpl",
     "load_config",
+    "run_in_thread",
 ]
 
 __getattr__, __dir__ = attributes(
@@ -72,6 +74,7 @@ __getattr__, __dir__ = attributes(
         "agentrl.config.models": ["Config"],
         "agentrl.errors": [name for name in __all__ if name.endswith("Error")]
         + ["EpisodeTimeout", "PromptTooLong", "UnsupportedSampling"],
+        "agentrl.loops": ["run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],
         "agentrl.training.trainer": ["Trainer"],

@@ -22,7 +22,7 @@ from agentrl.gateway.connections import Limits
 from agentrl.gateway.exchange import Exchange, Reply
 from agentrl.gateway.http import application
 from agentrl.gateway.server import Server
-from agentrl.loops.clock import AwakeClock
+from agentrl.loops import AwakeClock
 
 ASK = json.dumps({"messages": [{"role": "user", "content": "What is 12 * 34?"}]}).encode()
 PATIENCE_S = 20

@@ -13,11 +13,11 @@ import httpx2
 import openai
 import pytest
 
+from agentrl.clients import direct_loopback
 from agentrl.config import load_config
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
-from agentrl.proxies import direct_loopback
 from agentrl.rollout.inline import InlineRunner
 from agentrl.training.agent import resolve_agent
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.loops.clock import TICK_S, AwakeClock
+from agentrl.loops import TICK_S, AwakeClock
 
 
 class Machine:

@@ -10,8 +10,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from agentrl.loops.loop import Loop, in_thread
-from agentrl.loops.threads import Borrower, Threads
+from agentrl.loops import Borrower, Loop, Threads, run_in_thread
 
 
 class Stuck:
@@ -105,7 +104,7 @@ def test_our_own_calls_do_not_wait_for_those_of_agents(stuck):
         waiting = [asyncio.ensure_future(asyncio.to_thread(stuck)) for _ in range(64)]
         await asyncio.sleep(0)
         try:
-            return await in_thread(lambda: "ours")
+            return await run_in_thread(lambda: "ours")
         finally:
             for call in waiting:
                 call.cancel()

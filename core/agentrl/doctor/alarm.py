@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from agentrl.agents.places import authors_place
-from agentrl.loops.clock import TICK_S, AwakeClock
+from agentrl.loops import TICK_S, AwakeClock
 
 __all__ = ["Alarm"]
 

@@ -11,7 +11,7 @@ from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.sampling import Sample, draw
 from agentrl.errors import BackendError
 from agentrl.inference.arrival import fault
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
 from agentrl.training.serving import serve, within
 
@@ -73,7 +73,7 @@ async def probe(case: Case, what: str) -> AsyncIterator[Finding]:
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
     )
-    yield _agreement(await in_thread(agreement, case.learner, samples), half=_computes_in_half(case))
+    yield _agreement(await run_in_thread(agreement, case.learner, samples), half=_computes_in_half(case))
     if "seed" in case.serving.capabilities.sampling and samples[0].ids != samples[-1].ids:
         yield _unrepeated(samples)
 

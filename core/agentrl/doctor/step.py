@@ -10,7 +10,7 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.engine import probe
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.errors import RunError
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 from agentrl.training.serving import within
 
 __all__ = ["step"]
@@ -24,7 +24,7 @@ async def step(case: Case) -> AsyncIterator[Finding]:
     timeout = case.config.inference.timeout
     began = time.monotonic()
     async with within(timeout, "the learner's step"):
-        learned = await in_thread(case.learner.step, case.groups)
+        learned = await run_in_thread(case.learner.step, case.groups)
     if not learned["tokens/trained"]:
         yield note("no episode has a token to be trained")
         return

@@ -10,7 +10,7 @@ from agentrl.errors import RunError
 from agentrl.gateway.connections import Limits, guarded
 from agentrl.gateway.credentials import redact_log
 from agentrl.gateway.exchange import Service
-from agentrl.loops.clock import AwakeClock, Ticker
+from agentrl.loops import AwakeClock, Ticker
 
 if TYPE_CHECKING:
     import uvicorn

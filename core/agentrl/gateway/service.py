@@ -10,6 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
 
+from agentrl.clients import reach_loopback_directly
 from agentrl.errors import AgentRLError, BackendError, GatewayError, PromptTooLong, UnsupportedSampling, shown
 from agentrl.gateway.calls import Caller
 from agentrl.gateway.contract import SessionSettings
@@ -27,7 +28,6 @@ from agentrl.gateway.sessions import Sessions
 from agentrl.gateway.standing import StandingEndpoint
 from agentrl.gateway.transport import SharedClients
 from agentrl.inference.contract import Backend, Capabilities
-from agentrl.proxies import reach_loopback_directly
 from agentrl.tokens.renderer import Renderer
 
 __all__ = ["Gateway"]

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from agentrl.config.models import Section
 from agentrl.errors import RewardError
 from agentrl.extras import require
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 from agentrl.rewards.verifier import Verifier
 
 __all__ = ["ExactMatch", "MathVerify", "NumericMatch", "RegexMatch", "last_number"]
@@ -154,4 +154,4 @@ class MathVerify:
 
     async def __call__(self, answer: object, data: Mapping[str, Any]) -> float:
         truth = str(_truth_of(data, self._settings.field))
-        return float(await in_thread(self._verifier.equal, truth, str(answer)))
+        return float(await run_in_thread(self._verifier.equal, truth, str(answer)))

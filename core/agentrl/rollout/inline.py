@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.agents.binding import BoundAgent
 from agentrl.agents.contract import Data
 from agentrl.errors import AgentError
-from agentrl.loops.threads import PATIENCE_S, Borrower
+from agentrl.loops import PATIENCE_S, Borrower
 from agentrl.rollout.contract import Stage
 from agentrl.rollout.deadline import too_late
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from agentrl.agents.places import authors_place
-from agentrl.loops.loop import Loop
+from agentrl.loops import Loop
 
 __all__ = ["LoopThread"]
 

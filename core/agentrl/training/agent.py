@@ -14,12 +14,12 @@ from agentrl.agents.binding import BoundAgent, bind_agent
 from agentrl.agents.naming import reference_of
 from agentrl.agents.outcomes import find_outcomes
 from agentrl.agents.watchdog import LoopWatchdog
+from agentrl.clients import reach_loopback_directly
 from agentrl.config.models import Config
 from agentrl.environments import environments
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import Gateway
 from agentrl.plugins import Plugins
-from agentrl.proxies import reach_loopback_directly
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.subproc.runner import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment

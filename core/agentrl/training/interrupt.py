@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 
 __all__ = ["Interrupts", "finish", "finish_in_thread"]
 
@@ -190,7 +190,7 @@ async def finish_in_thread(function: Callable[..., Result], *arguments: Any) -> 
     A thread cannot be stopped: leaving an optimiser step behind would tear the weights that are
     about to be saved.
     """
-    return await finish(in_thread(function, *arguments))
+    return await finish(run_in_thread(function, *arguments))
 
 
 async def finish(work: Coroutine[Any, Any, Result]) -> Result:

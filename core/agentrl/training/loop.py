@@ -15,7 +15,7 @@ from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.learner.learner import Learner
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import rollout_metrics
@@ -99,7 +99,7 @@ class TrainingLoop:
     async def _save(self) -> None:
         self.journal.reporter.stage("saving a checkpoint")
         with self._watch.stage("checkpoint"):
-            path = await in_thread(self.write_checkpoint)
+            path = await run_in_thread(self.write_checkpoint)
         self.journal.checkpoint(path)
 
     async def _step(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from agentrl.loops.loop import Loop
+from agentrl.loops import Loop
 from agentrl.training.interrupt import Interrupts
 
 __all__ = ["run_to_end"]

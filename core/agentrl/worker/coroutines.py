@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from agentrl.agents.binding import BoundAgent
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.errors import AgentError
-from agentrl.loops.threads import PATIENCE_S, Borrower
+from agentrl.loops import PATIENCE_S, Borrower
 from agentrl.worker.answers import done, failed
 from agentrl.worker.connections import Connections
 from agentrl.worker.forks import end_if_forked, end_loop_in_forks

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agentrl.loops.clock import AwakeClock
-from agentrl.loops.loop import Loop
+from agentrl.loops import AwakeClock, Loop
 from agentrl.worker.forks import ending_in_forks
 
 __all__ = ["WorkerLoop"]

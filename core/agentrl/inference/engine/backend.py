@@ -28,7 +28,7 @@ from agentrl.inference.engine.request import Completion, Limits
 from agentrl.inference.engine.rows import Rows
 from agentrl.inference.engine.settings import TorchSettings
 from agentrl.inference.engine.thread import EngineThread
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 
 __all__ = ["TorchBackend"]
 
@@ -60,7 +60,7 @@ class TorchBackend:
         """Cancel what is in flight with ``BackendError`` and free the model. Safe to call twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            await in_thread(thread.stop)
+            await run_in_thread(thread.stop)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Sample one completion; see the contract of ``Backend``."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrl.errors import BackendError, one_line
-from agentrl.loops.loop import Loop, in_thread
+from agentrl.loops import Loop, run_in_thread
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -58,7 +58,7 @@ class ClientThread:
             if not self._ended:
                 self._ended = True
                 self._loop.call_soon_threadsafe(self._end.set)
-        await in_thread(self._thread.join)
+        await run_in_thread(self._thread.join)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -12,7 +12,7 @@ from typing import Any
 from agentrl.environments.known import environment_of
 from agentrl.environments.sources import core_source
 from agentrl.errors import PluginError
-from agentrl.loops.loop import in_thread
+from agentrl.loops import run_in_thread
 from agentrl.plugins.versions import CORE, OLDEST_PYTHON, core_version
 from agentrl.rollout.subproc.contract import AgentProcess
 from agentrl.worker.protocol import PROTOCOL
@@ -36,7 +36,7 @@ print(json.dumps({
 
 async def diagnose(process: AgentProcess, how: str) -> PluginError:
     """The error of a process that ended before its agent was there; ``how`` tells how it ended."""
-    facts = await in_thread(_ask, process)
+    facts = await run_in_thread(_ask, process)
     python = process.python
     if facts is None:
         return PluginError(f"{python} is no Python interpreter: it {how}", fix="set agent.python to one")

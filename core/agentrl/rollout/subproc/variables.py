@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from agentrl.clients import direct_loopback
 from agentrl.environ import DISABLE_PLUGINS, WORKER
 from agentrl.errors import ConfigError
-from agentrl.proxies import direct_loopback
 
 __all__ = ["OURS", "worker_environment"]
 

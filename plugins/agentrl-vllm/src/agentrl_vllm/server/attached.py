@@ -8,8 +8,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from agentrl import run_in_thread
 from agentrl.errors import BackendError, PluginError
-from agentrl.loops.loop import in_thread
 from agentrl_vllm.client import Client, Reply
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.liveness import engine_answers
@@ -133,7 +133,7 @@ class AttachedServer:
         self.model = str(served["id"])
         question = {"model": self.model, "prompt": _PROBE, "add_special_tokens": False}
         theirs = _object(await self._ask(client, "/tokenize", question)).get("tokens")
-        if theirs != await in_thread(_tokens, self._folder):
+        if theirs != await run_in_thread(_tokens, self._folder):
             raise BackendError(
                 f"{self.name} serves the wrong model: {served.get('root') or self.model}, whose tokenizer is not that "
                 f"of {self._folder}",

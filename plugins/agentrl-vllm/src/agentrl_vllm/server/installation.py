@@ -13,9 +13,9 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
+from agentrl import run_in_thread
 from agentrl.environments import environment_of, environments
 from agentrl.errors import PluginError
-from agentrl.loops.loop import in_thread
 
 __all__ = ["OLDEST", "Installation", "find_python", "inspect_python"]
 
@@ -74,7 +74,7 @@ async def inspect_python(python: Path, environ: Mapping[str, str]) -> Installati
 
     Raises ``PluginError`` where it is no Python, has no vLLM or one that is too old.
     """
-    facts = await in_thread(_ask, python, dict(environ))
+    facts = await run_in_thread(_ask, python, dict(environ))
     if facts["folder"] is None:
         raise PluginError(f"{python} (Python {facts['agentrl interpreter']}) has no vLLM", fix=_remedy(python))
     name, version = str(facts["name"]), str(facts["version"])

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from agentrl import run_in_thread
 from agentrl.errors import BackendError
-from agentrl.loops.loop import in_thread
 from agentrl_vllm.client import Client
 from agentrl_vllm.errors import ServerFailed
 from agentrl_vllm.server.command import Command
@@ -103,7 +103,7 @@ class Server:
     async def stop(self) -> None:
         """End it with all that it has started. Safe to call twice."""
         if self._process is not None:
-            await asyncio.shield(in_thread(self._process.kill))
+            await asyncio.shield(run_in_thread(self._process.kill))
 
     def kill(self) -> None:
         """As ``stop``, but in the thread that calls, which waits for a fraction of a second."""
