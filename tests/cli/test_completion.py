@@ -13,9 +13,8 @@ import pytest
 from tests.cli.test_listing import HEAVY, REPORT
 
 from agentrl.cli import VARIABLE
-from agentrl.cli.app import App
-from agentrl.cli.root import root
-from agentrl.cli.shells import _Fish as Shell
+from agentrl.cli.completion import _Fish as Shell
+from agentrl.cli.root import App, root
 from agentrl.plugins import Plugins
 
 Complete = Callable[[str], list[str]]

@@ -17,12 +17,10 @@ from tests.plugins.installing import install
 
 from agentrl.cli import main
 from agentrl.cli.boundary import interruptible
-from agentrl.cli.environments import summary
-from agentrl.cli.narration import narrator
+from agentrl.cli.env import narrator, summary
 from agentrl.environments import creating, environments
 from agentrl.environments.creating import Created
-from agentrl.plugins.entries import Broken, Distribution
-from agentrl.plugins.versions import core_version
+from agentrl.plugins.entries import Broken, Distribution, core_version
 
 
 @pytest.fixture

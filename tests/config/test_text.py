@@ -11,8 +11,7 @@ import pytest
 from pydantic import Strict
 
 from agentrl.config import Config, dump_yaml, load_config
-from agentrl.config.fitting import holds_text
-from agentrl.config.keys import field_at, known_keys, type_at
+from agentrl.config.keys import field_at, holds_text, known_keys, type_at
 from agentrl.config.models import PartModel, Section
 from agentrl.plugins.building import build
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.environments.known import RECORD, write_camel, write_environment
 
-from agentrl.plugins.versions import core_version
+from agentrl.plugins.entries import core_version
 
 
 @pytest.fixture

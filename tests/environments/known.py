@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.plugins.installing import install
 
 from agentrl.environments.record import Record, write_record
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.entries import CORE, core_version
 
 RECORD = Record("3.11.4", None, (), False, "2026-11-24T09:00:00+00:00")
 

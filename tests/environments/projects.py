@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import agentrl
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.entries import CORE, core_version
 
 BACKEND = '''
 """Packs ``src`` into a wheel, and leaves a mess behind as real backends do."""

@@ -27,7 +27,7 @@ from agentrl.environments.places import LOG
 from agentrl.environments.wishes import Wish
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
-from agentrl.plugins.versions import core_version
+from agentrl.plugins.entries import core_version
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from agentrl.environments.sources import core_source, parse_source
 from agentrl.environments.staging import copied, tidied
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
-from agentrl.plugins import checkout as core_checkout
-from agentrl.plugins.versions import core_version
+from agentrl.plugins import entries as core_entries
+from agentrl.plugins.entries import core_version
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def install_core_from(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let core be installed from ``url``, as PEP 610 has it; from an index where that is ``None``."""
-    monkeypatch.setattr(core_checkout, "_direct_url", lambda: url or "")
+    monkeypatch.setattr(core_entries, "_direct_url", lambda: url or "")
 
 
 @pytest.fixture

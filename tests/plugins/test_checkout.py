@@ -10,7 +10,7 @@ import pytest
 from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError
 from agentrl.inference.model_folder import find_model
-from agentrl.plugins import Plugins, checkout
+from agentrl.plugins import Plugins, entries
 
 ROOT = Path(__file__).parents[2]
 BROUGHT = [
@@ -28,7 +28,7 @@ def installed_from(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Has core installed from a folder, or from an index."""
 
     def install(folder: Path | None) -> None:
-        monkeypatch.setattr(checkout, "_direct_url", lambda: "" if folder is None else folder.as_uri())
+        monkeypatch.setattr(entries, "_direct_url", lambda: "" if folder is None else folder.as_uri())
 
     return install
 
@@ -66,9 +66,9 @@ def test_a_plugin_that_is_being_written_hides_no_other(installed_from: Install, 
     with (tmp_path / "plugins/c/pyproject.toml").open("a") as file:
         file.write('[project.entry-points."agentrl.agents"]\nmine = "c:Agent"\n')
     installed_from(tmp_path)
-    assert checkout.provider("agents", "mine") == "c"
-    assert checkout.provider("agents", "other") is None
-    assert checkout.beside_core("C") == tmp_path / "plugins/c"
+    assert entries.provider("agents", "mine") == "c"
+    assert entries.provider("agents", "other") is None
+    assert entries.beside_core("C") == tmp_path / "plugins/c"
 
 
 def test_every_readme_says_the_checkouts_form_where_it_says_what_to_install() -> None:

@@ -14,7 +14,7 @@ from agentrl import Trainer, load_config
 from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError
 from agentrl.reporting.plain import PlainReporter
-from agentrl.training.chat import load_chat
+from agentrl.training.parts import load_chat
 
 OWN = "OWN {{ strftime_now('%d %b %Y') }} {% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
 BRIEF = ("training.steps=1", "rollout.tasks_per_step=1", "rollout.group_size=2", "rollout.max_tokens=4")

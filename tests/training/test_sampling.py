@@ -10,7 +10,7 @@ from agentrl import Trainer, load_config
 from agentrl.errors import ConfigError
 from agentrl.inference.contract import Capabilities
 from agentrl.reporting.plain import PlainReporter
-from agentrl.training.sampling import check_sampling
+from agentrl.training.parts import check_sampling
 
 NARROW = Capabilities(512, 8, temperatures=(0.01, 2.0), sampling=frozenset({"temperature", "seed"}))
 PLAIN = Capabilities(512, 8, sampling=frozenset())

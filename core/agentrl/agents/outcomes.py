@@ -8,8 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from agentrl.agents.raising import describe, is_breakage
 from agentrl.errors import AgentRLError, ConfigError, PolicyError
-from agentrl.plugins.importing import attribute_of, import_file, import_module
-from agentrl.plugins.references import FileReference, ModuleReference, parse_reference
+from agentrl.plugins.references import (
+    FileReference,
+    ModuleReference,
+    attribute_of,
+    import_file,
+    import_module,
+    parse_reference,
+)
 
 __all__ = ["Outcomes", "as_outcomes", "find_outcomes"]
 

@@ -18,15 +18,14 @@ VARIABLE = "_AGENTRL_COMPLETE"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``agentrl`` with ``arguments``, by default those of the process, which then ends, and exit."""
-    from agentrl.cli.streams import open_streams
+    from agentrl.cli.boundary import open_streams
 
     open_streams()
-    from agentrl.cli.app import App
     from agentrl.cli.boundary import leave, report_errors
-    from agentrl.cli.root import root
+    from agentrl.cli.root import App, root
 
     if VARIABLE in os.environ:
-        from agentrl.cli.shells import add_shells
+        from agentrl.cli.completion import add_shells
 
         add_shells()
     app = App()

@@ -19,7 +19,7 @@ import click
 from agentrl.errors import AgentRLError, one_line
 from agentrl.extras import missing_extras
 
-__all__ = ["INTERRUPTED", "interruptible", "leave", "report_errors"]
+__all__ = ["INTERRUPTED", "interruptible", "leave", "open_streams", "report_errors"]
 
 INTERRUPTED = 130
 _CANNOT_WRITE = 1
@@ -172,6 +172,22 @@ def _near_setting(option: str, command: click.Command) -> str | None:
     if not any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params):
         return None
     from agentrl.config import Config
-    from agentrl.config.validation import near_key
+    from agentrl.config.checks import near_key
 
     return near_key(Config, re.sub(r"[-.]", "_", option.lstrip("-")))
+
+
+def open_streams() -> None:
+    """Let a closed stream lead nowhere: the next file that is opened would take its place, and be written to."""
+    for descriptor, mode in enumerate(("r", "w", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            os.set_inheritable(descriptor, True)
+    for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from agentrl.environments.known import environments
 from agentrl.plugins.declared import Declared, Key, declared, fields_of
 from agentrl.plugins.entries import Entry
 from agentrl.plugins.kinds import KINDS
@@ -14,7 +15,7 @@ from agentrl.plugins.references import FileReference, ModuleReference, parse_ref
 from agentrl.plugins.source import Definition, Sources
 from agentrl.tasks.loading import reader_name
 
-__all__ = ["Catalogue", "Part", "described"]
+__all__ = ["Catalogue", "Part", "agents_elsewhere", "described"]
 
 _MODELS = "agentrl.config.models"
 _TASKS = "tasks"
@@ -146,3 +147,13 @@ def _kind_of(key: str) -> str | None:
     if holder == _TASKS:
         return _TASKS
     return next((name for name, kind in KINDS.items() if kind.key == key), None)
+
+
+def agents_elsewhere() -> tuple[tuple[Entry, Sources], ...]:
+    """Every agent that is installed in an environment that works."""
+    return tuple(
+        (entry, Sources(known.site_packages))
+        for known in environments()
+        if known.fault is None
+        for entry in known.entries("agents")
+    )

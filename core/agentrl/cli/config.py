@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from agentrl.cli.app import App
-from agentrl.cli.catalogue import Catalogue, Part
+from agentrl.cli.catalogue import Catalogue, Part, agents_elsewhere
 from agentrl.cli.completion import complete_keys
-from agentrl.cli.elsewhere import agents_elsewhere
 from agentrl.cli.output import print_columns, print_json
+from agentrl.cli.root import App
 from agentrl.plugins.declared import Key
 
 __all__ = ["config"]
@@ -118,9 +117,8 @@ def _parts(catalogue: Catalogue) -> Iterator[tuple[str, Part]]:
 
 def _refuse_unknown(app: App, part: Part, name: str) -> None:
     """Raise what using the name would raise, if nobody has it; files of code have to be there, and are not run."""
-    from agentrl.plugins.importing import no_such_file
     from agentrl.plugins.kinds import KINDS
-    from agentrl.plugins.references import FileReference, NameReference, parse_reference
+    from agentrl.plugins.references import FileReference, NameReference, no_such_file, parse_reference
     from agentrl.tasks.loading import reader_name
 
     reference = parse_reference(name)
@@ -135,8 +133,8 @@ def _refuse_unknown(app: App, part: Part, name: str) -> None:
 
 
 def _unknown(key: str) -> Exception:
+    from agentrl.config.checks import unknown_key
     from agentrl.config.models import Config
-    from agentrl.config.validation import unknown_key
 
     return unknown_key(Config, key.split("."))
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from agentrl.cli.app import App
 from agentrl.cli.completion import complete_environment
-from agentrl.cli.group import NearGroup, help_without_verb
-from agentrl.cli.output import print_columns, print_json
+from agentrl.cli.output import broken_json, print_columns, print_json
+from agentrl.cli.root import App, NearGroup, help_without_verb
+from agentrl.environments.environment import Environment
+from agentrl.plugins.entries import CORE, core_version
 
-__all__ = ["env"]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+    from agentrl.environments.creating import Narrator
+
+__all__ = ["as_columns", "env", "narrator", "notes", "summary", "to_json"]
 
 _LONGEST_S = 1_000_000
 
@@ -70,8 +83,7 @@ def create(
 
     Where it fails or is interrupted nothing that counts is left, and what --replace would have replaced stays.
     """
-    from agentrl.cli.environments import summary
-    from agentrl.cli.narration import narrator
+    from agentrl.cli.env import narrator, summary
     from agentrl.environments.creating import create_environment
     from agentrl.environments.wishes import Wish
     from agentrl.errors import PluginError
@@ -102,7 +114,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_environments(as_json: bool) -> None:
     """List the environments: Python, agentrl-core, plugins, agents and folder of each."""
-    from agentrl.cli.environments import as_columns, notes, to_json
+    from agentrl.cli.env import as_columns, notes, to_json
     from agentrl.environments import environments, environments_folder, incomplete
 
     known, unfinished = environments(), incomplete()
@@ -129,3 +141,109 @@ def remove(name: str) -> None:
     from agentrl.environments.removing import remove_environment
 
     click.echo(f"removed {remove_environment(name)}")
+
+
+def as_columns(environment: Environment) -> tuple[str, ...]:
+    """One line of the table."""
+    return (
+        environment.name,
+        f"Python {environment.record.python_version}",
+        f"{CORE} {environment.core}",
+        ", ".join(map(str, environment.plugins)) or "no plugin",
+        ", ".join(entry.name for entry in environment.entries("agents")) or "no agent",
+        str(environment.path),
+    )
+
+
+def summary(made: Environment) -> Iterator[str]:
+    """What a new environment holds, where it is, and how its agents are trained."""
+    held = [*map(str, made.plugins)] or [*made.record.sources] or ["no plugin"]
+    yield f"{made.name}: {', '.join(held)} in {made.path}"
+    if agents := [entry.name for entry in made.entries("agents")]:
+        yield f"train: agentrl train {' or '.join(agents)}"
+    elif not made.plugins:
+        yield f"train: agentrl train my_agent.py:MyAgent agent.python={made.name}"
+
+
+def notes(known: Sequence[Environment], unfinished: Sequence[Path]) -> Iterator[str]:
+    """What is wrong with an environment, and the command that mends it."""
+    for environment in known:
+        if environment.fault:
+            yield f"broken: {environment.name}: {environment.fault} ({environment.remedy})"
+        elif environment.core != core_version():
+            versions = f"{CORE} {environment.core} and this is {core_version()}"
+            yield f"outdated: {environment.name} has {versions} ({environment.remedy})"
+        for plugin in environment.broken:
+            yield f"broken: {plugin} in environment {environment.name}"
+    for folder in unfinished:
+        yield f"incomplete: {folder} (agentrl env create {folder.name}, or agentrl env remove {folder.name})"
+
+
+def to_json(known: Sequence[Environment], unfinished: Sequence[Path]) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "core": core_version(),
+        "environments": [_environment_json(environment) for environment in known],
+        "incomplete": [{"name": folder.name, "path": str(folder)} for folder in unfinished],
+    }
+
+
+def _environment_json(environment: Environment) -> dict[str, Any]:
+    return {
+        "name": environment.name,
+        "path": str(environment.path),
+        "python": str(environment.python),
+        "python_version": environment.record.python_version,
+        "core": environment.core,
+        "is_current": environment.core == core_version(),
+        "fault": environment.fault,
+        "plugins": [{"name": each.name, "version": each.version} for each in environment.plugins],
+        "agents": [entry.name for entry in environment.entries("agents")],
+        "broken": broken_json(environment.broken),
+        "from": list(environment.record.sources),
+        "editable": environment.record.editable,
+        "created": environment.record.created,
+    }
+
+
+class _Plain:
+    """Lines on stderr."""
+
+    def say(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def show(self, line: str) -> None:
+        click.echo(f"  {line}", err=True)
+
+
+class _Live:
+    """The newest line of output beside a spinner; what is said scrolls past above it."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console = console
+        self._status = status
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(text))
+        self._status.update(Text(text, overflow="ellipsis", no_wrap=True))
+
+    def show(self, line: str) -> None:
+        from rich.text import Text
+
+        if line.strip():
+            self._status.update(Text(line.strip(), overflow="ellipsis", no_wrap=True))
+
+
+@contextmanager
+def narrator() -> Iterator[Narrator]:
+    """Tells on stderr, in the way that fits where it goes."""
+    if not sys.stderr.isatty():
+        yield _Plain()
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("") as status:
+        yield _Live(console, status)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from agentrl.cli.app import App
 from agentrl.cli.completion import complete_checkpoint
 from agentrl.cli.output import print_json
+from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
 from agentrl.runs.summary import reward_text
 
 if TYPE_CHECKING:
+    from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
+    from agentrl.plugins.manager import Plugins
     from agentrl.training.evaluation import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "named"]
 
 _EPILOG = """\b
 Examples:
@@ -44,8 +46,8 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
 
     The episodes are kept in a folder of their own beside the run, or in run.dir: RUN-eval, RUN-eval-2, ….
     """
-    from agentrl.cli.locating import located
-    from agentrl.cli.naming import named
+    from agentrl.cli.eval import named
+    from agentrl.cli.settings import located
     from agentrl.config import resolve_config, unused_by_evaluation
     from agentrl.reporting.reporter import default_reporter
     from agentrl.training.backends import is_chat
@@ -118,3 +120,57 @@ def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
         parts = (f"{name} {reward_text(value)}" for name, value in sorted(measured.parts.items()))
         click.echo(f"parts, sampled: {', '.join(parts)}")
     click.echo(f"episodes: {measured.folder}")
+
+
+_KEYS = ("model.name", "inference.backend.model")
+_HERE = "command line"
+
+
+def named(resolved: Resolved, plugins: Plugins) -> Resolved:
+    """``resolved`` with one name for the model: a chat backend's own key, unless only the other is from here.
+
+    Raises ``ConfigError`` where the command line has both, where nobody has named one, and for the name of an agent.
+    """
+    from agentrl.errors import ConfigError
+    from agentrl.training.backends import is_chat
+    from agentrl.training.endpoint import named_by_endpoint
+
+    if not is_chat(resolved.config, plugins):
+        return resolved
+    _refuse_nobody_s_choice(resolved)
+    _refuse_agent(resolved, plugins)
+    config = named_by_endpoint(resolved.config)
+    of_model, of_backend = (resolved.provenance.get(key) == _HERE for key in _KEYS)
+    given = resolved.config.model
+    if of_model and of_backend and given.name != config.model.name:
+        raise ConfigError(
+            f"the model is named twice, as {given.name!r} and by inference.backend.model={config.model.name!r}",
+            fix="leave one of them out",
+        )
+    return replace(resolved, config=config.model_copy(update={"model": given}) if of_model else config)
+
+
+def _refuse_nobody_s_choice(resolved: Resolved) -> None:
+    from agentrl.errors import ConfigError
+
+    if all(resolved.provenance.get(key, "default") == "default" for key in _KEYS):
+        raise ConfigError(
+            "nothing says which of the endpoint's models to measure",
+            fix="name the endpoint's model: agentrl eval MODEL, or inference.backend.model=MODEL",
+        )
+
+
+def _refuse_agent(resolved: Resolved, plugins: Plugins) -> None:
+    """An agent's name where the model's belongs, as ``agentrl train`` takes it."""
+    from agentrl.environments import entries_elsewhere
+    from agentrl.errors import ConfigError
+
+    name = resolved.config.model.name
+    if resolved.provenance.get("model.name") != _HERE:
+        return
+    plugins.load()
+    if any(agent.kind == "agents" and agent.is_called(name) for agent in (*plugins.installed, *entries_elsewhere())):
+        raise ConfigError(
+            f"{name!r} is an agent, and stands where the endpoint's model is named",
+            fix=f"did you mean agent={name}? A model that is called so is inference.backend.model={name}",
+        )

@@ -7,7 +7,7 @@ from typing import get_args
 
 import click
 
-from agentrl.cli.app import App
+from agentrl.cli.root import App
 from agentrl.scaffold import PluginKind, next_commands, plugin_name, write_plugin
 
 __all__ = ["new_plugin"]

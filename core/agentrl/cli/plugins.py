@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from agentrl.cli.app import App
 from agentrl.cli.output import broken_json, print_broken, print_columns, print_json
+from agentrl.cli.root import App
 from agentrl.plugins.entries import Entry
-from agentrl.plugins.kinds import kind
+from agentrl.plugins.kinds import KINDS
 from agentrl.plugins.manager import Plugins
 
 __all__ = ["plugins"]
@@ -50,12 +50,12 @@ def _print(installed: Plugins) -> None:
             [(f"  {k}", ", ".join(e.name for e in of_kind)) for k, of_kind in groupby(entries, lambda e: e.kind)]
         )
     for entry, source in _disabled(installed):
-        click.echo(f"disabled: {kind(entry.kind).noun} {entry.name} ({entry.distribution}), by {source}")
+        click.echo(f"disabled: {KINDS[entry.kind].noun} {entry.name} ({entry.distribution}), by {source}")
     for name in installed.missing:
         click.echo(f"disabled: {name}, which is not installed")
     for claims in installed.conflicts:
         choices = " or ".join(entry.qualified for entry in claims)
-        click.echo(f"conflict: {kind(claims[0].kind).noun} {claims[0].name} is claimed twice: write {choices}")
+        click.echo(f"conflict: {KINDS[claims[0].kind].noun} {claims[0].name} is claimed twice: write {choices}")
     print_broken(installed.broken)
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError
 
-__all__ = ["split_arguments"]
+if TYPE_CHECKING:
+    from agentrl.config.loader import Resolved
+    from agentrl.plugins.manager import Plugins
+
+__all__ = ["located", "split_arguments"]
 
 
 def split_arguments(arguments: tuple[str, ...], what: str) -> tuple[str | None, tuple[str, ...]]:
@@ -50,3 +56,18 @@ def _is_there(argument: str) -> bool:
     reference = parse_reference(argument)
     path = reference.path if isinstance(reference, FileReference) else Path(os.path.expanduser(argument))
     return path.exists()
+
+
+def located(resolved: Resolved, plugins: Plugins) -> Resolved:
+    """``resolved`` with the interpreter of an agent that is known in an environment alone, and where it was found.
+
+    Raises as ``agentrl.environments.locate_agent`` does.
+    """
+    from agentrl.environments import environment_of, locate_agent
+
+    config = locate_agent(resolved.config, plugins)
+    if config is resolved.config or config.agent.python is None:
+        return resolved
+    environment = environment_of(config.agent.python)
+    place = f"environment {environment.name}" if environment else "environment"
+    return replace(resolved, config=config, provenance={**resolved.provenance, "agent.python": place})

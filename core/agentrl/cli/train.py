@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentrl.cli.app import App
 from agentrl.cli.boundary import INTERRUPTED
 from agentrl.cli.completion import complete_training
+from agentrl.cli.output import print_columns
+from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from agentrl.config.models import Config
     from agentrl.runs.summary import Summary
 
-__all__ = ["train"]
+__all__ = ["print_plan", "train"]
 
 _EPILOG = """\b
 Examples:
@@ -40,7 +42,7 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of
     --config and from the defaults, the first one winning. Ctrl-C ends a run cleanly: what was learned is saved.
     """
-    from agentrl.cli.locating import located
+    from agentrl.cli.settings import located
     from agentrl.config import ineffective_keys, resolve_config
 
     agent, settings = split_arguments(arguments, "agent")
@@ -60,7 +62,7 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
 
 def _plan(app: App, resolved: Resolved) -> int:
     """Print the settings, unless a run would refuse them before it starts, or would ignore some of them."""
-    from agentrl.cli.plan import print_plan
+    from agentrl.cli.train import print_plan
     from agentrl.config import ineffective_keys
     from agentrl.errors import ConfigError
     from agentrl.training.trainer import Trainer
@@ -91,3 +93,19 @@ def _evaluation(config: Config, summary: Summary) -> str | None:
     from agentrl.cli.output import program
 
     return shlex.join([program(), "eval", summary.checkpoint])
+
+
+def print_plan(resolved: Resolved) -> None:
+    """One line a key: its value, and its place."""
+    values = resolved.config.model_dump(mode="json")
+    print_columns([(key, _shown(_at(values, key)), place) for key, place in resolved.provenance.items()])
+
+
+def _at(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

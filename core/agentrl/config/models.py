@@ -7,6 +7,7 @@ keys are validated by the part itself once it is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +21,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-
-from agentrl.config.written import plain
 
 __all__ = [
     "AS_WRITTEN",
@@ -40,8 +39,9 @@ __all__ = [
     "Selectable",
     "TasksSection",
     "TrainingSection",
+    "Written",
+    "plain",
 ]
-
 
 AS_WRITTEN = {"as_written": True}
 """The context of a dump that keeps what was written as it was written."""
@@ -297,3 +297,33 @@ class Config(Section):
     def runs_in_workers(self) -> bool:
         """Whether agents run in worker processes."""
         return self.rollout.mode == "subproc" or (self.rollout.mode == "auto" and self.agent.python is not None)
+
+
+class Written:
+    """What `1000` or `null` may mean is known once the key is: see ``agentrl.config.keys``.
+
+    Equal to what its value is equal to.
+    """
+
+    # No dataclass, which pydantic would take apart.
+    __hash__ = None  # type: ignore[assignment]
+    __slots__ = ("text", "value")
+
+    def __init__(self, text: str, value: Any) -> None:
+        self.text = text
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return bool(plain(self) == plain(other))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def plain(value: Any) -> Any:
+    """``value`` as YAML reads it where nobody asks for text."""
+    if isinstance(value, Written):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {key: plain(held) for key, held in value.items()}
+    return [plain(held) for held in value] if isinstance(value, list) else value

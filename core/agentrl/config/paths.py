@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
-from agentrl.config.written import Written
+from agentrl.config.models import Written
 
 __all__ = ["from_folder", "to_folder"]
 

@@ -16,7 +16,7 @@ import yaml
 from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from agentrl.config.written import Written
+from agentrl.config.models import Written
 from agentrl.errors import ConfigError, one_line
 
 __all__ = ["Document", "parse_document", "parse_text", "parse_value", "to_yaml"]

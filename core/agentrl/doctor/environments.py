@@ -8,7 +8,7 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, ok, problem, warning
 from agentrl.environments import Environment, environments, incomplete
 from agentrl.errors import PluginError
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.entries import CORE, core_version
 
 __all__ = ["known_environments"]
 

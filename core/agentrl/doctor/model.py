@@ -13,7 +13,7 @@ from agentrl.inference.model_folder import find_model
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import ChatTemplate
 from agentrl.training.backends import is_chat, untrainable
-from agentrl.training.chat import load_chat
+from agentrl.training.parts import load_chat
 
 __all__ = ["model"]
 

@@ -12,10 +12,9 @@ from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.requirements import Unmet, unmet_requirements
 from agentrl.doctor.usage import Usage
 from agentrl.errors import PluginError
-from agentrl.plugins.entries import Broken, Distribution, Entry, normalised
-from agentrl.plugins.kinds import HOOKS, kind
+from agentrl.plugins.entries import CORE, Broken, Distribution, Entry, normalised
+from agentrl.plugins.kinds import HOOKS, KINDS
 from agentrl.plugins.manager import Plugins
-from agentrl.plugins.versions import CORE
 
 __all__ = ["plugins"]
 
@@ -49,7 +48,7 @@ def _listed(installed: Plugins) -> Iterator[Finding]:
 
 
 def _noun(name: str) -> str:
-    return "hook plugin" if name == HOOKS else kind(name).noun
+    return "hook plugin" if name == HOOKS else KINDS[name].noun
 
 
 def _disabled(installed: Plugins) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from importlib import metadata
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from agentrl.plugins.versions import CORE
+from agentrl.plugins.entries import CORE
 
 __all__ = ["Unmet", "unmet_requirements", "version_of"]
 

@@ -12,8 +12,8 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.requirements import Unmet, unmet_requirements, version_of
 from agentrl.errors import PluginError
-from agentrl.plugins.importing import import_target
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.entries import CORE, core_version
+from agentrl.plugins.references import import_target
 
 __all__ = ["versions"]
 

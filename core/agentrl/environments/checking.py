@@ -11,8 +11,7 @@ from agentrl.environments.inside import read_report
 from agentrl.environments.places import LOG
 from agentrl.environments.processes import child_environment, run_shown
 from agentrl.errors import PluginError
-from agentrl.plugins.entries import Broken
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.entries import CORE, Broken, core_version
 
 __all__ = ["check_environment"]
 

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from agentrl.environments.record import Record
-from agentrl.plugins.entries import Broken, Distribution, Entry, Scan, normalised, scan
-from agentrl.plugins.versions import CORE, unmet_range
+from agentrl.plugins.entries import CORE, Broken, Distribution, Entry, Scan, normalised, scan, unmet_range
 
 __all__ = ["Environment"]
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from agentrl.errors import AgentRLError
 from agentrl.plugins import Plugins
-from agentrl.plugins.entries import Broken, Distribution, Entry, normalised
-from agentrl.plugins.versions import CORE
+from agentrl.plugins.entries import CORE, Broken, Distribution, Entry, normalised
 
 __all__ = ["read_report", "report", "tell_recipe"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentrl.environments.processes import child_environment
 from agentrl.errors import ConfigError, PluginError, one_line
-from agentrl.plugins.versions import CORE, OLDEST_PYTHON
+from agentrl.plugins.entries import CORE, OLDEST_PYTHON
 
 __all__ = ["Interpreter", "find_interpreter"]
 

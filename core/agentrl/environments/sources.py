@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentrl.errors import ConfigError, one_line
-from agentrl.plugins.checkout import beside_core, installed_from
-from agentrl.plugins.entries import normalised
-from agentrl.plugins.versions import CORE, core_version
+from agentrl.plugins.entries import CORE, beside_core, core_version, installed_from, normalised
 
 __all__ = ["Source", "core_source", "parse_source", "plugin_source"]
 

@@ -55,7 +55,7 @@ def _beside(folder: Path) -> str:
 
 def _brought(name: str) -> str | None:
     """How the plugin is installed that brings a model of this name, if one is known."""
-    from agentrl.plugins.checkout import install_command, provider
+    from agentrl.plugins.entries import install_command, provider
 
     project = provider("models", name)
     return None if project is None else f"it comes with {project}: {install_command(project)}"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
 from agentrl.extras import missing_extra
-from agentrl.plugins.importing import reason_of
+from agentrl.plugins.references import reason_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -95,9 +95,8 @@ def _reward_arguments(function: Callable[..., Any]) -> list[str]:
 def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str, part: str) -> BaseModel:
     from pydantic import ValidationError
 
-    from agentrl.config.fitting import fitted
-    from agentrl.config.keys import key_names
-    from agentrl.config.validation import config_error
+    from agentrl.config.checks import config_error
+    from agentrl.config.keys import fitted, key_names
 
     if settings.model_config.get("extra") != "allow":
         _refuse_unknown(options, key_names(settings), key, part)
@@ -153,9 +152,9 @@ def _as(annotation: Any, value: object, key: str) -> object:
     from pydantic import BaseModel, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
-    from agentrl.config.fitting import fitted_to
-    from agentrl.config.validation import config_error
-    from agentrl.config.written import plain
+    from agentrl.config.checks import config_error
+    from agentrl.config.keys import fitted_to
+    from agentrl.config.models import plain
 
     try:
         return TypeAdapter(annotation).validate_python(plain(fitted_to(annotation, value)))

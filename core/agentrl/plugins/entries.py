@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from agentrl.errors import one_line
+from agentrl.environ import DISABLE_PLUGINS
+from agentrl.errors import ConfigError, PluginError, near_matches, one_line
 
-__all__ = ["Broken", "Distribution", "Entry", "Scan", "normalised", "scan"]
+__all__ = [
+    "CORE",
+    "OLDEST_PYTHON",
+    "Broken",
+    "Disabled",
+    "Distribution",
+    "Entry",
+    "Scan",
+    "beside_core",
+    "core_version",
+    "install_command",
+    "installed_from",
+    "normalised",
+    "provider",
+    "scan",
+    "unmet_range",
+]
 
 _GROUP_PREFIX = "agentrl."
 
@@ -115,3 +138,148 @@ def _entries(installed: metadata.Distribution, distribution: Distribution) -> It
         if point.group.startswith(_GROUP_PREFIX):
             kind = point.group.removeprefix(_GROUP_PREFIX)
             yield Entry(kind, point.name, point.value.split("[")[0].strip(), distribution)
+
+
+_SHORT = "agentrl-"
+
+
+@dataclass(frozen=True, slots=True)
+class Disabled:
+    """Names of plugins that are not used.
+
+    Each is a distribution (``agentrl-camel``, or ``camel`` for short), an entry's name or ``dist/name``.
+    """
+
+    asked: tuple[str, ...]
+    """By the command line or a script; each must be installed."""
+    environment: tuple[str, ...]
+    """By the environment variable, which other environments inherit: here they may be missing."""
+
+    @classmethod
+    def of(cls, asked: Iterable[str], environ: Mapping[str, str]) -> Disabled:
+        """What was asked for, and what the environment adds."""
+        names = (name.strip() for name in environ.get(DISABLE_PLUGINS, "").split(","))
+        return cls(tuple(asked), tuple(name for name in names if name))
+
+    def source(self, entry: Entry) -> str | None:
+        """What disables ``entry``, as the user wrote it, or ``None`` where nothing does."""
+        if name := next((name for name in self.asked if _matches(name, entry)), None):
+            return f"-p no:{name}"
+        return DISABLE_PLUGINS if any(_matches(name, entry) for name in self.environment) else None
+
+    def refuse_unknown(self, entries: Iterable[Entry]) -> None:
+        """Raise ``ConfigError`` for a name that was asked for and matches nothing installed."""
+        installed = list(entries)
+        for name in self.asked:
+            if not any(_matches(name, entry) for entry in installed):
+                raise ConfigError(f"there is no plugin {name!r} to disable", fix=_near(name, installed))
+
+    def unmatched(self, entries: Iterable[Entry]) -> tuple[str, ...]:
+        """Names of the environment variable that match nothing installed."""
+        installed = list(entries)
+        return tuple(n for n in self.environment if not any(_matches(n, entry) for entry in installed))
+
+
+def _near(name: str, installed: Iterable[Entry]) -> str:
+    distributions = {entry.distribution.name for entry in installed}
+    near = near_matches(name, {*distributions, *(entry.name for entry in installed)})
+    return near if near.startswith("did you mean") else near_matches(name, distributions)
+
+
+def _matches(name: str, entry: Entry) -> bool:
+    distribution = normalised(entry.distribution.name)
+    return entry.is_called(name) or normalised(name) in (distribution, distribution.removeprefix(_SHORT))
+
+
+CORE = "agentrl-core"
+
+OLDEST_PYTHON = (3, 11)
+"""The first version of Python that core runs on."""
+
+
+@cache
+def core_version() -> str:
+    """The installed version of agentrl-core."""
+    try:
+        return metadata.version(CORE)
+    except metadata.PackageNotFoundError as error:
+        raise PluginError(
+            f"{CORE} is on sys.path but not installed", fix="pip install -e . where its code is"
+        ) from error
+
+
+def unmet_range(distribution: Distribution, version: str | None = None) -> str | None:
+    """Why core is outside the range that ``distribution`` declares, or ``None`` where it is not.
+
+    ``version`` is that of the core beside the distribution, by default this one.
+    """
+    if normalised(distribution.name) == CORE:
+        return None
+    for line in distribution.requires:
+        if _project(line) == CORE and (problem := _problem(line, version or core_version())):
+            return problem
+    return None
+
+
+def _project(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return normalised(match.group()) if match else ""
+
+
+def _problem(line: str, version: str) -> str | None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(line)
+    except InvalidRequirement:
+        return f"its requirement {line!r} cannot be read"
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    if not applies or requirement.specifier.contains(version, prereleases=True):
+        return None
+    return f"it needs {CORE}{requirement.specifier} and this is {version}"
+
+
+def installed_from() -> Path | None:
+    """The folder or file that pip had this core from, if that was no index (PEP 610), and it is still there."""
+    url = urlsplit(_direct_url())
+    path = Path(unquote(url.path))
+    return path if url.scheme == "file" and path.exists() else None
+
+
+def beside_core(project: str, core: Path | None = None) -> Path | None:
+    """The folder of the plugin ``project`` in the checkout ``core``, by default the one that core is from."""
+    checkout = core or installed_from()
+    folder = checkout / "plugins" / normalised(project) if checkout else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def install_command(project: str) -> str:
+    """How ``project`` is installed, also where it is on no index."""
+    folder = beside_core(project)
+    if folder is None:
+        return f"pip install {project}, or in a checkout of it pip install ./plugins/{project}"
+    return f"pip install {shlex.quote(str(folder))}, or pip install {project} where it is on an index"
+
+
+def provider(kind: str, name: str) -> str | None:
+    """The plugin in core's checkout that brings ``name`` of ``kind``."""
+    return next((project for project, names in _declared(kind) if name in names), None)
+
+
+def _direct_url() -> str:
+    # A build leaves metadata in the checkout too, without this file, and there it is found first.
+    texts = (found.read_text("direct_url.json") for found in metadata.distributions(name=CORE))
+    text = next(filter(None, texts), None)
+    return str(json.loads(text)["url"]) if text else ""
+
+
+def _declared(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import tomllib
+
+    core = installed_from()
+    for path in sorted(core.glob("plugins/*/pyproject.toml")) if core and core.is_dir() else ():
+        try:
+            project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+            yield project["name"], project.get("entry-points", {}).get(f"agentrl.{kind}", {})
+        except (OSError, ValueError, KeyError):  # What is being written beside core is no reason to fail here.
+            continue

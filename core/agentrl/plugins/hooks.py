@@ -10,11 +10,10 @@ import pluggy
 
 from agentrl.errors import AgentRLError, PluginError
 from agentrl.plugins import hookspecs
-from agentrl.plugins.entries import Entry
-from agentrl.plugins.importing import import_target, reason_of
-from agentrl.plugins.registry import Registry
+from agentrl.plugins.entries import Distribution, Entry
+from agentrl.plugins.references import import_target, reason_of
 
-__all__ = ["Hooks"]
+__all__ = ["Hooks", "Registry"]
 
 
 class Hooks:
@@ -96,3 +95,32 @@ def _culprit(caller: pluggy.HookCaller, error: Exception) -> str:
             return owners[traceback.tb_frame.f_code]
         traceback = traceback.tb_next
     return "unknown"
+
+
+class Registry:
+    """What ``agentrl_register`` is given: it collects the names that one plugin adds."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self._distribution = distribution
+        self._entries: list[Entry] = []
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What has been added."""
+        return tuple(self._entries)
+
+    def add(self, kind: str, name: str, target: object) -> None:
+        """Add ``name`` to ``kind`` (``agents``, ``tasks``, …).
+
+        ``target`` is the object itself, or ``"pkg.mod:Obj"``, which is imported when the name is used.
+        """
+        if isinstance(target, str):
+            self._entries.append(Entry(kind, name, target, self._distribution))
+        else:
+            self._entries.append(Entry(kind, name, _described(target), self._distribution, target))
+
+
+def _described(target: object) -> str:
+    """Where an object came from, as an entry point would write it."""
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}:{getattr(named, '__qualname__', '')}"

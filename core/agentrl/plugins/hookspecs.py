@@ -22,7 +22,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config
-    from agentrl.plugins.registry import Registry
+    from agentrl.plugins.hooks import Registry
     from agentrl.rollout.contract import Episode, Group
 
 __all__ = ["PROJECT", "hookimpl"]

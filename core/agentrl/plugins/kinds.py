@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["HOOKS", "KINDS", "Kind", "kind"]
+__all__ = ["HOOKS", "KINDS", "Kind"]
 
 
 class Kind(NamedTuple):
@@ -16,24 +16,27 @@ class Kind(NamedTuple):
     """The configuration key that names one."""
 
 
-KINDS = {
-    "agents": Kind("agent", "agent"),
-    "rewards": Kind("reward", "reward"),
-    "backends": Kind("backend", "inference.backend"),
-    "models": Kind("model", "model"),
-    "tasks": Kind("task set", "tasks"),
-    "algorithms": Kind("algorithm", "algorithm"),
-    "trackers": Kind("tracker", "trackers"),
-    "schedulers": Kind("scheduler", "scheduler"),
-    "commands": Kind("command", "command"),
-    "environments": Kind("recipe", "agentrl env create"),
-}
-"""The kinds that core uses, by entry-point group without its ``agentrl.``."""
+class _Kinds(dict[str, Kind]):
+    def __missing__(self, name: str) -> Kind:
+        """A kind that core does not use: a plugin may let others extend it."""
+        return Kind(name.removesuffix("s"), name)
+
+
+KINDS = _Kinds(
+    {
+        "agents": Kind("agent", "agent"),
+        "rewards": Kind("reward", "reward"),
+        "backends": Kind("backend", "inference.backend"),
+        "models": Kind("model", "model"),
+        "tasks": Kind("task set", "tasks"),
+        "algorithms": Kind("algorithm", "algorithm"),
+        "trackers": Kind("tracker", "trackers"),
+        "schedulers": Kind("scheduler", "scheduler"),
+        "commands": Kind("command", "command"),
+        "environments": Kind("recipe", "agentrl env create"),
+    }
+)
+"""The kinds that core uses, by entry-point group without its ``agentrl.``. A new kind is a line here."""
 
 HOOKS = "plugins"
 """The group whose entries implement hooks instead of naming an object."""
-
-
-def kind(name: str) -> Kind:
-    """The kind called ``name``; a plugin that is extended by others may have kinds of its own."""
-    return KINDS.get(name) or Kind(name.removesuffix("s"), name)

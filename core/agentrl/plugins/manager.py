@@ -8,11 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
-from agentrl.plugins import kinds
-from agentrl.plugins.disabling import Disabled
-from agentrl.plugins.entries import Broken, Distribution, Entry, Scan, scan
+from agentrl.plugins.entries import Broken, Disabled, Distribution, Entry, Scan, scan, unmet_range
+from agentrl.plugins.kinds import HOOKS, KINDS
 from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
-from agentrl.plugins.versions import unmet_range
 
 if TYPE_CHECKING:
     from agentrl.plugins.building import PartLike
@@ -72,7 +70,7 @@ class Plugins:
         from agentrl.plugins.hooks import Hooks
 
         hooks = Hooks()
-        for entry in self.entries(kinds.HOOKS):
+        for entry in self.entries(HOOKS):
             try:
                 self._registered += hooks.load(entry)
             except AgentRLError as error:
@@ -98,7 +96,7 @@ class Plugins:
         """Usable entries of one kind and name, where there are several: ``dist/name`` tells them apart."""
         claims: dict[tuple[str, str], list[Entry]] = {}
         for entry in self.installed:
-            if entry.kind != kinds.HOOKS and self.unusable(entry) is None:
+            if entry.kind != HOOKS and self.unusable(entry) is None:
                 claims.setdefault((entry.kind, entry.name), []).append(entry)
         return tuple(tuple(claims[key]) for key in sorted(claims) if len(claims[key]) > 1)
 
@@ -118,7 +116,7 @@ class Plugins:
         """Import every usable entry, so that ``broken`` says which do not import."""
         self.load()
         for entry in self.installed:
-            if entry.kind != kinds.HOOKS and self.unusable(entry) is None:
+            if entry.kind != HOOKS and self.unusable(entry) is None:
                 try:
                     self._load(entry)
                 except AgentRLError as error:
@@ -130,10 +128,9 @@ class Plugins:
         Raises ``ConfigError`` for a name, module, file or attribute that does not exist, and
         ``PluginError`` for one that does not load, does not fit this core, or is claimed twice.
         """
-        from agentrl.plugins.choosing import only_object
-        from agentrl.plugins.importing import attribute_of, import_file, import_module
+        from agentrl.plugins.references import attribute_of, import_file, import_module, only_object
 
-        noun = kinds.kind(kind).noun
+        noun = KINDS[kind].noun
         match parse_reference(reference):
             case NameReference(name):
                 return self._load_named(self.find(kind, name))
@@ -153,7 +150,7 @@ class Plugins:
         if len(found) > 1:
             claims = " and ".join(str(entry.distribution) for entry in found)
             choices = " or ".join(entry.qualified for entry in found)
-            raise PluginError(f"{kinds.kind(kind).noun} {name!r} is claimed by {claims}", fix=f"write {choices}")
+            raise PluginError(f"{KINDS[kind].noun} {name!r} is claimed by {claims}", fix=f"write {choices}")
         return found[0]
 
     def has(self, kind: str, name: str) -> bool:
@@ -168,7 +165,7 @@ class Plugins:
         """
         from agentrl.plugins.building import build
 
-        return build(self.get(kind, part.name), kind, part, at or kinds.kind(kind).key, context)
+        return build(self.get(kind, part.name), kind, part, at or KINDS[kind].key, context)
 
     def adapt_agent(self, obj: object) -> object:
         """``obj`` turned into an agent by the first plugin that knows its kind, else ``obj`` itself."""
@@ -197,20 +194,20 @@ class Plugins:
         try:
             return self._load(entry)
         except PluginError as error:
-            what = f"{kinds.kind(entry.kind).noun} {entry.name!r} of {entry.distribution}"
+            what = f"{KINDS[entry.kind].noun} {entry.name!r} of {entry.distribution}"
             raise PluginError(f"{what} does not load: {error.message}", fix=error.fix) from error.__cause__
 
     def _load(self, entry: Entry) -> object:
-        from agentrl.plugins.importing import import_target
+        from agentrl.plugins.references import import_target
 
         if entry.value is not None:
             return entry.value
         return import_target(entry.target)
 
     def _not_found(self, kind: str, name: str) -> AgentRLError:
-        from agentrl.plugins.checkout import install_command, provider
+        from agentrl.plugins.entries import install_command, provider
 
-        noun = kinds.kind(kind).noun
+        noun = KINDS[kind].noun
         candidates = [entry for entry in (*self.installed, *self._elsewhere) if entry.kind == kind]
         for entry in candidates:
             if entry.is_called(name) and (reason := self.unusable(entry)):
@@ -233,7 +230,7 @@ class Plugins:
 
 def _near(kind: str, name: str, known: set[str]) -> str:
     """Registered names, or a file here, that are like ``name``; else what may bring it."""
-    from agentrl.plugins.checkout import install_command
+    from agentrl.plugins.entries import install_command
 
     near = near_matches(name, known | ({f"{name}.py"} if os.path.isfile(f"{name}.py") else set()))
     if near.startswith("did you mean"):

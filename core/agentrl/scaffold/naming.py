@@ -12,8 +12,7 @@ from typing import Literal
 from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import normalised
-from agentrl.plugins.kinds import HOOKS
-from agentrl.plugins.kinds import kind as kind_of
+from agentrl.plugins.kinds import HOOKS, KINDS
 
 __all__ = ["GROUPS", "PluginKind", "PluginName", "plugin_name"]
 
@@ -97,7 +96,7 @@ def _refuse_taken(name: PluginName, kind: PluginKind, plugins: Plugins) -> None:
     plugins.load()
     for entry in plugins.installed:
         if entry.kind == GROUPS[kind] and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
-            noun = kind_of(entry.kind).noun
+            noun = KINDS[entry.kind].noun
             raise ConfigError(f"{noun} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
     if (version := _installed_version(name.distribution)) is not None:
         raise ConfigError(

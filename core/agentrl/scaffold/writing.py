@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from packaging.version import Version
 
 from agentrl.errors import ConfigError
-from agentrl.plugins.versions import core_version
+from agentrl.plugins.entries import core_version
 from agentrl.scaffold.naming import PluginKind, PluginName
 
 __all__ = ["write_plugin"]

@@ -25,7 +25,7 @@ from agentrl.testing.clients import ask_alone, settings_of
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
 from agentrl.training.agent import InlineAgent, Place, resolve_agent
-from agentrl.training.sampling import check_override
+from agentrl.training.parts import check_override
 
 __all__ = ["Played", "Stage"]
 

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.config.models import Config
+from agentrl.config.models import Config, ModelSection, TasksSection
 from agentrl.environments import locate_agent
+from agentrl.errors import ConfigError, GatewayError, one_line, shortened, shown
+from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
+from agentrl.gateway.dialects.chat_api import ALIASES
+from agentrl.gateway.dialects.overrides import apply_override
+from agentrl.gateway.dialects.relayed_chat import RelayedChat
+from agentrl.gateway.request import ModelRequest
+from agentrl.gateway.sampling import resolve_sampling
+from agentrl.inference.contract import Capabilities
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
+from agentrl.plugins.entries import CORE, normalised
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.runner import Score
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
-from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.renderer import Renderer, load_renderer
 from agentrl.training.agent import Agent, resolve_agent
 from agentrl.training.backends import check_takes_weights, is_chat
-from agentrl.training.chat import load_chat
-from agentrl.training.checkpoints import Conversing
-from agentrl.training.sampling import check_override
+from agentrl.training.checkpoints import Conversing, read_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["EpisodeParts", "Parts", "resolve_episode_parts", "resolve_parts"]
+__all__ = [
+    "ANY_ENGINE",
+    "Chat",
+    "EpisodeParts",
+    "Parts",
+    "check_override",
+    "check_sampling",
+    "default_tasks",
+    "load_chat",
+    "resolve_episode_parts",
+    "resolve_parts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +120,155 @@ def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
     )
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A model's tokenizer and renderer, and what a checkpoint keeps of them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    kept: Conversing
+
+
+def load_chat(folder: Path, model: ModelSection) -> Chat:
+    """The tokenizer and renderer of the model in ``folder``, with the chat template and the date that ``model`` names.
+
+    Where it names none, a checkpoint has those of its run. Raises ``ConfigError`` for a file that is no template, a
+    date that is none, and what ``load_renderer`` refuses.
+    """
+    tokenizer = _tokenizer(folder)
+    info = read_checkpoint(folder)
+    file = None if model.chat_template is None else Path(os.path.expanduser(model.chat_template)).resolve()
+    if file is not None:
+        kept = tokenizer if info.chat_template is not None and _is_that(file, Path(info.chat_template)) else None
+        tokenizer.chat_template = _template(file, kept)
+    day = _day(model.date) if model.date is not None else None if info.date is None else _day(info.date)
+    renderer = load_renderer(tokenizer, model.renderer, day=day, plain_text=model.control_tokens == "plain")
+    source = info.chat_template if file is None else str(file)
+    template = tokenizer.chat_template if source is not None else None
+    written = None if renderer.day is None else renderer.day.isoformat()
+    return Chat(tokenizer, renderer, Conversing(source, template, written))
+
+
+def _is_that(file: Path, source: Path) -> bool:
+    """Whether a run was given ``file`` as ``source``; where it is no more, the run may have been moved since."""
+    return file == source or (file.name == source.name and not file.exists())
+
+
+def _template(file: Path, kept: PreTrainedTokenizerBase | None) -> str:
+    """The text of ``file``, or of the template that a checkpoint ``kept`` when its run was given that file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if kept is not None:
+            return str(kept.chat_template)
+        raise ConfigError(
+            f"model.chat_template: {file} cannot be read: {one_line(error)}",
+            fix="name a file that holds a Jinja chat template",
+        ) from error
+    if not text.strip():
+        raise ConfigError(f"model.chat_template: {file} is empty", fix="name a file that holds a Jinja chat template")
+    if kept is not None and text != kept.chat_template:
+        _log.warning("%s has changed since the checkpoint was saved, which keeps the template that it was", file)
+        return str(kept.chat_template)
+    return text
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"model.date: {text!r} is no date", fix="write it as 2026-01-31") from error
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model folder {folder} has no tokenizer that loads: {shortened(one_line(error))}",
+            fix="save the model's tokenizer beside its weights with `save_pretrained`",
+        ) from error
+    return tokenizer
+
+
+ANY_ENGINE = Capabilities(1, 1, sampling=SAMPLING_FIELDS | {"top_logprobs"})
+"""What an engine could do at best: what is refused under it is refused by every one."""
+
+
+def check_override(config: Config, *, chat: bool = False) -> None:
+    """Raise ``ConfigError``, naming the key, where no call could be answered as asked under ``rollout.override``.
+
+    ``chat`` says that the backend is one for messages, to whose endpoint a field may mean something.
+    """
+    (RelayedChat if chat else ChatCompletions).check_override(config.rollout.override)
+
+
+def check_sampling(config: Config, capabilities: Capabilities, *, trains: bool) -> None:
+    """Raise ``ConfigError`` where the gateway would refuse every call of a session for what the config sets.
+
+    ``trains`` says whether there are training sessions beside those of evaluation.
+    """
+    request = _overridden(config)
+    for key, settings in _sessions(config, trains):
+        try:
+            resolve_sampling(request, settings, capabilities, room=1, seed=0, stop_ids=frozenset())
+        except GatewayError as error:
+            raise _refused(config, key, error) from error
+
+
+def _sessions(config: Config, trains: bool) -> Iterator[tuple[str, SessionSettings]]:
+    """Each kind of session that there will be, and the key of its temperature."""
+    if trains:
+        yield "rollout.temperature", SessionSettings(training=True, temperature=config.rollout.temperature)
+    if config.tasks.eval is not None:
+        yield "evaluation.temperature", SessionSettings(training=False, temperature=config.evaluation.temperature)
+
+
+def _overridden(config: Config) -> ModelRequest:
+    """A request that asks for nothing itself, under ``rollout.override``."""
+    fields, _ = apply_override({}, config.rollout.override)
+    count = fields.get("top_logprobs", 0)
+    return ModelRequest(fields, [], fields=fields, top_logprobs=count if isinstance(count, int) else 0)
+
+
+def _refused(config: Config, key: str, error: GatewayError) -> ConfigError:
+    section: Any = getattr(config, key.partition(".")[0])
+    value = section.temperature
+    for name, replacement in config.rollout.override.items():
+        if replacement is not None and ALIASES.get(name, name) == error.param:
+            key, value = f"rollout.override.{name}", replacement
+    backend = config.inference.backend.name
+    return ConfigError(
+        f"with {key}={shown(value, 80)} and inference.backend={backend!r} every call would be refused: {error.message}",
+        fix=f"change {key}, or drop it",
+    )
+
+
+_SHOWN = 80
+
+
+def default_tasks(parts: EpisodeParts) -> str | None:
+    """In words, which tasks an agent is trained on that were not made for it; ``None`` where somebody chose them.
+
+    The bundled agents are made for the default tasks.
+    """
+    config = parts.config
+    if config.tasks.train != TasksSection().train or _is_bundled(parts):
+        return None
+    example = json.dumps(parts.train_tasks[0], ensure_ascii=False)
+    return (
+        f"tasks.train is the default: {config.agent.name} is trained on {config.tasks.train.name}, {example:.{_SHOWN}} "
+        "and the like (set tasks.train to a file of tasks, or to one of `agentrl list-tasks`)"
+    )
+
+
+def _is_bundled(parts: EpisodeParts) -> bool:
+    found = [entry for entry in parts.plugins.entries("agents") if entry.is_called(parts.config.agent.name)]
+    return any(normalised(entry.distribution.name) == CORE for entry in found)

@@ -20,12 +20,11 @@ from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.summary import Summary, final_lines
-from agentrl.training.default_tasks import default_tasks
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupt import Interrupts, finish_in_thread
 from agentrl.training.journal import Journal
 from agentrl.training.loop import TrainingLoop
-from agentrl.training.parts import Parts
+from agentrl.training.parts import Parts, default_tasks
 from agentrl.training.serving import build_backend, serve
 from agentrl.training.task_order import TaskOrder
 

@@ -19,8 +19,7 @@ from agentrl.rollout.runner import EpisodeRunner
 from agentrl.training.agent import Place
 from agentrl.training.backends import check_is_engine, untrainable
 from agentrl.training.heap import settled_heap
-from agentrl.training.parts import EpisodeParts, Parts
-from agentrl.training.sampling import check_sampling
+from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 from agentrl.training.watching import stop_watchdog
 
 __all__ = ["Serving", "build_backend", "rolling_out", "serve", "stop", "warned", "within"]

@@ -23,11 +23,10 @@ from agentrl.training.endpoint import named_by_endpoint
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupt import Interrupts
 from agentrl.training.measure import measure, measure_endpoint
-from agentrl.training.parts import Parts, resolve_episode_parts, resolve_parts
+from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
 from agentrl.training.run import prepare, train
 from agentrl.training.running import run_to_end
-from agentrl.training.sampling import ANY_ENGINE, check_sampling
-from agentrl.training.scheduling import build_scheduler
+from agentrl.training.schedulers import build_scheduler
 
 __all__ = ["Trainer"]
 

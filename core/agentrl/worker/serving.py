@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from agentrl.agents.binding import BoundAgent
 from agentrl.errors import PluginError, one_line
-from agentrl.plugins.versions import core_version
+from agentrl.plugins.entries import core_version
 from agentrl.redaction import redact_every_log
 from agentrl.worker.answers import say
 from agentrl.worker.channel import Channel

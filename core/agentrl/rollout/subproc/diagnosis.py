@@ -13,7 +13,7 @@ from agentrl.environments.known import environment_of
 from agentrl.environments.sources import core_source
 from agentrl.errors import PluginError
 from agentrl.loops import run_in_thread
-from agentrl.plugins.versions import CORE, OLDEST_PYTHON, core_version
+from agentrl.plugins.entries import CORE, OLDEST_PYTHON, core_version
 from agentrl.rollout.subproc.contract import AgentProcess
 from agentrl.worker.protocol import PROTOCOL
 

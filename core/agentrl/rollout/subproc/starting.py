@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError
 from agentrl.gateway.standing import StandingEndpoint
-from agentrl.plugins.versions import core_version
+from agentrl.plugins.entries import core_version
 from agentrl.rollout.subproc.contract import AgentFacts, AgentProcess, Limits
 from agentrl.rollout.subproc.diagnosis import diagnose, wrong_protocol
 from agentrl.rollout.subproc.fate import Sentence

@@ -7,8 +7,14 @@ from functools import lru_cache
 from typing import Any
 
 from agentrl.errors import ConfigError
-from agentrl.plugins.importing import attribute_of, import_file, import_module
-from agentrl.plugins.references import FileReference, ModuleReference, parse_reference
+from agentrl.plugins.references import (
+    FileReference,
+    ModuleReference,
+    attribute_of,
+    import_file,
+    import_module,
+    parse_reference,
+)
 
 __all__ = ["factory"]
 
