@@ -7,7 +7,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) +
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
-.PHONY: help setup train test lint acceptance pretrained servers benchmarks clean
+.PHONY: help setup train test lint docs dist acceptance pretrained servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
@@ -17,6 +17,8 @@ help:
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: 8 minutes, and 2 GB"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
+	@echo "make docs         build the documentation into site/; a broken link is an error"
+	@echo "make dist         build the wheel and the source archive of core and of every plugin into dist/"
 	@echo "make clean        remove what the other commands made"
 
 setup: .venv/.installed
@@ -57,5 +59,11 @@ servers: setup
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: setup
+	$(BIN)/python scripts/build_distributions.py dist
+
 clean:
-	rm -rf .venv .tox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
