@@ -114,7 +114,7 @@ def test_a_part_whose_package_is_not_installed_says_which_extra_brings_it(
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    for name in ("agentrl.rewards.reasoning", "agentrl.inference.engine.backend", "agentrl.inference.device"):
+    for name in ("agentrl.rewards.reasoning", "agentrl.inference.engine.backend"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(PluginError, match=f"{module} is not installed: it comes with agentrl-core") as caught:
         Plugins().build(kind, PartModel.model_validate(part))

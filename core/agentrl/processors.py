@@ -1,17 +1,28 @@
-"""How much of the machine's processors is ours."""
+"""The processors that this process may use: CPUs, the CPU threads of torch operations, and the device of a model."""
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["usable_processors"]
+from agentrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["find_device", "limit_threads", "usable_processors"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_DEVICE_FIX = "use auto, cpu, cuda or cuda:N"
 
 
 def usable_processors(cgroup: Path = _CGROUP) -> int:
-    """How many processors this process may keep busy; a container's share counts."""
+    """Returns how many CPUs this process may keep busy: at least 1, at most what affinity and a container allow.
+
+    ``cgroup`` is the folder whose ``cpu.max`` holds the container's quota; a missing file means no quota.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     processors = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
     quota, _, period = _read(cgroup / "cpu.max").partition(" ")
@@ -25,3 +36,42 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def limit_threads(count: int) -> None:
+    """Let torch operations of the calling thread use ``count`` CPU threads; other threads keep their number.
+
+    ``torch.set_num_threads`` changes two numbers: the caller's own and the one that new threads start with. A helper
+    thread that ends at once restores the second.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+    restore.start()
+    restore.join()
+
+
+def find_device(name: str, key: str) -> torch.device:
+    """Returns the torch device that ``name`` means: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``auto`` is CUDA where torch finds a CUDA device, and the CPU elsewhere. ``key`` is the config key that holds the
+    name, for the message. Raises ``ConfigError`` for an unknown name, a kind of device that is not supported, or a
+    CUDA device that this machine does not have.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}={name!r} is no device", fix=_DEVICE_FIX) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{key}={name!r} is not supported: a model runs on CPU and CUDA", fix=_DEVICE_FIX)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"torch sees {count} CUDA devices" if count else "torch finds no CUDA device"
+        raise ConfigError(f"{key}={name!r}, but {found}", fix=_DEVICE_FIX)
+    return device

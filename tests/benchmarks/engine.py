@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Qw
 
 from agentrl.inference.contract import BackendContext, GenerationRequest, Sampling
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.intraop import threads_for
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.engine.loading import threads_for
+from agentrl.inference.model_folder import no_progress_bars
 
 SLOTS = 64
 PROMPT = 24

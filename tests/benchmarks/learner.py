@@ -36,7 +36,7 @@ from tests.benchmarks.taken import Taken
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from agentrl.config.models import TrainingSection
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.attention import NAME
 from agentrl.learner.learner import Learner
 from agentrl.rollout.contract import Group

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Capabilities, Chunk
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.decoder import Decoder
-from agentrl.inference.engine.lean import LeanNetwork
+from agentrl.inference.engine.model import Decoder, FusedNetwork
 
 EXACT = 1e-5
 
@@ -156,10 +155,10 @@ def test_a_quicker_forward_that_is_not_exact_gives_way_to_the_models_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models.gemma3().eval()
-    monkeypatch.setattr(LeanNetwork, "suits", lambda model: True)
-    monkeypatch.setattr(LeanNetwork, "__init__", lambda self, model: None)
-    monkeypatch.setattr(LeanNetwork, "_trunk", lambda self, batch: torch.zeros(batch.ids_BQ.numel(), 1))
-    monkeypatch.setattr(LeanNetwork, "logits", lambda self, batch: torch.zeros(len(batch.ids_BQ), models.VOCABULARY))
+    monkeypatch.setattr(FusedNetwork, "suits", lambda model: True)
+    monkeypatch.setattr(FusedNetwork, "__init__", lambda self, model: None)
+    monkeypatch.setattr(FusedNetwork, "_trunk", lambda self, batch: torch.zeros(batch.ids_BQ.numel(), 1))
+    monkeypatch.setattr(FusedNetwork, "logits", lambda self, batch: torch.zeros(len(batch.ids_BQ), models.VOCABULARY))
 
     async def use(backend: TorchBackend) -> Chunk:
         return await complete(backend, [1, 2, 3], max_tokens=5)

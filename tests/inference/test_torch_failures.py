@@ -14,9 +14,9 @@ from tests.inference.serving import complete, held, off_by, served, serving, set
 from agentrl.errors import BackendError
 from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, Sampling
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.decoder import Decoder
+from agentrl.inference.engine.cache import KVBlock
 from agentrl.inference.engine.engine import Engine
-from agentrl.inference.engine.kv import KVBlock
+from agentrl.inference.engine.model import Decoder
 
 LONG = {"max_tokens": 200}
 

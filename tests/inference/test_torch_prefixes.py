@@ -15,8 +15,7 @@ from tests.inference.serving import complete, held, off_by, plain_greedy, served
 
 from agentrl.inference.contract import Chunk
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.kv import Segment
-from agentrl.inference.engine.prefixes import Ids, PrefixCache
+from agentrl.inference.engine.cache import Ids, PrefixCache, Segment
 
 PROMPT = list(range(40, 70))
 

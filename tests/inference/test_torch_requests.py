@@ -12,7 +12,7 @@ from tests.inference.serving import chunks, complete, served, serving
 from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.stops import StopStrings
+from agentrl.inference.engine.sampler import StopStrings
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.inference.serving import chunks, complete, plain_greedy, plain_logpro
 
 from agentrl.inference.contract import Chunk
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.sampler import Rules, sample, uniforms
+from agentrl.inference.engine.sampler import SamplingRules, sample, uniforms
 
 PROMPT = [5, 6, 7]
 
@@ -137,10 +137,10 @@ def test_streamed_chunks_join_to_the_completion_read_whole(folder: Path) -> None
         assert sum((getattr(part, name) for part in parts), ()) == getattr(whole, name)
 
 
-def _rules(rows: int, **given: float) -> Rules:
+def _rules(rows: int, **given: float) -> SamplingRules:
     values = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "uniform": 0.5} | given
     columns = {name: np.full(rows, value, np.int64 if name == "top_k" else float) for name, value in values.items()}
-    return Rules.of(**columns, top_logprobs=0, device=torch.device("cpu"))
+    return SamplingRules.of(**columns, top_logprobs=0, device=torch.device("cpu"))
 
 
 @given(

@@ -13,7 +13,7 @@ import torch
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest, Sampling, Weights
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.prefixes import PrefixCache
+from agentrl.inference.engine.cache import PrefixCache
 from agentrl.testing.backends.bench import joined
 
 

@@ -149,11 +149,11 @@ class Ignoring(TorchBackend):
 
 
 FAULTS = {
-    "impossible log-probabilities": (Cheerful, 1, "a token came with the logprob 5, which is none"),
+    "impossible log-probabilities": (Cheerful, 1, "a token came with the logprob 5, which no probability has"),
     "too few log-probabilities": (Forgetful, 1, r"a completion of \d+ ids came with 1 logprobs"),
     "a negative id": (Negative, 1, "a completion holds id -1, and the vocabulary has"),
     "an id beyond the vocabulary": (Boundless, 1, r"a completion holds id 60000, and the vocabulary has \d+"),
-    "older weights": (Ignoring, 2, "under version 0 of the weights, which are of 1"),
+    "older weights": (Ignoring, 2, "under version 0 of the weights, and not under 1"),
 }
 
 

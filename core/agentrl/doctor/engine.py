@@ -10,7 +10,7 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, note, ok, problem, warning
 from agentrl.doctor.sampling import Sample, draw
 from agentrl.errors import BackendError
-from agentrl.inference.arrival import fault
+from agentrl.inference.contract import completion_fault
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
 from agentrl.training.serving import serve, within
@@ -62,7 +62,11 @@ async def probe(case: Case, what: str) -> AsyncIterator[Finding]:
         samples = await draw(case.serving.backend, prompt)
     seconds = time.monotonic() - began
     version, vocabulary = case.learner.version, case.learner.model.config.get_text_config().vocab_size
-    faults = [wrong for each in samples if (wrong := fault(each, vocabulary=vocabulary, versions=(version, version)))]
+    faults = [
+        wrong
+        for each in samples
+        if (wrong := completion_fault(each, vocabulary=vocabulary, versions=(version, version)))
+    ]
     if faults:
         yield problem(faults[0], fix=_CONTRACT, like=BackendError, blocks=True, faulty=len(faults), of=len(samples))
         return

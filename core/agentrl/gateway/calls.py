@@ -19,8 +19,7 @@ from agentrl.gateway.record import Plan, Record
 from agentrl.gateway.request import Completion, ModelRequest
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.gateway.session import Session
-from agentrl.inference.arrival import fault
-from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling
+from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.tokens.contract import Sampled
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import Message, thinking_of
@@ -169,7 +168,7 @@ class Caller:
     async def _generate(self, request: GenerationRequest, versions: tuple[int, int] | None) -> Chunk:
         """The whole completion as one chunk, of tokens that could be what the backend says of them."""
         whole = await generate(self.backend, request)
-        if wrong := fault(whole, vocabulary=self._vocabulary, versions=versions):
+        if wrong := completion_fault(whole, vocabulary=self._vocabulary, versions=versions):
             raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
         return whole
 

@@ -1,17 +1,19 @@
-"""What an inference backend is: token ids in; token ids, logprobs and policy versions out.
+"""The contracts of inference backends: token ids in; token ids, logprobs and policy versions out.
 
-A backend never sees a message, a tool or a template. A *chat backend* is the other kind, for models that are
-evaluated and never trained: messages in, a message out. Either may be called from any thread and any event
-loop at once: the gateway serves agents in the rollout process and over HTTP alike.
+A ``Backend`` never sees a message, a tool or a template. A ``ChatBackend`` is the other kind, for models that are
+evaluated and never trained: messages in, a message out. Either may be called from any thread and any event loop at
+once, because the gateway serves agents in the rollout process and over HTTP alike.
 """
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -21,16 +23,16 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one completion is sampled."""
+    """How the tokens of one completion are sampled."""
 
     temperature: float = 1.0
-    """0 is greedy. Logprobs are of the distribution after this temperature (of 1 when greedy)."""
+    """0 is greedy. Logprobs are those of the distribution after this temperature (after 1 when greedy)."""
     top_p: float = 1.0
     """Nucleus mass; 1 keeps everything."""
     top_k: int = 0
-    """How many of the likeliest tokens may be drawn; 0 is all."""
+    """How many of the likeliest tokens may be drawn; 0 means all."""
     max_tokens: int | None = None
-    """Most tokens to sample; ``None`` is what the context leaves."""
+    """The most tokens to sample; ``None`` means as many as the context leaves room for."""
     seed: int = 0
     """Equal prompts, weights and seeds give equal tokens, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
@@ -38,57 +40,129 @@ class Sampling:
     stop_ids: frozenset[int] = frozenset()
     """Token ids that end the completion; the id itself is the last sampled token."""
     top_logprobs: int = 0
-    """How many alternatives to report at each position."""
+    """How many of the likeliest tokens to report at each position."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One completion to sample."""
+    """A request for one completion."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     stream: bool = False
-    """Whether the caller reads tokens as they come; otherwise they may arrive in one chunk."""
+    """Whether the caller reads tokens as they are sampled; otherwise they may arrive in one chunk."""
     session: str | None = None
-    """Requests of one session share prefixes: a backend with replicas keeps them together."""
+    """The session's id. Requests of one session share prefixes: a backend with replicas sends them to one of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens sampled since the last chunk; the four sequences have one entry a token."""
+    """The tokens sampled since the last chunk of a completion. The four sequences have one entry per token."""
 
     ids: tuple[int, ...]
-    """From 0 to below the vocabulary's size."""
+    """Token ids, from 0 to below the vocabulary's size."""
     logprobs: tuple[float, ...]
-    """Natural log-probability of each id under the distribution that it was drawn from, before
-    ``top_p`` and ``top_k`` cut it: finite, and at most 0."""
+    """The natural log-probability of each id after temperature, before ``top_p`` and ``top_k`` cut the distribution:
+    finite, and at most 0."""
     versions: tuple[int, ...]
-    """Policy version that each id was sampled under. One that ``rollout.max_staleness`` does not allow is refused."""
+    """The policy version that each id was sampled under. A version beyond ``rollout.max_staleness`` is refused."""
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """For each id the likeliest (id, logprob) pairs; empty when none were asked for."""
+    """For each id the likeliest (id, logprob) pairs, likeliest first; empty when none were asked for."""
     finish: FinishReason | None = None
-    """Set on the last chunk of a completion only."""
+    """Why the completion ended; set on its last chunk only."""
     stop_string: str | None = None
-    """The stop string that ended the completion, if one did. The ids hold it; text is cut before it."""
+    """The stop string that ended the completion, if one did. The ids include it; the text is cut before it."""
+
+
+_ROUNDING: Final = 1e-3
+"""How far rounding to few bits may lift a logprob above 0."""
+_LARGEST: Final = 2**31
+"""Ids and versions are stored in 32 bits."""
+_FEW: Final = 256
+"""Fewer numbers than this take Python less time than numpy."""
+
+
+class FinishedTokens(Protocol):
+    """The tokens of a whole completion, with the fields of ``Chunk``."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def logprobs(self) -> Sequence[float]: ...
+
+    @property
+    def versions(self) -> Sequence[int]: ...
+
+    @property
+    def finish(self) -> str | None: ...
+
+
+def completion_fault(
+    tokens: FinishedTokens, *, vocabulary: int | None = None, versions: tuple[int, int] | None = None
+) -> str | None:
+    """Returns what is impossible about a whole completion, as a sentence; ``None`` where nothing is.
+
+    Checked are the reason for its end, the lengths and types of its columns, ids against ``vocabulary`` (how many ids
+    the model knows), logprobs, and versions against ``versions`` (the oldest and the newest that are allowed).
+    Thousands of tokens take a fraction of a millisecond.
+    """
+    count = len(tokens.ids)
+    if tokens.finish not in ("stop", "length"):
+        how = f"with finish={tokens.finish!r}, which is neither 'stop' nor 'length'"
+        return f"a completion ended after {count} tokens {how}"
+    if not count:
+        return "a completion came without a token id"
+    if len(tokens.logprobs) != count:
+        return f"a completion of {count} ids came with {len(tokens.logprobs)} logprobs"
+    if len(tokens.versions) != count:
+        return f"a completion of {count} ids came with {len(tokens.versions)} policy versions"
+    try:  # An array of the standard library takes no number of another kind in silence.
+        ids, logprobs, dates = array("q", tokens.ids), array("d", tokens.logprobs), array("q", tokens.versions)
+    except (TypeError, OverflowError) as error:
+        return f"ids and versions of a completion must be whole numbers, and logprobs numbers: {error}"
+    least, most = _range(ids)
+    if least < 0 or most >= (vocabulary or _LARGEST):
+        return f"a completion holds id {least if least < 0 else most}, and the vocabulary has {vocabulary or _LARGEST}"
+    least, most = _range(logprobs)
+    if not (math.isfinite(least) and most <= _ROUNDING):
+        return f"a token came with the logprob {least if most <= _ROUNDING else most:g}, which no probability has"
+    oldest, newest = versions or (0, _LARGEST - 1)
+    least, most = _range(dates)
+    if least < oldest or most > newest:
+        given, wanted = least if least < oldest else most, f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
+        return f"tokens came as sampled under version {given} of the weights, and not under {wanted}"
+    return None
+
+
+def _range(values: array[int] | array[float]) -> tuple[float, float]:
+    """The least and the greatest of ``values``, both NaN where one of them is."""
+    if len(values) < _FEW and not math.isnan(sum(values)):
+        return min(values), max(values)
+    import numpy as np  # Here, because a base install has none.
+
+    column = np.frombuffer(values, dtype=np.float64 if values.typecode == "d" else np.int64)
+    return column.min().item(), column.max().item()
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do, known once it has started."""
+    """What a backend can do; ``Backend.start`` returns it."""
 
     context_length: int
-    """Prompt and completion together, in tokens."""
+    """The most tokens of prompt and completion together."""
     max_concurrency: int
-    """How many completions run at once; more wait their turn."""
+    """How many completions run at once; further requests wait."""
     trains: bool = True
     """Whether weights can be updated and ids and logprobs are exact."""
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "top_logprobs"})
-    """Fields of ``Sampling`` that are honoured beyond ``max_tokens`` and ``stop_ids``."""
+    """The fields of ``Sampling`` that are honoured; every backend honours ``max_tokens`` and ``stop_ids`` as well."""
     temperatures: tuple[float, float] = (0.0, inf)
-    """The least temperature above 0 that is honoured, and the most, where ``sampling`` names it; greedy always is."""
+    """The lowest temperature above 0 and the highest that are honoured, where ``sampling`` names the field. Greedy
+    sampling is always honoured."""
 
     def honours_temperature(self, temperature: float) -> bool:
-        """Whether completions may be sampled at ``temperature``."""
+        """Returns whether completions may be sampled at ``temperature``."""
         if temperature == 0:
             return True
         least, most = self.temperatures if "temperature" in self.sampling else (1.0, 1.0)
@@ -96,83 +170,84 @@ class Capabilities:
 
 
 class Weights(Protocol):
-    """The learner's weights of one policy version, as Hugging Face names them."""
+    """The learner's weights of one policy version, under the names of the Hugging Face model."""
 
     @property
     def version(self) -> int: ...
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor of every parameter; valid until the learner steps again."""
+        """Yields the name and tensor of every parameter; valid until the learner's next step."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write them as a Hugging Face model folder."""
+        """Write the weights, config and tokenizer to ``folder`` as a Hugging Face model."""
         ...
 
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
-        """The learner's natural log-probabilities of ``ids[1:]`` at temperature 1, each given all before it.
+        """Returns the learner's natural log-probabilities of ``ids[1:]`` at temperature 1, each given all before it.
 
-        What an engine that took the weights is held against; valid until the learner steps again.
+        An engine that has taken the weights is compared with these. Valid until the learner's next step.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """What a backend is built from."""
+    """The arguments that a backend is built from."""
 
     model_folder: Path
-    """A Hugging Face folder: config, tokenizer and the weights of version ``version``."""
+    """A Hugging Face folder: config, tokenizer and the weights of policy version ``version``."""
     version: int = 0
     seed: int = 0
     max_concurrency: int = 64
-    """Completions the run wants at once."""
+    """How many completions the run wants to sample at once."""
     options: dict[str, object] = field(default_factory=dict)
-    """Keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
+    """The keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
     logs: Path | None = None
-    """The folder for what its processes print, if it has any; ``None`` where nobody keeps it."""
+    """The folder for the output of the backend's processes; ``None`` where it is not kept."""
     say: Callable[[str], None] = lambda text: None
-    """Told, from any thread, what a long start waits for and which faults the backend deals with by itself."""
+    """Call it, from any thread, to say what a long start waits for, or which fault the backend handles by itself."""
     timeout: float | None = None
-    """Seconds after which a start that has not ended, or an update of weights, is cancelled; ``None`` for never."""
+    """Seconds after which a start or an update of weights that has not ended is cancelled; ``None`` for never."""
 
 
 class Backend(Protocol):
     """An inference engine. A plugin registers a callable ``(BackendContext) -> Backend``."""
 
     async def start(self) -> Capabilities:
-        """Load and get ready. Raises ``BackendError``, or ``PluginError`` for a broken environment."""
+        """Load the model and get ready. Raises ``BackendError``, or ``PluginError`` for a broken environment."""
         ...
 
     async def stop(self) -> None:
-        """Cancel what is in flight and free everything. Safe to call twice."""
+        """End all requests in flight and free everything. Safe to call twice."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Sample one completion.
 
-        Closing the generator, or cancelling the task that reads it, cancels the request and frees
-        its slot. Raises ``PromptTooLong`` or ``UnsupportedSampling`` before the first token and
-        ``BackendError`` when the engine fails; one request's error never harms another.
+        Yields its tokens in chunks, the last with ``finish``. Closing the generator, or cancelling the task that
+        reads it, cancels the request and frees its slot. Raises ``PromptTooLong`` or ``UnsupportedSampling`` before
+        the first token, and ``BackendError`` where the engine fails. One request's error never harms another.
         """
         ...
 
     async def update_weights(self, weights: Weights) -> None:
         """Put new weights in place.
 
-        Tokens sampled after it returns carry ``weights.version``; requests in flight keep their
-        tokens and go on under the new weights; no prefix computed under old ones is used again.
+        Tokens sampled after it returns carry ``weights.version``. Requests in flight keep their tokens and go on
+        under the new weights. No prefix that was computed under old weights is used again. The weights are borrowed:
+        they may be read until this method returns, and not later. Raises ``BackendError`` where they cannot be taken.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One call of an agent, for a model behind a chat completions API."""
+    """One call of an agent to a model behind a chat completions API."""
 
     body: Mapping[str, Any]
-    """The request as the agent wrote it, under ``rollout.override``: messages, tools, any other field; plain JSON.
-    Its ``model`` is whatever the agent calls the policy."""
+    """The agent's request with ``rollout.override`` applied: messages, tools and any other field, as plain JSON. Its
+    ``model`` is the agent's own name for the policy."""
     temperature: float = 1.0
     """Used where the body sets none."""
     max_tokens: int | None = None
@@ -181,7 +256,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatCompletion:
-    """What the endpoint answered."""
+    """The answer of a chat completions API."""
 
     answer: Mapping[str, Any]
     """The whole body, plain JSON, in the shape of the chat completions API, with one choice."""
@@ -189,55 +264,59 @@ class ChatCompletion:
     """The choice's message."""
     finish_reason: str
     prompt_tokens: int = 0
-    """As the endpoint counts them; 0 where it does not say."""
+    """As the endpoint counts them; 0 where it does not report them."""
     completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCapabilities:
-    """What a chat backend's model can do, known once it has started."""
+    """What a chat backend's model can do; ``ChatBackend.start`` returns it."""
 
     greedy: bool = True
-    """Whether it takes temperature 0."""
+    """Whether the model takes temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatContext:
-    """What a chat backend is built from."""
+    """The arguments that a chat backend is built from."""
 
     model: str
     """The model's name at the endpoint."""
     timeout: float = 600.0
-    """Seconds that the endpoint may take to answer a call, retries included."""
+    """Seconds within which a call must be answered, retries included."""
     max_concurrency: int = 64
-    """Episodes that run at once."""
+    """How many episodes run at once."""
     warn: Callable[[str], None] = lambda text: None
-    """Told, from any thread, of what the endpoint minds and the evaluation goes on without."""
+    """Call it, from any thread, to report a refusal in spite of which the evaluation goes on."""
     options: dict[str, object] = field(default_factory=dict)
-    """Keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
+    """The keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
 
 
 @runtime_checkable
 class ChatBackend(Protocol):
     """A model that is reached by messages only: it can be evaluated, and never trained.
 
-    A plugin registers the class, whose constructor takes a ``ChatContext``: a run asks the class, before anything is
-    built, which of the two contracts it keeps. The key ``model`` beside its name, where it takes one, is the context's
-    ``model`` by the time that it is built.
+    A plugin registers the class, whose constructor takes a ``ChatContext``. Before anything is built, a run looks at
+    the class for the contract that it keeps. If its settings have a key ``model``, the value becomes the context's
+    ``model``.
     """
 
     async def start(self) -> ChatCapabilities:
-        """Get ready. Raises ``ConfigError`` where the endpoint refuses the key or the model, else ``BackendError``."""
+        """Get ready.
+
+        Raises ``ConfigError`` where the endpoint refuses the key or the model, and ``BackendError`` where it does not
+        answer.
+        """
         ...
 
     async def stop(self) -> None:
-        """Cancel what is in flight and free everything. Safe to call twice."""
+        """End all requests in flight and free everything. Safe to call twice."""
         ...
 
     async def complete(self, request: ChatRequest) -> ChatCompletion:
-        """Have one completion made. Cancelling the task that awaits it gives the call up.
+        """Returns the endpoint's answer to one call. Cancelling the task that awaits it gives the call up.
 
-        Raises ``GatewayError``, with the endpoint's own status, code and message, for what it refuses, and
-        ``BackendError`` for what may go better another time, retries and the deadline being spent.
+        Raises ``GatewayError``, with the endpoint's own status, code and message, for a call that it refuses, and
+        ``BackendError`` for one that may succeed later, after all retries and the deadline.
         """
         ...

@@ -1,18 +1,19 @@
-"""From a model's name to a folder of its weights: a bundled name, a local folder or a Hugging Face id."""
+"""Model folders: from a model's name (bundled, a local folder or a Hugging Face id) to the folder of its weights."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError, PluginError, near_files, near_matches, one_line, shortened
 from agentrl.plugins import Plugins
 
-__all__ = ["find_model", "newest_checkpoint", "vocabulary_of"]
+__all__ = ["find_model", "newest_checkpoint", "no_progress_bars", "vocabulary_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -20,11 +21,11 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def find_model(plugins: Plugins, model: ModelSection) -> Path:
-    """The Hugging Face folder of ``model``, downloaded where it is a hub id that is not in the cache.
+    """Returns the Hugging Face folder of ``model``, downloaded where it is a hub id that is not in the cache.
 
-    A bundled model may be made, or fetched, at its first use; a run's folder means its newest checkpoint. Raises
-    ``ConfigError`` for a name that is none of the three, or a folder that holds no model, and ``PluginError`` where a
-    plugin cannot provide its model.
+    A plugin may make or fetch its bundled model at the first use; a run's folder stands for its newest checkpoint.
+    Raises ``ConfigError`` for a name that is none of the three, or a folder that holds no model, and ``PluginError``
+    where a plugin cannot provide its model.
     """
     bundled = {entry.name for entry in plugins.entries("models")}
     if model.name in bundled or _is_distribution_name(model.name, bundled):
@@ -41,7 +42,7 @@ def find_model(plugins: Plugins, model: ModelSection) -> Path:
 
 
 def _near(folder: Path, bundled: Iterable[str]) -> str:
-    """What may be meant by a name that is neither a model nor a folder: a run of that name, or what is beside it."""
+    """A hint for a name that is neither a model nor a folder: a run of that name, or similar names beside it."""
     found = sorted(Path().glob(f"*/{glob.escape(folder.name)}/config.yaml")) if folder.name else []
     runs = [str(config.parent) for config in found]
     if runs:
@@ -54,7 +55,7 @@ def _beside(folder: Path) -> str:
 
 
 def _brought(name: str) -> str | None:
-    """How the plugin is installed that brings a model of this name, if one is known."""
+    """How to install the plugin that brings a model of this name, if one is known."""
     from agentrl.plugins.entries import install_command, provider
 
     project = provider("models", name)
@@ -62,7 +63,7 @@ def _brought(name: str) -> str | None:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of a run after the most steps; half-written ones do not count."""
+    """Returns the run's checkpoint folder after the most steps, or ``None``; half-written ones are ignored."""
     saved = run / "checkpoints"
     names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
     steps = {int(match[1]): name for name in names if (match := _CHECKPOINT.fullmatch(name))}
@@ -81,7 +82,7 @@ def _saved(run: Path) -> Path:
 
 
 def _provided(model: object, name: str) -> Path:
-    """The folder that a plugin names, or that a function of its makes when the model is first used."""
+    """The folder that a plugin registered, or that its registered function returns."""
     folder = model() if callable(model) else model
     if not isinstance(folder, str | os.PathLike):
         raise PluginError(
@@ -105,7 +106,7 @@ def _downloaded(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         near = f"{_beside(Path(name))}; or " if Path(name).parent.is_dir() else ""
         raise ConfigError(
-            f"model {name!r} is no folder, nor to be had from the Hugging Face hub: {shortened(one_line(error))}",
+            f"model {name!r} is no folder, and the Hugging Face hub does not provide it: {shortened(one_line(error))}",
             fix=f"{near}check the path or the id, or log in with `hf auth login` for a gated model",
         ) from error
 
@@ -120,8 +121,22 @@ def _checked(folder: Path) -> Path:
 
 
 def vocabulary_of(folder: Path) -> int:
-    """How many ids the model in ``folder`` knows; a tokenizer may know fewer."""
+    """Returns how many token ids the model in ``folder`` knows; its tokenizer may know fewer."""
     from transformers import AutoConfig
 
     size: int = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
     return size
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within it transformers draws no progress bars, which would scroll through the run's own display."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 from agentrl.runs.filesystem import cannot_write, sync_tree
 
 __all__ = ["save_model", "write_aside", "write_state"]

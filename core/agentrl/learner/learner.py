@@ -25,8 +25,7 @@ from agentrl.algorithms.algorithm import Algorithm
 from agentrl.algorithms.batch import Batch, collect
 from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError, one_line
-from agentrl.inference.device import find_device
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner import forest, rows
 from agentrl.learner.dtype import stored_dtype
 from agentrl.learner.folder import save_model, write_state
@@ -37,6 +36,7 @@ from agentrl.learner.passes import Pass, check_lengths
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
 from agentrl.learner.weights import LearnerWeights
+from agentrl.processors import find_device
 from agentrl.rollout.contract import Group
 
 if TYPE_CHECKING:

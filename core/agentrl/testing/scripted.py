@@ -13,7 +13,7 @@ from typing import NoReturn, cast
 
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Capabilities, Chunk, FinishReason, GenerationRequest, Sampling, Weights
-from agentrl.inference.engine.stops import Decodes, StopStrings
+from agentrl.inference.engine.sampler import StopStrings, TextDecoder
 from agentrl.testing.models import tiny_renderer
 from agentrl.tokens.renderer import Renderer
 
@@ -154,7 +154,7 @@ class ScriptedBackend:
 
     def _chunk(self, ids: list[int], finish: FinishReason, sampling: Sampling, room: int) -> Chunk:
         """The whole completion, cut where the request would have ended it."""
-        strings = StopStrings(cast(Decodes, self.renderer.vocabulary), sampling.stop) if sampling.stop else None
+        strings = StopStrings(cast(TextDecoder, self.renderer.vocabulary), sampling.stop) if sampling.stop else None
         limit = min(len(ids), sampling.max_tokens or room, room)
         stop = None
         for count in range(1, limit + 1):

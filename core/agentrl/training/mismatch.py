@@ -15,8 +15,7 @@ import numpy as np
 
 from agentrl.errors import BackendError
 from agentrl.gateway.completing import generate
-from agentrl.inference.arrival import fault
-from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling
+from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.training.interrupt import finish_in_thread
 
 if TYPE_CHECKING:
@@ -121,4 +120,4 @@ async def _sampled(backend: Backend, prompt_ids: Sequence[int], tokens: int) -> 
         done = await generate(backend, GenerationRequest(prompt_ids, Sampling(max_tokens=tokens)))
     except BackendError:
         return None
-    return done if fault(done) is None else None
+    return done if completion_fault(done) is None else None

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from agentrl.algorithms.algorithm import Algorithm, build_algorithm
 from agentrl.errors import AgentRLError
-from agentrl.inference.device import find_device
 from agentrl.learner.learner import Learner
+from agentrl.processors import find_device
 from agentrl.reporting.log import RunLog
 from agentrl.reporting.reporter import Reporter
 from agentrl.reporting.reporters import Reporters

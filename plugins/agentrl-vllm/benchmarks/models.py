@@ -9,7 +9,7 @@ import torch
 from tests.training_runs import untrained_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 from agentrl.testing.models import model_folder
 
 __all__ = ["endless_model"]

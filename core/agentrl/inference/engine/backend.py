@@ -1,38 +1,39 @@
 """The backend ``torch``: a slot-based continuous-batching decoder of our own, one for CPU and CUDA.
 
-Transformers has continuous batching too, and it cannot do what the contract asks: it has no seed and no
-stop strings a request, fails all requests with one prompt that does not fit or with temperature 0, serves
-KV of old weights to a prompt that equals one in flight, and its step costs several times a small model's
-forward. So requests are decoded here, in rows of a dense KV block, through the model's own forward.
+Transformers has continuous batching too, but not what the contract asks: it has no seed and no stop strings per
+request, fails all requests with one prompt that does not fit or with temperature 0, serves KV of old weights to a
+prompt that equals one in flight, and its step costs several times a small model's forward. So requests are decoded
+here, in rows of a dense KV block, through the model's own forward.
+
+Callers on any event loop check their request, send it to the engine's thread and read its chunks from a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+import threading
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 
+import numpy as np
+import torch
 from pydantic import ValidationError
 
-from agentrl.errors import BackendError, ConfigError, near_matches
-from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
-from agentrl.inference.device import find_device
-from agentrl.inference.engine.counters import Counters
-from agentrl.inference.engine.delivery import Ticket
-from agentrl.inference.engine.engine import Engine
-from agentrl.inference.engine.intraop import limit_threads, threads_for
-from agentrl.inference.engine.loading import context_length, kv_tokens_in_memory, load_decoder, load_tokenizer
-from agentrl.inference.engine.prefixes import PrefixCache
-from agentrl.inference.engine.request import Completion, Limits
-from agentrl.inference.engine.rows import Rows
-from agentrl.inference.engine.settings import TorchSettings
-from agentrl.inference.engine.thread import EngineThread
+from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling, near_matches
+from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Sampling, Weights
+from agentrl.inference.engine.cache import Ids
+from agentrl.inference.engine.engine import ChunkQueue, Counters, Engine, EngineLimits, Generation, model_failed
+from agentrl.inference.engine.loading import TorchSettings, load_engine
+from agentrl.inference.engine.sampler import StopStrings
 from agentrl.loops import run_in_thread
+from agentrl.processors import find_device
 
 __all__ = ["TorchBackend"]
 
-_PREFIX_TOKENS = 65536
+Message = Callable[[Engine], None]
 
 
 class TorchBackend:
@@ -41,15 +42,19 @@ class TorchBackend:
     Settings = TorchSettings
 
     def __init__(self, context: BackendContext, settings: TorchSettings | None = None) -> None:
+        """``settings`` are by default the context's options, validated.
+
+        Raises ``ConfigError`` for options that are not valid, or a device that this machine does not have.
+        """
         self._context = context
         self._settings = settings or _settings(context.options)
         find_device(self._settings.device, "inference.backend.device")
         self._thread: EngineThread | None = None
 
     async def start(self) -> Capabilities:
-        """Load the model; raises ``BackendError`` for one that cannot be loaded or run exactly."""
+        """Load the model. Raises ``BackendError`` for one that cannot be loaded or run exactly."""
         if self._thread is None or self._thread.ended is not None:
-            self._thread = EngineThread(self._build)
+            self._thread = EngineThread(lambda: load_engine(self._context, self._settings))
         engine = await asyncio.shield(asyncio.wrap_future(self._thread.ready))
         capabilities = Capabilities(engine.limits.context_length, self._context.max_concurrency)
         if engine.limits.tokenizer is None:
@@ -57,30 +62,33 @@ class TorchBackend:
         return capabilities
 
     async def stop(self) -> None:
-        """Cancel what is in flight with ``BackendError`` and free the model. Safe to call twice."""
+        """End what is in flight with ``BackendError`` and free the model. Safe to call twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
             await run_in_thread(thread.stop)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        """Sample one completion; see the contract of ``Backend``."""
+        """Sample one completion; see ``Backend``."""
         thread, engine = self._running()
-        ticket = Ticket()
-        completion = Completion.of(request, engine.limits, ticket)
-        if not thread.send(lambda engine: engine.submit(completion)):
+        generation = _generation(request, engine.limits)
+        queue = generation.queue
+        if not thread.send(lambda engine: engine.submit(generation)):
             raise thread.failure()
         finished = False
         try:
             while not finished:
-                chunk = await ticket.next()
+                chunk = await queue.next()
                 finished = chunk.finish is not None
                 yield chunk
         finally:
             if not finished:
-                thread.send(lambda engine: engine.cancel(ticket))
+                thread.send(lambda engine: engine.cancel(queue))
 
     async def update_weights(self, weights: Weights) -> None:
-        """Put new weights in place between two steps; raises ``BackendError``, the old ones intact, on a misfit."""
+        """Put new weights in place between two steps.
+
+        Raises ``BackendError``, with the old weights intact, where the new ones do not fit the model.
+        """
         thread, _ = self._running()
         done: Future[None] = Future()
 
@@ -97,7 +105,7 @@ class TorchBackend:
         await asyncio.shield(asyncio.wrap_future(done))
 
     def counters(self) -> Counters:
-        """What the engine has done since it started."""
+        """Returns what the engine has done since it started. Raises ``BackendError`` where it is not running."""
         return self._running()[1].snapshot()
 
     def _running(self) -> tuple[EngineThread, Engine]:
@@ -105,18 +113,6 @@ class TorchBackend:
         if thread is None or not thread.ready.done():
             raise BackendError("the torch engine is not running", fix="await start() first")
         return thread, thread.ready.result()
-
-    def _build(self) -> Engine:
-        settings, context = self._settings, self._context
-        decoder = load_decoder(context.model_folder, settings)
-        limit_threads(settings.threads or threads_for(decoder.model))
-        limits = Limits(decoder.vocabulary, context_length(decoder, settings), load_tokenizer(context.model_folder))
-        affordable = kv_tokens_in_memory(decoder.layout)
-        kv_tokens = settings.kv_cache_tokens or affordable
-        rows = Rows(decoder.layout, context.max_concurrency, limits.context_length, kv_tokens)
-        kept = settings.prefix_cache_tokens
-        prefixes = PrefixCache(min(affordable // 4, _PREFIX_TOKENS) if kept is None else kept)
-        return Engine(decoder, limits, rows, prefixes, settings.max_batch_tokens, context.version)
 
 
 def _settings(options: dict[str, object]) -> TorchSettings:
@@ -132,3 +128,156 @@ def _settings(options: dict[str, object]) -> TorchSettings:
             if unknown
             else TorchSettings.model_fields[name].description,
         ) from error
+
+
+# Requests
+
+
+def _generation(request: GenerationRequest, limits: EngineLimits) -> Generation:
+    """A checked request, ready for the engine, whose chunks come to the running event loop.
+
+    Raises ``PromptTooLong``, ``UnsupportedSampling`` or ``BackendError``.
+    """
+    sampling = request.sampling
+    _check_sampling(sampling, limits)
+    prompt = _checked_prompt(request, limits)
+    room = limits.context_length - len(prompt)
+    stops = StopStrings(limits.tokenizer, sampling.stop) if sampling.stop and limits.tokenizer else None
+    sampling = replace(sampling, stop_ids=frozenset(sampling.stop_ids))
+    return Generation(ChunkQueue(), sampling, prompt, request.stream, min(sampling.max_tokens or room, room), stops)
+
+
+def _checked_prompt(request: GenerationRequest, limits: EngineLimits) -> Ids:
+    """The prompt as an array. Raises ``BackendError``, and ``PromptTooLong`` where it leaves no room for a token."""
+    ids = np.asarray(request.prompt_ids)
+    if ids.ndim != 1 or not len(ids):
+        raise BackendError("the prompt has no token ids", fix="send at least one")
+    if ids.dtype.kind not in "iu":
+        raise BackendError(f"the prompt's token ids are {ids.dtype}, not integers", fix="send integers")
+    outside = ids[(ids < 0) | (ids >= limits.vocabulary)]
+    if len(outside):
+        raise BackendError(
+            f"prompt holds token id {outside[0]}, the model's vocabulary has {limits.vocabulary}",
+            fix="encode the prompt with the tokenizer in the model's folder",
+        )
+    if len(ids) + 1 > limits.context_length:
+        raise PromptTooLong(
+            f"the prompt's {len(ids)} tokens leave no room in a context of {limits.context_length}",
+            fix="shorten the prompt, or raise inference.backend.context_length where the model allows it",
+        )
+    return ids.astype(np.int64)
+
+
+_RANGES = {
+    "temperature": "use 0 for greedy, or a positive number",
+    "top_p": "use a number above 0 and at most 1",
+    "top_k": "use 0 for all, or a positive integer",
+    "max_tokens": "use at least 1",
+    "top_logprobs": "use 0 to the size of the vocabulary",
+    "stop": "leave empty strings out",
+}
+
+
+def _check_sampling(sampling: Sampling, limits: EngineLimits) -> None:
+    """Raises ``UnsupportedSampling`` for a value that has no meaning, or stop strings without a tokenizer."""
+    for name, valid in {
+        "temperature": math.isfinite(sampling.temperature) and sampling.temperature >= 0,
+        "top_p": 0 < sampling.top_p <= 1,
+        "top_k": sampling.top_k >= 0,
+        "max_tokens": sampling.max_tokens is None or sampling.max_tokens >= 1,
+        "top_logprobs": 0 <= sampling.top_logprobs <= limits.vocabulary,
+        "stop": all(sampling.stop),
+    }.items():
+        if not valid:
+            raise UnsupportedSampling(f"{name}={getattr(sampling, name)!r} is out of range", fix=_RANGES[name])
+    if sampling.stop and limits.tokenizer is None:
+        raise UnsupportedSampling(
+            "stop strings need the model's tokenizer, and its folder has none", fix="use stop_ids, or add it"
+        )
+
+
+class EngineThread:
+    """Builds an engine in a thread of its own and runs it there until it is stopped.
+
+    The thread takes messages between steps and sleeps while there is nothing to do.
+    """
+
+    def __init__(self, build: Callable[[], Engine]) -> None:
+        self.ready: Future[Engine] = Future()
+        """The engine, or what ``build`` raised."""
+        self.ended: BackendError | None = None
+        """Why the thread is over, once it is."""
+        self._build = build
+        self._messages: SimpleQueue[Message | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="agentrl-engine", daemon=True)
+        self._thread.start()
+
+    def send(self, message: Message) -> bool:
+        """Have ``message`` run between two steps. Returns ``False`` where the thread has ended and it will not run."""
+        with self._lock:
+            if self.ended is None:
+                self._messages.put(message)
+            return self.ended is None
+
+    def failure(self) -> BackendError:
+        """Returns a new error that says why the thread has ended."""
+        assert self.ended is not None
+        failure = BackendError(self.ended.message, fix=self.ended.fix)
+        failure.__cause__ = self.ended.__cause__
+        return failure
+
+    def stop(self) -> None:
+        """End the thread after its current step, and all generations with it. Waits until it is over."""
+        self._messages.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            try:
+                engine = self._build()
+            except BaseException as error:
+                self._end(BackendError("the engine did not start"))
+                self.ready.set_exception(error)
+                return
+            self.ready.set_result(engine)
+            reason = BackendError("the engine was stopped", fix="start the backend again")
+            try:
+                self._loop(engine)
+            except BaseException as error:
+                reason = BackendError(f"the engine's thread died of {type(error).__name__}: {error}")
+                reason.__cause__ = error
+            self._end(reason)
+            self._drain(engine)
+            engine.fail_all(reason)
+            engine.deliver()
+
+    def _loop(self, engine: Engine) -> None:
+        while self._receive(engine):
+            try:
+                engine.step()
+            except Exception as error:
+                engine.fail_all(model_failed(error, "the engine's step failed"))
+                engine.deliver()
+
+    def _receive(self, engine: Engine) -> bool:
+        """Run all messages, waiting for one while the engine is idle. Returns whether to go on."""
+        try:
+            message = self._messages.get(block=not engine.busy)
+            while message is not None:
+                message(engine)
+                message = self._messages.get(block=not engine.busy)
+        except Empty:
+            return True
+        return False
+
+    def _end(self, reason: BackendError) -> None:
+        with self._lock:
+            self.ended = reason
+
+    def _drain(self, engine: Engine) -> None:
+        """Run the messages that were sent before the end, so that their senders hear of it with everybody else."""
+        while not self._messages.empty():
+            message = self._messages.get()
+            if message is not None:
+                message(engine)

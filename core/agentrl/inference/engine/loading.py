@@ -1,33 +1,84 @@
-"""From a Hugging Face folder to a decoder that is known to be exact."""
+"""Loading: from a Hugging Face folder and the backend's settings to an engine that is known to be exact."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
+import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from agentrl.config.models import Section
 from agentrl.errors import BackendError, one_line, shortened
-from agentrl.inference.device import find_device
-from agentrl.inference.engine.decoder import Decoder, unsupported
-from agentrl.inference.engine.kv import KVLayout
-from agentrl.inference.engine.lean import LeanNetwork
-from agentrl.inference.engine.network import Network, PlainNetwork
-from agentrl.inference.engine.probe import inexactness
-from agentrl.inference.engine.settings import TorchSettings
-from agentrl.inference.engine.stops import Decodes
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.contract import BackendContext
+from agentrl.inference.engine.cache import KVBlock, KVLayout, PrefixCache, round_up
+from agentrl.inference.engine.engine import Engine, EngineLimits
+from agentrl.inference.engine.model import Decoder, FusedNetwork, Network, PlainNetwork, unsupported
+from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
+from agentrl.inference.model_folder import no_progress_bars
+from agentrl.processors import find_device, limit_threads
 
-__all__ = ["context_length", "kv_tokens_in_memory", "load_decoder", "load_tokenizer"]
+__all__ = ["TorchSettings", "load_engine", "threads_for"]
 
 _LONGEST_DEFAULT = 32768
+_PREFIX_TOKENS = 65536
+_SMALL = 20_000_000
+"""Parameters below which two threads gain nothing, and lose much where another process wants a core."""
+_PROBE_TOKENS = 24
+_LONGEST_PROBE = 512
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+"""Largest difference of a logprob: rounding stays below, a wrong mask or position goes beyond."""
 
 
-def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
-    """Load the model; raises ``BackendError`` where that fails or it does not decode exactly."""
+class TorchSettings(Section):
+    """The keys beside ``inference.backend.name: torch``."""
+
+    device: str = "auto"
+    """Where to sample: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and KV cache; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    context_length: int | None = Field(None, ge=2)
+    """Most tokens of prompt and completion together; null for what the model's config says, at most 32768."""
+    max_batch_tokens: int = Field(2048, ge=1)
+    """Most prompt tokens computed between two decoding steps."""
+    kv_cache_tokens: int | None = Field(None, ge=1)
+    """Most tokens of KV cache for running completions; null for what half of a GPU's
+    free memory holds, or a quarter of the machine's."""
+    prefix_cache_tokens: int | None = Field(None, ge=0)
+    """Most tokens of KV cache kept for prompts that begin alike: 0 recomputes every prompt; null for a quarter of
+    what the memory holds by default, at most 65536."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of a step; null for one where the model is small, else torch's own number."""
+
+
+def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
+    """Returns an engine over the context's model folder, and limits the CPU threads of the calling thread for it.
+
+    Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
+    """
+    decoder = _load_decoder(context.model_folder, settings)
+    limit_threads(settings.threads or threads_for(decoder.model))
+    context_length = _context_length(decoder, settings)
+    limits = EngineLimits(decoder.vocabulary, context_length, _load_tokenizer(context.model_folder))
+    affordable = _kv_tokens_in_memory(decoder.layout)
+    kv_tokens = settings.kv_cache_tokens or affordable
+    batch = DecodeBatch(decoder.layout, context.max_concurrency, context_length, kv_tokens)
+    kept = settings.prefix_cache_tokens
+    prefixes = PrefixCache(min(affordable // 4, _PREFIX_TOKENS) if kept is None else kept)
+    return Engine(decoder, limits, batch, prefixes, prefill_budget=settings.max_batch_tokens, version=context.version)
+
+
+def threads_for(model: nn.Module) -> int:
+    """Returns how many CPU threads a decoding step of ``model`` uses: one for a small model, else torch's number."""
+    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+    return 1 if small else torch.get_num_threads()
+
+
+def _load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
     device = find_device(settings.device, "inference.backend.device")
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -44,29 +95,61 @@ def load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
 
 
 def _exact(model: PreTrainedModel) -> Decoder:
-    """A decoder in the quickest way that equals the plain forward; raises ``BackendError`` where none does."""
+    """A decoder over the fastest network that equals the plain forward. Raises ``BackendError`` where none does."""
     networks: list[Network] = [PlainNetwork(model)]
-    if LeanNetwork.suits(model):
-        networks.insert(0, LeanNetwork(model))
+    if FusedNetwork.suits(model):
+        networks.insert(0, FusedNetwork(model))
     problems = []
     for network in networks:
         decoder = Decoder(model, network)
-        problem = inexactness(decoder)
+        problem = _inexactness(decoder)
         if problem is None:
             return decoder
         problems.append(problem)
     raise unsupported(model, problems[-1])
 
 
-def load_tokenizer(folder: Path) -> Decodes | None:
+def _inexactness(decoder: Decoder) -> str | None:
+    """How two rows of different lengths, prefilled in pieces and decoded, differ from a plain forward, if they do."""
+    beyond = [window + 8 for window in decoder.windows if window + 8 <= _LONGEST_PROBE]
+    tokens = max([_PROBE_TOKENS, *beyond])
+    rows = np.random.default_rng(0).integers(0, decoder.vocabulary, (2, tokens))
+    lengths = np.array([tokens - 1, tokens // 2])
+    try:
+        found_BV = _decoded(decoder, rows, lengths)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shortened(one_line(error))}"
+        return f"its forward does not take rows of different lengths, masked and with positions: {reason}"
+    expected_BV = torch.stack([_plain(decoder, row[: n + 1]) for row, n in zip(rows, lengths, strict=True)])
+    difference = float((found_BV - expected_BV).abs().max())
+    if difference <= _TOLERANCE[decoder.layout.dtype]:
+        return None
+    return f"decoded row by row its logprobs are off by {difference:.2g}"
+
+
+def _decoded(decoder: Decoder, rows: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    block = KVBlock(decoder.layout, len(rows) + 1, round_up(rows.shape[1] + 1))
+    for piece in np.split(np.arange(rows.shape[1]), [rows.shape[1] // 3]):
+        positions = np.minimum(piece, lengths[:, None])
+        decoder.prefill(np.ascontiguousarray(rows[:, piece]), positions, block)
+    return decoder.decode(rows[[0, 1], lengths], lengths, block).float().log_softmax(-1)
+
+
+def _plain(decoder: Decoder, ids: np.ndarray) -> torch.Tensor:
+    inputs = torch.from_numpy(ids)[None].to(decoder.device)
+    logits: torch.Tensor = decoder.model(inputs, use_cache=False).logits[0, -1]
+    return logits.float().log_softmax(-1)
+
+
+def _load_tokenizer(folder: Path) -> TextDecoder | None:
     """The folder's tokenizer, if it has one."""
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         return None
-    return cast(Decodes, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return cast(TextDecoder, AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
-def context_length(decoder: Decoder, settings: TorchSettings) -> int:
-    """Prompt and completion together; raises ``BackendError`` for a setting beyond what the model knows."""
+def _context_length(decoder: Decoder, settings: TorchSettings) -> int:
+    """Prompt and sampled tokens together. Raises ``BackendError`` for a setting beyond what the model knows."""
     known: int | None = getattr(decoder.config, "max_position_embeddings", None)
     rope = getattr(decoder.config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
@@ -83,8 +166,8 @@ def context_length(decoder: Decoder, settings: TorchSettings) -> int:
     return wanted
 
 
-def kv_tokens_in_memory(layout: KVLayout) -> int:
-    """Tokens of KV cache that half of the GPU's free memory holds, or a quarter of the machine's."""
+def _kv_tokens_in_memory(layout: KVLayout) -> int:
+    """How many tokens of KV cache half of the GPU's free memory holds, or a quarter of the machine's."""
     if layout.device.type == "cuda":
         share = torch.cuda.mem_get_info(layout.device)[0] // 2
     else:

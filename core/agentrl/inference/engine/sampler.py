@@ -1,30 +1,156 @@
-"""Drawing one token for every row at once, each by its own rules.
+"""Sampling: the rows that decode, how each of them is sampled, and the draw of one token for every row at once.
 
-A token is the inverse of its distribution's cumulative sum at one uniform number, which depends on the
-request's seed and the token's position alone: what else is in the batch changes nothing.
+A token is the inverse of its distribution's cumulative sum at one uniform number, which depends on the request's seed
+and the token's position alone: what else is in the batch changes nothing.
+
+Shapes: ``B`` rows, ``V`` vocabulary, ``W`` vocabulary rounded up to whole blocks, ``K`` blocks of ``N`` tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Draw", "Rules", "sample", "uniforms"]
+from agentrl.inference.engine.cache import FEWEST_ROWS, GRAIN, KVBlock, KVLayout, Segment, round_up
+
+if TYPE_CHECKING:
+    from agentrl.inference.engine.engine import Generation
+
+__all__ = ["DecodeBatch", "DrawnTokens", "SamplingRules", "StopStrings", "TextDecoder", "sample", "uniforms"]
 
 _COLDEST = 1e-6
-"""Below this a temperature is no number for float32 to divide by."""
+"""float32 cannot divide by a temperature below this."""
 
 _LARGE = 2048
 """A vocabulary beyond this is searched in blocks of ``_BLOCK`` tokens."""
 
 _BLOCK = 128
 
+_ROW_STATE = np.dtype(
+    [
+        ("id", "i8"),
+        ("position", "i8"),
+        ("temperature", "f8"),
+        ("top_p", "f8"),
+        ("top_k", "i8"),
+        ("seed", "u8"),
+        ("top_logprobs", "i8"),
+    ]
+)
+"""``id`` is the token whose KV comes next, at ``position``: the KV of all before it is in the block."""
+
+
+class DecodeBatch:
+    """The generations that decode, one row of KV and of sampling state each, without gaps.
+
+    At most ``max_rows`` rows in a block of at most ``max_tokens`` tokens, which grows as rows and lengths do.
+    """
+
+    def __init__(self, layout: KVLayout, max_rows: int, context_length: int, max_tokens: int) -> None:
+        self.max_rows = max_rows
+        self.generations: list[Generation] = []
+        self._max_capacity = round_up(context_length)
+        self._max_tokens = max_tokens
+        self._state = np.zeros(max_rows, _ROW_STATE)
+        self.block = KVBlock(layout, FEWEST_ROWS, GRAIN)
+
+    def __len__(self) -> int:
+        return len(self.generations)
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """``[B]``: the token of each row whose KV comes next."""
+        return self._state["id"][: len(self)]
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """``[B]``: the positions of ``ids``."""
+        return self._state["position"][: len(self)]
+
+    def fits(self, rows: int, length: int) -> bool:
+        """Whether ``rows`` more rows fit, the longest of them of ``length`` tokens. One row alone always does."""
+        longest = round_up(max(length, int(self.positions.max(initial=0))) + GRAIN)
+        rows += len(self)
+        return rows <= self.max_rows and (rows == 1 or rows * longest <= self._max_tokens)
+
+    def add(self, generation: Generation, prefix: list[Segment]) -> None:
+        """Let a generation decode; ``prefix`` is the KV of all its tokens but the last."""
+        tokens, row, sampling = generation.tokens, len(self), generation.sampling
+        self._reserve(row + 1, len(tokens))
+        position = self.block.write_prefix(row, prefix)
+        self._state[row] = (
+            tokens[-1],
+            position,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            int(sampling.seed) & 0xFFFF_FFFF_FFFF_FFFF,
+            sampling.top_logprobs,
+        )
+        self.generations.append(generation)
+
+    def remove(self, row: int) -> None:
+        """Free a row; the last one takes its place."""
+        last = len(self) - 1
+        if row != last:
+            self.block.move(last, row, int(self._state["position"][last]))
+            self._state[row] = self._state[last]
+            self.generations[row] = self.generations[last]
+        self.generations.pop()
+
+    def make_room(self) -> Iterator[Generation]:
+        """Make room for one more token in every row. Yields the generations that had to give way, youngest first."""
+        while len(self) > 1 and len(self) * round_up(self._longest()) > self._max_tokens:
+            yield self.generations[-1]
+            self.remove(len(self) - 1)
+        self._reserve(len(self), self._longest())
+
+    def advance(self, ids: list[int]) -> None:
+        """Make the sampled tokens ``ids``, one a row, the next whose KV is computed."""
+        self._state["id"][: len(self)] = ids
+        self._state["position"][: len(self)] += 1
+
+    def rules(self) -> SamplingRules:
+        """Returns how the rows' next tokens are sampled."""
+        state = self._state[: len(self)]
+        return SamplingRules.of(
+            temperature=state["temperature"],
+            top_p=state["top_p"],
+            top_k=state["top_k"],
+            uniform=uniforms(state["seed"], state["position"]),
+            top_logprobs=int(state["top_logprobs"].max(initial=0)),
+            device=self.block.layout.device,
+        )
+
+    def prefix(self, row: int) -> Segment:
+        """Returns the KV of all tokens of a row but the next to compute, as views."""
+        return self.block.read(row, 0, int(self._state["position"][row]))
+
+    def _longest(self) -> int:
+        return int(self.positions.max(initial=0)) + 1
+
+    def _reserve(self, rows: int, length: int) -> None:
+        """Grow the block to hold so many rows and tokens, twofold where the bounds allow it."""
+        block = self.block
+        if rows <= block.rows and length <= block.capacity:
+            return
+        wanted_rows, wanted_capacity = max(rows, block.rows), max(round_up(length), block.capacity)
+        if rows > block.rows:
+            wanted_rows = min(max(rows, 2 * block.rows), self.max_rows)
+        if length > block.capacity:
+            wanted_capacity = min(max(round_up(length), 2 * block.capacity), self._max_capacity)
+        if wanted_rows * wanted_capacity > self._max_tokens:
+            wanted_rows, wanted_capacity = rows, round_up(max(length, self._longest()))
+        self.block = block.resized(wanted_rows, wanted_capacity)
+
 
 def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each (seed, position): the SplitMix64 sequence of the seed's own hash.
+    """Returns a number in [0, 1) for each (seed, position): the SplitMix64 sequence of the seed's hash.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -39,8 +165,8 @@ def _mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """How each of ``B`` rows is sampled."""
+class SamplingRules:
+    """How each of ``B`` rows is sampled next."""
 
     greedy: npt.NDArray[np.bool_]
     top_p: npt.NDArray[np.float64]
@@ -49,7 +175,7 @@ class Rules:
     """On the device; 1 where greedy."""
     uniform_B1: torch.Tensor
     top_logprobs: int
-    """Alternatives to report, the most that any row wants."""
+    """How many alternatives to report: the most that any row wants."""
 
     @classmethod
     def of(
@@ -61,8 +187,11 @@ class Rules:
         top_k: npt.NDArray[np.int64],
         top_logprobs: int,
         device: torch.device,
-    ) -> Rules:
-        """From arrays of length ``B``. Made before the forward, whose end a copy to the device would wait for."""
+    ) -> SamplingRules:
+        """Returns the rules of arrays of length ``B``; ``uniform`` is in [0, 1).
+
+        Made before the forward, because a copy to the device would wait for the forward's end.
+        """
         greedy = temperature == 0
         columns = np.stack([np.where(greedy, 1.0, np.maximum(temperature, _COLDEST)), uniform])
         temperature_B1, uniform_B1 = torch.from_numpy(columns).to(device, torch.float32)[:, :, None]
@@ -70,21 +199,21 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """What was drawn, on the host."""
+class DrawnTokens:
+    """One token for each row, on the host."""
 
     ids: list[int]
     logprobs: list[float]
-    """Of the distribution after temperature (of 1 where greedy), before ``top_p`` and ``top_k``."""
+    """Natural log-probabilities after temperature (of 1 where greedy), before ``top_p`` and ``top_k``."""
     top_ids: list[list[int]]
     """The likeliest ids of each row, likeliest first; empty when none were asked for."""
     top_logprobs: list[list[float]]
 
 
-def sample(logits_BV: torch.Tensor, rules: Rules) -> Draw:
-    """Draw a token for every row; overwrites ``logits``. One copy from the device, two with alternatives.
+def sample(logits_BV: torch.Tensor, rules: SamplingRules) -> DrawnTokens:
+    """Draw a token for every row, and overwrite ``logits_BV``. One copy from the device, two with alternatives.
 
-    A row whose logits are not all finite where they should be gets a NaN logprob.
+    A row whose logits are not finite gets a NaN logprob.
     """
     scaled_BV = logits_BV.float()
     scaled_BV.sub_(scaled_BV.amax(dim=-1, keepdim=True)).div_(rules.temperature_B1)
@@ -101,11 +230,11 @@ def sample(logits_BV: torch.Tensor, rules: Rules) -> Draw:
 
     ids, logprobs = torch.cat([ids_B1, logprobs_B1.double()], dim=1).T.tolist()
     top_ids, top_logprobs = _likeliest(scaled_BV - log_total_B1, rules.top_logprobs) if rules.top_logprobs else ([], [])
-    return Draw([int(index) for index in ids], logprobs, top_ids, top_logprobs)
+    return DrawnTokens([int(index) for index in ids], logprobs, top_ids, top_logprobs)
 
 
 def _masses(scaled_BV: torch.Tensor) -> torch.Tensor:
-    """``exp``, for a large vocabulary with zeros up to a whole number of blocks: ``W`` columns."""
+    """``exp`` of the logits, for a large vocabulary with zeros up to a whole number of blocks: ``[B, W]``."""
     rows, vocabulary = scaled_BV.shape
     if vocabulary <= _LARGE:
         return scaled_BV.exp()
@@ -117,8 +246,8 @@ def _masses(scaled_BV: torch.Tensor) -> torch.Tensor:
 def _invert(mass_BW: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
     """The first index whose cumulative mass exceeds ``uniform`` of the whole, so never one without mass.
 
-    In a large vocabulary first among the sums of blocks, then in the block: a cumulative sum over all of
-    it is the dearest part of sampling, and the less exact the longer it is.
+    In a large vocabulary the sums of blocks are searched first, then one block: a cumulative sum over the whole
+    vocabulary is the costliest part of sampling, and loses precision with its length.
     """
     if mass_BW.shape[1] <= _LARGE:
         cumulative_BW = mass_BW.cumsum(dim=-1)
@@ -149,8 +278,8 @@ def _first_above(cumulative_BK: torch.Tensor, target_B1: torch.Tensor) -> torch.
     return torch.searchsorted(cumulative_BK, inside_B1, right=True).clamp_(max=cumulative_BK.shape[1] - 1)
 
 
-def _restricted(mass_BW: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """Mass with what ``top_k``, and then ``top_p`` of the rest, cut off set to zero."""
+def _restricted(mass_BW: torch.Tensor, rules: SamplingRules) -> torch.Tensor:
+    """The mass with zeros where ``top_k``, and then ``top_p`` of the rest, cut tokens off."""
     cut = np.flatnonzero((rules.top_p < 1) | (rules.top_k > 0))
     if not len(cut):
         return mass_BW
@@ -172,8 +301,43 @@ def _restricted(mass_BW: torch.Tensor, rules: Rules) -> torch.Tensor:
 
 
 def _likeliest(logprobs_BV: torch.Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Ids and logprobs of the likeliest tokens of each row."""
+    """The ids and logprobs of the ``count`` likeliest tokens of each row."""
     values, indices = logprobs_BV.topk(min(count, logprobs_BV.shape[1]), dim=-1)
     rows = torch.cat([indices, values.double()], dim=1).tolist()
     half = indices.shape[1]
     return [[int(index) for index in row[:half]] for row in rows], [row[half:] for row in rows]
+
+
+class TextDecoder(Protocol):
+    """The part of a Hugging Face tokenizer that turns ids into text."""
+
+    def decode(self, token_ids: list[int], **kwargs: bool) -> str:
+        """Returns the text of ``token_ids``."""
+        ...
+
+
+class StopStrings:
+    """Finds stop strings in the text of one generation as its tokens come, also across tokens."""
+
+    def __init__(self, tokenizer: TextDecoder, strings: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._strings = strings
+        # A token is at least one byte of text, so this many hold any string that the newest one completes;
+        # the rest makes up for a character that the window's first token may cut.
+        self._window = max(len(string.encode()) for string in strings) + 8
+
+    def found(self, ids: Sequence[int]) -> str | None:
+        """Returns the stop string that comes first in the text of ``ids``, or ``None`` where it holds none.
+
+        Call it after every token: only a string that ends in the last id is looked for.
+        """
+        if self._first(self._decode(ids[-self._window :])) is None:
+            return None
+        return self._first(self._decode(ids))
+
+    def _first(self, text: str) -> str | None:
+        starts = [(text.find(string), string) for string in self._strings if string in text]
+        return min(starts)[1] if starts else None
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

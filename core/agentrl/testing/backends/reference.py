@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.inference.contract import Chunk, Weights
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 
 if TYPE_CHECKING:
     import torch

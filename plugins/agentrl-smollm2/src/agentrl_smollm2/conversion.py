@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 
 __all__ = ["convert"]
 

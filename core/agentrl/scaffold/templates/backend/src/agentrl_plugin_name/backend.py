@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from agentrl import AgentRLError, BackendError, PromptTooLong, UnsupportedSampling
 from agentrl.inference import contract
-from agentrl.inference.progress_bars import no_progress_bars
+from agentrl.inference.model_folder import no_progress_bars
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM
 

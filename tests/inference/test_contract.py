@@ -1,4 +1,4 @@
-"""What a backend may not give is named where it arrives."""
+"""What a backend may not give is named before it is recorded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agentrl.inference.arrival import fault
-from agentrl.inference.contract import Chunk
+from agentrl.inference.contract import Chunk, completion_fault
 
 GOOD = Chunk((3, 4), (-0.5, 0.0), (2, 3), finish="length")
 
@@ -22,7 +21,7 @@ GOOD = Chunk((3, 4), (-0.5, 0.0), (2, 3), finish="length")
     ],
 )
 def test_tokens_with_a_possible_logprob_and_version_each_have_no_fault(change):
-    assert fault(replace(GOOD, **change), vocabulary=5, versions=(2, 3)) is None
+    assert completion_fault(replace(GOOD, **change), vocabulary=5, versions=(2, 3)) is None
 
 
 @pytest.mark.parametrize(
@@ -42,16 +41,16 @@ def test_tokens_with_a_possible_logprob_and_version_each_have_no_fault(change):
         ({"logprobs": (-0.5, float("-inf"))}, "the logprob -inf"),
         ({"logprobs": (float("inf"), float("-inf"))}, "the logprob inf"),
         ({"logprobs": (5.0, -0.1)}, "the logprob 5"),
-        ({"versions": (1, 3)}, "under version 1 of the weights, which are of 2 to 3"),
-        ({"versions": (2, 4)}, "under version 4 of the weights, which are of 2 to 3"),
+        ({"versions": (1, 3)}, "under version 1 of the weights, and not under 2 to 3"),
+        ({"versions": (2, 4)}, "under version 4 of the weights, and not under 2 to 3"),
         ({"finish": None}, "finish=None"),
         ({"finish": "cancelled"}, "finish='cancelled'"),
     ],
 )
 def test_every_fault_of_a_completion_is_named(change, said):
-    assert said in fault(replace(GOOD, **change), vocabulary=5, versions=(2, 3))
+    assert said in completion_fault(replace(GOOD, **change), vocabulary=5, versions=(2, 3))
 
 
 def test_without_bounds_any_id_and_version_that_can_be_stored_is_taken():
-    assert fault(replace(GOOD, ids=(3, 2**31 - 1), versions=(0, 10**6))) is None
-    assert "holds id" in fault(replace(GOOD, ids=(3, 2**31)))
+    assert completion_fault(replace(GOOD, ids=(3, 2**31 - 1), versions=(0, 10**6))) is None
+    assert "holds id" in completion_fault(replace(GOOD, ids=(3, 2**31)))
