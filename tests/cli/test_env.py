@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.environments.known import RECORD, write_camel, write_environment
+from tests.environments.known import MANIFEST, write_camel, write_environment
 from tests.plugins.installing import install
 
 from agentrl.cli import main
@@ -125,7 +125,7 @@ def test_list_shows_what_is_in_each_environment(folder: Path) -> None:
 
 def test_a_new_environment_is_told_by_what_it_holds_and_how_its_agents_are_trained(folder: Path) -> None:
     write_camel(folder / "camel")
-    write_environment(folder / "agno", record=replace(RECORD, sources=("agno", "/my-tools")))
+    write_environment(folder / "agno", manifest=replace(MANIFEST, sources=("agno", "/my-tools")))
     write_camel(folder / "vllm", name="agentrl-vllm", agents=())
     assert {known.name: list(summary(known)) for known in environments({"AGENTRL_ENVIRONMENTS": str(folder)})} == {
         "agno": [
@@ -139,7 +139,7 @@ def test_a_new_environment_is_told_by_what_it_holds_and_how_its_agents_are_train
 
 def test_list_marks_what_is_wrong_with_the_command_that_mends_it(folder: Path) -> None:
     write_environment(folder / "old", core="0.0.1")
-    write_environment(folder / "begun", record=None)
+    write_environment(folder / "begun", manifest=None)
     lines = output(folder, "env", "list")
     assert lines[1:] == [
         f"outdated: old has agentrl-core 0.0.1 and this is {core_version()} (agentrl env create old --replace)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.environments.known import RECORD, write_camel, write_environment
+from tests.environments.known import MANIFEST, write_camel, write_environment
 
 from agentrl.plugins.entries import core_version
 
@@ -31,7 +31,7 @@ def test_an_environment_is_listed_with_its_agents(examined, folder):
 )
 def test_what_is_wrong_with_it_is_told_with_the_command_that_mends_it(plugin_findings, folder, damage, said, fix):
     write_environment(
-        folder / "camel", core="0.0.1" if damage == "old" else None, record=None if damage == "begun" else RECORD
+        folder / "camel", core="0.0.1" if damage == "old" else None, manifest=None if damage == "begun" else MANIFEST
     )
     if damage == "gone":
         (folder / "camel/bin/python").unlink()

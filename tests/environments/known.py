@@ -8,21 +8,21 @@ from pathlib import Path
 
 from tests.plugins.installing import install
 
-from agentrl.environments.record import Record, write_record
+from agentrl.environments.environment import Manifest, write_manifest
 from agentrl.plugins.entries import CORE, core_version
 
-RECORD = Record("3.11.4", None, (), False, "2026-11-24T09:00:00+00:00")
+MANIFEST = Manifest("3.11.4", None, (), False, "2026-11-24T09:00:00+00:00")
 
 
-def write_environment(folder: Path, *, core: str | None = None, record: Record | None = RECORD) -> Path:
+def write_environment(folder: Path, *, core: str | None = None, manifest: Manifest | None = MANIFEST) -> Path:
     """A complete environment of the interpreter that runs the tests, with core and nothing else; returns its site."""
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").symlink_to(sys.executable)
     (folder / "pyvenv.cfg").write_text("")
     site = folder / "lib" / "python3.11" / "site-packages"
     install(site, CORE, {"agentrl.agents": {"math": "agentrl_agents.math:MathAgent"}}, version=core or core_version())
-    if record is not None:
-        write_record(folder, record)
+    if manifest is not None:
+        write_manifest(folder, manifest)
     return site
 
 

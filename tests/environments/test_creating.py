@@ -21,10 +21,9 @@ from tests.plugins.installing import install
 
 from agentrl.environ import ENVIRONMENTS
 from agentrl.environments import creating, environments, incomplete
-from agentrl.environments.checking import check_environment
-from agentrl.environments.creating import create_environment
-from agentrl.environments.places import LOG
-from agentrl.environments.wishes import Wish
+from agentrl.environments.creating import CreationRequest, create_environment
+from agentrl.environments.environment import LOG
+from agentrl.environments.inspection import check_environment
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import core_version
@@ -42,8 +41,8 @@ def test_an_environment_has_core_the_plugin_and_its_agents(made: Made) -> None:
     assert environment.core == core_version()
     assert [str(plugin) for plugin in environment.plugins] == ["agentrl-sample 0.3"]
     assert [entry.name for entry in environment.entries("agents")] == ["first", "second"]
-    assert environment.record.python_version == platform.python_version()
-    assert environment.record.sources[:2] == (str(made.core), str(made.plugin))
+    assert environment.manifest.python_version == platform.python_version()
+    assert environment.manifest.sources[:2] == (str(made.core), str(made.plugin))
 
 
 def test_the_result_is_said_with_the_command_that_follows(made: Made) -> None:
@@ -112,15 +111,16 @@ def test_a_replacement_that_fails_leaves_what_was_there_and_says_why(
     made: Made, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENVIRONMENTS, str(made.folder))
-    path, before = made.environment.path, made.environment.record
+    path, before = made.environment.path, made.environment.manifest
+    asked = CreationRequest("sample", (str(made.core), "agentrl-nowhere==7"), replace=True)
     with pytest.raises(PluginError) as caught:
-        create_environment(Wish("sample", (str(made.core), "agentrl-nowhere==7"), replace=True), Plugins(), told)
+        create_environment(asked, Plugins(), told)
     assert "pip install failed: " in str(caught.value)
     assert "No matching distribution found for agentrl-nowhere==7" in str(caught.value)
     assert str(path / LOG) in str(caught.value.fix)
     assert "agentrl-nowhere" in (path / LOG).read_text()
     (environment,) = environments()
-    assert environment.record == before
+    assert environment.manifest == before
     subprocess.run([environment.python, "-c", "import first_module"], timeout=60, check=True)
     assert not {".previous", ".discarded"} & set(os.listdir(path))
 
@@ -137,13 +137,13 @@ def test_ctrl_c_ends_pip_and_its_children_and_leaves_nothing(folder: Path, tmp_p
         process.send_signal(signal.SIGINT)
         assert process.stderr.read().rstrip().endswith("interrupted")
         assert process.wait(60) == 130
-    assert not folder.exists() or os.listdir(folder) == []
+    assert not folder.exists() or os.listdir(folder) == [".slow.lock"]
     assert str(folder) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_deadline_ends_it(folder: Path, tmp_path: Path, told: Told) -> None:
     with pytest.raises(PluginError, match=r"python -m venv was not done after 0\.01 s .*--timeout"):
-        create_environment(Wish("camel", timeout_s=0.01), Plugins(), told)
+        create_environment(CreationRequest("camel", timeout_s=0.01), Plugins(), told)
     assert environments() == ()
     assert [path.name for path in incomplete()] == ["camel"]
     assert os.listdir(folder / "camel") == [LOG]
@@ -155,33 +155,34 @@ def test_a_disk_that_is_full_is_said_to_be(folder: Path, told: Told, monkeypatch
 
     monkeypatch.setattr(creating, "run_shown", full)
     with pytest.raises(PluginError, match=r"camel: No space left on device \(free some space, or set AGENTRL_ENV"):
-        create_environment(Wish("camel", ("x",)), Plugins(), told)
+        create_environment(CreationRequest("camel", ("x",)), Plugins(), told)
     assert environments() == ()
 
 
 def test_a_place_that_takes_no_folder_is_said_to_be(folder: Path, told: Told) -> None:
     folder.write_text("")
     with pytest.raises(PluginError, match=r"/camel: Not a directory: .* \(set AGENTRL_ENVIRONMENTS to another folder"):
-        create_environment(Wish("camel", ("x",)), Plugins(), told)
+        create_environment(CreationRequest("camel", ("x",)), Plugins(), told)
 
 
 def test_a_name_that_is_taken_is_refused_with_the_flag_that_replaces(folder: Path, told: Told) -> None:
     write_camel(folder / "camel")
     with pytest.raises(ConfigError, match=r"'camel' already .agentrl env create camel --replace."):
-        create_environment(Wish("agentrl-camel"), Plugins(), told)
+        create_environment(CreationRequest("agentrl-camel"), Plugins(), told)
 
 
 def test_an_environment_is_not_made_of_its_own_interpreter(
     made: Made, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENVIRONMENTS, str(made.folder))
+    asked = CreationRequest("sample", python=str(made.environment.python), replace=True)
     with pytest.raises(ConfigError, match=r"bin/python is the environment's own \(name another with --python\)"):
-        create_environment(Wish("sample", python=str(made.environment.python), replace=True), Plugins(), told)
+        create_environment(asked, Plugins(), told)
 
 
 def test_a_folder_that_is_no_environment_is_never_emptied(folder: Path, told: Told) -> None:
     (folder / "camel").mkdir(parents=True)
     (folder / "camel" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds something that is no environment"):
-        create_environment(Wish("camel", replace=True), Plugins(), told)
+        create_environment(CreationRequest("camel", replace=True), Plugins(), told)
     assert (folder / "camel" / "thesis.txt").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,15 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tests.environments.known import write_camel, write_environment
 
-from agentrl.environments import environments, processes
-from agentrl.environments.folders import emptied, held
-from agentrl.environments.interpreters import find_interpreter
-from agentrl.environments.pip import failure_of, pip_environment
-from agentrl.environments.places import LOG
-from agentrl.environments.processes import child_environment, run_shown
-from agentrl.environments.removing import remove_environment
+from agentrl.environments import environments, interpreters
+from agentrl.environments.creating import failure_of, pip_environment
+from agentrl.environments.environment import LOG
+from agentrl.environments.folders import emptied, held, remove_environment
+from agentrl.environments.interpreters import child_environment, find_interpreter, run_shown
 from agentrl.errors import ConfigError, PluginError
 
 
@@ -25,6 +25,11 @@ def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
+
+
+def visible(folder: Path) -> list[str]:
+    """What is in a folder, but for the empty files that processes lock."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock" or path.stat().st_size)
 
 
 def run(code: str, log: Path, seconds: float = 60) -> tuple[int, list[str]]:
@@ -80,7 +85,7 @@ def test_what_a_program_says_is_shown_kept_and_returned(tmp_path: Path) -> None:
 
 
 def test_a_deadline_ends_a_program_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_GRACE_S", 0.2)
+    monkeypatch.setattr(interpreters, "_GRACE_S", 0.2)
     sleeper = f"import time\nwhile True: time.sleep(0.1)  # {tmp_path}"
     code = (
         "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -145,8 +150,20 @@ def test_one_process_at_a_time_makes_an_environment(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), NotImplementedError()])
+def test_a_file_system_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with held(tmp_path / "camel"):
+        assert (tmp_path / "camel").is_dir()
+
+
 def test_what_was_begun_and_never_finished_makes_room(tmp_path: Path) -> None:
-    write_environment(tmp_path / "camel", record=None)
+    write_environment(tmp_path / "camel", manifest=None)
     (tmp_path / "camel" / ".previous").mkdir()
     with emptied(tmp_path / "camel"):
         assert os.listdir(tmp_path / "camel") == []
@@ -197,10 +214,10 @@ def test_a_replacement_that_succeeds_leaves_nothing_of_the_first(folder: Path) -
 
 def test_removing_takes_complete_and_incomplete_ones(folder: Path) -> None:
     write_camel(folder / "camel")
-    write_environment(folder / "begun", record=None)
+    write_environment(folder / "begun", manifest=None)
     assert remove_environment("agentrl-camel") == folder / "camel"
     assert remove_environment("begun") == folder / "begun"
-    assert os.listdir(folder) == []
+    assert visible(folder) == []
 
 
 def test_removing_touches_nothing_but_environments(folder: Path, tmp_path: Path) -> None:
@@ -219,5 +236,5 @@ def test_removing_touches_nothing_but_environments(folder: Path, tmp_path: Path)
             remove_environment(name)
     with held(folder / "camel"), pytest.raises(PluginError, match="another process is making or removing"):
         remove_environment("camel")
-    assert sorted(os.listdir(folder)) == ["camel", "linked", "notes"]
+    assert visible(folder) == ["camel", "linked", "notes"]
     assert (tmp_path / "outside" / "pyvenv.cfg").exists()

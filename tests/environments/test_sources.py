@@ -13,9 +13,8 @@ from tests.plugins.installing import install
 
 from agentrl.environments import sources
 from agentrl.environments.contract import Recipe
-from agentrl.environments.planning import plan
-from agentrl.environments.sources import core_source, parse_source
-from agentrl.environments.staging import copied, tidied
+from agentrl.environments.creating import installation
+from agentrl.environments.sources import copied, core_source, parse_source, tidied
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.plugins import entries as core_entries
@@ -58,7 +57,7 @@ def test_what_a_build_left_in_a_checkout_does_not_hide_where_core_came_from(
 
 
 def texts(name: str, *asked: str) -> list[str]:
-    return [source.text for source in plan(name, asked, Plugins()).sources]
+    return [source.text for source in installation(name, asked, Plugins()).sources]
 
 
 def test_a_source_is_a_folder_an_archive_a_url_or_a_requirement(
@@ -139,15 +138,15 @@ def test_a_recipe_of_an_installed_plugin_says_what_an_environment_needs(site: Pa
     )
     entries = {"engine": "engine_mod:RECIPE", "chosen": "engine_mod:chosen_here", "wrong": "engine_mod:WRONG"}
     install(site, "agentrl-engine", {"agentrl.environments": entries}, files={"engine_mod.py": code})
-    made = plan("engine", (), Plugins())
+    made = installation("engine", (), Plugins())
     assert [source.text for source in made.sources[1:]] == ["engine-cpu==1.0", str(checkout / "plugins/agentrl-camel")]
     assert made.uninstall == ("vision",)
-    asked = plan("engine", ("engine-gpu",), Plugins())
+    asked = installation("engine", ("engine-gpu",), Plugins())
     assert [source.text for source in asked.sources[1:]] == ["engine-gpu"]
     assert asked.uninstall == ("vision",)
     assert texts("chosen")[1:] == ["engine"]
     with pytest.raises(PluginError, match=re.escape("the recipe 'wrong' is of type list (it should be a Recipe)")):
-        plan("wrong", (), Plugins())
+        installation("wrong", (), Plugins())
     assert Recipe(("a",)) == Recipe(("a",), ())
 
 
@@ -187,7 +186,7 @@ def test_an_editable_folder_loses_what_its_build_left_and_keeps_what_it_had(tmp_
 
 
 def test_a_source_is_told_with_where_it_comes_from(checkout: Path) -> None:
-    assert [str(source) for source in plan("other", (), Plugins()).sources] == [
+    assert [str(source) for source in installation("other", (), Plugins()).sources] == [
         f"agentrl-core from the folder {checkout}",
         "agentrl-other from the package index",
     ]

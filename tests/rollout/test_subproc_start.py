@@ -12,7 +12,7 @@ import pytest
 from tests.rollout.batches import in_time, process_of
 
 from agentrl.environ import ENVIRONMENTS, WORKER
-from agentrl.environments.record import Record, write_record
+from agentrl.environments.environment import Manifest, write_manifest
 from agentrl.errors import ConfigError, PluginError, RunError
 from agentrl.rollout.subproc.runner import AgentFacts, Limits, inspect_agent
 
@@ -78,7 +78,7 @@ def test_a_name_that_may_be_meant_for_an_environment(agent_file, refusal, tmp_pa
     alone = refusal(process_of(agent_file(TRIVIAL), python=Path("camell")))
     assert "to an environment that agentrl env create makes" in str(alone)
     (folder := tmp_path / "environments" / "camel").mkdir(parents=True)
-    write_record(folder, Record("3.11", None, (), editable=False, created="2026-11-24T12:00:00"))
+    write_manifest(folder, Manifest("3.11", None, (), editable=False, created="2026-11-24T12:00:00"))
     beside = refusal(process_of(agent_file(TRIVIAL), python=Path("camell")))
     assert "agent.python=camell does not exist (environments: did you mean 'camel'?" in str(beside)
 
@@ -110,7 +110,7 @@ def test_an_interpreter_without_agentrl(agent_file, refusal, bare_python):
 def test_the_fix_for_an_environment_of_agentrls_own_is_to_make_it_anew(agent_file, refusal, tmp_path, monkeypatch):
     folder = tmp_path / "environments" / "camel"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    write_record(folder, Record("3.11", None, (), editable=False, created="2026-11-24T12:00:00"))
+    write_manifest(folder, Manifest("3.11", None, (), editable=False, created="2026-11-24T12:00:00"))
     monkeypatch.setenv(ENVIRONMENTS, str(folder.parent))
     error = refusal(process_of(agent_file(TRIVIAL), python=folder / "bin" / "python"))
     assert str(error).endswith("has no agentrl-core (agentrl env create camel --replace)")

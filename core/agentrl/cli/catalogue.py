@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from agentrl.environments.known import environments
+from agentrl.environments.environment import environments
 from agentrl.plugins.declared import Declared, Key, declared, fields_of
 from agentrl.plugins.entries import Entry
 from agentrl.plugins.kinds import KINDS

@@ -67,7 +67,7 @@ def complete_environment(_context: click.Context, _parameter: click.Parameter, i
 
 
 def _environments() -> list[str]:
-    from agentrl.environments.known import environments
+    from agentrl.environments.environment import environments
 
     return [known.name for known in environments()]
 

@@ -84,13 +84,12 @@ def create(
     Where it fails or is interrupted nothing that counts is left, and what --replace would have replaced stays.
     """
     from agentrl.cli.env import narrator, summary
-    from agentrl.environments.creating import create_environment
-    from agentrl.environments.wishes import Wish
+    from agentrl.environments.creating import CreationRequest, create_environment
     from agentrl.errors import PluginError
 
-    wish = Wish(name, sources, editable, python, replace, timeout)
+    request = CreationRequest(name, sources, editable, python, replace, timeout)
     with narrator() as told:
-        created = create_environment(wish, app.plugins, told)
+        created = create_environment(request, app.plugins, told)
     made = created.environment
     if created.faults:
         raise PluginError(
@@ -138,7 +137,7 @@ Examples:
 @click.argument("name", shell_complete=complete_environment)
 def remove(name: str) -> None:
     """Remove the environment NAME and everything in its folder, without asking."""
-    from agentrl.environments.removing import remove_environment
+    from agentrl.environments.folders import remove_environment
 
     click.echo(f"removed {remove_environment(name)}")
 
@@ -147,7 +146,7 @@ def as_columns(environment: Environment) -> tuple[str, ...]:
     """One line of the table."""
     return (
         environment.name,
-        f"Python {environment.record.python_version}",
+        f"Python {environment.manifest.python_version}",
         f"{CORE} {environment.core}",
         ", ".join(map(str, environment.plugins)) or "no plugin",
         ", ".join(entry.name for entry in environment.entries("agents")) or "no agent",
@@ -157,7 +156,7 @@ def as_columns(environment: Environment) -> tuple[str, ...]:
 
 def summary(made: Environment) -> Iterator[str]:
     """What a new environment holds, where it is, and how its agents are trained."""
-    held = [*map(str, made.plugins)] or [*made.record.sources] or ["no plugin"]
+    held = [*map(str, made.plugins)] or [*made.manifest.sources] or ["no plugin"]
     yield f"{made.name}: {', '.join(held)} in {made.path}"
     if agents := [entry.name for entry in made.entries("agents")]:
         yield f"train: agentrl train {' or '.join(agents)}"
@@ -193,16 +192,16 @@ def _environment_json(environment: Environment) -> dict[str, Any]:
         "name": environment.name,
         "path": str(environment.path),
         "python": str(environment.python),
-        "python_version": environment.record.python_version,
+        "python_version": environment.manifest.python_version,
         "core": environment.core,
         "is_current": environment.core == core_version(),
         "fault": environment.fault,
         "plugins": [{"name": each.name, "version": each.version} for each in environment.plugins],
         "agents": [entry.name for entry in environment.entries("agents")],
         "broken": broken_json(environment.broken),
-        "from": list(environment.record.sources),
-        "editable": environment.record.editable,
-        "created": environment.record.created,
+        "from": list(environment.manifest.sources),
+        "editable": environment.manifest.editable,
+        "created": environment.manifest.created,
     }
 
 

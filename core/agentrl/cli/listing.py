@@ -11,8 +11,7 @@ import click
 from agentrl.cli.catalogue import described
 from agentrl.cli.output import broken_json, print_broken, print_columns, print_json
 from agentrl.cli.root import App
-from agentrl.environments.environment import Environment
-from agentrl.environments.known import environments
+from agentrl.environments.environment import Environment, environments
 from agentrl.plugins.declared import Declared
 from agentrl.plugins.entries import Entry
 from agentrl.plugins.kinds import KINDS

@@ -31,7 +31,7 @@ class App:
     def plugins(self) -> Plugins:
         """The installed plugins, less those of ``-p no:NAME`` and ``AGENTRL_DISABLE_PLUGINS``."""
         if self._plugins is None:
-            from agentrl.environments.known import entries_elsewhere
+            from agentrl.environments.environment import entries_elsewhere
             from agentrl.plugins.manager import Plugins
 
             self._plugins = Plugins(self._disabled, elsewhere=entries_elsewhere)

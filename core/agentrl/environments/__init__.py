@@ -1,8 +1,8 @@
 """Environments: interpreters in which plugins live that cannot be installed beside the others.
 
-``agentrl env create camel`` makes one, a virtual environment with agentrl-core and the plugin, below
-``AGENTRL_ENVIRONMENTS`` or the user's data folder. ``environments`` says which there are and ``locate_agent``
-finds the one whose agent a config means; neither starts an interpreter.
+``agentrl env create camel`` makes one: a virtual environment with agentrl-core and the plugin, in the folder that
+``AGENTRL_ENVIRONMENTS`` names or in the user's data folder. ``environments`` lists those that exist, and
+``locate_agent`` finds the one that holds the agent which a config names; neither starts an interpreter.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from agentrl._lazy import attributes
 
 if TYPE_CHECKING:
     from agentrl.environments.contract import Recipe
-    from agentrl.environments.environment import Environment
-    from agentrl.environments.known import entries_elsewhere, environment_of, environments, find_environment, incomplete
+    from agentrl.environments.environment import (
+        Environment,
+        entries_elsewhere,
+        environment_of,
+        environments,
+        environments_folder,
+        find_environment,
+        incomplete,
+    )
     from agentrl.environments.locating import locate_agent
-    from agentrl.environments.places import environments_folder
 
 __all__ = [
     "Environment",
@@ -34,15 +40,15 @@ __getattr__, __dir__ = attributes(
     __name__,
     {
         "agentrl.environments.contract": ["Recipe"],
-        "agentrl.environments.environment": ["Environment"],
-        "agentrl.environments.known": [
+        "agentrl.environments.environment": [
+            "Environment",
             "entries_elsewhere",
             "environment_of",
             "environments",
+            "environments_folder",
             "find_environment",
             "incomplete",
         ],
         "agentrl.environments.locating": ["locate_agent"],
-        "agentrl.environments.places": ["environments_folder"],
     },
 )

@@ -1,52 +1,70 @@
-"""The folder of an environment while it is made: one maker at a time, and nothing half made that counts."""
+"""The folder of an environment while it is made or removed.
+
+One process at a time may do either (``held``); an environment that is made anew is kept aside until its replacement is
+complete (``emptied``); and nothing but an environment's own folder is ever removed.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agentrl.environments.known import environment_at
-from agentrl.environments.places import LOG, RECORD
-from agentrl.errors import PluginError
+from agentrl.environ import ENVIRONMENTS
+from agentrl.environments.environment import (
+    LOG,
+    MANIFEST,
+    environment_at,
+    environment_name,
+    environments,
+    environments_folder,
+    incomplete,
+)
+from agentrl.errors import ConfigError, PluginError, near_matches, one_line
 
-__all__ = ["emptied", "held", "remove_folder"]
+__all__ = ["emptied", "held", "remove_environment"]
 
 _PREVIOUS = ".previous"
 _DISCARDED = ".discarded"
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes from making or removing the environment in ``folder``, which is made if it is missing.
 
-    Raises ``PluginError`` where another holds it. A file system without such locks keeps nobody out.
+    The lock is on the file ``.NAME.lock`` beside the folder, which stays behind: others may be waiting for it. Raises
+    ``PluginError`` where another process has the lock. On a file system without locks nobody is kept out.
     """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire()
+    except Timeout as error:
+        raise PluginError(
+            f"another process is making or removing the environment {folder.name!r}", fix="wait until it ends"
+        ) from error
+    except NotImplementedError:  # What some versions of filelock raise for such a file system.
+        pass
     except OSError as error:
-        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-            os.close(descriptor)
-            raise PluginError(
-                f"another process is making or removing the environment {folder.name!r}", fix="wait until it ends"
-            ) from error
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @contextmanager
 def emptied(folder: Path) -> Iterator[None]:
-    """``folder`` without what was in it, a complete environment being kept aside.
+    """Empty ``folder`` for the block, which makes an environment in it; a complete one that was there is kept aside.
 
-    Where the block raises, that environment comes back; where there was none only the log stays, and after an
+    Where the block raises, that environment comes back. Where there was none, only the log stays, and after an
     interrupt nothing.
     """
     previous = folder / _PREVIOUS
@@ -55,7 +73,7 @@ def emptied(folder: Path) -> Iterator[None]:
     try:
         if is_kept:
             previous.mkdir()
-            _move(folder, previous, _record_first)
+            _move(folder, previous, _manifest_first)
         yield
     except BaseException as error:
         _restore(folder, keep_log=isinstance(error, Exception))
@@ -67,26 +85,52 @@ def _restore(folder: Path, *, keep_log: bool) -> None:
     """Put back what was there before; renaming takes no time, so that a second interrupt finds it done."""
     discarded, previous = folder / _DISCARDED, folder / _PREVIOUS
     discarded.mkdir()
-    _move(folder, discarded, _record_first, but=[LOG] if keep_log else [])
+    _move(folder, discarded, _manifest_first, but=[LOG] if keep_log else [])
     if previous.is_dir():
-        _move(previous, folder, _record_last, but=os.listdir(folder))
+        _move(previous, folder, _manifest_last, but=os.listdir(folder))
     _remove(folder, _PREVIOUS, _DISCARDED)
     if not os.listdir(folder):
         folder.rmdir()
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove an environment, its record first: what is left of it if this is interrupted counts no more."""
-    _remove(folder, RECORD)
+def remove_environment(name: str) -> Path:
+    """Remove the environment ``name``, complete or not, and return the folder that it was in.
+
+    Raises ``ConfigError`` where there is no such environment, and ``PluginError`` where the folder cannot be removed
+    or another process is at work in it.
+    """
+    folder = environments_folder() / environment_name(name)
+    removable = {*(known.path for known in environments()), *incomplete()}
+    if folder not in removable:
+        if folder.exists():
+            raise ConfigError(f"{folder} holds something that is no environment", fix="remove it yourself")
+        raise ConfigError(
+            f"there is no environment {name!r}", fix=near_matches(folder.name, (p.name for p in removable))
+        )
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a link to another place", fix="remove it yourself")
+    try:
+        with held(folder):
+            _remove_folder(folder)
+    except OSError as error:
+        raise PluginError(
+            f"cannot remove {folder}: {error.strerror or one_line(error)}", fix=f"is {ENVIRONMENTS} yours to write to?"
+        ) from error
+    return folder
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove an environment, its manifest first: what is left of it if this is interrupted counts no more."""
+    _remove(folder, MANIFEST)
     shutil.rmtree(folder)
 
 
-def _record_first(name: str) -> bool:
-    return name != RECORD
+def _manifest_first(name: str) -> bool:
+    return name != MANIFEST
 
 
-def _record_last(name: str) -> bool:
-    return name == RECORD
+def _manifest_last(name: str) -> bool:
+    return name == MANIFEST
 
 
 def _move(source: Path, target: Path, order: Callable[[str], bool], but: Collection[str] = ()) -> None:

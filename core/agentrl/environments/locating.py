@@ -1,12 +1,11 @@
-"""Which interpreter runs an agent that is known by name."""
+"""Finding the interpreter that runs an agent which a config names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from agentrl.config.models import Config
-from agentrl.environments.environment import Environment
-from agentrl.environments.known import environments
+from agentrl.environments.environment import Environment, environments
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.plugins.references import NameReference, parse_reference
@@ -15,12 +14,14 @@ __all__ = ["locate_agent"]
 
 
 def locate_agent(config: Config, plugins: Plugins) -> Config:
-    """``config`` with ``agent.python`` set where the agent's name is known in an environment and not here.
+    """``config`` with ``agent.python`` set to the interpreter of the environment that holds the agent, if one does.
 
-    An ``agent.python`` that is the name of an environment becomes its interpreter. What ``agent.python`` says decides,
-    then what is installed here; a name that nobody knows is left to whoever loads it. Raises ``PluginError`` where
-    several environments have the name or the only one is damaged, and ``ConfigError`` where ``rollout.mode=inline``
-    contradicts an interpreter of the agent's own.
+    Where ``agent.python`` is set, it decides; the name of an environment in it becomes that environment's interpreter.
+    Otherwise an agent that is installed here, and any reference to code, stays here. Only for a name that is not known
+    here are the environments searched; one that nobody knows is left to whoever loads the agent.
+
+    Raises ``PluginError`` where several environments have an agent of that name, or the only one is damaged, and
+    ``ConfigError`` where ``rollout.mode=inline`` contradicts an interpreter of the agent's own.
     """
     if config.agent.python is not None:
         _refuse_inline(config, f"agent.python={config.agent.python}")
@@ -41,7 +42,7 @@ def _in(environment: Environment | None, config: Config) -> Config:
 
 
 def _named(python: Path) -> Environment | None:
-    """The environment that a name without a folder means."""
+    """The environment that ``python`` is the name of."""
     return next((known for known in environments() if str(python) == known.name), None)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.environ import ENVIRONMENTS
-from agentrl.environments.record import Record, write_record
+from agentrl.environments.environment import Manifest, write_manifest
 from agentrl.errors import ConfigError, PluginError
 from agentrl_vllm.server.installation import Installation, find_python, inspect_python
 from agentrl_vllm.server.variables import server_environment
@@ -109,7 +109,7 @@ def test_without_one_it_is_that_of_the_environment_vllm(environments: Path) -> N
     assert caught.value.fix == "agentrl env create vllm"
     environment = environments / "vllm"
     (environment / "bin").mkdir(parents=True)
-    write_record(environment, Record("3.11.7", None, (), False, "2026-11-24T12:00:00"))
+    write_manifest(environment, Manifest("3.11.7", None, (), False, "2026-11-24T12:00:00"))
     with pytest.raises(PluginError, match=r"the environment 'vllm' cannot be used: its interpreter .* is gone"):
         find_python(None)
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.environments.known import environment_of
+from agentrl.environments.environment import environment_of
 from agentrl.environments.sources import core_source
 from agentrl.errors import PluginError
 from agentrl.loops import run_in_thread

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from agentrl.environ import WORKER
-from agentrl.environments.known import environments
+from agentrl.environments.environment import environments
 from agentrl.errors import PluginError, near_matches
 from agentrl.rollout.subproc.contract import AgentProcess
 

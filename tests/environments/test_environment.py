@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.environments.known import RECORD, write_camel, write_environment
+from tests.environments.known import MANIFEST, write_camel, write_environment
 from tests.plugins.installing import install
 
 from agentrl.config import Config, load_config
@@ -22,9 +22,8 @@ from agentrl.environments import (
     incomplete,
     locate_agent,
 )
-from agentrl.environments.places import LOG, environment_name
-from agentrl.environments.places import RECORD as RECORD_NAME
-from agentrl.environments.record import read_record, write_record
+from agentrl.environments.environment import LOG, environment_name, read_manifest, write_manifest
+from agentrl.environments.environment import MANIFEST as MANIFEST_NAME
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 
@@ -93,7 +92,7 @@ def test_an_environment_is_read_without_starting_its_interpreter(folder: Path) -
     (environment,) = environments()
     assert (environment.name, environment.path) == ("camel", folder / "camel")
     assert environment.python == folder / "camel" / "bin" / "python"
-    assert environment.record == RECORD
+    assert environment.manifest == MANIFEST
     assert [str(plugin) for plugin in environment.plugins] == ["agentrl-camel 0.3"]
     assert [entry.target for entry in environment.entries("agents")] == ["camel_mod:Agent"]
     assert environment_of(environment.python) == environment
@@ -101,9 +100,9 @@ def test_an_environment_is_read_without_starting_its_interpreter(folder: Path) -
 
 
 def test_a_half_made_environment_does_not_count(folder: Path) -> None:
-    write_environment(folder / "begun", record=None)
+    write_environment(folder / "begun", manifest=None)
     write_environment(folder / "torn")
-    (folder / "torn" / RECORD_NAME).write_text('{"python_version": "3.')
+    (folder / "torn" / MANIFEST_NAME).write_text('{"python_version": "3.')
     (folder / "starting").mkdir()
     (folder / "starting" / LOG).touch()
     (folder / "somebody's").mkdir()
@@ -113,15 +112,15 @@ def test_a_half_made_environment_does_not_count(folder: Path) -> None:
 
 
 def test_a_record_reads_back_equal_and_one_of_another_shape_not_at_all(tmp_path: Path) -> None:
-    record = replace(RECORD, interpreter="/usr/bin/python3", sources=("/a", "b==1"), editable=True)
-    write_record(tmp_path, record)
-    assert read_record(tmp_path) == record
-    written = json.loads((tmp_path / RECORD_NAME).read_text())
-    (tmp_path / RECORD_NAME).write_text(json.dumps({**written, "of_a_later_version": 1}))
-    assert read_record(tmp_path) == record
+    manifest = replace(MANIFEST, interpreter="/usr/bin/python3", sources=("/a", "b==1"), editable=True)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    written = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({**written, "of_a_later_version": 1}))
+    assert read_manifest(tmp_path) == manifest
     for text in ("[]", "{}", '{"python_version": "3.11.4"}', "nonsense", ""):
-        (tmp_path / RECORD_NAME).write_text(text)
-        assert read_record(tmp_path) is None
+        (tmp_path / MANIFEST_NAME).write_text(text)
+        assert read_manifest(tmp_path) is None
 
 
 def test_a_folder_that_cannot_be_read_is_an_error_with_its_variable(folder: Path) -> None:
