@@ -15,7 +15,8 @@ from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Call, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 TASK = {"question": "What is 47 + 38?", "answer": "85"}
 

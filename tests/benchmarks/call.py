@@ -33,7 +33,8 @@ from openai import AsyncOpenAI
 from agentrl.clients import client_library
 from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 TOKENS = 16
 GROUP = 8

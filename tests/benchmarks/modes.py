@@ -33,7 +33,7 @@ from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner
 from agentrl.rollout.subproc.runner import AgentProcess, SubprocRunner, worker_environment
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 
 TASK = {"question": "What is 12 + 30?", "answer": "42"}
 COLD_SHARE = 16

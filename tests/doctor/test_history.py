@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from agentrl.doctor.history import walk
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 from agentrl.tokens.template import ChatTemplate
 
 TURNS = 4

@@ -14,7 +14,8 @@ import pytest
 
 from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 CONTEXT = 1024
 

@@ -16,7 +16,8 @@ from tests.tokens.families import FAMILIES, model_folder
 
 from agentrl.gateway import Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 __all__ = ["ASK", "TOOLS", "FamilyGateway", "family_gateway"]
 
@@ -77,7 +78,7 @@ class FamilyGateway:
             bare = prompt.rstrip().removesuffix("<think>")
             assert whole.startswith(bare)
             spoken = "I see.\n</think>\n\n" + whole[len(bare) :]
-        return template.up_to_end(template.encode(spoken))
+        return template.up_to_end(template.vocabulary.encode(spoken))
 
 
 @lru_cache

@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.family_gateway import ASK, TOOLS, FamilyGateway, family_gateway
 from tests.tokens.families import FAMILIES, tokenizer
 
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 
 TALKING = ["qwen3", "llama-3.2", "glm-4.5", "smollm2", "mistral", "phi-3.5", "gemma-3", "deepseek-r1", "gpt-oss"]
 

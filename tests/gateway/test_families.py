@@ -11,7 +11,7 @@ from tests.tokens.families import tokenizer
 
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 
 ASK, MORE = {"role": "user", "content": "What is 3 + 4?"}, {"role": "user", "content": "And 5?"}
 

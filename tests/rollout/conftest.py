@@ -11,7 +11,8 @@ from tests.rollout.batches import Batches, left_over
 
 from agentrl.gateway import Gateway
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 
 class InstantBackend:

@@ -21,7 +21,7 @@ from agentrl.rollout.contract import EpisodeKey
 from agentrl.rollout.groups import Batch, IndexedTask, Rollout
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 
 KEY = EpisodeKey("train", 1, 0, 0)
 TASK = {"question": "What is 12 + 30?", "answer": "42"}

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tokens.families import FAMILIES, tokenizer
 
-from agentrl.tokens.control import ControlTokens
-from agentrl.tokens.vocabulary import Vocabulary
+from agentrl.tokens.vocabulary import ControlTokens, Vocabulary
 
 NAMES = ["qwen3", "mistral", "phi-3.5", "gemma-3", "llama-3.2", "deepseek-v3"]
 ALL = {name: Vocabulary(tokenizer(name)) for name in NAMES}

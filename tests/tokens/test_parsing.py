@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 from agentrl.tokens.tool_calls import read_call
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]

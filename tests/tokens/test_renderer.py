@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError, GatewayError
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "description": "é", "parameters": {"type": "object"}}}]
 ASK = {"role": "user", "content": "What is 12 * 34?"}
@@ -136,7 +136,7 @@ def unknown(make_tokenizer):
     """The renderer of a template that nobody knows."""
     with pytest.MonkeyPatch.context() as patch:
         warnings = []
-        patch.setattr(logging.getLogger("agentrl.tokens.renderer"), "warning", lambda *args: warnings.append(args))
+        patch.setattr(logging.getLogger("agentrl.tokens.selection"), "warning", lambda *args: warnings.append(args))
         renderer = load_renderer(make_tokenizer(PLAIN))
     assert len(warnings) == 1
     return renderer

@@ -20,7 +20,7 @@ from agentrl.inference.engine.backend import TorchBackend
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
 from agentrl.runs.codec import from_row, to_row
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 from agentrl.training import trainer as trainer_module
 
 KEY = "THE_KEY_OF_A_TEST"

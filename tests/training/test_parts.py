@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from agentrl import load_config
 from agentrl.learner.folder import save_model
 from agentrl.plugins import Plugins
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 from agentrl.training.parts import resolve_parts
 
 

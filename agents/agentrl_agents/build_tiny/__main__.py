@@ -11,7 +11,7 @@ from random import Random
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS
 from agentrl_agents.build_tiny.recording import Recorder, Row
 from agentrl_agents.build_tiny.teaching import Stage, teach

@@ -23,7 +23,7 @@ from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.tokens.abilities import LOST
+from agentrl.tokens.probes import LOST
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from agentrl.config.models import ModelSection
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 __all__ = ["model_folder", "tiny_renderer"]
 

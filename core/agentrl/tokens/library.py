@@ -1,90 +1,44 @@
-"""The renderers of the ``renderers`` package, each by its name, as candidates for a model."""
+"""The renderers and parsers of the ``renderers`` package: built by name, and tried on a template's own tool calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast, get_args
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from agentrl.errors import GatewayError
-from agentrl.tokens.probes import Kind
-from agentrl.tokens.reading import Reader, read, reads_calls, specs
-from agentrl.tokens.template import Message, Messages, Tools, plain
+from agentrl.tokens.probes import CONTINUATIONS, Continuation, written_ends
+from agentrl.tokens.renderer import Candidate, Reader, assistant_message, read
+from agentrl.tokens.template import ChatTemplate, Messages, Tools
+from agentrl.tokens.tool_calls import learned
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from renderers import ParsedResponse
+    from renderers import ParsedResponse, ToolSpec
     from renderers import Renderer as Library
 
-__all__ = ["Candidate", "build", "buildable", "default", "has_date", "known_renderers"]
+__all__ = [
+    "build",
+    "buildable",
+    "default",
+    "harmony_reader",
+    "has_date",
+    "known_renderers",
+    "reader_of_calls",
+    "reads_calls",
+]
+
+_log = logging.getLogger(__name__)
 
 _MARKS = {"gpt-oss": ("<|channel|>", 200_005)}
-"""Renderers that download a vocabulary when they are built, and a token by whose id theirs is known."""
+"""Renderers that download a vocabulary when they are built, and a token whose id tells that it is the model's own."""
 _DATES = {"date_string": "%d %b %Y", "conversation_start_date": "%Y-%m-%d"}
-"""Settings of renderers that write a date, and its form."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One renderer of the ``renderers`` package, and where it was seen to follow the template."""
-
-    name: str
-    library: Library
-    stop_ids: frozenset[int]
-    thinking: bool = False
-    """Whether it renders turns with thinking as the template does."""
-    closing_ids: frozenset[int] = frozenset()
-    """The ends of a turn after which the template's next turn follows."""
-    extends: frozenset[Kind] = frozenset()
-    """The kinds of continuation in which extending a chain gives what the template gives."""
-    parses: bool = False
-    """Whether it reads back what the template writes."""
-    reads: bool = False
-    """Whether it reads back the tool calls that the template writes, and the template writes some."""
-    reader: Reader | None = None
-    """What reads completions where that is not ``library``."""
-
-    @property
-    def in_full(self) -> bool:
-        """Whether it is the template itself, rendered in full each turn."""
-        return self.name == "default"
-
-    def trusted(self, vocabulary: Vocabulary) -> Candidate:
-        """The candidate where there is no template to hold it against: its own word is taken for what it writes."""
-        extends: frozenset[Kind] = frozenset({("user", False), ("tool", False), ("tool", True)})
-        reads = reads_calls(self.library, _OwnText(self.library, vocabulary), self.stop_ids)
-        closing = frozenset(self._closes(vocabulary)) or self.stop_ids
-        return replace(self, thinking=True, extends=extends, reads=reads, closing_ids=closing)
-
-    def _closes(self, vocabulary: Vocabulary) -> Iterator[int]:
-        """The ends with which it goes on after a turn that has none, as a token limit leaves it."""
-        ask, result = {"role": "user", "content": "Hi"}, {"role": "tool", "tool_call_id": "1", "content": "7"}
-        for new in (ask, result):
-            with suppress(Exception):  # The boundary to the library: where it cannot go on, all is rendered in full.
-                cut = [*self.render([ask], None), *vocabulary.encode("Hello")]
-                bridged = self.bridge(cut[:-1], cut[-1:], [new], None) or []
-                yield from self.stop_ids.intersection(bridged[len(cut) : len(cut) + 1])
-
-    def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
-        """The prompt for the next turn; ``messages`` as ``plain`` leaves them."""
-        return self.library.render_ids(cast(Any, messages), tools=specs(tools), add_generation_prompt=True)
-
-    def bridge(
-        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], messages: Sequence[Message], tools: Tools | None
-    ) -> list[int] | None:
-        """The prompt after a completion and new messages, where the library has one."""
-        bridged = self.library.bridge_to_next_turn(
-            list(prompt_ids), list(completion_ids), cast(Any, messages), tools=specs(tools)
-        )
-        return None if bridged is None else bridged.token_ids
-
-    def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
-        """What the completion says."""
-        reader = self.reader or self.library
-        return read(reader, completion_ids, tools, list(prompt_ids))
+"""The settings by which renderers are given a date, and its format."""
 
 
 @lru_cache(1)
@@ -96,12 +50,12 @@ def _configs() -> Mapping[str, type[Any]]:
 
 
 def known_renderers() -> list[str]:
-    """Names of the package's renderers; ``auto``, ``default`` and ``custom`` are not among them."""
+    """Return the names of the package's renderers for model families."""
     return [name for name in _configs() if name not in ("auto", "default", "custom")]
 
 
 def build(name: str, vocabulary: Vocabulary, day: date | None = None) -> Candidate:
-    """The renderer ``name``, not yet held against a template; on ``day`` where it writes a date and one is given.
+    """Return the renderer ``name``, not yet compared with a template; ``day`` is the date that it writes, if it does.
 
     Raises what the library raises.
     """
@@ -116,12 +70,12 @@ def build(name: str, vocabulary: Vocabulary, day: date | None = None) -> Candida
 
 
 def has_date(name: str) -> bool:
-    """Whether the renderer ``name`` writes a date that it can be given."""
+    """Return whether the renderer ``name`` writes a date that can be set."""
     return not _DATES.keys().isdisjoint(_configs()[name].model_fields)
 
 
 def buildable(vocabulary: Vocabulary) -> Iterator[str]:
-    """Names of the renderers that can be built without anything being downloaded in vain."""
+    """Yield the names of the renderers to try, without those that would download a vocabulary in vain."""
     for name in known_renderers():
         mark, token_id = _MARKS.get(name, (None, None))
         if mark is None or vocabulary.special_id(mark) == token_id:
@@ -129,7 +83,7 @@ def buildable(vocabulary: Vocabulary) -> Iterator[str]:
 
 
 def default(vocabulary: Vocabulary, tool_parser: str | None) -> Candidate:
-    """The package's default renderer, which uses the chat template, with its parser of calls of that name."""
+    """Return the package's default renderer, which uses the chat template, with its tool call parser of that name."""
     from renderers import DefaultRendererConfig, create_renderer
 
     config = DefaultRendererConfig(reasoning_parser="think", tool_parser=tool_parser)
@@ -137,17 +91,154 @@ def default(vocabulary: Vocabulary, tool_parser: str | None) -> Candidate:
     return Candidate("default", library, frozenset(library.get_stop_token_ids()))
 
 
+class _Writer(Protocol):
+    """A chat template, or a renderer that stands in its place."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def text(self, messages: Messages, tools: Tools | None = None, *, prompt: bool = True) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
-class _OwnText:
-    """What a renderer writes, in the place of a template."""
+class _WrittenCalls:
+    """An assistant turn with tool calls, as a template writes it."""
 
-    library: Library
-    vocabulary: Vocabulary
+    prompt: str
+    text: str
+    """What comes after the prompt."""
+    calls: list[tuple[str, Any]]
+    """The name and the arguments of each call in the text."""
+    tools: Tools | None
+    alone: bool
+    """Whether the turn is one call and no other content."""
 
-    def text(self, messages: Messages, tools: Tools | None = None, *, prompt: bool = True) -> str:
-        given = cast(Any, [plain(message) for message in messages])
+
+def reads_calls(reader: Reader, writer: _Writer, ends: frozenset[int]) -> bool:
+    """Return whether ``reader`` gives back every tool call that ``writer`` writes in the probes, at least one.
+
+    ``writer`` is a chat template or has its ``text`` and ``vocabulary``; ``ends`` are the ids that end its turns.
+    """
+    seen, vocabulary = False, writer.vocabulary
+    for written in _written_calls(writer):
+        prompt = vocabulary.encode(written.prompt)
+        completion = list(takewhile(lambda token: token not in ends, vocabulary.encode(written.text)))
         try:
-            ids = self.library.render_ids(given, tools=specs(tools), add_generation_prompt=prompt)
-        except Exception as error:  # The boundary to the library: what it does not write, it does not read.
-            raise GatewayError(f"the renderer refuses these messages: {error}") from error
-        return self.vocabulary.decode(ids)
+            parsed = read(reader, completion, written.tools, prompt)
+            message = assistant_message(parsed, completion, vocabulary, tools_offered=True, call_ids="call_")
+        except Exception:  # A parser of another family fails in its own way.
+            return False
+        functions = [call["function"] for call in message.get("tool_calls", [])]
+        if [(function["name"], _value(function["arguments"])) for function in functions] != written.calls:
+            return False
+        seen = True
+    return seen
+
+
+def _written_calls(writer: _Writer) -> Iterator[_WrittenCalls]:
+    """Every probe turn with calls but no thinking, as ``writer`` writes it, where it writes the calls."""
+    for probe in CONTINUATIONS:
+        if not probe.kind[1] and probe.turn.get("tool_calls"):
+            written = _written_turn(writer, probe)
+            if written is not None:
+                yield written
+
+
+def _written_turn(writer: _Writer, probe: Continuation) -> _WrittenCalls | None:
+    try:
+        prompt = writer.text(probe.before, probe.tools)
+        whole = writer.text([*probe.before, probe.turn], probe.tools, prompt=False)
+    except GatewayError:
+        return None
+    text = whole.removeprefix(prompt)
+    if text == whole:  # The prompt may open thinking that a turn of the past does not have.
+        bare = prompt.rstrip().removesuffix("<think>")
+        if not whole.startswith(bare):
+            return None
+        text = "\n</think>\n\n" + whole[len(bare) :]
+    functions = [call["function"] for call in probe.turn["tool_calls"] if call["function"]["name"] in text]
+    calls = [(function["name"], json.loads(function["arguments"])) for function in functions]
+    alone = len(calls) == 1 and not probe.turn["content"]
+    return _WrittenCalls(prompt, text, calls, probe.tools, alone) if calls else None
+
+
+def _value(arguments: str) -> object:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def reader_of_calls(template: ChatTemplate) -> Reader | None:
+    """Return the first reader of the tool calls that ``template`` writes, for a model without a renderer.
+
+    ``None`` where no reader gives back all of them, or the template writes none.
+    """
+    if next(_written_calls(template), None) is None:
+        return None
+    ends = written_ends(template)
+    return next((reader for reader in _readers(template) if reads_calls(reader, template, ends)), None)
+
+
+def _readers(template: ChatTemplate) -> Iterator[Reader]:
+    """Parsers that go with any template, then those of single families, then one that is made for the template."""
+    from renderers.parsers import TOOL_PARSERS
+
+    vocabulary = template.vocabulary
+    for parser in TOOL_PARSERS:
+        yield default(vocabulary, parser).library
+    if (harmony := harmony_reader(vocabulary)) is not None:
+        yield harmony
+    for name in buildable(vocabulary):
+        try:
+            yield build(name, vocabulary).library
+        except Exception as error:
+            _log.debug("renderer %s does not work with this tokenizer: %s", name, error)
+    if (own := _learned(template, default(vocabulary, None).library)) is not None:
+        yield own
+
+
+def _learned(template: ChatTemplate, library: Library) -> Reader | None:
+    """The reader of JSON calls between whatever marks the template writes; ``None`` where calls are not JSON."""
+    vocabulary = template.vocabulary
+    for written in _written_calls(template):
+        if written.alone:
+            text = vocabulary.decode(template.up_to_end(vocabulary.encode(written.text)))
+            ends = {vocabulary.decode([token]) for token in vocabulary.special_ids}
+            end = max((end for end in ends if text.endswith(end)), key=len, default="")
+            bare = text.removesuffix(end).rpartition("</think>")[2]
+            return learned(bare, written.calls[0][0], library, vocabulary)
+    return None
+
+
+def harmony_reader(vocabulary: Vocabulary) -> Reader | None:
+    """Return the reader of gpt-oss's channels if the vocabulary has their tokens."""
+    names = ("start", "end", "return", "call", "channel", "message", "constrain")
+    marks = {f"{name}_id": vocabulary.special_id(f"<|{name}|>") for name in names}
+    if None in marks.values():
+        return None
+    return _Harmony(vocabulary, cast("dict[str, int]", marks))
+
+
+class _Harmony:
+    """Reads gpt-oss's channels. The package's own renderer for them needs a vocabulary that it downloads."""
+
+    def __init__(self, vocabulary: Vocabulary, marks: dict[str, int]) -> None:
+        self._vocabulary, self._marks = vocabulary, marks
+
+    def parse_response(
+        self, token_ids: list[int], *, tools: list[ToolSpec] | None = None, prompt_ids: list[int] | None = None
+    ) -> ParsedResponse:
+        from renderers.parsing import parse_gpt_oss
+
+        start, prompt = self._marks["start_id"], prompt_ids or []
+        opened = next((n for n in reversed(range(len(prompt))) if prompt[n] == start), len(prompt))
+        header = prompt[opened:] if token_ids[:1] != [start] else []
+        parsed = parse_gpt_oss(self._vocabulary, [*header, *token_ids], **self._marks)
+        for call in parsed.tool_calls:
+            if call.token_span is not None:
+                begin, end = call.token_span
+                call.token_span = (max(begin - len(header), 0), end - len(header))
+        if not (parsed.content or parsed.reasoning_content or parsed.tool_calls):
+            parsed.content = self._vocabulary.decode(token_ids)  # The completion is in no channel.
+        return parsed

@@ -1,18 +1,33 @@
-"""Probe conversations, by which a renderer is held against a model's own chat template."""
+"""Probe conversations, and what they tell about a chat template.
+
+``CONVERSATIONS`` and ``CONTINUATIONS`` are what a renderer is compared with the template on. ``measure`` renders
+sentinels to find what of tools reaches the prompt (``Abilities``), ``written_ends`` to find the ids that end a turn.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from agentrl.tokens.template import Message
+from agentrl.errors import GatewayError
+from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, text_of
 
-__all__ = ["CONTINUATIONS", "CONVERSATIONS", "TOOLS", "Continuation", "Conversation", "Kind", "kind_of"]
+if TYPE_CHECKING:
+    from agentrl.tokens.renderer import Kind
 
-Kind = tuple[Literal["user", "tool", "system", "system and user"], bool]
-"""Who speaks in a continuation, ``tool`` meaning nobody but tools; and whether thinking came before it."""
+__all__ = [
+    "CONTINUATIONS",
+    "CONVERSATIONS",
+    "LOST",
+    "TOOLS",
+    "Abilities",
+    "Continuation",
+    "Conversation",
+    "measure",
+    "written_ends",
+]
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -34,17 +49,9 @@ TOOLS: list[dict[str, Any]] = [
 ]
 
 
-def kind_of(roles: Set[str], thinking: bool) -> Kind:
-    """The kind of a continuation in which ``roles`` speak."""
-    user, system = "user" in roles, not roles.isdisjoint({"system", "developer"})
-    if system:
-        return ("system and user" if user else "system", thinking)
-    return ("user" if user else "tool", thinking)
-
-
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages to render with the header of the next turn."""
+    """Messages to render with the header of the next assistant turn."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -53,7 +60,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A turn of the assistant and what follows it, as a recorded chain is extended."""
+    """A conversation up to an assistant turn, that turn, and the messages by which its prompt is extended."""
 
     before: list[Message]
     turn: Message
@@ -62,7 +69,7 @@ class Continuation:
     tools: list[dict[str, Any]] | None = None
 
     def conversation(self) -> Conversation:
-        """All of it at once."""
+        """Return all of it as one conversation."""
         return Conversation([*self.before, self.turn, *self.after], self.tools, self.kind[1])
 
 
@@ -86,8 +93,8 @@ def _assistant(text: str, *calls: tuple[str, dict[str, Any]], reasoning: str | N
     return message
 
 
-def _result(text: str, n: int = 0) -> Message:
-    return {"role": "tool", "tool_call_id": f"call_{n}", "name": "calculate", "content": text}
+def _result(text: str, n: int = 0, name: str = "calculate") -> Message:
+    return {"role": "tool", "tool_call_id": f"call_{n}", "name": name, "content": text}
 
 
 _SYSTEM = _system("You are terse.\nNever guess.")
@@ -113,7 +120,7 @@ def _continuations() -> Iterator[Continuation]:
 
 
 CONTINUATIONS: list[Continuation] = list(_continuations())
-"""Each is a conversation as well; several begin alike and differ in one thing."""
+"""Each is used as a conversation too. Several differ in one respect only, such as the system message or thinking."""
 
 _AFTER_TOOLS = [_SYSTEM, _ASK, _assistant("", _CALL), _result("408"), _assistant("It is 408.")]
 
@@ -126,3 +133,222 @@ CONVERSATIONS: list[Conversation] = [
     Conversation([_ASK, _assistant("408"), _user("and?"), _assistant("816"), _user("more")]),
     *(continuation.conversation() for continuation in CONTINUATIONS),
 ]
+
+LOST = "lost_in_prompt"
+"""The code of a refusal for a request of which the model would not see everything, or whose calls are not read."""
+
+_FIX = "set model.chat_template to a file with a template that shows them, or use another model"
+_READ = (
+    "set model.chat_template to a file whose form of calls is read, name a renderer with model.renderer, or use "
+    "another model"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What of a conversation with tools reaches the prompt, and whether the model's tool calls are read back."""
+
+    unseen: tuple[str, ...] = ()
+    """Which of the tools' ``names``, ``descriptions`` and ``parameters`` do not reach the prompt."""
+    calls: bool = True
+    """Whether a tool call of an earlier turn, with its arguments, is in the prompt."""
+    several: bool = True
+    """Whether all calls of an earlier turn are, where it has several."""
+    beside_text: bool = True
+    """Whether a call of an earlier turn is, where the turn has text as well."""
+    text_beside: bool = True
+    """Whether the text of an earlier turn is, where the turn has a call as well."""
+    results: bool = True
+    """Whether results of tools are in the prompt."""
+    reads: bool = True
+    """Whether a tool call in the form that the template writes is read as one."""
+
+    @property
+    def tools(self) -> bool:
+        """Whether an agent with tools can be served."""
+        return not self.unseen and self.calls and self.results and self.reads
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``check`` accepts every request."""
+        return self.tools and self.several and self.beside_text
+
+    def lost(self) -> str:
+        """Return a phrase for what of tools does not reach the prompt; empty where everything does."""
+        lost = [f"the {_listed(self.unseen)} of tools"] if self.unseen else []
+        if not self.calls:
+            lost.append("earlier tool calls")
+        if not self.results:
+            lost.append("results of tools")
+        return _listed(lost) if lost else ""
+
+    def check(self, origin: str, messages: Messages, tools: Tools | None, *, calls_tools: bool = True) -> None:
+        """Check that a request reaches the prompt of the model that messages call ``origin``.
+
+        Raises ``GatewayError`` (400, code ``LOST``) where a part of it would not, and, if ``calls_tools``, where tools
+        are offered and the model's calls could not be read.
+        """
+        if tools and self.unseen:
+            raise _refusal(f"never shows the {_listed(self.unseen)} of tools", origin, "tools")
+        if not (self.calls and self.several and self.beside_text and self.results):
+            for what in (what for message in messages for what in self._dropped(message)):
+                raise _refusal(f"drops {what}", origin, "messages")
+        if tools and calls_tools and not self.reads:
+            raise GatewayError(
+                f"tool calls in the form that the chat template of {origin} gives them cannot be read: every call of "
+                "the policy would come back as text",
+                code=LOST,
+                param="tools",
+                fix=_READ,
+            )
+
+    def drops_text(self, messages: Messages) -> bool:
+        """Return whether the template leaves out text of ``messages`` because it stands beside tool calls."""
+        if self.text_beside:
+            return False
+        return any(message.get("tool_calls") and text_of(message).strip() for message in messages)
+
+    def _dropped(self, message: Mapping[str, Any]) -> Iterator[str]:
+        calls = message.get("tool_calls") or ()
+        if calls and not self.calls:
+            yield "tool calls from the history"
+        if len(calls) > 1 and not self.several:
+            yield "all but the first tool call of a turn"
+        if calls and not self.beside_text and text_of(message).strip():
+            yield "tool calls beside text"
+        if message["role"] == "tool" and not self.results:
+            yield "results of tools from the history"
+
+
+def _refusal(loses: str, origin: str, param: str) -> GatewayError:
+    text = f"the chat template of {origin} {loses}: the model would not see what the agent sent"
+    return GatewayError(text, code=LOST, param=param, fix=_FIX)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+_Text = Callable[[Messages, Tools | None], str]
+"""Renders a prompt to text. Raises ``GatewayError`` where that is refused."""
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool_u1",
+        "description": "Description of probe u2.",
+        "parameters": {
+            "type": "object",
+            "properties": {"probe_field_u3": {"type": "string", "description": "A text."}},
+            "required": ["probe_field_u3"],
+        },
+    },
+}
+_PARTS = {"names": "probe_tool_u1", "descriptions": "Description of probe u2.", "parameters": "probe_field_u3"}
+
+
+def measure(text: _Text, *, reads: bool) -> Abilities:
+    """Return the abilities of whatever renders ``text``; ``reads`` is passed on.
+
+    ``text`` takes messages and tools, returns the prompt as text, and raises ``GatewayError`` where it refuses them.
+    """
+    ask = _user("What is it?")
+    one = [ask, _sentinel_calls("", 1), _sentinel_result(0)]
+    two = [ask, _sentinel_calls("", 2), _sentinel_result(0), _sentinel_result(1)]
+    beside = [ask, _sentinel_calls("Text beside w4.", 1), _sentinel_result(0)]
+    calls = _shows(text, one, "probe_call_0", "probe_key_0", "probe value 0")
+    results = _shows(text, one, "probe result 0")
+    openings = [[ask], [_system("Be brief."), ask], *([one] if calls and results else [])]
+    return Abilities(
+        unseen=_unseen(text, openings),
+        calls=calls,
+        several=calls and _shows(text, two, "probe_call_0", "probe value 0", "probe_call_1", "probe value 1"),
+        beside_text=calls and _shows(text, beside, "probe_call_0", "probe value 0"),
+        text_beside=calls and _shows(text, beside, "Text beside w4."),
+        results=results,
+        reads=reads,
+    )
+
+
+def _unseen(text: _Text, openings: Sequence[Messages]) -> tuple[str, ...]:
+    written = []
+    for messages in openings:
+        try:
+            written.append(text(messages, [_TOOL]))
+        except GatewayError:
+            continue
+    return tuple(part for part, sentinel in _PARTS.items() if not written or any(sentinel not in w for w in written))
+
+
+def _shows(text: _Text, messages: Messages, *sentinels: str) -> bool:
+    try:
+        written = text(messages, [_TOOL])
+    except GatewayError:
+        return False
+    return all(sentinel in written for sentinel in sentinels)
+
+
+def _sentinel_calls(content: str, count: int) -> Message:
+    return _assistant(content, *((f"probe_call_{n}", {f"probe_key_{n}": f"probe value {n}"}) for n in range(count)))
+
+
+def _sentinel_result(n: int) -> Message:
+    return _result(f"probe result {n}", n, f"probe_call_{n}")
+
+
+_ANSWER, _VALUE = "sentinel of a text q7", "sentinel of a value q8"
+
+
+def written_ends(template: ChatTemplate) -> frozenset[int]:
+    """Return the ids with which ``template`` ends an assistant turn of text, and one of tool calls."""
+    return frozenset(_after_text(template) + _after_calls(template))
+
+
+def _after_text(template: ChatTemplate) -> list[int]:
+    """The first added token that the template writes after the last text of a conversation.
+
+    A turn in the middle of a conversation may end with another token, which the policy never samples (gpt-oss). But
+    where the template writes none after the last turn, the header of the next turn ends this one (GLM).
+    """
+    vocabulary, turn = template.vocabulary, _assistant(_ANSWER)
+    added = vocabulary.added_tokens_decoder
+    ids = vocabulary.encode(_tail(template, [turn], _ANSWER))
+    if ends := [token for token in ids if token in added]:
+        return ends[:1]
+    ids = vocabulary.encode(_tail(template, [turn, _user("Hi")], _ANSWER).lstrip())
+    return [token for token in ids[:1] if token in added]
+
+
+def _after_calls(template: ChatTemplate) -> list[int]:
+    """The last special token that the template writes after tool calls, unless it writes one after every call.
+
+    Where it writes none, the first special token of the results that follow.
+    """
+    for count in (2, 1):
+        calls = _assistant("", *[("look", {"at": _VALUE})] * count) | {"content": None}
+        if tail := _special(template, _tail(template, [calls], _VALUE)):
+            opening = _special(template, _whole(template, [], prompt=True))
+            whole = _special(template, _whole(template, [calls]))
+            return tail[-1:] if whole.count(tail[-1]) - opening.count(tail[-1]) == 1 else []
+        results = [_result("7", n, "look") for n in range(count)]
+        if tail := _special(template, _tail(template, [calls, *results], _VALUE)):
+            return tail[:1]
+    return []
+
+
+def _special(template: ChatTemplate, text: str) -> list[int]:
+    return [token for token in template.vocabulary.encode(text) if token in template.vocabulary.special_ids]
+
+
+def _tail(template: ChatTemplate, turns: Sequence[Message], sentinel: str) -> str:
+    """What the template writes after the last ``sentinel``; empty where the sentinel is not written at all."""
+    _, found, after = _whole(template, turns).rpartition(sentinel)
+    return after if found else ""
+
+
+def _whole(template: ChatTemplate, turns: Sequence[Message], *, prompt: bool = False) -> str:
+    try:
+        return template.text([_user("Hi"), *turns], prompt=prompt)
+    except GatewayError:
+        return ""

@@ -1,96 +1,105 @@
-"""Messages to token ids and back, through the ``renderers`` package and the model's chat template."""
+"""Messages to token ids and back, as one model writes them.
+
+A ``Renderer`` joins the model's chat template with a renderer of the ``renderers`` package that reproduces it (a
+``Candidate``, picked by ``agentrl.tokens.selection``). The package's renderer can extend a recorded prompt by new
+messages; where none reproduces the template, the template is rendered in full each turn.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from agentrl.errors import ConfigError, GatewayError, near_matches
-from agentrl.tokens.abilities import Abilities, measure
-from agentrl.tokens.control import ControlTokens
-from agentrl.tokens.ends import end_ids
-from agentrl.tokens.library import Candidate, build, known_renderers
-from agentrl.tokens.parsing import assistant_message
-from agentrl.tokens.probes import kind_of
-from agentrl.tokens.selection import best_candidate, in_full, judged
+from agentrl.errors import GatewayError, encodable
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
-from agentrl.tokens.thinking import Thinking
-from agentrl.tokens.vocabulary import Vocabulary
+from agentrl.tokens.tool_calls import read_call
+from agentrl.tokens.vocabulary import ControlTokens, Vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from renderers import ParsedResponse, ParsedToolCall, ToolSpec
+    from renderers import Renderer as Library
 
-__all__ = ["Renderer", "load_renderer"]
+    from agentrl.tokens.probes import Abilities
+
+__all__ = ["Candidate", "Kind", "Reader", "Renderer", "Thinking", "assistant_message", "kind_of", "read", "specs"]
 
 _log = logging.getLogger(__name__)
 
 
 class Renderer:
-    """How one model writes conversations. Safe from any thread; it holds no conversation."""
+    """How one model writes conversations. Safe to use from any thread; it holds no conversation."""
 
     def __init__(
-        self, vocabulary: Vocabulary, template: ChatTemplate | None, part: Candidate, origin: str = "the model"
+        self,
+        vocabulary: Vocabulary,
+        template: ChatTemplate | None,
+        candidate: Candidate,
+        *,
+        abilities: Abilities,
+        stop_ids: frozenset[int],
+        origin: str = "the model",
     ) -> None:
+        """``template`` is ``None`` where ``candidate`` stands in its place; ``origin`` names the model in messages."""
         self._template = template
-        self._part = part
+        self._candidate = candidate
         self._thinking = Thinking(vocabulary)
+        self._origin = origin
         self.vocabulary = vocabulary
-        self.name = part.name
+        self.name = candidate.name
         """The renderer's name in the ``renderers`` package; ``default`` is the template in full."""
         self.warning: str | None = None
-        """What this renderer costs, where it is not the best that could be."""
-        self.stop_ids: frozenset[int] = part.stop_ids | end_ids(vocabulary, template)
+        """What this renderer costs, where a better one could exist; it has been logged."""
+        self.stop_ids = stop_ids
         """Ids that end an assistant turn."""
         self.tool_end_id: int | None = vocabulary.special_id("</tool_call>")
-        """The id that ends a tool call, where one does."""
+        """The id that ends a tool call, if the vocabulary has one."""
         self.day: date | None = template.day if template is not None and template.writes_date else None
-        """The date in every prompt, where one is written."""
-        self.abilities: Abilities = measure(self._text, reads=part.reads)
-        """What of tools reaches the prompt, and comes back."""
+        """The date in every prompt, if the template writes one."""
+        self.abilities = abilities
+        """What of tools reaches the prompt, and whether tool calls are read back."""
+        self._loses_nothing = abilities.complete
         self.control = ControlTokens(vocabulary.added_ids(str(vocabulary.chat_template or "")))
         """The tokens by which its prompts are structured."""
         self.plain_text = False
-        """Whether control tokens that texts of users, systems and tools spell out are plain text."""
-        self._origin = origin
-
-    def _text(self, messages: Messages, tools: Tools | None) -> str:
-        if self._template is not None:
-            return self._template.text(messages, tools)
-        return self.vocabulary.decode(self.render(messages, tools))
+        """Whether control tokens that texts of users, systems and tools spell out are encoded as plain text."""
 
     def check(self, messages: Messages, tools: Tools | None = None, *, calls_tools: bool = True) -> None:
-        """Raise ``GatewayError`` (400) where tools, calls or results would not reach the prompt.
+        """Check that tools, tool calls and tool results of a request reach the prompt.
 
-        So it does where ``calls_tools``, and calls could not be read.
+        Raises ``GatewayError`` (400) where they would not, and, if ``calls_tools``, where the model's tool calls
+        could not be read.
         """
-        self.abilities.check(self._origin, messages, tools, calls_tools=calls_tools)
+        if not self._loses_nothing:
+            self.abilities.check(self._origin, messages, tools, calls_tools=calls_tools)
 
     def marked(
         self, messages: Messages, tools: Tools | None, spelled: Sequence[Collection[str]] | None = None
     ) -> tuple[list[Message], Tools | None]:
-        """The messages and tools as ``render`` and ``extend`` are to be given them.
+        """Return messages and tools as ``render`` and ``extend`` take them, with plain text marked as such.
 
-        In them is marked as plain text what the policy ``spelled`` out of control tokens, message by message, and
-        where texts are to be plain all that others did.
+        ``spelled`` holds, for each message, the control tokens that the policy spelled out in other tokens. They are
+        marked always; those in texts of users, systems and tools are marked if ``plain_text``.
         """
         by_policy = [frozenset[str]()] * len(messages) if spelled is None else spelled
         marked = self.control.plain(messages, by_policy, given=self.plain_text)
         return marked, self.control.plain_tools(tools) if self.plain_text else tools
 
     def render(self, messages: Messages, tools: Tools | None = None) -> list[int]:
-        """The prompt for the next assistant turn, its header included.
+        """Return the ids of the prompt for the next assistant turn, including the header of that turn.
 
         Raises ``GatewayError`` (400) where the chat template refuses the messages.
         """
-        strange = not self._part.thinking and any(map(thinking_of, messages))
-        if self._template is not None and (self._part.in_full or strange):
+        candidate = self._candidate
+        departs = not candidate.thinking and any(map(thinking_of, messages))
+        if self._template is not None and (candidate.in_full or departs):
             return self._template.render(messages, tools)
         try:
-            return self._part.render([plain(message) for message in messages], tools)
+            return candidate.render([plain(message) for message in messages], tools)
         except Exception as error:  # The boundary to the library: what it cannot render, a caller has sent.
             raise GatewayError(
                 f"renderer {self.name!r} cannot render these messages: {error}",
@@ -107,23 +116,23 @@ class Renderer:
         *,
         thinking: bool = False,
     ) -> list[int] | str:
-        """The prompt after a completion and new ``messages``, or why it has to be rendered in full.
+        """Return the prompt after a completion and new ``messages``, or the reason to render it in full.
 
-        The result begins with the prompt's and the completion's own ids. ``thinking`` says whether
-        thinking of the policy is among them. Extends only where that equals what the chat template
-        makes of the whole conversation, encoding apart.
+        The result begins with ``prompt_ids`` and ``completion_ids``. ``thinking`` says whether the conversation so
+        far holds thinking of the policy. A prompt is extended only where the result equals what the chat template
+        makes of the whole conversation, except for how texts are split into tokens.
         """
-        roles = {message["role"] for message in messages}
+        candidate, roles = self._candidate, {message["role"] for message in messages}
         if not roles:
             return "nothing new to answer"
         if "assistant" in roles:
             return "history edited"
-        if self._part.in_full:
+        if candidate.in_full:
             return "the chat template is used in full each turn"
-        if kind_of(roles, thinking) not in self._part.extends:
+        if kind_of(roles, thinking) not in candidate.extends:
             return "thinking dropped by the template" if thinking else f"renderer {self.name!r} does not extend here"
         recorded = [*prompt_ids, *completion_ids]
-        extended = self._part.bridge(prompt_ids, completion_ids, [plain(message) for message in messages], tools)
+        extended = candidate.bridge(prompt_ids, completion_ids, [plain(message) for message in messages], tools)
         if extended is None or extended[: len(recorded)] != recorded:
             return "the completion holds no turn to extend"
         return extended
@@ -136,27 +145,27 @@ class Renderer:
         *,
         call_ids: str = "call_",
     ) -> Message:
-        """The assistant message that a completion is, in the OpenAI API's shape.
+        """Return a completion as an assistant message of the OpenAI API.
 
-        What ends the turn is no part of it, and thinking is apart, whether the completion or its prompt
-        opened it. Tool arguments are the text that the policy wrote, whether it parses or not; a call whose
-        name cannot be read stays in the content, and so do all where no ``tools`` are offered. Ids of tool
-        calls are ``call_ids`` and a number, unless the model writes its own. A completion that cannot be
-        parsed at all is text. Whatever it is, it can be written as UTF-8.
+        The ids from the end of the turn on are left out. Thinking becomes ``reasoning_content``, whether the
+        completion or its prompt opened it. Tool calls are read only if ``tools`` are offered; their arguments are the
+        text that the policy wrote, valid JSON or not, and a call without a readable name stays in the content. Calls
+        are numbered ``call_ids``0, 1, 2 … unless the model writes ids of its own. A completion that cannot be parsed
+        is all content. Every text in the result can be encoded as UTF-8.
         """
         spoken = list(itertools.takewhile(lambda token: token not in self.stop_ids, completion_ids))
-        # Renderers of families read their own thinking; the template in full may be of any family.
-        apart = self._thinking.split(spoken, prompt_ids) if self._part.in_full else None
+        # A renderer of a family reads its own thinking; the template in full may be of any family.
+        apart = self._thinking.split(spoken, prompt_ids) if self._candidate.in_full else None
         thought, ids = (None, spoken) if apart is None else apart
         try:
             before = prompt_ids if apart is None else ()
-            parsed = self._part.parse(ids, tools, before)
+            parsed = self._candidate.parse(ids, tools, before)
             if tools and not parsed.tool_calls and ids and ids[0] in self.vocabulary.special_ids:
                 # Some families put a token before their calls that their templates leave out (<|python_tag|>).
-                called = self._part.parse(ids[1:], tools, before)
+                called = self._candidate.parse(ids[1:], tools, before)
                 parsed, ids = (called, ids[1:]) if called.tool_calls else (parsed, ids)
             message = assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
-        except Exception as error:  # The boundary to the library: a policy may write what no parser foresaw.
+        except Exception as error:  # The boundary to the library: a policy may write what no parser expects.
             _log.debug("a completion of %d tokens does not parse: %s", len(ids), error)
             message = {"role": "assistant", "content": self.vocabulary.decode(ids)}
         if apart is not None and message["content"]:
@@ -164,93 +173,209 @@ class Renderer:
         return message | {"reasoning_content": thought} if thought else message
 
     def shown(self, completion_ids: Sequence[int]) -> int:
-        """How many ids of a completion the next prompt may hold: all but an end of turn that the template never writes.
+        """Return how many ids of a completion the next prompt may hold.
 
-        Such an end ends the turn as any does, and the conversation goes on as if the template's own had stood there.
+        These are all of them, except an id at the end that ends a turn and that the template never writes there:
+        the next prompt then goes on with the template's own end of turn.
         """
         last = completion_ids[-1]
-        return len(completion_ids) - (last in self.stop_ids and last not in self._part.closing_ids)
+        return len(completion_ids) - (last in self.stop_ids and last not in self._candidate.closing_ids)
 
     def thinks(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
-        """Whether a completion holds thinking, closed or not, that it or its prompt has opened."""
+        """Return whether a completion holds thinking, closed or not, opened by itself or by its prompt."""
         return self._thinking.present(completion_ids, prompt_ids)
 
 
-def load_renderer(
-    model: PreTrainedTokenizerBase | str | Path,
-    name: str = "auto",
-    *,
-    day: date | None = None,
-    plain_text: bool = False,
-) -> Renderer:
-    """The renderer for a tokenizer or a model folder.
+Kind = tuple[Literal["user", "tool", "system", "system and user"], bool]
+"""Whose messages continue a conversation (``tool``: tools alone), and whether thinking of the policy precedes them."""
 
-    ``auto`` takes the renderer of the ``renderers`` package that reproduces the model's own chat template
-    on probe conversations, whatever the model is called, and else renders with the template in full each
-    turn. Templates that write the date write ``day``, by default today's. Raises ``ConfigError`` for an
-    unknown name, a folder without a tokenizer and, except where a renderer is named outright, a tokenizer
-    without a chat template. With ``plain_text`` control tokens in texts of users, systems and tools are text.
+
+def kind_of(roles: Set[str], thinking: bool) -> Kind:
+    """Return the kind of a continuation by messages of ``roles``."""
+    user, system = "user" in roles, not roles.isdisjoint({"system", "developer"})
+    if system:
+        return ("system and user" if user else "system", thinking)
+    return ("user" if user else "tool", thinking)
+
+
+class Reader(Protocol):
+    """The part of the package's renderers that parses completions."""
+
+    def parse_response(
+        self, token_ids: list[int], *, tools: list[ToolSpec] | None = None, prompt_ids: list[int] | None = None
+    ) -> ParsedResponse:
+        """Return the content, thinking and tool calls of a completion."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One renderer of the ``renderers`` package, and where it was seen to do what the chat template does."""
+
+    name: str
+    library: Library
+    stop_ids: frozenset[int]
+    thinking: bool = False
+    """Whether it renders turns with thinking as the template does."""
+    closing_ids: frozenset[int] = frozenset()
+    """The ids with which the template itself ends a turn."""
+    extends: frozenset[Kind] = frozenset()
+    """The kinds of continuation in which extending a prompt gives what the template gives."""
+    parses: bool = False
+    """Whether it parses the turns that the template writes back into the messages that they were."""
+    reads: bool = False
+    """Whether the template writes tool calls and all of them are read back."""
+    reader: Reader | None = None
+    """What parses completions, if not ``library``."""
+
+    @property
+    def in_full(self) -> bool:
+        """Whether it is the chat template itself, rendered in full each turn."""
+        return self.name == "default"
+
+    def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+        """Return the ids of the prompt for the next turn; ``messages`` are as ``plain`` makes them."""
+        return self.library.render_ids(cast(Any, messages), tools=specs(tools), add_generation_prompt=True)
+
+    def bridge(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], messages: Sequence[Message], tools: Tools | None
+    ) -> list[int] | None:
+        """Return the prompt after a completion and new messages, or ``None`` where the library cannot extend it."""
+        bridged = self.library.bridge_to_next_turn(
+            list(prompt_ids), list(completion_ids), cast(Any, messages), tools=specs(tools)
+        )
+        return None if bridged is None else bridged.token_ids
+
+    def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
+        """Return the parsed completion. Raises what the library raises."""
+        return read(self.reader or self.library, completion_ids, tools, list(prompt_ids))
+
+
+def read(reader: Reader, ids: list[int], tools: Tools | None, prompt_ids: list[int]) -> ParsedResponse:
+    """Return a completion as ``reader`` parses it; arguments under the key ``parameters`` are found with any reader."""
+    parsed = reader.parse_response(ids, tools=specs(tools), prompt_ids=prompt_ids)
+    for call in parsed.tool_calls:
+        if call.arguments == {}:  # The answer of parsers that look for ``arguments`` only.
+            call.arguments = _parameters(call.raw)
+    return parsed
+
+
+def _parameters(raw: str) -> Any:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return value.get("parameters", {}) if isinstance(value, dict) and "arguments" not in value else {}
+
+
+def specs(tools: Tools | None) -> list[ToolSpec] | None:
+    """Return tool definitions in the type that the package's signatures declare."""
+    return cast("list[ToolSpec]", list(tools)) if tools else None
+
+
+def assistant_message(
+    parsed: ParsedResponse, ids: Sequence[int], vocabulary: Vocabulary, *, tools_offered: bool, call_ids: str
+) -> Message:
+    """Return a parsed completion of ``ids`` as an assistant message, its tool calls numbered ``call_ids``0, 1, 2 …
+
+    A tool call that does not parse is the policy's mistake, and the agent must see it: with a readable name it is a
+    call whose arguments are the text as written, else it stays in the content. Unless ``tools_offered``, every call
+    stays in the content.
     """
-    tokenizer = _load_tokenizer(model) if isinstance(model, str | Path) else model
-    origin = repr(str(tokenizer.name_or_path or "the model"))
-    vocabulary = Vocabulary(tokenizer)
-    by_template = name in ("auto", "default")
-    renderer = _by_template(vocabulary, origin, name, day) if by_template else _named(vocabulary, origin, name, day)
-    renderer.plain_text = plain_text
-    if renderer.warning:
-        _log.warning("%s", renderer.warning)
-    return renderer
+    calls: list[dict[str, Any]] = []
+    content = parsed.content
+    for attempt in parsed.tool_calls:
+        function = read_call(attempt.raw, attempt.name, attempt.arguments) if tools_offered else None
+        if function is None:
+            written = _written(attempt, ids, vocabulary)
+            content = f"{content}\n{written}" if content else written
+        else:
+            call_id = encodable(attempt.id) if attempt.id else f"{call_ids}{len(calls)}"
+            calls.append({"id": call_id, "type": "function", "function": function})
+    message: Message = {"role": "assistant", "content": content if content or not calls else None}
+    if parsed.reasoning_content:
+        message["reasoning_content"] = parsed.reasoning_content
+    if calls:
+        message["tool_calls"] = calls
+    return message
 
 
-def _by_template(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> Renderer:
-    template = ChatTemplate(vocabulary, origin, day)
-    part = best_candidate(vocabulary, template) if name == "auto" else None
-    renderer = Renderer(vocabulary, template, part or in_full(vocabulary, template), origin)
-    if part is None and name == "auto":
-        renderer.warning = _IN_FULL.format(origin=origin)
-    return renderer
+def _written(attempt: ParsedToolCall, ids: Sequence[int], vocabulary: Vocabulary) -> str:
+    if attempt.token_span is None:
+        return attempt.raw
+    start, end = attempt.token_span
+    return vocabulary.decode(ids[start:end])
 
 
-_IN_FULL = (
-    "the chat template of {origin} is rendered in full each turn, as no renderer reproduces it: earlier completions "
-    "are encoded again, so that the token tree forks wherever the policy split a text in another way, and a turn "
-    "costs time in proportion to the whole history; model.renderer names one by hand"
+_Marks = tuple[str, str]
+"""The text that opens thinking, and the text that closes it."""
+
+_USUAL: _Marks = ("<think>", "</think>")
+_OTHERS: tuple[_Marks, ...] = (
+    ("<thought>", "</thought>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought", "<channel|>"),
 )
+_TAIL = 48
+"""How many ids at the end of a prompt hold the header of a turn and a mark, however they are split."""
 
 
-def _named(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> Renderer:
-    if name not in known_renderers():
-        names = ["auto", "default", *known_renderers()]
-        raise ConfigError(f"model.renderer: there is no renderer {name!r}", fix=near_matches(name, names))
-    template = ChatTemplate(vocabulary, origin, day) if vocabulary.chat_template else None
-    try:
-        part = build(name, vocabulary, None if template is None else template.day)
-        found = None if template is None else judged(name, vocabulary, template)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"model.renderer: {name!r} does not work with the tokenizer of {origin}: {reason}", fix="use 'auto'"
-        ) from error
-    if found is not None:
-        return Renderer(vocabulary, template, found, origin)
-    renderer = Renderer(vocabulary, None, part.trusted(vocabulary), origin)
-    if template is None:
-        return renderer
-    renderer.warning = (
-        f"model.renderer: {name!r} does not reproduce the chat template of {origin}: the policy sees conversations "
-        "in another form than it will when served by its template; 'auto' follows the template"
-    )
-    return renderer
+class Thinking:
+    """Finds thinking by its marks: ``<think>`` always, those of other families where the chat template has them."""
 
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        template = str(vocabulary.chat_template or "")
+        self._known = (_USUAL, *(marks for marks in _OTHERS if marks[0] in template))
+        self._usual = [vocabulary.special_id(mark) for mark in _USUAL]
+        self._openers = [vocabulary.special_id(opening) for opening, _ in self._known]
 
-def _load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    def split(self, completion_ids: list[int], prompt_ids: Sequence[int]) -> tuple[str, list[int]] | None:
+        """Return the thinking at the start of a completion and the ids after it; ``None`` where there is none.
 
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"model {str(folder)!r} has no tokenizer that loads: {reason}",
-            fix="give a bundled name, a Hugging Face folder with its tokenizer.json, or a Hugging Face id",
-        ) from error
+        No ids come after thinking that is not closed.
+        """
+        text = self._vocabulary.decode(completion_ids)
+        marks = self._opened(prompt_ids) or self._begun(text)
+        if marks is None:
+            return None
+        thought, closed, _ = text.lstrip().removeprefix(marks[0]).partition(marks[1])
+        return thought.strip(), self._after(completion_ids, marks[1]) if closed else []
+
+    def present(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
+        """Return whether a completion holds thinking, closed or not, opened by itself or by its prompt."""
+        opening, closing = self._usual
+        if self._opened(prompt_ids) is not None or opening in completion_ids or closing in completion_ids:
+            return True
+        known = self._known if None in self._usual else self._known[1:]
+        text = self._vocabulary.decode(completion_ids) if known else ""
+        return any(mark in text for marks in known for mark in marks)
+
+    def _opened(self, prompt_ids: Sequence[int]) -> _Marks | None:
+        """The marks of the thinking that a prompt opens for its completion."""
+        tail = prompt_ids[-_TAIL:]
+        if None not in self._openers and not any(token in tail for token in self._openers):
+            return None  # A template never spells a mark that is a token in other tokens: no need to decode.
+        header = self._vocabulary.decode(tail).rstrip()
+        return next((marks for marks in self._known if header.endswith(marks[0])), None)
+
+    def _begun(self, text: str) -> _Marks | None:
+        return next((marks for marks in self._known if text.lstrip().startswith(marks[0])), None)
+
+    def _after(self, ids: list[int], mark: str) -> list[int]:
+        """The ids after the first ``mark`` in the text; an id that holds more than the mark is encoded again."""
+        low, high = 1, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if mark in self._vocabulary.decode(ids[:middle]):
+                high = middle
+            else:
+                low = middle + 1
+        left = self._vocabulary.decode(ids[:low]).partition(mark)[2]
+        return [*self._vocabulary.encode(left), *ids[low:]]

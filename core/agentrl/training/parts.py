@@ -30,7 +30,8 @@ from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.runner import Score
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 from agentrl.training.agent import Agent, resolve_agent
 from agentrl.training.backends import check_takes_weights, is_chat
 from agentrl.training.checkpoints import Conversing, read_checkpoint

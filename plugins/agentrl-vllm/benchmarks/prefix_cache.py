@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.gateway import Gateway
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 from benchmarks.episodes import Recorder, Turn, conversations, run_episodes
 from benchmarks.models import endless_model
 from benchmarks.serving import Served, serving

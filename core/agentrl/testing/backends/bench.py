@@ -14,7 +14,8 @@ from agentrl.plugins import Plugins
 from agentrl.testing.backends.reference import Reference, load_reference
 from agentrl.testing.looping import LoopThread
 from agentrl.testing.parts import PartName, as_part, told
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ import pytest
 from tests.gateway.family_gateway import ASK, TOOLS
 from tests.tokens.families import FAMILIES, tokenizer
 
-from agentrl.tokens.renderer import load_renderer
+from agentrl.tokens.selection import load_renderer
 
 GRANITE = FAMILIES["granite-4"].template.replace("<|start_of_role|>", "<|").replace("<|end_of_role|>", "|>")
 BARE = (

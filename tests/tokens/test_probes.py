@@ -10,7 +10,8 @@ from tests.tokens.families import FAMILIES, tokenizer
 from transformers import AutoTokenizer, GenerationConfig
 
 from agentrl.errors import ConfigError
-from agentrl.tokens.renderer import Renderer, load_renderer
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.selection import load_renderer
 
 ASK = {"role": "user", "content": "What is 3 + 4?"}
 SPOKEN = {"gpt-oss": "<|channel|>final<|message|>7", "deepseek-v3": "</think>7", "deepseek-r1": "</think>7"}

@@ -9,9 +9,8 @@ from tests.gateway.family_gateway import ASK, TOOLS
 from tests.tokens.families import FAMILIES, official, tokenizer
 
 from agentrl.errors import ConfigError
-from agentrl.tokens.form import Form
-from agentrl.tokens.renderer import load_renderer
-from agentrl.tokens.template import ChatTemplate
+from agentrl.tokens.selection import load_renderer
+from agentrl.tokens.template import ChatTemplate, Form
 from agentrl.tokens.vocabulary import Vocabulary
 
 TALK = [ASK, {"role": "assistant", "content": "It is 408."}, {"role": "user", "content": "Ünïcödé <b> & 'x'?"}]
@@ -51,7 +50,7 @@ def test_a_renderer_that_writes_a_date_is_held_against_the_template_on_the_same_
         ("qwen3", Form()),
         ("mistral", Form(short_ids=True)),
         ("deepseek-v3", Form(arguments="text")),
-        ("deepseek-r1", Form(arguments="text", silence=None)),
+        ("deepseek-r1", Form(arguments="text", empty_content=None)),
         ("gpt-oss", Form(thinking="thinking")),
     ],
 )
