@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 from tests.snippets import CONFIG, PAGES, ROOT, Snippet, furnish, snippets
 
 from agentrl import Config, Trainer, load_config
@@ -166,7 +166,7 @@ def test_the_example_script_trains_the_agent_that_it_defines(tmp_path):
 
 def test_the_quickstart_config_writes_out_the_defaults():
     assert load_config(CONFIG, environ={}).model_copy(update={"run": Config().run}) == Config()
-    assert set(yaml.safe_load(CONFIG.read_text())) <= set(Config.model_fields)
+    assert set(YAML(typ="safe").load(CONFIG)) <= set(Config.model_fields)
 
 
 def test_the_picture_of_the_architecture_has_every_package_of_core():

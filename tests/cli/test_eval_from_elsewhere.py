@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from agentrl.cli import main
 from agentrl.runs.store import read_episodes
@@ -50,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "reward": "score.py",
         "tasks": {"train": "data/sums.csv", "eval": "data/sums.csv"},
     }
-    (project / "config.yaml").write_text(yaml.safe_dump(settings))
+    (project / "config.yaml").write_text(json.dumps(settings))
     ended = called(project, "train", "--config", "config.yaml", "run.name=x", *SETTINGS)
     assert ended.returncode == 0, ended.stderr
     return project

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from agentrl import load_config
 from agentrl.config import Config, dump_yaml, resolve_config
@@ -108,7 +109,19 @@ def test_variables_that_agentrl_reads_for_itself_are_no_keys() -> None:
         ("", None),
         ("true", True),
         ("no", "no"),
-        ("007", "007"),
+        ("007", 7),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("+5", 5),
+        ("1e-4", 1e-4),
+        ("1.", 1.0),
+        ("-.inf", float("-inf")),
+        ("0b1", "0b1"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("Off", "Off"),
+        ("=", "="),
         ("2026-11-24", "2026-11-24"),
         ("12:30:00", "12:30:00"),
         ("1_000", "1_000"),
@@ -210,8 +223,8 @@ def as_yaml(overrides: tuple[str, ...]) -> str:
         at = values
         for name in parents:
             at = at.setdefault(name, {})
-        at[last] = yaml.safe_load(value)
-    return yaml.safe_dump(values)
+        at[last] = YAML(typ="safe").load(value)
+    return json.dumps(values)
 
 
 def test_an_empty_file_sets_nothing(write: Write) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from agentrl import load_config
 from agentrl.config import Config, dump_yaml
@@ -66,10 +67,10 @@ NAMES = [
 
 def as_yaml(text: str) -> str:
     key, value = text.split(": ", 1)
-    document: Any = yaml.safe_load(value)
+    document: Any = YAML(typ="safe").load(value)
     for name in reversed(key.split(".")):
         document = {name: document}
-    return yaml.safe_dump(document)
+    return json.dumps(document)
 
 
 @pytest.fixture

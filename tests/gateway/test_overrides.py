@@ -7,7 +7,7 @@ import re
 
 import openai
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from agentrl.errors import ConfigError
 from agentrl.gateway.dialects.chat import ChatCompletions
@@ -52,7 +52,7 @@ REFUSED = [
 def test_the_override_that_a_refusal_names_works(in_process, backend, open_session, request_):
     with pytest.raises(openai.BadRequestError) as refused:
         call(in_process, open_session(), **request_)
-    override = yaml.safe_load(re.search(r"rollout\.override: (\{.*?\})", refused.value.message).group(1))
+    override = YAML(typ="safe").load(re.search(r"rollout\.override: (\{.*?\})", refused.value.message).group(1))
     ChatCompletions.check_override(override)
     backend.says("It is 408.")
     session = open_session(override=override)

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from agentrl.config import load_config
 from agentrl.config.models import Config
@@ -69,7 +69,7 @@ def test_any_agent_gives_the_name_of_one_folder(agent: str) -> None:
 def test_the_config_in_the_folder_is_the_config_of_the_run(tmp_path: Path) -> None:
     config = config_in(tmp_path, "named", agent={"name": "math", "kwargs": {"max_turns": 4}}, trackers=["tensorboard"])
     folder = RunFolder.create(config)
-    assert Config.model_validate(yaml.safe_load(folder.config.read_text())) == config
+    assert Config.model_validate(YAML(typ="safe").load(folder.config)) == config
 
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the run folder .*mine exists already \(set run\.name to another name\)"):
         create(tmp_path, "mine", seed=1)
     assert sorted(first.path.iterdir()) == before
-    assert yaml.safe_load(first.config.read_text())["seed"] == 0
+    assert YAML(typ="safe").load(first.config)["seed"] == 0
 
 
 def test_two_runs_of_one_second_get_a_folder_each(tmp_path: Path) -> None:

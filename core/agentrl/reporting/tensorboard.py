@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from agentrl.config.syntax import to_yaml
 from agentrl.reporting.contract import RunInfo
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class TensorBoardTracker:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(str(run.folder / "tensorboard"), flush_secs=_FLUSH_SECONDS)
-        self._add(0, _text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```"))
+        self._add(0, _text("config", f"```yaml\n{to_yaml(dict(config))}```"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one scalar a metric."""
