@@ -54,7 +54,7 @@ def test_all_keys_are_shown_with_type_default_and_help(run: Run) -> None:
         "Episodes of one task that are compared with each other.",
     ]
     assert keys["training.schedule"][:2] == ["constant or linear or cosine", "constant"]
-    assert keys["training.lora"][:2] == ["null", "null"]
+    assert keys["scheduler"][1] == "local"
     assert "agentrl config KEY=NAME" in err
 
 

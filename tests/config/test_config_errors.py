@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from agentrl import ConfigError, load_config
+from agentrl import Config, ConfigError, load_config
+from agentrl.config import checks
+from agentrl.config.keys import known_keys
 
 
 def message(path: Path | None, *overrides: str, agent: str | None = None, **environ: str) -> str:
@@ -46,7 +49,7 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
         ),
         (
             "training: {lora: {rank: 8}}\n",
-            ":1: training.lora should be null, not {'rank': 8} (Low-rank adapters, which",
+            ":1: there is no key 'training.lora' (this version trains all weights: leave it out)",
         ),
         ("rollout_group_size: 3\n", ":1: there is no key 'rollout_group_size' (did you mean 'rollout.group_size'?)"),
         (
@@ -130,3 +133,42 @@ def test_a_file_that_is_not_there_where_there_is_none_at_all_is_named(tmp_path: 
 @pytest.mark.parametrize("override", ["agent=calculator", "agent.name=calculator"])
 def test_the_agent_cannot_be_named_twice(override: str) -> None:
     assert message(None, override, agent="math").startswith("the agent is named twice, as 'math' and by an override")
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("rollout.openai.mode=subproc", "here AReaL's rollout.openai.mode is rollout.mode=subproc"),
+        ("actor.optimizer.lr=1e-5", "here AReaL's actor.optimizer.lr is training.learning_rate=1e-05"),
+        ("gconfig={n_samples: 4}", "here AReaL's gconfig.n_samples is rollout.group_size=4"),
+        ("train_dataset={path: x.jsonl, batch_size: 8}", "here AReaL's train_dataset.path is tasks.train=x.jsonl"),
+        ("train_dataset=x.jsonl", "here TRL's train_dataset is tasks.train=x.jsonl"),
+        ("num_generations=8", "here TRL's num_generations is rollout.group_size=8"),
+        ("use_vllm=true", "here TRL's use_vllm is inference.backend=vllm"),
+        ("per_device_train_batch_size=8", "is rollout.tasks_per_step, which counts tasks and not episodes"),
+        ("workflow_kwargs={max_turns: 3}", "here AReaL's workflow_kwargs is agent.kwargs)"),
+        ("actor_rollout_ref.rollout.n=5", "here verl's actor_rollout_ref.rollout.n is rollout.group_size=5"),
+        ("learning_rate=1e-5", "did you mean 'training.learning_rate'?"),
+        ("rollout.max_staleness=1", "an episode is trained at once, under the weights that sampled it: leave it out"),
+    ],
+)
+def test_a_key_of_another_trainer_is_answered_with_ours(override: str, fix: str) -> None:
+    found = message(None, override)
+    assert found.startswith(f"command line: there is no key '{override.partition('=')[0]}")
+    assert fix in found
+
+
+def test_a_key_of_another_trainer_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("actor:\n  path: tiny\n  optimizer:\n    lr: 1e-5\n")
+    assert message(path).startswith(f"file {path}:2: there is no key 'actor.path' (here AReaL's actor.path is model=ti")
+
+
+def test_the_answers_name_keys_that_there_are() -> None:
+    keys = {*known_keys(Config)}
+    parts = ("algorithm.advantage.", "algorithm.normalisation", "algorithm.objective")
+    for answer in (answer for of_trainer in checks._FOREIGN.values() for answer in of_trainer.values()):
+        key = re.split(r"[ =,:]", answer)[0]
+        assert key in keys or key.startswith(parts), answer
+    foreign = {key for of_trainer in checks._FOREIGN.values() for key in of_trainer}
+    assert not (foreign | {*checks._GONE}) & keys

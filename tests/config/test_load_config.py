@@ -74,7 +74,7 @@ def test_every_value_has_its_provenance(write: Write) -> None:
         "algorithm": "command line",
         "rollout.override.top_p": "environment AGENTRL_ROLLOUT__OVERRIDE__TOP_P",
     }
-    assert {"seed", "tasks.eval", "training.lora", "trackers"} < resolved.provenance.keys()
+    assert {"seed", "tasks.eval", "training.device", "trackers"} < resolved.provenance.keys()
 
 
 def test_a_key_that_holds_a_dot_stays_within_its_mapping(write: Write) -> None:

@@ -48,7 +48,7 @@ def sources(key: str, text: str, folder: Path) -> Iterator[Config]:
 
 def test_the_keys_that_hold_text_are_known() -> None:
     assert {"run.name", "run.dir", "agent.name", "agent.python", "model.name", "training.device", *NAMED} <= {*TEXT}
-    assert not {"seed", "training.steps", "rollout.override", "trackers", "tasks", "training.lora"} & {*TEXT}
+    assert not {"seed", "training.steps", "rollout.override", "trackers", "tasks"} & {*TEXT}
 
 
 @pytest.mark.parametrize("key", [key for key in TEXT if key not in ENUMERATED])

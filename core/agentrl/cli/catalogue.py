@@ -20,8 +20,6 @@ __all__ = ["Catalogue", "Part", "agents_elsewhere", "described"]
 _MODELS = "agentrl.config.models"
 _TASKS = "tasks"
 _KWARGS = "agent.kwargs"
-_LOCAL = ("schedulers", "local")
-"""The kind and name of what core brings without an entry point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,6 @@ class Catalogue:
         """The registered names that a part may have, without what they all begin with."""
         entries = [*self._plugins.entries(part.kind), *(each for each, _ in self._elsewhere if each.kind == part.kind)]
         names = {entry.name for entry in entries}
-        names |= {name for kind, name in [_LOCAL] if kind == part.kind}
         if part.kind == "algorithms":
             of_slot = {name for name in names if name.startswith(part.prefix) and ("." in name) == bool(part.prefix)}
             return sorted(name.removeprefix(part.prefix) for name in of_slot)
@@ -90,8 +87,8 @@ class Catalogue:
     def declared(self, part: Part, name: str | None = None) -> Declared | None:
         """What ``part`` is and takes where it has ``name``, its default unless given; ``None`` where nobody says."""
         name = part.name if name is None else name
-        if name is None or (part.kind, name) == _LOCAL:
-            return None if name is None else Declared("This process.", ())
+        if name is None:
+            return None
         if part.kind == _TASKS and name not in self.names(part) and (kind := reader_name(name)) is not None:
             read = self.declared(part, kind)
             return read and replace(read, keys=tuple(key for key in read.keys if key.name != "path"))

@@ -124,7 +124,7 @@ def _refuse_unknown(app: App, part: Part, name: str) -> None:
     reference = parse_reference(name)
     if isinstance(reference, FileReference) and not reference.path.is_file():
         raise no_such_file(reference.path, KINDS[part.kind].noun)
-    if not isinstance(reference, NameReference) or (part.kind, name) == ("schedulers", "local"):
+    if not isinstance(reference, NameReference):
         return
     if part.kind == "tasks" and reader_name(name) is not None:
         return

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from agentrl._lazy import attributes
 
 if TYPE_CHECKING:
-    from agentrl.config.checks import Ineffective, check_trainable, ineffective_keys, unused_by_evaluation
+    from agentrl.config.checks import Ineffective, ineffective_keys, unused_by_evaluation
     from agentrl.config.loader import Resolved, dump_yaml, load_config, resolve_config
-    from agentrl.config.models import Config
+    from agentrl.config.models import Config, check_trainable
 
 __all__ = [
     "Config",
@@ -39,8 +39,8 @@ __all__ = [
 __getattr__, __dir__ = attributes(
     __name__,
     {
-        "agentrl.config.checks": ["Ineffective", "check_trainable", "ineffective_keys", "unused_by_evaluation"],
+        "agentrl.config.checks": ["Ineffective", "ineffective_keys", "unused_by_evaluation"],
         "agentrl.config.loader": ["Resolved", "dump_yaml", "load_config", "resolve_config"],
-        "agentrl.config.models": ["Config"],
+        "agentrl.config.models": ["Config", "check_trainable"],
     },
 )

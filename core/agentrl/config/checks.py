@@ -1,9 +1,10 @@
-"""What a valid configuration still cannot mean: settings that prevent learning, and settings without effect."""
+"""What can be wrong with a configuration: the message for each error, and settings that would change nothing."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ineffective",
-    "check_trainable",
     "config_error",
     "ineffective_keys",
     "near_key",
@@ -41,7 +41,6 @@ _OF_TRAINING = (
     "rollout.group_size",
     "rollout.tasks_per_step",
     "rollout.temperature",
-    "rollout.max_staleness",
     "evaluation.every",
 )
 
@@ -57,18 +56,6 @@ class Ineffective:
 
     def __str__(self) -> str:
         return f"{self.key} ({self.place}) has no effect: {self.reason}"
-
-
-def check_trainable(config: Config) -> None:
-    """Raise ``ConfigError`` where training could not learn; evaluation may run with the same configuration."""
-    override = config.rollout.override.get("temperature")
-    temperature = config.rollout.temperature if override is None else override
-    if temperature == 0:
-        key = "rollout.temperature" if override is None else "rollout.override.temperature"
-        raise ConfigError(
-            f"{key}=0 samples all episodes of a group alike, so nothing can be learned from comparing them",
-            fix=f"set {key} above 0",
-        )
 
 
 def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Ineffective]:
@@ -132,6 +119,102 @@ def _overridden(config: Config, no_training: bool) -> Iterator[tuple[str, str]]:
         yield "rollout.max_tokens", f"rollout.override.{limit} replaces it"
 
 
+_GONE = {
+    "training.lora": "this version trains all weights: leave it out",
+    "rollout.max_staleness": "an episode is trained at once, under the weights that sampled it: leave it out",
+}
+"""Keys that there were, and the fix where one is set."""
+
+_FOREIGN = {
+    "AReaL": {
+        "actor.eps_clip": "algorithm.objective.clip_low",
+        "actor.eps_clip_higher": "algorithm.objective.clip_high",
+        "actor.group_size": "rollout.group_size",
+        "actor.optimizer.lr": "training.learning_rate",
+        "actor.optimizer.lr_scheduler_type": "training.schedule",
+        "actor.optimizer.weight_decay": "training.weight_decay",
+        "actor.optimizer.gradient_clipping": "training.max_grad_norm",
+        "actor.path": "model",
+        "actor.mb_spec.max_tokens_per_mb": "training.tokens_per_batch",
+        "cluster.fileroot": "run.dir",
+        "evaluator.freq_steps": "evaluation.every",
+        "experiment_name": "run.name",
+        "gconfig.max_new_tokens": "rollout.max_tokens",
+        "gconfig.n_samples": "rollout.group_size",
+        "gconfig.temperature": "rollout.temperature",
+        "rollout.consumer_batch_size": "rollout.tasks_per_step",
+        "rollout.max_concurrent_rollouts": "rollout.concurrency",
+        "rollout.openai.mode": "rollout.mode",
+        "rollout.request_timeout": "inference.timeout",
+        "saver.freq_steps": "training.checkpoint_every",
+        "stats_logger": "trackers",
+        "tokenizer_path": "model",
+        "total_train_epochs": "training.steps, which counts optimiser steps",
+        "total_train_steps": "training.steps",
+        "train_dataset.batch_size": "rollout.tasks_per_step",
+        "train_dataset.path": "tasks.train",
+        "trial_name": "run.name",
+        "valid_dataset.path": "tasks.eval",
+        "workflow": "agent",
+        "workflow_kwargs": "agent.kwargs",
+    },
+    "TRL": {
+        "beta": "algorithm.objective, whose keys `agentrl config algorithm` shows",
+        "bf16": "training.precision=bfloat16",
+        "epsilon": "algorithm.objective.clip_low",
+        "epsilon_high": "algorithm.objective.clip_high",
+        "eval_dataset": "tasks.eval",
+        "eval_steps": "evaluation.every",
+        "gradient_accumulation_steps": "training.tokens_per_batch: a step takes as many passes as its tokens need",
+        "loss_type": "algorithm.normalisation",
+        "lr_scheduler_type": "training.schedule",
+        "max_completion_length": "rollout.max_tokens",
+        "max_steps": "training.steps",
+        "model_name_or_path": "model",
+        "num_generations": "rollout.group_size",
+        "num_train_epochs": "training.steps, which counts optimiser steps",
+        "output_dir": "run.dir",
+        "per_device_train_batch_size": "rollout.tasks_per_step, which counts tasks and not episodes",
+        "report_to": "trackers",
+        "reward_funcs": "reward",
+        "save_steps": "training.checkpoint_every",
+        "scale_rewards": "algorithm.advantage.scale",
+        "train_dataset": "tasks.train",
+        "use_vllm": "inference.backend=vllm",
+    },
+    "prime-rl": {
+        "batch_size": "rollout.tasks_per_step, which counts tasks and not episodes",
+        "max_concurrent": "rollout.concurrency",
+        "optim.lr": "training.learning_rate",
+        "rollouts_per_example": "rollout.group_size",
+        "sampling.max_tokens": "rollout.max_tokens",
+        "sampling.temperature": "rollout.temperature",
+        "seq_len": "training.tokens_per_batch",
+        "trainer.optim.lr": "training.learning_rate",
+    },
+    "verl": {
+        "actor_rollout_ref.actor.clip_ratio": "algorithm.objective.clip_low",
+        "actor_rollout_ref.actor.loss_agg_mode": "algorithm.normalisation",
+        "actor_rollout_ref.actor.optim.lr": "training.learning_rate",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "training.tokens_per_batch",
+        "actor_rollout_ref.model.path": "model",
+        "actor_rollout_ref.rollout.n": "rollout.group_size",
+        "actor_rollout_ref.rollout.name": "inference.backend",
+        "actor_rollout_ref.rollout.temperature": "rollout.temperature",
+        "data.max_response_length": "rollout.max_tokens",
+        "data.train_batch_size": "rollout.tasks_per_step",
+        "data.train_files": "tasks.train",
+        "data.val_files": "tasks.eval",
+        "trainer.default_local_dir": "run.dir",
+        "trainer.experiment_name": "run.name",
+        "trainer.logger": "trackers",
+        "trainer.save_freq": "training.checkpoint_every",
+        "trainer.test_freq": "evaluation.every",
+        "trainer.total_training_steps": "training.steps",
+    },
+}
+"""Keys of other trainers, with the key that means the same here, or with words that say what to set."""
+
 _LONGEST_VALUE = 80
 Origin = Callable[[str], str | None]
 """Where the value of a key came from."""
@@ -147,20 +230,62 @@ def config_error(
     errors = error.errors(include_url=False)
     first, path = errors[0], _path(errors[0], model)
     more = len({tuple(_path(each, model)) for each in errors}) - 1
-    key = ".".join((at, *path) if at else path)
-    source = origin(key)
-    place = f"{source}: " if source else ""
-    rest = f" (and {more} more)" if more else ""
     if first["type"] == "extra_forbidden":
-        return unknown_key(model, path, at=at, place=place)
-    return ConfigError(f"{place}{_complaint(first, key, model, path)}{rest}", fix=_fix(first, key, model, path))
-
-
-def unknown_key(model: type[BaseModel], path: Sequence[str], *, at: str = "", place: str = "") -> ConfigError:
-    """The error for a key that ``model`` does not have at ``path``, with the keys that are near."""
+        return unknown_key(model, path, at=at, origin=origin, given=first["input"])
     key = ".".join((at, *path) if at else path)
+    rest = f" (and {more} more)" if more else ""
+    message = f"{_place(key, origin)}{_complaint(first, key, model, path)}{rest}"
+    return ConfigError(message, fix=_fix(first, key, model, path))
+
+
+def unknown_key(
+    model: type[BaseModel],
+    path: Sequence[str],
+    *,
+    at: str = "",
+    origin: Origin = lambda _key: None,
+    given: object = None,
+) -> ConfigError:
+    """The error for a key that ``model`` does not have at ``path``, with the key that may be meant.
+
+    ``at`` and ``origin`` are as for ``config_error``. ``given`` is the value that was set at the key: what is below it
+    may be a key of another trainer.
+    """
+    key = ".".join((at, *path) if at else path)
+    if not at:
+        for name, value in _leaves(key, given):
+            if (fix := _GONE.get(name) or _answer(name, value)) is not None:
+                return ConfigError(f"{_place(name, origin)}there is no key {name!r}", fix=fix)
+    place = _place(key, origin)
     variable = place.startswith("environment ")
     return ConfigError(f"{place}there is no key {key!r}", fix=_near_keys(model, path, variable=variable))
+
+
+def _place(key: str, origin: Origin) -> str:
+    source = origin(key)
+    return f"{source}: " if source else ""
+
+
+def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """What is set at ``key`` and below it, by dotted names, the innermost first."""
+    if isinstance(value, Mapping):
+        for name, held in value.items():
+            yield from _leaves(f"{key}.{name}", held)
+    yield key, value
+
+
+def _answer(key: str, value: object) -> str | None:
+    """How this project writes ``key=value`` of another trainer; ``None`` where no trainer is known to have the key."""
+    for trainer, keys in _FOREIGN.items():
+        if (ours := keys.get(key)) is not None:
+            is_key = re.fullmatch(r"[a-z_.]+", ours) and isinstance(value, str | int | float)
+            return f"here {trainer}'s {key} is {ours}{f'={_written(value)}' if is_key else ''}"
+    return None
+
+
+def _written(value: object) -> str:
+    """A scalar as YAML writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def near_key(model: type[BaseModel], name: str) -> str | None:

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from agentrl.errors import ConfigError
+
 __all__ = [
     "AS_WRITTEN",
     "AgentSection",
@@ -40,6 +42,7 @@ __all__ = [
     "TasksSection",
     "TrainingSection",
     "Written",
+    "check_trainable",
     "plain",
 ]
 
@@ -185,8 +188,6 @@ class RolloutSection(Section):
     episodes_per_worker: int | None = Field(None, ge=1)
     """Most episodes that a worker process runs at once; null for 1 of a synchronous agent, and of others for
     what `concurrency` leaves to each."""
-    max_staleness: Literal[0] = 0
-    """How many policy versions old an episode's oldest token may be when it trains."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature of requests that set none."""
     max_tokens: int | None = Field(128, ge=1)
@@ -231,8 +232,6 @@ class TrainingSection(Section):
     """Where to train: `auto`, `cpu`, `cuda` or `cuda:N`."""
     checkpoint_every: int = Field(20, ge=0)
     """Steps between checkpoints; 0 for one at the end only."""
-    lora: None = None
-    """Low-rank adapters, which this version does not train: null trains all weights."""
 
 
 class EvaluationSection(Section):
@@ -327,3 +326,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(held) for key, held in value.items()}
     return [plain(held) for held in value] if isinstance(value, list) else value
+
+
+def check_trainable(config: Config) -> None:
+    """Raise ``ConfigError`` for a configuration that cannot learn, though an evaluation may run with it."""
+    override = config.rollout.override.get("temperature")
+    temperature = config.rollout.temperature if override is None else override
+    if temperature == 0:
+        key = "rollout.temperature" if override is None else "rollout.override.temperature"
+        raise ConfigError(
+            f"{key}=0 samples all episodes of a group alike, so nothing can be learned from comparing them",
+            fix=f"set {key} above 0",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agentrl.algorithms.algorithm import build_algorithm
-from agentrl.config.checks import check_trainable, ineffective_keys
+from agentrl.config import check_trainable, ineffective_keys
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, ok, warning
 from agentrl.reporting.trackers import Trackers

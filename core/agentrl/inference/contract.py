@@ -65,7 +65,7 @@ class Chunk:
     """The natural log-probability of each id after temperature, before ``top_p`` and ``top_k`` cut the distribution:
     finite, and at most 0."""
     versions: tuple[int, ...]
-    """The policy version that each id was sampled under. A version beyond ``rollout.max_staleness`` is refused."""
+    """The policy version that each id was sampled under. A version that the session does not allow is refused."""
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     """For each id the likeliest (id, logprob) pairs, likeliest first; empty when none were asked for."""
     finish: FinishReason | None = None

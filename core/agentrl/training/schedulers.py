@@ -1,4 +1,4 @@
-"""Where a run is placed: ``scheduler`` in the config, this process unless a plugin brings another place."""
+"""Where a run takes place: `scheduler` in the config names one of the entry points ``agentrl.schedulers``."""
 
 from __future__ import annotations
 
@@ -6,40 +6,36 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
 from agentrl.runs.summary import Summary
 
-__all__ = ["Scheduler", "build_scheduler"]
-
-_LOCAL = "local"
+__all__ = ["LocalScheduler", "Scheduler", "build_scheduler"]
 
 
 class Scheduler(Protocol):
-    """What the entry points of ``agentrl.schedulers`` name, built with its keys and, if it takes it, ``config``."""
+    """What a scheduler is, built with its own keys and, if its signature takes it, ``config``."""
 
     def run(self, train: Callable[[], Summary]) -> Summary:
-        """Call ``train`` once where the run is to be, and return what it returns; what it raises passes."""
+        """Call ``train`` once where the run is to take place, and return what it returns; what it raises passes."""
         ...
 
 
-class _Here:
-    """This process."""
+class LocalScheduler:
+    """Trains in this process."""
 
     def run(self, train: Callable[[], Summary]) -> Summary:
+        """Call ``train`` here and return its summary."""
         return train()
 
 
 def build_scheduler(plugins: Plugins, config: Config) -> Scheduler:
-    """The scheduler that ``config`` names. Raises ``ConfigError`` or ``PluginError`` where it stands for nothing."""
+    """The scheduler that ``config`` names.
+
+    Raises ``ConfigError`` or ``PluginError`` for a name that stands for nothing, for keys that it does not take, and
+    for an object that has no ``run``.
+    """
     part = config.scheduler
-    if part.type == _LOCAL and not part.options:
-        return _Here()
-    if part.type == _LOCAL:
-        raise ConfigError(f"there is no key 'scheduler.{min(part.options)}'", fix="`local` takes none")
-    if not plugins.has("schedulers", part.type) and not any(mark in part.type for mark in ".:/"):
-        known = {_LOCAL, *(entry.name for entry in plugins.entries("schedulers"))}
-        raise ConfigError(f"there is no scheduler {part.type!r}", fix=near_matches(part.type, known))
     scheduler: Scheduler = plugins.build("schedulers", part, config=config)
     if not callable(getattr(scheduler, "run", None)):
         raise ConfigError(

@@ -18,6 +18,6 @@ def training_session(config: Config, key: EpisodeKey, version: int) -> SessionSe
         temperature=rollout.temperature,
         max_tokens=rollout.max_tokens,
         override=rollout.override,
-        versions=(max(0, version - rollout.max_staleness), version),
+        versions=(version, version),
         seed_key=(config.seed, key.phase, version, key.task, key.sample),
     )

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentrl.agents.naming import reference_of
-from agentrl.config.checks import check_trainable
-from agentrl.config.models import Config
+from agentrl.config.models import Config, check_trainable
 from agentrl.environments import entries_elsewhere
 from agentrl.extras import missing_extras
 from agentrl.plugins import Plugins
