@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         RunFolderError,
         UnsupportedSampling,
     )
-    from agentrl.loops import run_in_thread
+    from agentrl.loops import finish_in_thread, run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
     from agentrl.training.trainer import Trainer
@@ -60,6 +60,7 @@ __all__ = [
     "RunFolderError",
     "Trainer",
     "UnsupportedSampling",
+    "finish_in_thread",
     "hookimpl",
     "load_config",
     "run_in_thread",
@@ -74,7 +75,7 @@ __getattr__, __dir__ = attributes(
         "agentrl.config.models": ["Config"],
         "agentrl.errors": [name for name in __all__ if name.endswith("Error")]
         + ["EpisodeTimeout", "PromptTooLong", "UnsupportedSampling"],
-        "agentrl.loops": ["run_in_thread"],
+        "agentrl.loops": ["finish_in_thread", "run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],
         "agentrl.training.trainer": ["Trainer"],

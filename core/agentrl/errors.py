@@ -23,6 +23,8 @@ counted and what stops it, and the command line can decide its exit code::
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -46,6 +48,8 @@ __all__ = [
     "Side",
     "UnsupportedSampling",
     "WorkerError",
+    "cannot_write",
+    "disk_is_full",
     "encodable",
     "near_files",
     "near_matches",
@@ -184,6 +188,24 @@ class RunFolderError(RunError):
     """The run cannot start: the place that its folder should be made in does not take it."""
 
     exit_code = 3
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether ``error``, raised by the operating system, SQLite or another library, says that no space is left."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return os.strerror(errno.ENOSPC) in str(error) or "disk is full" in str(error)
+
+
+def cannot_write(path: Path, error: BaseException) -> RunError:
+    """The one-line ``RunError`` for ``error``, which a write to ``path`` raised during a run."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if disk_is_full(error):
+        return RunError(f"cannot write {path}: {reason}", fix="free some space, or set run.dir to another disk")
+    return RunError(f"cannot write {path}: {reason}", fix="make it writable, or set run.dir to another folder")
 
 
 def encodable(text: str) -> str:

@@ -8,19 +8,31 @@ abandoned where a call never returns, so that no call keeps the process from end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["PATIENCE_S", "TICK_S", "AwakeClock", "Borrower", "Loop", "Threads", "Ticker", "run_in_thread"]
+__all__ = [
+    "PATIENCE_S",
+    "TICK_S",
+    "AwakeClock",
+    "Borrower",
+    "Loop",
+    "Threads",
+    "Ticker",
+    "finish",
+    "finish_in_thread",
+    "run_in_thread",
+]
 
 TICK_S = 0.25
 """Seconds between two calls of ``AwakeClock.tick``."""
@@ -295,3 +307,27 @@ async def run_in_thread(function: Callable[..., Result], *arguments: object) -> 
     context = contextvars.copy_context()
     result: Result = await asyncio.wrap_future(threads.submit(context.run, function, *arguments))
     return result
+
+
+async def finish_in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call ``function`` in a thread and return what it returns; even when cancelled, wait until it has ended.
+
+    A thread cannot be stopped: an optimiser step that was left behind would change weights while they are saved.
+    """
+    return await finish(run_in_thread(function, *arguments))
+
+
+async def finish(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await ``work`` and return its result; even when cancelled, wait until it has ended.
+
+    Where it raises after a cancellation, that error is raised instead of ``CancelledError``.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        task.result()
+        raise

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from agentrl import Trainer, load_config
 from agentrl.rollout.contract import Episode
+from agentrl.runs.contract import Summary
 from agentrl.runs.store import read_episodes
-from agentrl.runs.summary import Summary
 from agentrl.tokens.renderer import Renderer
 
 AGENTS = ("math", "multi_turn_math", "calculator")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli import main
+from agentrl.runs.folder import read_summary
 from agentrl.runs.store import read_episodes
-from agentrl.runs.summary import read_summary
 
 AGENT = """
 from openai import AsyncOpenAI

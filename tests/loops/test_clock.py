@@ -105,7 +105,7 @@ from agentrl.agents.binding import bind_agent
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.doctor.alarm import Alarm
 from agentrl.rollout.inline import InlineRunner
-from agentrl.training.running import run_to_end
+from agentrl.training.interrupts import run_to_end
 from agentrl.training.serving import within
 
 async def agent(data):

@@ -8,23 +8,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agentrl.reporting.reporter import Plan, Reporter, default_reporter
+from agentrl.reporting.contract import Reporter
+from agentrl.reporting.plain import final_lines
+from agentrl.reporting.reporter import default_reporter
 from agentrl.rollout.contract import Episode, EpisodeKey
-from agentrl.runs.summary import Summary, final_lines
+from agentrl.runs.contract import RunInfo, Summary
 
 STEPS = 20
+RUN = RunInfo("math", Path("runs/math"), "math", "tiny", STEPS, 64, "arithmetic", "arithmetic-heldout")
 SUMMARY = Summary("completed", STEPS, 1344, 54_000, 42.0, 0.061, 0.95, 0.07, 0.99, "runs/math/checkpoints/step-000020")
 
 
 def drive(reporter: Reporter, passes: Callable[[float], None], steps: int = STEPS) -> None:
     """Report ``steps`` steps; ``passes`` lets a share of a second go by."""
-    reporter.stage("loading the model")
+    reporter.activity_started("loading the model")
     passes(1.0)
-    reporter.run_started(Plan(Path("runs/math"), "math", "tiny", STEPS, 64, "arithmetic", "arithmetic-heldout", None))
+    reporter.run_started(RUN)
     _evaluate(reporter, passes, 0)
     for step in range(1, steps + 1):
         _roll_out(reporter, passes, "rolling out", 64)
-        reporter.stage("learning")
+        reporter.activity_started("learning")
         passes(0.4)
         reporter.step_finished(
             step,
@@ -39,7 +42,7 @@ def drive(reporter: Reporter, passes: Callable[[float], None], steps: int = STEP
         )
         if step % 10 == 0:
             _evaluate(reporter, passes, step)
-    reporter.stage("saving a checkpoint")
+    reporter.activity_started("saving a checkpoint")
     passes(1.0)
     reporter.run_finished(SUMMARY)
 
@@ -51,7 +54,7 @@ def _evaluate(reporter: Reporter, passes: Callable[[float], None], step: int) ->
 
 
 def _roll_out(reporter: Reporter, passes: Callable[[float], None], name: str, episodes: int) -> None:
-    reporter.stage(name, episodes)
+    reporter.activity_started(name, episodes)
     for sample in range(episodes):
         passes(0.6 / 64)
         reporter.episode_finished(Episode(EpisodeKey("train", 0, 0, sample), {}, "rewarded", 1.0))

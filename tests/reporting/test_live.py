@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agentrl.reporting.display import open_display
 from agentrl.reporting.live import LiveReporter
 from agentrl.reporting.plain import PlainReporter
-from agentrl.reporting.reporter import Plan
+from agentrl.reporting.reporter import default_reporter
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
+from agentrl.runs.contract import RunInfo
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import drive
@@ -47,7 +47,7 @@ def test_the_drawing_that_stays_shows_the_whole_run() -> None:
 def test_what_went_wrong_stays_in_sight_with_its_commonest_cause() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     reporter = LiveReporter(console, tracebacks=True)
-    reporter.stage("rolling out", 4)
+    reporter.activity_started("rolling out", 4)
     failure = Failure("agent", "ValueError: [bold]", "ValueError at x.py:1", "Traceback\n  at x.py")
     for sample in range(3):
         reporter.episode_finished(Episode(EpisodeKey("train", 1, 0, sample), {}, "failed", None, failure=failure))
@@ -68,7 +68,7 @@ def test_it_fits_terminals_of_any_width(width: int) -> None:
 def test_what_happens_once_stays_above_and_is_not_read_as_markup() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     reporter = LiveReporter(console)
-    reporter.stage("loading the model")
+    reporter.activity_started("loading the model")
     reporter.warning("[bold]blocked[/bold] [/nonsense]")
     reporter.close()
     assert "warning: [bold]blocked[/bold] [/nonsense]\n" in console.file.getvalue()  # type: ignore[attr-defined]
@@ -78,8 +78,8 @@ def test_closing_gives_the_cursor_back_whatever_came_before() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     reporter = LiveReporter(console)
     reporter.close()
-    reporter.run_started(Plan(Path("runs/x"), "math", "tiny", 0, 64, "arithmetic", None, None))
-    reporter.stage("loading the model")
+    reporter.run_started(RunInfo("x", Path("runs/x"), "math", "tiny", 0, 64, "arithmetic"))
+    reporter.activity_started("loading the model")
     reporter.close()
     reporter.close()
     output: str = console.file.getvalue()  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ def test_closing_gives_the_cursor_back_whatever_came_before() -> None:
 
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines() -> None:
-    assert isinstance(open_display(io.StringIO()), PlainReporter)
+    assert isinstance(default_reporter(io.StringIO()), PlainReporter)
 
 
 def run_on_a_terminal(term: str, interrupt: bool) -> str:

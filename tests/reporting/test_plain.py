@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import RunError
-from agentrl.reporting.log import RunLog
-from agentrl.reporting.plain import PlainReporter, plan_text
-from agentrl.reporting.reporter import Plan
-from agentrl.reporting.reporters import Reporters
+from agentrl.reporting.plain import PlainReporter, RunLog, run_text
+from agentrl.reporting.reporter import Reporters
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
+from agentrl.runs.contract import RunInfo
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import drive
@@ -57,8 +56,8 @@ def test_a_quick_run_is_told_in_a_few_lines() -> None:
 
 
 def test_one_step_of_one_episode_is_told_in_the_singular() -> None:
-    plan = Plan(Path("runs/math"), "math", "tiny", 1, 1, "arithmetic", None, None)
-    assert "; 1 step of 1 episode, in runs/math" in plan_text(plan)
+    run = RunInfo("math", Path("runs/math"), "math", "tiny", 1, 1, "arithmetic")
+    assert "; 1 step of 1 episode, in runs/math" in run_text(run)
 
 
 def test_steps_are_told_of_when_it_is_time() -> None:
@@ -66,7 +65,7 @@ def test_steps_are_told_of_when_it_is_time() -> None:
     assert steps == ["step 1/20", "step 6/20", "step 11/20", "step 17/20", "step 20/20"]
 
 
-def test_a_long_stage_shows_life_and_every_long_step_is_told_of() -> None:
+def test_a_long_activity_shows_life_and_every_long_step_is_told_of() -> None:
     lines = narrate(60.0)
     assert [line for line in lines if line.startswith("step")][1].startswith("step 2/20: reward 0.157")
     assert sum(line.startswith("step") for line in lines) == 20
@@ -99,12 +98,12 @@ def mistaken(sample: int) -> Episode:
 
 
 def narrate_failures(reporter: PlainReporter, clock: Clock) -> None:
-    reporter.run_started(Plan(Path("runs/math"), "math", "tiny", 5, 4, "sums", None, None))
-    reporter.stage("evaluating", 1)
+    reporter.run_started(RunInfo("math", Path("runs/math"), "math", "tiny", 5, 4, "sums"))
+    reporter.activity_started("evaluating", 1)
     reporter.episode_finished(failed(0, "eval"))
     reporter.evaluation_finished(0, {"evaluation/reward": 0.5})
     for step in range(1, 5):
-        reporter.stage("rolling out", 4)
+        reporter.activity_started("rolling out", 4)
         for sample in range(2):
             reporter.episode_finished(failed(sample))
         reporter.episode_finished(mistaken(2))
@@ -128,10 +127,10 @@ def test_what_failed_is_told_with_its_commonest_cause_and_an_episode_that_shows_
     ]
 
 
-def test_a_long_stage_counts_its_failures() -> None:
+def test_a_long_activity_counts_its_failures() -> None:
     clock, stream = Clock(), io.StringIO()
     reporter = PlainReporter(stream, interval=5.0, clock=clock)
-    reporter.stage("rolling out", 4)
+    reporter.activity_started("rolling out", 4)
     clock.passes(6.0)
     reporter.episode_finished(failed(0))
     assert stream.getvalue().splitlines()[-1] == "rolling out, 1 of 4 episodes, 1 failed"
@@ -177,9 +176,9 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         RunLog(tmp_path / "absent" / "run.log")
 
 
-def test_a_plan_is_not_needed() -> None:
+def test_an_evaluation_alone_needs_no_training_run() -> None:
     stream = io.StringIO()
     reporter = PlainReporter(stream)
-    reporter.stage("evaluating", 8)
+    reporter.activity_started("evaluating", 8)
     reporter.evaluation_finished(0, {"evaluation/reward": 0.5})
     assert stream.getvalue() == "evaluating, 8 episodes\nafter step 0: held-out reward 0.500 sampled\n"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.reporting.progress import Progress
-from agentrl.reporting.reporter import Plan
-from agentrl.reporting.sparkline import sparkline
+from agentrl.reporting.live import sparkline
+from agentrl.reporting.plain import Progress
 from agentrl.rollout.contract import Episode, EpisodeKey
+from agentrl.runs.contract import RunInfo
 
 EPISODE = Episode(EpisodeKey("train", 1, 0, 0), {}, "rewarded", 1.0)
 
@@ -33,7 +33,7 @@ def clock() -> Clock:
 @pytest.fixture
 def progress(clock: Clock) -> Progress:
     progress = Progress(clock)
-    progress.run_started(Plan(Path("runs/x"), "math", "tiny", 10, 64, "arithmetic", None, None))
+    progress.run_started(RunInfo("x", Path("runs/x"), "math", "tiny", 10, 64, "arithmetic"))
     return progress
 
 
@@ -60,20 +60,20 @@ def test_throughput_is_of_the_whole_step(progress: Progress) -> None:
         1, {"rollout/episodes": 64, "tokens/completion": 1000, "seconds/rollout": 1.5, "seconds/step": 2.0}
     )
     assert progress.throughput == (32, 500)
-    assert progress.seconds_by_stage == {"rollout": 1.5}
+    assert progress.seconds_by_part == {"rollout": 1.5}
 
 
-def test_a_stage_counts_its_own_episodes(progress: Progress, clock: Clock) -> None:
-    progress.start_stage("evaluating", 256)
+def test_an_activity_counts_its_own_episodes(progress: Progress, clock: Clock) -> None:
+    progress.activity_started("evaluating", 256)
     progress.episode_finished(EPISODE)
     clock.now += 4
-    stage = progress.stage
-    assert stage is not None
-    assert (stage.text, progress.elapsed(stage)) == ("evaluating, 1 of 256 episodes", 4)
-    progress.start_stage("learning", None)
+    activity = progress.activity
+    assert activity is not None
+    assert (activity.text, progress.elapsed(activity)) == ("evaluating, 1 of 256 episodes", 4)
+    progress.activity_started("learning", None)
     progress.episode_finished(EPISODE)
-    assert progress.stage is not None
-    assert progress.stage.text == "learning"
+    assert progress.activity is not None
+    assert progress.activity.text == "learning"
 
 
 def test_a_step_without_a_reward_has_none(progress: Progress) -> None:

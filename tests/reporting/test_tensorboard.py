@@ -20,7 +20,7 @@ def test_its_file_holds_the_metrics_the_config_and_the_outcome(tmp_path: Path) -
     config = Config.model_validate({"run": {"dir": str(tmp_path)}, "trackers": ["tensorboard"]})
     folder = RunFolder.create(config)
     with Trackers.build(Plugins(), config.trackers, pytest.fail) as trackers:
-        trackers.start(folder, config)
+        trackers.start(folder.info(config), config)
         trackers.log(0, {"evaluation/reward": 0.06})
         trackers.log(1, {"reward/mean": 0.25, "rollout/episodes": 64})
         trackers.log(2, {"reward/mean": 0.5, "policy/entropy": math.nan})

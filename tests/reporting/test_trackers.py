@@ -11,8 +11,8 @@ import pytest
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
-from agentrl.reporting.contract import RunInfo
 from agentrl.reporting.trackers import Trackers
+from agentrl.runs.contract import RunInfo
 from agentrl.runs.folder import RunFolder
 
 
@@ -44,9 +44,13 @@ def config(tmp_path: Path) -> Config:
     return Config.model_validate({"run": {"dir": str(tmp_path), "name": "mine"}})
 
 
+def run_info(config: Config) -> RunInfo:
+    return RunFolder(config.run.dir / "mine").info(config)
+
+
 def run_all(trackers: Trackers, config: Config) -> None:
     with trackers:
-        trackers.start(RunFolder(config.run.dir / "mine"), config)
+        trackers.start(run_info(config), config)
         trackers.log(1, {"reward/mean": 0.5})
         trackers.log(2, {"reward/mean": 0.6})
         trackers.finish("completed")
@@ -57,7 +61,7 @@ def test_every_tracker_hears_everything_in_order(config: Config) -> None:
     run_all(Trackers([("a", recorders[0]), ("b", recorders[1])], pytest.fail), config)
     for recorder in recorders:
         assert recorder.told == [
-            ("start", RunInfo("mine", config.run.dir / "mine", "math", "tiny"), config.model_dump(mode="json")),
+            ("start", run_info(config), config.model_dump(mode="json")),
             ("log", 1, {"reward/mean": 0.5}),
             ("log", 2, {"reward/mean": 0.6}),
             ("finish", "completed"),

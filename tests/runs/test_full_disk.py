@@ -20,10 +20,10 @@ sys.path.insert(0, sys.argv[2])
 from test_store import make_episode
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
-from agentrl.runs.folder import RunFolder
+from agentrl.runs.contract import Summary
+from agentrl.runs.folder import RunFolder, read_summary
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
-from agentrl.runs.summary import Summary, read_summary
 
 place = Path(sys.argv[1])
 told = {}

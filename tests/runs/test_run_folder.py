@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from agentrl.config import load_config
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RunError, RunFolderError
-from agentrl.runs.folder import RunFolder, default_name
-from agentrl.runs.summary import Summary, read_summary
+from agentrl.runs.contract import Summary
+from agentrl.runs.folder import RunFolder, default_name, read_summary
 
 NOW = datetime(2026, 11, 24, 9, 15, 0)
 

@@ -24,7 +24,7 @@ from agentrl import Trainer, load_config
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.store import read_episodes
-from agentrl.training import interrupt
+from agentrl.training import interrupts
 from agentrl.training import loop as training_loop
 
 BRIEF = (
@@ -58,7 +58,7 @@ class Told(PlainReporter):
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """A busy machine may take long to come back to an event loop, and the process of these tests is not to be left."""
-    monkeypatch.setattr(interrupt, "_PATIENCE_S", 600.0)
+    monkeypatch.setattr(interrupts, "_PATIENCE_S", 600.0)
 
 
 @pytest.fixture
@@ -246,9 +246,9 @@ def test_an_evaluation_ends_with_all_that_it_has_made(trainer, told, monkeypatch
 
 IMPATIENT = """
 from agentrl.cli import main
-from agentrl.training import interrupt
+from agentrl.training import interrupts
 
-interrupt._PATIENCE_S = 0.5
+interrupts._PATIENCE_S = 0.5
 main()
 """
 AGENTS = """

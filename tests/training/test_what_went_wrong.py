@@ -19,8 +19,7 @@ from agentrl.errors import BackendError, RunError
 from agentrl.inference.contract import Chunk, GenerationRequest
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.reporting.plain import PlainReporter
-from agentrl.runs.folder import RunFolder
-from agentrl.runs.summary import read_summary
+from agentrl.runs.folder import RunFolder, read_summary
 
 BRIEF = ("evaluation.every=0", "training.checkpoint_every=0", "tasks.eval=null", "rollout.tasks_per_step=2")
 

@@ -13,7 +13,7 @@ from agentrl.cli.completion import complete_checkpoint
 from agentrl.cli.output import print_json
 from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
-from agentrl.runs.summary import reward_text
+from agentrl.reporting.plain import reward_text
 
 if TYPE_CHECKING:
     from agentrl.config.loader import Resolved

@@ -18,7 +18,7 @@ from agentrl.cli.settings import split_arguments
 if TYPE_CHECKING:
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
-    from agentrl.runs.summary import Summary
+    from agentrl.runs.contract import Summary
 
 __all__ = ["print_plan", "train"]
 
@@ -77,7 +77,7 @@ def _plan(app: App, resolved: Resolved) -> int:
 
 def _print(config: Config, summary: Summary, as_json: bool) -> None:
     from agentrl.cli.output import print_json
-    from agentrl.runs.summary import final_lines
+    from agentrl.reporting.plain import final_lines
 
     if as_json:
         print_json(summary.to_json())

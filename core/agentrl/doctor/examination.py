@@ -17,8 +17,7 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.checks import ALONE, SERVED, Check
 from agentrl.doctor.findings import SEE_WHERE, Diagnosis, Finding, Section, of_error, problem, skipped, warning
 from agentrl.errors import AgentRLError
-from agentrl.training.interrupt import Interrupts
-from agentrl.training.running import run_to_end
+from agentrl.training.interrupts import Interrupts, run_to_end
 
 __all__ = ["Watcher", "examine"]
 

@@ -17,11 +17,11 @@ from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, futile, note, ok, problem, warning
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
+from agentrl.reporting.plain import reward_text
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import mean
 from agentrl.rollout.tally import Causes
-from agentrl.runs.summary import reward_text
 from agentrl.tokens.contract import TokenTree
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder

@@ -14,7 +14,7 @@ from agentrl.doctor.gpu import Gpus, gpu_findings
 from agentrl.doctor.memory import existing_parent, free_disk, free_memory, human
 from agentrl.errors import ConfigError, RunFolderError
 from agentrl.processors import usable_processors
-from agentrl.runs.filesystem import filesystem_type, is_network_filesystem
+from agentrl.runs.folder import filesystem_type, is_network_filesystem
 
 if TYPE_CHECKING:
     from agentrl.doctor.size import ModelSize

@@ -180,7 +180,11 @@ class Weights(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the weights, config and tokenizer to ``folder`` as a Hugging Face model."""
+        """Write the weights, config and tokenizer as a Hugging Face model into ``folder``, made where it is missing.
+
+        Raises ``RunError`` where a file cannot be written. Files written by then stay, so the folder may be handed on
+        only after ``save`` has returned.
+        """
         ...
 
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:

@@ -1,4 +1,8 @@
-"""Writing model folders, whole or not at all, and the state beside them; a full disk is told apart."""
+"""Writing a model folder and the optimiser's state beside it.
+
+The files are written where they are asked for. Whoever needs them whole or not at all has them written into a folder
+that gets its name afterwards, as ``agentrl.runs.folder`` does for checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from agentrl.errors import cannot_write
 from agentrl.inference.model_folder import no_progress_bars
-from agentrl.runs.filesystem import cannot_write, sync_tree
 
-__all__ = ["save_model", "write_aside", "write_state"]
+__all__ = ["save_model", "write_state"]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 """Endings of files that hold weights, which a saved folder has its own of."""
@@ -27,23 +31,23 @@ SPARE = 1 << 16
 
 
 def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write ``model`` as ``folder``, with the tokenizer, template and other small files of ``source``.
+    """Write ``model`` into ``folder``, with the tokenizer, template and other small files of ``source``.
 
-    The weights are written as ``dtype``, by default as they are. A folder that is there already is replaced. Raises
-    ``RunError`` where it cannot be written.
+    ``folder`` is made where it is missing. The weights are written as ``dtype``, by default as they are. Raises
+    ``RunError`` where a file cannot be written; what has been written by then stays.
     """
-
-    def write(aside: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         with no_progress_bars():
             if dtype in (None, model.dtype):
-                model.save_pretrained(aside)
+                model.save_pretrained(folder)
             else:
-                _write_cast(model, aside, dtype)
+                _write_cast(model, folder, dtype)
         for file in source.iterdir():
             if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
-                shutil.copyfile(file, aside / file.name)
-
-    write_aside(folder, write)
+                shutil.copyfile(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from error
 
 
 def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
@@ -66,25 +70,6 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]
             tensor = made.setdefault(tensor.data_ptr(), tensor.to(dtype))
         state[name] = tensor
     return state
-
-
-def write_aside(target: Path, write: Callable[[Path], None]) -> None:
-    """Have ``write`` fill a folder beside ``target`` and rename it to ``target`` once it is whole and durable."""
-    aside, replaced = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        write(aside)
-        sync_tree(aside)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.rename(replaced)
-        aside.rename(target)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise cannot_write(target, error) from error
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:

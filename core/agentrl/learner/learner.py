@@ -104,10 +104,10 @@ class Learner:
         return LearnerWeights(self.version, self.model, self._source)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder, tokenizer included, whole or not at all.
+        """Write a Hugging Face model, tokenizer included, into ``folder``, which is made where it is missing.
 
-        Its weights are of the type that the model came in, which training in float32 does not change. Raises
-        ``RunError`` where it cannot be written.
+        The weights are written in the dtype that the model came in, which training in float32 does not change. Raises
+        ``RunError`` where a file cannot be written; what has been written by then stays.
         """
         save_model(self.model, self._source, folder, self._dtype)
 

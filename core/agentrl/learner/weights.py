@@ -38,7 +38,11 @@ class LearnerWeights:
             yield name, parameter.detach()
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder that ``AutoModelForCausalLM`` loads, tokenizer files included."""
+        """Write a model that ``AutoModelForCausalLM`` loads, tokenizer files included, into ``folder``.
+
+        The folder is made where it is missing. Raises ``RunError`` where a file cannot be written; what has been
+        written by then stays.
+        """
         save_model(self.model, self.source, folder)
 
     @torch.no_grad()

@@ -1,32 +1,69 @@
-"""What a tracker is: somewhere that the numbers of a run go beside its folder.
+"""The contracts of reporting: a reporter shows a run as it goes, a tracker takes its numbers elsewhere.
 
-A registered name is a callable that returns one, given the keys beside the name in the config.
+The registered name of a tracker is a callable that returns one, given the keys beside the name in the config.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from agentrl.rollout.contract import Episode
+from agentrl.runs.contract import RunInfo, Summary
 
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """Which run it is."""
+__all__ = ["Reporter", "Tracker"]
 
-    name: str
-    folder: Path
-    """The run folder; what a tracker keeps on this machine belongs in there."""
-    agent: str
-    model: str
+
+class Reporter(Protocol):
+    """Shows a run as it goes; ``note`` and ``warning`` may be called from any thread, the others from one.
+
+    Of the metrics a display looks at ``reward/mean``, ``rollout/episodes``, ``tokens/completion`` and
+    ``seconds/…`` of a step, and at ``evaluation/reward`` and ``evaluation/reward_greedy``. It leaves out what a
+    step did not measure.
+    """
+
+    def run_started(self, run: RunInfo) -> None:
+        """The run folder is there and training is about to begin."""
+        ...
+
+    def activity_started(self, name: str, episodes: int | None = None) -> None:
+        """What the run does from now on, in words such as ``evaluating``, and of how many episodes it consists."""
+        ...
+
+    def episode_finished(self, episode: Episode) -> None:
+        """An episode of the current activity has ended."""
+        ...
+
+    def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
+        """An optimiser step is done; ``step`` counts from 1."""
+        ...
+
+    def evaluation_finished(self, step: int, results: Mapping[str, float]) -> None:
+        """The weights after ``step`` optimiser steps have been evaluated."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show one line of information that needs no action."""
+        ...
+
+    def warning(self, text: str) -> None:
+        """Show one line about something that the user may want to change."""
+        ...
+
+    def run_finished(self, summary: Summary) -> None:
+        """The run has ended, completed or not."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was. Safe to call twice, and whatever happened before."""
+        ...
 
 
 class Tracker(Protocol):
     """Takes the numbers of one run; called from one thread, and expected to return soon.
 
     A tracker that raises is not called again, and the run goes on. Raising an ``AgentRLError`` from the
-    constructor or from ``start`` refuses the run instead: a missing package, a key that is not there.
+    constructor or from ``start`` refuses the run instead, for example where a package or an API key is missing.
     """
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,76 +16,83 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.errors import one_line
-from agentrl.reporting.plain import FAILURES, plan_text, reading_text, traceback_lines
-from agentrl.reporting.progress import Progress, Reading
-from agentrl.reporting.reporter import Plan
-from agentrl.reporting.sparkline import sparkline
+from agentrl.reporting.plain import (
+    FAILURES,
+    Progress,
+    Reading,
+    duration,
+    reading_text,
+    reward_text,
+    run_text,
+    traceback_lines,
+)
 from agentrl.rollout.contract import Episode
-from agentrl.runs.summary import Summary, duration, reward_text
+from agentrl.runs.contract import RunInfo, Summary
 
-__all__ = ["LiveReporter"]
+__all__ = ["LiveReporter", "sparkline"]
 
 _FRAMES_PER_SECOND = 5
 _CURVE_WIDTH = 40
 _BESIDE_CURVE = 36
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class LiveReporter:
-    """Draws on ``console`` from the first stage on; what happens once scrolls past above the drawing.
+    """Draws on ``console`` from the first activity on; lines about single events scroll past above the drawing.
 
-    The terminal is as it was after ``close``, which also runs when the interpreter ends.
+    ``close`` leaves the terminal as it was; it also runs when the interpreter ends.
     """
 
     def __init__(
         self, console: Console, clock: Callable[[], float] = time.monotonic, *, tracebacks: bool = False
     ) -> None:
-        """``tracebacks`` says whether the first failure of each cause is shown, above, with its own."""
+        """``tracebacks`` says whether the first failed episode of each reason is shown with its traceback."""
         self._tracebacks = tracebacks
         self._console = console
         self._progress = Progress(clock)
         self._spinner = Spinner("dots")
         self._live: Live | None = None
 
-    def run_started(self, plan: Plan) -> None:
-        """Say what is going to happen."""
-        self._progress.run_started(plan)
-        self._say(plan_text(plan), "bold")
+    def run_started(self, run: RunInfo) -> None:
+        """Print what is going to be trained."""
+        self._progress.run_started(run)
+        self._print(run_text(run), "bold")
 
-    def stage(self, name: str, episodes: int | None = None) -> None:
-        """Show what goes on."""
-        self._progress.start_stage(name, episodes)
+    def activity_started(self, name: str, episodes: int | None = None) -> None:
+        """Draw the activity from now on."""
+        self._progress.activity_started(name, episodes)
         self._start()
 
     def episode_finished(self, episode: Episode) -> None:
-        """Count."""
+        """Count it, and print the traceback of a failure whose reason is new."""
         for failure in self._progress.episode_finished(episode):
             if self._tracebacks and failure.traceback:
                 self._console.print(Text("\n".join(traceback_lines(episode, failure)), style="dim"))
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the step's numbers."""
+        """Draw the numbers of the step."""
         self._progress.step_finished(step, metrics)
 
     def evaluation_finished(self, step: int, results: Mapping[str, float]) -> None:
-        """Say what was measured; it stays readable above."""
-        self._say(reading_text(self._progress.evaluation_finished(step, results)))
+        """Print the held-out rewards above the drawing."""
+        self._print(reading_text(self._progress.evaluation_finished(step, results)))
 
     def note(self, text: str) -> None:
-        """Say it above."""
-        self._say(f"note: {text}", "cyan")
+        """Print it above the drawing."""
+        self._print(f"note: {text}", "cyan")
 
     def warning(self, text: str) -> None:
-        """Say it above."""
-        self._say(f"warning: {text}", "yellow")
+        """Print it above the drawing."""
+        self._print(f"warning: {text}", "yellow")
 
     def run_finished(self, summary: Summary) -> None:
-        """Draw a last time and let it stand."""
+        """Draw a last time and leave the drawing there."""
         self.close()
 
     def close(self) -> None:
-        """Stop drawing and give the cursor back. Safe to call twice."""
+        """Stop drawing and show the cursor again. Safe to call twice."""
         if self._live is not None:
-            self._progress.stage = None
+            self._progress.activity = None
             live, self._live = self._live, None
             live.stop()
             atexit.unregister(self.close)
@@ -101,7 +109,7 @@ class LiveReporter:
             self._live.start()
             atexit.register(self.close)
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(one_line(text), style=style))
 
     def _draw(self) -> RenderableType:
@@ -110,32 +118,32 @@ class LiveReporter:
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="dim", no_wrap=True, min_width=8)
         rows.add_column(no_wrap=True, overflow="ellipsis")
-        if (plan := progress.plan) is not None:
-            rows.add_row("step", _steps(progress, plan, width))
+        if (run := progress.run) is not None:
+            rows.add_row("step", _steps(progress, run, width))
         if progress.rewards:
             rows.add_row("reward", _reward(progress.rewards, width))
         if progress.readings:
             rows.add_row("held out", _held_out(progress.readings[0], progress.readings[-1]))
         if (speed := progress.throughput) is not None:
             rows.add_row("speed", f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s")
-        if seconds := progress.seconds_by_stage:
+        if seconds := progress.seconds_by_part:
             rows.add_row("seconds", "   ".join(f"{name} {spent:.2f}" for name, spent in seconds.items()))
         for kind, causes in progress.tally.kinds.items():
             for commonest in causes.commonest(1):
                 text = f"{causes.total:,}, {commonest.count:,}x {commonest.episode}: {commonest.reason}"
                 rows.add_row(kind, Text(one_line(text), style="yellow" if kind in FAILURES else ""))
-        if (stage := progress.stage) is not None:
-            self._spinner.update(text=Text(f"{stage.text}   {duration(progress.elapsed(stage))}"))
+        if (activity := progress.activity) is not None:
+            self._spinner.update(text=Text(f"{activity.text}   {duration(progress.elapsed(activity))}"))
             rows.add_row("now", self._spinner)
         return Group("", rows)
 
 
-def _steps(progress: Progress, plan: Plan, width: int) -> RenderableType:
+def _steps(progress: Progress, run: RunInfo, width: int) -> RenderableType:
     cells: list[RenderableType] = [
-        f"{progress.step:,}/{plan.steps:,}",
-        ProgressBar(total=max(plan.steps, 1), completed=progress.step, width=width),
+        f"{progress.step:,}/{run.steps:,}",
+        ProgressBar(total=max(run.steps, 1), completed=progress.step, width=width),
     ]
-    if progress.step < plan.steps and (left := progress.seconds_left) is not None:
+    if progress.step < run.steps and (left := progress.seconds_left) is not None:
         cells.append(f"{duration(left)} left")
     row = Table.grid(padding=(0, 2))
     row.add_row(*cells)
@@ -161,3 +169,36 @@ def _held_out(first: Reading, newest: Reading) -> str:
         for name, before, after in pairs
         if after is not None
     )
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """A curve of ``values`` in one line of at most ``width`` characters, scaled from the least value to the greatest.
+
+    Where there are more values than characters, each character shows the mean of an equal share of them; a share
+    without a value is blank.
+    """
+    shares = _shares(values, width)
+    known = [value for value in shares if value is not None]
+    if not known:
+        return " " * len(shares)
+    # Halved, since the difference of the largest floats would overflow.
+    low, span = min(known) / 2, max(known) / 2 - min(known) / 2
+    return "".join(" " if value is None else _block((value / 2 - low) / span if span else 0.5) for value in shares)
+
+
+def _block(height: float) -> str:
+    return _BLOCKS[min(int(height * len(_BLOCKS)), len(_BLOCKS) - 1)]
+
+
+def _shares(values: Sequence[float | None], width: int) -> list[float | None]:
+    count = min(len(values), max(width, 1))
+    bounds = [index * len(values) // count for index in range(count + 1)] if count else [0]
+    return [_mean(values[start:end]) for start, end in itertools.pairwise(bounds)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    # Rounding may carry a mean beyond its values, and the mean of the largest floats to infinity.
+    return min(max(sum(value / len(known) for value in known), min(known)), max(known))

@@ -1,87 +1,108 @@
-"""What a run tells whoever watches it, while it goes on."""
+"""Which reporter a run has: the display that fits where stderr goes, and several reporters as one."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, TextIO, cast
 
-if TYPE_CHECKING:
-    from agentrl.rollout.contract import Episode
-    from agentrl.runs.summary import Summary
+from agentrl.reporting.contract import Reporter
+from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Episode
+from agentrl.runs.contract import RunInfo, Summary
 
-__all__ = ["Plan", "Reporter", "default_reporter"]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a training run is going to do."""
-
-    folder: Path
-    agent: str
-    model: str
-    steps: int
-    """Optimiser steps in all."""
-    episodes_per_step: int
-    tasks: str
-    """The tasks that are trained, as the config names them."""
-    held_out: str | None
-    """The tasks of evaluations; ``None`` where nothing is evaluated."""
-    reward: str | None
-    """What scores the answers; ``None`` where the agent returns its own."""
+__all__ = ["Reporters", "default_reporter"]
 
 
-class Reporter(Protocol):
-    """Shows a run as it goes; ``note`` and ``warning`` may come from any thread, the others from one.
+def default_reporter(stream: TextIO | None = None, *, tracebacks: bool = False) -> Reporter:
+    """A live display where ``stream``, by default stderr, is a terminal that can redraw; else plain lines.
 
-    Of the metrics a display looks at ``reward/mean``, ``rollout/episodes``, ``tokens/completion`` and
-    ``seconds/…`` of a step, and at ``evaluation/reward`` and ``evaluation/reward_greedy``; what is not there
-    it does not show.
+    ``tracebacks`` says whether the first failed episode of each reason is shown with the traceback of its agent.
     """
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        return PlainReporter(stream, tracebacks=tracebacks)
+    from rich.console import Console
 
-    def run_started(self, plan: Plan) -> None:
-        """The run folder is there and training is about to begin."""
-        ...
+    from agentrl.reporting.live import LiveReporter
 
-    def stage(self, name: str, episodes: int | None = None) -> None:
-        """What goes on from now, in words such as ``evaluating``, and of how many episodes it consists."""
-        ...
+    console = Console(file=cast(TextIO, _Terminal(stream)))
+    if console.is_dumb_terminal or not console.is_terminal or not console.encoding.startswith("utf"):
+        return PlainReporter(stream, tracebacks=tracebacks)
+    return LiveReporter(console, tracebacks=tracebacks)
+
+
+class _Terminal:
+    """A terminal that may be closed while the run goes on; what is written to it then is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+class Reporters:
+    """Passes every call on to each of ``reporters``, in their order; see ``Reporter`` for the methods."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = list(reporters)
+
+    def add(self, reporter: Reporter) -> None:
+        """Pass later calls on to ``reporter`` as well."""
+        self._reporters.append(reporter)
+
+    def run_started(self, run: RunInfo) -> None:
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.run_started(run)
+
+    def activity_started(self, name: str, episodes: int | None = None) -> None:
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.activity_started(name, episodes)
 
     def episode_finished(self, episode: Episode) -> None:
-        """One of the stage's episodes has ended."""
-        ...
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.episode_finished(episode)
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An optimiser step is done; ``step`` counts from 1."""
-        ...
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.step_finished(step, metrics)
 
     def evaluation_finished(self, step: int, results: Mapping[str, float]) -> None:
-        """The weights after ``step`` optimiser steps have been evaluated."""
-        ...
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.evaluation_finished(step, results)
 
     def note(self, text: str) -> None:
-        """Something to know, that is nobody's fault."""
-        ...
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.note(text)
 
     def warning(self, text: str) -> None:
-        """Something that the user may want to change."""
-        ...
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.warning(text)
 
     def run_finished(self, summary: Summary) -> None:
-        """The run has ended, in whatever way."""
-        ...
+        """See ``Reporter``."""
+        for reporter in self._reporters:
+            reporter.run_finished(summary)
 
     def close(self) -> None:
-        """Leave the terminal as it was. Safe to call twice, and whatever happened before."""
-        ...
-
-
-def default_reporter(*, tracebacks: bool = False) -> Reporter:
-    """On stderr: a live display where that is a terminal, plain lines elsewhere.
-
-    ``tracebacks`` says whether the first failed episode of each cause is shown with the traceback of its agent.
-    """
-    from agentrl.reporting.display import open_display
-
-    return open_display(tracebacks=tracebacks)
+        """Close every reporter."""
+        for reporter in self._reporters:
+            reporter.close()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from agentrl.config.syntax import to_yaml
-from agentrl.reporting.contract import RunInfo
+from agentrl.runs.contract import RunInfo
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter

@@ -1,4 +1,4 @@
-"""The trackers of a run, as one: none of them can sink it."""
+"""All trackers of a run as one; a tracker that fails is left out and never ends the run."""
 
 from __future__ import annotations
 
@@ -7,49 +7,48 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from agentrl.errors import AgentRLError, one_line
-from agentrl.reporting.contract import RunInfo, Tracker
+from agentrl.reporting.contract import Tracker
+from agentrl.runs.contract import RunInfo
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config, Part
     from agentrl.plugins import Plugins
-    from agentrl.runs.folder import RunFolder
 
 __all__ = ["Trackers"]
 
 
 class Trackers:
-    """Tells every tracker; one that raises is disabled with a warning, and counted in ``failed``.
+    """Calls every tracker; one that raises is disabled with a warning, and its name added to ``failed``.
 
-    Leaving its ``with`` block finishes what has not been finished.
+    ``trackers`` are names and trackers. Leaving the ``with`` block calls ``finish`` where nobody has.
     """
 
     def __init__(self, trackers: Iterable[tuple[str, Tracker]], warn: Callable[[str], None]) -> None:
         self._trackers = list(trackers)
         self._warn = warn
         self.failed: list[str] = []
-        """Names of those that were disabled."""
+        """Names of the trackers that were disabled."""
 
     @classmethod
     def build(cls, plugins: Plugins, parts: Iterable[Part], warn: Callable[[str], None]) -> Self:
-        """Build what ``trackers`` in the config names.
+        """Build the trackers that ``trackers`` in the config names.
 
         Raises ``ConfigError`` for a name or key that is not known and ``PluginError`` for a missing package.
         """
         return cls([(part.name, plugins.build("trackers", part)) for part in parts], warn)
 
-    def start(self, folder: RunFolder, config: Config) -> None:
-        """Begin. An ``AgentRLError`` passes through: nothing is lost yet, and the user can mend it."""
-        run = RunInfo(folder.name, folder.path, config.agent.name, config.model.name)
+    def start(self, run: RunInfo, config: Config) -> None:
+        """Call ``start`` of every tracker. Raises the ``AgentRLError`` by which a tracker refuses the run."""
         plain = config.model_dump(mode="json")
-        self._tell("start", lambda tracker: tracker.start(run, plain), passes=(AgentRLError,))
+        self._call("start", lambda tracker: tracker.start(run, plain), passes=(AgentRLError,))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Pass numbers on."""
-        self._tell("log", lambda tracker: tracker.log(step, metrics))
+        """Call ``log`` of every tracker that has not failed."""
+        self._call("log", lambda tracker: tracker.log(step, metrics))
 
     def finish(self, outcome: str) -> None:
-        """End, whatever ended the run. Safe to call twice."""
-        self._tell("finish", lambda tracker: tracker.finish(outcome))
+        """Call ``finish`` of every tracker that has not failed. Safe to call twice."""
+        self._call("finish", lambda tracker: tracker.finish(outcome))
         self._trackers.clear()
 
     def __enter__(self) -> Self:
@@ -60,11 +59,11 @@ class Trackers:
     ) -> None:
         self.finish("completed" if error is None else f"failed: {error}")
 
-    def _tell(self, verb: str, call: Callable[[Tracker], None], passes: tuple[type[BaseException], ...] = ()) -> None:
+    def _call(self, verb: str, method: Callable[[Tracker], None], passes: tuple[type[BaseException], ...] = ()) -> None:
         for entry in tuple(self._trackers):
             name, tracker = entry
             try:
-                call(tracker)
+                method(tracker)
             except passes:
                 raise
             except Exception as error:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from agentrl.errors import RunError
+from agentrl.errors import RunError, cannot_write
 from agentrl.runs.codec import COLUMNS, Row
-from agentrl.runs.filesystem import cannot_write, is_network_filesystem
+from agentrl.runs.folder import is_network_filesystem
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -25,20 +25,24 @@ from pathlib import Path
 
 from agentrl.config.loader import dump_yaml
 from agentrl.config.models import Config
-from agentrl.errors import AgentRLError, ConfigError, RunFolderError
+from agentrl.errors import AgentRLError, ConfigError, RunError, RunFolderError, cannot_write, disk_is_full
 from agentrl.inference.model_folder import newest_checkpoint
-from agentrl.runs.filesystem import (
-    cannot_write,
-    disk_is_full,
-    has_space,
-    reserve,
-    sync,
-    sync_tree,
-    write_atomically,
-)
-from agentrl.runs.summary import Summary
+from agentrl.runs.contract import RunInfo, Summary
 
-__all__ = ["RunFolder", "default_name", "run_of"]
+__all__ = [
+    "RunFolder",
+    "default_name",
+    "filesystem_type",
+    "is_network_filesystem",
+    "read_summary",
+    "run_of",
+    "write_atomically",
+]
+
+_NETWORK_FILESYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "smb3", "smbfs"}
+)
+_SPARE_BYTES = 1 << 20
 
 
 class RunFolder:
@@ -138,12 +142,39 @@ class RunFolder:
                 raise cannot_write(path, unwritable) from error
             raise
 
+    def info(self, config: Config) -> RunInfo:
+        """The run that ``config`` describes, in this folder."""
+        tasks, held_out, reward = config.tasks.train, config.tasks.eval, config.reward
+        return RunInfo(
+            self.name,
+            self.path,
+            config.agent.name,
+            config.model.name,
+            steps=config.training.steps,
+            episodes_per_step=config.rollout.tasks_per_step * config.rollout.group_size,
+            tasks=tasks.name,
+            held_out=None if held_out is None else held_out.name,
+            reward=None if reward is None else reward.name,
+        )
+
     def write_summary(self, summary: Summary) -> None:
         """Write ``summary.json`` whole or not at all. Raises ``RunError`` where that cannot be done."""
         try:
             write_atomically(self.summary, json.dumps(summary.to_json(), indent=2) + "\n")
         except OSError as error:
             raise cannot_write(self.summary, error) from error
+
+
+def read_summary(path: Path) -> Summary:
+    """The summary that a run wrote to ``path``. Raises ``RunError`` where there is none, or it is not a summary."""
+    try:
+        return Summary(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RunError(
+            f"no summary at {path}: {error.strerror}", fix="a run writes it when it ends; was it killed?"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is not a run's summary: {error}") from error
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -214,7 +245,7 @@ def _cause(error: BaseException, folder: Path) -> OSError | None:
     if isinstance(error, AgentRLError) or not isinstance(error, Exception):
         return None
     # Libraries raise errors of their own, of which not all say that the disk is full.
-    if disk_is_full(error) or not has_space(folder):
+    if disk_is_full(error) or not _has_space(folder):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
 
@@ -226,3 +257,80 @@ def _cannot_make(parent: Path, error: OSError) -> RunFolderError:
         if disk_is_full(error)
         else "set run.dir to a folder that you can write to",
     )
+
+
+def _has_space(folder: Path) -> bool:
+    """Whether more than 1 MiB is free in ``folder``: libraries that fail to write do not always say why."""
+    return shutil.disk_usage(folder).free > _SPARE_BYTES
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all, and durably. Raises ``OSError``, and then leaves nothing behind."""
+    aside = _aside(path)
+    try:
+        with aside.open("r+" if aside.exists() else "w", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def reserve(path: Path, size: int = 4096) -> None:
+    """Allocate ``size`` bytes for a later ``write_atomically`` to ``path``, which then works on a full disk too."""
+    with _aside(path).open("w", encoding="utf-8") as file:
+        file.write(" " * size)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file under ``folder``, and the folders themselves, to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(root, name))
+        sync(Path(root))
+
+
+def sync(path: Path) -> None:
+    """Flush the content of a file, or the list of names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_network_filesystem(path: Path) -> bool:
+    """Whether ``path`` is on a file system that other machines may have mounted too, by its type."""
+    kind = filesystem_type(path)
+    return kind in _NETWORK_FILESYSTEMS or kind.startswith("fuse.")
+
+
+def filesystem_type(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The type of the file system that holds ``path``, such as ``ext4``; empty where the system does not say."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    target, best, kind = path.resolve(), -1, ""
+    for fields in (line.split(" ") for line in lines):
+        mount = Path(_unescape(fields[1]))
+        # The last of several mounts on one point hides the others.
+        if target.is_relative_to(mount) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), fields[2]
+    return kind
+
+
+def _unescape(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text

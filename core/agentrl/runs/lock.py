@@ -7,8 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from agentrl.errors import RunError
-from agentrl.runs.filesystem import cannot_write
+from agentrl.errors import RunError, cannot_write
 
 __all__ = ["FolderLock"]
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import SupportsFloat
 
-from agentrl.errors import RunError
-from agentrl.runs.filesystem import cannot_write
+from agentrl.errors import RunError, cannot_write
 
 __all__ = ["MetricsLog", "read_metrics"]
 

@@ -23,7 +23,7 @@ from agentrl.plugins import Plugins
 from agentrl.rollout.contract import AgentRunner
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.subproc.runner import AgentFacts, AgentProcess, SubprocRunner, inspect_agent, worker_environment
-from agentrl.training.running import run_to_end
+from agentrl.training.interrupts import run_to_end
 from agentrl.training.watching import rollout_watchdog
 
 __all__ = ["Agent", "Place", "resolve_agent"]

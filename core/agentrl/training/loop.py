@@ -7,7 +7,9 @@ sampled under the weights that the batch then changes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,22 +17,46 @@ from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.learner.learner import Learner
-from agentrl.loops import run_in_thread
+from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.groups import Batch
 from agentrl.rollout.statistics import rollout_metrics
-from agentrl.runs.stopwatch import Stopwatch
 from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.idle import IdleSteps
-from agentrl.training.interrupt import finish, finish_in_thread
-from agentrl.training.journal import Journal
 from agentrl.training.mismatch import MismatchWatch
+from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import Serving, within
 from agentrl.training.sessions import training_session
 from agentrl.training.task_order import TaskOrder
 
-__all__ = ["TrainingLoop"]
+__all__ = ["Stopwatch", "TrainingLoop"]
+
+
+class Stopwatch:
+    """Adds up the wall-clock seconds of named parts of a step between two readings.
+
+    For one thread. Parts may nest, and each counts in full.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the time of the block to ``seconds/NAME``, also where it raises."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last reading, as metrics: ``{"seconds/rollout": 1.2, …}``."""
+        taken = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds.clear()
+        return taken
 
 
 @dataclass
@@ -42,7 +68,7 @@ class TrainingLoop:
     serving: Serving
     evaluator: Evaluator | None
     order: TaskOrder
-    journal: Journal
+    recorder: RunRecorder
     conversing: Conversing
     """What a checkpoint keeps of how the model is talked to."""
     before: Evaluation | None = None
@@ -51,7 +77,7 @@ class TrainingLoop:
     """The newest evaluation."""
     saved: Path | None = None
     """The newest checkpoint."""
-    _watch: Stopwatch = field(default_factory=Stopwatch)
+    _stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _saved_version: int = -1
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
@@ -59,7 +85,7 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._idle = IdleSteps(self.config.training.steps)
-        self._agreement = MismatchWatch(self.journal.reporter.warning)
+        self._agreement = MismatchWatch(self.recorder.reporter.warning)
 
     @property
     def current_evaluation(self) -> Evaluation | None:
@@ -89,38 +115,38 @@ class TrainingLoop:
         """Write the weights as a checkpoint, unless they are written already; may be called from any thread."""
         with self._writing:
             version = self.learner.version
-            path = self.journal.folder.checkpoint(version)
+            path = self.recorder.folder.checkpoint(version)
             if self._saved_version != version:
-                with self.journal.folder.new_checkpoint(version) as folder:
+                with self.recorder.folder.new_checkpoint(version) as folder:
                     save_checkpoint(folder, self.learner, cursor=self.order.cursor, conversing=self.conversing)
                 self._saved_version, self.saved = version, path
             return path
 
     async def _save(self) -> None:
-        self.journal.reporter.stage("saving a checkpoint")
-        with self._watch.stage("checkpoint"):
+        self.recorder.reporter.activity_started("saving a checkpoint")
+        with self._stopwatch.time("checkpoint"):
             path = await run_in_thread(self.write_checkpoint)
-        self.journal.checkpoint(path)
+        self.recorder.checkpoint(path)
 
     async def _step(self) -> None:
         step = self.learner.version + 1
-        with self._watch.stage("step"):
+        with self._stopwatch.time("step"):
             groups = await self._roll_out(step)
             self._check_recorded(groups)
-            self.journal.batch(groups)
-            self.journal.reporter.stage("learning")
-            with self._watch.stage("learner"):
+            self.recorder.batch(groups)
+            self.recorder.reporter.activity_started("learning")
+            with self._stopwatch.time("learner"):
                 learned = await finish_in_thread(self._learn, groups)
-            with self._watch.stage("weights"):
+            with self._stopwatch.time("weights"):
                 async with within(self.config.inference.timeout, "the inference engine to take new weights"):
                     await self.serving.backend.update_weights(self.learner.weights())
-        metrics = {**rollout_metrics(groups), **learned, **self._watch.take()}
-        self.journal.step(step, metrics)
+        metrics = {**rollout_metrics(groups), **learned, **self._stopwatch.take()}
+        self.recorder.step(step, metrics)
         self._agreement.look(step, learned)
         if learned.get("policy/updated"):
             await self._prove(groups)
         if warning := self._idle.add(step, metrics):
-            self.journal.reporter.warning(warning)
+            self.recorder.reporter.warning(warning)
 
     async def _prove(self, groups: Sequence[Group]) -> None:
         """Have the engine show, by a prompt of the step, that it has the newest weights."""
@@ -136,9 +162,9 @@ class TrainingLoop:
 
     async def _roll_out(self, step: int) -> list[Group]:
         rollout = self.config.rollout
-        self.journal.reporter.stage("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
+        self.recorder.reporter.activity_started("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
         batch = Batch("train", step, self.order.take(rollout.tasks_per_step), rollout.group_size, self._session)
-        with self._watch.stage("rollout"):
+        with self._stopwatch.time("rollout"):
             return await self.serving.rollout.run(batch)
 
     def _session(self, key: EpisodeKey) -> SessionSettings:
@@ -147,10 +173,10 @@ class TrainingLoop:
     async def _evaluate(self) -> None:
         if self.evaluator is None:
             return
-        self.journal.reporter.stage("evaluating", episodes=self.evaluator.episodes)
-        with self._watch.stage("evaluation"):
+        self.recorder.reporter.activity_started("evaluating", episodes=self.evaluator.episodes)
+        with self._stopwatch.time("evaluation"):
             self.latest = await self.evaluator.run(self.learner.version)
-        self.journal.evaluation(self.latest)
+        self.recorder.evaluation(self.latest)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.learner.version % every == 0 and self.learner.version < self.config.training.steps

@@ -16,7 +16,7 @@ import numpy as np
 from agentrl.errors import BackendError
 from agentrl.gateway.completing import generate
 from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling, completion_fault
-from agentrl.training.interrupt import finish_in_thread
+from agentrl.loops import finish_in_thread
 
 if TYPE_CHECKING:
     from agentrl.inference.contract import Weights

@@ -11,20 +11,21 @@ from dataclasses import dataclass, replace
 from agentrl.algorithms.algorithm import Algorithm, build_algorithm
 from agentrl.errors import AgentRLError
 from agentrl.learner.learner import Learner
+from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
-from agentrl.reporting.log import RunLog
-from agentrl.reporting.reporter import Reporter
-from agentrl.reporting.reporters import Reporters
+from agentrl.reporting.contract import Reporter
+from agentrl.reporting.plain import RunLog, final_lines
+from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
+from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
-from agentrl.runs.summary import Summary, final_lines
 from agentrl.training.evaluation import Evaluator
-from agentrl.training.interrupt import Interrupts, finish_in_thread
-from agentrl.training.journal import Journal
+from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts, default_tasks
+from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import build_backend, serve
 from agentrl.training.task_order import TaskOrder
 
@@ -51,8 +52,8 @@ async def train(parts: Parts, reporter: Reporter, interrupts: Interrupts) -> Sum
     ):
         for note in store.notes:
             told.note(note)
-        journal = Journal(folder, store, metrics, trackers, parts.plugins, told)
-        return await _Run(parts, algorithm, journal).to_its_end(interrupts)
+        recorder = RunRecorder(folder, store, metrics, trackers, parts.plugins, told)
+        return await _Run(parts, algorithm, recorder).to_its_end(interrupts)
 
 
 def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
@@ -70,7 +71,7 @@ def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
 class _Run:
     parts: Parts
     algorithm: Algorithm
-    journal: Journal
+    recorder: RunRecorder
     loop: TrainingLoop | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class _Run:
             outcome = "interrupted"
         summary = self._summary(outcome)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
-            self.journal.finish(summary)
+            self.recorder.finish(summary)
         if error is not None:
             raise error
         return summary
@@ -104,20 +105,20 @@ class _Run:
         except Exception as error:
             reason = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
             if interrupts.arrived:  # What is cancelled may fail of it.
-                self.journal.reporter.warning(f"while the run was being interrupted: {reason}")
+                self.recorder.reporter.warning(f"while the run was being interrupted: {reason}")
                 return "interrupted", None
             return f"failed: {reason}", error
         return "completed", None
 
     def _rescue(self) -> None:
         """Save what was learned from another thread, while code that is not ours holds the event loop."""
-        reporter = self.journal.reporter
+        reporter = self.recorder.reporter
         reporter.warning("the event loop does not move, something holds it: saving beside it")
         try:
             if self.loop is not None and self.loop.learner.version > 0:
                 self.loop.write_checkpoint()
             summary = self._summary("interrupted")
-            self.journal.folder.write_summary(summary)
+            self.recorder.folder.write_summary(summary)
         except AgentRLError as error:
             reporter.warning(str(error))
             return
@@ -126,30 +127,30 @@ class _Run:
 
     @contextlib.asynccontextmanager
     async def _started(self) -> AsyncIterator[TrainingLoop]:
-        parts, journal, reporter = self.parts, self.journal, self.journal.reporter
+        parts, recorder, reporter = self.parts, self.recorder, self.recorder.reporter
         config = parts.config
-        reporter.stage("loading the model")
+        reporter.activity_started("loading the model")
         learner = await finish_in_thread(Learner, parts.model_folder, config.training, self.algorithm, config.seed)
         if learner.rows_because is not None:
             reporter.warning(learner.rows_because)
-        reporter.stage("starting the inference engine")
+        reporter.activity_started("starting the inference engine")
         async with serve(
             parts,
             learner.version,
-            finished=journal.episode,
+            finished=recorder.episode,
             warn=reporter.warning,
             trains=True,
-            logs=journal.folder.logs,
+            logs=recorder.folder.logs,
             say=reporter.note,
         ) as serving:
-            journal.start(config)
+            recorder.start(config)
             yield TrainingLoop(
                 config=config,
                 learner=learner,
                 serving=serving,
                 evaluator=None if parts.eval_tasks is None else Evaluator(serving.rollout, parts.eval_tasks, config),
                 order=TaskOrder(parts.train_tasks, config.seed),
-                journal=journal,
+                recorder=recorder,
                 conversing=parts.conversing,
             )
 
@@ -158,11 +159,11 @@ class _Run:
             await self.loop.save()
 
     def _summary(self, outcome: str) -> Summary:
-        tally = self.journal.tally
+        tally = self.recorder.tally
         counted = Summary(
             outcome=outcome,
-            episodes=self.journal.episodes,
-            tokens=self.journal.tokens,
+            episodes=self.recorder.episodes,
+            tokens=self.recorder.tokens,
             seconds=time.monotonic() - self._began,
             **tally.counts(),
             reasons=tally.reasons(),

@@ -8,7 +8,7 @@ from typing import Protocol
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
-from agentrl.runs.summary import Summary
+from agentrl.runs.contract import Summary
 
 __all__ = ["LocalScheduler", "Scheduler", "build_scheduler"]
 

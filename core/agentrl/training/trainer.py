@@ -14,17 +14,17 @@ from agentrl.config.models import Config, check_trainable
 from agentrl.environments import entries_elsewhere
 from agentrl.extras import missing_extras
 from agentrl.plugins import Plugins
-from agentrl.reporting.reporter import Reporter, default_reporter
+from agentrl.reporting.contract import Reporter
+from agentrl.reporting.reporter import default_reporter
+from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.summary import Summary
 from agentrl.training.backends import is_chat
 from agentrl.training.endpoint import named_by_endpoint
 from agentrl.training.evaluation import Evaluation
-from agentrl.training.interrupt import Interrupts
+from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
 from agentrl.training.run import prepare, train
-from agentrl.training.running import run_to_end
 from agentrl.training.schedulers import build_scheduler
 
 __all__ = ["Trainer"]

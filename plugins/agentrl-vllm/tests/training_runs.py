@@ -17,10 +17,10 @@ from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
-from agentrl.runs.folder import RunFolder
+from agentrl.runs.contract import Summary
+from agentrl.runs.folder import RunFolder, read_summary
 from agentrl.runs.metrics import read_metrics
 from agentrl.runs.store import read_episodes
-from agentrl.runs.summary import Summary, read_summary
 
 VLLM = "agentrl_vllm.backend:VllmBackend"
 

@@ -22,7 +22,7 @@ from tests.benchmarks.sides.pace import Pace, Workload
 from agentrl import Trainer, load_config
 from agentrl.gateway.transport import Transport
 from agentrl.reporting.plain import PlainReporter
-from agentrl.reporting.reporter import Plan
+from agentrl.runs.contract import RunInfo
 from agentrl_agents.math import MathAgent
 
 __all__ = ["run"]
@@ -77,8 +77,8 @@ class _Paced(PlainReporter):
         self._stages: defaultdict[str, float] = defaultdict(float)
         pace.parts = self._parts
 
-    def run_started(self, plan: Plan) -> None:
-        super().run_started(plan)
+    def run_started(self, run: RunInfo) -> None:
+        super().run_started(run)
         self._pace.begin()
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -49,23 +49,26 @@ class WeightFolders:
         return self._opened[0]
 
     def write(self, weights: Weights) -> Path:
-        """Write ``weights`` aside and rename them. Raises ``BackendError``, with nothing left, where that fails."""
+        """Write ``weights`` into a folder of their version. Raises ``BackendError``, with nothing left, if that fails.
+
+        No server hears of the folder before it is complete, and the sweep at the next start removes one that a killed
+        process left half written.
+        """
         folder = self.open() / f"v{weights.version}"
         try:
             weights.save(folder)
         except RunError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise _unwritable(self.root, error.message) from error
         return folder
 
     def copy(self, source: Path) -> Path:
         """As ``write``, of a model folder that is elsewhere."""
-        folder, aside = self.open() / "start", self.open() / ".start.part"
+        folder = self.open() / "start"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(source, aside)
-            aside.rename(folder)
+            shutil.copytree(source, folder)
         except (OSError, shutil.Error) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise _unwritable(self.root, str(error)) from error
         return folder
 

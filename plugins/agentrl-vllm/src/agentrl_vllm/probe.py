@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from agentrl import finish_in_thread
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Weights
-from agentrl.training.interrupt import finish_in_thread
 from agentrl_vllm.cause import Evidence, likely_cause
 from agentrl_vllm.client import Client
 from agentrl_vllm.engine import Description

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from agentrl import finish_in_thread
 from agentrl.errors import AgentRLError, BackendError, one_line
 from agentrl.inference.contract import Weights
-from agentrl.training.interrupt import finish_in_thread
 from agentrl_vllm import engine
 from agentrl_vllm.client import Client
 from agentrl_vllm.folders import WeightFolders, choose_root

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agentrl.reporting.contract import RunInfo
+from agentrl.runs.contract import RunInfo
 
 from agentrl_plugin_name.tracker import PluginNameTracker
 

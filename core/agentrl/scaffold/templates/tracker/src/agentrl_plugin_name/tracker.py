@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.reporting.contract import RunInfo
+from agentrl.runs.contract import RunInfo
 from pydantic import BaseModel, Field
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from agentrl.training.running import run_to_end
+from agentrl.training.interrupts import run_to_end
 
 
 async def answer():

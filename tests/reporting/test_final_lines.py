@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import RunError
-from agentrl.runs.summary import Summary, duration, final_lines, read_summary, reward_text
+from agentrl.reporting.plain import duration, final_lines, reward_text
+from agentrl.runs.contract import Summary
+from agentrl.runs.folder import read_summary
 
 LEARNED = Summary(
     outcome="completed",

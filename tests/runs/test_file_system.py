@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.runs import filesystem
-from agentrl.runs.filesystem import filesystem_type, is_network_filesystem, write_atomically
+from agentrl.runs import folder
+from agentrl.runs.folder import filesystem_type, is_network_filesystem, write_atomically
 
 MOUNTS = r"""/dev/vda / ext4 rw 0 0
 proc /proc proc rw 0 0
@@ -41,7 +41,7 @@ def test_a_system_that_does_not_say_is_not_guessed_about(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("kind", "shared"), [("nfs4", True), ("fuse.sshfs", True), ("ext4", False), ("", False)])
 def test_network_file_systems_are_told_apart(monkeypatch: pytest.MonkeyPatch, kind: str, shared: bool) -> None:
-    monkeypatch.setattr(filesystem, "filesystem_type", lambda path: kind)
+    monkeypatch.setattr(folder, "filesystem_type", lambda path: kind)
     assert is_network_filesystem(Path("/")) is shared
 
 
