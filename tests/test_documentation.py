@@ -136,7 +136,7 @@ def test_every_metric_of_a_run_is_explained_and_every_explained_one_exists(works
     logged = {name for line in lines for name in json.loads(line) if "/" in name}
     assert logged - explained == set()
     source = "\n".join(path.read_text() for path in (ROOT / "core/agentrl").rglob("*.py"))
-    made = {name for name in explained if name in source or f'stage("{name.removeprefix("seconds/")}")' in source}
+    made = {name for name in explained if name in source or f'time("{name.removeprefix("seconds/")}")' in source}
     assert explained - made - {"reward/parts/NAME", "evaluation/parts/NAME"} - logged == set()
 
 
