@@ -42,13 +42,13 @@ def send(number=signal.SIGINT, *, after=0.0):
 
 
 class Told(PlainReporter):
-    """Remembers what was said, and does something as a stage begins."""
+    """Remembers what was said, and does something as an activity begins."""
 
     def __init__(self):
         super().__init__(io.StringIO())
         self.notes, self.acts = [], {}
 
-    def stage(self, name, episodes=None):
+    def activity_started(self, name, episodes=None):
         self.acts.pop(name, lambda: None)()
 
     def note(self, text):
@@ -123,9 +123,9 @@ def test_one_that_comes_while_the_last_checkpoint_is_saved_ends_no_completed_run
     assert interrupted(None, "training.checkpoint_every=0").steps == 3
 
 
-@pytest.mark.parametrize("stage", ["loading the model", "rolling out", "learning"])
-def test_one_is_answered_in_every_stage(interrupted, told, stage):
-    told.acts[stage] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("activity", ["loading the model", "rolling out", "learning"])
+def test_one_is_answered_in_every_activity(interrupted, told, activity):
+    told.acts[activity] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     interrupted()
 
 
