@@ -21,11 +21,9 @@ from agentrl.errors import BackendError, ConfigError, GatewayError
 from agentrl.inference.contract import Backend, ChatBackend, ChatContext, ChatRequest
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.openai import backend as backend_module
-from agentrl.inference.openai.backend import OpenAIBackend
-from agentrl.inference.openai.client import make_client
+from agentrl.inference.openai.backend import ModelSupport, OpenAIBackend, request_body
 from agentrl.inference.openai.endpoint import Endpoint as Endpoint_
-from agentrl.inference.openai.requests import Takes, request_body
-from agentrl.inference.openai.settings import OpenAISettings
+from agentrl.inference.openai.endpoint import OpenAISettings, make_client
 from agentrl.plugins import Plugins
 
 KEY = "sk-real-0123456789"
@@ -201,7 +199,7 @@ def test_a_call_goes_through_as_it_was_written_for_the_endpoint_s_model(endpoint
     ],
 )
 def test_what_a_call_does_not_set_is_the_run_s(request_, sent):
-    body = request_body(request_, "gpt-4o", Takes())
+    body = request_body(request_, "gpt-4o", ModelSupport())
     assert {name: body[name] for name in ("temperature", "max_tokens") if name in body} == sent
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.inference import models
-from tests.inference.serving import complete, held, off_by, served, serving, settled
+from tests.inference.torch_backends import complete, held, off_by, served, serving, settled
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, Sampling

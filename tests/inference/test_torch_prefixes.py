@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.inference import models
-from tests.inference.serving import complete, held, off_by, plain_greedy, served, settled
+from tests.inference.torch_backends import complete, held, off_by, plain_greedy, served, settled
 
 from agentrl.inference.contract import Chunk
 from agentrl.inference.engine.backend import TorchBackend

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.inference import models
-from tests.inference.serving import chunks, complete, served, serving
+from tests.inference.torch_backends import chunks, complete, served, serving
 
 from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.inference import models
-from tests.inference.serving import chunks, complete, plain_greedy, plain_logprobs, served, serving
+from tests.inference.torch_backends import chunks, complete, plain_greedy, plain_logprobs, served, serving
 
 from agentrl.inference.contract import Chunk
 from agentrl.inference.engine.backend import TorchBackend

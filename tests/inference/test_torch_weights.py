@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.inference import models
-from tests.inference.serving import complete, off_by, plain_greedy, served, settled
+from tests.inference.torch_backends import complete, off_by, plain_greedy, served, settled
 from transformers import PreTrainedModel
 
 from agentrl.errors import BackendError
