@@ -101,9 +101,9 @@ def test_an_agent_that_cannot_be_run_is_refused_in_words(failures: Failures, att
     assert told in found[CAPTURED]
 
 
-def test_the_agent_of_the_readme_passes(failures: Failures, tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_agent_of_the_readme_passes_the_suite_of_the_documentation(failures: Failures, tmp_path: Path) -> None:
+    pages = [Path(__file__).parents[2] / name for name in ("README.md", "docs/plugins.md")]
+    blocks = re.findall(r"```python[^\n]*\n(.*?)```", "".join(page.read_text() for page in pages), re.DOTALL)
     [agent] = [block for block in blocks if "class CapitalAgent" in block]
     [suite] = [block for block in blocks if "(AgentConformance)" in block]
     (tmp_path / "agents.py").write_text(agent)

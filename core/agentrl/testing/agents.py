@@ -1,4 +1,4 @@
-"""What every agent has to hold to."""
+"""The conformance suite of agents."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling
 from agentrl.plugins import Plugins
 from agentrl.tasks import Task, TaskSet, load_tasks
+from agentrl.testing.episodes import EpisodePlayer, Played
 from agentrl.testing.mistakes import MISTAKES, Tool
-from agentrl.testing.parts import MISSING, PartName, as_part, given, told
-from agentrl.testing.scripted import Completion, Script
-from agentrl.testing.stage import Played, Stage
+from agentrl.testing.parts import MISSING, PartName, as_part, failing_tests, required
+from agentrl.testing.scripted import Script, ScriptedCompletion
 from agentrl.worker.protocol import unfit
 
 __all__ = ["AgentConformance"]
 
 _AGAIN = 10
-"""How often an agent may ask for what is refused for good."""
+"""How many requests an agent may make after one that is refused for good."""
 
 Mode = Literal["auto", "inline", "subproc"]
 
@@ -51,8 +51,8 @@ class AgentConformance:
     """The task set that it works on; the first two tasks are used."""
     reward: ClassVar[PartName | None] = None
     """The reward that scores its answer; ``None`` where it returns its own."""
-    completions: ClassVar[Sequence[Completion]] = ("It is 42.",)
-    """What the policy writes in an episode that ends well; the last again for ever."""
+    completions: ClassVar[Sequence[ScriptedCompletion]] = ("It is 42.",)
+    """What the policy writes in an episode that ends well; the last is repeated for ever."""
     tools: ClassVar[Sequence[str]] = ()
     """Names of its tools, where its first episode does not offer them to the model."""
     append_only: ClassVar[bool] = False
@@ -60,12 +60,12 @@ class AgentConformance:
     timeout: ClassVar[float] = 10.0
     """Seconds that an episode may take."""
     most_calls: ClassVar[int] = 50
-    """Calls that an episode may make however the policy answers."""
+    """The most calls that an episode may make, however the policy answers."""
 
     @classmethod
     def config(cls, *, mode: Mode | None = None, kwargs: Mapping[str, Any] | None = None) -> Config:
-        """What a run of this agent would be given."""
-        agent = given(cls, "agent")
+        """Returns the configuration of a run of this agent."""
+        agent = required(cls, "agent")
         return Config.model_validate(
             {
                 "agent": {
@@ -86,51 +86,51 @@ class AgentConformance:
         )
 
     @classmethod
-    def staged(cls, *, mode: Mode | None = None, kwargs: Mapping[str, Any] | None = None) -> Stage:
-        """The agent as a run would have it, not started."""
-        agent = given(cls, "agent")
-        return Stage(cls.config(mode=mode, kwargs=kwargs), None if isinstance(agent, str) else agent)
+    def player_of(cls, *, mode: Mode | None = None, kwargs: Mapping[str, Any] | None = None) -> EpisodePlayer:
+        """Returns a player of the agent, not started. Raises as ``EpisodePlayer`` does."""
+        agent = required(cls, "agent")
+        return EpisodePlayer(cls.config(mode=mode, kwargs=kwargs), None if isinstance(agent, str) else agent)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def stage(cls) -> Iterator[Stage]:
+    def player(cls) -> Iterator[EpisodePlayer]:
         """Runs episodes of the agent."""
-        with told():
-            stage = cls.staged()
-        with stage:
-            yield stage
+        with failing_tests():
+            player = cls.player_of()
+        with player:
+            yield player
 
     @pytest.fixture(scope="class")
     @classmethod
     def two_tasks(cls) -> list[Task]:
-        """Tasks of its set: two, or the only one twice."""
-        with told():
+        """Two tasks of the set, or the only one twice."""
+        with failing_tests():
             tasks: TaskSet = load_tasks(Plugins(), as_part(cls.tasks))
         return [copy.deepcopy(tasks[index % len(tasks)]) for index in range(2)]
 
     @pytest.fixture
     def task(self, two_tasks: list[Task]) -> Task:
-        """One of them."""
+        """The first of ``two_tasks``."""
         return copy.deepcopy(two_tasks[0])
 
     @pytest.fixture(scope="class")
     @classmethod
-    def tool(cls, stage: Stage, two_tasks: list[Task]) -> Tool:
-        """The tool of the agent that takes the most; one that it does not have where it has none."""
+    def tool(cls, player: EpisodePlayer, two_tasks: list[Task]) -> Tool:
+        """The agent's tool with the most arguments; a made-up one where it has none."""
         if cls.tools:
             return Tool(cls.tools[0])
-        (played,) = stage.play(cls.completions, two_tasks[0])
+        (played,) = player.play(cls.completions, two_tasks[0])
         offered = [tool["function"] for call in played.episode.calls for tool in call.request.get("tools") or ()]
         tools = [Tool(function["name"], function.get("parameters") or {}) for function in offered]
         return max(tools, key=lambda tool: len(tool.arguments()), default=Tool("calculator"))
 
-    def test_it_is_found_and_takes_its_kwargs(self, stage: Stage) -> None:
-        assert stage.agent
+    def test_it_is_found_and_takes_its_kwargs(self, player: EpisodePlayer) -> None:
+        assert player.agent
 
     def test_a_kwarg_that_it_does_not_take_is_refused(self) -> None:
         refusal: ConfigError | None = None
         try:
-            self.staged(kwargs={**self.kwargs, "no_such_kwarg": 1})
+            self.player_of(kwargs={**self.kwargs, "no_such_kwarg": 1})
         except ConfigError as error:
             refusal = error
         if refusal is None:
@@ -138,87 +138,89 @@ class AgentConformance:
         assert "no_such_kwarg" in refusal.message, f"the refusal does not name the key: {refusal}"
         assert refusal.fix, f"the refusal does not say what would be taken: {refusal}"
 
-    def test_it_calls_the_model_and_every_call_is_captured(self, stage: Stage, task: Task) -> None:
-        (played,) = stage.play(self.completions, task)
+    def test_it_calls_the_model_and_every_call_is_captured(self, player: EpisodePlayer, task: Task) -> None:
+        (played,) = player.play(self.completions, task)
         _ended(played)
         calls = len(played.episode.calls)
         assert calls, "the episode ended without a call of the model that its session has captured"
-        answered = len(stage.backend.requests) - stage.backend.cancelled
+        answered = len(player.backend.requests) - player.backend.cancelled
         assert calls == answered, f"of {answered} calls that the model answered, the session has captured {calls}"
 
-    def test_an_episode_ends_in_a_reward_or_a_rejection(self, stage: Stage, two_tasks: list[Task]) -> None:
-        for played in stage.play(self.completions, *two_tasks):
+    def test_an_episode_ends_in_a_reward_or_a_rejection(self, player: EpisodePlayer, two_tasks: list[Task]) -> None:
+        for played in player.play(self.completions, *two_tasks):
             _ended(played)
 
-    def test_json_can_carry_what_it_returns(self, stage: Stage, task: Task) -> None:
-        (played,) = stage.play(self.completions, task)
+    def test_json_can_carry_what_it_returns(self, player: EpisodePlayer, task: Task) -> None:
+        (played,) = player.play(self.completions, task)
         _ended(played)
         fault = unfit(played.returned, "what run() returned")
         assert fault is None, f"JSON cannot carry {fault}: it could not run in a worker process"
 
-    def test_an_episode_leaves_nothing_behind_for_the_next(self, stage: Stage, task: Task, tool: Tool) -> None:
+    def test_an_episode_leaves_nothing_behind_for_the_next(self, player: EpisodePlayer, task: Task, tool: Tool) -> None:
         before = copy.deepcopy(task)
-        first, second = (_shape(stage.play(self._conversation(tool), task)[0]) for _ in range(2))
+        first, second = (_shape(player.play(self._conversation(tool), task)[0]) for _ in range(2))
         assert task == before, "it changed the task of others: its copy is not its own"
         assert first == second, f"the same task with the same completions came to {first}, and then to {second}"
 
-    def test_episodes_at_once_do_not_mix(self, stage: Stage, two_tasks: list[Task], tool: Tool) -> None:
+    def test_episodes_at_once_do_not_mix(self, player: EpisodePlayer, two_tasks: list[Task], tool: Tool) -> None:
         script = self._conversation(tool)
-        alone, again = ([stage.play(script, task)[0] for task in two_tasks] for _ in range(2))
-        together = stage.play(script, *two_tasks, gather=not stage.config.runs_in_workers)
-        if stage.backend.alone:
-            said = " ".join(stage.warnings) or "it may block the event loop"
+        alone, again = ([player.play(script, task)[0] for task in two_tasks] for _ in range(2))
+        together = player.play(script, *two_tasks, gather=not player.config.runs_in_workers)
+        if player.backend.alone:
+            said = " ".join(player.warnings) or "it may block the event loop"
             pytest.fail(f"while one episode waits for the model, no other goes on: {said}", pytrace=False)
-        repeats = [_told(each) for each in alone] == [_told(each) for each in again]
-        seen = _told if repeats else _shape  # Texts may hold a time, or an id.
+        repeats = [_shape_and_texts(each) for each in alone] == [_shape_and_texts(each) for each in again]
+        seen = _shape_and_texts if repeats else _shape  # Texts may hold a time, or an id.
         for beside, by_itself in zip(together, alone, strict=True):
             assert seen(beside) == seen(by_itself), "beside another episode it went otherwise than by itself"
 
     @pytest.mark.parametrize("mistake", MISTAKES)
-    def test_a_mistake_of_the_policy_is_an_outcome(self, mistake: str, stage: Stage, task: Task, tool: Tool) -> None:
-        (played,) = stage.play([MISTAKES[mistake](tool), *self.completions], task)
+    def test_a_mistake_of_the_policy_is_an_outcome(
+        self, mistake: str, player: EpisodePlayer, task: Task, tool: Tool
+    ) -> None:
+        (played,) = player.play([MISTAKES[mistake](tool), *self.completions], task)
         _ended(played)
 
     @pytest.mark.parametrize("mistake", MISTAKES)
     def test_a_mistake_that_is_made_for_ever_is_an_outcome(
-        self, mistake: str, stage: Stage, task: Task, tool: Tool
+        self, mistake: str, player: EpisodePlayer, task: Task, tool: Tool
     ) -> None:
         over = UnsupportedSampling("the test ends an episode that makes too many calls")
-        (played,) = stage.play([MISTAKES[mistake](tool)] * self.most_calls + [over], task)
+        (played,) = player.play([MISTAKES[mistake](tool)] * self.most_calls + [over], task)
         if played.asked > self.most_calls:
             pytest.fail(f"it made {self.most_calls} calls and would have gone on: limit its turns", pytrace=False)
         _ended(played)
 
     @pytest.mark.parametrize("error", [PromptTooLong, UnsupportedSampling], ids=lambda kind: kind.__name__)
     def test_a_request_that_is_refused_for_good_fails_the_episode(
-        self, error: type[BackendError], stage: Stage, task: Task
+        self, error: type[BackendError], player: EpisodePlayer, task: Task
     ) -> None:
-        (played,) = stage.play([error("refused by the test")], task)
+        (played,) = player.play([error("refused by the test")], task)
         _failed(played, "gateway", "its call was refused with status 400")
         assert played.asked <= _AGAIN, f"it asked {played.asked} times for what was refused for good"
 
-    def test_a_backend_that_fails_fails_the_episode(self, stage: Stage, task: Task) -> None:
-        (played,) = stage.play([BackendError("broken by the test")], task)
+    def test_a_backend_that_fails_fails_the_episode(self, player: EpisodePlayer, task: Task) -> None:
+        (played,) = player.play([BackendError("broken by the test")], task)
         _failed(played, "backend", "the backend broke")
 
-    def test_the_client_that_all_share_is_as_it_was(self, stage: Stage, task: Task) -> None:
-        stage.play(self.completions, task)
-        changed = stage.changes_of_the_client()
+    def test_the_client_that_all_share_is_as_it_was(self, player: EpisodePlayer, task: Task) -> None:
+        player.play(self.completions, task)
+        changed = player.changes_of_the_client()
         assert not changed, f"it changed the HTTP client that all episodes share: {changed}"
-        assert stage.ask_alone("Hello") == "Hello", "after it, the HTTP client that all share does not work"
+        assert player.ask_beside("Hello") == "Hello", "after it, the HTTP client that all share does not work"
 
     @pytest.mark.parametrize("credential", ["base_url", "api_key"])
-    def test_either_credential_is_enough(self, credential: str, stage: Stage, task: Task) -> None:
+    def test_either_credential_is_enough(self, credential: str, player: EpisodePlayer, task: Task) -> None:
         needed = {"base_url", "api_key"} | ({"http_client"} if credential == "api_key" else set())
-        if not stage.takes(needed):
+        if not player.takes(needed):
             pytest.skip(f"its run() does not take all of {', '.join(sorted(needed))}, or not in this process")
         other = {"base_url": "http://elsewhere.invalid/v1"} if credential == "api_key" else {"api_key": "sk-other"}
-        (played,) = stage.play(self.completions, task, connection=other)
+        (played,) = player.play(self.completions, task, connection=other)
         _ended(played)
         assert played.episode.calls, f"with the session's {credential} alone, none of its calls was captured"
 
-    def test_its_history_is_append_only(self, stage: Stage, task: Task, tool: Tool) -> None:
-        (played,) = stage.play(self._conversation(tool), task)
+    def test_its_history_is_append_only(self, player: EpisodePlayer, task: Task, tool: Tool) -> None:
+        (played,) = player.play(self._conversation(tool), task)
         calls = played.episode.calls
         forks = [call.fork_reason for call in calls if call.fork_reason]
         if forks and self.append_only:
@@ -226,30 +228,32 @@ class AgentConformance:
         elif forks:
             pytest.skip(f"{len(forks)} of {len(calls)} calls fork the token tree, which costs tokens: {forks[0]}")
 
-    def test_it_runs_in_a_worker_process_as_well(self, stage: Stage, two_tasks: list[Task], tool: Tool) -> None:
-        if stage.config.runs_in_workers:
+    def test_it_runs_in_a_worker_process_as_well(
+        self, player: EpisodePlayer, two_tasks: list[Task], tool: Tool
+    ) -> None:
+        if player.config.runs_in_workers:
             pytest.skip("all of these tests run it in worker processes")
         if not isinstance(self.agent, str):
             pytest.skip("another process finds an agent by a name or a reference only")
         script = self._conversation(tool)
-        inline = [_shape(played) for played in stage.play(script, *two_tasks)]
-        with self.staged(mode="subproc") as workers:
+        inline = [_shape(played) for played in player.play(script, *two_tasks)]
+        with self.player_of(mode="subproc") as workers:
             assert [_shape(played) for played in workers.play(script, *two_tasks)] == inline
 
     def _conversation(self, tool: Tool) -> Script:
-        """More than one turn of an agent that has tools."""
+        """A script with more than one turn for an agent that has tools."""
         return [MISTAKES["call"](tool), *self.completions]
 
 
 def _ended(played: Played) -> None:
-    """Fails the test unless the outcome is one that a policy can have."""
+    """Fails the test where the episode failed on any side but the policy's."""
     failure = played.episode.failure
     if failure is not None:
         pytest.fail(f"the episode failed on the side of the {failure.side}: {failure.reason}", pytrace=False)
 
 
 def _failed(played: Played, side: str, why: str) -> None:
-    """Fails the test unless the episode failed on ``side``."""
+    """Fails the test unless the episode failed on ``side``, because ``why``."""
     failure = played.episode.failure
     if failure is None:
         end = f"{played.episode.outcome} with {played.returned!r:.80}"
@@ -259,12 +263,12 @@ def _failed(played: Played, side: str, why: str) -> None:
 
 
 def _shape(played: Played) -> tuple[object, ...]:
-    """What an episode came to, without the texts."""
+    """An episode's result and the lengths of its conversations, without their texts."""
     episode = played.episode
     return episode.outcome, episode.reward, [len(call.request["messages"]) for call in episode.calls]
 
 
-def _told(played: Played) -> tuple[object, ...]:
-    """What an episode came to, and everything that the model was told."""
+def _shape_and_texts(played: Played) -> tuple[object, ...]:
+    """An episode's result and its conversations."""
     episode = played.episode
     return episode.outcome, episode.reward, [call.request["messages"] for call in episode.calls]

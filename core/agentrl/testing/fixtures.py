@@ -1,4 +1,4 @@
-"""Fixtures for an author's own tests."""
+"""Fixtures for the tests of plugin authors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from agentrl.agents.naming import reference_of
 from agentrl.config.models import Config
 from agentrl.rollout.contract import Episode
-from agentrl.testing.models import model_folder
-from agentrl.testing.scripted import Completion, ScriptedBackend
-from agentrl.testing.stage import Stage
+from agentrl.testing.episodes import EpisodePlayer
+from agentrl.testing.parts import model_folder
+from agentrl.testing.scripted import ScriptedBackend, ScriptedCompletion
 
 __all__ = ["play", "scripted", "tiny_model"]
 
@@ -28,7 +28,7 @@ def tiny_model() -> Path:
 def scripted() -> Callable[..., ScriptedBackend]:
     """``scripted(*completions)`` makes a ``ScriptedBackend`` that plays them, with the tokenizer of ``tiny``."""
 
-    def scripted(*completions: Completion) -> ScriptedBackend:
+    def scripted(*completions: ScriptedCompletion) -> ScriptedBackend:
         return ScriptedBackend(completions)
 
     return scripted
@@ -44,7 +44,7 @@ def play() -> Callable[..., Episode]:
     def play(
         agent: Any,
         task: dict[str, Any],
-        *completions: Completion,
+        *completions: ScriptedCompletion,
         kwargs: Mapping[str, Any] | None = None,
         reward: str | Mapping[str, Any] | None = None,
         mode: str = "auto",
@@ -53,8 +53,8 @@ def play() -> Callable[..., Episode]:
         rollout = {"mode": mode, "episode_timeout": 30.0}
         section = {"name": name, "kwargs": dict(kwargs or {})}
         config = Config.model_validate({"agent": section, "reward": reward, "rollout": rollout})
-        with Stage(config, None if isinstance(agent, str) else agent) as stage:
-            (played,) = stage.play(completions, task)
+        with EpisodePlayer(config, None if isinstance(agent, str) else agent) as player:
+            (played,) = player.play(completions, task)
         return played.episode
 
     return play

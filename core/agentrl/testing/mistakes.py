@@ -1,4 +1,4 @@
-"""What policies get wrong: completions that every agent meets in training, and has to survive."""
+"""Mistakes of policies: completions that every agent meets in training and has to survive."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentrl.testing.models import tiny_renderer
-from agentrl.testing.scripted import Completion, Truncated
+from agentrl.testing.parts import tiny_renderer
+from agentrl.testing.scripted import ScriptedCompletion, Truncated
 
 __all__ = ["MISTAKES", "Tool", "tool_call"]
 
@@ -22,7 +22,7 @@ class Tool:
     """The JSON schema of its arguments."""
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments that the schema allows."""
+        """Returns arguments that the schema allows."""
         properties: Mapping[str, Any] = self.parameters.get("properties", {})
         return {name: _example(schema) for name, schema in properties.items()}
 
@@ -36,7 +36,7 @@ def _example(schema: Mapping[str, Any]) -> Any:
 
 
 def tool_call(name: str, arguments: object) -> str:
-    """A call of a tool as the model ``tiny`` writes it."""
+    """Returns the text of a tool call as the model ``tiny`` writes it."""
     return _block(json.dumps({"name": name, "arguments": arguments}))
 
 
@@ -65,7 +65,7 @@ def _half_in_arguments(tool: Tool) -> str:
     return tool_call(tool.name, dict.fromkeys(tool.arguments(), "\ud83d"))
 
 
-MISTAKES: Mapping[str, Callable[[Tool], Completion]] = {
+MISTAKES: Mapping[str, Callable[[Tool], ScriptedCompletion]] = {
     "empty": lambda _: "",
     "white space": lambda _: " \n\t ",
     "beside the point": lambda _: "I would rather not say.",
@@ -103,4 +103,5 @@ MISTAKES: Mapping[str, Callable[[Tool], Completion]] = {
     ),
     "call": lambda tool: tool_call(tool.name, tool.arguments()),
 }
-"""By name: from a tool of the agent to a completion. The last is none, but it is one to make it for ever."""
+"""By name, a function from a tool of the agent to a completion. The last is a mistake only if it is repeated for
+ever."""

@@ -1,4 +1,4 @@
-"""What every reward has to hold to."""
+"""The conformance suite of rewards."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import EpisodeKey, EpisodeView
 from agentrl.tasks import Task, load_tasks
-from agentrl.testing.looping import LoopThread
-from agentrl.testing.parts import MISSING, PartName, as_part, given, told
+from agentrl.testing.loop_thread import LoopThread
+from agentrl.testing.parts import MISSING, PartName, as_part, failing_tests, required
 
 __all__ = ["RewardConformance"]
 
@@ -40,7 +40,7 @@ ANSWERS: Mapping[str, Any] = {
     "a dict": {"answer": "42", "steps": [1, 2]},
     "an empty dict": {},
 }
-"""What agents answer, by what it is. ``None`` is not among them: it rejects the episode, and nothing is scored."""
+"""Answers of agents, by a description. ``None`` is not among them: it rejects the episode, and nothing is scored."""
 
 _VIEW = EpisodeView(EpisodeKey("train", 0, 0, 0), ())
 
@@ -53,20 +53,20 @@ class RewardConformance:
     reward: ClassVar[PartName] = MISSING
     """Its name, or ``{"name": …}`` with its keys."""
     tasks: ClassVar[PartName] = "arithmetic"
-    """Tasks whose answers it scores, of which the first is used; not read where ``right`` has one."""
+    """The task set whose answers it scores; the first task is used, where ``right`` holds none."""
     right: ClassVar[Sequence[tuple[Any, Task]]] = ()
     """Answers that deserve more than any in ``wrong``, each with its task."""
     wrong: ClassVar[Sequence[tuple[Any, Task]]] = ()
-    """Answers that deserve less."""
+    """Answers that deserve less than any in ``right``, each with its task."""
     timeout: ClassVar[float] = 10.0
-    """Seconds that one answer may take; the first has a minute."""
+    """Seconds that scoring one answer may take; the first may take a minute."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def score(cls) -> Iterator[Score]:
         """Scores an answer to a task; ``None`` where the reward refuses it with a ``RewardError``."""
-        with told():
-            reward = _Watched(load_reward(Plugins(), as_part(given(cls, "reward"))))
+        with failing_tests():
+            reward = _Watched(load_reward(Plugins(), as_part(required(cls, "reward"))))
         loop = LoopThread()
         deadlines = iter([60.0])
 
@@ -79,7 +79,7 @@ class RewardConformance:
 
     @pytest.fixture
     def task(self) -> Task:
-        """A task that it can score."""
+        """A task whose answers the reward can score."""
         found = self.right[0][1] if self.right else load_tasks(Plugins(), as_part(self.tasks))[0]
         return copy.deepcopy(found)
 
@@ -118,7 +118,7 @@ class RewardConformance:
 
 
 def _worths(score: Score, pairs: Sequence[tuple[Any, Task]]) -> list[tuple[float, Any]]:
-    """What answers are worth, each with its answer; one that is refused fails the test."""
+    """The rewards of answers, each with its answer. Fails the test where one is refused."""
     worths = []
     for answer, data in pairs:
         worth = score(answer, data)
@@ -128,7 +128,7 @@ def _worths(score: Score, pairs: Sequence[tuple[Any, Task]]) -> list[tuple[float
 
 
 class _Watched:
-    """A reward of which is known whether a ``RewardError`` is its own."""
+    """Calls a reward, and knows whether a ``RewardError`` was raised by the reward itself."""
 
     def __init__(self, reward: Callable[..., Any]) -> None:
         self._refusal: RewardError | None = None
@@ -145,7 +145,7 @@ class _Watched:
         self._reward = watched
 
     async def score(self, answer: Any, data: Task) -> float | None:
-        """What the answer is worth; ``None`` where the reward refuses it. Fails the test for anything else."""
+        """Returns the reward of an answer; ``None`` where it is refused. Fails the test for anything else."""
         try:
             return await call_reward(self._reward, answer, data, _VIEW)
         except RewardError as error:

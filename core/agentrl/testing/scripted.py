@@ -14,10 +14,10 @@ from typing import NoReturn, cast
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Capabilities, Chunk, FinishReason, GenerationRequest, Sampling, Weights
 from agentrl.inference.engine.sampler import StopStrings, TextDecoder
-from agentrl.testing.models import tiny_renderer
+from agentrl.testing.parts import tiny_renderer
 from agentrl.tokens.renderer import Renderer
 
-__all__ = ["Completion", "Hangs", "Script", "ScriptedBackend", "Truncated"]
+__all__ = ["Hangs", "Script", "ScriptedBackend", "ScriptedCompletion", "Truncated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Hangs:
     """A completion that never comes, until its request is cancelled or the backend stops."""
 
 
-Completion = str | Sequence[int] | Truncated | Hangs | Exception
-"""What the policy writes: a text, which ends its turn; raw token ids, as they are; or what goes wrong instead."""
+ScriptedCompletion = str | Sequence[int] | Truncated | Hangs | Exception
+"""What the policy writes: a text, which ends its turn; raw token ids, taken as they are; or a failure."""
 
-Script = Sequence[Completion] | Callable[[str], Completion | Awaitable[Completion]]
+Script = Sequence[ScriptedCompletion] | Callable[[str], ScriptedCompletion | Awaitable[ScriptedCompletion]]
 """Completions in order, or a function from the prompt's text to one."""
 
 
@@ -46,13 +46,13 @@ class ScriptedBackend:
 
         backend = ScriptedBackend(["<tool_call>not JSON</tool_call>", "It is 85."])
 
-    Each session has the script from its beginning, and its last completion again for every request after that.
+    Each session gets the script from its beginning, and its last completion again for every later request.
     Texts become ids as ``renderer`` (by default that of the model ``tiny``) encodes them, special tokens included, and
     end with the end of a turn. As with any engine, the first of the request's stop ids, a stop string or
     ``max_tokens`` ends them earlier. Tokens carry ``version`` and logprobs that are plausible, not those of a model.
 
-    Safe from any thread and loop. Attributes are ``requests``, those that were made, and ``running`` and
-    ``cancelled``, how many are under way and how many were given up.
+    May be used from any thread and loop. Its attributes are ``requests`` (those that were made), ``running`` (how many
+    are under way) and ``cancelled`` (how many were given up).
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ScriptedBackend:
         self.play(completions)
 
     def play(self, completions: Script) -> None:
-        """Begin anew with another script, as if nothing had been asked."""
+        """Start over with another script, and forget all requests so far."""
         if not callable(completions) and not completions:
             raise ValueError("a script has at least one completion")
         self._script = [completions] if isinstance(completions, str) else completions
@@ -82,21 +82,21 @@ class ScriptedBackend:
         self.cancelled = 0
 
     async def start(self) -> Capabilities:
-        """Ready at once, also after ``stop``."""
+        """See ``Backend``; may be called again after ``stop``."""
         self._stopped = Future()
         return self._capabilities
 
     async def stop(self) -> None:
-        """Completions that hang end with ``BackendError``. Safe to call twice."""
+        """End hanging completions with ``BackendError``. Safe to call twice."""
         if not self._stopped.done():
             self._stopped.set_result(None)
 
     async def update_weights(self, weights: Weights) -> None:
-        """From here on tokens are of the version of ``weights``."""
+        """Give later tokens the version of ``weights``; the completions stay those of the script."""
         self.version = weights.version
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        """Play the next completion; raises what the script says, and ``PromptTooLong``."""
+        """Play the next completion. Raises an exception of the script, and ``PromptTooLong``."""
         room = self._capabilities.context_length - len(request.prompt_ids)
         if room < 1:
             raise PromptTooLong(
@@ -120,7 +120,7 @@ class ScriptedBackend:
             with self._lock:
                 self.running -= 1
 
-    async def _next(self, request: GenerationRequest) -> Completion:
+    async def _next(self, request: GenerationRequest) -> ScriptedCompletion:
         if callable(self._script):
             returned = self._script(self.renderer.vocabulary.decode(request.prompt_ids))
             return await returned if inspect.isawaitable(returned) else returned
@@ -129,7 +129,7 @@ class ScriptedBackend:
             self._turns[request.session] += 1
         return self._script[min(turn, len(self._script) - 1)]
 
-    async def _played(self, completion: Completion) -> tuple[list[int], FinishReason]:
+    async def _played(self, completion: ScriptedCompletion) -> tuple[list[int], FinishReason]:
         vocabulary = self.renderer.vocabulary
         match completion:
             case Exception():
@@ -153,7 +153,7 @@ class ScriptedBackend:
         return int(eos) if eos in ends else min(ends)
 
     def _chunk(self, ids: list[int], finish: FinishReason, sampling: Sampling, room: int) -> Chunk:
-        """The whole completion, cut where the request would have ended it."""
+        """The whole completion, cut where the request ends it."""
         strings = StopStrings(cast(TextDecoder, self.renderer.vocabulary), sampling.stop) if sampling.stop else None
         limit = min(len(ids), sampling.max_tokens or room, room)
         stop = None
@@ -171,7 +171,7 @@ class ScriptedBackend:
 
 
 def _logprob(token: int) -> float:
-    """Some log-probability, always the same for one token."""
+    """A log-probability that depends on the token only."""
     return -0.01 * (1 + token % 50)
 
 
@@ -182,7 +182,7 @@ def _alternatives(token: int, count: int) -> tuple[tuple[int, float], ...]:
 
 
 def _pieces(whole: Chunk) -> list[Chunk]:
-    """One chunk a token."""
+    """The completion as one chunk per token."""
     last = len(whole.ids) - 1
     return [
         Chunk(

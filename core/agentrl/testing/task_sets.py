@@ -1,4 +1,4 @@
-"""What every task set has to hold to."""
+"""The conformance suite of task sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from agentrl.agents.number import as_number
 from agentrl.plugins import Plugins
 from agentrl.tasks import Task, TaskSet, load_tasks
-from agentrl.testing.parts import MISSING, PartName, as_part, given, told
+from agentrl.testing.parts import MISSING, PartName, as_part, failing_tests, required
 from agentrl.worker.protocol import unfit
 
 __all__ = ["TaskSetConformance"]
@@ -23,24 +23,24 @@ class TaskSetConformance:
     tasks: ClassVar[PartName] = MISSING
     """Its name, or ``{"name": …}`` with its keys; or a file or folder of tasks."""
     most_rows: ClassVar[int] = 200
-    """How many tasks are looked at, half of them from the end."""
+    """How many tasks are checked, half of them from the end."""
 
     @classmethod
     def loaded(cls) -> TaskSet:
-        """The tasks, loaded anew."""
-        return load_tasks(Plugins(), as_part(given(cls, "tasks")))
+        """Returns the task set, loaded anew."""
+        return load_tasks(Plugins(), as_part(required(cls, "tasks")))
 
     @pytest.fixture(scope="class")
     @classmethod
     def task_set(cls) -> TaskSet:
-        """The tasks."""
-        with told():
+        """The task set, loaded once."""
+        with failing_tests():
             return cls.loaded()
 
     @pytest.fixture(scope="class")
     @classmethod
     def rows(cls, task_set: TaskSet) -> dict[int, Task]:
-        """Tasks by index, as they are at first."""
+        """Copies of the tasks by index, as they are at first."""
         size, half = len(task_set), cls.most_rows // 2
         indexes = range(size) if size <= 2 * half else [*range(half), *range(size - half, size)]
         return {index: copy.deepcopy(_task(task_set, index)) for index in indexes}
@@ -84,7 +84,7 @@ class TaskSetConformance:
 
 
 def _task(task_set: TaskSet, index: int) -> Task:
-    with told():
+    with failing_tests():
         try:
             return task_set[index]
         except IndexError:

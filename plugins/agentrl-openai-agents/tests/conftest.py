@@ -9,8 +9,8 @@ import pytest
 from agents import Agent
 
 from agentrl.config.models import Config
-from agentrl.testing.scripted import Completion
-from agentrl.testing.stage import Played, Stage
+from agentrl.testing.episodes import EpisodePlayer, Played
+from agentrl.testing.scripted import ScriptedCompletion
 
 Play = Callable[..., Played]
 
@@ -18,10 +18,10 @@ TASK = {"question": "What is 47 + 38?", "answer": "85"}
 
 
 @pytest.fixture
-def stage() -> Callable[..., Stage]:
-    """Makes a stage for an agent: native, or a registered name; ``kwargs`` are ``agent.kwargs``."""
+def player_of() -> Callable[..., EpisodePlayer]:
+    """Makes a player of an agent: native, or a registered name; ``kwargs`` are ``agent.kwargs``."""
 
-    def stage(agent: Agent[Any] | str, *, override: dict[str, Any] | None = None, **kwargs: Any) -> Stage:
+    def player_of(agent: Agent[Any] | str, *, override: dict[str, Any] | None = None, **kwargs: Any) -> EpisodePlayer:
         named = isinstance(agent, str)
         config = Config.model_validate(
             {
@@ -30,19 +30,19 @@ def stage() -> Callable[..., Stage]:
                 "rollout": {"mode": "inline", "episode_timeout": 20.0, "override": override or {}},
             }
         )
-        return Stage(config, None if named else agent)
+        return EpisodePlayer(config, None if named else agent)
 
-    return stage
+    return player_of
 
 
 @pytest.fixture
-def play(stage: Callable[..., Stage]) -> Play:
+def play(player_of: Callable[..., EpisodePlayer]) -> Play:
     """Plays one episode in which the policy writes ``completions``."""
 
     def play(
-        agent: Agent[Any] | str, *completions: Completion, data: dict[str, Any] | None = None, **how: Any
+        agent: Agent[Any] | str, *completions: ScriptedCompletion, data: dict[str, Any] | None = None, **how: Any
     ) -> Played:
-        with stage(agent, **how) as running:
+        with player_of(agent, **how) as running:
             return running.play(completions, data or TASK)[0]
 
     return play

@@ -102,9 +102,9 @@ HOSTED = Agent(name="Searcher", tools=[FileSearchTool(vector_store_ids=["store"]
         (Agent(name="Kept", prompt={"id": "prompt"}), "the instructions of agent 'Kept' are a prompt kept at OpenAI"),
     ],
 )
-def test_what_only_openai_hosts_is_refused_before_a_run(stage: Any, agent: Any, named: str) -> None:
+def test_what_only_openai_hosts_is_refused_before_a_run(player_of: Any, agent: Any, named: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(named)):
-        stage(agent)
+        player_of(agent)
 
 
 def test_a_ring_of_handoffs_is_no_trap() -> None:

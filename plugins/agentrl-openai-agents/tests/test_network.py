@@ -54,7 +54,7 @@ def addressed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_a_run_traces_nothing_and_reaches_nobody(
-    stage: Any, addressed: list[object], monkeypatch: pytest.MonkeyPatch
+    player_of: Any, addressed: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-somebody-pays-for-this")
     recorder = Recorder()
@@ -62,7 +62,7 @@ def test_a_run_traces_nothing_and_reaches_nobody(
     helper = Agent(name="Helper", model="gpt-5.4")
     last = Agent(name="Last", model="o3")
     agent = Agent(name="Any", model="gpt-4.1", tools=[helper.as_tool("help", "Helps.")], handoffs=[last])
-    with stage(agent) as running:
+    with player_of(agent) as running:
         addressed.clear()  # Starting the gateway's server is not the agent's doing.
         script = [tool_call("help", {"input": "?"}), "85", tool_call("transfer_to_last", {}), "It is 85."]
         (played,) = running.play(script, {"question": "?", "answer": "85"})

@@ -91,7 +91,7 @@ def test_an_unknown_tool_is_told_to_agents_used_as_tools_too(play: Any) -> None:
     assert played.episode.reward == 1.0
 
 
-def test_episodes_at_once_share_an_agent_and_nothing_else(stage: Any) -> None:
+def test_episodes_at_once_share_an_agent_and_nothing_else(player_of: Any) -> None:
     before = repr(TRIAGE)
     tasks = [{"question": f"What is {number} + 38?", "answer": str(number + 38)} for number in range(64)]
 
@@ -103,7 +103,7 @@ def test_episodes_at_once_share_an_agent_and_nothing_else(stage: Any) -> None:
             return tool_call("add", {"left": number, "right": 38})
         return f"It is {prompt.split('<tool_response>')[-1].split('</tool_response>')[0].strip()}."
 
-    with stage(TRIAGE) as running:
+    with player_of(TRIAGE) as running:
         episodes = running.play(policy, *tasks, gather=True)
     assert running.backend.alone == 0
     assert [played.episode.reward for played in episodes] == [1.0] * 64

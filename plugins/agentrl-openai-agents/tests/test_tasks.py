@@ -120,11 +120,11 @@ class Remembering(SQLiteSession):
         self.closed = True
 
 
-def test_each_episode_has_a_session_of_the_authors_kind_and_ends_it(stage: Any, module: ModuleType) -> None:
+def test_each_episode_has_a_session_of_the_authors_kind_and_ends_it(player_of: Any, module: ModuleType) -> None:
     module.Remembering = Remembering
     Remembering.made.clear()
     task = {"question": "47 + 38?", "answer": "85"}
-    with stage(PLAIN, session="its_module:Remembering") as running:
+    with player_of(PLAIN, session="its_module:Remembering") as running:
         episodes = running.play(["It is 85."], task, task, task)
     assert [len(played.episode.calls[0].request["messages"]) for played in episodes] == [2, 2, 2]
     assert [session.closed for session in Remembering.made] == [True, True, True]

@@ -55,5 +55,5 @@ class TestTorchEngine(BackendConformance):
     model = "smollm2-135m"
     other_models = False
     tolerance = 1e-3
-    flight = 100
+    update_tokens = 100
     timeout = 300.0

@@ -10,7 +10,7 @@ from tests.training_runs import untrained_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl.inference.model_folder import no_progress_bars
-from agentrl.testing.models import model_folder
+from agentrl.testing.parts import model_folder
 
 __all__ = ["endless_model"]
 

@@ -37,7 +37,7 @@ from rich.table import Table
 
 from agentrl.inference.contract import GenerationRequest, Sampling
 from agentrl.testing.backends.reference import Reference, load_reference
-from agentrl.testing.models import model_folder
+from agentrl.testing.parts import model_folder
 from agentrl_vllm import engine
 from agentrl_vllm.folders import WeightFolders
 from agentrl_vllm.probe import Probe

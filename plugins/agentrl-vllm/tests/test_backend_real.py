@@ -17,8 +17,8 @@ from real import KEYS, START_S
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk, GenerationRequest, Sampling
-from agentrl.testing.backends.bench import Bench, ask, bench, build_backend, read
-from agentrl.testing.models import model_folder
+from agentrl.testing.backends.bench import Bench, ask, build_backend, read, started_bench
+from agentrl.testing.parts import model_folder
 from agentrl_vllm.backend import VllmBackend
 
 pytestmark = pytest.mark.real
@@ -39,7 +39,7 @@ def served() -> Iterator[Bench]:
     def build(folder: Path) -> object:
         return build_backend("agentrl_vllm.backend:VllmBackend", keys, folder, concurrency=8)
 
-    with HTTP, bench(build, model_folder("tiny"), timeout=START_S, start_timeout=START_S) as table:  # type: ignore[arg-type]
+    with HTTP, started_bench(build, model_folder("tiny"), timeout=START_S, start_timeout=START_S) as table:  # type: ignore[arg-type]
         yield table
 
 

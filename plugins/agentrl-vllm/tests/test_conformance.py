@@ -13,6 +13,6 @@ pytestmark = pytest.mark.real
 class TestVllm(BackendConformance):
     backend = "agentrl_vllm.backend:VllmBackend"
     options = KEYS
-    flight = 950
+    update_tokens = 950
     timeout = 60.0
     start_timeout = START_S

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk
 from agentrl.learner.weights import LearnerWeights
-from agentrl.testing.backends.bench import Bench, ask, bench, build_backend, joined
+from agentrl.testing.backends.bench import Bench, ask, build_backend, joined, started_bench
 from agentrl.testing.backends.reference import Reference
-from agentrl.testing.models import model_folder
+from agentrl.testing.parts import model_folder
 from agentrl_vllm import engine
 
 pytestmark = pytest.mark.real
@@ -33,7 +33,7 @@ def served() -> Iterator[Bench]:
     def build(folder: Path) -> object:
         return build_backend("agentrl_vllm.backend:VllmBackend", {**KEYS, "probe_every": 1}, folder, concurrency=8)
 
-    with bench(build, model_folder("tiny"), timeout=START_S, start_timeout=START_S) as table:
+    with started_bench(build, model_folder("tiny"), timeout=START_S, start_timeout=START_S) as table:
         yield table
 
 

@@ -1,4 +1,4 @@
-"""A backend that runs, and the model that its tokens are held against."""
+"""The bench of a backend's suite: the started backend beside the model that its tokens are compared with."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import pytest
 
 from agentrl.inference.contract import Backend, BackendContext, Capabilities, Chunk, GenerationRequest, Sampling
 from agentrl.plugins import Plugins
 from agentrl.testing.backends.reference import Reference, load_reference
-from agentrl.testing.looping import LoopThread
-from agentrl.testing.parts import PartName, as_part, told
+from agentrl.testing.loop_thread import LoopThread
+from agentrl.testing.parts import MISSING, PartName, as_part, failing_tests, model_folder, required
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bench", "Compared", "ask", "bench", "build_backend", "joined", "read"]
+__all__ = [
+    "BackendSuite",
+    "Bench",
+    "Compared",
+    "ask",
+    "build_backend",
+    "joined",
+    "needs",
+    "needs_temperature",
+    "needs_training",
+    "read",
+    "started_bench",
+]
 
 Result = TypeVar("Result")
 
@@ -37,7 +51,7 @@ QUESTIONS = (
 def build_backend(
     backend: PartName, options: Mapping[str, Any], folder: Path, *, version: int = 0, concurrency: int
 ) -> Backend:
-    """The backend that a suite names, not started."""
+    """Returns the backend that ``backend`` and ``options`` name, on a model folder, not started."""
     named = {"name": backend} if isinstance(backend, str) else backend
     part = as_part({**named, **options})
     context = BackendContext(folder, version=version, max_concurrency=concurrency, options=part.options)
@@ -46,12 +60,12 @@ def build_backend(
 
 
 def ask(prompt: Sequence[int], *, stream: bool = False, **sampling: Any) -> GenerationRequest:
-    """A request for one completion."""
+    """Returns a request for one completion; ``sampling`` are fields of ``Sampling``."""
     return GenerationRequest(prompt, Sampling(**sampling), stream=stream)
 
 
 def joined(chunks: Sequence[Chunk]) -> Chunk:
-    """Chunks of one completion as one."""
+    """Returns the chunks of one completion as one chunk."""
     return Chunk(
         ids=tuple(token for chunk in chunks for token in chunk.ids),
         logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
@@ -63,7 +77,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 async def read(backend: Backend, request: GenerationRequest) -> Chunk:
-    """One completion, whole. Fails where its chunks are none."""
+    """Returns one completion, whole. Raises ``AssertionError`` where its chunks do not make one."""
     async with aclosing(backend.generate(request)) as stream:
         chunks = [chunk async for chunk in stream]
     assert chunks, "a completion ended without a chunk"
@@ -82,7 +96,7 @@ class Compared:
 
     @property
     def chosen(self) -> torch.Tensor:
-        """Of them, the sampled tokens' ``[tokens]``."""
+        """``[tokens]``: those of the sampled tokens."""
         return self.expected[range(len(self.chunk.ids)), list(self.chunk.ids)]
 
     @property
@@ -92,7 +106,7 @@ class Compared:
 
     @property
     def behind(self) -> float:
-        """How far a token's logprob, as the model gives it, is at most below the likeliest's."""
+        """The largest distance of a token's logprob, as the model gives it, below that of the likeliest token."""
         return float((self.expected.amax(1) - self.chosen).max())
 
 
@@ -108,11 +122,11 @@ class Bench:
         self.renderer: Renderer = load_renderer(reference.folder)
 
     def run(self, main: Coroutine[Any, Any, Result], what: str = "the backend") -> Result:
-        """What ``main`` returns; fails the test where it takes too long."""
+        """Returns the result of ``main``. Fails the test where it takes longer than ``timeout``."""
         return self.loop.run(main, deadline_s=self.timeout, what=what)
 
     def complete(self, *requests: GenerationRequest) -> list[Chunk]:
-        """Completions of ``requests``, all at once. Raises what one of them raises."""
+        """Returns the completions of ``requests``, made all at once. Raises the error of one that fails."""
 
         async def together() -> list[Chunk]:
             return await asyncio.gather(*(read(self.backend, request) for request in requests))
@@ -120,7 +134,7 @@ class Bench:
         return self.run(together(), f"{len(requests)} completions")
 
     def outcomes(self, *requests: GenerationRequest) -> list[Chunk | BaseException]:
-        """As ``complete``, with what a request raised in its place."""
+        """As ``complete``, with the error of a request that fails in its place."""
 
         async def together() -> list[Chunk | BaseException]:
             return await asyncio.gather(*(read(self.backend, each) for each in requests), return_exceptions=True)
@@ -128,7 +142,7 @@ class Bench:
         return self.run(together(), f"{len(requests)} completions")
 
     def sample(self, **sampling: Any) -> list[Compared]:
-        """A completion of every prompt, all at once, beside what the model says of it."""
+        """Returns a completion of every prompt, made all at once, each beside the model's log-probabilities."""
         prompts = self.prompts()
         requests = [ask(prompt, **self.seed(number), **sampling) for number, prompt in enumerate(prompts)]
         temperature = sampling.get("temperature", 1.0) or 1.0
@@ -138,17 +152,17 @@ class Bench:
         ]
 
     def seed(self, number: int) -> dict[str, Any]:
-        """A seed for a request, where the backend honours one."""
+        """Returns the field ``seed`` for a request, where the backend honours it."""
         return {"seed": number} if "seed" in self.capabilities.sampling else {}
 
     def update(self, new: Reference | None = None) -> Reference:
-        """Put other weights in place, by default of no use; returns the model of the old ones."""
+        """Put other weights in place, by default randomly changed ones. Returns the model of the old weights."""
         old, self.reference = self.reference, new or self.reference.changed()
         self.run(self.backend.update_weights(self.reference.weights), "the update of the weights")
         return old
 
     def prompts(self, count: int = len(QUESTIONS)) -> list[list[int]]:
-        """Prompts of several lengths, two of which begin alike."""
+        """Returns prompts of several lengths, two of which begin alike."""
         return [self.renderer.render([{"role": "user", "content": text}]) for text in QUESTIONS[:count]]
 
     @property
@@ -158,14 +172,75 @@ class Bench:
 
 
 @contextmanager
-def bench(build: Callable[[Path], Backend], folder: Path, *, timeout: float, start_timeout: float) -> Iterator[Bench]:
-    """Start a backend on a model folder, and stop it at the end."""
-    table = Bench(build(folder), load_reference(folder), timeout)
+def started_bench(
+    build: Callable[[Path], Backend], folder: Path, *, timeout: float, start_timeout: float
+) -> Iterator[Bench]:
+    """Start a backend on a model folder, yield its bench, and stop it at the end. Times are in seconds."""
+    bench = Bench(build(folder), load_reference(folder), timeout)
     try:
-        started = table.backend.start()
-        with told():
-            table.capabilities = table.loop.run(started, deadline_s=start_timeout, what="the backend's start")
-        yield table
+        started = bench.backend.start()
+        with failing_tests():
+            bench.capabilities = bench.loop.run(started, deadline_s=start_timeout, what="the backend's start")
+        yield bench
     finally:
-        table.loop.run(table.backend.stop(), deadline_s=start_timeout, what="the backend's stop")
-        table.loop.close()
+        bench.loop.run(bench.backend.stop(), deadline_s=start_timeout, what="the backend's stop")
+        bench.loop.close()
+
+
+class BackendSuite:
+    """The class attributes of a backend's suite, and the bench that all its tests share."""
+
+    backend: ClassVar[PartName] = MISSING
+    """Its name, or ``{"name": …}`` with its keys."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Further keys of the backend, such as those that make it exact or quick to start."""
+    model: ClassVar[str] = "tiny"
+    """The model that it serves: a bundled name or a folder. It is run beside the backend on the CPU, in float32."""
+    other_models: ClassVar[bool] = True
+    """Whether it can be started a second time, on a model that a test makes."""
+    concurrency: ClassVar[int] = 4
+    """How many completions at once it is started for."""
+    tolerance: ClassVar[float] = 1e-4
+    """How far a logprob may be from the model's; of two tokens this near to each other, either may be the likeliest."""
+    update_tokens: ClassVar[int] = 400
+    """Tokens of a completion that is long enough to be under way still after an update of weights."""
+    timeout: ClassVar[float] = 30.0
+    """Seconds within which a test's requests must be answered."""
+    start_timeout: ClassVar[float] = 120.0
+    """Seconds that starting and stopping may take."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bench(cls) -> Iterator[Bench]:
+        """The backend, started on ``model``."""
+        with cls.started(model_folder(cls.model)) as bench:
+            yield bench
+
+    @classmethod
+    def built(cls, folder: Path) -> Backend:
+        """Returns the backend on a model folder, not started. Fails the test where it cannot be built."""
+        with failing_tests():
+            return build_backend(required(cls, "backend"), cls.options, folder, concurrency=cls.concurrency)
+
+    @classmethod
+    def started(cls, folder: Path) -> Any:
+        """Returns a context manager that starts the backend on a model folder and yields its bench."""
+        return started_bench(cls.built, folder, timeout=cls.timeout, start_timeout=cls.start_timeout)
+
+
+def needs(bench: Bench, field: str) -> None:
+    """Skip a test of a field of ``Sampling`` that the backend does not claim."""
+    if field not in bench.capabilities.sampling:
+        pytest.skip(f"the backend does not claim to honour {field!r}")
+
+
+def needs_temperature(bench: Bench, temperature: float) -> None:
+    """Skip a test at a temperature that the backend does not claim."""
+    if not bench.capabilities.honours_temperature(temperature):
+        pytest.skip(f"the backend does not claim to sample at temperature {temperature:g}")
+
+
+def needs_training(bench: Bench) -> None:
+    """Skip a test of what only a backend that is trained with has to do."""
+    if not bench.capabilities.trains:
+        pytest.skip("the backend does not claim exact logprobs or new weights: capabilities.trains is false")

@@ -1,11 +1,10 @@
-"""Tokens and logprobs are the model's."""
+"""Tests that tokens and logprobs are those of the model."""
 
 from __future__ import annotations
 
 import pytest
 
-from agentrl.testing.backends.base import BackendSuite, needs, needs_temperature, needs_training
-from agentrl.testing.backends.bench import Bench, ask
+from agentrl.testing.backends.bench import BackendSuite, Bench, ask, needs, needs_temperature, needs_training
 
 __all__ = ["Exactness"]
 

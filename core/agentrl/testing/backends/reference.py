@@ -1,4 +1,4 @@
-"""What a model says of a completion by a plain forward: what every engine's tokens are held against."""
+"""The reference of a backend's suite: a plain forward of the model, which every engine's tokens are compared with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Reference", "load_reference"]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A model in float32 on the CPU, its weights those of policy version ``version``."""
+    """A model in float32 on the CPU, with the weights of policy version ``version``."""
 
     model: PreTrainedModel
     folder: Path
@@ -27,7 +27,7 @@ class Reference:
     version: int = 0
 
     def logprobs(self, prompt: Sequence[int], ids: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
-        """Log-probabilities ``[tokens, vocabulary]`` at the positions of a completion, each given all before it."""
+        """Returns log-probabilities ``[tokens, vocabulary]`` at the positions of a completion, each given its past."""
         import torch
 
         with torch.inference_mode():
@@ -36,7 +36,7 @@ class Reference:
         return expected
 
     def distances(self, prompt: Sequence[int], chunk: Chunk, temperature: float = 1.0) -> list[float]:
-        """For each token of ``chunk``, how far its logprob is from this model's."""
+        """Returns, for each token of ``chunk``, how far its logprob is from this model's."""
         import torch
 
         ours = self.logprobs(prompt, chunk.ids, temperature).gather(1, torch.tensor(chunk.ids)[:, None])[:, 0]
@@ -44,11 +44,11 @@ class Reference:
         return distances
 
     def off_by(self, prompt: Sequence[int], chunk: Chunk, temperature: float = 1.0) -> float:
-        """The largest of ``distances``."""
+        """Returns the largest of ``distances``."""
         return max(self.distances(prompt, chunk, temperature))
 
     def behind(self, prompt: Sequence[int], chunk: Chunk) -> list[float]:
-        """For each token of ``chunk``, how far this model's logprob of it is below that of the likeliest."""
+        """Returns, for each token of ``chunk``, how far below the likeliest token this model scores it."""
         import torch
 
         ours = self.logprobs(prompt, chunk.ids)
@@ -56,10 +56,10 @@ class Reference:
         return behind
 
     def changed(self, *, head_only: bool = False) -> Reference:
-        """A model of the next version, every parameter of which is another.
+        """Returns a model of the next version, with every parameter changed.
 
-        With ``head_only`` only those behind the last layer change: then what attention has stored of a text under
-        the older weights is what the new ones would store.
+        With ``head_only`` only parameters behind the last layer change: then the KV of a text is the same under the
+        old weights and the new.
         """
         import copy
 
@@ -78,14 +78,14 @@ class Reference:
 
     @property
     def weights(self) -> Weights:
-        """As the learner hands them over."""
+        """The weights as the learner lends them."""
         from agentrl.learner.weights import LearnerWeights
 
         return LearnerWeights(self.version, self.model, self.folder)
 
 
 def load_reference(folder: Path) -> Reference:
-    """The model in ``folder``, as version 0."""
+    """Returns the model in ``folder``, as version 0."""
     import torch
     from transformers import AutoModelForCausalLM
 

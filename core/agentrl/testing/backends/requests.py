@@ -1,4 +1,4 @@
-"""What a request may ask for, what ends it, and what is refused without harm to others."""
+"""Tests of requests: what they may ask for, what ends them, and what is refused without harm to others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import pytest
 
 from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
 from agentrl.inference.contract import Chunk
-from agentrl.testing.backends.base import BackendSuite, needs
-from agentrl.testing.backends.bench import Bench, ask, read
+from agentrl.testing.backends.bench import BackendSuite, Bench, ask, needs, read
 
 __all__ = ["Requests"]
 
 _ROUNDS = 20
-"""So many requests are given up that to sample them to their end would take longer than a test may."""
+"""How often all slots are filled and given up: sampling all of it to the end would take longer than a test may."""
 
 _UNUSUAL: Mapping[str, Any] = {
     "temperature": 0.5,
@@ -194,7 +193,7 @@ class Requests(BackendSuite):
 
 
 def _long(bench: Bench, tokens: int) -> list[int]:
-    """A prompt of so many tokens."""
+    """A prompt of ``tokens`` tokens."""
     ids = [token for prompt in bench.prompts() for token in prompt]
     return (ids * (tokens // len(ids) + 1))[:tokens]
 

@@ -1,4 +1,4 @@
-"""Episodes of one agent on the real gateway, with a scripted backend in the place of the model."""
+"""Episodes of one agent on the real gateway, with a scripted backend in place of the model."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey
 from agentrl.rollout.runner import EpisodeRunner
-from agentrl.testing.clients import ask_alone, settings_of
-from agentrl.testing.looping import LoopThread
+from agentrl.testing.loop_thread import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
 from agentrl.training.agent import InlineAgent, Place, resolve_agent
 from agentrl.training.parts import check_override
 
-__all__ = ["Played", "Stage"]
+__all__ = ["EpisodePlayer", "Played"]
 
 _CONTEXT = 2**20
-"""Tokens; so many that no conversation of a test comes to its end."""
+"""Context length in tokens, more than any conversation of a test takes."""
 
 _START_S = 120.0
-"""How long an agent in a process of its own may take to start, and to end."""
+"""Seconds that an agent in a process of its own may take to start, and to end."""
 
 _CLEANUP_S = 15.0
-"""How much longer than its deadline an episode may take to end."""
+"""Seconds that an episode may take to end after its deadline."""
 
-_AS_IT_IS: Mapping[str, Any] = {}
+_UNCHANGED: Mapping[str, Any] = {}
 
 _PATIENCE_S = 3.0
-"""How long an episode's first answer waits for the others' questions."""
+"""Seconds that an episode's first answer waits for the first requests of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """An episode that has ended."""
+    """A finished episode, with what only a test asks for."""
 
     episode: Episode
     returned: Any
@@ -56,14 +55,15 @@ class Played:
 
     @property
     def asked(self) -> int:
-        """How many requests of the agent were answered, with an error or without."""
+        """How many requests of the agent were answered, with or without an error."""
         return len(self.episode.calls) + len(self.refusals)
 
 
-class Stage:
+class EpisodePlayer:
     """Runs episodes of the agent that ``config`` names, or of ``agent`` itself, as a training run would.
 
-    Enter it to start the agent. Making one raises ``ConfigError`` or ``PluginError`` where the run could not start.
+    A context manager: entering it starts the agent. The constructor raises ``ConfigError`` or ``PluginError`` where a
+    run could not start.
     """
 
     def __init__(self, config: Config, agent: Any = None) -> None:
@@ -73,7 +73,7 @@ class Stage:
         self.agent = resolve_agent(self.config, plugins, agent)
         self._score = None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward))
         self.warnings: list[str] = []
-        """What a run would have warned of."""
+        """The warnings that a run would have given."""
         self.backend = GatheringBackend([""], context_length=_CONTEXT)
         self.gateway = Gateway(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer)
         self._loop = LoopThread()
@@ -82,7 +82,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.gateway.start()
-        self._client_at_first = settings_of(self.gateway.http_client())
+        self._client_at_first = _client_settings(self.gateway.http_client())
         place = Place(self.gateway, self.config, None, self.warnings.append)
 
         async def start() -> AgentRunner:
@@ -101,12 +101,12 @@ class Stage:
             self._loop.close()
 
     def play(
-        self, completions: Script, *tasks: Data, gather: bool = False, connection: Mapping[str, Any] = _AS_IT_IS
+        self, completions: Script, *tasks: Data, gather: bool = False, connection: Mapping[str, Any] = _UNCHANGED
     ) -> list[Played]:
-        """One episode a task, all at once, each with the script from its beginning.
+        """Runs one episode per task, all at once, each with the script from its beginning, and returns them in order.
 
         With ``gather`` no episode's first call is answered before all have made theirs. ``connection`` replaces
-        values that the agent is given. Fails the test where an episode does not end.
+        values that the agent is given. Fails the test where an episode does not end in time.
         """
         self.backend.play(completions)
         self.backend.expected = len(tasks) if gather else 1
@@ -115,42 +115,70 @@ class Stage:
             return await asyncio.gather(*(self._episode(task, connection) for task in tasks))
 
         deadline = len(tasks) * (self.config.rollout.episode_timeout + _CLEANUP_S)
-        deadline += _START_S if self.config.runs_in_workers else 0  # For a process in the place of one that ended.
+        deadline += _START_S if self.config.runs_in_workers else 0  # For a process that replaces one that ended.
         return self._loop.run(episodes(), deadline_s=deadline, what="the agent's episode")
 
-    def ask_alone(self, completion: str) -> str | None:
-        """What somebody else hears who asks through the client that all episodes share."""
+    def ask_beside(self, completion: str) -> str | None:
+        """Returns the answer to a call of another session through the HTTP client that all episodes share."""
         self.backend.play([completion])
         self.backend.expected = 1
-        return self._loop.run(ask_alone(self.gateway), deadline_s=_CLEANUP_S, what="a call beside the agent's")
+        return self._loop.run(_ask_beside(self.gateway), deadline_s=_CLEANUP_S, what="a call beside the agent's")
 
     def changes_of_the_client(self) -> dict[str, object]:
-        """What is not with the shared client as it was before the first episode."""
-        now = settings_of(self.gateway.http_client())
+        """Returns the settings of the shared HTTP client that differ from those before the first episode."""
+        now = _client_settings(self.gateway.http_client())
         return {name: value for name, value in now.items() if value != self._client_at_first[name]}
 
     def takes(self, names: set[str]) -> bool:
-        """Whether the agent runs in this process and is passed all of ``names``."""
+        """Returns whether the agent runs in this process and its ``run`` takes all arguments ``names``."""
         return isinstance(self.agent, InlineAgent) and all(map(self.agent.bound.takes, names))
 
     async def _episode(self, data: Data, connection: Mapping[str, Any]) -> Played:
         sessions: list[Session] = []
-        listening = _Listening(self._runner, connection)
+        recording = _RecordingRunner(self._runner, connection)
 
         def open_session(settings: SessionSettings) -> Session:
             sessions.append(self.gateway.open_session(settings))
             return sessions[-1]
 
         timeout = self.config.rollout.episode_timeout
-        runner = EpisodeRunner(listening, open_session, self._score, timeout, max_attempts=1)
+        runner = EpisodeRunner(recording, open_session, self._score, timeout, max_attempts=1)
         settings = SessionSettings(training=True, override=self.config.rollout.override)
         episode = await runner.run(EpisodeKey("train", 0, 0, 0), data, settings)
-        return Played(episode, listening.returned, sessions[0].refusals)
+        return Played(episode, recording.returned, sessions[0].refusals)
+
+
+def _client_settings(client: Any) -> dict[str, object]:
+    """What an HTTP client adds to every request that goes through it."""
+    return {
+        "headers": sorted(client.headers.multi_items()),
+        "base_url": str(client.base_url),
+        "timeout": repr(client.timeout),
+        "cookies": sorted(client.cookies.items()),
+        "auth": client.auth,
+        "event_hooks": {event: list(hooks) for event, hooks in client.event_hooks.items()},
+        "closed": client.is_closed,
+    }
+
+
+async def _ask_beside(gateway: Gateway) -> str | None:
+    """The answer to a call of another session through the shared client."""
+    from openai import AsyncOpenAI
+
+    session = gateway.open_session(SessionSettings(training=True))
+    try:
+        client = AsyncOpenAI(
+            base_url=session.base_url, api_key=session.api_key, http_client=gateway.http_client(), max_retries=0
+        )
+        reply = await client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "Hello"}])
+        return reply.choices[0].message.content
+    finally:
+        session.close()
 
 
 @dataclass
-class _Listening:
-    """A runner that remembers what the agent returned, and replaces some of what it is given."""
+class _RecordingRunner:
+    """A runner that keeps what the agent returned, and replaces some of what it is given."""
 
     runner: AgentRunner
     connection: Mapping[str, Any]
@@ -162,11 +190,11 @@ class _Listening:
 
 
 class GatheringBackend(ScriptedBackend):
-    """Answers no session's first request before ``expected`` sessions have made theirs."""
+    """A scripted backend that answers no session's first request before ``expected`` sessions have made theirs."""
 
     expected = 1
     alone = 0
-    """How many requests waited for others in vain."""
+    """How many requests waited in vain for those of other sessions."""
 
     def play(self, completions: Script) -> None:
         """See ``ScriptedBackend.play``."""

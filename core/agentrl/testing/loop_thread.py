@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own: whoever waits for it has a deadline, also where code blocks the loop."""
+"""An event loop on a thread of its own, so that a test can wait with a deadline even where code blocks the loop."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["LoopThread"]
 Result = TypeVar("Result")
 
 _GRACE_S = 2.0
-"""How long a coroutine may take to end once it is cancelled."""
+"""Seconds that a cancelled coroutine may take to end."""
 
 
 class LoopThread:
-    """Runs coroutines one call of ``run`` after another, all on one loop, as a run does.
+    """Runs one coroutine after another, all on one event loop, as a training run does.
 
-    A loop that is blocked cannot be freed: it is left behind, and the next call begins on a new one.
+    A blocked loop cannot be freed: it is left behind, and the next coroutine runs on a new one.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def run(self, main: Coroutine[Any, Any, Result], *, deadline_s: float, what: str) -> Result:
-        """What ``main`` returns. Fails the test where ``what`` has not ended after ``deadline_s`` seconds."""
+        """Returns the result of ``main``. Fails the test where ``what`` has not ended after ``deadline_s`` seconds."""
         future: Future[Result] = asyncio.run_coroutine_threadsafe(main, self._started())
         if wait([future], deadline_s).done:
             return future.result()
@@ -47,7 +47,7 @@ class LoopThread:
         pytest.fail(f"{what} did not end within {deadline_s:g} s; {state}", pytrace=False)
 
     def close(self) -> None:
-        """End the thread, what still runs on its loop first. Safe to call twice."""
+        """Cancel what still runs on the loop and end the thread. Safe to call twice."""
         loop, thread = self._loop, self._thread
         self._loop = self._thread = None
         if loop is not None and thread is not None:
@@ -62,7 +62,7 @@ class LoopThread:
         return self._loop
 
     def _answers(self) -> bool:
-        """Whether the loop still takes a turn, which ends what was cancelled."""
+        """Whether the loop still runs callbacks; a coroutine that was cancelled ends meanwhile."""
         answered = threading.Event()
         self._started().call_soon_threadsafe(answered.set)
         return answered.wait(_GRACE_S)
