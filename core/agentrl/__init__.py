@@ -18,7 +18,7 @@ from agentrl._lazy import attributes
 
 if TYPE_CHECKING:
     from agentrl.agents.contract import AgentWorkflow
-    from agentrl.agents.reward import Reward
+    from agentrl.agents.result import Reward
     from agentrl.config.loader import load_config
     from agentrl.config.models import Config
     from agentrl.errors import (
@@ -70,7 +70,7 @@ __getattr__, __dir__ = attributes(
     __name__,
     {
         "agentrl.agents.contract": ["AgentWorkflow"],
-        "agentrl.agents.reward": ["Reward"],
+        "agentrl.agents.result": ["Reward"],
         "agentrl.config.loader": ["load_config"],
         "agentrl.config.models": ["Config"],
         "agentrl.errors": [name for name in __all__ if name.endswith("Error")]

@@ -63,19 +63,19 @@ class AgentRLError(Exception):
     """Base of every error that agentrl raises on purpose.
 
     ``message`` says what is wrong and names the value; ``fix`` says what to do about it. ``str()``
-    is both, on one line. ``cause`` is the message without what differs from one episode to the next (an id, an
-    answer, a number), so that failures of one cause are counted as one; without it the message is compared
-    with its quoted texts, numbers and URLs left out.
+    is both, on one line. ``fingerprint`` is the message without what differs from one episode to the next (an id, an
+    answer, a number): failures with equal fingerprints are counted as one. Without it the message is compared with
+    its quoted texts, numbers and URLs left out.
     """
 
     side: ClassVar[Side] = "run"
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, fix: str | None = None, cause: str | None = None) -> None:
+    def __init__(self, message: str, *, fix: str | None = None, fingerprint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.fix = fix
-        self.cause = cause
+        self.fingerprint = fingerprint
 
     def __str__(self) -> str:
         # A class derived elsewhere need not have called ours when it was made.
@@ -122,8 +122,10 @@ class PolicyError(AgentRLError):
 
     side = "policy"
 
-    def __init__(self, message: str, *, answer: Any = "", fix: str | None = None, cause: str | None = None) -> None:
-        super().__init__(message, fix=fix, cause=cause)
+    def __init__(
+        self, message: str, *, answer: Any = "", fix: str | None = None, fingerprint: str | None = None
+    ) -> None:
+        super().__init__(message, fix=fix, fingerprint=fingerprint)
         self.answer = answer
 
 
@@ -170,9 +172,9 @@ class GatewayError(AgentRLError):
         code: str = "invalid_request_error",
         param: str | None = None,
         fix: str | None = None,
-        cause: str | None = None,
+        fingerprint: str | None = None,
     ) -> None:
-        super().__init__(message, fix=fix, cause=cause)
+        super().__init__(message, fix=fix, fingerprint=fingerprint)
         self.status = status
         self.code = code
         self.param = param

@@ -16,7 +16,7 @@ CONNECTION = {"base_url": "http://x/v1", "api_key": "k", "http_client": object()
 
 
 def run(agent: Any, kwargs: dict[str, Any] | None = None) -> Any:
-    return asyncio.run(bind_agent(agent, kwargs or {}, name="a").run({"question": "?"}, CONNECTION))
+    return asyncio.run(bind_agent(agent, kwargs or {}, name="a").call({"question": "?"}, CONNECTION))
 
 
 class Agent:
@@ -93,7 +93,7 @@ def test_a_class_is_built_once_an_episode():
     bound = bind_agent(Configured, {}, name="a")
     assert Configured.built == before
     for _ in range(2):
-        asyncio.run(bound.run({}, CONNECTION))
+        asyncio.run(bound.call({}, CONNECTION))
     assert Configured.built == before + 2
 
 

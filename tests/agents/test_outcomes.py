@@ -10,7 +10,6 @@ import openai
 import pytest
 
 from agentrl.agents.binding import bind_agent
-from agentrl.agents.outcomes import find_outcomes
 from agentrl.errors import BackendError, ConfigError, EpisodeTimeout, PluginError, PolicyError
 
 REQUEST = httpx.Request("POST", "http://gateway/v1/chat/completions")
@@ -48,6 +47,10 @@ FAILURES = [
 ]
 
 
+async def agent(data):
+    """Nothing is done."""
+
+
 def ended(error, *, is_async=True):
     """What ends an episode whose agent raises ``error``."""
 
@@ -57,10 +60,10 @@ def ended(error, *, is_async=True):
     def plain(data):
         raise error
 
-    kinds = find_outcomes(["builtins:ValueError", "openai:APIError"])
+    kinds = ["builtins:ValueError", "openai:APIError"]
     bound = bind_agent(agent if is_async else plain, {}, name="agent", allow_sync=True, outcomes=kinds)
     with pytest.raises(Exception) as caught:  # noqa: PT011  (what it is, is asked)
-        asyncio.run(bound.run({}, {})) if is_async else bound.call({}, {})
+        asyncio.run(bound.call({}, {})) if is_async else bound.call({}, {})
     return caught.value
 
 
@@ -100,10 +103,10 @@ def test_an_outcome_that_is_one_already_keeps_its_answer():
 )
 def test_a_name_that_stands_for_none_is_an_error_that_says_so(reference, said):
     with pytest.raises(ConfigError, match=said):
-        find_outcomes([reference])
+        bind_agent(agent, {}, name="agent", outcomes=[reference])
 
 
 def test_a_module_that_does_not_load_is_its_plugins_error(tmp_path):
     (tmp_path / "framework.py").write_text("raise LookupError('no licence')")
     with pytest.raises(PluginError, match="LookupError: no licence"):
-        find_outcomes([f"{tmp_path}/framework.py:Error"])
+        bind_agent(agent, {}, name="agent", outcomes=[f"{tmp_path}/framework.py:Error"])

@@ -10,8 +10,7 @@ import pytest
 from tests.agents.numbers_and_others import NO_NUMBERS, REFUSED
 
 import agentrl
-from agentrl.agents.result import as_result
-from agentrl.agents.reward import Reward, parts_of, sums_of_parts
+from agentrl.agents.result import Reward, as_result, parts_of, sums_of_parts
 
 
 def test_it_is_a_number():

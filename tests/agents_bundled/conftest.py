@@ -60,7 +60,7 @@ def play(tiny_renderer: Renderer) -> Play:
             "model": "policy",
         }
         agent = bind_agent(Plugins().get("agents", name), kwargs, name=name)
-        result = asyncio.run(agent.run(data, connection))
+        result = asyncio.run(agent.call(data, connection))
         assert not backend.script, "the agent made fewer calls than the test expects"
         return Played(result, list(session.calls))
 

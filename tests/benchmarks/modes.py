@@ -24,14 +24,16 @@ from pathlib import Path
 
 from tests.benchmarks.call import InstantBackend
 from tests.benchmarks.taken import Taken
+from tests.rollout.requests import requests_of
 
 from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.rollout.contract import AgentRunner, EpisodeKey
-from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.episodes import EpisodeRunner
+from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.inline import InlineRunner
-from agentrl.rollout.runner import EpisodeRunner
 from agentrl.rollout.subproc.runner import AgentProcess, SubprocRunner, worker_environment
 from agentrl.tokens.selection import load_renderer
 
@@ -104,10 +106,10 @@ async def measure(gateway: Gateway, agent: AgentRunner, episodes: int, concurren
     def settings(key: EpisodeKey) -> SessionSettings:
         return SessionSettings(training=True, seed_key=(0, "train", key.task, key.sample))
 
-    rollout = Rollout(runner, concurrency, 0.0, finished)
-    tasks = [IndexedTask(index, TASK) for index in range(max(1, episodes // 8))]
+    dispatcher = Dispatcher(runner, concurrency, FailureBudget(0.0, episodes), finished)
+    requests = requests_of([TASK] * max(1, episodes // 8), settings, samples=8)
     began = Taken.now()
-    groups = await rollout.run(Batch("train", 0, tasks, 8, settings))
+    groups = await dispatcher.collect(requests)
     taken, count = Taken.now().since(began), sum(len(group.episodes) for group in groups)
     return Taken(taken.wall / count, taken.cpu / count)
 

@@ -155,7 +155,7 @@ def test_so_does_one_that_an_agents_module_makes_when_it_is_imported(environment
     session = serving()
     connection = {"base_url": session.base_url, "api_key": session.api_key, "model": "x", "http_client": None}
     backend.says("It is 408.")
-    run = InlineRunner(agent.bound).run(BODY, connection, deadline_s=60, stage=str)
+    run = InlineRunner(agent.bound).run(BODY, connection, deadline_s=60, activity=str)
     assert (asyncio.run(run), Proxy.asked) == (200, [])
 
 

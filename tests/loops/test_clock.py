@@ -114,7 +114,7 @@ async def agent(data):
 
 async def episode():
     runner = InlineRunner(bind_agent(agent, {}, name="agent"))
-    assert await runner.run({}, {}, deadline_s=2.5, stage=str) == 1.0
+    assert await runner.run({}, {}, deadline_s=2.5, activity=str) == 1.0
 
 async def backend():
     async with within(2.5, "the backend"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests.agents.numbers_and_others import REFUSED
 
-from agentrl.agents.reward import Reward, parts_of
+from agentrl.agents.result import Reward, parts_of
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError, RewardError
 from agentrl.plugins import Plugins

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests.rollout.requests import requests_of
 
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.rollout.contract import Episode
-from agentrl.rollout.groups import Batch, IndexedTask, Rollout
-from agentrl.rollout.runner import EpisodeRunner
+from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.episodes import EpisodeRunner
+from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.subproc.runner import AgentProcess, Limits, SubprocRunner, worker_environment
 
 AGENTS = Path(__file__).with_name("faulty_agents.py")
@@ -80,15 +82,15 @@ class Batches:
         async def finished(episode: Episode) -> None:
             pass
 
-        rollout = Rollout(
+        dispatcher = Dispatcher(
             EpisodeRunner(runner, self.gateway.open_session, None, timeout_s, max_attempts=3),
             concurrency=len(tasks),
-            failure_budget=1.0,
+            budget=FailureBudget(1.0, len(tasks)),
             finished=finished,
         )
-        indexed = [IndexedTask(index, {"folder": str(self.folder), **task}) for index, task in enumerate(tasks)]
         settings = SessionSettings(training=True, max_tokens=16)
-        groups = await rollout.run(Batch("train", 1, indexed, 1, lambda key: settings))
+        rows = [{"folder": str(self.folder), **task} for task in tasks]
+        groups = await dispatcher.collect(requests_of(rows, lambda key: settings))
         return [group.episodes[0] for group in groups]
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrl.agents.result import as_result
 from agentrl.errors import AgentError, BackendError, GatewayError, PluginError, PolicyError, RewardError, RunError
 from agentrl.rewards.scoring import call_reward
-from agentrl.rollout.contract import EpisodeKey, Failure, Stage
-from agentrl.rollout.deadline import too_late
-from agentrl.rollout.failures import FailureBudget, attribute
+from agentrl.rollout.contract import Activity, EpisodeKey, Failure
+from agentrl.rollout.failures import FailureBudget, attribute, too_late
 from agentrl.rollout.subproc.fate import fate, how_it_ended
 
 
@@ -48,30 +50,57 @@ def key(sample):
     return EpisodeKey("train", 3, 0, sample)
 
 
+BOOM = Failure("agent", "boom")
+
+
 def test_the_budget_stops_at_its_share_with_the_commonest_cause_first_and_names_episodes():
-    budget = FailureBudget(0.5, 4, "step 3")
-    budget.add(Failure("agent", "KeyError"), key(0))
-    budget.add(Failure("agent", "boom"), key(1))
+    budget = FailureBudget(0.5, 4)
+    budget.add(key(0), Failure("agent", "KeyError"))
+    budget.add(key(1), BOOM)
     with pytest.raises(
         RunError,
-        match=r"3 of 4 episodes of step 3 failed.*commonest: 2x agent: boom \[train-3-0-1\]; 1x agent: KeyErr.*above",
+        match=r"3 of the last 3 episodes failed.*commonest: 2x agent: boom \[train-3-0-1\]; 1x agent: KeyErr.*above",
     ):
-        budget.add(Failure("agent", "boom"), key(2))
+        budget.add(key(2), BOOM)
 
 
-def test_a_batch_that_fails_whole_is_over_any_budget_and_no_budget_above_all_is_advised():
-    with pytest.raises(RunError, match="1 of 1") as caught:
-        FailureBudget(1.0, 1, "step 0").add(Failure("agent", "boom"), key(0))
+def test_a_window_that_fails_whole_is_over_any_budget_and_no_budget_above_all_is_advised():
+    with pytest.raises(RunError, match="1 of the last 1") as caught:
+        FailureBudget(1.0, 1).add(key(0), BOOM)
     assert caught.value.fix == "mend the cause"
 
 
+def test_episodes_that_belong_together_and_all_fail_are_over_any_budget_however_few():
+    budget = FailureBudget(0.9, 64)
+    for sample in range(3):
+        budget.add(key(sample), BOOM)
+    with pytest.raises(RunError, match=r"all of 3 episodes failed.*3x agent: boom \[train-3-0-0\].*failure_budget"):
+        budget.conclude(3, 3)
+    budget.conclude(4, 3)
+    budget.conclude(0, 0)
+
+
+@given(
+    st.lists(st.booleans(), max_size=60),
+    st.integers(1, 20),
+    st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1)),
+)
+def test_the_budget_looks_at_the_most_recent_episodes_whatever_step_they_belong_to(failed, window, share):
+    budget = FailureBudget(share, window)
+    for count, fails in enumerate(failed, 1):
+        recent = sum(failed[max(0, count - window) : count])
+        spent = fails and (recent > share * window or recent == window)
+        with pytest.raises(RunError) if spent else contextlib.nullcontext():
+            budget.add(key(count), BOOM if fails else None)
+
+
 def test_the_budget_counts_failures_of_one_cause_as_one():
-    budget = FailureBudget(0.5, 6, "step 3")
+    budget = FailureBudget(0.5, 6)
     failures = [attribute(raised(lambda sample=sample: fail(sample)), []) for sample in range(4)]
     for sample in range(3):
-        budget.add(failures[sample], key(sample))
+        budget.add(key(sample), failures[sample])
     with pytest.raises(RunError, match=r"commonest: 4x agent: ValueError: no number in answer 0 at "):
-        budget.add(failures[3], key(3))
+        budget.add(key(3), failures[3])
 
 
 def fail(sample):
@@ -117,7 +146,7 @@ SAME = {
     "a prompt's length": lambda n: GatewayError(f"{n} tokens", code="context_length_exceeded", param="messages"),
     "a request's field": lambda n: GatewayError(f"n={n!r} is not supported", code="unsupported_value", param="n"),
     "an address": lambda n: BackendError(f"http://127.0.0.1:{8000 + n}/v1 did not answer within {n + 0.5:g} s"),
-    "a time": lambda n: too_late(n + 1, Stage(f"in the agent's own code, after {n} calls")),
+    "a time": lambda n: too_late(n + 1, Activity(f"in the agent's own code, after {n} calls")),
     "a process's last words": lambda n: fate(1, 0, how_it_ended(3, None, f"line {'abc'[n]}"), None),
 }
 
@@ -126,7 +155,7 @@ SAME = {
 def test_failures_that_differ_in_ids_answers_and_numbers_have_one_cause(made):
     failures = [attribute(made(number)) for number in range(3)]
     assert len({failure.kind for failure in failures}) == 1
-    assert failures[0].cause
+    assert failures[0].fingerprint
 
 
 DIFFERENT = {
@@ -148,11 +177,11 @@ def test_failures_of_different_causes_are_told_apart(errors):
 
 @pytest.mark.parametrize("text", ["a." * 50_000, "x" * 100_000, "'" * 100_000, "http:" * 20_000])
 def test_a_message_of_any_length_has_a_cause_at_once(text):
-    assert len(attribute(BackendError(text)).cause) <= 300
+    assert len(attribute(BackendError(text)).fingerprint) <= 300
 
 
 def test_a_cause_can_be_named():
-    causes = {attribute(AgentError(f"no tool {name}", cause="an unknown tool")).kind for name in ("add", "sub")}
+    causes = {attribute(AgentError(f"no tool {name}", fingerprint="an unknown tool")).kind for name in ("add", "sub")}
     assert causes == {"agent: an unknown tool"}
 
 

@@ -11,13 +11,13 @@ import pytest
 from agentrl.agents.binding import bind_agent
 from agentrl.errors import AgentError, EpisodeTimeout
 from agentrl.rollout import inline
-from agentrl.rollout.contract import Stage
+from agentrl.rollout.contract import Activity
 from agentrl.rollout.inline import InlineRunner
 
 
 def run(agent, data=None, *, deadline_s=5.0):
     runner = InlineRunner(bind_agent(agent, {}, name="agent"))
-    return asyncio.run(runner.run(data or {}, {}, deadline_s=deadline_s, stage=lambda: Stage("in call 2")))
+    return asyncio.run(runner.run(data or {}, {}, deadline_s=deadline_s, activity=lambda: Activity("in call 2")))
 
 
 def test_the_agent_works_on_its_own_deep_copy():
@@ -108,7 +108,7 @@ def test_cancelling_the_episode_ends_the_agent():
 
     async def scenario():
         runner = InlineRunner(bind_agent(waits, {}, name="agent"))
-        task = asyncio.create_task(runner.run({}, {}, deadline_s=60, stage=str))
+        task = asyncio.create_task(runner.run({}, {}, deadline_s=60, activity=str))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,15 +12,14 @@ import pytest
 from openai import AsyncOpenAI
 
 from agentrl.agents.binding import bind_agent
-from agentrl.errors import PolicyError, RunError
+from agentrl.errors import PolicyError
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.gateway.exchange import Exchange
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.rollout.contract import EpisodeKey
-from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.rollout.inline import InlineRunner
-from agentrl.rollout.runner import EpisodeRunner
 from agentrl.tokens.selection import load_renderer
 
 KEY = EpisodeKey("train", 1, 0, 0)
@@ -49,7 +48,7 @@ class Stack:
         return EpisodeRunner(InlineRunner(bound), self.gateway.open_session, score, timeout, max_attempts)
 
     async def episode(self, agent, key=KEY, settings=SETTINGS, **options):
-        return await self.runner(agent, **options).run(key, TASK, settings)
+        return await self.runner(agent, **options).run_episode(key, TASK, settings)
 
 
 @pytest.fixture
@@ -228,95 +227,6 @@ def test_equal_keys_sample_equal_tokens_whatever_runs_beside_them(run):
     alone, crowd = run(scenario)
     assert crowd[1].tree.spans[-1].ids == alone.tree.spans[-1].ids
     assert len({episode.tree.spans[-1].ids for episode in crowd}) > 1
-
-
-def batch(tasks, group_size):
-    def settings(key):
-        return replace(SETTINGS, seed_key=(0, key.task, key.sample))
-
-    return Batch("train", 1, tasks, group_size, settings)
-
-
-def rollout(stack, agent, finished, *, budget=0.5, concurrency=4):
-    return Rollout(stack.runner(agent), concurrency, budget, finished)
-
-
-def test_one_failed_episode_never_sinks_its_group(run):
-    runs = iter(range(100))
-
-    async def agent(data, *, base_url, api_key, http_client):
-        if next(runs) == 1:
-            raise ValueError("once")
-        return await answering(data, base_url=base_url, api_key=api_key, http_client=http_client)
-
-    async def scenario(stack):
-        kept = []
-
-        async def finished(episode):
-            kept.append(episode)
-
-        tasks = [IndexedTask(5, TASK), IndexedTask(9, TASK)]
-        return await rollout(stack, agent, finished).run(batch(tasks, 3)), kept
-
-    groups, kept = run(scenario)
-    assert [group.task for group in groups] == [5, 9]
-    outcomes = [episode.outcome for group in groups for episode in group.episodes]
-    assert sorted(outcomes) == ["failed"] + ["rewarded"] * 5
-    assert {str(episode.key) for episode in kept} == {str(e.key) for g in groups for e in g.episodes}
-
-
-def test_a_task_that_comes_twice_in_a_batch_is_sampled_anew(run):
-    async def scenario(stack):
-        async def finished(episode):
-            pass
-
-        return await rollout(stack, answering, finished).run(batch([IndexedTask(5, TASK)] * 2, 2))
-
-    groups = run(scenario)
-    assert [episode.key.sample for group in groups for episode in group.episodes] == [0, 1, 2, 3]
-
-
-def test_at_most_concurrency_episodes_run_at_once(run):
-    running, most = 0, 0
-
-    async def agent(data):
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.01)
-        running -= 1
-        return 1.0
-
-    async def scenario(stack):
-        async def finished(episode):
-            pass
-
-        await rollout(stack, agent, finished, concurrency=3).run(batch([IndexedTask(0, TASK)], 9))
-
-    run(scenario)
-    assert most == 3
-
-
-def test_an_agent_that_only_fails_stops_the_batch_and_its_siblings(run):
-    ended = []
-
-    async def agent(data):
-        try:
-            if len(ended) < 3:
-                raise ValueError("broken tool")
-            await asyncio.sleep(60)
-        finally:
-            ended.append(True)
-
-    async def scenario(stack):
-        async def finished(episode):
-            pass
-
-        with pytest.raises(RunError, match=r"3 of 4 episodes of step 1 failed.*3x agent: ValueError: broken tool"):
-            await rollout(stack, agent, finished).run(batch([IndexedTask(0, TASK)], 4))
-
-    run(scenario)
-    assert len(ended) == 4
 
 
 @pytest.mark.parametrize("reads", [True, False])

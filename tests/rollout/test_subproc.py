@@ -14,7 +14,7 @@ import pytest
 from tests.rollout.batches import QUICK, in_time, process_of
 
 from agentrl.errors import AgentError, ConfigError, EpisodeTimeout, PolicyError, WorkerError
-from agentrl.rollout.contract import Stage
+from agentrl.rollout.contract import Activity
 from agentrl.rollout.subproc.runner import AgentFacts
 
 TRIVIAL = "async def agent(data): return 1.0\n"
@@ -41,7 +41,7 @@ def episode(batches):
                         data or {},
                         connection(batches.gateway),
                         deadline_s=deadline_s,
-                        stage=lambda: Stage("in call 2"),
+                        activity=lambda: Activity("in call 2"),
                         alone=alone,
                     )
 
@@ -360,6 +360,6 @@ def test_leaving_ends_workers_that_do_not_stop(agent_file, batches):
 
     async def main():
         async with batches.runner(reference, limits=QUICK) as runner:
-            return await runner.run({}, connection(batches.gateway), deadline_s=10, stage=str)
+            return await runner.run({}, connection(batches.gateway), deadline_s=10, activity=str)
 
     assert not psutil.pid_exists(asyncio.run(in_time(main())))

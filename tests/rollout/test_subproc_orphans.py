@@ -27,7 +27,8 @@ async def main(folder, end):
     async with runner:
         connection = {"base_url": "http://gateway.invalid/v1", "api_key": "none", "model": "policy"}
         episodes = [
-            asyncio.create_task(runner.run({"folder": folder}, connection, deadline_s=60, stage=str)) for _ in range(2)
+            asyncio.create_task(runner.run({"folder": folder}, connection, deadline_s=60, activity=str))
+            for _ in range(2)
         ]
         while len(list(Path(folder).glob("child.*"))) < 8:
             await asyncio.sleep(0.05)

@@ -91,6 +91,8 @@ episodes = st.builds(
     failure=st.none() | st.builds(Failure, st.sampled_from(["agent", "backend"]), text),
     seconds=st.floats(0, 1e9),
     attempts=st.integers(1, 9),
+    version=st.integers(0, 10**6),
+    trained_step=st.none() | st.integers(1, 10**6),
 )
 
 

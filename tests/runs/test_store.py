@@ -87,21 +87,47 @@ def test_what_is_committed_reads_back_equal_and_in_order(tmp_path: Path) -> None
         assert list(store.episodes()) == [first, second]
 
 
-def test_episodes_are_found_by_phase_and_step(tmp_path: Path) -> None:
+def test_episodes_are_found_by_phase_and_version(tmp_path: Path) -> None:
     stored = [
-        make_episode(step, sample=sample, phase=phase)
+        make_episode(group, sample=sample, phase=phase, version=group)
         for phase in ("train", "eval", "eval-greedy")
-        for step in (0, 20)
+        for group in (0, 20)
         for sample in (0, 1)
     ]
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit(stored).result()
-        assert [e.key for e in store.episodes("eval", 20)] == [
+        assert [e.key for e in store.episodes("eval", version=20)] == [
             EpisodeKey("eval", 20, 0, 0),
             EpisodeKey("eval", 20, 0, 1),
         ]
         assert len(list(store.episodes("eval-greedy"))) == 4
-        assert len(list(store.episodes(step=20))) == 6
+        assert len(list(store.episodes(version=20))) == 6
+
+
+def test_the_step_that_trained_a_group_is_noted_apart_from_the_version_that_sampled_it(tmp_path: Path) -> None:
+    stored = [
+        make_episode(group, sample=sample, phase=phase, version=group)
+        for group in (3, 4, 5)
+        for phase in ("train", "eval")
+        for sample in (0, 1)
+    ]
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+
+        async def scenario() -> None:
+            await store.commit(stored)
+            await store.mark_trained([3, 5], 8)
+
+        asyncio.run(scenario())
+        trained = [(e.key.phase, e.key.group, e.version, e.trained_step) for e in store.episodes(trained_step=8)]
+        assert trained == [("train", 3, 3, 8)] * 2 + [("train", 5, 5, 8)] * 2
+        assert {e.trained_step for e in store.episodes() if e not in list(store.episodes(trained_step=8))} == {None}
+
+
+def test_more_groups_are_noted_at_once_than_a_statement_takes_values(tmp_path: Path) -> None:
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit([make_episode(group) for group in range(2500)]).result()
+        asyncio.run(store.mark_trained(range(2500), 1))
+        assert {e.trained_step for e in store.episodes()} == {1}
 
 
 def test_a_reader_pages_through_more_episodes_than_it_takes_at_once(tmp_path: Path) -> None:

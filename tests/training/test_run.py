@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -74,6 +75,12 @@ def test_a_run_leaves_its_config_metrics_episodes_checkpoint_and_summary(train):
         assert name in rows[1]
     trained = list(read_episodes(folder.episodes, phase="train"))
     assert len(trained) == 2 * 2 * 3
+    assert Counter((e.key.group, e.version, e.trained_step) for e in trained) == Counter(
+        {(0, 0, 1): 3, (1, 0, 1): 3, (2, 1, 2): 3, (3, 1, 2): 3}
+    )
+    held_out = sorted({e.key.group for e in read_episodes(folder.episodes, phase="eval", version=2)})
+    assert [group - held_out[0] for group in held_out] == list(range(16))
+    assert {e.trained_step for e in read_episodes(folder.episodes, phase="eval")} == {None}
     assert all(episode.calls and len(episode.tree) for episode in trained)
     assert len(list(read_episodes(folder.episodes))) == summary.episodes == 12 + 2 * 2 * 16
     assert json.loads(folder.summary.read_text()) == summary.to_json()
@@ -167,7 +174,9 @@ def test_a_failure_saves_what_was_learned_and_says_why(train, tmp_path):
         await client.chat.completions.create(model="m", messages=[{"role": "user", "content": data["question"]}])
         return 1.0
 
-    with pytest.raises(RunError, match=r"step 2 failed.*ValueError: no database.*rollout\.failure_budget"):
+    with pytest.raises(
+        RunError, match=r"of the last 16 episodes failed.*ValueError: no database.*rollout\.failure_budget"
+    ):
         train(breaks, "training.steps=5", "tasks.eval=null", "rollout.tasks_per_step=2")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["outcome"].startswith("failed: ")

@@ -7,7 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.training.task_order import TaskOrder
+from agentrl.config import load_config
+from agentrl.rollout.contract import EpisodeKey
+from agentrl.training.task_order import TaskOrder, group_requests
 
 sizes = st.integers(1, 20)
 takes = st.lists(st.integers(1, 9), min_size=1, max_size=8)
@@ -45,3 +47,30 @@ def test_a_seed_gives_its_own_order():
 
 def test_a_task_comes_with_its_own_data():
     assert all(task.data == {"number": task.index} for task in TaskOrder(tasks(9), 1).take(9))
+
+
+@given(sizes, st.integers(0, 30), st.integers(1, 12), st.integers(1, 5))
+def test_groups_are_numbered_by_the_task_order_and_a_repeated_task_is_sampled_anew(size, cursor, count, group):
+    config = load_config(None, f"rollout.group_size={group}", environ={})
+    taken = TaskOrder(tasks(size), 7, cursor=cursor).take(count)
+    requests = group_requests(config, taken, version=3)
+    assert [request.ordinal for request in requests] == list(range(cursor, cursor + count))
+    assert [(request.task, request.data) for request in requests] == [(task.index, task.data) for task in taken]
+    sampled: dict[int, list[int]] = {}
+    for request in requests:
+        assert len(request.samples) == group
+        sampled.setdefault(request.task, []).extend(request.samples)
+    assert all(samples == list(range(len(samples))) for samples in sampled.values())
+
+
+def test_a_session_is_seeded_by_version_task_and_sample_and_not_by_the_position_in_the_order():
+    config = load_config(None, "seed=5", environ={})
+    seeds = set()
+    for cursor in (0, 9):
+        order = TaskOrder(tasks(9), 1, cursor=cursor)
+        for request in group_requests(config, order.take(9), version=3):
+            key = EpisodeKey("train", request.ordinal, request.task, 2)
+            assert request.settings(key).seed_key == (5, "train", 3, request.task, 2)
+            assert request.settings(key).versions == (3, 3)
+            seeds.add(request.settings(key).seed_key)
+    assert len(seeds) == 9

@@ -70,7 +70,7 @@ def test_failed_episodes_are_seen_in_the_lines_the_log_and_the_summary(train):
     assert re.match(
         r"agent: ValueError: cannot make a number of .*test_what_went_wrong\.py:\d+, in run", cause["reason"]
     )
-    assert re.fullmatch(r"train-1-\d+-\d+", cause["episode"])
+    assert re.fullmatch(r"train-\d+-\d+-\d+", cause["episode"])
     for text in (lines, log):
         assert re.search(r"step 1/2: .* 4 failed, .*truncated", text)
         assert re.search(rf"4 of 16 episodes failed; commonest: 4x {re.escape(cause['reason'])}", text)

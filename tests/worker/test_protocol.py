@@ -88,7 +88,7 @@ def test_our_own_errors_arrive_whole():
     for error in (ConfigError("no such key", fix="did you mean 'a'?"), PolicyError("no tool", answer={"a": [1]})):
         arrived = error_from_json(error_to_json(error))
         assert type(arrived) is type(error)
-        assert vars(arrived) == vars(error) | {"cause": error.message}
+        assert vars(arrived) == vars(error) | {"fingerprint": error.message}
 
 
 def test_a_class_derived_from_ours_arrives_as_ours():

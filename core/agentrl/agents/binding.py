@@ -1,41 +1,57 @@
-"""Binding an agent to a run: what its signature takes, and nothing else.
+"""Binding an agent to a run: which keyword arguments it is passed, and which of its exceptions are outcomes.
 
 An agent is a class with an async ``run`` or ``__call__`` (built once an episode), an instance of one (shared by all
-episodes) or an async function; in a worker process the function may be a plain one. What a run can give it are
-the *connection* (``base_url``, ``api_key``, ``http_client``, ``model``) and the keys of the config's
-``agent.kwargs``.
+episodes) or an async function; in a worker process the function may be a plain one. A run offers it the *connection*
+(``base_url``, ``api_key``, ``http_client``, ``model``) and the keys of the config's ``agent.kwargs``; it is passed
+those that its signature takes.
 """
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agentrl.agents.contract import AgentWorkflow, Data
-from agentrl.agents.outcomes import Outcomes, as_outcomes
-from agentrl.errors import ConfigError, near_matches
+from agentrl.agents.exceptions import describe, is_breakage
+from agentrl.errors import AgentRLError, ConfigError, PolicyError, near_matches
+from agentrl.plugins.references import (
+    FileReference,
+    ModuleReference,
+    attribute_of,
+    import_file,
+    import_module,
+    parse_reference,
+)
 
-__all__ = ["CONNECTION", "BoundAgent", "bind_agent"]
+__all__ = ["CONNECTION", "BoundAgent", "bind_agent", "reference_of"]
 
 CONNECTION = ("base_url", "api_key", "http_client", "model")
 """The keyword arguments that every run offers."""
 
 Run = Callable[..., Any]
+Outcomes = tuple[type[Exception], ...]
+
+_OUTCOMES_KEY = "agent.outcomes"
+_OUTCOME_FORM = "write pkg.mod:Exception, as in pydantic_ai.exceptions:UnexpectedModelBehavior"
 _PROTOCOL_INIT = AgentWorkflow.__init__
 
 
 @dataclass(frozen=True, slots=True)
 class BoundAgent:
-    """An agent and the config's kwargs, sorted by who takes them."""
+    """An agent and the config's kwargs, divided into those of ``__init__`` and those of ``run``."""
 
     name: str
     is_async: bool
-    """Whether ``call`` returns an awaitable; an agent that is not blocks its thread until it is done."""
+    """Whether ``call`` returns a coroutine; an agent that is not async blocks its thread until it is done."""
     returns_answer: bool
-    """Whether the agent says, by an attribute of this name, that what it returns is never a reward."""
+    """Whether the agent declares, by an attribute of this name, that what it returns is never a reward."""
     _target: Any
     _init_kwargs: Mapping[str, Any]
     _run_kwargs: Mapping[str, Any]
@@ -46,36 +62,41 @@ class BoundAgent:
         """Whether the agent is passed ``name``, one of ``CONNECTION``."""
         return name in self._connection
 
-    async def run(self, data: Data, connection: Mapping[str, Any]) -> Any:
-        """Run one episode of an async agent and return what the agent returned; see ``call``."""
-        with as_outcomes(self._outcomes):
-            return await self.call(data, connection)
-
     def call(self, data: Data, connection: Mapping[str, Any]) -> Any:
-        """Call the agent for one episode: an async one returns an awaitable, another what it returned.
+        """Call the agent for one episode: returns the coroutine of an async agent, and the result of any other.
 
-        ``connection`` holds the keys of ``CONNECTION``; those that the signature takes are passed.
-        Whatever the agent raises passes through, but for the exceptions that are outcomes: those are ``PolicyError``.
+        ``connection`` has a value for each key of ``CONNECTION``; those that the signature takes are passed. Whatever
+        the agent raises passes through, but for the exceptions that the config declares outcomes: those are raised
+        as ``PolicyError``.
         """
-        taken = {name: value for name, value in connection.items() if self.takes(name)}
-        with as_outcomes(self._outcomes):
-            return self._episode_run()(data, **self._run_kwargs, **taken)
+        taken = {name: value for name, value in connection.items() if name in self._connection}
+        if not self._outcomes:
+            return self._run()(data, **self._run_kwargs, **taken)
+        if self.is_async:
+            return self._awaited(data, taken)
+        with _as_outcomes(self._outcomes):
+            return self._run()(data, **self._run_kwargs, **taken)
 
-    def _episode_run(self) -> Run:
+    async def _awaited(self, data: Data, taken: Mapping[str, Any]) -> Any:
+        with _as_outcomes(self._outcomes):
+            return await self._run()(data, **self._run_kwargs, **taken)
+
+    def _run(self) -> Run:
         target: Any = self._target(**self._init_kwargs) if inspect.isclass(self._target) else self._target
         run: Run = _run_attribute(target)
         return run
 
 
 def bind_agent(
-    agent: Any, kwargs: Mapping[str, Any], *, name: str, allow_sync: bool = False, outcomes: Outcomes = ()
+    agent: Any, kwargs: Mapping[str, Any], *, name: str, allow_sync: bool = False, outcomes: Sequence[str] = ()
 ) -> BoundAgent:
     """Check that ``agent`` is one and that every key of ``kwargs`` is taken.
 
-    ``outcomes`` are exceptions of its framework that tell of a mistake of the policy.
+    ``outcomes`` are references to exceptions of its framework that mean a mistake of the policy (``agent.outcomes``).
 
     Raises ``ConfigError`` for an object that is no agent or, unless ``allow_sync``, is not async, for a key
-    that neither ``__init__`` nor ``run`` takes, and for a parameter that nothing provides.
+    that neither ``__init__`` nor ``run`` takes, for a parameter that nothing provides, and for a reference that names
+    no exception; ``PluginError`` where the module of such a reference does not import.
     """
     run = _run_of(agent, name)
     is_async = _is_async(run)
@@ -98,11 +119,27 @@ def bind_agent(
         _init_kwargs={key: value for key, value in kwargs.items() if init_takes.takes(key, beside=run_takes)},
         _run_kwargs={key: value for key, value in kwargs.items() if run_takes.takes(key, beside=init_takes)},
         _connection=frozenset(key for key in CONNECTION if run_takes.accepts(key) and key not in kwargs),
-        _outcomes=outcomes,
+        _outcomes=tuple(map(_outcome, outcomes)),
     )
     _refuse_unprovided(bound, init_takes, run_takes)
     _refuse_uncallable(bound, run, positional)
     return bound
+
+
+def reference_of(agent: Any) -> str:
+    """The reference by which another process finds an agent that was passed as an object.
+
+    That is ``file.py:Obj`` for what a script defines and ``pkg.mod:Obj`` for what a module does. An instance, or what
+    is defined inside a function, has none: the plain name that is returned for it only labels the run.
+    """
+    if not (inspect.isclass(agent) or inspect.isfunction(agent)):
+        return type(agent).__name__
+    if "<locals>" in agent.__qualname__:
+        return agent.__name__
+    if agent.__module__ != "__main__":
+        return f"{agent.__module__}:{agent.__qualname__}"
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    return f"{Path(script).resolve()}:{agent.__qualname__}" if script else agent.__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,3 +248,47 @@ def _refuse_uncallable(bound: BoundAgent, run: Callable[..., Any], positional: i
             f"agent {bound.name!r} cannot be called: {error}",
             fix="the task comes by position and the rest by name: `async def run(self, data, **extra_kwargs)`",
         ) from error
+
+
+def _outcome(reference: str) -> type[Exception]:
+    """The exception class that ``reference``, an entry of ``agent.outcomes``, names in this interpreter."""
+    match parse_reference(reference):
+        case ModuleReference(module, attribute, folder):
+            where = f"{_OUTCOMES_KEY}: module {module!r}"
+            found = attribute_of(import_module(module, _OUTCOMES_KEY, folder), attribute, where)
+        case FileReference(path, str(attribute)):
+            found = attribute_of(import_file(path, _OUTCOMES_KEY), attribute, f"{_OUTCOMES_KEY}: file {str(path)!r}")
+        case _:
+            builtin = isinstance(getattr(builtins, reference, None), type)
+            fix = f"write builtins:{reference}" if builtin else _OUTCOME_FORM
+            raise ConfigError(f"{_OUTCOMES_KEY} holds {reference!r}, which names no exception", fix=fix)
+    if not (isinstance(found, type) and issubclass(found, Exception)):
+        raise ConfigError(
+            f"{_OUTCOMES_KEY} holds {reference!r}, which is no exception that can be an outcome: it does not derive "
+            "from Exception",
+            fix=_OUTCOME_FORM,
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _as_outcomes(kinds: Outcomes) -> Iterator[None]:
+    """Raise ``PolicyError`` instead of an exception of one of ``kinds``, or of a group that holds no other.
+
+    An exception that reports a breakage around the agent, such as an inference engine that does not answer, is never
+    an outcome.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_outcome(error, kinds):
+            raise PolicyError(describe(error)) from error
+        raise
+
+
+def _is_outcome(error: BaseException, kinds: Outcomes) -> bool:
+    if isinstance(error, AgentRLError):
+        return False
+    if isinstance(error, kinds):
+        return not is_breakage(error)
+    return isinstance(error, ExceptionGroup) and all(_is_outcome(each, kinds) for each in error.exceptions)

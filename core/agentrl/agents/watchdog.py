@@ -13,7 +13,7 @@ from traceback import FrameSummary
 from types import CodeType, MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
-from agentrl.agents.places import authors_place
+from agentrl.agents.exceptions import code_location
 from agentrl.errors import EpisodeTimeout
 
 __all__ = ["Blocked", "Holder", "LoopWatchdog"]
@@ -137,10 +137,10 @@ class LoopWatchdog:
         if (holder := self._holder()) is None:
             return
         frame = sys._current_frames().get(self._loop_thread)
-        place = authors_place(_within_loop(traceback.extract_stack(frame))) if frame is not None else ""
-        if holder is self._agent and not place:
+        location = code_location(_within_loop(traceback.extract_stack(frame))) if frame is not None else ""
+        if holder is self._agent and not location:
             return  # Work of ours or of the loop's own, of which there may be much at once.
-        self._report(f"{holder.name} has blocked the event loop for {late:.1f} s{place}: {holder.fix}")
+        self._report(f"{holder.name} has blocked the event loop for {late:.1f} s{location}: {holder.fix}")
 
 
 def _within_loop(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:

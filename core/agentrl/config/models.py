@@ -197,7 +197,8 @@ class RolloutSection(Section):
     max_attempts: int = Field(3, ge=1)
     """How often an episode is run when something around the agent breaks."""
     failure_budget: float = Field(0.5, ge=0, le=1)
-    """Share of a step's episodes that may fail; the run stops when more do, or all."""
+    """Share of the most recent episodes that may fail, a step's worth of them and at least 16; the run stops when more
+    do, or when all episodes of a step or an evaluation fail."""
     override: dict[str, Any] = {}
     """Request fields to replace, or to drop where null, whatever the agent asks for, and `strict`, that of its tools:
     `{temperature: 1.0, top_p: null, strict: false}`. What it cannot be (`stream`, `messages`, `model`, an unknown

@@ -22,10 +22,9 @@ from agentrl.errors import (
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import Episode, EpisodeKey
-from agentrl.rollout.runner import EpisodeRunner
+from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.tokens.probes import LOST
-from agentrl.training.sessions import training_session
-from agentrl.training.task_order import TaskOrder
+from agentrl.training.task_order import TaskOrder, training_session
 
 __all__ = ["FIXES", "agent", "parted"]
 
@@ -56,10 +55,10 @@ _UNUSED = {
 async def agent(case: Case) -> AsyncIterator[Finding]:
     """Run the first episode that training would run, and show what the model was given and wrote."""
     (task,) = TaskOrder(case.parts.train_tasks, case.config.seed).take(1)
-    key = EpisodeKey("train", case.learner.version + 1, task.index, 0)
+    key = EpisodeKey("train", task.position, task.index, 0)
     settings = training_session(case.config, key, case.learner.version)
-    runner, refusals = _watched(case.serving.rollout.runner)
-    episode = await runner.run(key, task.data, settings)
+    runner, refusals = _watched(case.serving.dispatcher.runner)
+    episode = await runner.run_episode(key, task.data, settings)
     if lost := next((error for error in refusals() if error.code == LOST), None):
         # Said even where the agent goes on without its tools: what is trained then is not what it was written for.
         yield problem(lost.message, fix=lost.fix or FIXES["gateway"], like=GatewayError, blocks=True, code=LOST)

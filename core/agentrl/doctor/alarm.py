@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from agentrl.agents.places import authors_place
+from agentrl.agents.exceptions import code_location
 from agentrl.loops import TICK_S, AwakeClock
 
 __all__ = ["Alarm"]
@@ -63,4 +63,4 @@ class Alarm:
 
     def _place(self) -> str:
         frame = sys._current_frames().get(self._watched)
-        return "" if frame is None else authors_place(traceback.extract_stack(frame))
+        return "" if frame is None else code_location(traceback.extract_stack(frame))

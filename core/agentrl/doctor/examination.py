@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Protocol
 
-from agentrl.agents.raising import describe
+from agentrl.agents.exceptions import describe
 from agentrl.doctor.alarm import Alarm
 from agentrl.doctor.case import Case
 from agentrl.doctor.checks import ALONE, SERVED, Check

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from statistics import pstdev
 
 from agentrl.algorithms.algorithm import Algorithm
@@ -16,15 +15,12 @@ from agentrl.doctor.agent import FIXES, parted
 from agentrl.doctor.case import Case
 from agentrl.doctor.findings import Finding, futile, note, ok, problem, warning
 from agentrl.errors import RunError
-from agentrl.gateway.contract import SessionSettings
 from agentrl.reporting.plain import reward_text
-from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.rollout.groups import Batch
-from agentrl.rollout.statistics import mean
-from agentrl.rollout.tally import Causes
+from agentrl.rollout.contract import Episode, Group
+from agentrl.rollout.failures import FailureBudget
+from agentrl.runs.tally import Reasons, mean
 from agentrl.tokens.contract import TokenTree
-from agentrl.training.sessions import training_session
-from agentrl.training.task_order import TaskOrder
+from agentrl.training.task_order import TaskOrder, group_requests
 
 __all__ = ["group"]
 
@@ -42,13 +38,14 @@ async def group(case: Case) -> AsyncIterator[Finding]:
     """Run the first groups that training would run."""
     config = case.config
     tasks = TaskOrder(case.parts.train_tasks, config.seed).take(min(_TASKS, config.rollout.tasks_per_step))
-    batch = Batch("train", case.learner.version + 1, tasks, config.rollout.group_size, partial(_session, case))
+    requests = group_requests(config, tasks, case.learner.version)
     total = len(tasks) * config.rollout.group_size
     case.episode_ended = lambda: case.doing(f"running groups of episodes, {len(case.episodes)} of {total} done")
     began = time.monotonic()
     case.groups = []
     with contextlib.suppress(RunError):  # All have failed, which the episodes say better.
-        case.groups = await replace(case.serving.rollout, failure_budget=1.0).run(batch)
+        unlimited = replace(case.serving.dispatcher, budget=FailureBudget(1.0, total))
+        case.groups = await unlimited.collect(requests)
     seconds = time.monotonic() - began
     failed = [episode for episode in case.episodes if episode.failure is not None]
     if failed:
@@ -62,14 +59,10 @@ async def group(case: Case) -> AsyncIterator[Finding]:
     yield _pace(config, total, seconds)
 
 
-def _session(case: Case, key: EpisodeKey) -> SessionSettings:
-    return training_session(case.config, key, case.learner.version)
-
-
 def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
     failures = [episode.failure for episode in failed if episode.failure is not None]
     sides = Counter(failure.side for failure in failures)
-    causes = Causes()
+    causes = Reasons()
     for episode, failure in zip(failed, failures, strict=True):
         causes.add(failure.kind, str(failure), episode.key)
     (commonest,) = causes.commonest(1)
@@ -140,7 +133,7 @@ def _depth(tree: TokenTree) -> int:
 
 
 def _retried(episodes: Sequence[Episode]) -> Iterator[Finding]:
-    causes = Causes()
+    causes = Reasons()
     for episode in episodes:
         for setback in episode.setbacks:
             causes.add(setback.kind, str(setback), episode.key)

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, TextIO, cast
 
 from agentrl.errors import cannot_write, one_line
 from agentrl.rollout.contract import Episode, Failure
-from agentrl.rollout.tally import Cause, Kind, Tally, sentence
 from agentrl.runs.contract import RunInfo, Summary
+from agentrl.runs.tally import Kind, Reason, Tally, sentence
 
 __all__ = [
     "FAILURES",
@@ -360,8 +360,8 @@ def _headline(summary: Summary) -> str:
 def _troubles(summary: Summary) -> list[str]:
     """A line for each count that is not 0, with its commonest reason."""
     return [
-        sentence(cast(Kind, kind), getattr(summary, kind), summary.episodes, Cause(**causes[0]))
-        for kind, causes in summary.reasons.items()
+        sentence(cast(Kind, kind), getattr(summary, kind), summary.episodes, Reason(**reasons[0]))
+        for kind, reasons in summary.reasons.items()
     ]
 
 

@@ -8,10 +8,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from agentrl.agents.causes import cause_of
-from agentrl.agents.number import as_number
-from agentrl.agents.places import authors_place
-from agentrl.agents.reward import Reward, parts_of
+from agentrl.agents.exceptions import code_location, fingerprint_of
+from agentrl.agents.result import Reward, as_number, parts_of
 from agentrl.agents.watchdog import Holder
 from agentrl.errors import AgentRLError, ConfigError, RewardError, shown
 
@@ -67,17 +65,17 @@ async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str
     except AgentRLError:
         raise
     except Exception as error:
-        place = authors_place(traceback.extract_tb(error.__traceback__))
+        place = code_location(traceback.extract_tb(error.__traceback__))
         raise RewardError(
             f"the reward raised {type(error).__name__} for the answer {shown(answer, 80)}: {error}{place}",
-            cause=f"the reward raised {cause_of(error)}",
+            fingerprint=f"the reward raised {fingerprint_of(error)}",
         ) from error
     number = as_number(returned)
     if number is None or not math.isfinite(number):
         raise RewardError(
             f"the reward returned {shown(returned, 80)} for the answer {shown(answer, 80)}",
             fix="return a finite real number",
-            cause=f"the reward returned a {type(returned).__name__} that is no finite real number",
+            fingerprint=f"the reward returned a {type(returned).__name__} that is no finite real number",
         )
     parts = parts_of(returned)
     return Reward(number, **parts) if parts else number

@@ -1,4 +1,4 @@
-"""The rollout's contract: the episodes and groups that leave it, and what runs an agent's code for it."""
+"""The rollout's contract: the episodes and groups that leave it, and the protocol of what runs an agent's code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from agentrl.errors import Side
 from agentrl.gateway.contract import Call
 from agentrl.tokens.contract import TokenTree
 
+__all__ = [
+    "Activity",
+    "AgentRunner",
+    "Episode",
+    "EpisodeKey",
+    "EpisodeView",
+    "Failure",
+    "Group",
+    "Outcome",
+    "Phase",
+    "delivered_calls",
+]
+
 Phase = Literal["train", "eval", "eval-greedy"]
 """Episodes that train, and the two readings of an evaluation: sampled and greedy."""
 Outcome = Literal["rewarded", "rejected", "failed"]
@@ -22,17 +35,17 @@ class Failure:
 
     side: Side
     reason: str
-    cause: str = field(default="", compare=False)
-    """What failures of the same cause share, without the details of this one; empty where nobody told it."""
+    fingerprint: str = field(default="", compare=False)
+    """A text that failures of the same origin share, without the details of this one; may be empty."""
     traceback: str = field(default="", compare=False, repr=False)
     """Of the exception, from the agent's code on. Not stored with the episode."""
     transient: bool = field(default=False, compare=False)
-    """Whether it may go better another time, so that the episode is run again. Not stored."""
+    """Whether another attempt may succeed, so that the episode is run again. Not stored."""
 
     @property
     def kind(self) -> str:
-        """Side and cause: failures of equal kinds are counted as one."""
-        return f"{self.side}: {self.cause or self.reason}"
+        """Side and fingerprint: failures of equal kinds are counted together."""
+        return f"{self.side}: {self.fingerprint or self.reason}"
 
     def __str__(self) -> str:
         return f"{self.side}: {self.reason}"
@@ -40,18 +53,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeKey:
-    """Which episode of the run this is; equal keys sample equal tokens under equal weights."""
+    """Which episode of the run this is; written as ``phase-group-task-sample``, such as ``train-12-3-0``."""
 
     phase: Phase
-    step: int
-    """Optimiser steps done when the episode was dispatched."""
+    group: int
+    """The group's ordinal in its phase. For training it is the position in the task order; for an evaluation, the
+    policy version times the number of held-out tasks, plus the task's index."""
     task: int
     """Index of the task in its set."""
     sample: int
-    """Index in the group."""
+    """Index in the group; it goes on where a step trains the same task again."""
 
     def __str__(self) -> str:
-        return f"{self.phase}-{self.step}-{self.task}-{self.sample}"
+        return f"{self.phase}-{self.group}-{self.task}-{self.sample}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,7 @@ class EpisodeView:
 
     key: EpisodeKey
     calls: tuple[Call, ...]
-    """Completed calls whose answers the agent has had, oldest first."""
+    """Completed calls whose answers the agent received, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +89,34 @@ class Episode:
     call_rewards: Mapping[str, float] = field(default_factory=dict)
     """Rewards by response id; empty where the episode has one reward for all."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)
-    """What the reward says that it is made of, by name (``agentrl.Reward``); of rewarded calls the sums."""
+    """The named parts of the reward (``agentrl.Reward``); where single calls were rewarded, the sums of theirs."""
     calls: tuple[Call, ...] = ()
     tree: TokenTree = field(default_factory=TokenTree)
     answer: Any = None
     """What ``run`` returned where a reward function scored it, as plain JSON."""
     failure: Failure | None = None
     mistake: str | None = None
-    """What the policy did wrong where that ended the episode, as the agent said it; the outcome is a reward."""
+    """What the policy did wrong where that ended the episode, in the agent's words; the outcome is a reward."""
     seconds: float = 0.0
+    """Wall-clock time of the last attempt, its reward included."""
     attempts: int = 1
     """How many times it was run; a failure of what surrounds the agent is tried again."""
-    mistake_cause: str = field(default="", compare=False)
-    """What mistakes of the same cause share, as in ``Failure``. Not stored."""
+    version: int = 0
+    """The policy version when the episode was dispatched; every sampled token carries its own."""
+    trained_step: int | None = None
+    """The optimiser step whose batch its group was in; ``None`` where it has not been in one, or not yet."""
+    mistake_fingerprint: str = field(default="", compare=False)
+    """A text that mistakes of the same origin share, as in ``Failure``. Not stored."""
     setbacks: tuple[Failure, ...] = field(default=(), compare=False)
     """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts. Not
     stored."""
 
 
 def delivered_calls(episode: Episode) -> tuple[Call, ...]:
-    """The calls whose answers the agent has had, which are all that an episode can owe its reward to.
+    """The calls whose answers the agent received; an episode can owe its reward to no others.
 
-    Those are the delivered ones, and of the others those that a later call continues or that the agent rewards.
+    A call that was not delivered as far as the gateway knows counts as well where a later call continues it, or where
+    the agent rewards it.
     """
     if all(call.delivered for call in episode.calls):
         return episode.calls
@@ -106,23 +126,29 @@ def delivered_calls(episode: Episode) -> tuple[Call, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The episodes of one task that are compared with each other."""
+    """The episodes of one task that are compared with each other, failed ones included."""
 
     task: int
+    """Index of the task in its set."""
     episodes: tuple[Episode, ...]
 
+    @property
+    def ordinal(self) -> int:
+        """The number that the keys of its episodes carry as ``group``."""
+        return self.episodes[0].key.group
 
-class Stage(NamedTuple):
-    """Where an episode is."""
+
+class Activity(NamedTuple):
+    """What an episode is doing."""
 
     words: str
-    """After "it was"."""
+    """Completes the sentence "it was …"."""
     waited: float = 0.0
     """Seconds that it has waited for the model so far, all its calls together."""
 
 
 class AgentRunner(Protocol):
-    """Runs one episode's agent code under a deadline."""
+    """Runs the agent's code of one episode under a deadline."""
 
     async def run(
         self,
@@ -130,14 +156,16 @@ class AgentRunner(Protocol):
         connection: Mapping[str, Any],
         *,
         deadline_s: float,
-        stage: Callable[[], Stage],
+        activity: Callable[[], Activity],
         alone: bool = False,
     ) -> Any:
         """Return what the agent returned.
 
-        Whatever the agent raises passes through. Raises ``EpisodeTimeout`` after ``deadline_s`` seconds,
-        which tells by ``stage()`` where it was and who took the time. Ends the agent's code before it returns.
-        ``alone`` keeps the agent apart from others, so that it can neither harm them nor be harmed by them;
-        without it ``WorkerError`` may be raised for an episode whose process another one has brought down.
+        ``connection`` holds ``base_url``, ``api_key``, ``http_client`` and ``model`` of the episode's session.
+        Whatever the agent raises passes through. Raises ``EpisodeTimeout`` after ``deadline_s`` seconds, which says
+        with ``activity()`` where the episode was and who took the time. The agent's code has ended when this returns
+        or raises, also when it is cancelled. ``alone`` keeps the agent apart from others, so that it can neither harm
+        them nor be harmed by them; without it ``WorkerError`` may be raised for an episode whose process another one
+        has brought down.
         """
         ...

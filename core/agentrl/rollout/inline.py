@@ -13,8 +13,8 @@ from agentrl.agents.binding import BoundAgent
 from agentrl.agents.contract import Data
 from agentrl.errors import AgentError
 from agentrl.loops import PATIENCE_S, Borrower
-from agentrl.rollout.contract import Stage
-from agentrl.rollout.deadline import too_late
+from agentrl.rollout.contract import Activity
+from agentrl.rollout.failures import too_late
 
 __all__ = ["InlineRunner"]
 
@@ -42,7 +42,7 @@ class InlineRunner:
         connection: Mapping[str, Any],
         *,
         deadline_s: float,
-        stage: Callable[[], Stage],
+        activity: Callable[[], Activity],
         alone: bool = False,
     ) -> Any:
         """See ``AgentRunner.run``; the agent works on its own deep copy of ``data``.
@@ -56,7 +56,7 @@ class InlineRunner:
         try:
             done, _ = await asyncio.wait({task}, timeout=deadline_s)
             if not done:
-                raise too_late(deadline_s, stage())
+                raise too_late(deadline_s, activity())
         finally:
             await _end(task, code)
             self._leave(borrower)
@@ -83,7 +83,7 @@ class InlineRunner:
 
     async def _guarded(self, data: Data, connection: Mapping[str, Any]) -> Any:
         try:
-            return await self._agent.run(data, connection)
+            return await self._agent.call(data, connection)
         except (Exception, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as error:

@@ -27,9 +27,11 @@ Row = tuple[Any, ...]
 
 COLUMNS = (
     "phase",
-    "step",
+    "group_ordinal",
     "task",
     "sample",
+    "version",
+    "trained_step",
     "outcome",
     "reward",
     "seconds",
@@ -53,9 +55,11 @@ def to_row(episode: Episode) -> Row:
     key = episode.key
     return (
         key.phase,
-        key.step,
+        key.group,
         key.task,
         key.sample,
+        episode.version,
+        episode.trained_step,
         episode.outcome,
         None if episode.reward is None else float(episode.reward),
         episode.seconds,
@@ -76,7 +80,7 @@ def from_row(row: Row) -> Episode:
     """The episode that ``to_row`` took apart."""
     value = dict(zip(COLUMNS, row, strict=True))
     return Episode(
-        key=EpisodeKey(cast(Phase, value["phase"]), value["step"], value["task"], value["sample"]),
+        key=EpisodeKey(cast(Phase, value["phase"]), value["group_ordinal"], value["task"], value["sample"]),
         data=json.loads(value["data"]),
         outcome=cast(Outcome, value["outcome"]),
         reward=value["reward"],
@@ -89,6 +93,8 @@ def from_row(row: Row) -> Episode:
         mistake=value["mistake"],
         seconds=value["seconds"],
         attempts=value["attempts"],
+        version=value["version"],
+        trained_step=value["trained_step"],
     )
 
 
@@ -114,7 +120,7 @@ def _picture(value: Any) -> Any:
 
 
 def _failure_to_json(failure: Failure) -> dict[str, str]:
-    return {"side": failure.side, "reason": failure.reason, "cause": failure.cause}
+    return {"side": failure.side, "reason": failure.reason, "fingerprint": failure.fingerprint}
 
 
 def _calls_to_json(calls: Sequence[Call]) -> list[dict[str, Any]]:

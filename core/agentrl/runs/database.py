@@ -21,6 +21,7 @@ __all__ = [
     "close_for_writing",
     "database_error",
     "insert",
+    "mark_trained",
     "open_for_reading",
     "open_for_writing",
 ]
@@ -30,7 +31,7 @@ Journal = Literal["wal", "delete"]
 
 Verb = Literal["read", "write"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _APPLICATION_ID = 0x61726C31
 """Says what the file is: ``arl1``."""
@@ -44,15 +45,17 @@ CREATE TABLE tasks (
 CREATE TABLE episodes (
     id INTEGER PRIMARY KEY,         -- in the order of their commits
     phase TEXT NOT NULL,
-    step INTEGER NOT NULL,
-    task INTEGER NOT NULL,
-    sample INTEGER NOT NULL,
+    group_ordinal INTEGER NOT NULL, -- of its group in the phase: for training its position in the task order
+    task INTEGER NOT NULL,          -- index in its task set
+    sample INTEGER NOT NULL,        -- index in its group
+    version INTEGER NOT NULL,       -- of the policy when the episode was dispatched
+    trained_step INTEGER,           -- the optimiser step whose batch its group was in; NULL for none yet
     outcome TEXT NOT NULL,
     reward REAL,
     seconds REAL NOT NULL,
     attempts INTEGER NOT NULL,
     sampled_tokens INTEGER NOT NULL,
-    failure TEXT,                   -- JSON: side, reason, cause
+    failure TEXT,                   -- JSON: side, reason, fingerprint
     mistake TEXT,                   -- what the policy did wrong where that ended the episode
     data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,           -- JSON
@@ -61,7 +64,7 @@ CREATE TABLE episodes (
     calls TEXT NOT NULL,            -- JSON, as agentrl.runs.codec writes it
     tree BLOB NOT NULL              -- as agentrl.runs.codec packs it
 );
-CREATE INDEX episodes_by_step ON episodes (phase, step);
+CREATE INDEX episodes_by_group ON episodes (phase, group_ordinal);
 CREATE INDEX episodes_by_task ON episodes (phase, task);
 PRAGMA user_version = {SCHEMA_VERSION};
 PRAGMA application_id = {_APPLICATION_ID};
@@ -71,6 +74,7 @@ COMMIT;
 _INSERT = f"INSERT INTO episodes ({', '.join(COLUMNS)})"
 """Takes rows of ``COLUMNS``; it is made of this package's own names, never of data."""
 _INSERT_TASKS = "INSERT OR IGNORE INTO tasks (digest, data)"
+_MARK = "UPDATE episodes SET trained_step = ? WHERE phase = 'train' AND group_ordinal"
 _DATA = COLUMNS.index("data")
 _VALUES_AT_ONCE = 999
 """Older builds of SQLite take no more in a statement."""
@@ -119,6 +123,8 @@ def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     Many rows are one statement: Python's interpreter lock is let go and taken again with every statement, and
     beside a busy event loop each of those waits.
     """
+    if not rows:
+        return
     digests = [_digest(row[_DATA]) for row in rows]
     tasks = {digest: row[_DATA] for digest, row in zip(digests, rows, strict=True)}
     episodes = [(*row[:_DATA], digest, *row[_DATA + 1 :]) for digest, row in zip(digests, rows, strict=True)]
@@ -129,6 +135,23 @@ def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         connection.execute("COMMIT")
     except Exception:
         # On a full disk SQLite may have rolled back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def mark_trained(connection: sqlite3.Connection, groups: Sequence[int], step: int) -> None:
+    """Set ``trained_step`` of the episodes of training ``groups``, given by their ordinals, all or none.
+
+    Raises what SQLite raises.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for start in range(0, len(groups), _VALUES_AT_ONCE - 1):
+            some = groups[start : start + _VALUES_AT_ONCE - 1]
+            connection.execute(f"{_MARK} IN ({', '.join('?' * len(some))})", [step, *some])
+        connection.execute("COMMIT")
+    except Exception:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise

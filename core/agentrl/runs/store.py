@@ -25,6 +25,7 @@ from agentrl.runs.database import (
     close_for_writing,
     database_error,
     insert,
+    mark_trained,
     open_for_reading,
     open_for_writing,
 )
@@ -39,6 +40,8 @@ _PAGE = 128
 @dataclass(frozen=True, slots=True)
 class _Commit:
     rows: Sequence[Row]
+    trained: tuple[Sequence[int], int] | None
+    """Ordinals of groups, and the step that has trained them."""
     done: Future[None] | asyncio.Future[None]
 
     @property
@@ -101,7 +104,16 @@ class EpisodeStore:
         Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails.
         """
         done = asyncio.get_running_loop().create_future()
-        self._enqueue(_Commit([_encoded(episode) for episode in episodes], done))
+        self._enqueue(_Commit([_encoded(episode) for episode in episodes], None, done))
+        await done
+
+    async def mark_trained(self, groups: Sequence[int], step: int) -> None:
+        """Note that the optimiser step ``step`` has trained the committed training groups with these ordinals.
+
+        Returns once that is on disk. Raises ``RunError`` where it fails.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._enqueue(_Commit([], (groups, step), done))
         await done
 
     def submit(self, episodes: Sequence[Episode]) -> Future[None]:
@@ -111,7 +123,7 @@ class EpisodeStore:
         """
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._enqueue(_Commit([_encoded(episode) for episode in episodes], done))
+        self._enqueue(_Commit([_encoded(episode) for episode in episodes], None, done))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -120,9 +132,11 @@ class EpisodeStore:
                 raise RunError(f"the episode store {self.path} is closed")
             self._queue.put(commit)
 
-    def episodes(self, phase: Phase | None = None, step: int | None = None) -> Iterator[Episode]:
-        """The committed episodes, oldest commit first, all or those of a phase and a step."""
-        return read_episodes(self.path, phase, step)
+    def episodes(
+        self, phase: Phase | None = None, *, version: int | None = None, trained_step: int | None = None
+    ) -> Iterator[Episode]:
+        """The committed episodes; see ``read_episodes``."""
+        return read_episodes(self.path, phase, version=version, trained_step=trained_step)
 
     def close(self) -> None:
         """Commit what was submitted and close the file. Safe to call twice."""
@@ -165,17 +179,23 @@ class EpisodeStore:
         failure: Exception | None = None
         try:
             insert(self._connection, [row for commit in commits for row in commit.rows])
+            for commit in commits:
+                if commit.trained is not None:
+                    mark_trained(self._connection, *commit.trained)
         except Exception as error:  # whatever it is, those who wait are to hear of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
         _tell(commits, failure)
 
 
-def read_episodes(path: Path, phase: Phase | None = None, step: int | None = None) -> Iterator[Episode]:
+def read_episodes(
+    path: Path, phase: Phase | None = None, *, version: int | None = None, trained_step: int | None = None
+) -> Iterator[Episode]:
     """The episodes of the store at ``path``, which its run may still be writing; oldest commit first.
 
-    Raises ``RunError`` where there is no store to read.
+    All of them, or those of a phase, dispatched under a policy version, or trained by an optimiser step. Raises
+    ``RunError`` where there is no store to read.
     """
-    wanted = {"phase": phase, "step": step}
+    wanted = {"phase": phase, "version": version, "trained_step": trained_step}
     where = " AND ".join(["id > :after", *(f"{name} = :{name}" for name, value in wanted.items() if value is not None)])
     select = f"{SELECT} WHERE {where} ORDER BY id LIMIT {_PAGE}"
     connection = open_for_reading(path)

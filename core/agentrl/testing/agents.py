@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from agentrl.agents.naming import reference_of
+from agentrl.agents.binding import reference_of
 from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling
 from agentrl.plugins import Plugins

@@ -20,7 +20,7 @@ from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey
-from agentrl.rollout.runner import EpisodeRunner
+from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.testing.loop_thread import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
 from agentrl.training.agent import InlineAgent, Place, resolve_agent
@@ -144,7 +144,7 @@ class EpisodePlayer:
         timeout = self.config.rollout.episode_timeout
         runner = EpisodeRunner(recording, open_session, self._score, timeout, max_attempts=1)
         settings = SessionSettings(training=True, override=self.config.rollout.override)
-        episode = await runner.run(EpisodeKey("train", 0, 0, 0), data, settings)
+        episode = await runner.run_episode(EpisodeKey("train", 0, 0, 0), data, settings)
         return Played(episode, recording.returned, sessions[0].refusals)
 
 

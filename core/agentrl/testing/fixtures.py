@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentrl.agents.naming import reference_of
+from agentrl.agents.binding import reference_of
 from agentrl.config.models import Config
 from agentrl.rollout.contract import Episode
 from agentrl.testing.episodes import EpisodePlayer

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agentrl.agents.places import authors_place
+from agentrl.agents.exceptions import code_location
 from agentrl.loops import Loop
 
 __all__ = ["LoopThread"]
@@ -70,7 +70,7 @@ class LoopThread:
     def _place(self) -> str:
         """Where in the author's code the thread is now."""
         frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
-        return authors_place(traceback.extract_stack(frame)) if frame else ""
+        return code_location(traceback.extract_stack(frame)) if frame else ""
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

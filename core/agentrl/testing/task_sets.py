@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from agentrl.agents.number import as_number
+from agentrl.agents.result import as_number
 from agentrl.plugins import Plugins
 from agentrl.tasks import Task, TaskSet, load_tasks
 from agentrl.testing.parts import MISSING, PartName, as_part, failing_tests, required

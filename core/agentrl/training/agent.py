@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agentrl.agents.binding import BoundAgent, bind_agent
-from agentrl.agents.naming import reference_of
-from agentrl.agents.outcomes import find_outcomes
+from agentrl.agents.binding import BoundAgent, bind_agent, reference_of
 from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.clients import reach_loopback_directly
 from agentrl.config.models import Config
@@ -126,7 +124,7 @@ def resolve_agent(config: Config, plugins: Plugins, given: Any = None) -> Agent:
 
 def _inline(config: Config, plugins: Plugins, given: Any) -> InlineAgent:
     target = _found(config.agent.name, plugins) if given is None else given
-    agent, outcomes = plugins.adapt_agent(target), find_outcomes(config.agent.outcomes)
+    agent, outcomes = plugins.adapt_agent(target), config.agent.outcomes
     return InlineAgent(bind_agent(agent, config.agent.kwargs, name=config.agent.name, outcomes=outcomes))
 
 

@@ -11,7 +11,7 @@ from agentrl.config.models import Config
 from agentrl.gateway import RelayGateway
 from agentrl.inference.contract import ChatBackend, ChatContext
 from agentrl.rollout.contract import Episode
-from agentrl.rollout.groups import Rollout
+from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.training.parts import EpisodeParts
 from agentrl.training.serving import rolling_out, stop, warned, within
 
@@ -24,7 +24,7 @@ _GRACE_S = 5.0
 class Endpoint:
     """What is running while an endpoint is evaluated."""
 
-    rollout: Rollout
+    dispatcher: Dispatcher
     greedy: bool
     """Whether the model takes temperature 0."""
 

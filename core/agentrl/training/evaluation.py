@@ -11,8 +11,8 @@ from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.contract import EpisodeKey, Group, Phase
-from agentrl.rollout.groups import Batch, IndexedTask, Rollout
-from agentrl.rollout.statistics import mean, mean_parts
+from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
+from agentrl.runs.tally import mean, mean_parts
 from agentrl.tasks.contract import TaskSet
 
 __all__ = ["Evaluation", "Evaluator"]
@@ -65,12 +65,12 @@ class Evaluation:
 class Evaluator:
     """Runs the same held-out tasks every time."""
 
-    def __init__(self, rollout: Rollout, tasks: TaskSet, config: Config, *, greedy: bool = True) -> None:
+    def __init__(self, dispatcher: Dispatcher, tasks: TaskSet, config: Config, *, greedy: bool = True) -> None:
         """``greedy`` says whether the model takes temperature 0."""
         self._count = min(config.evaluation.tasks, len(tasks))
         self._greedy = greedy
         self._tasks = tasks
-        self._rollout = rollout
+        self._dispatcher = dispatcher
         self._config = config
 
     @property
@@ -115,8 +115,12 @@ class Evaluator:
                 seed_key=(self._config.seed, phase, version, key.task, key.sample),
             )
 
-        tasks = [IndexedTask(index, self._tasks[index]) for index in range(self._count)]
-        return await self._rollout.run(Batch(phase, version, tasks, samples, settings))
+        first = version * len(self._tasks)
+        requests = [
+            GroupRequest(phase, first + task, task, self._tasks[task], range(samples), settings)
+            for task in range(self._count)
+        ]
+        return await self._dispatcher.collect(requests)
 
 
 def _mean_reward(groups: Sequence[Group]) -> float:

@@ -15,20 +15,17 @@ from pathlib import Path
 
 from agentrl.config.models import Config
 from agentrl.errors import RunError
-from agentrl.gateway.contract import SessionSettings
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
-from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.rollout.groups import Batch
-from agentrl.rollout.statistics import rollout_metrics
+from agentrl.rollout.contract import Group
+from agentrl.runs.tally import rollout_metrics
 from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.idle import IdleSteps
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import Serving, within
-from agentrl.training.sessions import training_session
-from agentrl.training.task_order import TaskOrder
+from agentrl.training.task_order import TaskOrder, group_requests
 
 __all__ = ["Stopwatch", "TrainingLoop"]
 
@@ -131,7 +128,7 @@ class TrainingLoop:
     async def _step(self) -> None:
         step = self.learner.version + 1
         with self._stopwatch.time("step"):
-            groups = await self._roll_out(step)
+            groups = await self._roll_out()
             self._check_recorded(groups)
             self.recorder.batch(groups)
             self.recorder.reporter.activity_started("learning")
@@ -140,6 +137,7 @@ class TrainingLoop:
             with self._stopwatch.time("weights"):
                 async with within(self.config.inference.timeout, "the inference engine to take new weights"):
                     await self.serving.backend.update_weights(self.learner.weights())
+            await self.recorder.trained(groups, step)
         metrics = {**rollout_metrics(groups), **learned, **self._stopwatch.take()}
         self.recorder.step(step, metrics)
         self._agreement.look(step, learned)
@@ -160,15 +158,12 @@ class TrainingLoop:
         with self._writing:
             return self.learner.step(groups)
 
-    async def _roll_out(self, step: int) -> list[Group]:
+    async def _roll_out(self) -> list[Group]:
         rollout = self.config.rollout
         self.recorder.reporter.activity_started("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
-        batch = Batch("train", step, self.order.take(rollout.tasks_per_step), rollout.group_size, self._session)
+        requests = group_requests(self.config, self.order.take(rollout.tasks_per_step), self.learner.version)
         with self._stopwatch.time("rollout"):
-            return await self.serving.rollout.run(batch)
-
-    def _session(self, key: EpisodeKey) -> SessionSettings:
-        return training_session(self.config, key, self.learner.version)
+            return await self.serving.dispatcher.collect(requests)
 
     async def _evaluate(self) -> None:
         if self.evaluator is None:
@@ -183,12 +178,8 @@ class TrainingLoop:
 
     def _check_recorded(self, groups: Sequence[Group]) -> None:
         """An agent that talks to another endpoint would seem to run, and never learn."""
-        if not any(_recorded(episode) for group in groups for episode in group.episodes):
+        if not any(episode.calls for group in groups for episode in group.episodes):
             raise RunError(
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
-
-
-def _recorded(episode: Episode) -> bool:
-    return bool(episode.calls)

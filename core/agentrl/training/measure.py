@@ -15,11 +15,11 @@ from agentrl.reporting.contract import Reporter
 from agentrl.reporting.plain import FAILURES, RunLog
 from agentrl.reporting.reporter import Reporters
 from agentrl.rollout.contract import Episode
-from agentrl.rollout.tally import Tally
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
+from agentrl.runs.tally import Tally
 from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.endpoint import serve_endpoint
@@ -48,7 +48,7 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
         async with serve(
             parts, version, finished=recorder.episode, warn=told.warning, say=told.note, trains=False, logs=logs
         ) as serving:
-            return await _measured(Evaluator(serving.rollout, tasks, parts.config), version, recorder)
+            return await _measured(Evaluator(serving.dispatcher, tasks, parts.config), version, recorder)
 
 
 async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluation:
@@ -66,7 +66,7 @@ async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluatio
         async with serve_endpoint(parts, finished=finished, warn=told.warning, logs=logs) as endpoint:
             if not endpoint.greedy:
                 told.warning(f"model {config.model.name!r} does not take temperature 0: no greedy reading")
-            evaluator = Evaluator(endpoint.rollout, tasks, config, greedy=endpoint.greedy)
+            evaluator = Evaluator(endpoint.dispatcher, tasks, config, greedy=endpoint.greedy)
             measured = await _measured(evaluator, 0, recorder)
         if ends["length"] > _MANY_CUT * ends.total():
             cut = f"{ends['length']} of {ends.total()} completions were cut at their limit of tokens"

@@ -27,7 +27,7 @@ from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import CORE, normalised
 from agentrl.rewards import call_reward, load_reward
-from agentrl.rollout.runner import Score
+from agentrl.rollout.episodes import Score
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
 from agentrl.tokens.renderer import Renderer

@@ -10,11 +10,11 @@ from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.contract import Episode, Group
-from agentrl.rollout.tally import Tally
 from agentrl.runs.contract import RunInfo, Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
+from agentrl.runs.tally import Tally
 from agentrl.training.evaluation import Evaluation
 
 __all__ = ["RunRecorder"]
@@ -66,6 +66,10 @@ class RunRecorder:
     def batch(self, groups: Sequence[Group]) -> None:
         """The groups of a step are complete and about to be trained."""
         self._hook.agentrl_batch_ready(batch=groups)
+
+    async def trained(self, groups: Sequence[Group], step: int) -> None:
+        """Note in the store that the optimiser step ``step``, which counts from 1, has trained ``groups``."""
+        await self._store.mark_trained([group.ordinal for group in groups], step)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written."""

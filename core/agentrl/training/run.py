@@ -148,7 +148,7 @@ class _Run:
                 config=config,
                 learner=learner,
                 serving=serving,
-                evaluator=None if parts.eval_tasks is None else Evaluator(serving.rollout, parts.eval_tasks, config),
+                evaluator=None if parts.eval_tasks is None else Evaluator(serving.dispatcher, parts.eval_tasks, config),
                 order=TaskOrder(parts.train_tasks, config.seed),
                 recorder=recorder,
                 conversing=parts.conversing,

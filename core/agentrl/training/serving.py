@@ -14,8 +14,9 @@ from agentrl.gateway import Gateway
 from agentrl.inference.contract import Backend, BackendContext, Capabilities, ChatBackend
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rollout.contract import AgentRunner, Episode
-from agentrl.rollout.groups import Rollout
-from agentrl.rollout.runner import EpisodeRunner
+from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.episodes import EpisodeRunner
+from agentrl.rollout.failures import SMALLEST_WINDOW, FailureBudget
 from agentrl.training.agent import Place
 from agentrl.training.backends import check_is_engine, untrainable
 from agentrl.training.heap import settled_heap
@@ -37,7 +38,7 @@ class Serving:
     backend: Backend
     capabilities: Capabilities
     gateway: Gateway
-    rollout: Rollout
+    dispatcher: Dispatcher
 
 
 @contextlib.asynccontextmanager
@@ -81,13 +82,13 @@ async def rolling_out(
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
     logs: Path | None,
-) -> AsyncIterator[Rollout]:
+) -> AsyncIterator[Dispatcher]:
     """Start the gateway and the agent, for episodes that ``finished`` is told of; the rest as in ``serve``."""
     gateway.start()
     try:
         async with parts.agent.running(Place(gateway, parts.config, logs, warn)) as agent:
             with settled_heap():
-                yield _rollout(parts, agent, gateway, finished)
+                yield _dispatcher(parts, agent, gateway, finished)
     finally:
         gateway.stop()
 
@@ -152,9 +153,9 @@ def build_backend(
     return backend
 
 
-def _rollout(
+def _dispatcher(
     parts: EpisodeParts, agent: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
-) -> Rollout:
+) -> Dispatcher:
     config: Config = parts.config
     runner = EpisodeRunner(
         agent=agent,
@@ -163,9 +164,10 @@ def _rollout(
         timeout=config.rollout.episode_timeout,
         max_attempts=config.rollout.max_attempts,
     )
-    return Rollout(
+    step = config.rollout.tasks_per_step * config.rollout.group_size
+    return Dispatcher(
         runner=runner,
         concurrency=config.rollout.concurrency,
-        failure_budget=config.rollout.failure_budget,
+        budget=FailureBudget(config.rollout.failure_budget, max(SMALLEST_WINDOW, step)),
         finished=finished,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agentrl.agents.naming import reference_of
+from agentrl.agents.binding import reference_of
 from agentrl.config.models import Config, check_trainable
 from agentrl.environments import entries_elsewhere
 from agentrl.extras import missing_extras

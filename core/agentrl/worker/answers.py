@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from agentrl.agents.raising import authors_traceback, describe
+from agentrl.agents.exceptions import authors_traceback, describe
 from agentrl.errors import AgentError, PolicyError
 from agentrl.worker.parts import parts_beside
 from agentrl.worker.protocol import LONGEST, encode, error_to_json, unfit

@@ -107,7 +107,7 @@ class _Coroutines:
 
     async def _answer(self, episode: object, data: Any, connection: Message) -> bytes:
         try:
-            returned = await self._agent.run(data, self._connections.of(connection))
+            returned = await self._agent.call(data, self._connections.of(connection))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # An agent may do nothing that ends more than its episode.

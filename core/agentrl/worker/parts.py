@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.agents.reward import Reward, parts_of
+from agentrl.agents.result import Reward, parts_of
 
 __all__ = ["parts_beside", "with_parts"]
 

@@ -41,9 +41,8 @@ from json import JSONEncoder, loads
 from typing import Any
 
 from agentrl import errors
-from agentrl.agents.causes import cause_of
-from agentrl.agents.number import as_number
-from agentrl.agents.raising import authors_traceback, describe, is_api_error
+from agentrl.agents.exceptions import authors_traceback, describe, fingerprint_of, is_api_error
+from agentrl.agents.result import as_number
 from agentrl.errors import AgentError, AgentRLError, shown
 from agentrl.redaction import redact
 
@@ -59,7 +58,7 @@ __all__ = [
     "with_traceback",
 ]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever a message changes its meaning."""
 
 LONGEST = 64 * 2**20
@@ -120,7 +119,8 @@ def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
 
 def error_to_json(error: BaseException) -> dict[str, Any]:
     """What an agent, or loading one, raised."""
-    told = {"fix": getattr(error, "fix", None), "cause": cause_of(error), "traceback": authors_traceback(error)}
+    fingerprint, traceback = fingerprint_of(error), authors_traceback(error)
+    told = {"fix": getattr(error, "fix", None), "fingerprint": fingerprint, "traceback": traceback}
     if isinstance(error, AgentRLError):
         answer = {"answer": getattr(error, "answer", "")} if isinstance(error, errors.PolicyError) else {}
         return {"kind": _kind(error), "message": _message(error), **told, **answer}
@@ -132,7 +132,7 @@ def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
     named = getattr(errors, str(error["kind"]), None)
     kind = named if isinstance(named, type) and issubclass(named, AgentRLError) else AgentError
     extra = {"answer": error["answer"]} if kind is errors.PolicyError else {}
-    made: AgentRLError = kind(error["message"], fix=error["fix"], cause=error.get("cause"), **extra)
+    made: AgentRLError = kind(error["message"], fix=error["fix"], fingerprint=error.get("fingerprint"), **extra)
     return with_traceback(made, error)
 
 

@@ -51,7 +51,7 @@ def play(gateway: Gateway, backend: ScriptedBackend) -> Play:
         }
         bound = bind_agent(Plugins().adapt_agent(agent), kwargs, name="it")
         try:
-            answer = asyncio.run(asyncio.wait_for(bound.run(dict(data), connection), timeout=20))
+            answer = asyncio.run(asyncio.wait_for(bound.call(dict(data), connection), timeout=20))
         except Exception as error:
             answer = error
         session.close()

@@ -15,9 +15,10 @@ from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Backend, GenerationRequest
 from agentrl.rollout.contract import Episode, EpisodeKey
-from agentrl.rollout.groups import Batch, IndexedTask, Rollout
+from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
+from agentrl.rollout.episodes import EpisodeRunner
+from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.inline import InlineRunner
-from agentrl.rollout.runner import EpisodeRunner
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
@@ -83,7 +84,7 @@ async def converse(data: dict[str, Any], *, base_url: str, api_key: str, http_cl
 
 def conversations(
     count: int, *, turns: int, tokens: int, ragged: bool = False, group: int = GROUP, number: int = 0
-) -> list[IndexedTask]:
+) -> list[dict[str, Any]]:
     """Tasks of so many turns, each of ``tokens`` tokens, or where they are ``ragged`` of half to three halves of it.
 
     Questions of other groups, and of another ``number``, differ from their first word on.
@@ -91,18 +92,15 @@ def conversations(
     source = random.Random(number)
     lengths = range(tokens // 2, tokens + tokens // 2 + 1) if ragged else [tokens]
     return [
-        IndexedTask(
-            index,
-            {
-                "question": f"{number}.{index // group}: Ann has {index // group} apples and buys 34 more. How many?",
-                "tokens": [source.choice(lengths) for _ in range(turns)],
-            },
-        )
+        {
+            "question": f"{number}.{index // group}: Ann has {index // group} apples and buys 34 more. How many?",
+            "tokens": [source.choice(lengths) for _ in range(turns)],
+        }
         for index in range(count)
     ]
 
 
-async def run_episodes(gateway: Gateway, tasks: Sequence[IndexedTask], concurrency: int) -> int:
+async def run_episodes(gateway: Gateway, tasks: Sequence[dict[str, Any]], concurrency: int) -> int:
     """Run an episode of every task, recorded and rewarded as in training, and count the tokens that were sampled."""
     agent = InlineRunner(bind_agent(converse, {}, name="converse"))
     runner = EpisodeRunner(agent, gateway.open_session, None, _DEADLINE_S, max_attempts=1)
@@ -112,8 +110,9 @@ async def run_episodes(gateway: Gateway, tasks: Sequence[IndexedTask], concurren
             raise RuntimeError(f"an episode failed: {episode.failure}")
 
     def settings(key: EpisodeKey) -> SessionSettings:
-        return SessionSettings(training=True, seed_key=(0, key.phase, key.step, key.task, key.sample))
+        return SessionSettings(training=True, seed_key=(0, key.phase, 0, key.task, key.sample))
 
-    rollout = Rollout(runner, concurrency, 0.0, finished)
-    groups = await rollout.run(Batch("train", 0, tasks, 1, settings))
+    dispatcher = Dispatcher(runner, concurrency, FailureBudget(0.0, len(tasks)), finished)
+    requests = [GroupRequest("train", index, index, data, range(1), settings) for index, data in enumerate(tasks)]
+    groups = await dispatcher.collect(requests)
     return sum(call.completion_tokens for group in groups for episode in group.episodes for call in episode.calls)

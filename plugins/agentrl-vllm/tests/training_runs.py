@@ -45,14 +45,14 @@ class Run:
 
     @property
     def once_each(self) -> bool:
-        """Whether every sample of every task of every step that was rolled out is in the store once, and rewarded."""
+        """Whether every sample of every group that was rolled out is in the store once, and rewarded."""
         rollout = self.config.rollout
         keys = Counter(episode.key for episode in self.episodes)
-        by_step = Counter(key.step for key in keys)
-        whole = set(by_step.values()) == {rollout.tasks_per_step * rollout.group_size}
-        steps = list(range(1, len(by_step) + 1))
+        by_group = Counter(key.group for key in keys)
+        whole = set(by_group.values()) == {rollout.group_size} and len(by_group) % rollout.tasks_per_step == 0
+        groups = list(range(len(by_group)))
         rewarded = all(episode.outcome == "rewarded" for episode in self.episodes)
-        return whole and rewarded and sorted(by_step) == steps and set(keys.values()) == {1}
+        return whole and rewarded and sorted(by_group) == groups and set(keys.values()) == {1}
 
     @property
     def exact(self) -> bool:
@@ -99,4 +99,4 @@ def untrained_model(like: Path, folder: Path, *, layers: int, **sizes: int) -> P
 
 def _is_newest(episode: Episode) -> bool:
     versions = {version for span in episode.tree.spans if span.sampled for version in span.sampled.versions}
-    return versions == {episode.key.step - 1}
+    return versions == {episode.version}

@@ -35,11 +35,12 @@ def fate(episode: int, others: int, how: str, sentence: Sentence | None) -> Agen
     if sentence is not None and sentence.error is not None and culprit == episode:
         return sentence.error
     if culprit is None and not others:
-        return AgentError(f"the agent's process {how}", fix=_FIX, cause=f"the agent's process {_without_lines(how)}")
+        what = "the agent's process"
+        return AgentError(f"{what} {how}", fix=_FIX, fingerprint=f"{what} {_without_lines(how)}")
     return WorkerError(
         f"the process of this and {others} other episodes {how}",
         fix=_FIX,
-        cause=f"the process of several episodes {_without_lines(how)}",
+        fingerprint=f"the process of several episodes {_without_lines(how)}",
     )
 
 

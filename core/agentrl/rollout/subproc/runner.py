@@ -13,7 +13,7 @@ from agentrl.agents.contract import Data
 from agentrl.errors import ConfigError
 from agentrl.gateway.standing import StandingEndpoint
 from agentrl.processors import usable_processors
-from agentrl.rollout.contract import Stage
+from agentrl.rollout.contract import Activity
 from agentrl.rollout.subproc.contract import DEFAULT_LIMITS, AgentFacts, AgentProcess, Limits
 from agentrl.rollout.subproc.pool import Pool
 from agentrl.rollout.subproc.process import WorkerProcess
@@ -86,7 +86,7 @@ class SubprocRunner:
         connection: Mapping[str, Any],
         *,
         deadline_s: float,
-        stage: Callable[[], Stage],
+        activity: Callable[[], Activity],
         alone: bool = False,
     ) -> Any:
         """See ``AgentRunner.run``; the deadline counts from when a worker has the episode.
@@ -98,7 +98,7 @@ class SubprocRunner:
             worker = await self._pool.acquire(alone=alone)
             try:
                 if worker.alive:
-                    return await worker.run(order, deadline_s=deadline_s, stage=stage)
+                    return await worker.run(order, deadline_s=deadline_s, activity=activity)
             finally:
                 self._pool.release(worker)
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, EpisodeTimeout, WorkerError
 from agentrl.gateway.standing import StandingEndpoint
-from agentrl.rollout.contract import Stage
-from agentrl.rollout.deadline import too_late
-from agentrl.rollout.failures import RaisedElsewhere
+from agentrl.rollout.contract import Activity
+from agentrl.rollout.failures import RaisedElsewhere, too_late
 from agentrl.rollout.subproc.contract import AgentFacts, Limits
 from agentrl.rollout.subproc.fate import Sentence, fate
 from agentrl.rollout.subproc.process import BURIAL_S, WorkerProcess
@@ -65,7 +64,7 @@ class Worker:
         """Whether it takes episodes."""
         return self.process.alive and not self.retired.done()
 
-    async def run(self, order: Order, *, deadline_s: float, stage: Callable[[], Stage]) -> Any:
+    async def run(self, order: Order, *, deadline_s: float, activity: Callable[[], Activity]) -> Any:
         """Run an episode and return what its agent returned; see ``AgentRunner.run``.
 
         Its agent's code has ended when this does, also when cancelled.
@@ -74,7 +73,7 @@ class Worker:
         try:
             if await _done(answer, deadline_s):
                 return answer.result()
-            raise await self._overdue(order.id, answer, too_late(deadline_s, stage()))
+            raise await self._overdue(order.id, answer, too_late(deadline_s, activity()))
         except asyncio.CancelledError:
             await self._abandon(order.id, answer)
             raise
@@ -189,6 +188,8 @@ async def _done(answer: asyncio.Future[Any], seconds: float) -> bool:
 
 def _error(error: Mapping[str, Any]) -> AgentRLError:
     if error["kind"] is None:
-        raised = RaisedElsewhere(error["message"], api_error=bool(error["api_error"]), cause=error.get("cause"))
+        raised = RaisedElsewhere(
+            error["message"], api_error=bool(error["api_error"]), fingerprint=error.get("fingerprint")
+        )
         return with_traceback(raised, error)
     return error_from_json(error)

@@ -16,7 +16,7 @@ from agents import (
     UserError,
 )
 
-from agentrl.agents.places import authors_place
+from agentrl.agents.exceptions import code_location
 from agentrl.errors import AgentError, PolicyError
 
 __all__ = ["outcome_of"]
@@ -47,7 +47,7 @@ def outcome_of(error: AgentsException, last_words: str) -> Exception:
                 fix="leave such tasks out of the task set, or the guardrail out of the agent",
             )
         case UserError(__cause__=Exception() as cause):
-            return AgentError(f"{error.message}{authors_place(traceback.extract_tb(cause.__traceback__))}")
+            return AgentError(f"{error.message}{code_location(traceback.extract_tb(cause.__traceback__))}")
         case _ if isinstance(error, _MISTAKES):
             return PolicyError(str(error), answer=last_words)
     return error

@@ -1,4 +1,4 @@
-"""What did not go as it should, counted by cause."""
+"""What went wrong in episodes, counted by reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
-from agentrl.rollout.tally import Causes, Tally
+from agentrl.runs.tally import Reasons, Tally
 
 KEY = EpisodeKey("train", 1, 2, 3)
 
@@ -30,7 +30,7 @@ UNEVEN = {
     ),
     "mistaken": (
         [
-            Episode(KEY, {}, "rewarded", 0.0, mistake=f"no tool {name}", mistake_cause="no tool" * (name != "b"))
+            Episode(KEY, {}, "rewarded", 0.0, mistake=f"no tool {name}", mistake_fingerprint="no tool" * (name != "b"))
             for name in "abc"
         ],
         "3 of 3 episodes ended with a mistake of the policy; commonest: 2x no tool a [train-1-2-3]",
@@ -96,13 +96,13 @@ def test_a_failure_is_new_the_first_time_that_its_cause_is_seen():
     assert [len(tally.add(episode)) for episode in episodes] == [1, 0, 0]
 
 
-def test_causes_without_end_are_counted_in_bounded_memory():
-    causes = Causes()
+def test_reasons_without_end_are_counted_in_bounded_memory():
+    reasons = Reasons()
     for number in range(5000):
-        causes.add(f"cause {number}", f"reason {number}", KEY)
-    assert causes.total == 5000
-    assert len(causes.commonest(10_000)) <= 1001
-    assert causes.commonest(1)[0].reason == "other causes"
+        reasons.add(f"fingerprint {number}", f"reason {number}", KEY)
+    assert reasons.total == 5000
+    assert len(reasons.commonest(10_000)) <= 1001
+    assert reasons.commonest(1)[0].reason == "other causes"
 
 
 def test_a_reason_of_any_length_and_any_characters_is_a_line_that_can_be_written():

@@ -1,4 +1,4 @@
-"""Running one episode: a session, the agent's code, its reward; whatever happens, an ``Episode``."""
+"""Running one episode: a session, the agent's code, its reward; whatever happens, the result is an ``Episode``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentrl.agents.causes import cause_of
 from agentrl.agents.contract import Data
-from agentrl.agents.result import as_result
-from agentrl.agents.reward import parts_of, sums_of_parts
+from agentrl.agents.exceptions import fingerprint_of
+from agentrl.agents.result import as_result, parts_of, sums_of_parts
 from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
-from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey, EpisodeView, Failure, Stage, delivered_calls
+from agentrl.rollout.contract import Activity, AgentRunner, Episode, EpisodeKey, EpisodeView, Failure, delivered_calls
 from agentrl.rollout.failures import attribute
 
 __all__ = ["EpisodeRunner", "Score"]
 
 Score = Callable[[Any, Mapping[str, Any], EpisodeView], Awaitable[float]]
-"""Scores an answer; raises ``RewardError``."""
+"""Scores an answer, given the task's data and a view of the episode; raises ``RewardError``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,13 @@ class EpisodeRunner:
     timeout: float
     """Seconds that the agent may take, and then the reward."""
     max_attempts: int
+    """How often an episode is run at most."""
 
-    async def run(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
-        """Run one episode to its outcome; only cancellation is raised.
+    async def run_episode(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
+        """Run one episode to its outcome. Nothing is raised but ``CancelledError``: a failure is an outcome.
 
-        What fails on a side that may do better another time is tried again, up to ``max_attempts`` times, and
-        then alone.
+        A failure on a side that may succeed another time is tried again, up to ``max_attempts`` runs in all, each
+        further one alone in its process.
         """
         attempts = 1
         setbacks: tuple[Failure, ...] = ()
@@ -48,7 +48,8 @@ class EpisodeRunner:
         while attempts < self.max_attempts and episode.failure is not None and episode.failure.transient:
             attempts, setbacks = attempts + 1, (*setbacks, *episode.setbacks, episode.failure)
             episode = await self._attempt(key, data, settings, alone=True)
-        return replace(episode, attempts=attempts, setbacks=(*setbacks, *episode.setbacks))
+        version = 0 if settings.versions is None else settings.versions[1]
+        return replace(episode, attempts=attempts, setbacks=(*setbacks, *episode.setbacks), version=version)
 
     async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings, *, alone: bool = False) -> Episode:
         began = time.monotonic()
@@ -59,7 +60,7 @@ class EpisodeRunner:
             await session.deliveries_known()
             ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
             if mistake is not None:
-                ended = replace(ended, mistake=one_line(mistake), mistake_cause=cause_of(mistake))
+                ended = replace(ended, mistake=one_line(mistake), mistake_fingerprint=fingerprint_of(mistake))
             episode = await self._rewarded(ended, returned)
         except Exception as error:  # The boundary at which every failure gets its side.
             session.close()
@@ -73,11 +74,16 @@ class EpisodeRunner:
     async def _returned(
         self, data: Data, session: Session, settings: SessionSettings, alone: bool
     ) -> tuple[Any, PolicyError | None]:
-        """What the agent returned; where the policy's mistake ended it, what that is worth, and the mistake."""
-        connection = _connection(session, settings)
+        """What the agent returned; where a mistake of the policy ended it, what that is worth, and the mistake."""
+        connection = {
+            "base_url": session.base_url,
+            "api_key": session.api_key,
+            "http_client": session.http_client,
+            "model": settings.model,
+        }
         try:
             returned = await self.agent.run(
-                data, connection, deadline_s=self.timeout, stage=lambda: _stage(session), alone=alone
+                data, connection, deadline_s=self.timeout, activity=lambda: _activity(session), alone=alone
             )
         except PolicyError as error:
             return (0.0 if self.score is None else error.answer), error
@@ -106,30 +112,21 @@ class EpisodeRunner:
             raise RewardError(
                 f"the reward did not score the answer {shown(answer, 80)} within {self.timeout:g} s",
                 fix="raise rollout.episode_timeout, or make the reward faster",
-                cause="the reward did not score the answer in time",
+                fingerprint="the reward did not score the answer in time",
             ) from error
 
 
 def _setbacks(refusals: Sequence[AgentRLError], failure: Failure | None) -> tuple[Failure, ...]:
-    """Answers to calls that may go better another time, less the one that the episode then died of."""
+    """The refused calls that were worth another try, without the one that is ``failure``, which ended the episode."""
     failures = [answered for error in refusals if (answered := attribute(error)).transient]
     if failure is not None and failures and failure == failures[-1]:
         failures.pop()
     return tuple(failures)
 
 
-def _connection(session: Session, settings: SessionSettings) -> dict[str, Any]:
-    return {
-        "base_url": session.base_url,
-        "api_key": session.api_key,
-        "http_client": session.http_client,
-        "model": settings.model,
-    }
-
-
-def _stage(session: Session) -> Stage:
+def _activity(session: Session) -> Activity:
     done = len(session.calls)
     if session.in_flight:
-        return Stage(f"waiting for the model, in call {done + 1}", session.waited)
+        return Activity(f"waiting for the model, in call {done + 1}", session.waited)
     calls = f"after {done} calls" if done else "before any call"
-    return Stage(f"in the agent's own code, {calls}", session.waited)
+    return Activity(f"in the agent's own code, {calls}", session.waited)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.rollout.statistics import mean, rollout_metrics
+from agentrl.runs.tally import mean, rollout_metrics
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -2,7 +2,7 @@
 
 import httpx
 
-from agentrl.agents.raising import describe, is_api_error
+from agentrl.agents.exceptions import describe, is_api_error
 from agentrl.gateway.credentials import new_credentials
 
 

@@ -1,0 +1,25 @@
+"""The rule of staleness: how old the oldest token of an episode may be when a step trains it.
+
+Versions count optimiser steps: the step that makes version ``v + 1`` starts from the weights of version ``v``.
+Staleness is that ``v`` minus the version of the oldest token; at ``max_staleness`` 0 training is on-policy.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MAX_STALENESS", "is_trainable", "oldest_version"]
+
+MAX_STALENESS = 0
+"""The bound that training keeps: every token of a step is sampled under the weights that the step changes."""
+
+
+def oldest_version(version: int, max_staleness: int) -> int:
+    """The oldest policy version whose tokens an episode may hold to be trained by weights of ``version``.
+
+    A session that is opened under ``version`` may carry tokens of the versions from this one to ``version``.
+    """
+    return max(0, version - max_staleness)
+
+
+def is_trainable(oldest: int, step: int, max_staleness: int) -> bool:
+    """Whether ``step``, which counts from 1, may train a group whose oldest token is of version ``oldest``."""
+    return oldest >= oldest_version(step - 1, max_staleness)
