@@ -223,5 +223,5 @@ def test_an_agent_that_fails_is_told_of_with_an_episode_and_in_debug_mode_with_i
     code, _, err = agentrl(*["--debug"] * debug, "eval", "some-model", "agent=failing.py:agent")
     assert code == 0, err
     assert "2 of 4 episodes failed; commonest: 2x agent: LookupError: no such page: It is 4. at " in err
-    assert "[eval-0-1-0]" in err
+    assert "[eval-1-1-0]" in err
     assert err.count('raise LookupError("no such page: "') == debug
