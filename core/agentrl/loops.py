@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
+from types import TracebackType
 from typing import Any, TypeVar
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "TICK_S",
     "AwakeClock",
     "Borrower",
+    "Interruptible",
     "Loop",
     "Threads",
     "Ticker",
@@ -331,3 +333,41 @@ async def finish(work: Coroutine[Any, Any, Result]) -> Result:
                 await asyncio.wait({task})
         task.result()
         raise
+
+
+class Interruptible:
+    """A block of a task that ``interrupt`` ends by raising an error in it, from any thread.
+
+    The task itself is not cancelled: the caller of the function with the block sees the error, as with
+    ``asyncio.timeout``. It needs no task of its own.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[object] | None = None
+        self._error: Exception | None = None
+
+    def interrupt(self, error: Exception) -> None:
+        """Raise ``error`` in the block, unless the block has ended or was interrupted before."""
+        task = self._task
+        if task is not None and not task.get_loop().is_closed():
+            task.get_loop().call_soon_threadsafe(self._cancel, error)
+
+    def _cancel(self, error: Exception) -> None:
+        if self._task is not None and self._error is None:
+            self._error = error
+            self._task.cancel()
+
+    def __enter__(self) -> Interruptible:
+        self._task = asyncio.current_task()
+        self._requests = self._task.cancelling() if self._task else 0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if self._error is None or task is None:
+            return
+        # A cancellation from elsewhere that came at the same time stays one.
+        if task.uncancel() <= self._requests and isinstance(error, asyncio.CancelledError):
+            raise self._error from error

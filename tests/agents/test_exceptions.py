@@ -3,7 +3,7 @@
 import httpx
 
 from agentrl.agents.exceptions import describe, is_api_error
-from agentrl.gateway.credentials import new_credentials
+from agentrl.gateway.session import new_credentials
 
 
 def raised(function):

@@ -12,7 +12,7 @@ import pytest
 from tests.gateway.conftest import ScriptedBackend
 
 from agentrl.agents.binding import bind_agent
-from agentrl.gateway import Call, Gateway, SessionSettings
+from agentrl.gateway import Call, EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
 from agentrl.tokens.renderer import Renderer
@@ -51,7 +51,7 @@ def play(tiny_renderer: Renderer) -> Play:
     def play(name: str, *texts: str, data: dict[str, Any] = TASK, **kwargs: Any) -> Played:
         backend = ScriptedBackend(tiny_renderer)
         backend.says(*texts)
-        gateway = Gateway(backend, Capabilities(context_length=1024, max_concurrency=8), tiny_renderer)
+        gateway = Gateway(EngineCompleter(backend, Capabilities(context_length=1024, max_concurrency=8), tiny_renderer))
         session = gateway.open_session(SessionSettings(training=True))
         connection = {
             "base_url": session.base_url,

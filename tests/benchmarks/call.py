@@ -31,7 +31,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from agentrl.clients import client_library
-from agentrl.gateway import Gateway, Session, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
@@ -233,7 +233,9 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="show where an in-process call spends its time")
     options = parser.parse_args()
     renderer = load_renderer(options.model or _tiny())
-    gateway = Gateway(InstantBackend(renderer), Capabilities(context_length=4096, max_concurrency=64), renderer)
+    gateway = Gateway(
+        EngineCompleter(InstantBackend(renderer), Capabilities(context_length=4096, max_concurrency=64), renderer)
+    )
     gateway.start()
     asyncio.run(run(gateway, options.rounds, options.calls, options.profile))
     gateway.stop()

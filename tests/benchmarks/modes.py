@@ -27,7 +27,7 @@ from tests.benchmarks.taken import Taken
 from tests.rollout.requests import requests_of
 
 from agentrl.agents.binding import bind_agent
-from agentrl.gateway import Gateway, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.rollout.contract import AgentRunner, EpisodeKey
 from agentrl.rollout.dispatcher import Dispatcher
@@ -91,7 +91,7 @@ async def warm(gateway: Gateway, workers: int, concurrency: int) -> AsyncIterato
             max_workers=workers,
             episodes_per_worker=None,
             logs=Path(logs),
-            open_standing=gateway.open_standing,
+            open_worker_endpoint=gateway.open_worker_endpoint,
             warn=print,
         ) as runner:
             yield runner
@@ -116,7 +116,9 @@ async def measure(gateway: Gateway, agent: AgentRunner, episodes: int, concurren
 
 async def run(options: argparse.Namespace) -> None:
     renderer = load_renderer(_tiny())
-    gateway = Gateway(InstantBackend(renderer), Capabilities(context_length=1024, max_concurrency=64), renderer)
+    gateway = Gateway(
+        EngineCompleter(InstantBackend(renderer), Capabilities(context_length=1024, max_concurrency=64), renderer)
+    )
     gateway.start()
     taken: dict[str, list[Taken]] = {}
     async with contextlib.AsyncExitStack() as stack:

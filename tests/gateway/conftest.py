@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from agentrl.gateway import Gateway, Session, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
@@ -82,7 +82,7 @@ def renderer(chat_tokenizer) -> Renderer:
 def served(renderer) -> Iterator[Gateway]:
     """One gateway for a module, served over HTTP as well."""
     capabilities = Capabilities(context_length=CONTEXT, max_concurrency=8)
-    gateway = Gateway(ScriptedBackend(renderer), capabilities, renderer)
+    gateway = Gateway(EngineCompleter(ScriptedBackend(renderer), capabilities, renderer))
     gateway.start()
     yield gateway
     gateway.stop()
@@ -97,7 +97,7 @@ def gateway(served) -> Gateway:
 def backend(served, renderer, monkeypatch) -> ScriptedBackend:
     """A fresh script behind the gateway."""
     backend = ScriptedBackend(renderer)
-    monkeypatch.setattr(served._caller, "backend", backend)
+    monkeypatch.setattr(served.completer, "backend", backend)
     return backend
 
 

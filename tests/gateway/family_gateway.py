@@ -14,7 +14,7 @@ import openai
 from tests.gateway.conftest import ScriptedBackend
 from tests.tokens.families import FAMILIES, model_folder
 
-from agentrl.gateway import Gateway, Session, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
@@ -41,7 +41,9 @@ class FamilyGateway:
         self.renderer = renderer
         self.end = end
         self.backend = ScriptedBackend(renderer)
-        self.gateway = Gateway(self.backend, Capabilities(context_length=8192, max_concurrency=8), renderer)
+        self.gateway = Gateway(
+            EngineCompleter(self.backend, Capabilities(context_length=8192, max_concurrency=8), renderer)
+        )
 
     def session(self, **settings: Any) -> Session:
         return self.gateway.open_session(SessionSettings(**{"training": True, **settings}))

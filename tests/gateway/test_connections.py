@@ -18,17 +18,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from agentrl.gateway.connections import Limits
-from agentrl.gateway.exchange import Exchange, Reply
-from agentrl.gateway.http import application
-from agentrl.gateway.server import Server
+from agentrl.gateway.contract import Exchange, Reply
+from agentrl.gateway.server import Application, ConnectionLimits, Server
 from agentrl.loops import AwakeClock
 
 ASK = json.dumps({"messages": [{"role": "user", "content": "What is 12 * 34?"}]}).encode()
 PATIENCE_S = 20
-PATIENT = Limits(header_bytes=4096, stop_s=0.2)
-SHORT = Limits(header_s=0.5, body_s=0.5, header_bytes=4096, stop_s=0.2)
-SOON = Limits(header_s=1, body_s=1)
+PATIENT = ConnectionLimits(header_bytes=4096, stop_s=0.2)
+SHORT = ConnectionLimits(header_s=0.5, body_s=0.5, header_bytes=4096, stop_s=0.2)
+SOON = ConnectionLimits(header_s=1, body_s=1)
 """Short, but not for a client that sends something first on a busy machine."""
 
 
@@ -51,7 +49,7 @@ def serve(parser, gateway):
     """Starts a server before the gateway, with limits of its own."""
     servers = []
 
-    def serve(limits: Limits = Limits(), **options: object) -> Server:  # noqa: B008
+    def serve(limits: ConnectionLimits = ConnectionLimits(), **options: object) -> Server:  # noqa: B008
         servers.append(Server(gateway, limits, **options))
         servers[-1].start()
         return servers[-1]
@@ -131,7 +129,7 @@ def connect(serve):
     with contextlib.ExitStack() as stack:
         servers = {}
 
-        def connect(session=None, limits: Limits = PATIENT) -> Client:
+        def connect(session=None, limits: ConnectionLimits = PATIENT) -> Client:
             server = servers.setdefault(limits, None) or serve(limits)
             servers[limits] = server
             return stack.enter_context(contextlib.closing(Client(server, session)))
@@ -365,7 +363,7 @@ def test_what_is_no_http_after_a_request_never_passes_for_its_answer(connect, ba
     assert received.startswith(b"HTTP/1.1 404") or not received
 
 
-class Fates:
+class Losses:
     """What is heard of the answers that the gateway gave."""
 
     def __init__(self) -> None:
@@ -379,30 +377,30 @@ class Fates:
 
 
 @pytest.fixture
-def fates(gateway, monkeypatch) -> Fates:
-    fates, answer = Fates(), gateway.answer
+def losses(gateway, monkeypatch) -> Losses:
+    losses, answer = Losses(), gateway.answer
 
     async def watched(exchange: Exchange) -> Reply:
-        reply = dataclasses.replace(await answer(exchange), lost=fates.lose)
-        fates.given.set()
+        reply = dataclasses.replace(await answer(exchange), lost=losses.lose)
+        losses.given.set()
         return reply
 
     monkeypatch.setattr(gateway, "answer", watched)
-    return fates
+    return losses
 
 
-def test_an_answer_that_its_client_left_unread_is_lost(connect, backend, open_session, fates):
+def test_an_answer_that_its_client_left_unread_is_lost(connect, backend, open_session, losses):
     session = open_session()
     backend.says("It is 408.")
     client = connect(session)
     client.send(client.post())
     client.socket.recv(10)
     client.close()
-    assert fates.lost.wait(PATIENCE_S)
-    assert (fates.number_lost, len(session.calls)) == (1, 1)
+    assert losses.lost.wait(PATIENCE_S)
+    assert (losses.number_lost, len(session.calls)) == (1, 1)
 
 
-def test_so_is_one_whose_client_went_a_moment_before_it_was_sent(connect, backend, open_session, fates, monkeypatch):
+def test_so_is_one_whose_client_went_a_moment_before_it_was_sent(connect, backend, open_session, losses, monkeypatch):
     session = open_session()
     client = connect(session)
 
@@ -412,24 +410,24 @@ def test_so_is_one_whose_client_went_a_moment_before_it_was_sent(connect, backen
 
     monkeypatch.setattr(backend, "generate", generate)
     client.send(client.post())
-    assert fates.lost.wait(PATIENCE_S)
-    assert (fates.number_lost, len(session.calls)) == (1, 1)
+    assert losses.lost.wait(PATIENCE_S)
+    assert (losses.number_lost, len(session.calls)) == (1, 1)
 
 
-def test_so_is_one_that_was_read_in_part(connect, gateway, fates, monkeypatch):
+def test_so_is_one_that_was_read_in_part(connect, gateway, losses, monkeypatch):
     async def large(exchange: Exchange) -> Reply:
-        return Reply(200, b"x" * 2**25, lost=fates.lose)
+        return Reply(200, b"x" * 2**25, lost=losses.lose)
 
     monkeypatch.setattr(gateway, "answer", large)
     client = connect()
     client.send(client.post())
     client.socket.recv(2**16)
     client.close()
-    assert fates.lost.wait(PATIENCE_S)
-    assert fates.number_lost == 1
+    assert losses.lost.wait(PATIENCE_S)
+    assert losses.number_lost == 1
 
 
-def test_one_that_was_read_whole_has_arrived(connect, backend, open_session, fates):
+def test_one_that_was_read_whole_has_arrived(connect, backend, open_session, losses):
     session = open_session()
     backend.says("It is 408.", "It is 408.")
     client = connect(session)
@@ -437,10 +435,10 @@ def test_one_that_was_read_whole_has_arrived(connect, backend, open_session, fat
         client.send(client.post()).answer()
     client.close()
     client.server.stop()  # By then it has heard that the client has gone.
-    assert (fates.number_lost, len(session.calls)) == (0, 2)
+    assert (losses.number_lost, len(session.calls)) == (0, 2)
 
 
-def test_an_asgi_server_may_say_by_an_error_that_the_client_has_gone(gateway, fates):
+def test_an_asgi_server_may_say_by_an_error_that_the_client_has_gone(gateway, losses):
     async def call() -> None:
         asked = asyncio.Event()
 
@@ -454,10 +452,10 @@ def test_an_asgi_server_may_say_by_an_error_that_the_client_has_gone(gateway, fa
             raise OSError("gone")
 
         scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [], "query_string": b""}
-        await application(gateway, Limits())(scope, receive, send)
+        await Application(gateway, ConnectionLimits())(scope, receive, send)
 
     asyncio.run(call())
-    assert fates.number_lost == 1
+    assert losses.number_lost == 1
 
 
 @pytest.fixture
@@ -472,7 +470,7 @@ def many_files():
 
 @pytest.mark.usefixtures("many_files")
 def test_a_server_with_a_thousand_connections_stops_in_silence(serve, open_session, caplog, capfd):
-    server = serve(Limits(stop_s=0.2))
+    server = serve(ConnectionLimits(stop_s=0.2))
     session = open_session()
     begun = [b"", b"P", b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", b"answered"]
     with contextlib.ExitStack() as stack, caplog.at_level(logging.WARNING):
@@ -488,16 +486,16 @@ def test_a_server_with_a_thousand_connections_stops_in_silence(serve, open_sessi
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_client_that_reads_nothing_does_not_keep_a_server_from_stopping(connect, serve, gateway, fates, monkeypatch):
+def test_a_client_that_reads_nothing_does_not_keep_a_server_from_stopping(connect, serve, gateway, losses, monkeypatch):
     async def large(exchange: Exchange) -> Reply:
-        fates.given.set()
-        return Reply(200, b"x" * 2**25, lost=fates.lose)
+        losses.given.set()
+        return Reply(200, b"x" * 2**25, lost=losses.lose)
 
     monkeypatch.setattr(gateway, "answer", large)
-    server = serve(Limits(stop_s=0.1))
+    server = serve(ConnectionLimits(stop_s=0.1))
     client = Client(server)
     client.send(client.post())
-    assert fates.given.wait(PATIENCE_S)
+    assert losses.given.wait(PATIENCE_S)
     server.stop()
     client.close()
-    assert fates.number_lost == 1
+    assert losses.number_lost == 1

@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.conftest import CONTEXT, ScriptedBackend
 from tests.tokens.families import tokenizer
 
-from agentrl.gateway import Gateway, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.tokens.selection import load_renderer
 
@@ -24,9 +24,9 @@ def behind():
     def behind(name, *texts):
         if name not in gateways:
             renderer = load_renderer(tokenizer(name))
-            gateways[name] = Gateway(ScriptedBackend(renderer), Capabilities(CONTEXT, 8), renderer)
+            gateways[name] = Gateway(EngineCompleter(ScriptedBackend(renderer), Capabilities(CONTEXT, 8), renderer))
         gateway = gateways[name]
-        backend = gateway._caller.backend
+        backend = gateway.completer.backend
         backend.requests.clear()
         backend.script[:] = [backend.renderer.vocabulary.encode(text) for text in texts]
         session = gateway.open_session(SessionSettings(training=True))

@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from agentrl.gateway import Gateway, SessionSettings
-from agentrl.gateway.exchange import retry_number
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
+from agentrl.gateway.retries import retry_number
 from agentrl.inference.contract import Capabilities
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
@@ -22,7 +22,9 @@ ASK = {"role": "user", "content": "What is 12 * 34?"}
 @pytest.fixture
 def own_gateway(backend, renderer):
     """A gateway that a test may start and stop."""
-    gateway = Gateway(backend, Capabilities(context_length=512, max_concurrency=8), renderer, body_limit=1000)
+    gateway = Gateway(
+        EngineCompleter(backend, Capabilities(context_length=512, max_concurrency=8), renderer), body_limit=1000
+    )
     yield gateway
     gateway.stop()
 

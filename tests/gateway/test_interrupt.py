@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from agentrl.gateway.interrupt import Interruptible
+from agentrl.loops import Interruptible
 
 
 class Ended(Exception):

@@ -8,8 +8,9 @@ import logging
 import openai
 import pytest
 
-from agentrl.gateway.credentials import new_credentials, redact, session_of
-from agentrl.gateway.exchange import Exchange
+from agentrl.gateway.contract import Exchange
+from agentrl.gateway.session import new_credentials, session_of
+from agentrl.redaction import redact
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 
@@ -96,13 +97,15 @@ def test_another_scheme_is_a_401(gateway, open_session, header):
     assert (reply.status, gateway.captures(authorization)) == (401, False)
 
 
-def exchange(session, **changes):
+def exchange(session, authorization=None, **changes):
     path = session.base_url.split("/", 3)[3]
     fields = {
         "method": "POST",
         "path": f"/{path}/chat/completions",
         "body": b'{"messages": [{"role": "user", "content": "x"}]}',
     }
+    if authorization is not None:
+        fields["headers"] = {"authorization": authorization}
     return Exchange(**(fields | changes))
 
 

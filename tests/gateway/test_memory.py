@@ -12,9 +12,9 @@ import tracemalloc
 
 import pytest
 
-from agentrl.gateway import RelayGateway, SessionSettings
-from agentrl.gateway.bodies import Bodies
-from agentrl.gateway.exchange import Exchange
+from agentrl.gateway import Gateway, RelayCompleter, SessionSettings
+from agentrl.gateway.contract import Exchange
+from agentrl.gateway.conversations import Bodies
 from agentrl.inference.contract import Capabilities, ChatCompletion
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
@@ -44,7 +44,7 @@ def converse(gateway, backend, turns, *, tools, edits=False):
                 "POST",
                 "/v1/chat/completions",
                 json.dumps(body).encode(),
-                f"Bearer {session.api_key}",
+                {"authorization": f"Bearer {session.api_key}"},
             )
             reply = await gateway.answer(exchange)
             assert reply.status == 200, reply.body
@@ -79,7 +79,7 @@ def kept(*conversation, **how):
 def test_a_session_of_four_times_the_turns_takes_little_more_than_four_times_the_memory(
     served, backend, monkeypatch, how
 ):
-    monkeypatch.setattr(served._caller, "capabilities", Capabilities(2**20, 8))
+    monkeypatch.setattr(served.completer, "capabilities", Capabilities(2**20, 8))
     converse(served, backend, 3, **how)
     few, many = (kept(served, backend, turns, **how) for turns in (10, 40))
     assert many <= 4.4 * few, f"{few} and {many} bytes"
@@ -99,7 +99,10 @@ def test_so_does_one_whose_calls_are_refused_and_the_errors_still_say_where_they
                 body = {"messages": messages} | ({"top_p": 0.5} if failure == "refused" else {})
                 backend.script[:] = [ValueError("out of memory")]
                 exchange = Exchange(
-                    "POST", "/v1/chat/completions", json.dumps(body).encode(), f"Bearer {session.api_key}"
+                    "POST",
+                    "/v1/chat/completions",
+                    json.dumps(body).encode(),
+                    {"authorization": f"Bearer {session.api_key}"},
                 )
                 assert (await served.answer(exchange)).status == (400 if failure == "refused" else 503)
                 backend.requests.clear()
@@ -121,7 +124,7 @@ def test_so_does_one_whose_calls_are_refused_and_the_errors_still_say_where_they
 
 
 def test_so_does_one_that_is_passed_on_to_an_endpoint():
-    gateway = RelayGateway(Parrot())
+    gateway = Gateway(RelayCompleter(Parrot()))
     converse(gateway, None, 3, tools=True)
     few, many = (kept(gateway, None, turns, tools=True) for turns in (10, 40))
     gateway.stop()

@@ -15,7 +15,7 @@ import pytest
 
 from agentrl.clients import direct_loopback
 from agentrl.config import load_config
-from agentrl.gateway import Gateway, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
 from agentrl.rollout.inline import InlineRunner
@@ -64,7 +64,7 @@ def environment(monkeypatch):
 @pytest.fixture
 def serving(backend, renderer):
     """Starts a gateway in the environment as it then is."""
-    gateway = Gateway(backend, Capabilities(context_length=1024, max_concurrency=8), renderer)
+    gateway = Gateway(EngineCompleter(backend, Capabilities(context_length=1024, max_concurrency=8), renderer))
 
     def serving():
         gateway.start()

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from agentrl.errors import BackendError, GatewayError
-from agentrl.gateway import RelayGateway, SessionSettings
+from agentrl.gateway import Gateway, RelayCompleter, SessionSettings
 from agentrl.inference.contract import ChatCapabilities, ChatCompletion, ChatRequest
 
 ASK = {"role": "user", "content": "What is 1 + 1?"}
@@ -55,8 +55,8 @@ def endpoint() -> ScriptedEndpoint:
 
 
 @pytest.fixture
-def relay(endpoint) -> Iterator[RelayGateway]:
-    gateway = RelayGateway(endpoint)
+def relay(endpoint) -> Iterator[Gateway]:
+    gateway = Gateway(RelayCompleter(endpoint))
     yield gateway
     gateway.stop()
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
-from agentrl.gateway.exchange import Exchange, Reply
-from agentrl.gateway.retries import Attempt, Retries
+from agentrl.gateway.contract import Exchange, Reply
+from agentrl.gateway.retries import RETRY_HEADER, Attempt, Retries, retry_number
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 QUICK = {"x-stainless-retry-count": "1"}
@@ -46,7 +46,7 @@ def test_a_backend_that_fails_once_is_asked_again_and_recorded_once(connection, 
             return await create(client)
 
     assert asyncio.run(agent()).choices[0].message.content == "It is 408."
-    assert [exchange.retry for exchange in answered] == [0, 1]
+    assert [retry_number(exchange.headers[RETRY_HEADER]) for exchange in answered] == [0, 1]
     assert len(session.calls) == 1
     assert backend.requests[0].sampling.seed == backend.requests[1].sampling.seed
     assert [error.side for error in session.refusals] == ["backend"]
@@ -193,7 +193,9 @@ def test_a_retry_of_a_call_under_way_waits_for_it(http, backend, open_session):
 def ask(gateway, session, retry=0, text="What is 12 * 34?"):
     """A request as an SDK sends it for the ``retry``th time; ``lost`` of its reply says that the client had gone."""
     body = json.dumps({"model": "x", "messages": [{"role": "user", "content": text}]}).encode()
-    exchange = Exchange("POST", "/v1/chat/completions", body, f"Bearer {session.api_key}", retry=retry)
+    exchange = Exchange(
+        "POST", "/v1/chat/completions", body, {"authorization": f"Bearer {session.api_key}", RETRY_HEADER: str(retry)}
+    )
     return asyncio.run(gateway.answer(exchange))
 
 
@@ -278,24 +280,24 @@ def test_a_client_that_still_waits_has_not_tried_again():
     """So what looks like its retry is another's, which was not seen before."""
     retries, body = Retries(), b"the same"
     first = retries.take(Exchange("POST", "/", body))
-    waiting = retries.take(Exchange("POST", "/", body, retry=1))
+    waiting = retries.take(Exchange("POST", "/", body, {RETRY_HEADER: "1"}))
     assert not waiting.done()
     reply = retries.succeed(first, Reply(200, b"first"), lambda arrived: None)
     assert waiting.result() is True
-    other = retries.take(Exchange("POST", "/", body, retry=1))
+    other = retries.take(Exchange("POST", "/", body, {RETRY_HEADER: "1"}))
     assert isinstance(other, Attempt)
     assert other is not first
     reply.lost()
-    assert retries.take(Exchange("POST", "/", body, retry=1)).body == b"first"
+    assert retries.take(Exchange("POST", "/", body, {RETRY_HEADER: "1"})).body == b"first"
 
 
 def test_of_several_who_wait_for_an_attempt_that_fails_one_makes_it():
     retries, body = Retries(), b"the same"
     first = retries.take(Exchange("POST", "/", body))
-    waiting = [retries.take(Exchange("POST", "/", body, retry=1)) for _ in range(2)]
+    waiting = [retries.take(Exchange("POST", "/", body, {RETRY_HEADER: "1"})) for _ in range(2)]
     retries.fail(first)
     assert [ended.result() for ended in waiting] == [False, False]
-    taken = [retries.take(Exchange("POST", "/", body, retry=1)) for _ in range(2)]
+    taken = [retries.take(Exchange("POST", "/", body, {RETRY_HEADER: "1"})) for _ in range(2)]
     assert taken[0] is first
     assert taken[1] is not first
 
@@ -312,27 +314,27 @@ whether it gives up then or has an answer at last."""
 @given(CLIENTS, st.data())
 def test_every_client_has_an_answer_of_its_own_however_often_they_all_try(clients, data):
     retries, made, got, delivered = Retries(), [], [], {}
-    turns = [index for index, (_, fates, _) in enumerate(clients) for _ in range(len(fates) + 1)]
-    fates = [[*fates, "given up" if gives_up else "arrived"] for _, fates, gives_up in clients]
+    turns = [index for index, (_, ends, _) in enumerate(clients) for _ in range(len(ends) + 1)]
+    ends = [[*ends, "given up" if gives_up else "arrived"] for _, ends, gives_up in clients]
     number = [int(unseen) for unseen, _, _ in clients]
     for index in data.draw(st.permutations(turns)):
-        fate = fates[index].pop(0)
-        if fate == "given up":
+        end = ends[index].pop(0)
+        if end == "given up":
             continue
-        taken = retries.take(Exchange("POST", "/", b"the same", retry=number[index]))
+        taken = retries.take(Exchange("POST", "/", b"the same", {RETRY_HEADER: str(number[index])}))
         number[index] += 1
-        if isinstance(taken, Attempt) and fate == "failed":
+        if isinstance(taken, Attempt) and end == "failed":
             retries.fail(taken)
             continue
         if isinstance(taken, Attempt):
             made.append(f"{len(made)}".encode())
             delivered[made[-1]] = True
             taken = retries.succeed(taken, Reply(200, made[-1]), partial(delivered.__setitem__, made[-1]))
-        if fate == "lost":
+        if end == "lost":
             taken.lost()
         else:  # Where the answer to an earlier attempt is given, none can fail.
             got.append(taken.body)
-            fates[index] = ["given up"] * len(fates[index])
+            ends[index] = ["given up"] * len(ends[index])
     assert len(set(got)) == len(got)
     assert {answer for answer, arrived in delivered.items() if arrived} == set(got)
     if len(clients) == 1 and not clients[0][0]:
@@ -347,7 +349,9 @@ def test_a_lost_answer_is_continued_only_where_none_like_it_arrived(gateway, bac
     answer = json.loads(arrived.body)["choices"][0]["message"]
     messages = [ASK, answer, {"role": "user", "content": "Sure?"}]
     body = json.dumps({"model": "x", "messages": messages}).encode()
-    asyncio.run(gateway.answer(Exchange("POST", "/v1/chat/completions", body, f"Bearer {session.api_key}")))
+    asyncio.run(
+        gateway.answer(Exchange("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {session.api_key}"}))
+    )
     assert [call.delivered for call in session.calls] == [False, True, True]
     assert session.calls[2].parent == id_of(arrived)
 
@@ -426,12 +430,11 @@ def test_a_fault_of_the_gateway_itself_is_a_500_that_is_not_retried(
 ):
     backend.says("It is 408.")
     session = open_session()
-    monkeypatch.setattr(json, "loads", lambda *_: 1 / 0)
 
     async def agent():
         async with connection.client(session) as client:
             with monkeypatch.context() as patch:
-                patch.setattr("agentrl.gateway.service.json.loads", lambda *_: 1 / 0)
+                patch.setattr("agentrl.gateway.gateway.read_json", lambda *_: 1 / 0)
                 await create(client)
 
     with pytest.raises(openai.InternalServerError):

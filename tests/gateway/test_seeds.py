@@ -90,13 +90,13 @@ def test_a_seed_that_is_no_whole_number_is_refused(in_process, backend, open_ses
 
 
 def test_a_backend_without_seeds_is_sent_none(served, in_process, backend, open_session, monkeypatch):
-    monkeypatch.setattr(served._caller, "capabilities", Capabilities(512, 8, sampling=frozenset({"temperature"})))
+    monkeypatch.setattr(served.completer, "capabilities", Capabilities(512, 8, sampling=frozenset({"temperature"})))
     found = seeds(in_process, backend, open_session(seed_key=KEY), ASKS)
     assert {seed for _, seed in found} == {Sampling().seed}
 
 
 def test_a_temperature_beyond_the_backends_is_refused_by_name(served, in_process, backend, open_session, monkeypatch):
-    monkeypatch.setattr(served._caller, "capabilities", Capabilities(512, 8, temperatures=(0.01, 2.0)))
+    monkeypatch.setattr(served.completer, "capabilities", Capabilities(512, 8, temperatures=(0.01, 2.0)))
     with pytest.raises(openai.BadRequestError, match=r"temperature=0\.005 .* samples at 0, and from 0\.01 to 2"):
         seeds(in_process, backend, open_session(seed_key=KEY), ASKS, temperature=0.005)
 

@@ -58,7 +58,7 @@ class Batches:
             max_workers=max_workers,
             episodes_per_worker=episodes_per_worker,
             logs=self.folder / "logs",
-            open_standing=self.gateway.open_standing,
+            open_worker_endpoint=self.gateway.open_worker_endpoint,
             warn=self.warnings.append,
             limits=limits,
         )

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tests.rollout.batches import Batches, left_over
 
-from agentrl.gateway import Gateway
+from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
@@ -29,7 +29,9 @@ class InstantBackend:
 @pytest.fixture(scope="session")
 def instant_gateway(chat_tokenizer) -> Iterator[Gateway]:
     renderer = load_renderer(chat_tokenizer)
-    gateway = Gateway(InstantBackend(renderer), Capabilities(context_length=4096, max_concurrency=64), renderer)
+    gateway = Gateway(
+        EngineCompleter(InstantBackend(renderer), Capabilities(context_length=4096, max_concurrency=64), renderer)
+    )
     gateway.start()
     yield gateway
     gateway.stop()

@@ -13,8 +13,8 @@ from openai import AsyncOpenAI
 
 from agentrl.agents.binding import bind_agent
 from agentrl.errors import PolicyError
-from agentrl.gateway import Gateway, SessionSettings
-from agentrl.gateway.exchange import Exchange
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
+from agentrl.gateway.contract import Exchange
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.rollout.contract import EpisodeKey
@@ -58,7 +58,7 @@ def run(tiny_folder):
     def run(scenario):
         async def main():
             backend = TorchBackend(BackendContext(tiny_folder))
-            gateway = Gateway(backend, await backend.start(), load_renderer(tiny_folder))
+            gateway = Gateway(EngineCompleter(backend, await backend.start(), load_renderer(tiny_folder)))
             try:
                 return await scenario(Stack(backend, gateway))
             finally:
@@ -263,7 +263,9 @@ def test_a_reward_is_shown_no_answer_that_the_agent_never_had(run):
         async def agent(data, *, base_url, api_key, http_client):
             await ask(base_url, api_key, http_client, data["question"])
             body = json.dumps({"messages": [{"role": "user", "content": "And 12 + 31?"}]}).encode()
-            reply = await stack.gateway.answer(Exchange("POST", "/v1/chat/completions", body, f"Bearer {api_key}"))
+            reply = await stack.gateway.answer(
+                Exchange("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {api_key}"})
+            )
             reply.lost()
             return "42"
 

@@ -22,7 +22,13 @@ class Endpoint:
 async def main(folder, end):
     process = AgentProcess(f"{folder}/my_agent.py:agent", {}, Path(sys.executable), worker_environment([], os.environ))
     runner = SubprocRunner(
-        process, concurrency=2, max_workers=2, episodes_per_worker=1, logs=None, open_standing=Endpoint, warn=print
+        process,
+        concurrency=2,
+        max_workers=2,
+        episodes_per_worker=1,
+        logs=None,
+        open_worker_endpoint=Endpoint,
+        warn=print,
     )
     async with runner:
         connection = {"base_url": "http://gateway.invalid/v1", "api_key": "none", "model": "policy"}

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from agentrl.gateway.credentials import new_credentials
+from agentrl.gateway.session import new_credentials
 from agentrl.rollout.subproc.log import WorkerLog
 from agentrl.rollout.subproc.output import Output
 

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 
 from agentrl import Trainer, load_config
 from agentrl.errors import ConfigError, PluginError
-from agentrl.gateway import Gateway, Session, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.reporting.plain import PlainReporter
@@ -33,7 +33,7 @@ def endpoint(tiny_folder) -> Iterator[Session]:
     """An endpoint that serves ``tiny``; what it was asked is in its ``calls``."""
     engine = TorchBackend(BackendContext(tiny_folder))
     capabilities = asyncio.run(engine.start())
-    gateway = Gateway(engine, capabilities, load_renderer(tiny_folder))
+    gateway = Gateway(EngineCompleter(engine, capabilities, load_renderer(tiny_folder)))
     gateway.start()
     yield gateway.open_session(SessionSettings(training=False, model="tiny-at-home"))
     gateway.stop()

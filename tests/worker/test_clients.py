@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from agentrl.gateway.credentials import new_credentials
+from agentrl.gateway.session import new_credentials
 
 COMPLETION = {
     "id": "chatcmpl-1",

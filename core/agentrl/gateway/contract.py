@@ -1,57 +1,264 @@
-"""What passes between the gateway and the rollout: session settings in, recorded calls out."""
+"""The gateway's contract: what a wire protocol, the rollout and a completer exchange with it.
+
+A *dialect* is one wire protocol, such as the chat completions API. It says which routes it serves, turns a request
+into a ``ModelRequest``, and turns the ``Completion`` or an error into a ``Reply``. A plugin adds one by an entry point
+of the group ``agentrl.dialects`` that names a class without constructor arguments, or an object::
+
+    [project.entry-points."agentrl.dialects"]
+    my-protocol = "my_package.protocol:MyProtocol"
+
+The gateway does the rest for every dialect alike: credentials, limits, retries, rendering, sampling, recording and
+keeping track of which answers were delivered. A *completer* turns a ``ModelRequest`` of a session into a recorded
+``Completion``. The rollout opens sessions with ``SessionSettings`` and reads the recorded calls as ``Call``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentrl.errors import GatewayError
+
+if TYPE_CHECKING:
+    from agentrl.gateway.session import Session
+
+__all__ = [
+    "Call",
+    "Completer",
+    "Completion",
+    "Dialect",
+    "Exchange",
+    "ModelRequest",
+    "Reply",
+    "Route",
+    "SessionSettings",
+    "WireRequest",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How the calls of one session are sampled and what they may ask for."""
+    """How the calls of one session are sampled, and what they may ask for."""
 
     training: bool
-    """In a training session, a field that the learner could not account for is refused."""
+    """Whether calls are trained on. If so, a field that changes the sampling distribution in a way that the learner
+    cannot account for is refused."""
     model: str = "policy"
-    """The name that responses carry; any name in a request is the policy."""
+    """The model name in responses; a request may use any name."""
     temperature: float = 1.0
-    """Used where a request sets none."""
+    """The temperature of requests that set none."""
     max_tokens: int | None = None
-    """Used where a request sets none."""
+    """The most tokens of a completion whose request sets no limit; ``None`` is what the context leaves."""
     override: Mapping[str, Any] = field(default_factory=dict)
-    """``rollout.override``: request fields that are replaced, or dropped where the value is ``None``; beside them
-    ``strict``, that of every tool."""
+    """``rollout.override``: request fields, by their names in the chat completions API, that are replaced, or dropped
+    where the value is ``None``; the additional name ``strict`` is that field of every tool."""
     versions: tuple[int, int] | None = None
-    """The oldest and the newest policy version that tokens may be of; ``None`` takes any."""
+    """The oldest and the newest policy version that sampled tokens may have; ``None`` accepts any."""
     seed_key: tuple[int | str, ...] = ()
-    """What every call's seed derives from: run seed, phase, version, task, sample."""
+    """What the seed of every call derives from: run seed, phase, version, task and sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One completed request to the model."""
+    """One completed request to the model, as it is recorded."""
 
     id: str
-    """The response id that the agent saw; its sampled span names it too."""
+    """The response id that the agent saw, which the sampled span in the token tree carries too."""
     parent: str | None
-    """Response id of the call whose conversation this one continues, judged by messages."""
+    """Response id of the call whose conversation this one continues, as judged by the messages."""
     request: Mapping[str, Any]
-    """The request as the gateway took it: messages, tools and sampling fields, plain JSON."""
+    """The request's body under ``rollout.override``, plain JSON: messages, tools and sampling fields."""
     message: Mapping[str, Any]
-    """The assistant message that the agent was given."""
+    """The assistant message that was answered, in the shape of the chat completions API."""
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
     fork_reason: str | None = None
     """Why the history was rendered in full instead of extended; ``None`` where it was extended or new."""
     overridden: tuple[str, ...] = ()
-    """Request fields that ``rollout.override`` replaced or dropped; ``strict`` is that of its tools."""
+    """Request fields that ``rollout.override`` replaced or dropped; ``strict`` is that field of the tools."""
     unmet: tuple[str, ...] = ()
-    """What the request asked for and did without, for nothing here can grant it: ``strict`` of its tools."""
+    """What the request asked for and was answered without, because nothing here can grant it: ``strict`` tools."""
     control_tokens: tuple[str, ...] = ()
-    """Control tokens that texts of users, systems and tools spell out, and the model reads as such. Those of the
-    conversation that it continues are not told again."""
+    """Control tokens that new texts of users, systems and tools spell out, and that the model reads as such."""
     delivered: bool = True
-    """Whether the agent has the answer, as far as is known: not where its client went before the last byte."""
+    """Whether the agent has the whole answer, as far as is known; not where its client left before the last byte."""
     seconds: float = 0.0
+    """How long the completion took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One HTTP request as the gateway takes it from a socket or from the in-process client."""
+
+    method: str
+    path: str = field(repr=False)
+    """The URL's path, percent-decoded. It may hold a capture token, which is secret."""
+    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Values by name in lower case. They hold the key of the session."""
+    loopback: bool = True
+    """Whether the request comes from this machine."""
+    in_process: bool = False
+    """Whether the request came through the in-process client, and not over a socket."""
+
+
+def _ignore() -> None:
+    """What happens when an answer is lost for which nobody keeps account."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer to a request."""
+
+    status: int
+    body: bytes | Iterable[bytes] | AsyncIterable[bytes] = field(repr=False)
+    """The whole body, or an iterator of its parts, each of which is sent as soon as the iterator yields it."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Header values by name in lower case. Without a ``content-type`` the body is ``application/json``."""
+    lost: Callable[[], None] = field(default=_ignore, repr=False, compare=False)
+    """Set by the gateway, for whoever sends the reply to call once if the client left before it had the last byte;
+    from any thread, and possibly after the session was closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path that a dialect serves, and the methods that it takes there.
+
+    ``HEAD`` comes with ``GET``, and the gateway answers ``OPTIONS`` itself.
+    """
+
+    path: str
+    """The path below the base URL, which ends in ``/v1``, such as ``/chat/completions``. ``{name}`` in it matches one
+    segment, and ``{name:path}`` at its end all that follow."""
+    methods: tuple[str, ...] = ("POST",)
+
+
+@dataclass(frozen=True, slots=True)
+class WireRequest:
+    """A request as a dialect reads it. Its session is known, and its method is one that the route takes."""
+
+    method: str
+    route: Route
+    """The route of the dialect that the path matched."""
+    parameters: Mapping[str, str]
+    """What the braces in the route's path matched."""
+    headers: Mapping[str, str]
+    """Values by name in lower case, credentials included."""
+    body: Mapping[str, Any]
+    """The JSON object in the body, under ``rollout.override``; empty where the request has no body."""
+    settings: SessionSettings
+    """The settings of the session."""
+    relayed: bool = False
+    """Whether the request is passed on to an endpoint of the chat completions API, which judges its fields itself;
+    see ``Completer.relays``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A request to the model, checked, in the terms of the chat completions API whichever protocol it came in."""
+
+    body: Mapping[str, Any]
+    """What is recorded as ``Call.request``: the body of the ``WireRequest``."""
+    messages: list[dict[str, Any]]
+    """The conversation in the shape of the chat completions API, plain JSON."""
+    tools: list[dict[str, Any]] | None = None
+    """The tools in the shape of the chat completions API; ``None`` where there are none."""
+    calls_tools: bool = True
+    """Whether a tool call in the completion is read as one; otherwise it stays text."""
+    one_call: bool = False
+    """Whether the completion ends with its first tool call."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The sampling fields that the request set, under their names in the chat completions API. Values may be
+    unchecked: the gateway refuses those that are wrong."""
+    logprobs: bool = False
+    """Whether the answer is to hold the log-probability of each token."""
+    top_logprobs: int = 0
+    """How many alternatives to report at each token."""
+    unmet: tuple[str, ...] = ()
+    """See ``Call.unmet``."""
+    relay: Mapping[str, Any] | None = None
+    """The body that an endpoint of the chat completions API is sent where the request is passed on; ``None`` has one
+    made of the messages, tools and fields above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model answered to a request."""
+
+    call: Call
+    """The call as recorded: response id, message, finish reason and token counts."""
+    model: str
+    """The model's name for the response."""
+    ids: tuple[int, ...] = ()
+    """The sampled token ids; empty where the call was passed on to an endpoint."""
+    logprobs: tuple[float, ...] = ()
+    """The natural log-probability of each id."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each id the likeliest (id, log-probability) pairs; empty where none were asked for."""
+    piece: Callable[[int, int | None], bytes] = field(default=lambda token, before: b"", repr=False, compare=False)
+    """Gives the bytes of a token's text, from its id and the id before it (``None`` at the beginning)."""
+    answer: Mapping[str, Any] | None = None
+    """The body with which an endpoint of the chat completions API answered, where the call was passed on to one."""
+
+
+class Dialect(Protocol):
+    """A wire protocol. One object serves every session from any thread, so it keeps no state of a request."""
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """What it serves. A route that another dialect serves too is an error when the gateway is made."""
+        ...
+
+    def override(self, body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Apply ``rollout.override``, which is not empty, to a request's body.
+
+        Returns the new body, and the names of the fields in it that were replaced or dropped. Raises ``GatewayError``
+        (400) for a field that an override cannot change.
+        """
+        ...
+
+    def parse(self, request: WireRequest) -> ModelRequest | Reply:
+        """Read a request to the model, or answer one that needs no model, such as a list of the models.
+
+        Raises ``GatewayError`` for what is wrong or cannot be done: nothing that was asked for may be ignored.
+        """
+        ...
+
+    def respond(self, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
+        """Write the answer. ``asked`` is what ``parse`` returned for ``request``.
+
+        Where the body is an iterator, this is called again with the same arguments if the client lost the answer and
+        asks for it again.
+        """
+        ...
+
+    def refuse(self, error: GatewayError) -> Reply:
+        """Write an error. Usually the reply has ``error.status``; it has no iterator as its body.
+
+        Besides errors of its own requests a dialect is given those of the gateway on its routes: 401, 404, 405, 413,
+        500 and so on. The gateway adds headers: ``x-should-retry``, and ``allow`` to a 405.
+        """
+        ...
+
+
+class Completer(Protocol):
+    """What has completions made: by an inference backend here, or by an endpoint elsewhere."""
+
+    @property
+    def relays(self) -> bool:
+        """Whether requests are passed on to an endpoint of the chat completions API, which judges their fields itself.
+
+        A dialect then checks only what it needs to read, and such an endpoint's own retries are already spent when a
+        call fails, so that clients are told not to retry.
+        """
+        ...
+
+    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
+        """Have one completion made, and record it in ``session`` with the fields that were ``overridden``.
+
+        A call that fails or is cancelled leaves no trace in the session. Raises ``GatewayError`` for what is wrong
+        with the request and ``BackendError`` for what failed behind it.
+        """
+        ...

@@ -1,27 +1,33 @@
-"""The conversations of a session: which recorded turn a request continues.
+"""The conversations of a session: which recorded turn a request continues, and the request bodies, stored once.
 
-A trie over messages. Turns of the assistant are compared by meaning, because frameworks rewrite them:
-absent content is empty, tool arguments are parsed JSON, ids of tool calls and fields that are null do
-not count, and thinking may have been left out or moved.
+Turns form a trie over messages. Turns of the assistant are compared by meaning, because frameworks rewrite them:
+absent content equals empty content, tool arguments are compared as parsed JSON, ids of tool calls and fields that are
+null do not count, and thinking may have been left out or moved.
+
+An agent sends its whole history with every call. ``Bodies`` keeps equal messages once, so that what is stored grows
+with the length of a conversation and not with its square.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import marshal
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.tokens.contract import Position
 from agentrl.tokens.template import Messages, text_of, thinking_of
 
-__all__ = ["Conversations", "Match", "MessageKey", "Turn", "message_key", "tools_key"]
+__all__ = ["Bodies", "Continuation", "Conversations", "Match", "MessageKey", "Turn", "message_key", "tools_key"]
 
 _MARKS = re.compile(r"</?think>|\s+")
+_NOTHING_SPELLED: frozenset[str] = frozenset()
 
 MessageKey = tuple[Any, ...]
-"""A message's meaning: role, name and text; of the assistant's, text and tool calls."""
+"""A message's meaning: role, name and text; for a turn of the assistant its role, text and tool calls."""
 
 
 @dataclass(slots=True)
@@ -29,17 +35,21 @@ class Turn:
     """A recorded completion, as the end of the conversation that led to it."""
 
     call: str
+    """The call's response id."""
     digest: bytes
-    """Of its seed: orders equal turns whichever was recorded first."""
-    position: Position | None
-    """Where the conversation goes on; ``None`` where what the agent saw ends inside a token."""
+    """What its seed derives from; orders equal turns independently of which was recorded first."""
     prompt_tokens: int
+    """How many tokens its prompt has; 0 where there are no tokens."""
     thinking: bool
-    """Whether thinking of the policy is among the ids of its conversation."""
+    """Whether the ids of its conversation hold thinking of the policy."""
     message: Mapping[str, Any]
     """What the agent was given."""
     tool_call_ids: tuple[str, ...]
+    position: Position | None = None
+    """Where in the token tree the conversation goes on; ``None`` where what the agent saw ends inside a token, or
+    where there are no tokens."""
     continued: int = 0
+    """How many calls continue it, those under way included."""
     delivered: bool = True
     """Whether the agent has it, as far as is known."""
 
@@ -52,7 +62,18 @@ class Match:
     messages: int
     """How many of the request's messages it holds."""
     fork_reason: str | None
-    """Why the rest cannot follow it, where that is known already."""
+    """Why the rest of the request cannot extend it, where that is known from the messages alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a request follows from what its session has recorded."""
+
+    match: Match
+    history: list[int]
+    """The token ids of the matched turn's conversation; empty where there is none."""
+    spelled: list[frozenset[str]]
+    """For each message of the request, the control tokens that the policy spelled out when it wrote it."""
 
 
 @dataclass(slots=True)
@@ -70,24 +91,33 @@ class Conversations:
         self._spelled: dict[MessageKey, frozenset[str]] = {}
 
     def add(self, tools: str, keys: Sequence[MessageKey], turn: Turn, spelled: frozenset[str] = frozenset()) -> None:
-        """Record ``turn`` at the end of the messages with ``keys``, its own among them.
+        """Record ``turn`` under the ``keys`` of all messages that lead to it, its own included.
 
-        ``spelled`` are the control tokens that it spells out.
+        ``spelled`` are the control tokens that its text spells out in other tokens.
         """
-        node = self._roots.setdefault(tools, _Node())
+        node = self._roots.get(tools)
+        if node is None:
+            node = self._roots[tools] = _Node()
         for key in keys:
-            node = node.children.setdefault(key, _Node())
+            child = node.children.get(key)
+            if child is None:
+                child = node.children[key] = _Node()
+            node = child
         node.turns.append(turn)
         self._sampled.add(keys[-1])
         if spelled:
-            self._spelled[keys[-1]] = spelled | self.spelled(keys[-1])
+            self._spelled[keys[-1]] = spelled | self._spelled.get(keys[-1], _NOTHING_SPELLED)
 
-    def spelled(self, key: MessageKey) -> frozenset[str]:
-        """The control tokens that turns which read as ``key`` does have spelled out."""
-        return self._spelled.get(key, frozenset())
+    def spelled(self, keys: Sequence[MessageKey]) -> list[frozenset[str]]:
+        """For each message the control tokens that recorded turns which read like it have spelled out."""
+        if not self._spelled:
+            return [_NOTHING_SPELLED] * len(keys)
+        return [self._spelled.get(key, _NOTHING_SPELLED) for key in keys]
 
     def find(self, tools: str, messages: Messages, keys: Sequence[MessageKey]) -> Match:
-        """The recorded turn that ``messages`` continue, under the same tools."""
+        """The recorded turn that ``messages`` continue, preferably under the same tools."""
+        if not self._roots:
+            return Match(None, 0, None)
         best, length, known = _longest(self._roots.get(tools), messages, keys)
         for other, root in self._roots.items():
             if other != tools:
@@ -95,7 +125,7 @@ class Conversations:
                 if longer > length:
                     return Match(turn, longer, "tools changed")
         replaced = known < len(messages) and known > 0 and messages[known]["role"] == "assistant"
-        if self._roots and (replaced or not self._sampled.isdisjoint(keys[length:])):
+        if replaced or not self._sampled.isdisjoint(keys[length:]):
             return Match(best, length, "history edited")
         return Match(best, length, None)
 
@@ -114,10 +144,11 @@ def _longest(root: _Node | None, messages: Messages, keys: Sequence[MessageKey])
 
 
 def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
-    """Of turns that read alike, the one with the message's thinking and tool call ids, if they tell; then one that
-    the agent has; then the one least continued, so that equal samples are each continued where several conversations
-    go on.
-    ``None`` where the message holds thinking that none of them has."""
+    """One of several turns that read alike; ``None`` where the message holds thinking that none of them has.
+
+    Preferred are, in this order, the turn with the message's thinking, the one with its tool call ids, one that the
+    agent has, and the one least continued, so that each of several equal samples is continued once.
+    """
     turns = [turn for turn in turns if _given_back(turn.message, message)]
     if len(turns) < 2:
         return turns[0] if turns else None
@@ -136,8 +167,7 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
 
 
 def _given_back(given: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
-    """Whether ``message``, which says what the turn ``given`` says, thinks nothing else: it has the same thinking,
-    wherever that stands, or has lost it."""
+    """Whether ``message``, whose text is that of the turn ``given``, has the same thinking in any place, or none."""
     if not thinking_of(message) or _all_of(message) == _all_of(given):
         return True
     reasoning = _reasoning(message)
@@ -153,23 +183,26 @@ def _all_of(message: Mapping[str, Any]) -> str:
 
 
 def _bare(text: str) -> str:
-    """``text`` without what frameworks change where they move thinking: its marks, and white space."""
+    """``text`` without what frameworks change when they move thinking: its marks, and white space."""
     return _MARKS.sub("", text)
 
 
 def message_key(message: Mapping[str, Any]) -> MessageKey:
-    """Equal for messages of equal meaning."""
+    """A key that is equal for messages of equal meaning."""
     role = message["role"]
     text = text_of(message)
     if role != "assistant":
         return ("system" if role == "developer" else role, message.get("name"), text)
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    calls = message.get("tool_calls")
     spoken = text.rpartition("</think>")[2].strip()
-    return (role, spoken, *((call["name"], _meaning(call["arguments"])) for call in calls))
+    if not calls:
+        return (role, spoken)
+    functions = [call["function"] for call in calls]
+    return (role, spoken, *((function["name"], _meaning(function["arguments"])) for function in functions))
 
 
 def tools_key(tools: Sequence[object] | None) -> str:
-    """Equal for equal tools in the same order."""
+    """A key that is equal for equal tools in the same order: their JSON, or empty without tools."""
     return json.dumps(tools) if tools else ""
 
 
@@ -178,3 +211,72 @@ def _meaning(arguments: str) -> str:
         return json.dumps(json.loads(arguments), sort_keys=True)
     except (ValueError, RecursionError):
         return arguments
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Link:
+    """The last item of a list, and the list before it: lists that begin alike share their beginning."""
+
+    before: _Link | None
+    item: Mapping[str, Any]
+
+    def items(self) -> list[Mapping[str, Any]]:
+        """The whole list."""
+        items: list[Mapping[str, Any]] = []
+        link: _Link | None = self
+        while link is not None:
+            items.append(link.item)
+            link = link.before
+        items.reverse()
+        return items
+
+
+class Body(Mapping[str, Any]):
+    """A request's body, plain JSON, whose lists of objects are assembled when they are read."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._fields[name]
+        return value.items() if isinstance(value, _Link) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        """Copies and pickles are plain dicts."""
+        return dict, (dict(self),)
+
+
+class Bodies:
+    """Request bodies that share equal messages and tools. Not thread-safe: its session serialises access."""
+
+    def __init__(self) -> None:
+        self._links: dict[tuple[_Link | None, bytes], _Link] = {}
+        self._items: dict[bytes, Mapping[str, Any]] = {}
+
+    def keep(self, body: Mapping[str, Any]) -> Body:
+        """``body`` as it is to be kept. The caller must not change it, or anything in it, afterwards."""
+        return Body({name: self._kept(value) if type(value) is list else value for name, value in body.items()})
+
+    def _kept(self, value: list[Any]) -> Any:
+        if not value or not all(isinstance(item, dict) for item in value):
+            return value
+        link: _Link | None = None
+        for item in value:
+            # By the exact value: 1, 1.0 and true are equal to Python, and one would be kept in place of another.
+            digest = hashlib.blake2b(marshal.dumps(item, 2), digest_size=16).digest()
+            known = self._links.get((link, digest))
+            if known is None:
+                known = self._links[link, digest] = _Link(link, self._items.setdefault(digest, item))
+            link = known
+        return link

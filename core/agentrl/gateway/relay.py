@@ -1,53 +1,43 @@
-"""A gateway in front of somebody else's endpoint: calls are passed on, and recorded without tokens."""
+"""The completer of an endpoint elsewhere: requests are passed on to a chat backend, and recorded without tokens."""
 
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError
-from agentrl.gateway.contract import Call
+from agentrl.gateway.completer import new_call_id
+from agentrl.gateway.contract import Call, Completion, ModelRequest
 from agentrl.gateway.conversations import Turn, message_key, tools_key
-from agentrl.gateway.dialects.relayed_chat import RelayedChat
-from agentrl.gateway.request import Completion, ModelRequest
-from agentrl.gateway.service import BODY_LIMIT, Gateway
 from agentrl.gateway.session import Session
 from agentrl.inference.contract import ChatBackend, ChatCompletion, ChatRequest
 from agentrl.tokens.template import Message
 
-__all__ = ["Relay", "RelayGateway"]
+__all__ = ["RelayCompleter"]
 
 
-class RelayGateway(Gateway):
-    """Sessions in front of a chat backend; for everybody who uses it a gateway like the other."""
-
-    tries_again = True
-
-    def __init__(self, backend: ChatBackend, *, body_limit: int = BODY_LIMIT) -> None:
-        self._caller = Relay(backend)
-        self._set_up(RelayedChat(), body_limit=body_limit)
-
-
-class Relay:
+class RelayCompleter:
     """Has requests completed by a chat backend and records them in their session."""
+
+    relays = True
 
     def __init__(self, backend: ChatBackend) -> None:
         self.backend = backend
 
     async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
-        """See ``Completes``."""
+        """Pass a request on and record the answer; see ``Completer.complete``."""
         began = time.monotonic()
         tools, messages = tools_key(request.tools), [_readable(message) for message in request.messages]
         keys = [message_key(message) for message in messages]
-        with session.planned(tools, messages, keys) as plan:
+        continues = session.continuation(tools, messages, keys)
+        try:
             completion = await self._ask(session, request)
             call = Call(
-                id=f"chatcmpl-{secrets.token_hex(12)}",
-                parent=plan.match.turn.call if plan.match.turn else None,
-                request=request.body,
+                id=new_call_id(),
+                parent=continues.match.turn.call if continues.match.turn else None,
+                request=session.keep(request.body),
                 message=completion.message,
                 finish_reason=completion.finish_reason,
                 prompt_tokens=completion.prompt_tokens,
@@ -56,11 +46,22 @@ class Relay:
                 seconds=time.monotonic() - began,
             )
             answer = _readable({**completion.message, "role": "assistant"})
-            session.record_relayed(call, tools, [*keys, message_key(answer)], _turn(call, answer))
+            turn = Turn(
+                call=call.id,
+                digest=call.id.encode(),
+                prompt_tokens=0,
+                thinking=False,
+                message=answer,
+                tool_call_ids=tuple(made["id"] for made in answer["tool_calls"]),
+            )
+            session.record(call, turn, tools, [*keys, message_key(answer)])
+        except BaseException:
+            session.abandon(continues)
+            raise
         return Completion(call, session.settings.model, answer=completion.answer)
 
     async def _ask(self, session: Session, request: ModelRequest) -> ChatCompletion:
-        settings, body = session.settings, request.body
+        settings, body = session.settings, _chat_body(request)
         seed = body.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool):
             body = {**body, "seed": session.draws.mixed(seed)}
@@ -68,24 +69,25 @@ class Relay:
             return await self.backend.complete(ChatRequest(body, settings.temperature, settings.max_tokens))
         except AgentRLError:
             raise
-        except Exception as error:  # The boundary to a plugin: whatever it raises is the backend's failure.
+        except Exception as error:  # The boundary to a plugin.
             raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
 
 
-def _turn(call: Call, message: Message) -> Turn:
-    return Turn(
-        call=call.id,
-        digest=call.id.encode(),
-        position=None,
-        prompt_tokens=0,
-        thinking=False,
-        message=message,
-        tool_call_ids=tuple(made["id"] for made in message["tool_calls"]),
-    )
+def _chat_body(request: ModelRequest) -> Mapping[str, Any]:
+    """A request to the chat completions API: as it came in, or made of what a dialect has read."""
+    if request.relay is not None:
+        return request.relay
+    body: dict[str, Any] = {"messages": request.messages, **request.fields}
+    if request.tools:
+        body |= {"tools": request.tools, "tool_choice": "auto" if request.calls_tools else "none"}
+        body |= {"parallel_tool_calls": False} if request.one_call else {}
+    if request.logprobs:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    return body
 
 
 def _readable(message: Mapping[str, Any]) -> Message:
-    """A message of any shape in that which conversations are told apart by: what is no text stands as its JSON."""
+    """A message of any shape in the one that conversations are compared in: what is not text becomes its JSON."""
     calls = message.get("tool_calls")
     return {
         "role": _text(message.get("role")),

@@ -1,126 +1,194 @@
-"""Which requests are one: the retries that an SDK marks, and what they are retries of."""
+"""Retries: which requests of a session are one call, and what a retry is answered.
+
+SDKs mark a request that they send again with a header. Attempt ``n`` at a call belongs to an attempt ``n - 1`` with
+the same body that was seen here and of no use to its client: one that failed is made again, and an answer that was
+lost on its way is given again. Equal bodies alone make no retry, because agents ask the same thing several times for
+several samples. Nor does the mark alone where the first attempt was answered: the marked request may be a sample whose
+first attempt failed before it came here. Only where the answered attempt was a retry itself is the next one taken to
+follow it, since two samples that both came so late are very unlikely.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from agentrl.gateway.exchange import Exchange, Reply
+from agentrl.gateway.contract import Exchange, Reply
 
-__all__ = ["Attempt", "Retries"]
+__all__ = ["RETRY_HEADER", "Attempt", "Retries", "parts", "retry_number"]
+
+_log = logging.getLogger(__name__)
+
+RETRY_HEADER = "x-stainless-retry-count"
+"""The header by which an SDK says how often it has sent a request before."""
+
+_MOST_RETRY_DIGITS = 9
 
 State = Literal["lost", "failed", "under way", "answered"]
 _FIRST: dict[State, int] = {"lost": 0, "failed": 1, "under way": 2, "answered": 3}
-"""Whom a retry is taken for, of several: who has tried in vain as far as is known, then who may be about to."""
+"""Which of several attempts a retry belongs to: first one whose client is known to have nothing, then one whose client
+may be about to retry."""
+
+
+def retry_number(header: str) -> int:
+    """How often a request was sent before, by the value of its ``RETRY_HEADER``; 0 for what no SDK would write."""
+    number = header.strip()
+    return int(number) if number.isascii() and number.isdigit() and len(number) <= _MOST_RETRY_DIGITS else 0
+
+
+async def parts(body: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """The parts of a reply's body one after another. Closing this closes a body that is an async generator."""
+    try:
+        if isinstance(body, AsyncIterable):
+            async for part in body:
+                yield part
+        else:
+            for part in body:
+                yield part
+    except Exception:
+        _log.exception("an answer broke off because its body raised an error")
+        raise
+    finally:
+        if isinstance(body, AsyncGenerator):
+            await body.aclose()
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One call, and the latest attempt at it."""
+    """A call, and the latest attempt at it."""
 
-    body: bytes
-    """Digest of the request's body."""
+    request: bytes
+    """Digest of the request's path and body."""
     number: int
-    """How often it was tried before."""
+    """How often the call was attempted before."""
     state: State = "under way"
     reply: Reply | None = None
+    """The answer, once there is one."""
+    again: Callable[[], Reply] | None = None
+    """Gives the answer once more, where the body of ``reply`` is an iterator, which is of no use twice."""
     arrived: Callable[[bool], None] | None = None
-    """Is told that the answer was lost, and that it is given again."""
+    """Is called with ``False`` where the client turns out not to have the answer, and with ``True`` where it has."""
     waiting: list[Future[bool]] = field(default_factory=list)
-    """Who wants to know how it ends: whether it was answered."""
+    """Retries that wait for the end of the attempt; told whether it was answered."""
 
 
 class Retries:
-    """The requests of one session; use it from any thread.
-
-    Attempt ``n`` at a call belongs to an attempt ``n - 1`` with the same body that was seen and that was of no use to
-    its client, and to nothing else: one that failed is made again, an answer that was lost is given again. Equal bodies
-    alone do not make a retry, for agents ask the same thing several times for several samples; nor does the mark where
-    the one before was answered, for a sample may have failed before it came here. Only where that was a retry too, is
-    the next one taken to follow it: two samples that came here so late are one in a million.
-    """
+    """The requests of one session. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._attempts: dict[bytes, list[Attempt]] = {}
         self._lock = threading.Lock()
 
-    def take(self, exchange: Exchange) -> Attempt | Reply | Future[bool]:
-        """What to do about a request: make the attempt and end it with ``succeed`` or ``fail``, give the reply again,
-        or wait for an attempt that it may be the retry of, and take it then."""
-        body = hashlib.blake2b(exchange.body, digest_size=16).digest()
+    def take(self, exchange: Exchange, route: str = "") -> Attempt | Reply | Future[bool]:
+        """What to do about a request to ``route``.
+
+        An ``Attempt`` is to be made, and ended by ``succeed`` or ``fail``; a ``Reply`` is to be sent. A ``Future`` is
+        that of an attempt under way, which the request may be a retry of: wait for it, then call this again.
+        """
+        digest = hashlib.blake2b(exchange.body, digest_size=16)
+        digest.update(route.encode())
+        request = digest.digest()
+        number = retry_number(exchange.headers.get(RETRY_HEADER, ""))
         with self._lock:
-            earlier = self._repeated(body, exchange.retry - 1) if exchange.retry else None
+            earlier = self._repeated(request, number - 1) if number else None
             if earlier is None:
-                attempt = Attempt(body, exchange.retry)
-                self._attempts.setdefault(body, []).append(attempt)
+                attempt = Attempt(request, number)
+                self._attempts.setdefault(request, []).append(attempt)
                 return attempt
             if earlier.state == "under way":
                 ended: Future[bool] = Future()
                 earlier.waiting.append(ended)
                 return ended
-            earlier.number = exchange.retry
-            return self._again(earlier)
+            earlier.number = number
+            reply = earlier.reply
+            if reply is None:
+                earlier.state = "under way"
+                return earlier
+            if earlier.state == "lost" and earlier.arrived is not None:
+                earlier.arrived(True)
+            earlier.state = "answered"
+        return self._sent(earlier, reply if earlier.again is None else earlier.again())
 
-    def _repeated(self, body: bytes, number: int) -> Attempt | None:
-        """The attempt of this number that a retry may be one of."""
+    def _repeated(self, request: bytes, number: int) -> Attempt | None:
+        """The attempt with this number that a retry may follow."""
         possible: Iterable[Attempt] = (
             attempt
-            for attempt in self._attempts.get(body, ())
+            for attempt in self._attempts.get(request, ())
             if attempt.number == number and (attempt.state != "answered" or number > 0)
         )
         return min(possible, key=lambda attempt: _FIRST[attempt.state], default=None)
 
-    def _again(self, attempt: Attempt) -> Attempt | Reply:
-        """An attempt that has ended, for its next: to be made, or its answer."""
-        if attempt.reply is None:
-            attempt.state = "under way"
-            return attempt
-        if attempt.state == "lost" and attempt.arrived is not None:
-            attempt.arrived(True)
-        return self._sent(attempt, attempt.reply)
+    def succeed(
+        self,
+        attempt: Attempt,
+        reply: Reply,
+        arrived: Callable[[bool], None],
+        again: Callable[[], Reply] | None = None,
+    ) -> Reply:
+        """End an attempt with its answer, and return the reply to send.
+
+        ``arrived`` is called with ``False`` where the client leaves before it has the whole answer, and with ``True``
+        where it has it after all. An answer whose body is an iterator has not arrived before all of it was sent;
+        ``again`` gives such an answer once more, for a retry of a lost one.
+        """
+        with self._lock:
+            attempt.reply, attempt.arrived = reply, arrived
+            attempt.again = None if isinstance(reply.body, bytes) else again
+            attempt.state = "answered"
+            if attempt.number == 0:  # Nobody can ask for it, unless it is lost.
+                self._forget(attempt)
+            self._end(attempt, answered=True)
+        return self._sent(attempt, reply)
+
+    def fail(self, attempt: Attempt) -> None:
+        """End an attempt that left no trace. Its next retry makes it again."""
+        with self._lock:
+            attempt.state = "failed"
+            self._end(attempt, answered=False)
 
     def _sent(self, attempt: Attempt, reply: Reply) -> Reply:
-        attempt.state = "answered"
-        return replace(reply, lost=partial(self._lost, attempt, attempt.number))
+        lost = partial(self._lost, attempt, attempt.number)
+        if isinstance(reply.body, bytes):
+            return replace(reply, lost=lost)
+        if attempt.arrived is not None:
+            attempt.arrived(False)
+        return replace(reply, body=self._parts(reply.body, attempt, attempt.number), lost=lost)
+
+    async def _parts(
+        self, body: Iterable[bytes] | AsyncIterable[bytes], attempt: Attempt, number: int
+    ) -> AsyncGenerator[bytes, None]:
+        """The parts of a body. The answer has arrived once a part after the last one is asked for."""
+        async with aclosing(parts(body)) as coming:
+            async for part in coming:
+                yield part
+        with self._lock:
+            if attempt.number == number and attempt.state == "answered" and attempt.arrived is not None:
+                attempt.arrived(True)
 
     def _lost(self, attempt: Attempt, number: int) -> None:
-        """The client went before it had the answer to the attempt of this number."""
+        """The client left before it had the answer to the attempt with this number."""
         with self._lock:
             if attempt.number != number or attempt.state != "answered":
                 return
             attempt.state = "lost"
-            same = self._attempts.setdefault(attempt.body, [])
+            same = self._attempts.setdefault(attempt.request, [])
             if attempt not in same:
                 same.append(attempt)
             if attempt.arrived is not None:
                 attempt.arrived(False)
 
-    def succeed(self, attempt: Attempt, reply: Reply, arrived: Callable[[bool], None]) -> Reply:
-        """The attempt was answered: the reply, to be sent. ``arrived`` is called with ``False`` where its client goes
-        before it has the answer, and with ``True`` where that is given again."""
-        with self._lock:
-            attempt.reply, attempt.arrived = reply, arrived
-            if attempt.number == 0:  # Nobody can ask for it, unless it is lost.
-                self._forget(attempt)
-            self._end(attempt, answered=True)
-            return self._sent(attempt, reply)
-
-    def fail(self, attempt: Attempt) -> None:
-        """The attempt left no trace; its next retry makes it again."""
-        with self._lock:
-            attempt.state = "failed"
-            self._end(attempt, answered=False)
-
     def _forget(self, attempt: Attempt) -> None:
-        attempts = self._attempts[attempt.body]
+        attempts = self._attempts[attempt.request]
         attempts.remove(attempt)
         if not attempts:
-            del self._attempts[attempt.body]
+            del self._attempts[attempt.request]
 
     def _end(self, attempt: Attempt, *, answered: bool) -> None:
         waiting, attempt.waiting = attempt.waiting, []

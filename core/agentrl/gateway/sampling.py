@@ -1,17 +1,24 @@
-"""Which sampling fields a session grants, and what they come to."""
+"""How a completion is sampled: which fields a session grants, what they come to, and the seeds.
+
+A call's seed derives from the session's seed and from what is asked, never from when it is asked. So an evaluation
+repeats exactly, and equal requests of one episode still give different samples.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import sys
-from collections.abc import Mapping
-from typing import Any
+import threading
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from agentrl.errors import GatewayError, shown
-from agentrl.gateway.contract import SessionSettings
-from agentrl.gateway.request import ModelRequest
+from agentrl.gateway.contract import ModelRequest, SessionSettings
 from agentrl.inference.contract import Capabilities, Sampling
 
-__all__ = ["resolve_sampling"]
+__all__ = ["Draw", "Draws", "resolve_sampling"]
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_p": (1,),
@@ -22,7 +29,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "logit_bias": ({},),
 }
-"""Values of the fields that reshape the distribution at which they leave it alone."""
+"""The fields that reshape the distribution, with the values at which they have no effect."""
 
 
 def resolve_sampling(
@@ -34,11 +41,11 @@ def resolve_sampling(
     seed: int,
     stop_ids: frozenset[int],
 ) -> Sampling:
-    """How a completion is sampled: the request's fields over the session's defaults.
+    """How a completion is sampled: by the fields of the request, and by the session's defaults where it sets none.
 
-    ``room`` is what the context leaves, in tokens; ``seed``, in which the request's own is mixed, is used where the
-    backend honours one. Raises ``GatewayError`` (400) for what a training session cannot account for or the backend
-    cannot do.
+    ``room`` is how many tokens the context leaves, ``seed`` what a backend that takes seeds is given (the request's own
+    is mixed into it already), and ``stop_ids`` end the completion. Raises ``GatewayError`` (400) for what a training
+    session cannot account for, and for what the backend cannot do.
     """
     fields = request.fields
     _check_distribution(request, settings, capabilities)
@@ -59,7 +66,7 @@ def resolve_sampling(
 
 def _check_distribution(request: ModelRequest, settings: SessionSettings, capabilities: Capabilities) -> None:
     fields = request.fields
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in _NEUTRAL.items() if fields else ():
         if fields.get(name) is not None and fields[name] not in neutral:
             _check_reshaping(name, fields[name], settings, capabilities)
     if settings.training and _number(fields, "temperature", settings.temperature) == 0:
@@ -137,3 +144,68 @@ def _stop(value: Any) -> tuple[str, ...]:
             f"stop={shown(value, 80)} is neither a text nor a list of texts", param="stop", code="invalid_type"
         )
     return tuple(strings)
+
+
+class Draw(NamedTuple):
+    """What a call's randomness derives from: digests that hold the session's seed."""
+
+    request: bytes
+    """Digest of the request, which equal requests share."""
+    call: bytes
+    """Digest of the request and of ``number``, which is unique to the call."""
+    number: int
+    """The call's number among equal requests, from 0."""
+
+
+class _Numbers:
+    """Numbers from 0, smallest first; one that is given back is the next to be taken."""
+
+    def __init__(self) -> None:
+        self._given_back: list[int] = []
+        self._fresh = 0
+
+    def take(self) -> int:
+        if self._given_back:
+            return heapq.heappop(self._given_back)
+        self._fresh += 1
+        return self._fresh - 1
+
+    def give_back(self, number: int) -> None:
+        heapq.heappush(self._given_back, number)
+
+
+class Draws:
+    """The randomness of one session. Safe to use from any thread."""
+
+    def __init__(self, seed_key: tuple[int | str, ...]) -> None:
+        self._seed = hashlib.sha256(repr(seed_key).encode())
+        self._numbers: dict[bytes, _Numbers] = {}
+        self._lock = threading.Lock()
+
+    def take(self, prompt_ids: Sequence[int], fields: str) -> Draw:
+        """What everything random about a request derives from. A request that fails must ``give_back`` its draw.
+
+        Requests are equal where they have the same prompt, which stands for the parent chain and the messages as the
+        model sees them, and the same sampling ``fields``, as canonical JSON.
+        """
+        shared = self._seed.copy()
+        shared.update(array("q", prompt_ids).tobytes())
+        shared.update(fields.encode())
+        key = shared.digest()
+        with self._lock:
+            numbers = self._numbers.get(key)
+            if numbers is None:
+                numbers = self._numbers[key] = _Numbers()
+            number = numbers.take()
+        return Draw(key, hashlib.sha256(key + number.to_bytes(4)).digest(), number)
+
+    def give_back(self, draw: Draw) -> None:
+        """Let the next request equal to a failed one have its draw."""
+        with self._lock:
+            self._numbers[draw.request].give_back(draw.number)
+
+    def mixed(self, seed: int) -> int:
+        """A request's own ``seed`` as it is passed to an endpoint: from 0 to 2**31, and different in every episode."""
+        digest = self._seed.copy()
+        digest.update(repr(seed).encode())
+        return int.from_bytes(digest.digest()[:4]) >> 1

@@ -1,39 +1,85 @@
-"""The HTTP server: the application on a thread of its own."""
+"""The HTTP server of the gateway: a thread, its connections, and the ASGI application.
+
+uvicorn parses HTTP. ``Connection`` goes before its protocol class and adds what that lacks: limits on how long a client
+may take to send a request, and word of which answers a client did not receive.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import http
+import ipaddress
+import logging
 import socket
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from agentrl.errors import RunError
-from agentrl.gateway.connections import Limits, guarded
-from agentrl.gateway.credentials import redact_log
-from agentrl.gateway.exchange import Service
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from agentrl.errors import GatewayError, RunError
+from agentrl.gateway.contract import Exchange, Reply
 from agentrl.loops import AwakeClock, Ticker
+from agentrl.redaction import redact_log
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import Receive, Scope, Send
+    from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Protocol
+    from uvicorn.server import ServerState
 
-__all__ = ["DEFAULT_LIMITS", "Server"]
+    from agentrl.gateway.gateway import Gateway
+else:
+    _Protocol = object
 
-DEFAULT_LIMITS = Limits()
+__all__ = ["DEFAULT_LIMITS", "Application", "Connection", "ConnectionLimits", "Server"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What a client may use of the server's time and memory. A client on the same machine needs a thousandth of it."""
+
+    header_s: float = 30.0
+    """Seconds for a request's header to arrive, from when the connection opens or from the header's first byte."""
+    body_s: float = 120.0
+    """Seconds for the body to arrive, from the end of the header."""
+    header_bytes: int = 64 * 2**10
+    """Most bytes of a request's header."""
+    idle_s: int = 600
+    """Seconds that a connection is kept without a request. More than clients keep one, because a request that a client
+    writes while the server closes the connection fails."""
+    stop_s: float = 2.0
+    """Seconds that answers under way have to be written once the server stops; then their connections are cut."""
+
+
+DEFAULT_LIMITS = ConnectionLimits()
 
 DEADLINE_S = 30.0
-"""How long the server may take to start, or to end what it is doing."""
+"""Seconds that the server may take to start, or to stop."""
 
 _BACKLOG = 4096
 _HEADER_ROOM = 2**20
-"""What h11 takes of a header before it finds it too long itself: more than comes at once beyond our own limit."""
+"""Bytes of a header beyond our own limit before the parser h11 refuses it itself: more than arrives at once."""
+_STATE = "agentrl.connection"
+
+_log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves on a free port of the loopback interface, from a thread with an event loop of its own: an
-    agent that blocks its loop does not block the others' calls."""
+    """Serves a gateway on a free port of the loopback interface.
 
-    def __init__(self, service: Service, limits: Limits = DEFAULT_LIMITS, clock: AwakeClock | None = None) -> None:
-        """By ``clock`` the limits are kept; a pause of the process is no client's time."""
-        self._service = service
+    It has a thread and an event loop of its own, so that an agent that blocks its loop does not block other calls.
+    """
+
+    def __init__(
+        self, gateway: Gateway, limits: ConnectionLimits = DEFAULT_LIMITS, clock: AwakeClock | None = None
+    ) -> None:
+        """``clock`` measures the limits; by default one that stands still while the process is paused."""
+        self._gateway = gateway
         self._limits = limits
         self._clock = clock or AwakeClock()
         self._ticker: Ticker | None = None
@@ -43,7 +89,7 @@ class Server:
         """Where it serves; ``None`` while it does not."""
 
     def start(self) -> None:
-        """Serve. Raises ``RunError`` if that does not come about in time."""
+        """Start to serve, and return once clients can connect. Raises ``RunError`` where that takes too long."""
         if self._thread is not None:
             return
         listener = _listener()
@@ -57,25 +103,21 @@ class Server:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def _made(self) -> uvicorn.Server:
-        # Where it is used: a light install has neither, and runs agents for somebody else's gateway.
         import uvicorn
         from uvicorn.protocols.http.auto import AutoHTTPProtocol
-
-        from agentrl.gateway.http import application
 
         for name in ("uvicorn.access", "uvicorn.asgi", "uvicorn.error"):
             redact_log(name)
         made: list[uvicorn.Server] = []
-        protocol = guarded(
-            AutoHTTPProtocol,
-            self._limits,
-            refusal=self._service.refusal,
-            stopping=lambda: made[0].should_exit,
-            now=self._clock.time,
-        )
+        members = {
+            "limits": self._limits,
+            "refusal": staticmethod(self._gateway.refusal),
+            "stopping": staticmethod(lambda: made[0].should_exit),
+            "now": staticmethod(self._clock.time),
+        }
         config = uvicorn.Config(
-            application(self._service, self._limits),
-            http=protocol,
+            Application(self._gateway, self._limits),
+            http=type(f"Guarded{AutoHTTPProtocol.__name__}", (Connection, AutoHTTPProtocol), members),
             log_config=None,
             lifespan="off",
             ws="none",
@@ -99,7 +141,7 @@ class Server:
         raise RunError(f"the gateway's HTTP server did not start within {DEADLINE_S:g} s")
 
     def stop(self) -> None:
-        """End the server and its thread. Raises ``RunError`` if it does not end in time; safe to call twice."""
+        """End the server and its thread. Safe to call twice. Raises ``RunError`` where they do not end in time."""
         server, thread = self._server, self._thread
         self._server = self._thread = self.url = None
         if server is None or thread is None:
@@ -114,10 +156,10 @@ class Server:
 
 
 def _listener() -> socket.socket:
-    """A socket that listens on a free port of this machine.
+    """A socket that listens on a free port of the loopback interface.
 
-    Its protocol is named: on what a listener of protocol 0 accepts, asyncio sets no TCP_NODELAY, and every answer
-    after a connection's first then waits for the client's delayed acknowledgement of its header.
+    Its protocol is named because asyncio sets TCP_NODELAY only then. Without it, every answer after a connection's
+    first waits for the client's delayed acknowledgement of its header.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -127,3 +169,285 @@ def _listener() -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+class Connection(_Protocol):
+    """A connection, which watches over uvicorn's protocol class, whichever parser that uses.
+
+    A client that sends a request too slowly, or too long a header, is refused and its connection closed, even while
+    bytes still arrive. What is not HTTP is refused in the same form as other errors. ``Server`` derives the class that
+    is used, with the four attributes below.
+    """
+
+    limits: ConnectionLimits
+    refusal: Callable[[Exception, str], Reply]
+    """Writes an error for a path."""
+    stopping: Callable[[], bool]
+    """Whether the server stops."""
+    now: Callable[[], float]
+    """The time by which the limits are measured, in seconds."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, {**app_state, _STATE: self}, _loop)
+        self.logger = _log
+        self.access_log = False
+        self._began: float | None = None
+        """When the client began to send the current header or body; ``None`` between requests."""
+        self._header_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost: Callable[[], None] | None = None
+
+    def answering(self, lost: Callable[[], None]) -> None:
+        """An answer is about to be sent. ``lost`` is called if the client leaves before it has all of it."""
+        self._lost = lost
+        if self.transport.is_closing():
+            self._tell_lost()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Watch a new connection, or cut one that opens while the server stops."""
+        super().connection_made(transport)
+        if self.stopping():
+            self.loop.call_soon(transport.abort)
+        self._begin()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes, and follow where in a request they end."""
+        before = self.cycle
+        in_body = self._in_body
+        super().data_received(data)
+        if self.cycle is not before:  # A header is complete; so the client has had the answer before.
+            self._lost, self._began, self._header_bytes = None, None, 0
+            if self._in_body:
+                self._begin()
+        elif not in_body:
+            self._header_bytes += len(data)
+            if self._began is None:
+                self._begin()
+            if self._header_bytes > self.limits.header_bytes:
+                self._refuse(_header_too_large(self.limits.header_bytes))
+        elif not self._in_body:
+            self._began = None
+
+    @property
+    def _in_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
+
+    def _begin(self) -> None:
+        """Start the time that the client has for a header, or for a body."""
+        self._began = self.now()
+        if self._timer is None:
+            self._watch(self._limit_s)
+
+    @property
+    def _limit_s(self) -> float:
+        return self.limits.body_s if self._in_body else self.limits.header_s
+
+    def _watch(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Refuse a client that has taken too long. A timer outlives its request, so that most requests set none."""
+        self._timer = None
+        if self._began is None or self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # The client waits for us.
+            self._began = self.now()
+        left = self._began + self._limit_s - self.now()
+        if left > 0:
+            self._watch(left)
+        elif self._in_body or self._header_bytes:
+            self._refuse(_too_slow("body" if self._in_body else "header", self._limit_s))
+        else:
+            self.transport.close()  # Nothing was asked.
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP; uvicorn calls this."""
+        self._refuse(GatewayError("the request is not valid HTTP/1.1", code="invalid_http"))
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer a request that is only half there, and close; where another answer is due first, only close."""
+        cycle = self.cycle
+        path = cycle.scope["path"] if self._in_body else ""
+        due = cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
+        answered = cycle is not None and cycle.response_complete and cycle.more_body
+        if due or answered or getattr(self, "pipeline", None):
+            self.transport.abort()
+        else:
+            self.transport.write(_raw(self.refusal(error, path)))
+            self.transport.close()
+
+    def eof_received(self) -> None:
+        """The client has closed its side. If it had not read all that was sent, the socket holds an error by now."""
+        unsent = self.cycle is not None and not self.cycle.response_complete
+        if self._lost is not None and (unsent or self._socket_error()):
+            self._tell_lost()
+        super().eof_received()
+
+    def _socket_error(self) -> int:
+        sock: socket.socket = self.transport.get_extra_info("socket")
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended: with an error if the client left bytes of its answer unread."""
+        if exc is not None or (self.cycle is not None and not self.cycle.response_complete):
+            self._tell_lost()
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # After an error uvicorn keeps its timer, and with it this object.
+        self.app_state.clear()
+
+    def _tell_lost(self) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost()
+
+    def shutdown(self) -> None:
+        """The server stops: let an answer under way be written, and cut any other connection."""
+        answering = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if answering or self.transport.get_write_buffer_size():
+            super().shutdown()
+            self.loop.call_later(self.limits.stop_s, self._cut)
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._tell_lost()
+        self.transport.abort()
+
+
+def _header_too_large(limit: int) -> GatewayError:
+    return GatewayError(
+        f"the request's header is over the limit of {limit} bytes",
+        status=431,
+        code="header_too_large",
+        fix="send fewer or shorter headers",
+    )
+
+
+def _too_slow(part: str, limit_s: float) -> GatewayError:
+    return GatewayError(
+        f"the request's {part} was not here within {limit_s:g} s",
+        status=408,
+        code="request_timeout",
+        fix="send requests whole; one that its client lost time over may be sent again",
+    )
+
+
+def _raw(reply: Reply) -> bytes:
+    """A whole HTTP response, after which the connection closes."""
+    assert isinstance(reply.body, bytes)
+    headers = {
+        "content-type": "application/json",
+        **reply.headers,
+        "content-length": str(len(reply.body)),
+        "connection": "close",
+    }
+    lines = [f"HTTP/1.1 {reply.status} {http.HTTPStatus(reply.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + reply.body
+
+
+class Application:
+    """The gateway as an ASGI application, for every path and method. A client that leaves cancels its request."""
+
+    def __init__(self, gateway: Gateway, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
+        self._gateway = gateway
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; see the ASGI specification."""
+        request = Request(scope, receive)
+        try:
+            body = await self._body(request)
+        except ClientDisconnect:
+            return
+        except GatewayError as error:
+            reply: Reply | None = self._gateway.refusal(error, scope["path"])
+        else:
+            reply = await self._answer(_exchange(request, body), receive)
+        if reply is not None:
+            await self._send(reply, scope, receive, send)
+
+    async def _send(self, reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: Connection | None = scope.get("state", {}).get(_STATE)
+        if connection is not None:
+            connection.answering(reply.lost)
+        headers = {"content-type": "application/json", **reply.headers}
+        try:
+            if isinstance(reply.body, bytes):
+                await Response(reply.body, reply.status, headers)(scope, receive, send)
+            else:
+                await StreamingResponse(reply.body, reply.status, headers)(scope, receive, send)
+        except (OSError, ClientDisconnect):  # What servers raise, by the ASGI specification, where the client has gone.
+            reply.lost()
+        except Exception:  # The body broke off; the server closes the connection, by which the client knows.
+            reply.lost()
+        finally:
+            if isinstance(reply.body, AsyncGenerator):
+                await reply.body.aclose()
+
+    async def _body(self, request: Request) -> bytes:
+        """The whole body. Raises ``GatewayError`` for one that is too large, as soon as that is known, and
+        ``ClientDisconnect``."""
+        self._check_header(request.headers.raw)
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit():
+            self._gateway.check_size(int(declared))
+        parts: list[bytes] = []
+        size = 0
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            self._gateway.check_size(size)
+        return b"".join(parts)
+
+    def _check_header(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if sum(len(name) + len(value) for name, value in headers) > self._limits.header_bytes:
+            raise _header_too_large(self._limits.header_bytes)
+
+    async def _answer(self, exchange: Exchange, receive: Receive) -> Reply | None:
+        """The gateway's reply; ``None`` if the client leaves meanwhile."""
+        answer = asyncio.ensure_future(self._gateway.answer(exchange))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        heard = False
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            heard = answer.done() and not gone.done()
+            return answer.result() if heard else None
+        finally:
+            for task in (answer, gone):
+                task.cancel()
+            await asyncio.gather(answer, gone, return_exceptions=True)
+            if not heard and not answer.cancelled():
+                answer.result().lost()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _exchange(request: Request, body: bytes) -> Exchange:
+    return Exchange(
+        method=request.method,
+        path=request.scope["path"],
+        body=body,
+        headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.raw},
+        loopback=_is_loopback(request.client.host if request.client else ""),
+    )
+
+
+@lru_cache(64)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

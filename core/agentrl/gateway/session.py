@@ -1,50 +1,161 @@
-"""An episode's private view of the gateway, and what it recorded."""
+"""Sessions: an episode's private view of the gateway, the credentials that open it, and what it recorded."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import secrets
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
 
-from agentrl.errors import AgentRLError, GatewayError
-from agentrl.gateway.bodies import Bodies
-from agentrl.gateway.contract import Call, SessionSettings
-from agentrl.gateway.conversations import Conversations, MessageKey, Turn
-from agentrl.gateway.credentials import Credentials
-from agentrl.gateway.draws import Draws
-from agentrl.gateway.interrupt import Interruptible
-from agentrl.gateway.record import Plan, Record, turn_of
+from agentrl.errors import AgentRLError, ConfigError, GatewayError
+from agentrl.gateway.contract import Call, Exchange, SessionSettings
+from agentrl.gateway.conversations import Bodies, Continuation, Conversations, MessageKey, Turn
 from agentrl.gateway.retries import Retries
-from agentrl.tokens.contract import ROOT, TokenTree
+from agentrl.gateway.sampling import Draws
+from agentrl.loops import Interruptible
+from agentrl.redaction import SECRET, redact
+from agentrl.tokens.contract import ROOT, Position, Sampled, TokenTree
 from agentrl.tokens.template import Message
 
-__all__ = ["Session", "closed_error"]
+__all__ = [
+    "Credentials",
+    "SampledTokens",
+    "Session",
+    "Sessions",
+    "WorkerEndpoint",
+    "bearer",
+    "new_credentials",
+    "session_of",
+]
 
 _TURNS = 10
-"""More turns of a loop than a server needs to learn from its socket that a client has gone, and to say so."""
+"""Turns of a server's event loop after which it has read from its sockets which clients have gone."""
 _HEARD_S = 2.0
-"""Longest that a server may take for them."""
+"""Most seconds to wait for these turns."""
+_REMEMBERED = 100_000
+"""How many closed sessions are remembered, so that a late call can be told so."""
 
 
-def closed_error(session: str) -> GatewayError:
-    """What a call to a closed session is told."""
-    return GatewayError(
-        f"session {session} is closed: its episode has ended",
-        status=404,
-        code="session_closed",
-        fix="make every call before run() returns",
-    )
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The secrets of a session: a key, and a capture token in the path of its base URL.
+
+    Both hold 256 random bits and the session's public id, by which the session is found.
+    """
+
+    session: str
+    key: str = field(repr=False)
+    capture: str = field(repr=False)
+
+    def opens_with_key(self, given: str) -> bool:
+        """Whether ``given`` is this session's key, in constant time."""
+        return hmac.compare_digest(given.encode(), self.key.encode())
+
+    def opens_with_capture(self, given: str) -> bool:
+        """Whether ``given`` is this session's capture token, in constant time."""
+        return hmac.compare_digest(given.encode(), self.capture.encode())
+
+
+def new_credentials() -> Credentials:
+    """Random credentials of a new session."""
+    session = secrets.token_hex(6)
+    key, capture = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    return Credentials(session, f"sk-agentrl-{session}-{key}", f"capture-{session}-{capture}")
+
+
+def session_of(secret: str) -> str | None:
+    """The public session id in a key or a capture token; ``None`` for any other text."""
+    match = SECRET.fullmatch(secret)
+    return match.group(2) if match else None
+
+
+def bearer(authorization: str) -> str:
+    """The key in an ``Authorization`` header, with the scheme ``Bearer`` in any case, or with no scheme at all."""
+    scheme, _, key = authorization.strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else authorization.strip()
+
+
+class WorkerEndpoint:
+    """A base URL and a key for a process that runs one episode after another, valid until it is closed.
+
+    A client that an agent makes when its module is imported is older than every episode. Its calls belong to the
+    episode that the process runs when they are made. Safe to use from any thread.
+    """
+
+    def __init__(self, credentials: Credentials, base_url: str, on_close: Callable[[WorkerEndpoint], None]) -> None:
+        self.id = credentials.session
+        self.credentials = credentials
+        self.base_url = base_url
+        self.api_key = credentials.key
+        self._on_close = on_close
+        self._attached: tuple[str, ...] = ()
+
+    def attach(self, session_api_key: str) -> None:
+        """The process begins the episode whose session has this key. Raises ``ConfigError`` for any other text."""
+        self._attached = (*self._attached, _session_of_key(session_api_key))
+
+    def detach(self, session_api_key: str) -> None:
+        """The process has ended that episode. Safe to call twice."""
+        ended = _session_of_key(session_api_key)
+        self._attached = tuple(session for session in self._attached if session != ended)
+
+    def close(self) -> None:
+        """Refuse all calls from now on. Safe to call twice."""
+        self._on_close(self)
+
+    def session(self) -> str:
+        """The id of the one attached session. Raises ``GatewayError``: 404 where none is, 409 where several are."""
+        attached = self._attached
+        if not attached:
+            raise GatewayError(
+                "no episode runs in the process that made this call",
+                status=404,
+                code="no_episode",
+                fix="call the model inside run()",
+            )
+        if len(attached) > 1:
+            raise GatewayError(
+                f"{len(attached)} episodes run in this process, and an older client cannot tell them apart",
+                status=409,
+                code="ambiguous_episode",
+                fix="make the client inside run(), or set rollout.episodes_per_worker=1",
+            )
+        return attached[0]
+
+
+def _session_of_key(key: str) -> str:
+    session = session_of(key)
+    if session is None:
+        raise ConfigError("what was attached is no key of a session", fix="pass the api_key that open_session gave")
+    return session
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """The tokens of a completed call, for the token tree."""
+
+    prompt_ids: list[int]
+    ids: tuple[int, ...]
+    """The completion."""
+    source: Sampled
+    """Where the completion came from: its call, log-probabilities, versions and temperature."""
+    shown: int | None
+    """How many tokens of the completion the agent saw; ``None`` where that ends inside a token."""
+    extends: bool
+    """Whether the prompt begins with the ids of the matched turn's conversation."""
 
 
 class Session:
-    """A session of the gateway; use it from any thread.
+    """A session of the gateway. Safe to use from any thread.
 
-    Attributes are the agent's connection (``base_url``, ``api_key``, ``http_client``), what was recorded
-    (``tree``, ``calls``) and what was refused (``refusals``).
+    Attributes are the agent's connection (``base_url``, ``api_key``, ``http_client``), what was recorded (``tree``,
+    ``calls``) and what was refused (``refusals``).
     """
 
     def __init__(
@@ -56,7 +167,7 @@ class Session:
         on_close: Callable[[Session], None],
     ) -> None:
         self.id = credentials.session
-        """Public: it names the session in messages and logs, and opens nothing."""
+        """Names the session in messages and logs. It is public: it opens nothing."""
         self.settings = settings
         self.credentials = credentials
         self.base_url = base_url
@@ -75,7 +186,7 @@ class Session:
         self._conversations = Conversations()
         self._running: set[Interruptible] = set()
         self._waited = self._waiting_since = 0.0
-        self._time = _time_here()
+        self._time = _loop_time()
         self._servers: set[asyncio.AbstractEventLoop] = set()
         self._closed = False
 
@@ -84,7 +195,7 @@ class Session:
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """Completed calls, in the order in which they ended."""
+        """The completed calls, in the order in which they ended."""
         with self._lock:
             return tuple(self._calls.values())
 
@@ -100,12 +211,12 @@ class Session:
 
     @property
     def waited(self) -> float:
-        """Seconds in which at least one call waited for the model."""
+        """Seconds in which at least one call waited for the model, by the clock of deadlines."""
         with self._lock:
             return self._waited + (self._time() - self._waiting_since if self._running else 0.0)
 
     def close(self) -> None:
-        """End the session: calls in flight are refused, later ones too, and nothing more is recorded.
+        """End the session: refuse calls in flight and later ones, and record nothing more.
 
         Safe to call twice and from any thread.
         """
@@ -113,26 +224,26 @@ class Session:
             running, self._running = self._running, set()
             self._closed = True
         for block in running:
-            block.interrupt(closed_error(self.id))
+            block.interrupt(_closed_error(self.id))
         self._on_close(self)
 
     def served_by_this_loop(self) -> None:
-        """A request of this session has come over a socket of the running loop."""
+        """Note that a request of this session came over a socket of the running event loop."""
         self._servers.add(asyncio.get_running_loop())
 
     async def deliveries_known(self) -> None:
-        """Return once it is known which answers were lost on clients that have gone by now.
+        """Return once the gateway knows of every answer that was lost because its client has left by now.
 
-        A server with a thread of its own hears of them a moment later than the agent goes on.
+        A server with a thread of its own learns that a moment after the agent has closed its connection.
         """
         here = asyncio.get_running_loop()
         servers = [loop for loop in self._servers if loop is not here and loop.is_running()]
         if not servers:
             return
-        await _turns(2)  # In which this loop closes the sockets that the agent has left to it.
+        await _loop_turns(2)  # In which this loop closes the sockets that the agent has left to it.
         hearing = []
         for loop in servers:
-            turns = _turns(_TURNS)
+            turns = _loop_turns(_TURNS)
             try:
                 hearing.append(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(turns, loop)))
             except RuntimeError:  # The server has just ended.
@@ -142,7 +253,7 @@ class Session:
 
     @contextmanager
     def running(self, block: Interruptible) -> Iterator[None]:
-        """Count a call as in flight. Raises ``GatewayError`` once the session is closed."""
+        """Count a call as in flight. Raises ``GatewayError`` (404) once the session is closed."""
         with self._lock:
             self._check_open()
             if not self._running:
@@ -157,99 +268,205 @@ class Session:
                 self._running.discard(block)
 
     def refuse(self, error: AgentRLError) -> None:
-        """Remember an error that was raised and with which a call is being answered."""
-        _forget_locals(error)
+        """Keep an error with which a call is being answered."""
         self._refusals.append(error)
 
-    @contextmanager
-    def planned(self, tools: str, messages: Sequence[Message], keys: Sequence[MessageKey]) -> Iterator[Plan]:
-        """What a request continues, and the ids recorded for that."""
+    def continuation(self, tools: str, messages: Sequence[Message], keys: Sequence[MessageKey]) -> Continuation:
+        """What a request continues. It counts as continued, unless the call fails and ``abandon`` is called.
+
+        ``tools`` and ``keys`` are what ``tools_key`` and ``message_key`` make of the request's tools and messages.
+        """
         with self._lock:
             match = self._conversations.find(tools, messages, keys)
             turn = match.turn
-            history = self.tree.path(turn.position) if turn and turn.position else []
-            spelled = [self._conversations.spelled(key) for key in keys]
+            history = self.tree.path(turn.position) if turn is not None and turn.position is not None else []
             if turn is not None:
                 turn.continued += 1
-        try:
-            yield Plan(match, history, spelled)
-        except BaseException:
+            return Continuation(match, history, self._conversations.spelled(keys))
+
+    def abandon(self, continuation: Continuation) -> None:
+        """A call that would have continued something has failed."""
+        if continuation.match.turn is not None:
             with self._lock:
-                if turn is not None:
-                    turn.continued -= 1
-            raise
+                continuation.match.turn.continued -= 1
 
-    def record(self, plan: Plan, record: Record) -> None:
-        """Put a completed call into the tree. Raises ``GatewayError`` once the session is closed."""
-        turn = plan.match.turn if record.extends else None
-        start, known = (turn.position, len(plan.history)) if turn and turn.position else (ROOT, 0)
+    def keep(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A request's body as ``Call.request``, sharing what earlier bodies hold. It must not be changed afterwards."""
         with self._lock:
-            self._check_open()
-            end = self.tree.add_given(record.prompt_ids[known:], start)
-            end = self.tree.add_sampled(record.completion_ids, record.sampled, end)
-            self._keep(record.call, record.tools, record.keys, turn_of(record, end), record.spelled)
+            return self._bodies.keep(body)
 
-    def record_relayed(self, call: Call, tools: str, keys: Sequence[MessageKey], turn: Turn) -> None:
-        """Remember a call that has no tokens here, and ``turn`` at the end of the messages with ``keys``.
-
-        Raises ``GatewayError`` once the session is closed.
-        """
-        with self._lock:
-            self._check_open()
-            self._keep(call, tools, keys, turn)
-
-    def _keep(
+    def record(
         self,
         call: Call,
+        turn: Turn,
         tools: str,
         keys: Sequence[MessageKey],
-        turn: Turn,
+        *,
+        continues: Continuation | None = None,
+        tokens: SampledTokens | None = None,
         spelled: frozenset[str] = frozenset(),
     ) -> None:
-        self._calls[call.id] = replace(call, request=self._bodies.keep(call.request))
-        self._turns[call.id] = turn
-        self._conversations.add(tools, keys, turn, spelled)
+        """Record a completed call and its ``tokens``, if it has any.
 
-    def arrived(self, call: str, arrived: bool) -> None:
-        """The answer to the call was lost on its way to the client; or it was lost, and is given again.
-
-        Also once the session is closed.
+        ``turn`` is the end of the conversation with ``tools`` and the ``keys`` of all messages, the turn's included;
+        its position is set here. ``spelled`` are the control tokens that its text spells out in other tokens. Raises
+        ``GatewayError`` (404) once the session is closed.
         """
         with self._lock:
-            lost = self._calls[call]
-            if lost.delivered == arrived:
+            self._check_open()
+            if tokens is not None:
+                turn.position = self._grow(continues, tokens)
+            self._calls[call.id] = call
+            self._turns[call.id] = turn
+            self._conversations.add(tools, keys, turn, spelled)
+
+    def _grow(self, continues: Continuation | None, tokens: SampledTokens) -> Position | None:
+        """Add a call's tokens to the tree; where the conversation goes on from there."""
+        start, known = ROOT, 0
+        if tokens.extends and continues is not None and continues.match.turn is not None:
+            start, known = continues.match.turn.position or ROOT, len(continues.history)
+        end = self.tree.add_given(tokens.prompt_ids[known:], start)
+        end = self.tree.add_sampled(tokens.ids, tokens.source, end)
+        return None if tokens.shown is None else Position(end.span, tokens.shown)
+
+    def arrived(self, call: str, arrived: bool) -> None:
+        """Note that the answer to a call was lost on its way to the client, or that it is there after all.
+
+        Works also once the session is closed.
+        """
+        with self._lock:
+            told = self._calls[call]
+            if told.delivered == arrived:
                 return
-            self._calls[call] = replace(lost, delivered=arrived)
+            self._calls[call] = replace(told, delivered=arrived)
             self._turns[call].delivered = arrived
-            if lost.parent is not None:
-                self._turns[lost.parent].continued += 1 if arrived else -1
+            if told.parent is not None:
+                self._turns[told.parent].continued += 1 if arrived else -1
 
     def _check_open(self) -> None:
         if self._closed:
-            raise closed_error(self.id)
+            raise _closed_error(self.id)
 
 
-def _time_here() -> Callable[[], float]:
-    """The clock by which deadlines are kept here, which stands still in a pause of the process."""
+def _closed_error(session: str) -> GatewayError:
+    return GatewayError(
+        f"session {session} is closed: its episode has ended",
+        status=404,
+        code="session_closed",
+        fix="make every call before run() returns",
+    )
+
+
+def _loop_time() -> Callable[[], float]:
+    """The clock of deadlines: the running event loop's, which stands still while the process is paused."""
     try:
         return asyncio.get_running_loop().time
     except RuntimeError:
         return time.monotonic
 
 
-async def _turns(count: int) -> None:
-    """So many turns of the running loop, in each of which it looks at its sockets."""
+async def _loop_turns(count: int) -> None:
+    """Let the running loop look at its sockets ``count`` times."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-def _forget_locals(error: BaseException) -> None:
-    """Keep of the tracebacks where they lead, and not the requests that the functions on the way were about."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next  # The first is whoever answers, and not at its end yet.
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and not any(link is other for other in chain):
-        traceback.clear_frames(link.__traceback__)
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+class Sessions:
+    """The live sessions of a gateway, found by key or by capture token. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Session] = {}
+        self._workers: dict[str, WorkerEndpoint] = {}
+        self._closed: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, session: Session) -> None:
+        """A session opens."""
+        with self._lock:
+            self._live[session.id] = session
+
+    def remove(self, session: Session) -> None:
+        """A session has closed. Safe to call twice."""
+        with self._lock:
+            if self._live.pop(session.id, None) is not None:
+                self._closed[session.id] = None
+            while len(self._closed) > _REMEMBERED:
+                self._closed.popitem(last=False)
+
+    def add_worker(self, endpoint: WorkerEndpoint) -> None:
+        """A process that will run episodes is given an endpoint."""
+        with self._lock:
+            self._workers[endpoint.id] = endpoint
+
+    def remove_worker(self, endpoint: WorkerEndpoint) -> None:
+        """A process's endpoint has closed. Safe to call twice."""
+        with self._lock:
+            self._workers.pop(endpoint.id, None)
+
+    def all(self) -> list[Session]:
+        """Every live session."""
+        with self._lock:
+            return list(self._live.values())
+
+    def of_key(self, key: str) -> Session | None:
+        """The live session with this key."""
+        session = self._live.get(session_of(key) or "")
+        return session if session is not None and session.credentials.opens_with_key(key) else None
+
+    def knows_key(self, key: str) -> bool:
+        """Whether this is the key of a live session, or one of a session that has closed."""
+        session = session_of(key)
+        return session is not None and (self.of_key(key) is not None or session in self._closed)
+
+    def identify(self, exchange: Exchange, capture: str | None) -> Session:
+        """The session of a request with a ``capture`` token in its path, a key in its headers, or both.
+
+        Either may be that of a worker's endpoint, which stands for the session attached to it. Raises
+        ``GatewayError``: 404 for a session that has closed, 401 for missing or unknown credentials, or for two that
+        open different sessions, and 409 for an endpoint with several sessions.
+        """
+        key = bearer(exchange.headers.get("authorization", ""))
+        if capture is None:
+            return self.of_key(key) or self._of_worker(key, Credentials.opens_with_key) or self._refuse(key, "key")
+        session = self._of_capture(capture) or self._of_worker(capture, Credentials.opens_with_capture)
+        if session is None:
+            self._refuse(capture, "base URL")
+        by_key = self.of_key(key)
+        if by_key is None and not exchange.loopback and self._of_worker(key, Credentials.opens_with_key) != session:
+            self._refuse(key, "key")
+        if by_key not in (None, session):
+            raise GatewayError(
+                f"the key is that of session {session_of(key)}, the base URL that of session {session.id}",
+                status=401,
+                code="invalid_api_key",
+                fix="use the base_url and api_key of one episode together",
+            )
+        return session
+
+    def _of_capture(self, capture: str) -> Session | None:
+        session = self._live.get(session_of(capture) or "")
+        return session if session is not None and session.credentials.opens_with_capture(capture) else None
+
+    def _of_worker(self, secret: str, opens: Callable[[Credentials, str], bool]) -> Session | None:
+        """The session attached to the worker's endpoint that ``secret`` opens. Raises as ``WorkerEndpoint.session``,
+        and 404 where that session has closed."""
+        endpoint = self._workers.get(session_of(secret) or "")
+        if endpoint is None or not opens(endpoint.credentials, secret):
+            return None
+        attached = endpoint.session()
+        session = self._live.get(attached)
+        if session is None:
+            raise _closed_error(attached)
+        return session
+
+    def _refuse(self, secret: str, kind: str) -> NoReturn:
+        session = session_of(secret)
+        if session is not None and session in self._closed:
+            raise _closed_error(session)
+        given = redact(secret) if session else f"{secret[:8]}…"
+        raise GatewayError(
+            f"no session has the {kind} {given}" if secret else f"the request has no {kind}",
+            status=401,
+            code="invalid_api_key",
+            fix="use the base_url and api_key that run() was given",
+        )

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from agentrl.clients import Unclosable, client_library
-from agentrl.gateway.credentials import redact_log
-from agentrl.gateway.exchange import RETRY_HEADER, Exchange, Service, retry_number
+from agentrl.gateway.contract import Exchange, Reply
+from agentrl.redaction import redact_log
+
+if TYPE_CHECKING:
+    from agentrl.gateway.gateway import Gateway
 
 __all__ = ["SharedClients", "Transport"]
 
 
 class SharedClients:
-    """The clients that sessions hand out, one for each HTTP library that is asked for."""
+    """The clients that sessions hand out: one for each HTTP library."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._transports: list[Transport] = []
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def get(self, library: ModuleType | None = None) -> Any:
-        """The ``AsyncClient`` of ``library``, ``httpx`` or ``httpx2``; by default what openai takes.
+        """The ``AsyncClient`` of ``library``, ``httpx`` or ``httpx2``; by default of the one that openai accepts.
 
-        Its requests to the gateway's URL, and those anywhere with a session's key, are answered in
-        process, as many at once as there are; all others go out as from any client.
+        Its requests to the gateway's URL, and those to any URL with a session's key, are answered in process, without
+        a limit on how many at once. All others are sent as by any client.
         """
         library = library or client_library()
         with self._lock:
@@ -38,50 +43,55 @@ class SharedClients:
 
     def _open(self, library: ModuleType) -> Any:
         redact_log(library.__name__)
-        self._transports.append(Transport(self._service, library))
+        self._transports.append(Transport(self._gateway, library))
         kind = type("SharedAsyncClient", (Unclosable, library.AsyncClient), {})
-        # As the SDK has it by default; httpx's own 5 seconds would cut long answers off.
+        # The SDK's own default; that of httpx, 5 seconds, would cut long answers off.
         return kind(transport=self._transports[-1], timeout=library.Timeout(600, connect=5))
 
     def stop(self) -> None:
-        """Close connections that went elsewhere."""
+        """Close the connections to other hosts."""
         for transport in self._transports:
             transport.stop()
 
 
 class Transport:
-    """What the client sends its requests through."""
+    """The transport of such a client, for any event loop."""
 
-    def __init__(self, service: Service, library: ModuleType) -> None:
-        self._service = service
+    def __init__(self, gateway: Gateway, library: ModuleType) -> None:
+        self._gateway = gateway
         self._library = library
+        self._stream = type("ReplyStream", (_ReplyStream, library.AsyncByteStream), {})
         self._outside: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
 
     async def handle_async_request(self, request: Any) -> Any:
-        """A response of the library's own kind. Raises its ``ReadTimeout`` once the client's time is up,
-        which cancels the call."""
+        """Answer a request of the library with a response of the library.
+
+        Raises the library's ``ReadTimeout`` when the client's time is over, which cancels the call.
+        """
         authorization = request.headers.get("authorization", "")
         url = request.url
-        inside = self._service.url == f"{url.scheme}://{url.netloc.decode()}"
-        if not inside and not self._service.captures(authorization):
+        inside = self._gateway.url == f"{url.scheme}://{url.netloc.decode()}"
+        if not inside and not self._gateway.captures(authorization):
             return await self._client_outside().send(request, stream=True)
         exchange = Exchange(
             method=request.method,
             path=url.path,
             body=await request.aread(),
-            authorization=authorization,
-            retry=retry_number(request.headers.get(RETRY_HEADER, "")),
+            headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers.raw},
             in_process=True,
         )
         seconds = request.extensions.get("timeout", {}).get("read")
         try:
             async with asyncio.timeout(seconds):
-                reply = await self._service.answer(exchange)
+                reply = await self._gateway.answer(exchange)
         except TimeoutError as error:
             raise self._library.ReadTimeout(f"no answer within {seconds} s", request=request) from error
         headers = {"content-type": "application/json", **reply.headers}
-        body = b"" if request.method == "HEAD" else reply.body
-        return self._library.Response(reply.status, headers=headers, content=body)
+        if request.method == "HEAD" or isinstance(reply.body, bytes):
+            content = reply.body if request.method != "HEAD" else b""
+            return self._library.Response(reply.status, headers=headers, content=content)
+        stream = self._stream(reply, request, seconds)
+        return self._library.Response(reply.status, headers=headers, stream=stream)
 
     def _client_outside(self) -> Any:
         loop = asyncio.get_running_loop()
@@ -91,10 +101,56 @@ class Transport:
         return self._outside[loop]
 
     async def aclose(self) -> None:
-        """Nothing: the client is shared."""
+        """Do nothing, because the client is shared."""
 
     def stop(self) -> None:
-        """Close connections that went elsewhere."""
+        """Close the connections to other hosts."""
         for loop, client in self._outside.items():
             if loop.is_running():
                 asyncio.run_coroutine_threadsafe(client.aclose(), loop)
+
+
+class _ReplyStream:
+    """The body of a reply that comes in parts. The reply is lost where the client closes or drops it before its end.
+
+    Goes before the library's own class of async streams.
+    """
+
+    def __init__(self, reply: Reply, request: Any, seconds: float | None) -> None:
+        """``seconds`` is how long the client waits for each part."""
+        assert isinstance(reply.body, AsyncGenerator)
+        self._parts = reply.body
+        self._lost = reply.lost
+        self._request = request
+        self._seconds = seconds
+        self._open = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The parts. Raises the library's ``ReadTimeout``, and its ``ReadError`` where the reply breaks off."""
+        library = importlib.import_module(type(self._request).__module__.partition(".")[0])
+        while True:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    part = await anext(self._parts, None)
+            except TimeoutError as error:
+                message = f"no more of the answer within {self._seconds} s"
+                raise library.ReadTimeout(message, request=self._request) from error
+            except Exception as error:
+                raise library.ReadError(f"the answer broke off: {error}", request=self._request) from error
+            if part is None:
+                self._open = False
+                return
+            yield part
+
+    async def aclose(self) -> None:
+        """End the stream, as the client does when it is done with the response."""
+        self._tell_lost()
+        await self._parts.aclose()
+
+    def _tell_lost(self) -> None:
+        if self._open:
+            self._open = False
+            self._lost()
+
+    def __del__(self) -> None:
+        self._tell_lost()

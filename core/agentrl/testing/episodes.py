@@ -15,7 +15,7 @@ from agentrl.agents.contract import Data
 from agentrl.config.models import Config
 from agentrl.environments import locate_agent
 from agentrl.errors import AgentRLError
-from agentrl.gateway import Gateway, Session, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
@@ -75,7 +75,7 @@ class EpisodePlayer:
         self.warnings: list[str] = []
         """The warnings that a run would have given."""
         self.backend = GatheringBackend([""], context_length=_CONTEXT)
-        self.gateway = Gateway(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer)
+        self.gateway = Gateway(EngineCompleter(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer))
         self._loop = LoopThread()
         self._running = contextlib.AsyncExitStack()
         self._runner: AgentRunner

@@ -96,7 +96,7 @@ class WorkerAgent:
             max_workers=rollout.max_workers,
             episodes_per_worker=rollout.episodes_per_worker,
             logs=place.logs,
-            open_standing=place.gateway.open_standing,
+            open_worker_endpoint=place.gateway.open_worker_endpoint,
             warn=place.warn,
         )
         async with _watchdog(place), runner:

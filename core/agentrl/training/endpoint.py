@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentrl.config.models import Config
-from agentrl.gateway import RelayGateway
+from agentrl.gateway import Gateway, RelayCompleter
+from agentrl.gateway.gateway import registered_dialects
 from agentrl.inference.contract import ChatBackend, ChatContext
 from agentrl.rollout.contract import Episode
 from agentrl.rollout.dispatcher import Dispatcher
@@ -56,7 +57,8 @@ async def serve_endpoint(
         # The backend's own deadlines come first: it can say which endpoint was asked what.
         async with within(parts.config.inference.timeout + _GRACE_S, "the endpoint to answer"):
             capabilities = await backend.start()
-        rollout = rolling_out(parts, RelayGateway(backend), finished=finished, warn=warn, logs=logs)
+        gateway = Gateway(RelayCompleter(backend), registered_dialects(parts.plugins, warn))
+        rollout = rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Endpoint(await stack.enter_async_context(rollout), capabilities.greedy)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.errors import BackendError
-from agentrl.gateway.completing import generate
+from agentrl.gateway.completer import generate
 from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.loops import finish_in_thread
 

@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 from agentrl.config.models import Config, ModelSection, TasksSection
 from agentrl.environments import locate_agent
 from agentrl.errors import ConfigError, GatewayError, one_line, shortened, shown
-from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.contract import ModelRequest, SessionSettings
 from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
-from agentrl.gateway.dialects.chat_api import ALIASES
-from agentrl.gateway.dialects.overrides import apply_override
-from agentrl.gateway.dialects.relayed_chat import RelayedChat
-from agentrl.gateway.request import ModelRequest
+from agentrl.gateway.dialects.overrides import ALIASES, apply_override
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.inference.contract import Capabilities
 from agentrl.inference.model_folder import find_model
@@ -208,7 +205,7 @@ def check_override(config: Config, *, chat: bool = False) -> None:
 
     ``chat`` says that the backend is one for messages, to whose endpoint a field may mean something.
     """
-    (RelayedChat if chat else ChatCompletions).check_override(config.rollout.override)
+    ChatCompletions.check_override(config.rollout.override, relayed=chat)
 
 
 def check_sampling(config: Config, capabilities: Capabilities, *, trains: bool) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from agentrl.config.models import Config
 from agentrl.errors import BackendError
-from agentrl.gateway import Gateway
+from agentrl.gateway import EngineCompleter, Gateway
+from agentrl.gateway.gateway import registered_dialects
 from agentrl.inference.contract import Backend, BackendContext, Capabilities, ChatBackend
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rollout.contract import AgentRunner, Episode
@@ -69,7 +70,8 @@ async def serve(
         if trains and not capabilities.trains:
             raise untrainable(config)
         check_sampling(config, capabilities, trains=trains)
-        gateway = Gateway(backend, capabilities, parts.renderer, vocabulary=vocabulary_of(parts.model_folder))
+        completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary_of(parts.model_folder))
+        gateway = Gateway(completer, registered_dialects(parts.plugins, warn))
         rollout = rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
 

@@ -7,7 +7,7 @@ from types import CodeType
 
 from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.errors import BackendError
-from agentrl.gateway.completing import generate
+from agentrl.gateway.completer import generate
 from agentrl.rewards.scoring import REWARD, call_reward
 
 __all__ = ["BackendBlocked", "StopBlocked", "rollout_watchdog", "stop_watchdog"]

@@ -11,7 +11,7 @@ import pytest
 from natives import TASK, Play, Played
 
 from agentrl.agents.binding import bind_agent
-from agentrl.gateway import Gateway, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
 from agentrl.testing import ScriptedBackend
@@ -24,7 +24,7 @@ def backend() -> ScriptedBackend:
 
 @pytest.fixture(scope="session")
 def gateway(backend: ScriptedBackend) -> Iterator[Gateway]:
-    gateway = Gateway(backend, Capabilities(context_length=8192, max_concurrency=8), backend.renderer)
+    gateway = Gateway(EngineCompleter(backend, Capabilities(context_length=8192, max_concurrency=8), backend.renderer))
     gateway.start()
     yield gateway
     gateway.stop()

@@ -29,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.gateway import Gateway
+from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.tokens.selection import load_renderer
 from benchmarks.episodes import Recorder, Turn, conversations, run_episodes
 from benchmarks.models import endless_model
@@ -92,7 +92,7 @@ async def measured(folder: Path, block: int, options: argparse.Namespace) -> Rat
         rates, sessions = [], []
         for told in (lambda session: session, lambda session: None, any_home):
             recorder = Recorder(served.backend, told)
-            gateway = Gateway(recorder, served.capabilities, renderer)
+            gateway = Gateway(EngineCompleter(recorder, served.capabilities, renderer))
             rates.append(await hit_rate(served, gateway, options))
             gateway.stop()
             sessions.append(recorder.taken())

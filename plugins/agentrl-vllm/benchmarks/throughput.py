@@ -30,7 +30,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.gateway import Gateway
+from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.tokens.selection import load_renderer
 from benchmarks.episodes import Recorder, conversations, run_episodes
 from benchmarks.models import endless_model
@@ -112,7 +112,7 @@ async def measured(folder: Path, options: argparse.Namespace) -> dict[str, list[
     async with serving(folder, concurrency=options.concurrency, threads=options.threads) as served:
         renderer = load_renderer(folder)
         recorder = Recorder(served.backend)
-        gateway = Gateway(recorder, served.capabilities, renderer)
+        gateway = Gateway(EngineCompleter(recorder, served.capabilities, renderer))
         straight = Straight(served.urls[0])
         bench = Bench(served, recorder, gateway, straight, options)
         await bench.round(0, ragged=True)

@@ -1,1 +1,1 @@
-"""Wire protocols that the gateway speaks, one module each."""
+"""The wire protocols that the gateway serves by itself, one module each. Plugins add others; see the contract."""

@@ -1,4 +1,8 @@
-"""The chat completions API: ``POST /v1/chat/completions``."""
+"""The chat completions API: ``POST /v1/chat/completions``, and the models in the form that its clients read.
+
+Requests are read strictly: what could not be honoured is refused, never dropped. Where they are passed on to an
+endpoint of the same API, only what recording needs is read, and the endpoint judges the rest.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from agentrl.errors import ConfigError, GatewayError, shown
-from agentrl.gateway.dialects.chat_api import PATH, error_body, flag, refuse_several, refused
-from agentrl.gateway.dialects.messages import read_messages, read_tools
+from agentrl.gateway.contract import Completion, ModelRequest, Reply, Route, WireRequest
 from agentrl.gateway.dialects.overrides import STRICT, apply_override, check_override, misspelled
-from agentrl.gateway.request import Completion, ModelRequest
-from agentrl.tokens.vocabulary import Vocabulary
 
 __all__ = ["SAMPLING_FIELDS", "ChatCompletions"]
+
+Message = dict[str, Any]
 
 SAMPLING_FIELDS = frozenset(
     {
@@ -59,29 +64,48 @@ _NO_EFFECT = frozenset(
         "prompt_cache_retention",
     }
 )
-"""Fields about accounts and caches, which sample nothing differently here."""
+"""Fields about accounts and caches, which change nothing in what is sampled."""
 
 _KNOWN = SAMPLING_FIELDS | _READ | _NO_EFFECT
 _MAX_TOP_LOGPROBS = 20
 _IMPOSSIBLE = -9999.0
-"""How the API writes the logprob of minus infinity, for which JSON has no number."""
+"""How the API writes a log-probability of minus infinity, for which JSON has no number."""
+
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_MESSAGE_FIELDS = {
+    "assistant": frozenset({"role", "content", "name", "tool_calls", "reasoning_content", "reasoning"}),
+    "tool": frozenset({"role", "content", "name", "tool_call_id"}),
+}
+_ANY_MESSAGE_FIELDS = frozenset({"role", "content", "name"})
+_NOTES = frozenset({"provider_specific_fields", "parsed", "annotations", "cache_control"})
+"""What SDKs add to a message about its origin, parsing or caching; none of it is for the model to read."""
+_THINKING_AGAIN = frozenset({"thinking_blocks", "reasoning_details"})
+"""Other forms of the thinking in ``reasoning_content``, which some SDKs send beside it."""
+
+_COMPLETIONS = Route("/chat/completions")
+_MODELS = Route("/models", ("GET",))
+_MODEL = Route("/models/{name:path}", ("GET",))
 
 
 class ChatCompletions:
-    """Reads requests strictly: what could not be honoured is refused, never dropped."""
+    """The dialect of the chat completions API."""
 
-    path = PATH
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    routes = (_COMPLETIONS, _MODELS, _MODEL)
 
     def override(self, body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """See ``Dialect.override``."""
+        """Apply ``rollout.override``; see ``Dialect.override``."""
         return apply_override(body, override)
 
-    @classmethod
-    def check_override(cls, override: Mapping[str, Any]) -> None:
-        """Raise ``ConfigError``, naming the key, for an override under which no call could be answered as asked."""
+    @staticmethod
+    def check_override(override: Mapping[str, Any], *, relayed: bool = False) -> None:
+        """Raise ``ConfigError``, naming the key, for an override under which every call would be refused.
+
+        ``relayed`` says that requests are passed on to an endpoint, which may know any field.
+        """
+        if relayed:
+            check_override(override, _read_relayed)
+            return
         if override.get(STRICT):
             raise ConfigError(
                 f"rollout.override.{STRICT}={shown(override[STRICT], 80)} cannot be kept: "
@@ -90,14 +114,27 @@ class ChatCompletions:
             )
         check_override(override, _read, _KNOWN)
 
-    def parse(self, body: Mapping[str, Any]) -> ModelRequest:
-        """See ``Dialect.parse``."""
-        return _read(body)
+    def parse(self, request: WireRequest) -> ModelRequest | Reply:
+        """Read a request for a completion, or answer one about models; see ``Dialect.parse``.
 
-    def respond(self, request: ModelRequest, completion: Completion) -> bytes:
-        """See ``Dialect.respond``."""
+        Any model name is the policy, so that every model that is asked for exists, and the list holds the session's.
+        """
+        if request.route is _COMPLETIONS:
+            return _read_relayed(request.body) if request.relayed else _read(request.body)
+        if request.route is _MODEL:
+            return Reply(200, _written(_model(request.parameters["name"])))
+        return Reply(200, _written({"object": "list", "data": [_model(request.settings.model)]}))
+
+    def respond(self, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
+        """Write a completion; see ``Dialect.respond``.
+
+        The answer of an endpoint is passed back whole, but under the id that the call has here: an endpoint's ids need
+        not be unique, and agents reward single calls by them.
+        """
         call = completion.call
-        logprobs = {"content": self._logprobs(completion), "refusal": None} if request.logprobs else None
+        if completion.answer is not None:
+            return Reply(200, json.dumps({**completion.answer, "id": call.id}).encode())
+        logprobs = {"content": _logprobs(completion), "refusal": None} if asked.logprobs else None
         choice = {"index": 0, "message": call.message, "finish_reason": call.finish_reason, "logprobs": logprobs}
         usage = {
             "prompt_tokens": call.prompt_tokens,
@@ -112,26 +149,52 @@ class ChatCompletions:
             "choices": [choice],
             "usage": usage,
         }
-        return json.dumps(response).encode()
+        return Reply(200, _written(response))
 
-    def refuse(self, error: GatewayError) -> bytes:
-        """See ``Dialect.refuse``."""
-        return error_body(error)
+    def refuse(self, error: GatewayError) -> Reply:
+        """Write an error; see ``Dialect.refuse``."""
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        fields = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+        return Reply(error.status, _written({"error": fields}))
 
-    def _logprobs(self, completion: Completion) -> list[dict[str, Any]]:
-        tops = completion.top_logprobs or ((),) * len(completion.ids)
-        written: list[dict[str, Any]] = []
-        before: int | None = None
-        for token, logprob, top in zip(completion.ids, completion.logprobs, tops, strict=True):
-            others = [self._logprob(other, value, before) for other, value in top]
-            written.append(self._logprob(token, logprob, before) | {"top_logprobs": others})
-            before = token
-        return written
 
-    def _logprob(self, token: int, logprob: float, before: int | None) -> dict[str, Any]:
-        raw = self._vocabulary.piece(token, before)
-        text = raw.decode(errors="replace")
-        return {"token": text, "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "agentrl"}
+
+
+def _written(value: object) -> bytes:
+    """``value`` as JSON. orjson refuses half characters and integers of more than 64 bits, which json writes."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
+
+
+def _logprobs(completion: Completion) -> list[dict[str, Any]]:
+    tops = completion.top_logprobs or ((),) * len(completion.ids)
+    written: list[dict[str, Any]] = []
+    before: int | None = None
+    for token, logprob, top in zip(completion.ids, completion.logprobs, tops, strict=True):
+        others = [_logprob(completion, other, value, before) for other, value in top]
+        written.append(_logprob(completion, token, logprob, before) | {"top_logprobs": others})
+        before = token
+    return written
+
+
+def _logprob(completion: Completion, token: int, logprob: float, before: int | None) -> dict[str, Any]:
+    raw = completion.piece(token, before)
+    return {"token": raw.decode(errors="replace"), "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
+
+
+def _read_relayed(body: Mapping[str, Any]) -> ModelRequest:
+    """A request that is passed on as it is."""
+    _refuse_several({name: value for name, value in body.items() if value is not None})
+    messages, tools = body.get("messages"), body.get("tools")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise GatewayError(
+            f"messages is not a list of messages: {shown(messages, 80)}", param="messages", code="invalid_value"
+        )
+    return ModelRequest(body, messages, tools if isinstance(tools, list) else None, relay=body)
 
 
 def _read(body: Mapping[str, Any]) -> ModelRequest:
@@ -139,15 +202,15 @@ def _read(body: Mapping[str, Any]) -> ModelRequest:
     if unknown := given.keys() - _KNOWN:
         raise _refuse_unknown(min(unknown), given)
     _refuse_modes(given)
-    tools, strict = read_tools(given.get("tools"))
+    tools, strict = _tools(given.get("tools"))
     return ModelRequest(
         body=body,
-        messages=read_messages(given.get("messages")),
+        messages=_messages(given.get("messages")),
         tools=tools,
         calls_tools=_calls_tools(given, tools),
         one_call=tools is not None and given.get("parallel_tool_calls") is False,
         fields=_fields(given),
-        logprobs=flag(given, "logprobs"),
+        logprobs=_flag(given, "logprobs"),
         top_logprobs=_top_logprobs(given),
         unmet=(STRICT,) if strict else (),
     )
@@ -166,15 +229,15 @@ def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:
 def _refuse_modes(given: Mapping[str, Any]) -> None:
     """Refuse ways of answering that do not exist here."""
     if not isinstance(given.get("model", ""), str):
-        raise refused("model", given, "is not a text")
-    refuse_several(given)
+        raise _refused("model", given, "is not a text")
+    _refuse_several(given)
     if given.get("modalities", ["text"]) != ["text"]:
         fix = "the policy writes text only; have it with rollout.override: {modalities: null}"
-        raise refused("modalities", given, "is not supported", fix=fix)
+        raise _refused("modalities", given, "is not supported", fix=fix)
     form = given.get("response_format", {"type": "text"})
     if not isinstance(form, dict) or form.get("type") != "text":
         fix = "ask for the format in the messages, and drop the field with rollout.override: {response_format: null}"
-        raise refused("response_format", given, "is not supported yet", fix=fix)
+        raise _refused("response_format", given, "is not supported yet", fix=fix)
 
 
 def _calls_tools(given: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> bool:
@@ -183,8 +246,8 @@ def _calls_tools(given: Mapping[str, Any], tools: list[dict[str, Any]] | None) -
         fix = (
             "'auto' and 'none' are supported; leave the choice to the policy with rollout.override: {tool_choice: null}"
         )
-        raise refused("tool_choice", given, "would have to force a call", fix=fix)
-    flag(given, "parallel_tool_calls")
+        raise _refused("tool_choice", given, "would have to force a call", fix=fix)
+    _flag(given, "parallel_tool_calls")
     return tools is not None and choice == "auto"
 
 
@@ -192,7 +255,7 @@ def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: given[name] for name in sorted(SAMPLING_FIELDS & given.keys())}
     if "max_completion_tokens" in given:
         if fields.get("max_tokens", given["max_completion_tokens"]) != given["max_completion_tokens"]:
-            raise refused(
+            raise _refused(
                 "max_tokens",
                 given,
                 "contradicts max_completion_tokens",
@@ -205,7 +268,145 @@ def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
 def _top_logprobs(given: Mapping[str, Any]) -> int:
     count = given.get("top_logprobs", 0)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MAX_TOP_LOGPROBS:
-        raise refused("top_logprobs", given, f"is not a whole number from 0 to {_MAX_TOP_LOGPROBS}")
+        raise _refused("top_logprobs", given, f"is not a whole number from 0 to {_MAX_TOP_LOGPROBS}")
     if count and not given.get("logprobs"):
-        raise refused("top_logprobs", given, "is of no use without logprobs", fix="set logprobs: true")
+        raise _refused("top_logprobs", given, "is of no use without logprobs", fix="set logprobs: true")
     return count
+
+
+def _refuse_several(given: Mapping[str, Any]) -> None:
+    """Refuse a request whose answer would be a stream, or several completions."""
+    if _flag(given, "stream"):
+        raise _refused("stream", given, "is not supported yet", fix="have the agent ask without stream")
+    if given.get("n", 1) != 1:
+        fix = "send that many requests, each is sampled anew, or have one answer with rollout.override: {n: null}"
+        raise _refused("n", given, "is not supported", fix=fix)
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    """A field that is true or false, and false where it is not given."""
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise _refused(name, given, "is neither true nor false")
+    return value
+
+
+def _refused(name: str, given: Mapping[str, Any], what: str, *, fix: str | None = None) -> GatewayError:
+    return GatewayError(f"{name}={shown(given[name], 80)} {what}", param=name, code="unsupported_value", fix=fix)
+
+
+def _messages(value: Any) -> list[Message]:
+    """The ``messages`` of a request, plain. Raises ``GatewayError`` (400), naming the message at fault."""
+    if not isinstance(value, list) or not value:
+        raise _wrong("messages", f"is not a list of at least one message: {shown(value, 80)}")
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+
+
+def _message(value: Any, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise _wrong(where, f"is not an object: {shown(value, 80)}")
+    role = value.get("role")
+    if role not in _ROLES:
+        raise _wrong(f"{where}.role", f"is {role!r}", fix="one of " + ", ".join(_ROLES))
+    message: Message = {name: given for name, given in value.items() if given is not None}
+    if unknown := message.keys() - _MESSAGE_FIELDS.get(role, _ANY_MESSAGE_FIELDS):
+        _unknown(role, message, unknown, where)
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+    elif content is None:
+        if role != "assistant":
+            raise _wrong(f"{where}.content", "is missing")
+    elif not isinstance(content, str):
+        raise _wrong(f"{where}.content", f"is neither a text nor a list of parts: {shown(content, 80)}")
+    if role == "assistant":
+        _assistant(message, where)
+    return message
+
+
+def _unknown(role: str, message: Message, unknown: set[str], where: str) -> None:
+    """Remove fields in which an SDK tells the model nothing, and refuse all others."""
+    again = _THINKING_AGAIN if message.get("reasoning_content") or message.get("reasoning") else frozenset()
+    for name in sorted(unknown):
+        if name in _NOTES or name in again or _says_nothing(message[name]):
+            del message[name]
+        else:
+            raise _wrong(
+                f"{where}.{name}", f"cannot be used in a {role} message", fix="drop it", code="unknown_parameter"
+            )
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a value is empty, or holds nothing but empty ones."""
+    if isinstance(value, dict):
+        return all(map(_says_nothing, value.values()))
+    return all(map(_says_nothing, value)) if isinstance(value, list) else value in (None, "")
+
+
+def _part(part: Any, where: str) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "refusal") and isinstance(part.get(kind), str):
+        return {"type": "text", "text": part[kind]}
+    raise _wrong(
+        where,
+        f"is not text but {shown(kind or part, 80)}",
+        fix="the policy reads text only",
+        code="unsupported_content",
+    )
+
+
+def _assistant(message: Message, where: str) -> None:
+    reasoning = message.pop("reasoning", None)
+    if reasoning and "reasoning_content" not in message:
+        message["reasoning_content"] = reasoning
+    if not isinstance(message.get("reasoning_content", ""), str):
+        raise _wrong(f"{where}.reasoning_content", "is not a text")
+    calls = message.get("tool_calls")
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise _wrong(f"{where}.tool_calls", f"is not a list: {shown(calls, 80)}")
+    message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if not calls:
+        del message["tool_calls"]
+
+
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    """A tool call without what SDKs add to it, such as its index or its parsed arguments."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise _wrong(where, "is not a call of a function")
+    for name in ("name", "arguments"):
+        if not isinstance(function.get(name), str):
+            raise _wrong(f"{where}.function.{name}", f"is not a text: {shown(function.get(name), 80)}")
+    said = {"type": "function", "function": {name: function[name] for name in ("name", "arguments")}}
+    return {"id": call["id"], **said} if call.get("id") is not None else said
+
+
+def _tools(value: Any) -> tuple[list[dict[str, Any]] | None, bool]:
+    """The ``tools`` of a request, plain, and whether any is strict. Raises ``GatewayError`` (400) naming the tool."""
+    if not value:
+        return None, False
+    if not isinstance(value, list):
+        raise _wrong("tools", f"is not a list: {shown(value, 80)}")
+    for index, tool in enumerate(value):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or tool.get("type") != "function":
+            raise _wrong(f"tools[{index}]", "is not a function", fix="the policy calls functions only")
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise _wrong(f"tools[{index}].function.name", "is missing")
+        if not isinstance(function.get("strict"), bool | None):
+            raise _wrong(
+                f"tools[{index}].function.strict", f"is neither true nor false: {shown(function['strict'], 80)}"
+            )
+    return [_plain(tool) for tool in value], any(tool["function"].get("strict") for tool in value)
+
+
+def _plain(tool: dict[str, Any]) -> dict[str, Any]:
+    """``tool`` without ``strict: false``, which is the default, and which templates would show to the policy."""
+    function = {name: given for name, given in tool["function"].items() if name != "strict" or given}
+    return {**tool, "function": function}
+
+
+def _wrong(where: str, what: str, *, fix: str | None = None, code: str = "invalid_value") -> GatewayError:
+    return GatewayError(f"{where} {what}", param=where, code=code, fix=fix)

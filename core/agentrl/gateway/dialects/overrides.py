@@ -1,4 +1,7 @@
-"""``rollout.override`` on requests of the chat completions API."""
+"""``rollout.override``: request fields that the configuration replaces or drops, and which of them it may.
+
+Fields are named as in the chat completions API.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,33 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from agentrl.errors import ConfigError, GatewayError, near_matches, shown
-from agentrl.gateway.dialects.chat_api import ALIASES
 
-__all__ = ["STRICT", "apply_override", "check_override", "misspelled"]
+__all__ = ["ALIASES", "STRICT", "apply_override", "check_override", "misspelled"]
+
+ALIASES: Mapping[str, str] = {"max_completion_tokens": "max_tokens"}
+"""Second names of fields."""
 
 STRICT = "strict"
-"""A key of an override that is no field of a request: ``strict`` of its tools."""
+"""A key of an override that is no field of a request: ``strict`` of each of its tools."""
 
 _THE_AGENTS: Mapping[str, str] = {
     "messages": "the conversation is the agent's own; change the agent",
     "model": "every call goes to the model of the key `model`, whatever a request calls it",
     "stream": "a client reads a stream where it asked for one; have the agent ask without stream",
 }
-"""Fields that an override cannot touch, each with why and what to do instead."""
+"""Fields that an override cannot change, each with the reason or what to do instead."""
 
 _PROBE = {"messages": [{"role": "user", "content": "Hello."}]}
 _SURE = 0.9
-"""How alike a name has to be to one that exists, to be it misspelled; servers' own fields are called much alike."""
+"""How similar an unknown name must be to a known one to be taken for a misspelling of it, from 0 to 1. High, because
+fields that only other servers know are often called similarly."""
 
 
 def apply_override(body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The body under ``override``, and the fields of it that were replaced or dropped; of two names of one field both.
+    """Apply ``override`` to a request's body.
 
-    Raises ``GatewayError`` (400) for a field that an override cannot touch.
+    Returns the new body and the sorted names of the fields in ``body`` that were replaced or dropped; of a field with
+    two names both. Raises ``GatewayError`` (400) for a field that an override cannot change.
     """
     result, changed = dict(body), set()
     for name, value in override.items():
@@ -48,16 +55,17 @@ def apply_override(body: Mapping[str, Any], override: Mapping[str, Any]) -> tupl
         strict = bool(override[STRICT])
         if any(bool(_function(tool).get("strict", strict)) != strict for tool in tools):
             changed.add(STRICT)
-        result["tools"] = [_told(tool, strict) for tool in tools]
+        result["tools"] = [_with_strict(tool, strict) for tool in tools]
     return result, tuple(sorted(changed))
 
 
 def check_override(
     override: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], object], fields: Set[str] | None = None
 ) -> None:
-    """Raise ``ConfigError``, naming the key at fault, where no request could be answered as asked under ``override``.
+    """Raise ``ConfigError``, naming the key at fault, where ``override`` would have every request refused.
 
-    ``parse`` reads a request, and ``fields`` are all that it knows; without them any may be meant for an endpoint.
+    ``parse`` reads a request's body and raises ``GatewayError`` where it refuses it. ``fields`` are the names that it
+    knows; ``None`` accepts any name, because an endpoint elsewhere may know it.
     """
     for name, value in override.items():
         key = f"rollout.override.{name}"
@@ -74,12 +82,12 @@ def check_override(
 
 
 def misspelled(name: str, fields: Set[str]) -> str | None:
-    """The field that ``name`` is meant to be, if it is too like it to be another server's."""
+    """The one of ``fields`` that ``name`` is a misspelling of; ``None`` where it may be another server's field."""
     return next(iter(difflib.get_close_matches(name, fields, n=1, cutoff=_SURE)), None)
 
 
 def _check_name(name: str, value: Any, fields: Set[str]) -> None:
-    """A field that nobody knows here can be dropped from requests, if it is not one misspelled."""
+    """Refuse an unknown name, except to drop a field that agents send and that is no misspelling of a known one."""
     if name in fields or (value is None and misspelled(name, fields) is None):
         return
     raise ConfigError(
@@ -98,12 +106,12 @@ def _check_answerable(override: Mapping[str, Any], parse: Callable[[Mapping[str,
 
 
 def _names(canonical: str) -> tuple[str, ...]:
-    """All names of a field."""
+    """A field's canonical name and its aliases."""
     return (canonical, *(alias for alias, field in ALIASES.items() if field == canonical))
 
 
-def _told(tool: Any, strict: bool) -> Any:
-    """``tool`` with ``strict``; what is no function stays as it is."""
+def _with_strict(tool: Any, strict: bool) -> Any:
+    """``tool`` with the field ``strict``; unchanged where it is no function."""
     if not _function(tool):
         return tool
     function = {name: given for name, given in tool["function"].items() if name != "strict"}

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from agentrl.agents.contract import Data
 from agentrl.errors import ConfigError
-from agentrl.gateway.standing import StandingEndpoint
+from agentrl.gateway.session import WorkerEndpoint
 from agentrl.processors import usable_processors
 from agentrl.rollout.contract import Activity
 from agentrl.rollout.subproc.contract import DEFAULT_LIMITS, AgentFacts, AgentProcess, Limits
@@ -44,7 +44,7 @@ class SubprocRunner:
         max_workers: int | None,
         episodes_per_worker: int | None,
         logs: Path | None,
-        open_standing: Callable[[], StandingEndpoint],
+        open_worker_endpoint: Callable[[], WorkerEndpoint],
         warn: Callable[[str], None],
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -55,7 +55,7 @@ class SubprocRunner:
         self._episodes_per_worker = episodes_per_worker
         self._limits = limits
         self._reaper = Reaper()
-        starter = Starter(process, logs, open_standing, self._reaper, limits, warn)
+        starter = Starter(process, logs, open_worker_endpoint, self._reaper, limits, warn)
         self._pool = Pool(starter.start, max_workers=self._max_workers, warn=warn)
         self._ids = itertools.count(1)
         self.facts = AgentFacts(is_async=True, returns_answer=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError
-from agentrl.gateway.standing import StandingEndpoint
+from agentrl.gateway.session import WorkerEndpoint
 from agentrl.plugins.entries import core_version
 from agentrl.rollout.subproc.contract import AgentFacts, AgentProcess, Limits
 from agentrl.rollout.subproc.diagnosis import diagnose, wrong_protocol
@@ -30,14 +30,14 @@ class Starter:
     spec: AgentProcess
     logs: Path | None
     """The folder of the run's logs; ``None`` where what agents print is not kept."""
-    open_standing: Callable[[], StandingEndpoint]
+    open_worker_endpoint: Callable[[], WorkerEndpoint]
     reaper: Reaper
     limits: Limits
     warn: Callable[[str], None]
 
     async def start(self, number: int) -> Worker:
         """Start worker ``number``. Raises ``ConfigError`` or ``PluginError``, and leaves no process then."""
-        endpoint = self.open_standing()
+        endpoint = self.open_worker_endpoint()
         try:
             process = WorkerProcess(self.spec, log=self._log(number), limits=self.limits, reaper=self.reaper)
             facts = await load(process, self.spec, endpoint.base_url, endpoint.api_key, self.limits)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.errors import AgentRLError, EpisodeTimeout, WorkerError
-from agentrl.gateway.standing import StandingEndpoint
+from agentrl.gateway.session import WorkerEndpoint
 from agentrl.rollout.contract import Activity
 from agentrl.rollout.failures import RaisedElsewhere, too_late
 from agentrl.rollout.subproc.contract import AgentFacts, Limits
@@ -39,7 +39,7 @@ class Worker:
         number: int,
         process: WorkerProcess,
         facts: AgentFacts,
-        endpoint: StandingEndpoint,
+        endpoint: WorkerEndpoint,
         limits: Limits,
         warn: Callable[[str], None],
     ) -> None:

@@ -12,14 +12,14 @@ ASK = {"role": "user", "content": "What is 12 * 34?"}
 
 @pytest.fixture
 def endpoint(gateway):
-    endpoint = gateway.open_standing()
+    endpoint = gateway.open_worker_endpoint()
     yield endpoint
     endpoint.close()
 
 
 @pytest.fixture
 def call(http, open_session):
-    """Calls the model through a standing endpoint, as a client made at import time does."""
+    """Calls the model through the endpoint of a worker, as a client made at import time does."""
 
     def call(endpoint, **options):
         fields = {"base_url": endpoint.base_url, "api_key": endpoint.api_key, "max_retries": 0} | options

@@ -1,0 +1,250 @@
+"""The completer of an inference backend: a request becomes token ids, is sampled, and is recorded."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from agentrl.errors import AgentRLError, BackendError, GatewayError
+from agentrl.gateway.contract import Call, Completion, ModelRequest
+from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key
+from agentrl.gateway.sampling import Draw, resolve_sampling
+from agentrl.gateway.session import SampledTokens, Session
+from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
+from agentrl.tokens.contract import Sampled
+from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.template import Message, thinking_of
+
+__all__ = ["EngineCompleter", "generate", "new_call_id"]
+
+_CONTRACT = (
+    "mend the backend's generate and update_weights, or use another inference.backend; agentrl doctor and "
+    "agentrl.testing.BackendConformance show what is asked of it"
+)
+_OPENING_ROLES = frozenset({"system", "developer", "user"})
+_REMEMBERED_OPENINGS = 256
+_CALL_IDS = random.Random()
+"""Seeded by the operating system, and apart from the module's own generator, which agents may seed alike."""
+
+
+def new_call_id() -> str:
+    """A random response id in the form of the chat completions API."""
+    return f"chatcmpl-{_CALL_IDS.getrandbits(96):024x}"
+
+
+async def generate(backend: Backend, request: GenerationRequest) -> Chunk:
+    """The whole completion of ``request`` as one chunk, as the backend gave it.
+
+    Raises ``BackendError`` for whatever a backend raises that is no error of agentrl's.
+    """
+    try:
+        async with aclosing(backend.generate(request)) as stream:
+            chunks = [chunk async for chunk in stream]
+    except AgentRLError:
+        raise
+    except Exception as error:
+        raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        ids=tuple(token for chunk in chunks for token in chunk.ids),
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        versions=tuple(version for chunk in chunks for version in chunk.versions),
+        top_logprobs=tuple(top for chunk in chunks for top in chunk.top_logprobs),
+        finish=chunks[-1].finish if chunks else None,
+        stop_string=chunks[-1].stop_string if chunks else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The ids to complete, and how they came about."""
+
+    ids: list[int]
+    extends: bool
+    """Whether they begin with the ids of the conversation that the request continues."""
+    thinking: bool
+    """Whether thinking of the policy is among them."""
+    fork_reason: str | None
+
+
+class EngineCompleter:
+    """Completes requests with an inference backend and records them in their session."""
+
+    relays = False
+
+    def __init__(
+        self, backend: Backend, capabilities: Capabilities, renderer: Renderer, *, vocabulary: int | None = None
+    ) -> None:
+        """``vocabulary`` is how many ids the model knows; a completion with others is refused. ``None`` checks none."""
+        self.backend = backend
+        self.capabilities = capabilities
+        self.renderer = renderer
+        self._vocabulary = vocabulary
+        self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
+
+    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
+        """Render, sample, parse and record one completion; see ``Completer.complete``."""
+        began = time.monotonic()
+        self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
+        tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
+        continues = session.continuation(tools, request.messages, keys)
+        draw: Draw | None = None
+        try:
+            prompt = self._prompt(continues, request, tools, keys)
+            draw = session.draws.take(prompt.ids, json.dumps(request.fields, sort_keys=True) if request.fields else "")
+            sampling = self._sampling(session, request, len(prompt.ids), draw)
+            chunk = await self._generate(
+                GenerationRequest(prompt.ids, sampling, session=session.id), session.settings.versions
+            )
+            message, shown = self._read(chunk, request, prompt.ids, draw.call)
+            call = Call(
+                id=new_call_id(),
+                parent=continues.match.turn.call if continues.match.turn else None,
+                request=session.keep(request.body),
+                message=message,
+                finish_reason=_finish_reason(chunk, message),
+                prompt_tokens=len(prompt.ids),
+                completion_tokens=len(chunk.ids),
+                fork_reason=prompt.fork_reason,
+                overridden=overridden,
+                unmet=request.unmet,
+                control_tokens=self._control_tokens(continues, request),
+                seconds=time.monotonic() - began,
+            )
+            turn = Turn(
+                call=call.id,
+                digest=draw.call,
+                prompt_tokens=len(prompt.ids),
+                thinking=prompt.thinking or self.renderer.thinks(chunk.ids, prompt.ids),
+                message=message,
+                tool_call_ids=tuple(made["id"] for made in message.get("tool_calls") or ()),
+            )
+            source = Sampled(call.id, chunk.logprobs, chunk.versions, sampling.temperature or 1.0)
+            session.record(
+                call,
+                turn,
+                tools,
+                [*keys, message_key(message)],
+                continues=continues,
+                tokens=SampledTokens(prompt.ids, chunk.ids, source, shown, prompt.extends),
+                spelled=self.renderer.control.spelled(message, chunk.ids, self.renderer.vocabulary.decode),
+            )
+        except BaseException:
+            session.abandon(continues)
+            if draw is not None:
+                session.draws.give_back(draw)
+            raise
+        piece = self.renderer.vocabulary.piece
+        return Completion(call, session.settings.model, chunk.ids, chunk.logprobs, chunk.top_logprobs, piece)
+
+    def _prompt(
+        self, continues: Continuation, request: ModelRequest, tools: str, keys: Sequence[MessageKey]
+    ) -> _Prompt:
+        """The matched turn's own ids, extended by what is new; where that is impossible, everything rendered."""
+        turn, reason = continues.match.turn, continues.match.fork_reason
+        if turn is not None and reason is None:
+            extended = self._extended(continues, turn, request)
+            if not isinstance(extended, str):
+                return _Prompt(extended, True, turn.thinking, None)
+            reason = extended
+        if all(message["role"] in _OPENING_ROLES for message in request.messages):
+            return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
+        if self.renderer.abilities.drops_text(request.messages):
+            reason = "text beside tool calls dropped by the template"
+        ids = self.renderer.render(*self.renderer.marked(request.messages, request.tools, continues.spelled))
+        thinking = any(map(thinking_of, request.messages)) and self.renderer.thinks(ids)
+        return _Prompt(ids, False, thinking, reason)
+
+    def _extended(self, continues: Continuation, turn: Turn, request: ModelRequest) -> list[int] | str:
+        """The matched turn's ids and those of the new messages, or why the one cannot follow the other."""
+        if turn.position is None:
+            return "a stop string cut the turn inside a token"
+        if turn.thinking and not any(message["role"] == "user" for message in request.messages):
+            return "thinking without a question"  # Templates tell by the last question what thinking they keep.
+        known = continues.match.messages
+        marked, tools = self.renderer.marked(request.messages[known:], request.tools, continues.spelled[known:])
+        prompt, completion = continues.history[: turn.prompt_tokens], continues.history[turn.prompt_tokens :]
+        return self.renderer.extend(prompt, completion, marked, tools, thinking=turn.thinking)
+
+    def _control_tokens(self, continues: Continuation, request: ModelRequest) -> tuple[str, ...]:
+        """The control tokens that new texts of the request spell out, where the model reads them as such."""
+        if self.renderer.plain_text:
+            return ()
+        return self.renderer.control.given(request.messages[continues.match.messages :])
+
+    def _opening(self, tools: str, *keys: MessageKey) -> tuple[int, ...]:
+        """The prompt of a conversation without a turn of the assistant; the episodes of a group share it."""
+        messages: list[Message] = []
+        for role, name, text in keys:
+            messages.append({"role": role, "content": text} | ({} if name is None else {"name": name}))
+        return tuple(self.renderer.render(*self.renderer.marked(messages, json.loads(tools) if tools else None)))
+
+    def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, draw: Draw) -> Sampling:
+        room = self.capabilities.context_length - prompt_tokens
+        if room < 1:
+            raise GatewayError(
+                f"the messages come to {prompt_tokens} tokens, which leaves no room in the context of "
+                f"{self.capabilities.context_length}",
+                code="context_length_exceeded",
+                param="messages",
+                fix="shorten the history, or use a model with a longer context",
+            )
+        ends = self.renderer.stop_ids
+        if request.one_call:
+            if self.renderer.tool_end_id is None:
+                raise GatewayError(
+                    "parallel_tool_calls=false cannot be kept with this model: no token ends its tool calls",
+                    param="parallel_tool_calls",
+                    code="unsupported_value",
+                    fix="drop it from the request, or set rollout.override: {parallel_tool_calls: null}",
+                )
+            ends = ends | {self.renderer.tool_end_id}
+        # A request's own seed gives equal samples for equal requests of its episode, so their number does not count.
+        # It is part of the digest: taken as it is, it would make the episodes of a group one and the same.
+        digest = draw.call if request.fields.get("seed") is None else draw.request
+        seed = int.from_bytes(digest[:8]) >> 1
+        return resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
+
+    async def _generate(self, request: GenerationRequest, versions: tuple[int, int] | None) -> Chunk:
+        """The whole completion. Raises ``BackendError`` where it cannot be what the backend says that it is."""
+        whole = await generate(self.backend, request)
+        if wrong := completion_fault(whole, vocabulary=self._vocabulary, versions=versions):
+            raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
+        return whole
+
+    def _read(
+        self, chunk: Chunk, request: ModelRequest, prompt_ids: list[int], digest: bytes
+    ) -> tuple[Message, int | None]:
+        """The message of a completion, and how many of its tokens it shows; ``None`` where it ends inside one."""
+        ids = list(chunk.ids)
+        shown: int | None = self.renderer.shown(ids)
+        cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
+        if cut is not None:
+            ids, shown = cut
+        tools = request.tools if request.calls_tools else None
+        message = self.renderer.parse(ids, tools, prompt_ids, call_ids=f"call_{digest.hex()[:24]}_")
+        return message, shown
+
+    def _before_stop(self, ids: list[int], stop: str) -> tuple[list[int], int | None] | None:
+        """Ids of the text before ``stop``, and how many of ``ids`` these are, if they are any."""
+        vocabulary = self.renderer.vocabulary
+        before, found, _ = vocabulary.decode(ids).partition(stop)
+        if not found:
+            return None
+        count = len(ids)
+        while count and len(vocabulary.decode(ids[:count])) > len(before):
+            count -= 1
+        if vocabulary.decode(ids[:count]) == before:
+            return ids[:count], count
+        return vocabulary.encode(before), None
+
+
+def _finish_reason(chunk: Chunk, message: Mapping[str, Any]) -> str:
+    return "tool_calls" if chunk.finish == "stop" and message.get("tool_calls") else str(chunk.finish)

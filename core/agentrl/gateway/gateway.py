@@ -1,0 +1,401 @@
+"""The gateway: answers requests, whether they come over HTTP or in process.
+
+A request goes this way: its path is taken apart (``split_path``) and finds the route of a dialect (``Routes``); its
+credentials find the session; a retry finds the attempt that it repeats; the dialect reads the body; the completer has
+it completed and records it; the dialect writes the reply. An error on the way is written by the dialect that owns the
+route, or by the first dialect where no route is found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import orjson
+
+from agentrl.clients import reach_loopback_directly
+from agentrl.errors import (
+    AgentRLError,
+    BackendError,
+    ConfigError,
+    GatewayError,
+    PromptTooLong,
+    UnsupportedSampling,
+    one_line,
+    shown,
+)
+from agentrl.gateway.contract import (
+    Completer,
+    Completion,
+    Dialect,
+    Exchange,
+    ModelRequest,
+    Reply,
+    Route,
+    SessionSettings,
+    WireRequest,
+)
+from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.retries import Attempt, parts
+from agentrl.gateway.server import Server
+from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
+from agentrl.gateway.transport import SharedClients
+from agentrl.loops import Interruptible
+from agentrl.plugins import Plugins
+from agentrl.redaction import redact
+
+__all__ = ["Gateway", "registered_dialects"]
+
+_log = logging.getLogger(__name__)
+
+BODY_LIMIT = 32 * 2**20
+"""Most bytes of a request's body."""
+
+_HEARD_S = 0.05
+"""Seconds after an answer was sent in which the server hears that its client has gone, if it has."""
+
+_PATH = re.compile(r"(?:/(?P<capture>capture-[^/]*))?(?:.*/v1)?(?P<route>/.*)")
+_SLASHES = re.compile("/{2,}")
+_PARAMETER = re.compile(r"{(\w+)(:path)?}")
+_CHAT = "agentrl.gateway.dialects.chat:ChatCompletions"
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+
+
+class Gateway:
+    """Sessions in front of a completer. ``start`` serves them over HTTP; the in-process client works without it.
+
+    Safe to use from any thread. Stopping it closes every session.
+    """
+
+    def __init__(
+        self, completer: Completer, dialects: Sequence[Dialect] | None = None, *, body_limit: int = BODY_LIMIT
+    ) -> None:
+        """Serve ``dialects``, by default chat completions alone. The first one writes errors for unknown routes.
+
+        ``body_limit`` is the most bytes of a request's body. Raises ``ConfigError`` where there is no dialect, or where
+        two serve one route.
+        """
+        self.completer = completer
+        self.body_limit = body_limit
+        self._routes = Routes((ChatCompletions(),) if dialects is None else dialects)
+        self._sessions = Sessions()
+        self._server = Server(self)
+        self._clients = SharedClients(self)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway is served; while it is not, a URL whose host does not exist."""
+        return self._server.url or "http://gateway.invalid"
+
+    def start(self) -> None:
+        """Serve over HTTP on a free port of this machine, which clients made from now on reach without a proxy.
+
+        Raises ``RunError`` where the server does not start in time.
+        """
+        reach_loopback_directly()
+        self._server.start()
+
+    def stop(self) -> None:
+        """Close every session, and the server. Safe to call twice."""
+        for session in self._sessions.all():
+            session.close()
+        self._server.stop()
+        self._clients.stop()
+
+    def open_session(self, settings: SessionSettings) -> Session:
+        """Open a session for one episode. Close it when the episode ends."""
+        credentials = new_credentials()
+        base_url = f"{self.url}/{credentials.capture}/v1"
+        session = Session(settings, credentials, base_url, self.http_client(), self._sessions.remove)
+        self._sessions.add(session)
+        return session
+
+    def open_worker_endpoint(self) -> WorkerEndpoint:
+        """Open an endpoint for a process that runs one episode after another. Close it when the process ends."""
+        credentials = new_credentials()
+        base_url = f"{self.url}/{credentials.capture}/v1"
+        endpoint = WorkerEndpoint(credentials, base_url, self._sessions.remove_worker)
+        self._sessions.add_worker(endpoint)
+        return endpoint
+
+    def http_client(self, library: ModuleType | None = None) -> Any:
+        """The shared ``AsyncClient`` that reaches the gateway in process, and that nobody can close.
+
+        It is one of ``library``, ``httpx`` or ``httpx2``; by default of the one that the openai package accepts.
+        """
+        return self._clients.get(library)
+
+    def captures(self, authorization: str) -> bool:
+        """Whether a request to any URL with this ``Authorization`` header is one of a session."""
+        return self._sessions.knows_key(bearer(authorization))
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """Answer one request. Raises nothing but ``asyncio.CancelledError``."""
+        session: Session | None = None
+        dialect: Dialect | None = None
+        try:
+            capture, path = split_path(exchange.path)
+            dialect, route, parameters = self._routes.find(path)
+            session = self._sessions.identify(exchange, capture)
+            if not exchange.in_process:
+                session.served_by_this_loop()
+            if dialect is None or route is None:
+                raise self._routes.unknown(exchange)
+            methods = _methods(route)
+            if exchange.method not in methods:
+                return self._refused(_wrong_method(exchange, methods), dialect, session, {"allow": ", ".join(methods)})
+            if exchange.method == "OPTIONS":
+                return Reply(204, b"", {"allow": ", ".join(methods)})
+            body = self._body(exchange)
+            overridden: tuple[str, ...] = ()
+            if body and session.settings.override:
+                body, overridden = dialect.override(body, session.settings.override)
+            request = WireRequest(
+                exchange.method, route, parameters, exchange.headers, body, session.settings, self.completer.relays
+            )
+            asked = dialect.parse(request)
+            if isinstance(asked, Reply):
+                return asked if isinstance(asked.body, bytes) else replace(asked, body=parts(asked.body))
+            return await self._complete(session, exchange, dialect, request, asked, overridden)
+        except Exception as error:  # The boundary to the client: everything becomes a status.
+            return self._refused(error, dialect, session)
+
+    async def _complete(
+        self,
+        session: Session,
+        exchange: Exchange,
+        dialect: Dialect,
+        request: WireRequest,
+        asked: ModelRequest,
+        overridden: tuple[str, ...],
+    ) -> Reply:
+        """The answer of the model to a request, or to the one that it is a retry of."""
+        while not isinstance(taken := session.retries.take(exchange, request.route.path), Attempt):
+            if isinstance(taken, Reply):
+                return taken
+            if await asyncio.shield(asyncio.wrap_future(taken)):
+                await asyncio.sleep(_HEARD_S)
+        try:
+            with Interruptible() as block, session.running(block):
+                completion = await self.completer.complete(session, asked, overridden)
+            respond = partial(_response, dialect, request, asked, completion)
+            reply = respond()
+        except BaseException:
+            session.retries.fail(taken)
+            raise
+        return session.retries.succeed(taken, reply, partial(session.arrived, completion.call.id), respond)
+
+    def _body(self, exchange: Exchange) -> dict[str, Any]:
+        """The JSON object in a request's body; empty where a method that needs no body has none."""
+        self.check_size(len(exchange.body))
+        if not exchange.body and exchange.method != "POST":
+            return {}
+        try:
+            body = read_json(exchange.body)
+        except (ValueError, RecursionError) as error:
+            raise GatewayError(f"the body is not JSON: {error}", code="invalid_json") from error
+        if not isinstance(body, dict):
+            raise GatewayError(f"the body is not a JSON object but {shown(body, 80)}", code="invalid_json")
+        return body
+
+    def check_size(self, size: int) -> None:
+        """Raise ``GatewayError`` (413) for a body of ``size`` bytes that is too large."""
+        if size > self.body_limit:
+            raise GatewayError(
+                f"the body of {size} bytes is over the limit of {self.body_limit}",
+                status=413,
+                code="request_too_large",
+                fix="send a shorter history",
+            )
+
+    def refusal(self, error: Exception, path: str = "") -> Reply:
+        """An error as it is answered to a request that could not be read, to ``path`` as far as that is known."""
+        return self._refused(error, self._routes.find(split_path(path)[1])[0])
+
+    def _refused(
+        self,
+        error: Exception,
+        dialect: Dialect | None,
+        session: Session | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """An error in the shape of ``dialect``, kept in its session."""
+        if not isinstance(error, AgentRLError):
+            _log.error("the gateway failed to answer a request", exc_info=error)
+        refusal = _as_refusal(error)
+        if session is not None:
+            _forget_locals(error)
+            # What may succeed at another time keeps its side; what is wrong with a request is the gateway's refusal.
+            session.refuse(error if isinstance(error, AgentRLError) and refusal.status >= 500 else refusal)
+        # Clients need not guess: what would fail again is not worth a retry.
+        again = refusal.status == 408 or (refusal.status == 503 and not self.completer.relays)
+        try:
+            reply = (dialect or self._routes.default).refuse(refusal)
+            if not isinstance(reply.body, bytes):
+                raise TypeError(f"the body of an error is to be bytes, and is a {type(reply.body).__name__}")
+        except Exception as failure:
+            _log.error("a dialect failed to write an error", exc_info=failure)
+            reply = ChatCompletions().refuse(refusal)
+        advice = {"x-should-retry": "true" if again else "false"}
+        return replace(reply, headers={**reply.headers, **advice, **(headers or {})})
+
+
+def split_path(path: str) -> tuple[str | None, str]:
+    """Take a URL's path apart: the capture token in it, if any, and what is below the base URL.
+
+    Clients join URLs with one slash too many; those are removed. The latter part begins with a slash, or is empty.
+    """
+    match = _PATH.fullmatch(_SLASHES.sub("/", path))
+    return (None, path) if match is None else (match["capture"], match["route"].rstrip("/"))
+
+
+class Routes:
+    """Which dialect serves a path."""
+
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        """Raises ``ConfigError`` where there is no dialect, or where two serve the same path."""
+        if not dialects:
+            raise ConfigError(
+                "the gateway has no wire protocol to serve: every dialect is disabled or broken",
+                fix="enable one: `agentrl list-dialects` shows them",
+            )
+        self.default = dialects[0]
+        self._exact: dict[str, tuple[Dialect, Route, Mapping[str, str]]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Dialect, Route]] = []
+        claims: dict[str, Dialect] = {}
+        for dialect in dialects:
+            for route in dialect.routes:
+                owner = claims.setdefault(_PARAMETER.sub("{}", route.path), dialect)
+                if owner is not dialect:
+                    raise ConfigError(
+                        f"the route {route.path} is served by two dialects, {_name(owner)} and {_name(dialect)}",
+                        fix="disable the plugin of one of them: -p no:NAME",
+                    )
+                if _PARAMETER.search(route.path):
+                    self._patterns.append((_pattern(route.path), dialect, route))
+                else:
+                    self._exact[route.path] = (dialect, route, {})
+        self._served = [route for dialect in dialects for route in dialect.routes]
+
+    def find(self, path: str) -> tuple[Dialect | None, Route | None, Mapping[str, str]]:
+        """The dialect and the route that serve ``path``, with the values of the route's parameters."""
+        if (found := self._exact.get(path)) is not None:
+            return found
+        for pattern, dialect, route in self._patterns:
+            if (match := pattern.fullmatch(path)) is not None:
+                return dialect, route, match.groupdict()
+        return None, None, {}
+
+    def unknown(self, exchange: Exchange) -> GatewayError:
+        """The error (404) for a path that no dialect serves."""
+        known = [f"{method} /v1{_shown(route.path)}" for route in self._served for method in route.methods]
+        return GatewayError(
+            f"{exchange.method} {redact(exchange.path)} does not exist here",
+            status=404,
+            code="unknown_url",
+            fix=f"there are {', '.join(known[:-1])} and {known[-1]}" if len(known) > 1 else f"there is {known[0]}",
+        )
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """What matches the paths of a route with parameters, each as a group of its name."""
+    parts, end = [], 0
+    for parameter in _PARAMETER.finditer(path):
+        parts.append(re.escape(path[end : parameter.start()]))
+        parts.append(f"(?P<{parameter[1]}>{'.+' if parameter[2] else '[^/]+'})")
+        end = parameter.end()
+    return re.compile("".join([*parts, re.escape(path[end:])]))
+
+
+def _shown(path: str) -> str:
+    return _PARAMETER.sub(lambda parameter: parameter[1].upper(), path)
+
+
+def _name(dialect: Dialect) -> str:
+    return f"{type(dialect).__module__}:{type(dialect).__qualname__}"
+
+
+def _methods(route: Route) -> tuple[str, ...]:
+    """The methods that a route takes, those included that come by themselves."""
+    head = ("HEAD",) if "GET" in route.methods else ()
+    return (*route.methods, *head, "OPTIONS")
+
+
+def _wrong_method(exchange: Exchange, methods: Sequence[str]) -> GatewayError:
+    return GatewayError(
+        f"{redact(exchange.path)} takes no {exchange.method}",
+        status=405,
+        code="method_not_allowed",
+        fix=f"use {' or '.join(method for method in methods if method != 'OPTIONS')}",
+    )
+
+
+def _response(dialect: Dialect, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
+    reply = dialect.respond(request, asked, completion)
+    return replace(reply, headers={**reply.headers, "x-request-id": completion.call.id})
+
+
+def read_json(body: bytes) -> Any:
+    """The JSON value in ``body``, as Python's ``json`` reads it. Raises ``ValueError`` or ``RecursionError``.
+
+    orjson reads the same in less time, but rounds integers of more than 64 bits; and it refuses what ``json`` takes:
+    NaN, other encodings, deep nesting. Half characters, which cannot be written again, are refused by both.
+    """
+    if b"0000000000000000000" not in body.translate(_DIGITS):  # 19 digits in a row may be too large a number.
+        try:
+            return orjson.loads(body)
+        except ValueError:
+            pass
+    value = json.loads(body)
+    if b"\\u" in body:
+        json.dumps(value, ensure_ascii=False).encode()  # An escape may be half a character.
+    return value
+
+
+def _as_refusal(error: Exception) -> GatewayError:
+    """An error as clients are told it: with a 4xx status if it would occur again, and 503 if it may not."""
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, PromptTooLong):
+        return GatewayError(error.message, code="context_length_exceeded", param="messages", fix=error.fix)
+    if isinstance(error, UnsupportedSampling):
+        return GatewayError(error.message, code="unsupported_value", fix=error.fix)
+    if isinstance(error, BackendError):
+        return GatewayError(error.message, status=503, code="backend_error", fix=error.fix)
+    return GatewayError(f"{type(error).__name__}: {error}", status=500, code="gateway_error")
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Keep where the tracebacks lead, and free the requests that the functions on the way held."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next  # The first frame is still running: it is answering.
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and not any(link is other for other in chain):
+        traceback.clear_frames(link.__traceback__)
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+
+
+def registered_dialects(plugins: Plugins, warn: Callable[[str], None]) -> list[Dialect]:
+    """Every registered dialect that is not disabled, chat completions first.
+
+    One that cannot be loaded is left out, and ``warn`` is told which and why.
+    """
+    dialects: list[Dialect] = []
+    plugins.load()
+    for entry in sorted(plugins.entries("dialects"), key=lambda entry: entry.target != _CHAT):
+        try:
+            loaded = plugins.get("dialects", entry.qualified)
+            dialects.append(loaded() if isinstance(loaded, type) else loaded)
+        except Exception as error:
+            warn(f"the dialect {entry.name!r} of {entry.distribution} is not served: {one_line(error)}")
+    return dialects
