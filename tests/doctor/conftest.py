@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from agentrl.config import resolve_config
-from agentrl.doctor.case import Case
-from agentrl.doctor.examination import examine
-from agentrl.doctor.findings import Diagnosis, Finding, Section
+from agentrl.doctor.examination import Case, examine
+from agentrl.doctor.report import Diagnosis, Finding, Section
 from agentrl.plugins import Plugins
 
 SMALL = ("rollout.tasks_per_step=2", "rollout.group_size=4", "rollout.episode_timeout=20", "inference.timeout=60")

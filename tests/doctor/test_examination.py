@@ -86,7 +86,7 @@ def test_an_agent_that_hangs_is_told_at_its_deadline(examined):
 def test_equal_rewards_are_a_warning_that_says_what_to_change(examined):
     result = examined("agents.py:constant")
     warning = result.only("warning", "group")
-    assert "8 rewards of 0.500 in the mean, deviation 0.000" in warning.text
+    assert "8 rewards with a mean of 0.500, a standard deviation of 0.000" in warning.text
     assert "in none of 2 groups" in warning.text
     assert "rollout.group_size" in warning.fix
     assert warning.figures["groups_that_differ"] == 0
@@ -108,8 +108,8 @@ def test_completions_that_are_cut_are_counted(examined):
 def test_an_edited_history_is_told_with_its_reason(examined):
     result = examined("agents.py:Forgetful")
     notes = [note.text for note in result.diagnosis.of_level("note")]
-    assert "1 prompts were rendered anew instead of extended: 1 for 'history edited'" in notes
-    assert "8 of 16 prompts were rendered anew: 8 for 'history edited'" in notes
+    assert "1 prompts were rendered in full instead of extended: 1 for 'history edited'" in notes
+    assert "8 of 16 prompts were rendered in full: 8 for 'history edited'" in notes
 
 
 def test_what_a_call_did_without_is_told_with_the_key_that_takes_it_so(examined):

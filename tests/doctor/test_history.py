@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from agentrl.doctor.history import walk
+from agentrl.doctor.model import walk
 from agentrl.tokens.selection import load_renderer
 from agentrl.tokens.template import ChatTemplate
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pynvml
 import pytest
 
 from agentrl.config import load_config
-from agentrl.doctor.gpu import Gpu, Gpus, gpu_findings
-from agentrl.doctor.memory import existing_parent, free_memory, human
-from agentrl.doctor.size import model_size
+from agentrl.doctor.machine import Gpu, Gpus, _existing_parent, free_memory, gpu_findings, human, nvidia_gpus
+from agentrl.doctor.model import model_size
 from agentrl.processors import usable_processors
 
 CONFIG = load_config(environ={})
@@ -21,22 +26,32 @@ def write(folder, **files):
     return folder
 
 
-def test_free_memory_is_that_of_the_machine_or_what_its_container_leaves(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       4000000 kB\nMemAvailable:   3000000 kB\n")
-    assert free_memory(meminfo, tmp_path / "none") == (3_000_000 * 1024, True)
+@pytest.fixture
+def available(monkeypatch):
+    """Three gigabytes, as psutil reads the machine's files."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3_000_000_000))
+    return 3_000_000_000
+
+
+def test_free_memory_is_that_of_the_machine_or_what_its_container_leaves(tmp_path, available):
+    assert free_memory(tmp_path / "none") == (available, True)
     unlimited = write(tmp_path / "a", memory_max="max\n", memory_current="5000\n")
-    assert free_memory(meminfo, unlimited) == (3_000_000 * 1024, True)
+    assert free_memory(unlimited) == (available, True)
     limited = write(
         tmp_path / "b", memory_max="1000000\n", memory_current="700000\n", memory_stat="anon 1\ninactive_file 50\n"
     )
-    assert free_memory(meminfo, limited) == (300_050, True)
+    assert free_memory(limited) == (300_050, True)
 
 
-def test_where_free_memory_is_not_known_all_of_it_counts(tmp_path):
-    total, known = free_memory(tmp_path / "none", tmp_path / "none")
-    assert total > 0
-    assert not known
+def test_free_memory_is_less_than_all_of_it(tmp_path):
+    free, known = free_memory(tmp_path / "none")
+    assert known
+    assert 0 < free < psutil.virtual_memory().total
+
+
+def test_without_psutil_all_memory_counts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert free_memory(tmp_path / "none") == (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), False)
 
 
 def test_a_containers_share_of_the_processors_counts(tmp_path):
@@ -52,7 +67,7 @@ def test_sizes_are_readable(size, said):
 
 
 def test_the_nearest_folder_that_exists_is_found(tmp_path):
-    assert existing_parent(tmp_path / "a" / "b") == tmp_path
+    assert _existing_parent(tmp_path / "a" / "b") == tmp_path
 
 
 def test_the_size_of_a_model_is_that_of_its_parameters(tiny_folder):
@@ -78,26 +93,82 @@ def test_a_full_disk_and_idle_gpu_are_warnings(examined, monkeypatch):
     assert "raise training.checkpoint_every" in examined("math").only("warning", "machine").fix
 
 
-def driver(folder, answer, *, code=0):
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\necho '{answer}'\nexit {code}\n")
-    program.chmod(0o755)
+class Driver:
+    """Stands for the module ``pynvml`` on a machine whose driver knows two GPUs."""
+
+    NVMLError = pynvml.NVMLError
+    names = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL")
+
+    def __init__(self):
+        self.running = False
+        self.fails = False
+
+    def nvmlInit(self):
+        self.running = True
+
+    def nvmlShutdown(self):
+        assert self.running
+        self.running = False
+
+    def nvmlSystemGetDriverVersion(self):
+        assert self.running
+        return "570.86.15"
+
+    def nvmlDeviceGetCount(self):
+        if self.fails:
+            raise self.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return ("handle", index)
+
+    def nvmlDeviceGetName(self, handle):
+        return self.names[handle[1]]
 
 
-def test_a_gpu_that_a_cpu_build_of_torch_leaves_idle_is_a_warning(examined, tmp_path, monkeypatch):
-    if Gpus.seen().usable:
-        pytest.skip("torch can use the GPU here")
-    driver(tmp_path, "NVIDIA H100 80GB HBM3, 570.86.15")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+@pytest.fixture
+def driver(monkeypatch):
+    """A machine with GPUs that torch cannot use."""
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return driver
+
+
+def test_a_gpu_that_a_cpu_build_of_torch_leaves_idle_is_a_warning(examined, driver, monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", None)
     warning = examined("math").only("warning", "machine")
     assert warning.text.startswith("NVIDIA H100 80GB HBM3, driver 570.86.15, is there, but torch ")
-    assert warning.figures["present"] == ["NVIDIA H100 80GB HBM3, driver 570.86.15"]
+    assert warning.figures["present"] == [f"{name}, driver 570.86.15" for name in Driver.names]
+    assert not driver.running
 
 
-def test_a_driver_that_does_not_answer_is_none(tmp_path, monkeypatch):
-    driver(tmp_path, "No devices were found", code=6)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+def test_a_driver_that_cannot_be_asked_is_none(driver):
+    driver.fails = True
     assert Gpus.seen().present == ()
+    assert not driver.running
+
+
+def test_without_a_driver_or_the_package_that_asks_it_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def fail(*_):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert Gpus.seen().present == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Gpus.seen().present == ()
+
+
+def test_the_real_driver_says_what_the_machine_has():
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        assert Gpus.seen().usable == Gpus.seen().present == ()
+        return
+    pynvml.nvmlShutdown()
+    assert all(", driver " in gpu for gpu in nvidia_gpus())
 
 
 H100 = ("NVIDIA H100, driver 570.86",)

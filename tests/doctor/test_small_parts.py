@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from agentrl.doctor.agent import parted
-from agentrl.doctor.alarm import Alarm
-from agentrl.doctor.findings import Diagnosis, Section, note, of_error, ok, problem, skipped, warning
+from agentrl.doctor.examination import Alarm
+from agentrl.doctor.report import Diagnosis, Section, note, of_error, ok, problem, skipped, warning
 from agentrl.errors import BackendError, ConfigError, PluginError
 
 

@@ -103,7 +103,7 @@ DEADLINES = """
 import asyncio, sys, threading
 from agentrl.agents.binding import bind_agent
 from agentrl.agents.watchdog import LoopWatchdog
-from agentrl.doctor.alarm import Alarm
+from agentrl.doctor.examination import Alarm
 from agentrl.rollout.inline import InlineRunner
 from agentrl.training.interrupts import run_to_end
 from agentrl.training.serving import within

@@ -26,7 +26,7 @@ from agentrl.errors import encodable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from agentrl.doctor.findings import Diagnosis, Finding, Section
+    from agentrl.doctor.report import Diagnosis, Finding, Section
 
 __all__ = ["Spinner", "Told", "doctor"]
 
@@ -54,8 +54,7 @@ def doctor(app: App, arguments: tuple[str, ...], file: Path | None, as_json: boo
     """
     from agentrl.cli.doctor import Told
     from agentrl.config import resolve_config
-    from agentrl.doctor.case import Case
-    from agentrl.doctor.examination import examine
+    from agentrl.doctor.examination import Case, examine
 
     agent, settings = split_arguments(arguments, "agent")
     resolved = resolve_config(file, *settings, agent=agent)

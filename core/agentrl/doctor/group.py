@@ -1,4 +1,4 @@
-"""Groups of episodes: whether anything can be learned from comparing them, what fails, and what is too long."""
+"""Groups of episodes: what fails, what is too long, and whether comparing their rewards teaches anything."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from statistics import pstdev
+from typing import TYPE_CHECKING
 
 from agentrl.algorithms.algorithm import Algorithm
 from agentrl.config.models import Config
 from agentrl.doctor.agent import FIXES, parted
-from agentrl.doctor.case import Case
-from agentrl.doctor.findings import Finding, futile, note, ok, problem, warning
+from agentrl.doctor.report import Finding, futile, note, ok, problem, warning
 from agentrl.errors import RunError
 from agentrl.reporting.plain import reward_text
 from agentrl.rollout.contract import Episode, Group
@@ -22,20 +22,25 @@ from agentrl.runs.tally import Reasons, mean
 from agentrl.tokens.contract import TokenTree
 from agentrl.training.task_order import TaskOrder, group_requests
 
+if TYPE_CHECKING:
+    from agentrl.doctor.examination import Case
+
 __all__ = ["group"]
 
 _TASKS = 4
-"""Most tasks that are run."""
+"""The most tasks that are run, a group each."""
 _NEARLY_FULL = 0.9
+"""The share of the context above which a call is said to be long."""
 _MANY_CUT = 0.25
-_COMPARED = (
+"""The share of completions above which those that were cut are a warning."""
+_TELL_APART = (
     "choose tasks that succeed now and then, raise rollout.group_size or rollout.temperature, or let the reward "
     "tell better from worse"
 )
 
 
 async def group(case: Case) -> AsyncIterator[Finding]:
-    """Run the first groups that training would run."""
+    """Run the first groups that training would run, and compare their rewards."""
     config = case.config
     tasks = TaskOrder(case.parts.train_tasks, config.seed).take(min(_TASKS, config.rollout.tasks_per_step))
     requests = group_requests(config, tasks, case.learner.version)
@@ -43,7 +48,7 @@ async def group(case: Case) -> AsyncIterator[Finding]:
     case.episode_ended = lambda: case.doing(f"running groups of episodes, {len(case.episodes)} of {total} done")
     began = time.monotonic()
     case.groups = []
-    with contextlib.suppress(RunError):  # All have failed, which the episodes say better.
+    with contextlib.suppress(RunError):  # Raised where all have failed, which is reported from the episodes below.
         unlimited = replace(case.serving.dispatcher, budget=FailureBudget(1.0, total))
         case.groups = await unlimited.collect(requests)
     seconds = time.monotonic() - began
@@ -79,7 +84,7 @@ def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
 def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     rewards = [episode.reward for group in groups for episode in group.episodes if episode.reward is not None]
     if not rewards:
-        return futile("the agent rejected every task: none has a reward", fix="return a reward instead of None")
+        return futile("the agent rejected every task: no episode has a reward", fix="return a reward instead of None")
     apart = sum(_tells_apart(group, algorithm) for group in groups)
     figures = {
         "groups": len(groups),
@@ -90,16 +95,17 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
         "reward_max": max(rewards),
     }
     text = (
-        f"{len(rewards)} rewards of {reward_text(mean(rewards))} in the mean, "
-        f"deviation {reward_text(pstdev(rewards))}, from {min(rewards):g} to {max(rewards):g}"
+        f"{len(rewards)} rewards with a mean of {reward_text(mean(rewards))}, a standard deviation of "
+        f"{reward_text(pstdev(rewards))}, from {min(rewards):g} to {max(rewards):g}"
     )
     if not apart:
-        alike = f"in none of {len(groups)} groups did one episode do better than another, so nothing can be learned"
-        return futile(f"{text}; {alike}", fix=_COMPARED, **figures)
-    return ok(f"{text}; {apart} of {len(groups)} groups tell better episodes from worse", **figures)
+        alike = f"in none of {len(groups)} groups did one episode do better than another, so there is nothing to learn"
+        return futile(f"{text}; {alike}", fix=_TELL_APART, **figures)
+    return ok(f"{text}; {apart} of {len(groups)} groups have better episodes and worse ones", **figures)
 
 
 def _tells_apart(group: Group, algorithm: Algorithm) -> bool:
+    """Whether the algorithm gives any call of the group an advantage other than 0."""
     rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
     advantages = algorithm.advantage([algorithm.credit(episode) for episode in rewarded])
     return any(value for by_call in advantages for value in by_call.values())
@@ -123,7 +129,7 @@ def _lengths(case: Case) -> Iterator[Finding]:
 
 
 def _depth(tree: TokenTree) -> int:
-    """Tokens on the longest way from the root."""
+    """The tokens on the longest path from the root."""
     ends: list[int] = []
     starts: list[int] = []
     for span in tree.spans:
@@ -156,7 +162,7 @@ def _calls(episodes: Sequence[Episode]) -> Iterator[Finding]:
     forks = Counter(call.fork_reason for call in calls if call.fork_reason is not None)
     if forks:
         reasons = ", ".join(f"{count} for {reason!r}" for reason, count in forks.most_common(3))
-        yield note(f"{forks.total()} of {len(calls)} prompts were rendered anew: {reasons}", forks=dict(forks))
+        yield note(f"{forks.total()} of {len(calls)} prompts were rendered in full: {reasons}", forks=dict(forks))
     rejected = sum(episode.outcome == "rejected" for episode in episodes)
     if rejected:
         yield note(f"{rejected} of {len(episodes)} episodes were rejected by the agent", rejected=rejected)

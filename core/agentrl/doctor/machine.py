@@ -1,34 +1,37 @@
-"""The machine: processors, memory, disk and GPU, held against what training takes."""
+"""The machine: processors, memory, disk and GPUs, compared with what training takes."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.config.models import Config
-from agentrl.doctor.case import Case
-from agentrl.doctor.findings import Finding, note, ok, problem, warning
-from agentrl.doctor.gpu import Gpus, gpu_findings
-from agentrl.doctor.memory import existing_parent, free_disk, free_memory, human
-from agentrl.errors import ConfigError, RunFolderError
+from agentrl.doctor.report import Finding, note, ok, problem, warning
+from agentrl.errors import ConfigError, RunFolderError, one_line
 from agentrl.processors import usable_processors
 from agentrl.runs.folder import filesystem_type, is_network_filesystem
 
 if TYPE_CHECKING:
-    from agentrl.doctor.size import ModelSize
+    from agentrl.doctor.examination import Case
+    from agentrl.doctor.model import ModelSize
 
-__all__ = ["machine"]
+__all__ = ["Gpu", "Gpus", "free_memory", "gpu_findings", "human", "machine", "nvidia_gpus"]
 
 _TIGHT = 0.8
-"""Share of the free memory from which on activations may not fit."""
+"""The share of the free memory above which activations may not fit."""
 _PROMPT_TOKENS = 512
-"""What the estimate takes for the prompt of a completion."""
+"""The length of a prompt in the estimate of what the engine holds."""
+_HIDDEN_BY = "CUDA_VISIBLE_DEVICES"
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def machine(case: Case) -> Iterator[Finding]:
-    """What there is, and a problem where it cannot be enough; the disk is only looked at."""
+    """Compare what this machine has with what training takes. Nothing is written."""
     memory, known = free_memory()
     processors = usable_processors()
     of = "free" if known else "in all"
@@ -42,7 +45,7 @@ def machine(case: Case) -> Iterator[Finding]:
 
 
 def _memory(size: ModelSize, config: Config, free: int, *, on_gpu: bool) -> Finding:
-    """Whether learner and engine fit. Loading what does not would end this process before it can say so."""
+    """Whether learner and engine fit. Loading a model that does not would end this process without a message."""
     tokens = config.rollout.concurrency * (_PROMPT_TOKENS + (config.rollout.max_tokens or _PROMPT_TOKENS))
     learner, engine = size.learner_bytes(), size.engine_bytes(tokens, 2 if on_gpu else 4)
     need, where = learner + engine, "of GPU memory" if on_gpu else "of memory"
@@ -62,7 +65,7 @@ def _memory(size: ModelSize, config: Config, free: int, *, on_gpu: bool) -> Find
 
 def _disk(case: Case) -> Iterator[Finding]:
     run = case.config.run
-    folder = existing_parent(run.dir)
+    folder = _existing_parent(run.dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         text = f"run.dir={run.dir} cannot be made: {folder} is not a folder that can be written to"
         yield problem(text, fix="set run.dir to another folder", like=RunFolderError)
@@ -86,3 +89,174 @@ def _space(case: Case, folder: Path) -> Finding:
     if need > free:
         return warning(text, fix="raise training.checkpoint_every, or set run.dir to another disk", **figures)
     return ok(text, **figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that torch can use."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """The GPUs of this machine, as torch and as NVIDIA's driver see them."""
+
+    usable: tuple[Gpu, ...] = ()
+    complaint: str = ""
+    """The warning of torch about a driver that it cannot use; empty without one."""
+    torch: str | None = None
+    """The version of torch; ``None`` where it is not installed."""
+    cuda: str | None = None
+    """The version of CUDA or ROCm that torch was built for; ``None`` for a CPU build."""
+    apple: bool = False
+    """Whether torch could use an Apple GPU."""
+    present: tuple[str, ...] = ()
+    """What the driver reports where torch can use none: ``NAME, driver VERSION`` for each GPU."""
+
+    def free_bytes(self, device: str) -> int | None:
+        """The free memory, in bytes, of the GPU that ``training.device`` means; ``None`` where it means none."""
+        index = device.partition(":")[2] or "0"
+        usable = device != "cpu" and index.isdigit() and int(index) < len(self.usable)
+        return self.usable[int(index)].free_bytes if usable else None
+
+    @classmethod
+    def seen(cls) -> Gpus:
+        """What torch and the driver say now."""
+        try:
+            import torch
+        except (ImportError, OSError):
+            return cls(present=nvidia_gpus())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            available = torch.cuda.is_available()
+        return cls(
+            usable=tuple(map(_gpu, range(torch.cuda.device_count()))) if available else (),
+            complaint=one_line(said[0].message) if said else "",
+            torch=torch.__version__,
+            cuda=torch.version.cuda or torch.version.hip,
+            apple=torch.backends.mps.is_available(),
+            present=() if available else nvidia_gpus(),
+        )
+
+
+def _gpu(index: int) -> Gpu:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    return Gpu(torch.cuda.get_device_name(index), free, total)
+
+
+def nvidia_gpus() -> tuple[str, ...]:
+    """The GPUs that NVIDIA's driver reports; empty where there is no driver, or where it cannot be asked."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(f"{pynvml.nvmlDeviceGetName(handle)}, driver {driver}" for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def gpu_findings(gpus: Gpus, config: Config) -> Iterator[Finding]:
+    """The GPUs that training can use, or why it can use none."""
+    for index, gpu in enumerate(gpus.usable):
+        yield ok(
+            f"GPU {index}: {gpu.name}, {human(gpu.free_bytes)} of {human(gpu.total_bytes)} free",
+            gpu=gpu.name,
+            free_bytes=gpu.free_bytes,
+            total_bytes=gpu.total_bytes,
+        )
+    if gpus.usable and config.training.device == "cpu":
+        yield warning("training.device=cpu leaves the GPU idle", fix="set training.device=auto")
+    if gpus.usable:
+        return
+    if gpus.present and gpus.torch is not None:
+        yield _unused(gpus)
+    elif gpus.apple:
+        yield note("the Apple GPU (MPS) is not used: models are trained and sampled on the CPU")
+    else:
+        yield note("no GPU: models are trained and sampled on the CPU")
+
+
+def _unused(gpus: Gpus) -> Finding:
+    there = f"{gpus.present[0]}, is there, but torch {gpus.torch}"
+    if gpus.cuda is None:
+        fix = "install a CUDA build of torch: pip install --force-reinstall torch, without a constraint on a CPU build"
+        return warning(f"{there} is a build for the CPU", fix=fix, present=list(gpus.present))
+    hidden = os.environ.get(_HIDDEN_BY)
+    if hidden is not None and not hidden.strip("-1 "):
+        return warning(f"{there} does not see it: {_HIDDEN_BY}={hidden!r}", fix=f"unset {_HIDDEN_BY}")
+    reason = f" ({gpus.complaint})" if gpus.complaint else ""
+    return warning(
+        f"{there}, built for CUDA {gpus.cuda}, cannot use it{reason}",
+        fix=f"update the driver, or install a torch that was built for an older CUDA than {gpus.cuda}",
+        present=list(gpus.present),
+    )
+
+
+def free_memory(cgroup: Path = _CGROUP) -> tuple[int, bool]:
+    """The bytes of memory that this process may still take, and whether that is known.
+
+    Where it is not, since psutil is not installed, they are all the memory of the machine. The limit of a container
+    that is set in ``cgroup``, a folder of version 2 of Linux's control groups, counts.
+    """
+    try:
+        import psutil
+    except ImportError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), False
+    available = int(psutil.virtual_memory().available)
+    limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        available = min(available, int(limit) - int(used) + _reclaimable(cgroup))
+    return available, True
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """The bytes of cached files in a control group, which make room when memory is needed."""
+    for line in _read(cgroup / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _existing_parent(path: Path) -> Path:
+    """The folder ``path``, or the nearest above it that exists."""
+    folder = Path(os.path.expanduser(path)).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def free_disk(folder: Path) -> int:
+    """The bytes that are free on the disk of ``folder``."""
+    return shutil.disk_usage(folder).free
+
+
+def human(size: float) -> str:
+    """A number of bytes for people to read, such as ``1.8 GB``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _read(path: Path) -> str:
+    """The text of the file; empty where it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

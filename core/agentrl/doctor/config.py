@@ -1,23 +1,26 @@
-"""The config: that every name in it stands for something, and every key has an effect."""
+"""The config: every name in it has to be known, and every key to have an effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from agentrl.algorithms.algorithm import build_algorithm
 from agentrl.config import check_trainable, ineffective_keys
-from agentrl.doctor.case import Case
-from agentrl.doctor.findings import Finding, ok, warning
+from agentrl.doctor.report import Finding, ok, warning
 from agentrl.reporting.trackers import Trackers
 from agentrl.training.parts import Parts, resolve_parts
 from agentrl.training.serving import build_backend
 
-__all__ = ["settings"]
+if TYPE_CHECKING:
+    from agentrl.doctor.examination import Case
+
+__all__ = ["config"]
 
 
-def settings(case: Case) -> Iterator[Finding]:
-    """Raises ``ConfigError`` or ``PluginError`` for what a run would refuse before it starts."""
+def config(case: Case) -> Iterator[Finding]:
+    """Resolve the config as a run would. Raises ``ConfigError`` or ``PluginError`` for what a run would refuse."""
     for key in ineffective_keys(case.config, case.resolved.provenance):
         yield warning(str(key), fix="leave it out")
     check_trainable(case.config)
