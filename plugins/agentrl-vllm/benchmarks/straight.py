@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from agentrl.inference.contract import Capabilities
-from agentrl_vllm.generation import PATH, request_body
-from agentrl_vllm.sampling import sampling_params
+from agentrl_vllm.generation import PATH, request_body, sampling_params
 from benchmarks.episodes import Turn
 
 __all__ = ["Straight", "payloads"]

@@ -34,7 +34,7 @@ from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.tokens.selection import load_renderer
 from benchmarks.episodes import Recorder, conversations, run_episodes
 from benchmarks.models import endless_model
-from benchmarks.serving import Served, serving
+from benchmarks.served import Served, serving
 from benchmarks.straight import Straight, payloads
 
 LOADS = {"equal": False, "ragged": True}

@@ -38,11 +38,11 @@ from rich.table import Table
 from agentrl.inference.contract import GenerationRequest, Sampling
 from agentrl.testing.backends.reference import Reference, load_reference
 from agentrl.testing.parts import model_folder
-from agentrl_vllm import engine
-from agentrl_vllm.folders import WeightFolders
-from agentrl_vllm.probe import Probe
+from agentrl_vllm import control
+from agentrl_vllm.agreement import Probe
+from agentrl_vllm.weights import WeightFolders
 from benchmarks.models import endless_model
-from benchmarks.serving import Served, serving
+from benchmarks.served import Served, serving
 from benchmarks.throughput import server_cpu
 
 PARTS = ("write", "check", "pause", "load", "stamp", "resume", "probe", "first token")
@@ -87,11 +87,11 @@ class Stopwatch:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the plugin's own functions while it is entered."""
-        functions = {"check": engine.check, "pause": engine.pause, "load": engine.replace, "stamp": engine.stamp}
+        functions = {"check": control.check, "pause": control.pause, "load": control.replace, "stamp": control.stamp}
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
-            for part, function in {**functions, "resume": engine.resume}.items():
-                enter(patch.object(engine, function.__name__, self._awaited(part, function)))
+            for part, function in {**functions, "resume": control.resume}.items():
+                enter(patch.object(control, function.__name__, self._awaited(part, function)))
             enter(patch.object(Probe, "after_update", self._awaited("probe", Probe.after_update)))
             enter(patch.object(WeightFolders, "write", self._called("write", WeightFolders.write)))
             yield

@@ -13,10 +13,9 @@ import pytest
 from real import PYTHON, START_S
 from servers import MARK
 
-from agentrl_vllm.server.command import ServingCommand
-from agentrl_vllm.server.installation import Installation, find_python, inspect_python
-from agentrl_vllm.server.server import Server
-from agentrl_vllm.server.variables import server_environment
+from agentrl_vllm.command import ServingCommand, server_environment
+from agentrl_vllm.installation import Installation, find_python, inspect_python
+from agentrl_vllm.server import Server
 from agentrl_vllm.settings import VllmSettings
 
 pytest_plugins = ["agentrl.testing"]

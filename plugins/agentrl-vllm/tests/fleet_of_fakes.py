@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from agentrl.errors import RunError
-from agentrl_vllm.errors import ServerFailed
+from agentrl_vllm.client import ServerFailed
 
 VOCABULARY = 500
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from agentrl_vllm.server.command import Command
-from agentrl_vllm.server.server import Server
+from agentrl_vllm.command import Command
+from agentrl_vllm.server import Server
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 MARK = "TEST_SERVER_MARK"

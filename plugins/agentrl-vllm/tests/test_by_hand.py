@@ -16,8 +16,8 @@ from real import PYTHON, START_S
 from servers import MARK, processes
 from training_runs import VLLM, run
 
-from agentrl_vllm.server.installation import find_python
-from agentrl_vllm.server.ports import LOOPBACK, free_port
+from agentrl_vllm.installation import find_python
+from agentrl_vllm.server import LOOPBACK, free_port
 
 pytestmark = pytest.mark.real
 

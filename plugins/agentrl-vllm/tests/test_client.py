@@ -19,9 +19,8 @@ import pytest
 from stub import LAST, Answer, Stub, stub
 
 from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
-from agentrl_vllm.client import Client
-from agentrl_vllm.errors import ServerFailed, ServerHangs
-from agentrl_vllm.limits import allow_open_files
+from agentrl_vllm.client import Client, ServerFailed, ServerHangs
+from agentrl_vllm.connections import allow_open_files
 
 DEADLINE_S = 20.0
 

@@ -21,9 +21,9 @@ OURS = {"model.embed_tokens.weight": (8, 4), "model.layers.0.q_proj.weight": (4,
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module as a server has it: a copy beside that of uncut.py, which needs vLLM."""
-    beside = ModuleType("agentrl_vllm_uncut")
-    beside.keep_uncut_logprobs = lambda: None
-    monkeypatch.setitem(sys.modules, "agentrl_vllm_uncut", beside)
+    beside = ModuleType("agentrl_vllm_patches")
+    beside.report_unrestricted_logprobs = lambda: None
+    monkeypatch.setitem(sys.modules, "agentrl_vllm_patches", beside)
     file = Path(agentrl_vllm.__file__).with_name("extension.py")
     spec = importlib.util.spec_from_file_location("agentrl_vllm_extension", file)
     module = importlib.util.module_from_spec(spec)

@@ -18,7 +18,7 @@ from servers import children
 from training_runs import VLLM, Run, run
 
 from agentrl_agents.math import MathAgent
-from agentrl_vllm import engine
+from agentrl_vllm import control
 from agentrl_vllm import replica as replicas
 from agentrl_vllm.client import Client
 from agentrl_vllm.replica import Replica
@@ -103,13 +103,13 @@ def hang(name: str) -> Strike:
 def at_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Path], Any]], None]:
     """``at_update(version, during)`` has a replica load weights ``version`` within ``during(folder)``."""
     plans: dict[str, Callable[[Path], Any]] = {}
-    load = engine.replace
+    load = control.replace
 
     async def replace(client: Client, url: str, folder: Path) -> None:
         async with plans.pop(folder.name, _untouched)(folder):
             await load(client, url, folder)
 
-    monkeypatch.setattr(engine, "replace", replace)
+    monkeypatch.setattr(control, "replace", replace)
     return lambda version, during: plans.update({f"v{version}": during})
 
 

@@ -1,4 +1,4 @@
-"""A replica is watched; one that is lost is taken out, and brought back with the weights that count by then."""
+"""A replica is watched, and brought back with the newest weights when it is lost."""
 
 from __future__ import annotations
 
@@ -7,19 +7,71 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from servers import FAKE, fake_server, nothing_left, processes, run
+from stub import Answer, stub
 
 from agentrl.errors import BackendError
-from agentrl_vllm import liveness
-from agentrl_vllm import replica as watching
-from agentrl_vllm.client import Client
-from agentrl_vllm.errors import ServerFailed
-from agentrl_vllm.replica import Replica
-from agentrl_vllm.server.server import Server
+from agentrl_vllm import replica as replicas
+from agentrl_vllm.client import Client, ServerFailed
+from agentrl_vllm.replica import Replica, find_fault
+from agentrl_vllm.server import Server
+
+LOOKS = 6
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_ASK_S", 0.01)
+    monkeypatch.setattr(replicas, "_PATIENCE_S", 0.05)
+
+
+def watched(url: str) -> Any:
+    return SimpleNamespace(url=url, alive=True)
+
+
+async def failing(path: str, body: Any) -> Answer:
+    return 500, {"error": {"message": "EngineCore encountered an issue"}}
+
+
+async def silent(path: str, body: Any) -> Answer:
+    await asyncio.sleep(600)
+    return None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_engine_that_dies_while_it_is_given_weights_is_lost() -> None:
+    async def scenario() -> None:
+        async with stub(failing) as server, Client(60) as client:
+            assert "did not answer" in await find_fault(watched(server.url), client, lambda: True)
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_has_closed_its_socket_meanwhile_is_lost_too() -> None:
+    async def scenario() -> None:
+        async with stub(failing) as server:
+            pass
+        async with Client(60) as client:
+            assert "did not answer" in await find_fault(watched(server.url), client, lambda: True)
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_engine_that_is_silent_is_lost_only_where_it_is_given_no_weights() -> None:
+    async def scenario() -> None:
+        async with stub(silent) as server, Client(60) as client:
+            watching = asyncio.ensure_future(find_fault(watched(server.url), client, lambda: len(server.asked) < LOOKS))
+            assert "did not answer" in await watching
+            assert len(server.asked) > LOOKS
+
+    run(scenario())
 
 
 class Run:
@@ -114,8 +166,8 @@ def test_one_that_is_killed_is_brought_back_with_the_newest_weights(tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["all of it", "its engine"])
 def test_one_that_hangs_is_ended_and_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr(liveness, "_ASK_S", 0.1)
-    monkeypatch.setattr(liveness, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(replicas, "_ASK_S", 0.1)
+    monkeypatch.setattr(replicas, "_PATIENCE_S", 0.3)
     stuck = tmp_path / "stuck"
 
     async def hung() -> None:
@@ -154,7 +206,7 @@ def test_whoever_finds_it_failing_may_take_it_out_from_any_thread(tmp_path: Path
 
 
 def test_one_that_cannot_be_brought_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(replicas, "_BACKOFF_S", 0.01)
 
     async def lost() -> None:
         async with started(tmp_path) as run:
@@ -170,7 +222,7 @@ def test_one_that_cannot_be_brought_back_is_given_up(tmp_path: Path, monkeypatch
 
 
 def test_one_that_is_lost_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(replicas, "_BACKOFF_S", 0.01)
 
     async def unsteady() -> None:
         async with started(tmp_path) as run:
@@ -196,7 +248,7 @@ def test_it_can_be_stopped_while_it_is_brought_back(tmp_path: Path) -> None:
 
 
 def test_where_it_cannot_be_admitted_that_is_a_failed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(replicas, "_BACKOFF_S", 0.01)
 
     async def unadmitted() -> None:
         async with started(tmp_path) as run:
@@ -268,8 +320,8 @@ def test_it_knows_what_its_server_was_made_of_and_nothing_of_its_weights_until_i
 
 
 def test_one_that_is_given_weights_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "_ASK_S", 0.01)
-    monkeypatch.setattr(liveness, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(replicas, "_ASK_S", 0.01)
+    monkeypatch.setattr(replicas, "_PATIENCE_S", 0.05)
 
     async def loading() -> None:
         async with started(tmp_path) as run:
@@ -288,7 +340,7 @@ def test_an_admission_that_takes_too_long_is_told_by_its_stage_and_the_last_line
         replica = run.build(start_timeout=0.2)
 
         async def wait(replica: Replica) -> None:
-            replica.stage = "being asked for its first tokens"
+            replica.phase = "being asked for its first tokens"
             await asyncio.sleep(60)
 
         replica._admit = wait
@@ -310,7 +362,7 @@ def test_one_that_cannot_be_watched_is_given_up_with_its_reason_and_still_stoppe
     async def broken(*watched: Any) -> str:
         raise OSError("too much of everything")
 
-    monkeypatch.setattr(watching, "find_fault", broken)
+    monkeypatch.setattr(replicas, "find_fault", broken)
 
     async def unwatched() -> None:
         async with started(tmp_path) as run:

@@ -14,10 +14,9 @@ from servers import fake_server, run
 from well import GENERATE, TINY, WELL
 
 from agentrl.errors import BackendError, PluginError
-from agentrl_vllm.server.attached import AttachedServer
-from agentrl_vllm.server.ports import free_port, is_free
-from agentrl_vllm.server.process import SupervisedProcess
-from agentrl_vllm.server.server import Server
+from agentrl_vllm.attached import AttachedServer
+from agentrl_vllm.process import SupervisedProcess
+from agentrl_vllm.server import Server, free_port, is_free
 
 
 @contextmanager

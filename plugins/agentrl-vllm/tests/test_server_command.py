@@ -12,9 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from agentrl.errors import ConfigError
-from agentrl_vllm.server.command import Command, ServingCommand
-from agentrl_vllm.server.installation import Installation
-from agentrl_vllm.server.memory import Shape, kv_cache_bytes, shape_of
+from agentrl_vllm.command import Command, ServingCommand, Shape, kv_cache_bytes, shape_of
+from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings
 
 CONFIG = {
@@ -125,11 +124,11 @@ def test_the_server_sees_three_modules_of_ours_and_no_package_of_this_interprete
     code, mine = map(Path, command.env["PYTHONPATH"].split(":"))
     assert mine == Path("/mine")
     assert sorted(path.name for path in code.glob("*.py")) == [
-        f"agentrl_vllm_{name}.py" for name in ("extension", "uncut", "unspun")
+        f"agentrl_vllm_{name}.py" for name in ("extension", "patches")
     ]
     (known,) = (each for each in distributions(path=[str(code)]))
     assert [(each.group, each.value) for each in known.entry_points] == [
-        ("vllm.general_plugins", "agentrl_vllm_unspun:stop_spinning")
+        ("vllm.general_plugins", "agentrl_vllm_patches:stop_spinning")
     ]
     assert Path(command.env["TMPDIR"]).parent == code.parent
 

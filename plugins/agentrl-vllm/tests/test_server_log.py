@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from agentrl_vllm.server.log import ServerLog, stage_of
+from agentrl_vllm.server import ServerLog, phase_of
 
 HEAD = "(APIServer pid=1652) INFO 11-24 11:36:53 [api_utils.py:347]   █▄█▀ █     █     █     █  version 0.32.0\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "stage"),
+    ("line", "phase"),
     [
         ("", "reading its configuration"),
         ("[core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/tiny'", "starting its engine"),
@@ -24,16 +24,16 @@ HEAD = "(APIServer pid=1652) INFO 11-24 11:36:53 [api_utils.py:347]   █▄█�
         ("[entry.py:140] Starting vLLM server on http://127.0.0.1:8765", "opening its port"),
     ],
 )
-def test_a_line_tells_the_stage(line: str, stage: str) -> None:
-    assert stage_of(HEAD + line) == stage
+def test_a_line_tells_the_stage(line: str, phase: str) -> None:
+    assert phase_of(HEAD + line) == phase
 
 
 def test_a_server_that_has_printed_nothing_yet_is_importing() -> None:
-    assert stage_of("") == "importing vLLM"
+    assert phase_of("") == "importing vLLM"
 
 
 def test_settings_that_speak_of_compiling_are_no_compiling() -> None:
-    assert stage_of(HEAD + "WARNING Enforce eager set, disabling torch.compile, CUDAGraphs") != "compiling the model"
+    assert phase_of(HEAD + "WARNING Enforce eager set, disabling torch.compile, CUDAGraphs") != "compiling the model"
 
 
 TRACEBACK = """\
@@ -52,7 +52,7 @@ def test_the_root_of_a_failure_is_found(tmp_path: Path) -> None:
     log.touch()
     read = ServerLog(log)
     log.write_text(HEAD + TRACEBACK)
-    assert read.cause == "ValueError: the KV cache is too small"
+    assert read.failure == "ValueError: the KV cache is too small"
 
 
 def test_a_wrong_flag_is_the_cause(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_wrong_flag_is_the_cause(tmp_path: Path) -> None:
     log.touch()
     read = ServerLog(log)
     log.write_text("usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --bogus\n")
-    assert read.cause == "api_server.py: error: unrecognized arguments: --bogus"
+    assert read.failure == "api_server.py: error: unrecognized arguments: --bogus"
 
 
 def test_what_pydantic_finds_wrong_is_the_cause(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_what_pydantic_finds_wrong_is_the_cause(tmp_path: Path) -> None:
         "(APIServer pid=1)   Value error, max_model_len (4000) is too great. [type=value_error]\n"
         "(APIServer pid=1)     For further information visit https://errors.pydantic.dev\n"
     )
-    assert read.cause is not None
-    assert read.cause.endswith(
+    assert read.failure is not None
+    assert read.failure.endswith(
         "1 validation error for ModelConfig Value error, max_model_len (4000) is too great. [type=value_error]"
     )
 

@@ -17,10 +17,10 @@ from servers import nothing_left, processes
 from agentrl.environ import WORKER
 from agentrl.errors import BackendError
 from agentrl.plugins import Plugins
+from agentrl_vllm.attached import AttachedServer
 from agentrl_vllm.client import Client
 from agentrl_vllm.replica import Replica
-from agentrl_vllm.server.attached import AttachedServer
-from agentrl_vllm.server.server import Server
+from agentrl_vllm.server import Server
 
 pytestmark = pytest.mark.real
 

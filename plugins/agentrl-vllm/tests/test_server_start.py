@@ -18,10 +18,9 @@ from fake_vllm import Handler
 from servers import DEADLINE_S, fake_server, nothing_left, processes, run
 
 from agentrl.errors import BackendError
-from agentrl_vllm.server import server as serving
-from agentrl_vllm.server.command import Command
-from agentrl_vllm.server.ports import free_port
-from agentrl_vllm.server.server import Server
+from agentrl_vllm import server as server_module
+from agentrl_vllm.command import Command
+from agentrl_vllm.server import Server, free_port
 
 LINES = [
     "(APIServer pid=1) INFO 11-24 11:37:02 [model.py:733] Resolved architecture: Qwen3ForCausalLM",
@@ -129,14 +128,14 @@ def another_server(**answers: Any) -> Iterator[int]:
 def ports(monkeypatch: pytest.MonkeyPatch, *first: int) -> None:
     """Have these tried before any that are free."""
     remaining = list(first)
-    monkeypatch.setattr(serving, "free_port", lambda: remaining.pop(0) if remaining else free_port())
+    monkeypatch.setattr(server_module, "free_port", lambda: remaining.pop(0) if remaining else free_port())
 
 
 def test_another_port_is_tried_where_ours_is_taken_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports(monkeypatch, port)
-        monkeypatch.setattr(serving, "_ANSWER_S", 0.2)
+        monkeypatch.setattr(server_module, "_ANSWER_S", 0.2)
         server = fake_server(tmp_path / "log")
         run(server.start())
     assert "Address already in use" in (tmp_path / "log").read_text()
@@ -161,7 +160,7 @@ def test_somebody_elses_server_is_not_taken_for_ours(tmp_path: Path, answers: di
 def test_an_asked_port_that_is_taken_meanwhile_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "is_free", lambda port: True)
+    monkeypatch.setattr(server_module, "is_free", lambda port: True)
     with another_server() as port:
         error = refused(fake_server(tmp_path / "log", port=port, never=True).start())
     assert error.message == f"the fake server cannot listen on port {port}: it is taken"

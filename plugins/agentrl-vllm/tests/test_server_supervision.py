@@ -15,7 +15,7 @@ import psutil
 import pytest
 from servers import DEADLINE_S, FAKE, MARK, fake_server, nothing_left, processes, run
 
-from agentrl_vllm.server.server import Server
+from agentrl_vllm.server import Server
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="strangers are found through /proc")
 

@@ -8,7 +8,7 @@ import pytest
 from training_runs import VLLM, configured, run
 
 from agentrl import Trainer
-from agentrl_vllm.server.server import Server
+from agentrl_vllm.server import Server
 
 pytestmark = pytest.mark.real
 

@@ -159,8 +159,8 @@ def test_a_server_that_dies_before_it_is_asked_is_no_refusal(make):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-@pytest.mark.parametrize("stage", ["pause", "agentrl_load", "reset_prefix_cache", "update_weight_version", "resume"])
-def test_an_update_that_is_cancelled_leaves_no_server_between_two_versions(stage, ours, make):
+@pytest.mark.parametrize("call", ["pause", "agentrl_load", "reset_prefix_cache", "update_weight_version", "resume"])
+def test_an_update_that_is_cancelled_leaves_no_server_between_two_versions(call, ours, make):
     table = make(ours=ours)
     for server in table.servers:
         server.calls.clear()
@@ -169,7 +169,7 @@ def test_an_update_that_is_cancelled_leaves_no_server_between_two_versions(stage
 
     async def scenario() -> None:
         updating = asyncio.ensure_future(table.sync.put(FakeWeights(1), table.replicas))
-        while not any(stage in server.calls for server in table.servers):  # noqa: ASYNC110 - nobody tells
+        while not any(call in server.calls for server in table.servers):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
         updating.cancel()
         await asyncio.wait([updating])
@@ -187,17 +187,17 @@ def test_an_update_that_is_cancelled_leaves_no_server_between_two_versions(stage
         assert ours or not server.paused, "an attached server is paused for ever"
 
 
-@pytest.mark.parametrize("stage", ["agentrl_check", "pause", "agentrl_load", "weight_info", "generate"])
-def test_a_server_that_hangs_keeps_no_other_from_its_weights(stage, make):
+@pytest.mark.parametrize("call", ["agentrl_check", "pause", "agentrl_load", "weight_info", "generate"])
+def test_a_server_that_hangs_keeps_no_other_from_its_weights(call, make):
     table = make()
     lost, sound = table.replicas
     table.servers[0].calls.clear()
-    table.servers[0].faults[stage] = hangs
+    table.servers[0].faults[call] = hangs
 
     async def watch() -> None:
-        while stage not in table.servers[0].calls:  # noqa: ASYNC110 - nobody tells
+        while call not in table.servers[0].calls:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
-        assert lost.is_busy == (stage == "agentrl_load"), "a load may take long, and nothing else"
+        assert lost.is_busy == (call == "agentrl_load"), "a load may take long, and nothing else"
         lost.fail("it did not answer")
 
     async def scenario() -> None:
@@ -383,7 +383,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(make, tmp_path):
     left = """
 import os, sys
 from pathlib import Path
-from agentrl_vllm.folders import WeightFolders
+from agentrl_vllm.weights import WeightFolders
 (WeightFolders(Path(sys.argv[1])).open() / "v7").mkdir()
 os.kill(os.getpid(), 9)
 """

@@ -19,7 +19,7 @@ from agentrl.learner.weights import LearnerWeights
 from agentrl.testing.backends.bench import Bench, ask, build_backend, joined, started_bench
 from agentrl.testing.backends.reference import Reference
 from agentrl.testing.parts import model_folder
-from agentrl_vllm import engine
+from agentrl_vllm import control
 
 pytestmark = pytest.mark.real
 
@@ -134,10 +134,10 @@ def test_a_server_killed_while_it_is_paused_comes_back_with_the_new_weights(serv
         kill_workers()
         await whole(client, url, folder)
 
-    whole = engine.replace
-    monkeypatch.setattr(engine, "replace", replace)
+    whole = control.replace
+    monkeypatch.setattr(control, "replace", replace)
     served.update()
-    monkeypatch.setattr(engine, "replace", whole)
+    monkeypatch.setattr(control, "replace", whole)
     exact(served)
     served.update()
     exact(served)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from agentrl.plugins import Plugins
-from agentrl_vllm.server import attached
+from agentrl_vllm import attached
 
 TINY = Path(str(Plugins().get("models", "tiny")))
 GENERATE = "/inference/v1/generate"

@@ -1,30 +1,31 @@
-"""The backend ``vllm``: tokens of vLLM servers, which are given the learner's weights in place."""
+"""The backend ``vllm``: samples from vLLM servers, which are given the learner's weights in place."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrl.errors import BackendError, PromptTooLong
+from agentrl.errors import BackendError, ConfigError, PromptTooLong
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
-from agentrl_vllm.building import build_replicas, key_of, start_timeout
-from agentrl_vllm.capabilities import Facts, capabilities_of, describe_usable, read_facts
+from agentrl_vllm.attached import AttachedServer
 from agentrl_vllm.client import Client
+from agentrl_vllm.command import ServingCommand, server_environment
+from agentrl_vllm.connections import allow_open_files
+from agentrl_vllm.control import Facts, capabilities_of, describe_usable, read_facts
 from agentrl_vllm.fleet import Fleet
-from agentrl_vllm.generation import complete, request_body, stream
-from agentrl_vllm.limits import allow_open_files
-from agentrl_vllm.replica import Replica
-from agentrl_vllm.sampling import Body, sampling_params
-from agentrl_vllm.server.installation import find_python
+from agentrl_vllm.generation import Body, complete, request_body, sampling_params, stream
+from agentrl_vllm.installation import find_python, inspect_python
+from agentrl_vllm.replica import Replica, ReplicaServer
+from agentrl_vllm.server import Server
 from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.weights import WeightSync
 
-__all__ = ["VllmBackend"]
+__all__ = ["VllmBackend", "build_replicas", "key_of", "start_timeout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,13 @@ class VllmBackend:
             facts: dict[int, Facts] = {}
 
             async def admit(replica: Replica) -> None:
-                replica.stage = "being looked at"
+                replica.phase = "being looked at"
                 told = await describe_usable(client, replica.url)
-                replica.stage = "being given its weights"
+                replica.phase = "being given its weights"
                 await weights.admit(replica)
-                replica.stage = "being asked for its first tokens"
+                replica.phase = "being asked for its first tokens"
                 facts[replica.index] = await read_facts(client, replica.url, told, self._seconds)
-                replica.stage = "being given the weights that came meanwhile"
+                replica.phase = "being given the weights that came meanwhile"
                 await weights.admit(replica)
 
             replicas = await build_replicas(context, settings, client, logs, weights.open(), weights.newest, admit)
@@ -156,3 +157,85 @@ def _temporary_logs(stack: AsyncExitStack) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="agentrl-vllm-"))
     stack.push(lambda kind, *_: None if kind else shutil.rmtree(folder, ignore_errors=True))
     return folder
+
+
+Make = Callable[[Path], ReplicaServer]
+
+_SHARE = 0.95
+"""Of the time for all that a start is, so that what took too long is named."""
+
+
+def start_timeout(context: BackendContext, settings: VllmSettings) -> float:
+    """Seconds for a replica to get ready. Raises ``ConfigError`` where a start would be cancelled before."""
+    if context.timeout is None or settings.start_timeout < context.timeout:
+        return settings.start_timeout
+    if "start_timeout" in settings.model_fields_set:
+        raise ConfigError(
+            f"inference.backend.start_timeout={settings.start_timeout:g} is not less than "
+            f"inference.timeout={context.timeout:g}, which bounds all of the start",
+            fix="raise inference.timeout, or lower inference.backend.start_timeout",
+        )
+    return _SHARE * context.timeout
+
+
+def key_of(settings: VllmSettings, environ: Mapping[str, str]) -> str | None:
+    """What the servers of ``urls`` are shown. Raises ``ConfigError`` where ``environ`` lacks it."""
+    name = settings.api_key_env
+    if name is not None and not environ.get(name, "").strip():
+        raise ConfigError(
+            f"the environment variable {name}, which inference.backend.api_key_env names, is not set",
+            fix="set it to the key of the servers in inference.backend.urls, or leave it out where they need none",
+        )
+    return None if name is None else environ[name].strip()
+
+
+async def build_replicas(
+    context: BackendContext,
+    settings: VllmSettings,
+    client: Client,
+    logs: Path,
+    shared: Path,
+    newest: Callable[[], tuple[Path, int]],
+    admit: Callable[[Replica], Awaitable[None]],
+) -> list[Replica]:
+    """The replicas that ``settings`` ask for; servers of ours print to files in ``logs``.
+
+    ``shared`` is where weights are handed over. Raises ``PluginError`` where there is no vLLM to start, and
+    ``ConfigError`` for what cannot be: variables that are not set, times that do not fit, GPUs that are shared.
+    """
+    seconds = start_timeout(context, settings)
+    if settings.urls:
+        makes = [_attaching(context, url, key_of(settings, os.environ), seconds) for url in settings.urls]
+    else:
+        makes = await _starting(context, settings, logs, shared, seconds)
+    return [
+        Replica(number, make, newest, admit, client=client, start_timeout=seconds, say=context.say)
+        for number, make in enumerate(makes)
+    ]
+
+
+def _attaching(context: BackendContext, url: str, key: str | None, seconds: float) -> Make:
+    server = AttachedServer(url, context.model_folder, key=key, return_timeout=seconds, say=context.say)
+    return lambda folder: server
+
+
+async def _starting(
+    context: BackendContext, settings: VllmSettings, logs: Path, shared: Path, seconds: float
+) -> list[Make]:
+    python = find_python(settings.python)
+    environ = server_environment(settings.env, os.environ, python)
+    installation = await inspect_python(python, environ)
+
+    def making(number: int) -> Make:
+        command = ServingCommand(installation, settings, environ, number, sequences=context.max_concurrency)
+        return lambda folder: Server(
+            lambda port, scratch: command.build(folder, port, scratch),
+            name=f"vLLM server {number}",
+            log=logs / f"vllm-{number}.log",
+            port=settings.port and settings.port + number,
+            shared=shared,
+            start_timeout=seconds,
+            say=context.say,
+        )
+
+    return [making(number) for number in range(settings.replicas)]

@@ -1,4 +1,4 @@
-"""HTTP to the servers, from any event loop.
+"""HTTP to the servers, from any event loop, and the errors that their answers stand for.
 
 A request leases a connection of its own from those that its loop keeps. A pool, such as that of
 ``httpx.AsyncClient``, is searched through at each step of each request: with 64 at once that came to 8 ms of CPU
@@ -8,6 +8,7 @@ a request, and this to less than 1.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,11 +20,53 @@ from weakref import WeakKeyDictionary
 import httpcore
 import orjson
 
-from agentrl.errors import one_line
+from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling, one_line
 from agentrl_vllm.connections import Connections
-from agentrl_vllm.errors import ServerFailed, ServerHangs, refusal
 
-__all__ = ["Client", "Reply"]
+__all__ = ["Client", "Reply", "ServerFailed", "ServerHangs", "refusal"]
+
+_TOO_LONG = "maximum model length"
+_SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "logprobs", "max_tokens"})
+
+
+class ServerFailed(BackendError):
+    """A server is gone, or failed at what another one may be able to do."""
+
+
+class ServerHangs(ServerFailed):
+    """A server took a request, and is silent for longer than it may be."""
+
+
+def refusal(url: str, path: str, status: int, body: bytes) -> BackendError:
+    """The error that the answer ``status`` with ``body`` to a request for ``path`` stands for."""
+    message, parameter = _error_of(body)
+    if _TOO_LONG in message:
+        return PromptTooLong(message, fix="shorten the prompt, or use a model with a longer context")
+    if status == HTTPStatus.BAD_REQUEST and parameter in _SAMPLING:
+        return UnsupportedSampling(f"the server at {url} does not sample so: {message}")
+    told = f"the server at {url} answered {path} with {status}: {message or 'nothing more'}"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return ServerFailed(told)
+    return BackendError(told, fix=_fix(status))
+
+
+def _fix(status: int) -> str | None:
+    if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        return "start it with --enable-scale-out and VLLM_SERVER_DEV_MODE=1"
+    return None
+
+
+def _error_of(body: bytes) -> tuple[str, str | None]:
+    """The message of an answer, and the request's field that it is about."""
+    try:
+        answer = json.loads(body)
+        error = answer.get("error", answer.get("detail", "")) if isinstance(answer, dict) else answer
+    except ValueError:
+        return one_line(body.decode(errors="replace"))[:500], None
+    if isinstance(error, dict):
+        return one_line(error.get("message", ""))[:500], error.get("param")
+    return one_line(error)[:500], None
+
 
 _CONNECT_S = 10.0
 _CLOSE_S = 5.0

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from agentrl_vllm_uncut import keep_uncut_logprobs
+    from agentrl_vllm_patches import report_unrestricted_logprobs
 except ImportError:  # The plugin is installed beside the server, not copied to it.
-    from agentrl_vllm.uncut import keep_uncut_logprobs
+    from agentrl_vllm.patches import report_unrestricted_logprobs
 
 __all__ = ["WorkerExtension"]
 
@@ -33,7 +33,7 @@ _SIZES = (
 _LAST_WORD_S = 1.0
 """How long the answer that a worker is broken has to leave it."""
 
-keep_uncut_logprobs()
+report_unrestricted_logprobs()
 
 
 class WorkerExtension:

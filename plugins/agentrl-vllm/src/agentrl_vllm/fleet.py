@@ -3,18 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Generic, TypeVar
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk
-from agentrl_vllm.client import Client
-from agentrl_vllm.errors import ServerFailed, ServerHangs
-from agentrl_vllm.liveness import engine_answers
-from agentrl_vllm.replica import Replica
-from agentrl_vllm.routing import Router
+from agentrl_vllm.client import Client, ServerFailed, ServerHangs
+from agentrl_vllm.replica import Replica, engine_answers
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "Router"]
+
+Target = TypeVar("Target", bound=Hashable)
+
+_REMEMBERED = 65536
+"""Sessions whose replica is kept in mind; they end without a word."""
+
+
+class Router(Generic[Target]):
+    """A session stays with its replica, where its prefix is cached; a new one goes where least is under way.
+
+    May be used from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: Counter[Target] = Counter()
+        self._sessions: OrderedDict[str, Target] = OrderedDict()
+        self._homes: Counter[Target] = Counter()
+
+    @contextmanager
+    def lease(self, replicas: Sequence[Target], session: str | None) -> Iterator[Target]:
+        """One of ``replicas``, which are at least one, for one request."""
+        with self._lock:
+            replica = self._choose(replicas, session)
+            self._under_way[replica] += 1
+        try:
+            yield replica
+        finally:
+            with self._lock:
+                self._under_way[replica] -= 1
+
+    def _choose(self, replicas: Sequence[Target], session: str | None) -> Target:
+        home = self._sessions.pop(session, None) if session is not None else None
+        if home is not None:
+            self._homes[home] -= 1
+        # An episode that calls a tool right now comes back, so that equal loads are told apart by their sessions.
+        free = min(replicas, key=lambda replica: (self._under_way[replica], self._homes[replica]))
+        chosen = home if home is not None and home in replicas else free
+        if session is not None:
+            self._remember(session, chosen)
+        return chosen
+
+    def _remember(self, session: str, replica: Target) -> None:
+        self._sessions[session] = replica
+        self._homes[replica] += 1
+        if len(self._sessions) > _REMEMBERED:
+            _, gone = self._sessions.popitem(last=False)
+            self._homes[gone] -= 1
+
 
 _PAUSE_S = 0.1
 _ASKED = 2

@@ -7,18 +7,97 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
+
+import httpcore
 
 from agentrl.errors import BackendError, one_line
-from agentrl_vllm.calls import until_set
-from agentrl_vllm.client import Client
-from agentrl_vllm.errors import ServerFailed
-from agentrl_vllm.liveness import find_fault
-from agentrl_vllm.serving import Serving
+from agentrl_vllm.client import Client, ServerFailed
 
-__all__ = ["Replica", "ReplicaState"]
+__all__ = ["Replica", "ReplicaServer", "ReplicaState", "engine_answers", "find_fault", "until_set"]
+
+
+class ReplicaServer(Protocol):
+    """A server."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it was started here, rather than found where it runs."""
+        ...
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def ending(self) -> str: ...
+    def last_lines(self) -> str: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
 
 T = TypeVar("T")
+
+
+async def until_set(event: asyncio.Event, call: Awaitable[T]) -> asyncio.Future[T]:
+    """``call`` as a future that has ended: by itself, or cancelled where ``event`` was set before."""
+    asking, waiting = asyncio.ensure_future(call), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([asking, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (asking, waiting):
+            task.cancel()
+        await asyncio.gather(asking, waiting, return_exceptions=True)
+    return asking
+
+
+_LOOK_S = 0.25
+_ASK_S = 5.0
+"""Between two questions to the engine."""
+_PATIENCE_S = 20.0
+"""How long an answer to that may take: a busy one is slow to answer."""
+_MISSES = 3
+
+
+async def engine_answers(client: Client, url: str, is_busy: Callable[[], bool] = lambda: False) -> bool:
+    """Whether a server's engine answers, as it does between two steps and while it is paused.
+
+    ``/health`` would be answered without it. An engine that ``is_busy()`` may be silent; where it has died in the
+    middle, its server refuses to answer, or to be asked.
+    """
+    was_busy = is_busy()
+    try:
+        await client.get(url, "/is_sleeping", seconds=_PATIENCE_S)
+    except ServerFailed as error:
+        return isinstance(error.__cause__, httpcore.TimeoutException) and (was_busy or is_busy())
+    except BackendError:  # It refuses to say, or it is we who cannot ask: nothing is known against it.
+        pass
+    return True
+
+
+async def find_fault(server: ReplicaServer, client: Client, is_busy: Callable[[], bool]) -> str:
+    """Watch ``server``, and return how it is lost once it is. While ``is_busy()`` its engine may be silent."""
+    hanging = asyncio.ensure_future(_hang(server.url, client, is_busy))
+    try:
+        while not hanging.done():
+            if not server.alive:
+                return f"it {server.ending}; it printed last: {server.last_lines()}"
+            await asyncio.wait([hanging], timeout=_LOOK_S)
+        return await hanging
+    finally:
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+
+
+async def _hang(url: str, client: Client, is_busy: Callable[[], bool]) -> str:
+    misses = 0
+    while misses < _MISSES:
+        await asyncio.sleep(_ASK_S)
+        misses = 0 if await engine_answers(client, url, is_busy) else misses + 1
+    return f"its engine did not answer GET /is_sleeping {misses} times"
+
 
 ReplicaState = Literal["starting", "ready", "out"]
 """``starting`` too while it is brought back; ``out`` is for good."""
@@ -38,7 +117,7 @@ class Replica:
     def __init__(
         self,
         index: int,
-        make: Callable[[Path], Serving],
+        make: Callable[[Path], ReplicaServer],
         newest: Callable[[], tuple[Path, int]],
         admit: Callable[[Replica], Awaitable[None]],
         *,
@@ -49,7 +128,7 @@ class Replica:
         """``make`` builds a server of the weights in a folder and ``newest`` names those that count.
 
         ``admit`` is awaited when a server has started: it brings the server to the weights that count by then, and
-        sets ``version`` and ``stage``. The replica is ready as soon as it returns, which has to be in time for
+        sets ``version`` and ``phase``. The replica is ready as soon as it returns, which has to be in time for
         ``start_timeout``, in seconds from the beginning of the start.
         """
         self.index = index
@@ -60,7 +139,7 @@ class Replica:
         """Of the weights in the server; ``None`` while that is not known."""
         self.life = 0
         """How often it has been started: which server something was said by."""
-        self.stage = "being admitted"
+        self.phase = "being admitted"
         """What its admission waits for, as the end of a sentence about it."""
         self._make = make
         self._newest = newest
@@ -78,7 +157,7 @@ class Replica:
         self._watching: asyncio.Task[None] | None = None
 
     @property
-    def server(self) -> Serving:
+    def server(self) -> ReplicaServer:
         """The server of its present life."""
         return self._server
 
@@ -159,7 +238,7 @@ class Replica:
         except TimeoutError as error:
             last = self._server.last_lines()
             raise BackendError(
-                f"{self._server.name} was not ready after {self._start_timeout:g} s, still {self.stage}"
+                f"{self._server.name} was not ready after {self._start_timeout:g} s, still {self.phase}"
                 + (f"; it printed last: {last}" if last else ""),
                 fix="raise inference.backend.start_timeout",
             ) from error

@@ -1,25 +1,142 @@
-"""The learner's weights on their way into the servers: each has those of the newest version, or is taken out."""
+"""The learner's weights on their way into the servers: each server has those of the newest version, or is taken out."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import fcntl
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from agentrl import finish_in_thread
-from agentrl.errors import AgentRLError, BackendError, one_line
+from agentrl.errors import AgentRLError, BackendError, RunError, one_line
 from agentrl.inference.contract import Weights
-from agentrl_vllm import engine
+from agentrl_vllm import control
+from agentrl_vllm.agreement import Probe
 from agentrl_vllm.client import Client
-from agentrl_vllm.folders import WeightFolders, choose_root
-from agentrl_vllm.probe import Probe
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.settings import VllmSettings
 
-__all__ = ["WeightSync"]
+__all__ = ["WeightFolders", "WeightSync", "choose_root"]
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - its folders are private: mkdtemp makes them
+_PREFIX = "agentrl-weights-"
+_LOCK = "lock"
+_MAKING_S = 600.0
+"""A folder that has no lock for so long was never finished: whoever made it is gone."""
+_VERSIONS = 2
+"""Versions that are there at once while one is written."""
+_FLOAT32 = 2
+"""How much larger a learner's float32 weights may be than a checkpoint's."""
+
+
+class WeightFolders:
+    """A folder of this process's own under ``root``, with a model folder for each version that is still needed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._opened: tuple[Path, TextIO] | None = None
+
+    def open(self) -> Path:
+        """Make the folder, and remove what dead processes have left. Raises ``BackendError`` where that cannot be."""
+        if self._opened is None:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                _sweep(self.root)
+                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
+                lock = (folder / _LOCK).open("w")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                raise _unwritable(self.root, error.strerror or str(error)) from error
+            self._opened = folder, lock
+        return self._opened[0]
+
+    def write(self, weights: Weights) -> Path:
+        """Write ``weights`` into a folder of their version. Raises ``BackendError``, with nothing left, if that fails.
+
+        No server hears of the folder before it is complete, and the sweep at the next start removes one that a killed
+        process left half written.
+        """
+        folder = self.open() / f"v{weights.version}"
+        try:
+            weights.save(folder)
+        except RunError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise _unwritable(self.root, error.message) from error
+        return folder
+
+    def copy(self, source: Path) -> Path:
+        """As ``write``, of a model folder that is elsewhere."""
+        folder = self.open() / "start"
+        try:
+            shutil.copytree(source, folder)
+        except (OSError, shutil.Error) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise _unwritable(self.root, str(error)) from error
+        return folder
+
+    def holds(self, folder: Path) -> bool:
+        """Whether it was written here."""
+        return self._opened is not None and folder.parent == self._opened[0]
+
+    def keep(self, needed: Iterable[Path]) -> None:
+        """Remove all folders but those that are ``needed``."""
+        kept = set(needed)
+        for path in () if self._opened is None else self._opened[0].iterdir():
+            if path not in kept and path.name != _LOCK:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything. Safe to call twice."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            shutil.rmtree(opened[0], ignore_errors=True)
+            opened[1].close()
+
+
+def choose_root(given: Path | None, model_folder: Path) -> Path:
+    """The folder given; else shared memory, if it has room for such weights; else the one for temporary files."""
+    if given is not None:
+        return Path(os.path.expanduser(given)).absolute()
+    needed = _VERSIONS * _FLOAT32 * sum(file.stat().st_size for file in model_folder.glob("*.safetensors"))
+    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > needed:
+        return _MEMORY
+    return Path(tempfile.gettempdir())
+
+
+def _sweep(root: Path) -> None:
+    """Remove folders whose process has ended: its lock has gone with it."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        try:
+            with (folder / _LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            if _age(folder) > _MAKING_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # It is in use, or another user's.
+            continue
+
+
+def _age(folder: Path) -> float:
+    """Seconds since something was made in it last; 0 where it is gone."""
+    try:
+        return time.time() - folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _unwritable(root: Path, reason: str) -> BackendError:
+    return BackendError(
+        f"new weights cannot be handed over in {root}: {reason}",
+        fix="make room there, or set inference.backend.weights_dir to a folder that the servers see",
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,7 +225,7 @@ class WeightSync:
         if replica.version == self.version:
             return
         ours = replica.server.ours
-        description = await engine.describe(self._client, replica.url)
+        description = await control.describe(self._client, replica.url)
         # What another machine has under the same name may be another thing.
         loaded = Path(description.folder) if ours else None
         try:
@@ -133,7 +250,7 @@ class WeightSync:
     async def _check(self, replicas: Iterable[Replica], folder: Path) -> list[_Checked]:
         """Ask all whether they would take what is in ``folder``."""
         asked = [(each, each.life) for each in replicas]
-        checks = (each.while_ready(engine.check(self._client, each.url, folder)) for each, _ in asked)
+        checks = (each.while_ready(control.check(self._client, each.url, folder)) for each, _ in asked)
         faults = await asyncio.gather(*checks, return_exceptions=True)
         return [_Checked(*who, fault) for who, fault in zip(asked, faults, strict=True)]
 
@@ -151,7 +268,7 @@ class WeightSync:
     async def _bring(self, replica: Replica, newest: _Newest, loaded: Path | None) -> None:
         if is_other := loaded != newest.folder:
             # Before it is paused: a server that is refused goes on for others.
-            await engine.check(self._client, replica.url, newest.folder)
+            await control.check(self._client, replica.url, newest.folder)
         await self._give(replica, newest, "abort", load=is_other)
 
     async def _give(
@@ -160,14 +277,14 @@ class WeightSync:
         url, before = replica.url, (replica.life, replica.state)
         if not replica.server.ours:
             self._paused.add(url)
-        await engine.pause(self._client, url, mode)
+        await control.pause(self._client, url, mode)
         if load:
             with replica.busy():
-                await engine.replace(self._client, url, newest.folder)
-        await engine.stamp(self._client, url, newest.version)
+                await control.replace(self._client, url, newest.folder)
+        await control.stamp(self._client, url, newest.version)
         if (replica.life, replica.state) == before:  # Else it was lost, and another server takes its place.
             replica.version = newest.version
-        await engine.resume(self._client, url)
+        await control.resume(self._client, url)
         self._paused.discard(url)
 
     async def _handed_over(self) -> _Newest:
@@ -187,12 +304,12 @@ class WeightSync:
 
     async def _release(self, url: str) -> None:
         with suppress(BackendError):  # It is gone, and so is what it held.
-            await engine.release(self._client, url)
+            await control.release(self._client, url)
 
 
 def _raise_refused(checked: Sequence[_Checked]) -> None:
     """Raise ``Refused`` where no server would take the weights and one says why."""
-    refusals = [each.fault for each in checked if isinstance(each.fault, engine.Refused)]
+    refusals = [each.fault for each in checked if isinstance(each.fault, control.Refused)]
     if refusals and all(each.fault is not None for each in checked):
         raise refusals[0]
 

@@ -1,27 +1,131 @@
-"""How a server is started: its command line, its environment, and what of our code it is given."""
+"""How a server is started: its command line, its memory, its environment, and what of our code it is given."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 from agentrl.errors import ConfigError
-from agentrl_vllm.server.installation import Installation
-from agentrl_vllm.server.memory import kv_cache_bytes, longest_context, shape_of
+from agentrl.rollout.subproc.variables import worker_environment
+from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings, flag_of
 
-__all__ = ["Command", "ServingCommand"]
+__all__ = ["Command", "ServingCommand", "Shape", "kv_cache_bytes", "longest_context", "server_environment", "shape_of"]
 
-_GIVEN = ("extension", "uncut", "unspun")
+_HARMLESS = ("NCCL_*", "GLOO_*", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+_NEEDED = {
+    # The endpoints that take new weights.
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    # The model is a local folder.
+    "HF_HUB_OFFLINE": "1",
+    # A connection that the server closes as a request is on its way looks like a server that is lost.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",
+    # On a CPU: the operating system shares the cores among replicas and trainer.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def server_environment(listed: Sequence[str], environ: Mapping[str, str], python: Path) -> dict[str, str]:
+    """What a server that ``python`` runs gets of ``environ``; nothing secret that ``listed`` does not name.
+
+    Raises ``ConfigError`` for an entry of ``listed`` that is neither ``NAME=value`` nor ``NAME`` of a variable here.
+    """
+    more = {name: value for name, value in environ.items() if any(fnmatchcase(name, each) for each in _HARMLESS)}
+    ours = {**_NEEDED, "TORCHINDUCTOR_CACHE_DIR": _compiled()}
+    return {**worker_environment((), environ, python=python), **ours, **more, **dict(_listed(listed, environ))}
+
+
+def _compiled() -> str:
+    """Where torch keeps what it has compiled: not in the server's own folder, so that the next one finds it."""
+    return str(Path(tempfile.gettempdir()) / f"agentrl-torchinductor-{os.getuid()}")
+
+
+def _listed(entries: Sequence[str], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for entry in entries:
+        name, given, value = entry.partition("=")
+        if name.split() != [name] or "\0" in entry:
+            raise ConfigError(
+                f"inference.backend.env holds {entry!r}, which names no variable", fix="write NAME or NAME=value"
+            )
+        if not given and name not in environ:
+            raise ConfigError(
+                f"inference.backend.env lists {name!r}, which is not set here",
+                fix=f"set {name} before you start, or write {name}=value",
+            )
+        yield name, value if given else environ[name]
+
+
+_LEAST = 64 * 2**20
+_UNKNOWN = 2**30
+"""For a model whose config does not say what a token takes."""
+_LONGEST = 32768
+"""Tokens of a sequence, unless more is asked for: what some configs promise would take all of the memory."""
+_BLOCK = 128
+"""Tokens; a sequence takes whole blocks of the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's config says; ``None`` for what it does not say in the usual words."""
+
+    context_length: int | None
+    """Positions that it knows."""
+    elements: int | None
+    """Numbers that the KV cache holds for a token."""
+
+
+def shape_of(model_folder: Path) -> Shape:
+    """Read the config in ``model_folder``. Raises ``OSError`` or ``ValueError``."""
+    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config") or config
+    longest = config.get("max_position_embeddings")
+    return Shape(longest if isinstance(longest, int) else None, _elements(config))
+
+
+def kv_cache_bytes(shape: Shape, sequences: int, element_bytes: int) -> int:
+    """Bytes for ``sequences`` of the full context at once, at most a quarter of the machine's memory."""
+    if shape.elements is None or shape.context_length is None:
+        wanted = _UNKNOWN
+    else:
+        blocks = (sequences + 1) * -(-min(shape.context_length, _LONGEST) // _BLOCK)
+        wanted = blocks * _BLOCK * shape.elements * element_bytes
+    return min(max(wanted, _LEAST), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+def longest_context(shape: Shape, size: int, element_bytes: int) -> int | None:
+    """Tokens of the longest sequence that a cache of ``size`` bytes is to hold; ``None`` where only vLLM can tell."""
+    if shape.context_length is None:
+        return None
+    fits = shape.context_length if shape.elements is None else size // (shape.elements * element_bytes)
+    return min(shape.context_length, _LONGEST, fits // _BLOCK * _BLOCK or fits)
+
+
+def _elements(config: dict[str, Any]) -> int | None:
+    try:
+        heads = config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // heads
+        return int(2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * size)
+    except (KeyError, TypeError):
+        return None
+
+
+_GIVEN = ("extension", "patches")
 """Our modules that run in the server, as ``agentrl_vllm_<name>``: they import nothing of ours but each other."""
 
 _DISTRIBUTION = {
     "METADATA": "Metadata-Version: 2.1\nName: agentrl-vllm-given\nVersion: 0\n",
-    "entry_points.txt": "[vllm.general_plugins]\nagentrl_unspun = agentrl_vllm_unspun:stop_spinning\n",
+    "entry_points.txt": "[vllm.general_plugins]\nagentrl_patches = agentrl_vllm_patches:stop_spinning\n",
 }
 """Makes them known to vLLM as a distribution with a plugin, which it loads in all of its processes."""
 

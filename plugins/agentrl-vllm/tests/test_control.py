@@ -9,8 +9,8 @@ import pytest
 from stub import Answer, choice, stub
 
 from agentrl.errors import BackendError
-from agentrl_vllm.capabilities import Facts, capabilities_of, describe_usable, read_facts
 from agentrl_vllm.client import Client
+from agentrl_vllm.control import Facts, capabilities_of, describe_usable, read_facts
 
 ALL = frozenset({"temperature", "seed", "stop", "top_logprobs", "top_p", "top_k"})
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agentrl.environ import WORKER
 from agentrl.errors import BackendError
-from agentrl_vllm.server.command import Command
+from agentrl_vllm.command import Command
 
 __all__ = ["SupervisedProcess"]
 

@@ -1,12 +1,35 @@
-"""A server whose logprobs are not the learner's stops training, with the likely cause."""
+"""A server whose logprobs are not the learner's stops training, with the likely explanation."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 from fleet_of_fakes import FakeWeights, fails
 from test_weights import Table
 
 from agentrl.errors import BackendError
+from agentrl_vllm.agreement import Scores, score_change
+
+TOKENS = 150
+
+
+def test_a_server_that_moves_as_far_and_elsewhere_follows_in_part() -> None:
+    """A part of the weights is old: along the learner's path it went most of the way, and aside from it as far."""
+    chance = random.Random(1)
+    none, learner = [0.0] * TOKENS, [chance.uniform(-0.5, 0.5) for _ in range(TOKENS)]
+    server = [0.8 * move + chance.uniform(-0.5, 0.5) for move in learner]
+    moved = score_change(Scores(none, none), Scores(server, learner))
+    assert moved.share > 0.5
+    assert moved.is_partial
+    assert not score_change(Scores([0.2] * TOKENS, none), Scores(server, learner)).is_partial, "rounding hides that"
+
+
+def test_a_learner_that_has_not_moved_says_nothing() -> None:
+    none = [0.0] * TOKENS
+    moved = score_change(Scores(none, none), Scores([0.1] * TOKENS, none))
+    assert not moved.is_missing
+    assert not moved.is_partial
 
 
 @pytest.fixture
@@ -39,7 +62,7 @@ def serve_another(server):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "cause"),
+    ("wrong", "explanation"),
     [
         (keep_weights, "it still computes with the older weights"),
         (keep_cache, "it goes on with a prefix cache that older weights computed"),
@@ -47,13 +70,13 @@ def serve_another(server):
         (serve_another, "it runs another model than the learner"),
     ],
 )
-def test_a_mismatch_names_its_size_and_the_likely_cause(wrong, cause, table):
+def test_a_mismatch_names_its_size_and_the_likely_cause(wrong, explanation, table):
     wrong(table.servers[1])
     with pytest.raises(
         BackendError, match=r"after the update to version 1 the logprobs of vLLM server 1 differ"
     ) as told:
         table.put(FakeWeights(1))
-    assert told.match(cause)
+    assert told.match(explanation)
 
 
 def test_a_tied_head_is_suspected_where_there_is_one(tmp_path, table):

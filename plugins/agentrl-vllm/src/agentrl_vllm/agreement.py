@@ -1,0 +1,312 @@
+"""Whether a server computes with the learner's weights: both score tokens that it samples, and a fixed text."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from agentrl import finish_in_thread
+from agentrl.errors import BackendError
+from agentrl.inference.contract import Weights
+from agentrl_vllm.client import Client, ServerFailed
+from agentrl_vllm.control import Description
+from agentrl_vllm.generation import PATH
+from agentrl_vllm.replica import Replica
+
+__all__ = ["TOLERANCES", "Evidence", "Probe", "ScoreChange", "Scores", "likely_explanation", "score_change"]
+
+_MOVED = 1e-5
+_UNMOVED = 1e-6
+"""Mean movements, in nats, that are one, and that are none."""
+_HALF = 0.5
+"""A server that computes with all of the new weights moves as the learner does, give or take rounding."""
+_SURE = 4.0
+_NOISE = 4.0
+"""From how many times the rounding on a movement is too large to be hidden by it."""
+
+
+class Scores(NamedTuple):
+    """Logprobs of one text, in nats."""
+
+    server: Sequence[float]
+    learner: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreChange:
+    """Means over the text's tokens, in nats."""
+
+    learner: float
+    server: float
+    unlike: float
+    """By how much the two moves differ."""
+    noise: float
+    """By how much server and learner differed before."""
+    share: float
+    """How much of the learner's movement the server has made: the slope of a line through 0."""
+    lack: float
+    """By how many standard errors that is less than all.
+
+    Were it all, what is between the moves would be rounding, as often up as down: the sum of its products with the
+    movement, over the root of the sum of their squares, is then seldom more than a few, whatever its size at a token.
+    """
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the server has stayed where it was."""
+        return self.learner > _MOVED and self.server <= _UNMOVED
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the server has followed in part, or not at all, which rounding does not explain."""
+        is_short = self.share < _HALF and self.lack > _SURE
+        return self.learner > _MOVED and (is_short or self.is_other)
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the server has moved otherwise, by more than any rounding hides."""
+        return self.learner > _NOISE * self.noise and self.unlike > _HALF * self.learner
+
+
+def score_change(before: Scores, now: Scores) -> ScoreChange:
+    """From what both said of a text before to what they say now."""
+    theirs, ours = _moves(before.server, now.server), _moves(before.learner, now.learner)
+    along = sum(their * our for their, our in zip(theirs, ours, strict=True))
+    power = sum(our * our for our in ours)
+    lacks = [(our - their) * our for their, our in zip(theirs, ours, strict=True)]
+    spread = math.sqrt(sum(lack * lack for lack in lacks))
+    return ScoreChange(
+        learner=fmean(map(abs, ours)),
+        server=fmean(map(abs, theirs)),
+        unlike=fmean(map(abs, _moves(theirs, ours))),
+        noise=fmean(map(abs, _moves(*before))),
+        share=along / power if power else 1.0,
+        lack=sum(lacks) / spread if spread else 0.0,
+    )
+
+
+def _moves(before: Sequence[float], now: Sequence[float]) -> list[float]:
+    return [new - old for old, new in zip(before, now, strict=True)]
+
+
+TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1}
+"""Mean difference of logprobs, in nats, that computing in a type explains.
+
+In float32 that is 1e-5 at most on one kind of device, and more between two; of 16 bits a rare token's logprob may be
+off by a tenth and more, and a mean of 32 tokens by some hundredths.
+"""
+
+_ROUNDING = 10.0
+"""How many times the tolerance a difference may be that is taken for rounding all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is seen after an update: mean differences of logprobs, in nats, and how a text's have moved."""
+
+    dtype: str
+    tied: bool
+    """Whether the model's head is its embedding."""
+    sampled: float
+    """Of tokens that the server sampled after a prompt that it knew, from the learner's."""
+    scored: float
+    """Of the prompt, which the server computed afresh, from the learner's."""
+    moved: float
+    """Of what the server says of the prompt, from what it said when it was last asked."""
+    change: ScoreChange | None
+    """Since then, where the learner was asked then too."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the server's logprobs are not the learner's."""
+        return self.sampled > TOLERANCES[self.dtype]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether they have not followed the learner's."""
+        return self.change is not None and (self.change.is_missing or self.change.is_partial)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the weights are certain not to be the learner's.
+
+        Of 16 bits a server may be behind and be right: what has been trained from weights of 16 bits moves by less
+        than their last one for many steps, and arrives as no change at all.
+        """
+        moved, tolerance = self.change, TOLERANCES[self.dtype]
+        if self.is_off or moved is None or self.dtype == "float32":
+            return self.is_off or self.is_behind
+        return moved.is_other and moved.learner > tolerance
+
+
+def likely_explanation(evidence: Evidence) -> tuple[str, str]:
+    """The cause of what is off or behind, and what to do about it."""
+    tolerance, moved = TOLERANCES[evidence.dtype], evidence.change
+    if evidence.is_off and evidence.scored <= tolerance and not evidence.is_behind:
+        return "it goes on with a prefix cache that older weights computed", _report("clears its cache")
+    if moved.is_missing if moved else evidence.moved <= _UNMOVED:
+        return "it still computes with the older weights", _report("took the new weights")
+    if evidence.scored <= _ROUNDING * tolerance and not evidence.is_behind:
+        return f"{evidence.dtype} rounds too much for this model", "set inference.backend.dtype to float32"
+    if evidence.tied:
+        return (
+            "the model's embeddings are tied, and its head may be the old one",
+            _report("took the new weights at both ends"),
+        )
+    if evidence.is_behind:
+        return "only a part of the new weights has reached it, or none", _report("took the new weights")
+    return (
+        "it runs another model than the learner, or changes it, as quantisation does",
+        "serve what is trained; look for quantisation or overrides among inference.backend.args",
+    )
+
+
+def _report(what: str) -> str:
+    return f"this vLLM confirmed that it {what}: use a version that agentrl-vllm is tested with"
+
+
+_PROMPT = 160
+"""Tokens of the probe's prompt: more than a block of any prefix cache, so that one which is not cleared shows."""
+_TOKENS = 32
+_STRIDE = 7919
+"""A prime: ids from all over the vocabulary."""
+_ANSWER_S = 300.0
+"""How long tokens may take after an update, from a server whose queue is full."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A server as it was when it was last looked at."""
+
+    life: int
+    """Of its replica."""
+    description: Description
+    prompt: list[int]
+    server: list[float]
+    """What it said of the prompt."""
+    learner: Sequence[float] | None = None
+    """What the learner said of that then, if it was asked."""
+    compared: int = 0
+    is_told: bool = False
+    """Whether it was said that it has not followed."""
+
+    def change_to(self, now: Scores) -> ScoreChange | None:
+        """How both have moved since, if both are known."""
+        return None if self.learner is None else score_change(Scores(self.server, self.learner), now)
+
+
+class Probe:
+    """Compares each server after its ``first`` updates, and after every ``every``-th of all where that is not 0."""
+
+    def __init__(self, client: Client, first: int, every: int, say: Callable[[str], None]) -> None:
+        self._client = client
+        self._say = say
+        self._first = first
+        self._every = every
+        self._updates = 0
+        self._known: dict[Replica, _Known] = {}
+
+    async def before_updates(self, replica: Replica, description: Description) -> None:
+        """Have a server compute the prompt, so that what it keeps of it is there when the weights change."""
+        if self._first or self._every:
+            prompt = _prompt(description)
+            await self._sample(replica.url, prompt)
+            scored = await self._score(replica.url, prompt)
+            self._known[replica] = _Known(replica.life, description, prompt, scored)
+
+    async def after_update(self, weights: Weights, replicas: Sequence[Replica]) -> None:
+        """Raises ``BackendError``, with the likely cause, where a server's logprobs are not those of ``weights``."""
+        self._updates += 1
+        looks = (self._look(weights, replica, known) for replica in replicas if (known := self._due(replica)))
+        outcomes = await asyncio.gather(*looks, return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    def _due(self, replica: Replica) -> _Known | None:
+        """What is known of a server that is to be looked at now."""
+        known = self._known.get(replica)
+        if known is None or known.life != replica.life:
+            return None
+        is_due = known.compared < self._first or (self._every and self._updates % self._every == 0)
+        return known if is_due else None
+
+    async def _look(self, weights: Weights, replica: Replica, known: _Known) -> None:
+        try:
+            await self._compare(weights, replica, known)
+        except ServerFailed as error:
+            replica.fail(f"it did not answer a probe of its weights: {error.message}", life=known.life)
+
+    async def _compare(self, weights: Weights, replica: Replica, known: _Known) -> None:
+        url, prompt = replica.url, known.prompt
+        ids, stated = await replica.while_ready(self._sample(url, prompt, _ANSWER_S))
+        server = await replica.while_ready(self._score(url, prompt, _ANSWER_S))
+        whole = [*prompt, *ids]
+        expected = await finish_in_thread(weights.logprobs, whole)
+        learner, sampled = expected[: len(server)], _differences(stated, expected[-len(ids) :])
+        evidence = Evidence(
+            dtype=known.description.dtype,
+            tied=known.description.tied,
+            sampled=fmean(sampled),
+            scored=fmean(_differences(server, learner)),
+            moved=fmean(_differences(server, known.server)),
+            change=known.change_to(Scores(server, learner)),
+        )
+        if evidence.is_wrong:
+            raise _mismatch(weights.version, replica.server.name, evidence, max(sampled))
+        if evidence.is_behind:  # From the same beginning again, until it has followed or is wrong for certain.
+            self._tell(replica.server.name, known)
+            return
+        known.server, known.learner, known.compared = server, learner, known.compared + 1
+
+    def _tell(self, name: str, known: _Known) -> None:
+        if not known.is_told:
+            known.is_told = True
+            dtype = known.description.dtype
+            self._say(
+                f"the logprobs of {name} have not followed the learner's yet: either the steps are smaller than "
+                f"{dtype} resolves, or not all weights arrive; compared after each update until they have"
+            )
+
+    async def _sample(self, url: str, prompt: list[int], seconds: float | None = None) -> tuple[list[int], list[float]]:
+        answer = await self._ask(url, prompt, seconds, max_tokens=_TOKENS)
+        choice = answer["choices"][0]
+        return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
+
+    async def _score(self, url: str, ids: list[int], seconds: float | None = None) -> list[float]:
+        """The server's logprobs of ``ids[1:]``, for which it takes nothing from its prefix cache."""
+        answer = await self._ask(url, ids, seconds, max_tokens=1, prompt_logprobs=0)
+        scored = answer["prompt_logprobs"][1:]
+        return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]
+
+    async def _ask(self, url: str, ids: list[int], seconds: float | None, **params: object) -> Any:
+        sampling = {"temperature": 1.0, "seed": 0, "logprobs": 0, "ignore_eos": True, "detokenize": False, **params}
+        return await self._client.post(url, PATH, {"token_ids": ids, "sampling_params": sampling}, seconds=seconds)
+
+
+def _mismatch(version: int, name: str, evidence: Evidence, most: float) -> BackendError:
+    explanation, fix = likely_explanation(evidence)
+    if evidence.is_off or evidence.change is None:
+        what = (
+            f"the logprobs of {name} differ from the learner's by {evidence.sampled:.2g} in the mean and {most:.2g} "
+            "at most"
+        )
+    else:
+        what = (
+            f"the learner's logprobs of a text have moved by {evidence.change.learner:.2g} in the mean, and those "
+            f"of {name} by {evidence.change.server:.2g}, not as they did"
+        )
+    return BackendError(f"after the update to version {version} {what}: {explanation}", fix=fix)
+
+
+def _prompt(description: Description) -> list[int]:
+    length = min(_PROMPT, description.context - _TOKENS - 1)
+    return [number * _STRIDE % description.vocabulary for number in range(1, length + 1)]
+
+
+def _differences(stated: Sequence[float], expected: Sequence[float]) -> list[float]:
+    return [abs(one - other) for one, other in zip(stated, expected, strict=True)]
