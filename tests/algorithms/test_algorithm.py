@@ -6,11 +6,11 @@ import pytest
 import torch
 from tests.algorithms.algorithms import build, grpo
 
-from agentrl.algorithms.contract import ObjectiveLoss
-from agentrl.algorithms.correction import RatioCorrection, TruncatedCorrection
+from agentrl.algorithms.filters import NoFilter, ZeroVarianceFilter
+from agentrl.algorithms.loss import ClipObjective, RatioCorrection, TruncatedCorrection
 from agentrl.algorithms.normalisation import SequenceNormalisation, TokenNormalisation
-from agentrl.algorithms.objectives import ClipObjective
 from agentrl.errors import ConfigError
+from agentrl.learner.contract import ObjectiveLoss
 
 
 class Imitate:
@@ -25,11 +25,13 @@ def test_grpo_is_a_choice_of_parts():
     assert isinstance(algorithm.objective, ClipObjective)
     assert isinstance(algorithm.normalisation, SequenceNormalisation)
     assert isinstance(algorithm.correction, RatioCorrection)
+    assert isinstance(algorithm.filter, NoFilter)
 
 
 def test_a_slot_is_overridden_by_name_with_or_without_its_prefix():
     assert isinstance(grpo(normalisation="token").normalisation, TokenNormalisation)
     assert isinstance(grpo(normalisation={"name": "normalisation.token"}).normalisation, TokenNormalisation)
+    assert isinstance(grpo(filter="zero_variance").filter, ZeroVarianceFilter)
     assert isinstance(grpo(correction={"name": "truncated", "cap": 5}).correction, TruncatedCorrection)
 
 
@@ -45,7 +47,7 @@ def test_a_slot_takes_an_object_by_reference():
         ({"name": "grpo", "objectiv": {}}, r"algorithm.objectiv does not exist .*'objective'"),
         ({"name": "grpo", "objective": {"clip_hihg": 1}}, r"algorithm.objective.clip_hihg.*'clip_high'"),
         ({"name": "grpo", "objective": {"clip_high": "wide"}}, r"algorithm.objective.clip_high .*'wide'"),
-        ({"name": "grpo", "objective": "clap"}, r"no algorithm 'objective.clap' .*'objective.clip'"),
+        ({"name": "grpo", "objective": "clap"}, r"no algorithm part 'objective.clap' .*'objective.clip'"),
         ({"name": "grpo", "objective": "credit.tree"}, r"a part of another slot .*algorithm.credit"),
         ({"name": "grpo", "objective": 3}, r"algorithm.objective=3 is neither a name nor keys"),
         ({"name": "grpo", "objective": {"dual_clip": 0.5}}, r"algorithm.objective.dual_clip"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.algorithms.algorithms import grpo
 from tests.algorithms.episodes import Recorder
 
-from agentrl.algorithms.batch import collect
+from agentrl.algorithms.batch import build_batch
 from agentrl.rollout.contract import Group
 
 CREDITS = [{"name": "tree", "discount": 0.5}, "tree", "episode"]
@@ -38,8 +38,9 @@ def undelivered(whole, indices):
 
 def terms(credit, whole):
     """The loss terms of an episode beside another that earned nothing."""
-    batch = collect([Group(0, (whole, episode((None,), 0.0)))], grpo(credit=credit))
-    return astuple(batch.terms)
+    batch, _ = build_batch([Group(0, (whole, episode((None,), 0.0)))], grpo(credit=credit))
+    targets = (batch.targets.path, batch.targets.depth, batch.targets.token, batch.targets.temperature)
+    return *targets, batch.logprob, batch.version, batch.advantage, batch.weight, batch.call
 
 
 def equal(one, other):

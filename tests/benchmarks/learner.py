@@ -4,9 +4,9 @@
 
 ``prompt 512`` is 8 groups of 8 with a shared prompt of 512 tokens and completions of 32 to 128 tokens, at the
 default ``tokens_per_batch``. ``short`` is about what the bundled agents make of a step: prompts of 40 tokens and
-completions of 8 to 16. Both sides run the whole of ``Learner.step``, GRPO with one update, and count the same
-tokens: those of all rows, prompts included, without padding. The padded rows are an honest best of their kind:
-sorted by length, causal attention without a mask, logits only where a token is predicted.
+completions of 8 to 16. Both sides run ``build_batch`` and the whole of ``Learner.step``, GRPO with one update, and
+count the same tokens: those of all rows, prompts included, without padding. The padded rows are an honest best of
+their kind: sorted by length, causal attention without a mask, logits only where a token is predicted.
 
 The sides take turns and the fastest step of each counts. On one thread, the default, it is the fastest by CPU time,
 which other work on the machine disturbs least, and speeds are by CPU; on more they are by the time that passes. Both
@@ -35,12 +35,14 @@ from tests.benchmarks.models import folder_of
 from tests.benchmarks.taken import Taken
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
+from agentrl.algorithms.batch import build_batch
 from agentrl.config.models import TrainingSection
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.attention import NAME
 from agentrl.learner.learner import Learner
 from agentrl.rollout.contract import Group
 
+GRPO = grpo()
 STAGES = ("pack", "gradient", "update")
 
 
@@ -55,7 +57,8 @@ class Side:
 
     def run(self, groups: list[Group]) -> None:
         start = Taken.now()
-        metrics = self.learner.step(groups)
+        batch, _ = build_batch(groups, GRPO)
+        metrics = self.learner.step(batch)
         self.steps.append((Taken.now().since(start), metrics))
 
     @property
@@ -101,9 +104,12 @@ def random_model() -> Iterator[Path]:
         yield Path(folder)
 
 
+def loaded(folder: Path) -> Learner:
+    return Learner(folder, TrainingSection(), GRPO.correction, GRPO.objective, seed=0)
+
+
 def padded(learner: Learner) -> Learner:
     """``learner`` on rows, whatever its model could take."""
-    learner.rows_because = "measured"
     model = learner.model
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
@@ -118,8 +124,8 @@ def measure(folder: Path, load: str | None, threads: int, repeat: int) -> Table:
         if load not in (None, name):
             continue
         sides = {
-            "rows": Side(padded(Learner(folder, TrainingSection(), grpo(), seed=0)), clock),
-            "forest": Side(Learner(folder, TrainingSection(), grpo(), seed=0), clock),
+            "rows": Side(padded(loaded(folder)), clock),
+            "forest": Side(loaded(folder), clock),
         }
         for _ in range(repeat):
             for side in sides.values():

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from agentrl.algorithms.algorithm import Algorithm
-from agentrl.algorithms.batch import collect
-from agentrl.algorithms.contract import Membership, ObjectiveTerms
-from agentrl.learner import forest, rows
+from agentrl.algorithms.batch import build_batch
+from agentrl.algorithms.contract import Algorithm, Membership
 from agentrl.learner.attention import NAME
-from agentrl.learner.gradient import accumulate_gradient
+from agentrl.learner.contract import ObjectiveTerms
+from agentrl.learner.learner import accumulate_gradient
+from agentrl.learner.packing import pack
 from agentrl.learner.policy import Policy
 from agentrl.rollout.contract import Group
 from agentrl.tokens.contract import Position, TokenTree
@@ -92,7 +92,7 @@ def forest_gradient(
     model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, tokens_per_batch: int = 8192
 ) -> tuple[float, Gradient]:
     """The same by the learner's own code over the forest; ``model`` has been switched to forest attention."""
-    return _learner_gradient(model, groups, algorithm, forest.lay_out, tokens_per_batch)
+    return _learner_gradient(model, groups, algorithm, tokens_per_batch, forest=True)
 
 
 def rows_gradient(
@@ -100,7 +100,7 @@ def rows_gradient(
 ) -> tuple[float, Gradient]:
     """The same by the learner's own code over padded rows."""
     _attend_plainly(model)
-    return _learner_gradient(model, groups, algorithm, rows.stack, tokens_per_batch)
+    return _learner_gradient(model, groups, algorithm, tokens_per_batch, forest=False)
 
 
 def _attend_plainly(model: PreTrainedModel) -> None:
@@ -108,11 +108,11 @@ def _attend_plainly(model: PreTrainedModel) -> None:
         model.set_attn_implementation("sdpa")
 
 
-def _learner_gradient(model, groups, algorithm, lay_out, tokens_per_batch):
-    batch = collect(groups, algorithm)
-    passes = lay_out(batch.paths, batch.terms.path, batch.terms.depth, tokens_per_batch)
+def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest):
+    batch, _ = build_batch(groups, algorithm)
+    passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=forest)
     model.zero_grad()
-    metrics = accumulate_gradient(Policy(model), algorithm, batch.terms, passes)
+    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.correction, algorithm.objective)
     return metrics["policy/loss"], _gradient(model)
 
 

@@ -11,6 +11,7 @@ from tests.algorithms.episodes import groups_of_one_turn
 from tests.learner.models import VOCABULARY, of_kind
 from tests.learner.reference import forest_gradient, relative_difference, rows_gradient
 
+from agentrl.algorithms.batch import build_batch
 from agentrl.config.models import TrainingSection
 from agentrl.learner.learner import Learner
 from agentrl.learner.probe import probe_forest
@@ -39,10 +40,14 @@ def test_the_forest_gives_the_gradient_of_rows(kind):
 
 def test_bfloat16_is_the_default_there(tmp_path):
     of_kind("qwen3", **SIZES).save_pretrained(tmp_path)
-    rounded = Learner(tmp_path, TrainingSection(), GRPO, seed=0)
-    exact = Learner(tmp_path, TrainingSection(precision="float32"), GRPO, seed=0)
+    rounded, exact = (
+        Learner(tmp_path, training, GRPO.correction, GRPO.objective, seed=0)
+        for training in (TrainingSection(), TrainingSection(precision="float32"))
+    )
     assert rounded.rows_because is None
-    left, right = rounded.step(groups()), exact.step(groups())
+    batch, _ = build_batch(groups(), GRPO)
+    left, right = rounded.step(batch), exact.step(batch)
     assert left["policy/entropy"] == pytest.approx(right["policy/entropy"], rel=0.02)
     assert left["policy/entropy"] != right["policy/entropy"]
-    assert all(tensor.dtype == torch.float32 for _, tensor in rounded.weights().tensors())
+    with rounded.lend("a test") as weights:
+        assert all(tensor.dtype == torch.float32 for _, tensor in weights.tensors())

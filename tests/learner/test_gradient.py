@@ -13,8 +13,8 @@ from tests.algorithms.episodes import Recorder, chain, groups_of_one_turn, wande
 from tests.learner.models import VOCABULARY, gemma3, of_kind, qwen3, takes_forest
 from tests.learner.reference import forest_gradient, reference_gradient, relative_difference, rows_gradient
 
-from agentrl.algorithms.batch import collect
-from agentrl.learner import blocks, scoring
+from agentrl.algorithms.batch import build_batch
+from agentrl.learner import packing, policy
 from agentrl.rollout.contract import Group
 
 EXACT = 1e-6
@@ -59,9 +59,9 @@ def test_branches_and_temperatures(kind):
 @given(st.integers(0, 10_000), st.sampled_from([64, 8192]), st.sampled_from([4, 160]))
 def test_whatever_conversations_branch_like(seed, tokens_per_batch, tile):
     groups = wandering_groups(random.Random(seed), VOCABULARY, calls=4)
-    assume(collect(groups, GRPO).terms.advantage.any())  # else no parameter has a gradient
+    assume(build_batch(groups, GRPO)[0].advantage.any())  # else no parameter has a gradient
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "TILE", tile)
+        patch.setattr(packing, "TILE", tile)
         assert_exact(groups, kind="sliding", tokens_per_batch=tokens_per_batch)
 
 
@@ -104,7 +104,7 @@ def test_other_parts(parts):
 
 @pytest.mark.parametrize("kind", ["full", "tied", "scaled logits"])
 def test_a_vocabulary_computed_by_chunks(kind, monkeypatch):
-    monkeypatch.setattr(scoring, "ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setattr(policy, "MAX_LOGITS", 7 * VOCABULARY)
     assert_exact(wandering_groups(random.Random(8), VOCABULARY), kind=kind)
 
 

@@ -19,10 +19,11 @@ from tests.learner.models import VOCABULARY, of_kind, qwen3
 from tests.learner.reference import reference_gradient, sampled_by
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agentrl.algorithms.batch import build_batch
 from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError, RunError
 from agentrl.learner.learner import Learner
-from agentrl.learner.metrics import PolicyMetrics
+from agentrl.learner.policy import PolicyMetrics
 from agentrl.rollout.contract import Group
 from agentrl.tokens.contract import Sampled, TokenTree
 
@@ -38,8 +39,20 @@ def folder(tmp_path_factory, chat_tokenizer):
     return path
 
 
+class GroupLearner(Learner):
+    """A learner that is given groups, as the training loop has them."""
+
+    def __init__(self, folder, settings, algorithm):
+        super().__init__(folder, settings, algorithm.correction, algorithm.objective, seed=0)
+        self.algorithm = algorithm
+
+    def step(self, groups):
+        batch, counts = build_batch(groups, self.algorithm)
+        return {**counts, **super().step(batch)}
+
+
 def learner(folder, algorithm=GRPO, **training):
-    return Learner(folder, TrainingSection(**{"learning_rate": 1e-2, **training}), algorithm, seed=0)
+    return GroupLearner(folder, TrainingSection(**{"learning_rate": 1e-2, **training}), algorithm)
 
 
 def shared_prompts(seed=0):
@@ -47,7 +60,8 @@ def shared_prompts(seed=0):
 
 
 def state(made):
-    return {name: tensor.clone() for name, tensor in made.weights().tensors()}
+    with made.lend("a test") as weights:
+        return {name: tensor.clone() for name, tensor in weights.tensors()}
 
 
 def same(left, right):
@@ -74,7 +88,7 @@ def test_what_was_rewarded_becomes_likelier(folder):
 
 
 def made_model(made, model):
-    model.load_state_dict(dict(made.weights().tensors()))
+    model.load_state_dict(state(made))
     return model
 
 
@@ -184,7 +198,7 @@ def test_the_mismatch_is_never_negative_and_is_half_the_square_of_a_small_differ
     for difference in (0.0, 1e-7, -1e-7, 1e-4, -1e-4, 2.0, -2.0):
         metrics = PolicyMetrics()
         log_ratio = torch.full((7,), difference)
-        metrics.add(loss=torch.tensor(0.0), log_ratio=log_ratio, entropy=log_ratio, clipped=log_ratio)
+        metrics.add(loss=torch.tensor(0.0), log_ratio_N=log_ratio, entropy_N=log_ratio, clipped_N=log_ratio)
         expected = math.expm1(log_ratio[0].item()) - log_ratio[0].item()
         assert metrics.result()["policy/mismatch_kl"] == pytest.approx(expected, rel=1e-6, abs=0.0)
         assert metrics.result()["policy/mismatch_kl"] >= 0.0
@@ -247,7 +261,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(folder, tmp_path):
 
 def test_tied_weights_come_once(tmp_path):
     qwen3(tied=True).float().save_pretrained(tmp_path)
-    weights = learner(tmp_path).weights()
+    weights = learner(tmp_path).lend("a test")
     names = [name for name, _ in weights.tensors()]
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
@@ -278,7 +292,7 @@ def digest(folder):
     for seed in range(3):
         made.step(shared_prompts(seed))
     weights = hashlib.sha256()
-    for _, tensor in made.weights().tensors():
+    for tensor in state(made).values():
         weights.update(tensor.numpy().tobytes())
     return weights.hexdigest()
 

@@ -22,7 +22,7 @@ from agentrl.plugins.source import Sources
 
 INSTALLED = [
     entry
-    for kind in ("agents", "rewards", "tasks", "backends", "algorithms", "dialects", "trackers")
+    for kind in ("agents", "rewards", "tasks", "backends", "algorithms", "parts", "dialects", "trackers")
     for entry in Plugins().entries(kind)
 ]
 

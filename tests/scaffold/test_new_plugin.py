@@ -79,7 +79,7 @@ def test_what_cannot_be_imported_is_refused_with_a_name_that_can(text: str, near
         ("backend", "core", "agentrl-core"),
         ("tasks", "arithmetic", "task set 'arithmetic' exists: agentrl-core"),
         ("model", "tiny", "model 'tiny' exists: agentrl-core"),
-        ("algorithm", "group", "algorithm 'advantage.group' exists: agentrl-core"),
+        ("algorithm", "group", "algorithm part 'advantage.group' exists: agentrl-core"),
         ("tracker", "tensorboard", "tracker 'tensorboard' exists: agentrl-core"),
         ("command", "train", "command 'train' exists: agentrl has it"),
         ("reward", "agents", "package agentrl_agents"),

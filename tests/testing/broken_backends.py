@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,8 @@ from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest, Sampling, Weights
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.cache import PrefixCache
+from agentrl.learner.learner import LentWeights
+from agentrl.learner.policy import Policy
 from agentrl.testing.backends.bench import joined
 
 
@@ -163,7 +167,7 @@ class Lagging(TorchBackend):
     newest: Weights | None = None
 
     async def update_weights(self, weights: Weights) -> None:
-        self.newest = weights
+        self.newest = copied(weights)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         ids, held = list(request.prompt_ids), []
@@ -180,6 +184,28 @@ class Lagging(TorchBackend):
     def scored(self, chunk: Chunk, ids: list[int], weights: Weights) -> Chunk:
         logprobs = weights.logprobs(ids)[-len(chunk.ids) :]
         return replace(chunk, logprobs=tuple(logprobs), versions=(weights.version,) * len(chunk.ids))
+
+
+def copied(weights: Weights) -> Weights:
+    """The same weights in memory of their own, for as long as they are wanted."""
+    return LentWeights(Policy(copy.deepcopy(weights._policy.model)), weights.version, Path(), borrower="nobody")
+
+
+class Keeping(TorchBackend):
+    """Goes on using weights that it no longer has."""
+
+    newest: Weights | None = None
+
+    async def update_weights(self, weights: Weights) -> None:
+        await super().update_weights(weights)
+        self.newest = weights
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        if self.newest is not None:
+            self.newest.logprobs(request.prompt_ids)
+        async with aclosing(super().generate(request)) as stream:
+            async for chunk in stream:
+                yield chunk
 
 
 class Redating(Changing):

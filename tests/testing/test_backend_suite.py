@@ -45,6 +45,7 @@ ENDS = "test_it_stops_while_it_generates_and_stops_twice"
         ("Lagging", f"{UPDATE} and greedy", "greedy, it took a token whose logprob is"),
         ("Lagging", f"{UPDATES} and greedy", "greedy, it took a token whose logprob is"),
         ("Lagging", f"{FLIGHT} and greedy", "greedy, it took a token whose logprob is"),
+        ("Keeping", f"{UPDATE} and greedy", "used the weights of version 1 after giving them back"),
         ("Redating", f"{FLIGHT} and sampled", "read whole, tokens of the new version are not those of the new weights"),
         (
             "Draining",

@@ -1,43 +1,56 @@
-"""What an algorithm is made of: five parts, each a callable that a plugin may register.
+"""What an algorithm is made of: a part in each of six slots, each a callable that a plugin may register.
 
-From an episode to its gradient::
+From a step's groups of episodes to its gradient::
 
-    credit         episode                      → a return for every call that earned one
-    advantage      the returns of one group     → an advantage for every such call
-    normalisation  how the loss terms belong    → a weight for every sampled token
-    correction     learner and sampler logprobs → the anchor of the ratio, and an importance weight
-    objective      ratio and advantage          → a loss for every sampled token
+    credit         an episode                    → a return for every call that earned one
+    advantage      the returns of one group      → an advantage for every such call
+    filter         the groups, with advantages   → which of them are trained on
+    normalisation  which term is of which call   → a weight for every sampled token
+    correction     learner and sampler logprobs  → the anchor of the ratio, and an importance weight
+    objective      ratio and advantage           → a loss for every sampled token
 
-The loss of a step is the weighted sum over all sampled tokens, ``Σ weight · correction · objective``.
-The learner knows no part by name. A part declares its keys as ``Settings``; one beside which keys of another slot
-mean nothing names those in ``LEAVES_WITHOUT_EFFECT``, a mapping from slot to keys, and they are refused.
+The first four are described here. The last two are handed to the learner and described in
+``agentrl.learner.contract``.
+
+A plugin registers a part in the entry-point group ``agentrl.parts``, under its slot and its name
+(``advantage.group``), and a ``Preset`` in the group ``agentrl.algorithms``. A part declares its keys as a pydantic
+model named ``Settings``. A part beside which keys of another slot mean nothing lists those in the class attribute
+``LEAVES_WITHOUT_EFFECT``, a mapping from slot to keys; a configuration that sets one of them is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentrl.learner.contract import Correction, Objective
+from agentrl.rollout.contract import Episode, Group
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
+    from agentrl.learner.contract import Floats, Ints
 
-    from agentrl.rollout.contract import Episode
-
-    Ints = npt.NDArray[np.int64]
-    Floats = npt.NDArray[np.float64]
+__all__ = [
+    "Advantage",
+    "Algorithm",
+    "ByCall",
+    "ComparedGroup",
+    "Credit",
+    "Filter",
+    "Membership",
+    "Normalisation",
+    "Preset",
+]
 
 ByCall = Mapping[str, float]
-"""A number for each call, by response id. A call that is missing is not trained."""
+"""A number for each model call, by response id. A call that is missing is not trained."""
 
 
 class Credit(Protocol):
     """Says what each call of an episode earned."""
 
     def __call__(self, episode: Episode) -> ByCall:
-        """The return of every call that reward reaches; ``episode.outcome`` is ``rewarded``."""
+        """Return what every call that reward reaches has earned; the outcome of ``episode`` is ``rewarded``."""
         ...
 
 
@@ -45,7 +58,7 @@ class Advantage(Protocol):
     """Compares the episodes of one group."""
 
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
-        """The advantage of every call, episode by episode, in the order given.
+        """Return the advantage of every call, episode by episode, in the order given.
 
         ``returns`` holds the group's rewarded episodes only; they may have any number of calls.
         """
@@ -53,62 +66,70 @@ class Advantage(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedGroup:
+    """A group and what its rewarded episodes earned; the two sequences have one entry for each of those, in order."""
+
+    group: Group
+    returns: Sequence[ByCall]
+    advantages: Sequence[ByCall]
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether any advantage is not 0, so that the group can be learned from."""
+        return any(value for by_call in self.advantages for value in by_call.values())
+
+
+class Filter(Protocol):
+    """Chooses the groups of a step that are trained on."""
+
+    def __call__(self, groups: Sequence[ComparedGroup]) -> Sequence[bool]:
+        """Return, for each of the step's groups in order, whether it enters the batch.
+
+        A group that is left out has no loss terms and no share in the normalisation; it is counted in the metric
+        ``groups/filtered``.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Membership:
-    """Which episode and which call each of the ``n`` loss terms of a step belongs to, counted from 0."""
+    """Which episode and which call each of the ``n`` loss terms of a step belongs to.
+
+    Both arrays have shape (n,); episodes and calls are numbered from 0 over the step.
+    """
 
     episode: Ints
     call: Ints
 
 
 class Normalisation(Protocol):
-    """Weighs loss terms, so that the sum over a step is some kind of mean."""
+    """Weighs loss terms, so that the sum over a step becomes some kind of mean."""
 
     def __call__(self, membership: Membership) -> Floats:
-        """The weight of each loss term, computed over the whole step before it is cut into passes."""
+        """Return the weight of each loss term, shape (n,), over the whole step before it is cut into passes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Anchor:
-    """What the ratio is measured from; both tensors have one entry a loss term and no gradient."""
+class Algorithm:
+    """One part in every slot, each built with its keys."""
 
-    logprob: torch.Tensor
-    weight: torch.Tensor
-
-
-class Correction(Protocol):
-    """Accounts for tokens that an older policy, or an engine with other numerics, has sampled."""
-
-    def __call__(self, learner: torch.Tensor, behaviour: torch.Tensor) -> Anchor:
-        """``learner`` are the logprobs before this step's update, ``behaviour`` those of the sampler."""
-        ...
+    name: str
+    credit: Credit
+    advantage: Advantage
+    filter: Filter
+    normalisation: Normalisation
+    correction: Correction
+    objective: Objective
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectiveTerms:
-    """Loss terms of one pass, one entry each. All terms of a call are in the same pass."""
+class Preset:
+    """A named choice of parts, each as the configuration would write it: ``{"name": …, its keys}``."""
 
-    logprob: torch.Tensor
-    """Log-probability under the weights being trained; the only tensor with a gradient."""
-    anchor: torch.Tensor
-    advantage: torch.Tensor
-    call: torch.Tensor
-    """Which call each term belongs to, counted from 0 over the step."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectiveLoss:
-    """What an objective makes of each term."""
-
-    loss: torch.Tensor
-    """To be minimised."""
-    clipped: torch.Tensor
-    """True where the objective cut the gradient off."""
-
-
-class Objective(Protocol):
-    """The surrogate whose gradient is the policy gradient."""
-
-    def __call__(self, terms: ObjectiveTerms) -> ObjectiveLoss:
-        """The loss of each term. Where an advantage is 0 its gradient is too: such terms may not be given one."""
-        ...
+    credit: Mapping[str, Any]
+    advantage: Mapping[str, Any]
+    normalisation: Mapping[str, Any]
+    correction: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    filter: Mapping[str, Any] = field(default_factory=lambda: {"name": "filter.none"})

@@ -11,7 +11,7 @@ from agentrl.algorithms.contract import Membership
 from agentrl.config.models import Section
 
 if TYPE_CHECKING:
-    from agentrl.algorithms.contract import Floats
+    from agentrl.learner.contract import Floats
 
 __all__ = ["ConstantNormalisation", "SequenceNormalisation", "TokenNormalisation"]
 

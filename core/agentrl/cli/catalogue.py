@@ -79,10 +79,7 @@ class Catalogue:
         """The registered names that a part may have, without what they all begin with."""
         entries = [*self._plugins.entries(part.kind), *(each for each, _ in self._elsewhere if each.kind == part.kind)]
         names = {entry.name for entry in entries}
-        if part.kind == "algorithms":
-            of_slot = {name for name in names if name.startswith(part.prefix) and ("." in name) == bool(part.prefix)}
-            return sorted(name.removeprefix(part.prefix) for name in of_slot)
-        return sorted(names)
+        return sorted(name.removeprefix(part.prefix) for name in names if name.startswith(part.prefix))
 
     def declared(self, part: Part, name: str | None = None) -> Declared | None:
         """What ``part`` is and takes where it has ``name``, its default unless given; ``None`` where nobody says."""
@@ -119,7 +116,7 @@ class Catalogue:
             return
         for key in self.keys_of(part, name):
             if key.short:
-                yield Part(key.name, part.kind, key.default, prefix=f"{key.name.rpartition('.')[2]}.")
+                yield Part(key.name, "parts", key.default, prefix=f"{key.name.rpartition('.')[2]}.")
 
     def all_parts(self, chosen: Mapping[str, str]) -> Iterator[tuple[Part, str | None]]:
         """Every part and the parts of those, each with its name: that in ``chosen`` by its key, or the default."""

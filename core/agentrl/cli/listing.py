@@ -23,7 +23,7 @@ __all__ = ["ALL", "EPILOG", "HELP", "about", "entry_json", "list_agents", "refer
 ALL = "Load the hook plugins too, and list the names that they register at run time."
 
 
-def _list_verb(kind: str, summary: str) -> click.Command:
+def _list_verb(kind: str, summary: str, *others: str) -> click.Command:
     verb = f"list-{kind}"
 
     @click.command(verb, short_help=summary, help=f"{summary}\n\n{HELP}", epilog=EPILOG.format(verb=verb))
@@ -34,11 +34,13 @@ def _list_verb(kind: str, summary: str) -> click.Command:
         plugins = app.plugins
         if load:
             plugins.load()
-        entries = plugins.entries(kind)
+        found = {each: plugins.entries(each) for each in (kind, *others)}
         if as_json:
-            print_json({kind: [entry_json(entry, entries) for entry in entries], "broken": broken_json(plugins.broken)})
+            listed = {each: [entry_json(entry, entries) for entry in entries] for each, entries in found.items()}
+            print_json({**listed, "broken": broken_json(plugins.broken)})
             return
-        rows = [(reference(entry, entries), str(entry.distribution), entry.target) for entry in entries]
+        entries = [entry for each in found.values() for entry in each]
+        rows = [(reference(entry, found[entry.kind]), str(entry.distribution), entry.target) for entry in entries]
         print_columns(rows, [about(described(entry, Sources())) for entry in entries])
         print_broken(plugins.broken)
         if not entries:
@@ -97,7 +99,7 @@ def entry_json(entry: Entry, entries: Sequence[Entry], sources: Sources | None =
 list_rewards = _list_verb("rewards", "List the reward functions.")
 list_tasks = _list_verb("tasks", "List the task sets.")
 list_models = _list_verb("models", "List the bundled models.")
-list_algorithms = _list_verb("algorithms", "List the algorithms and their parts.")
+list_algorithms = _list_verb("algorithms", "List the algorithms and their parts.", "parts")
 list_backends = _list_verb("backends", "List the inference engines.")
 list_dialects = _list_verb("dialects", "List the wire protocols that the gateway serves.")
 list_trackers = _list_verb("trackers", "List where metrics can go.")

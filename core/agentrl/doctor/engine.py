@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from agentrl.algorithms.terms import Terms
+from agentrl.algorithms.batch import build_batch
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import BackendError, RunError
 from agentrl.inference.contract import Backend, GenerationRequest, Sampling, completion_fault
-from agentrl.learner import forest, rows
+from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
-from agentrl.learner.policy import Policy
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
 from agentrl.training.serving import serve, within
@@ -56,7 +54,10 @@ def learner(case: Case) -> Iterator[Finding]:
     Raises ``ConfigError`` for a model that does not load, and for a device that is not there.
     """
     began = time.monotonic()
-    case.learner = loaded = Learner(case.parts.model_folder, case.config.training, case.algorithm, case.config.seed)
+    algorithm, config = case.algorithm, case.config
+    case.learner = loaded = Learner(
+        case.parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed
+    )
     seconds = time.monotonic() - began
     device = str(loaded.model.device)
     where = f"loaded on {device} in {seconds:.1f} s"
@@ -167,16 +168,22 @@ async def step(case: Case) -> AsyncIterator[Finding]:
     timeout = case.config.inference.timeout
     began = time.monotonic()
     async with within(timeout, "the learner's step"):
-        learned = await run_in_thread(case.learner.step, case.groups)
+        learned = await run_in_thread(_learn, case)
     if not learned["tokens/trained"]:
         yield note("no episode has a token to be trained")
         return
     yield _learned(learned, time.monotonic() - began)
     case.doing("giving the engine the new weights")
     async with within(timeout, "the inference engine to take new weights"):
-        await case.serving.backend.update_weights(case.learner.weights())
+        with case.learner.lend("the inference engine") as weights:
+            await case.serving.backend.update_weights(weights)
     async for finding in _compared(case, "to sample under new weights"):
         yield finding
+
+
+def _learn(case: Case) -> dict[str, float]:
+    batch, counts = build_batch(case.groups, case.algorithm)
+    return {**counts, **case.learner.step(batch)}
 
 
 def _learned(learned: Mapping[str, float], seconds: float) -> Finding:
@@ -251,36 +258,18 @@ class _Agreement:
     """The number of tokens that were compared."""
 
 
-@torch.no_grad()
 def _agreement(learner: Learner, samples: Sequence[_Sample]) -> _Agreement:
-    """Score ``samples`` as the learner would, in float32, and compare. Each has as many logprobs as ids."""
-    paths = [np.array([*sample.prompt_ids, *sample.ids], dtype=np.int64) for sample in samples]
-    terms = _terms(samples)
-    lay_out = forest.lay_out if learner.rows_because is None else rows.stack
-    policy, scored = Policy(learner.model), np.empty(len(terms))
-    for work in lay_out(paths, terms.path, terms.depth, sum(map(len, paths))):
-        scored[work.terms] = policy.score(work, terms).logprob.double().cpu().numpy()
-    differences = np.abs(scored - terms.logprob)
-    means = {t: float(differences[terms.temperature == t].mean()) for t in set(terms.temperature.tolist())}
-    worst = max(means, key=means.__getitem__)
-    return _Agreement(means[worst], worst, float(differences.max()), len(terms))
-
-
-def _terms(samples: Sequence[_Sample]) -> Terms:
-    """The terms of every token of ``samples``, each sample a path of its own. They are scored and not trained."""
+    """Score ``samples`` in the precision of the learner's weights, and compare. Each has as many logprobs as ids."""
     lengths = [len(sample.ids) for sample in samples]
-    path = np.repeat(np.arange(len(samples)), lengths)
-    depth = [len(sample.prompt_ids) - 1 + np.arange(len(sample.ids)) for sample in samples]
-    none = np.zeros(len(path), dtype=np.int64)
-    return Terms(
-        path=path,
-        depth=np.concatenate(depth),
+    targets = Targets(
+        path=np.repeat(np.arange(len(samples)), lengths),
+        depth=np.concatenate([len(sample.prompt_ids) - 1 + np.arange(len(sample.ids)) for sample in samples]),
         token=np.concatenate([np.array(sample.ids, dtype=np.int64) for sample in samples]),
-        logprob=np.concatenate([np.array(sample.logprobs, dtype=np.float64) for sample in samples]),
         temperature=np.repeat([sample.temperature for sample in samples], lengths),
-        version=none,
-        advantage=np.zeros(len(path)),
-        weight=np.ones(len(path)),
-        episode=path,
-        call=path,
     )
+    paths = [np.array([*sample.prompt_ids, *sample.ids], dtype=np.int64) for sample in samples]
+    scored = learner.score(targets, paths, exact=True).logprob
+    differences = np.abs(scored - np.concatenate([np.array(sample.logprobs) for sample in samples]))
+    means = {t: float(differences[targets.temperature == t].mean()) for t in set(targets.temperature.tolist())}
+    worst = max(means, key=means.__getitem__)
+    return _Agreement(means[worst], worst, float(differences.max()), len(scored))

@@ -30,7 +30,7 @@ from agentrl.training.interrupts import Interrupts, run_to_end
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agentrl.algorithms.algorithm import Algorithm
+    from agentrl.algorithms.contract import Algorithm
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
     from agentrl.doctor.model import ModelSize

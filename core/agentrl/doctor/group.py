@@ -10,7 +10,8 @@ from dataclasses import replace
 from statistics import pstdev
 from typing import TYPE_CHECKING
 
-from agentrl.algorithms.algorithm import Algorithm
+from agentrl.algorithms.batch import compare
+from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.doctor.agent import FIXES, parted
 from agentrl.doctor.report import Finding, futile, note, ok, problem, warning
@@ -85,7 +86,7 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
     rewards = [episode.reward for group in groups for episode in group.episodes if episode.reward is not None]
     if not rewards:
         return futile("the agent rejected every task: no episode has a reward", fix="return a reward instead of None")
-    apart = sum(_tells_apart(group, algorithm) for group in groups)
+    apart = sum(compare(group, algorithm).tells_apart for group in groups)
     figures = {
         "groups": len(groups),
         "groups_that_differ": apart,
@@ -102,13 +103,6 @@ def _rewards(groups: Sequence[Group], algorithm: Algorithm) -> Finding:
         alike = f"in none of {len(groups)} groups did one episode do better than another, so there is nothing to learn"
         return futile(f"{text}; {alike}", fix=_TELL_APART, **figures)
     return ok(f"{text}; {apart} of {len(groups)} groups have better episodes and worse ones", **figures)
-
-
-def _tells_apart(group: Group, algorithm: Algorithm) -> bool:
-    """Whether the algorithm gives any call of the group an advantage other than 0."""
-    rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
-    advantages = algorithm.advantage([algorithm.credit(episode) for episode in rewarded])
-    return any(value for by_call in advantages for value in by_call.values())
 
 
 def _lengths(case: Case) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import AgentRLError, ConfigError, GatewayError, one_line, shortened
 from agentrl.inference.model_folder import find_model
-from agentrl.learner.dtype import stored_dtype
+from agentrl.learner.folder import stored_dtype
 from agentrl.tokens.probes import TOOLS
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import ChatTemplate, Message, Tools

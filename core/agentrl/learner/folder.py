@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedModel
 
 from agentrl.errors import cannot_write
 from agentrl.inference.model_folder import no_progress_bars
 
-__all__ = ["save_model", "write_state"]
+__all__ = ["save_model", "stored_dtype", "write_state"]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 """Endings of files that hold weights, which a saved folder has its own of."""
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 SPARE = 1 << 16
 """Bytes left on a disk that is as good as full."""
@@ -81,3 +83,20 @@ def write_state(state: Mapping[str, Any], path: Path) -> None:
         # torch's writer raises the latter on a full disk, without saying so
         full = isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < SPARE
         raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error) from error
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype that the model in ``folder`` keeps its weights in.
+
+    It is what the folder's config says, else the dtype of its first tensor; float32 for what is no plain float. Raises
+    what transformers raises for a folder without a config.
+    """
+    named = AutoConfig.from_pretrained(folder).get_text_config().dtype
+    if isinstance(named, str):
+        named = getattr(torch, named, None)
+    if named is None:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                    return _FLOATS.get(tensors.get_slice(name).get_dtype(), torch.float32)
+    return named if named in _FLOATS.values() else torch.float32

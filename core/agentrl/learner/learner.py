@@ -1,71 +1,73 @@
-"""The learner: owns the weights and the optimiser, and turns groups of episodes into updates.
+"""The learner: owns the weights and the optimiser, and turns a batch into new weights.
 
 A step, on one page::
 
-    batch  = collect(groups)          paths of ids, loss terms with advantages and weights
-    passes = lay out the batch        bins of the forest, or padded rows
-    accumulate the gradient           forward and backward, pass by pass
+    passes = pack the batch           bins of the forest, or padded rows
+    for each pass                     score its targets, Σ weight · importance · objective, backward
     clip, AdamW, version + 1
+
+It knows no group, episode or reward: a batch says what is trained and how much, and two functions make the loss.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from agentrl.algorithms.algorithm import Algorithm
-from agentrl.algorithms.batch import Batch, collect
 from agentrl.config.models import TrainingSection
-from agentrl.errors import ConfigError, one_line
+from agentrl.errors import ConfigError, RunError, one_line
 from agentrl.inference.model_folder import no_progress_bars
-from agentrl.learner import forest, rows
-from agentrl.learner.dtype import stored_dtype
-from agentrl.learner.folder import save_model, write_state
-from agentrl.learner.gradient import accumulate_gradient
-from agentrl.learner.metrics import batch_metrics
-from agentrl.learner.optimiser import Optimiser
-from agentrl.learner.passes import Pass, check_lengths
-from agentrl.learner.policy import Policy
+from agentrl.learner.contract import Correction, Objective, ObjectiveTerms, Scores, Targets, TrainBatch
+from agentrl.learner.folder import save_model, stored_dtype, write_state
+from agentrl.learner.optimiser import Optimiser, limited_threads
+from agentrl.learner.packing import Pass, check_batch, check_lengths, check_targets, pack, padded_size
+from agentrl.learner.policy import Policy, PolicyMetrics
 from agentrl.learner.probe import probe_forest
-from agentrl.learner.weights import LearnerWeights
 from agentrl.processors import find_device
-from agentrl.rollout.contract import Group
 
 if TYPE_CHECKING:
-    from agentrl.inference.contract import Weights
+    from agentrl.learner.contract import Ints
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "LentWeights", "accumulate_gradient"]
 
 STATE = "learner.pt"
 
 
 class Learner:
-    """Trains the model in ``folder``. Not thread-safe: one step at a time."""
+    """Trains the model in ``folder``. Not thread-safe: one call at a time.
 
-    def __init__(self, folder: Path, training: TrainingSection, algorithm: Algorithm, seed: int) -> None:
-        """Load the model and probe whether it takes the forest.
+    ``correction`` and ``objective`` make the loss; see ``agentrl.learner.contract``.
+    """
 
-        Raises ``ConfigError`` for a device that is not there, or a folder that is no causal language model.
+    def __init__(
+        self, folder: Path, settings: TrainingSection, correction: Correction, objective: Objective, seed: int
+    ) -> None:
+        """Load the model, and probe whether it takes the forest.
+
+        Raises ``ConfigError`` for a device that is not there, or a folder that holds no causal language model.
         """
         torch.manual_seed(seed)
         self._source = folder
-        self._training = training
-        self._algorithm = algorithm
-        device = find_device(training.device, "training.device")
+        self._settings = settings
+        self._correction = correction
+        self._objective = objective
+        device = find_device(settings.device, "training.device")
         model = _load(folder, device)
         self._dtype = stored_dtype(folder)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
-        self._policy = Policy(model, autocast=_autocast(training.precision, device))
-        self._optimiser = Optimiser(model.parameters(), training)
+        self._policy = Policy(model, autocast=_autocast(settings.precision, device))
+        self._optimiser = Optimiser(model.parameters(), settings)
+        self._lent: list[LentWeights] = []
         self.version = 0
         """How many steps made the weights."""
 
@@ -74,21 +76,30 @@ class Learner:
         """The model with the weights under training."""
         return self._policy.model
 
-    def step(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Update the weights once from ``groups``; returns metrics by name.
+    def step(self, batch: TrainBatch) -> dict[str, float]:
+        """Update the weights once from ``batch``; returns metrics by name.
 
-        Where nothing can be learned, no episode being better than another of its group, the weights and the
-        optimiser's moments stay as they are (``policy/updated`` is 0); the step counts all the same, and
-        ``version`` and the learning rate go on with it.
-        Raises ``RunError`` for an episode longer than a pass, a pass that does not fit the device's memory, or
-        gradients that stay infinite.
+        Where every advantage is 0, the weights and the optimiser's moments stay as they are (``policy/updated`` is 0);
+        the step counts all the same, and ``version`` and the learning rate go on with it.
+
+        Raises ``RunError`` for a path longer than a pass, a pass that does not fit the device's memory, or gradients
+        that stay infinite; ``ValueError`` for a batch that contradicts itself; and ``RuntimeError`` while weights are
+        lent.
         """
+        self._refuse_while_lent("step")
+        check_batch(batch)
         started = time.perf_counter()
-        batch = collect(groups, self._algorithm)
-        passes = self._lay_out(batch)
+        limit, lengths = self._settings.tokens_per_batch, [len(path) for path in batch.paths]
+        check_lengths(lengths, limit, batch.labels)
+        learned = np.flatnonzero(batch.advantage)
+        passes = pack(batch.paths, batch.targets, limit, forest=self._policy.takes_forest, first=learned)
         packed = time.perf_counter()
-        metrics = batch_metrics(batch, self.version) | self._size(batch, passes)
-        metrics |= accumulate_gradient(self._policy, self._algorithm, batch.terms, passes)
+        metrics = _batch_metrics(batch, self.version) | {
+            "tokens/forest": float(sum(work.ids_RT.size for work in passes)),
+            "tokens/rows": float(padded_size(lengths, limit)),
+            "learner/passes": float(len(passes)),
+        }
+        metrics |= accumulate_gradient(self._policy, batch, passes, self._correction, self._objective)
         computed = time.perf_counter()
         if passes:
             metrics |= self._optimiser.step(self.version, metrics["policy/loss"])
@@ -99,9 +110,40 @@ class Learner:
             "seconds/learner/update": time.perf_counter() - computed,
         }
 
-    def weights(self) -> Weights:
-        """A view of the current weights, valid until the next step."""
-        return LearnerWeights(self.version, self.model, self._source)
+    def score(self, targets: Targets, paths: Sequence[Ints], *, exact: bool = False) -> Scores:
+        """Score ``targets`` on ``paths`` under the current weights, without a gradient and without changing anything.
+
+        For whoever needs log-probabilities before there is a batch: references, value estimates, comparisons with an
+        engine. Computed in the precision that training computes in, or with ``exact`` in that of the weights. Raises
+        ``RunError`` for a path longer than ``training.tokens_per_batch``, and ``ValueError`` for targets that
+        contradict themselves.
+        """
+        check_targets(targets, paths)
+        policy = self._policy.exact() if exact else self._policy
+        return policy.score_paths(targets, paths, self._settings.tokens_per_batch)
+
+    def lend(self, borrower: str) -> LentWeights:
+        """Lend the weights to ``borrower``, whose name stands in error messages, until they are given back.
+
+        ::
+
+            with learner.lend("the inference engine") as weights:
+                await backend.update_weights(weights)
+
+        While weights are lent, ``step`` and ``load_state`` raise ``RuntimeError``. Any number of borrowers may have
+        them at once.
+        """
+        lent = LentWeights(self._policy, self.version, self._source, borrower, self._lent.remove)
+        self._lent.append(lent)
+        return lent
+
+    def _refuse_while_lent(self, what: str) -> None:
+        if self._lent:
+            borrowers = ", ".join(dict.fromkeys(lent.borrower for lent in self._lent))
+            raise RuntimeError(
+                f"the learner cannot {what} while its weights of version {self.version} are lent to {borrowers}: "
+                "give them back first, with give_back() or by leaving the block of lend()"
+            )
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model, tokenizer included, into ``folder``, which is made where it is missing.
@@ -112,7 +154,7 @@ class Learner:
         save_model(self.model, self._source, folder, self._dtype)
 
     def save_state(self, folder: Path) -> None:
-        """Write into ``folder`` what beside the weights a run needs to go on as if it had never stopped.
+        """Write into ``folder`` what a run needs, beside the weights, to go on as if it had never stopped.
 
         Raises ``RunError`` where it cannot be written.
         """
@@ -125,7 +167,9 @@ class Learner:
         """Take up what ``save_state`` wrote, beside the weights that the learner was built from.
 
         Of a model that comes in 16 bits the state holds the weights in 32, which are those that training goes on with.
+        Raises ``RuntimeError`` while weights are lent.
         """
+        self._refuse_while_lent("load a state")
         state: dict[str, Any] = torch.load(folder / STATE, map_location=self._policy.device, weights_only=True)
         self.version = state["version"]
         self._optimiser.load_state_dict(state["optimiser"])
@@ -135,28 +179,145 @@ class Learner:
                     parameter.copy_(state["masters"][name])
         torch.set_rng_state(state["random"].cpu())
 
-    def _lay_out(self, batch: Batch) -> list[Pass]:
-        """Passes over the paths that can be learned from, then over the others, which need no gradient."""
-        check_lengths([len(path) for path in batch.paths], self._training.tokens_per_batch, batch.episodes)
-        lay_out = forest.lay_out if self.rows_because is None else rows.stack
-        terms, learned = batch.terms, np.zeros(len(batch.paths), dtype=np.bool_)
-        learned[terms.path[terms.advantage != 0.0]] = True
-        passes: list[Pass] = []
-        for chosen in (learned, ~learned):
-            paths = [path for path, taken in zip(batch.paths, chosen, strict=True) if taken]
-            number = np.cumsum(chosen) - 1
-            kept = np.flatnonzero(chosen[terms.path])
-            made = lay_out(paths, number[terms.path[kept]], terms.depth[kept], self._training.tokens_per_batch)
-            passes += [replace(work, terms=kept[work.terms]) for work in made]
-        return passes
 
-    def _size(self, batch: Batch, passes: Sequence[Pass]) -> dict[str, float]:
-        padded = rows.padded_size([len(path) for path in batch.paths], self._training.tokens_per_batch)
-        return {
-            "tokens/forest": float(sum(work.ids.size for work in passes)),
-            "tokens/rows": float(padded),
-            "learner/passes": float(len(passes)),
-        }
+class LentWeights:
+    """The weights of one policy version while somebody has them: an ``agentrl.inference.contract.Weights``.
+
+    A view, not a copy. Leaving its ``with`` block, or ``give_back``, ends it; after that everything but ``version``
+    raises ``RuntimeError``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        version: int,
+        source: Path,
+        borrower: str,
+        on_return: Callable[[LentWeights], None] = lambda lent: None,
+    ) -> None:
+        """``source`` is the folder whose tokenizer goes with them; ``on_return`` is called when they are back."""
+        self.version = version
+        """Number of optimiser steps that made the weights."""
+        self.borrower = borrower
+        """Who has them, in words."""
+        self._policy = policy
+        self._source = source
+        self._on_return = on_return
+        self._returned = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """End the loan. Safe to call twice."""
+        if not self._returned:
+            self._returned = True
+            self._on_return(self)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and tensor of every parameter; one that is tied to others comes once, under its first name.
+
+        The tensors are the learner's own memory: copy what is needed after the loan.
+        """
+        for name, parameter in self._model().named_parameters():
+            self._model()  # they may have been given back since the last tensor
+            yield name, parameter.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write a model that ``AutoModelForCausalLM`` loads, tokenizer files included, into ``folder``.
+
+        The folder is made where it is missing. Raises ``RunError`` where a file cannot be written; what has been
+        written by then stays.
+        """
+        save_model(self._model(), self._source, folder)
+
+    def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
+        """Return the natural log-probabilities of ``ids[1:]`` at temperature 1, in the precision of the weights."""
+        self._model()
+        path = np.asarray(ids, dtype=np.int64)
+        if len(path) < 2:
+            return ()
+        count = len(path) - 1
+        targets = Targets(np.zeros(count, dtype=np.int64), np.arange(count), path[1:], np.ones(count))
+        logprobs: list[float] = self._policy.exact().score_paths(targets, [path], len(path)).logprob.tolist()
+        return logprobs
+
+    def _model(self) -> PreTrainedModel:
+        if self._returned:
+            raise RuntimeError(
+                f"{self.borrower} used the weights of version {self.version} after giving them back: copy what is "
+                "needed of them before (a backend has them until its update_weights returns)"
+            )
+        return self._policy.model
+
+
+def accumulate_gradient(
+    policy: Policy, batch: TrainBatch, passes: Sequence[Pass], correction: Correction, objective: Objective
+) -> dict[str, float]:
+    """Add the gradient of the loss to the policy's weights; returns the ``policy/`` metrics of the step.
+
+    The loss is ``Σ weight · importance · objective`` over all terms. Weights are shares of the whole step, so however
+    the terms are spread over passes, the sum of their gradients is that of one pass. Passes in which every advantage is
+    0 are computed for the metrics alone. Raises ``RunError`` where a pass needs more memory than the device has.
+    """
+    metrics = PolicyMetrics()
+    for work in passes:
+        learns = bool(np.any(batch.advantage[work.targets_N]))
+        try:
+            with limited_threads(policy.size, work.ids_RT.size), torch.set_grad_enabled(learns):
+                _backward(policy, batch, work, correction, objective, metrics)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"a pass of {work.ids_RT.size} tokens does not fit the memory of {policy.device}",
+                fix="lower training.tokens_per_batch",
+            ) from error
+    return metrics.result()
+
+
+def _backward(
+    policy: Policy,
+    batch: TrainBatch,
+    work: Pass,
+    correction: Correction,
+    objective: Objective,
+    metrics: PolicyMetrics,
+) -> None:
+    scores = policy.score(work, batch.targets)
+    learner_N = scores.logprob_N.detach()
+
+    def column(values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values[work.targets_N]).to(learner_N)
+
+    behaviour_N = column(batch.logprob)
+    anchor = correction(learner_N, behaviour_N)
+    made = objective(
+        ObjectiveTerms(
+            logprob=scores.logprob_N,
+            anchor=anchor.logprob,
+            advantage=column(batch.advantage),
+            call=torch.from_numpy(batch.call[work.targets_N]).to(learner_N.device),
+            extra={name: column(values) for name, values in batch.extra.items()},
+        )
+    )
+    loss = (made.loss * anchor.weight * column(batch.weight)).sum()
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    log_ratio_N = learner_N - behaviour_N
+    metrics.add(loss=loss.detach(), log_ratio_N=log_ratio_N, entropy_N=scores.entropy_N, clipped_N=made.clipped)
+
+
+def _batch_metrics(batch: TrainBatch, version: int) -> dict[str, float]:
+    """How many tokens are trained, and by how many steps older than ``version`` they are."""
+    metrics = {"tokens/trained": float(len(batch.version))}
+    if len(batch.version):
+        age_N = version - batch.version
+        metrics |= {"staleness/mean": float(age_N.mean()), "staleness/max": float(age_N.max())}
+    return metrics
 
 
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:

@@ -1,30 +1,53 @@
-"""The policy under training: a Hugging Face model that scores the loss terms of a pass."""
+"""The policy under training: a Hugging Face model that scores the targets of a pass, and what a step reports of it.
+
+Only positions that predict a target meet the vocabulary, and a distribution that several targets share is computed
+once. One exponential over the vocabulary serves the log-probabilities, the entropies and the gradient.
+
+Axes: R rows of a pass, T positions of a row, C columns of a pass that predict anything, N targets, U distinct
+distributions, E hidden size, V vocabulary, M masks, A bytes of a mask.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from agentrl.learner.attention import NAME, ForestAttention
-from agentrl.learner.scoring import Distributions, Scores, score
+from agentrl.learner.contract import Scores, Targets
+from agentrl.learner.packing import Pass, pack
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from agentrl.algorithms.contract import Floats, Ints
-    from agentrl.algorithms.terms import Terms
-    from agentrl.learner.passes import Pass
+    from agentrl.learner.contract import Floats, Ints
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "PolicyMetrics", "TensorScores"]
+
+MAX_LOGITS = 1 << 26
+"""Logits held at once. More are computed in chunks, and again in the backward pass, instead of being kept."""
+
+
+class TensorScores(NamedTuple):
+    """Scores of one pass, on the model's device."""
+
+    logprob_N: Tensor
+    """Natural log-probability of each target's token, with a gradient."""
+    entropy_N: Tensor
+    """Entropy in nats of the distribution that it is scored under, without one."""
 
 
 class Policy:
-    """``model`` without dropout, in bfloat16 autocast where ``autocast`` says so."""
+    """``model`` in evaluation mode, computed in bfloat16 autocast where ``autocast`` is true."""
 
     def __init__(self, model: PreTrainedModel, *, autocast: bool = False) -> None:
         self.model = model
@@ -32,63 +55,141 @@ class Policy:
         self.size: int = model.num_parameters()
         """How many parameters the model has."""
         self._autocast = autocast
-        self._head = _plain_head(model)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         device: torch.device = self.model.device
         return device
 
-    def score(self, work: Pass, terms: Terms) -> Scores:
-        """Log-probability and entropy of each loss term of ``work``, at its own temperature."""
-        columns, column = np.unique(work.position, return_inverse=True)
-        temperatures, kind = np.unique(terms.temperature[work.terms], return_inverse=True)
-        # one distribution for each position and temperature, however many tokens were drawn from it
-        drawn = (work.row * len(columns) + column) * len(temperatures) + kind
-        wanted, row = np.unique(drawn, return_inverse=True)
-        place, temperature = wanted // len(temperatures), temperatures[wanted % len(temperatures)]
-        distributions = self._distributions(work, columns, place, temperature)
-        return score(distributions, self._tensor(row), self._tensor(terms.token[work.terms]))
+    @property
+    def takes_forest(self) -> bool:
+        """Whether the model has been switched to forest attention; else it takes padded rows."""
+        return bool(self.model.config._attn_implementation == NAME)
 
-    def _distributions(self, work: Pass, columns: Ints, place: Ints, temperature: Floats) -> Distributions:
-        """Those at ``place`` in (rows, columns) of the pass: only they meet the vocabulary."""
-        features = self._features(work, columns).flatten(0, 1)
-        if not np.array_equal(place, np.arange(len(features))):
-            features = features[self._tensor(place)]
-        return Distributions(
-            features,
-            None if np.all(temperature == 1.0) else self._tensor(temperature)[:, None],
+    def exact(self) -> Policy:
+        """Return the same policy computed in the precision of its weights."""
+        exact = copy.copy(self)
+        exact._autocast = False
+        return exact
+
+    @torch.no_grad()
+    def score_paths(
+        self, targets: Targets, paths: Sequence[Ints], tokens_per_batch: int, *, forest: bool | None = None
+    ) -> Scores:
+        """Score all ``targets`` on ``paths``, in passes of at most ``tokens_per_batch`` tokens, without a gradient.
+
+        ``forest`` says how the paths are laid out, by default as the model takes them. Raises ``RunError`` for a path
+        longer than a pass.
+        """
+        logprob, entropy = np.empty(len(targets.token)), np.empty(len(targets.token))
+        for work in pack(paths, targets, tokens_per_batch, forest=self.takes_forest if forest is None else forest):
+            scores = self.score(work, targets)
+            logprob[work.targets_N] = scores.logprob_N.double().cpu().numpy()
+            entropy[work.targets_N] = scores.entropy_N.double().cpu().numpy()
+        return Scores(logprob, entropy)
+
+    def score(self, work: Pass, targets: Targets) -> TensorScores:
+        """Score the targets of ``work``, each at its own temperature and under its own mask."""
+        columns_C, column_N = np.unique(work.position_N, return_inverse=True)
+        temperatures, kind_N = np.unique(targets.temperature[work.targets_N], return_inverse=True)
+        # one distribution for each position, temperature and mask, however many tokens were drawn from it
+        drawn_N = (work.row_N * len(columns_C) + column_N) * len(temperatures) + kind_N
+        masks = 1
+        if targets.masks is not None and targets.mask is not None:
+            masks = len(targets.masks) + 1
+            drawn_N = drawn_N * masks + targets.mask[work.targets_N] + 1
+        wanted_U, distribution_N = np.unique(drawn_N, return_inverse=True)
+        mask_U = wanted_U % masks - 1
+        site_U, temperature_U = np.divmod(wanted_U // masks, len(temperatures))
+        distributions = self._distributions(work, columns_C, site_U, temperatures[temperature_U])
+        if np.any(mask_U >= 0):
+            distributions = distributions._replace(masks_MA=self._tensor(targets.masks), mask_U=self._tensor(mask_U))
+        return _score(distributions, self._tensor(distribution_N), self._tensor(targets.token[work.targets_N]))
+
+    def _distributions(self, work: Pass, columns_C: Ints, site_U: Ints, temperature_U: Floats) -> _Distributions:
+        """Those at ``site_U``, indices into the pass's (rows · columns)."""
+        features_UE = self._features(work, columns_C).flatten(0, 1)
+        if not np.array_equal(site_U, np.arange(len(features_UE))):
+            features_UE = features_UE[self._tensor(site_U)]
+        return _Distributions(
+            features_UE,
+            None if np.all(temperature_U == 1.0) else self._tensor(temperature_U)[:, None],
             self._to_logits,
             self.model.config.get_text_config().vocab_size,
         )
 
-    def _features(self, work: Pass, columns: Ints) -> Tensor:
+    def _features(self, work: Pass, columns_C: Ints) -> Tensor:
         """Hidden states, (rows, columns, size), or logits already where the model's head is not a plain one."""
-        inputs: dict[str, Any] = {"input_ids": self._tensor(work.ids), "use_cache": False}
-        if work.subtree_end is not None:  # plain rows are what a model expects without being told
-            inputs["position_ids"] = self._tensor(work.depth)
-            inputs["forest"] = ForestAttention(work.depth[0], work.subtree_end)
-        kept = self._tensor(columns)
-        features: Tensor
+        inputs: dict[str, Any] = {"input_ids": self._tensor(work.ids_RT), "use_cache": False}
+        if work.subtree_end_T is not None:  # plain rows are what a model expects without being told
+            inputs["position_ids"] = self._tensor(work.depth_RT)
+            inputs["forest"] = ForestAttention(work.depth_RT[0], work.subtree_end_T)
+        kept_C = self._tensor(columns_C)
+        features_RCE: Tensor
         with self._precision():
             if self._head is None:
-                features = self.model(**inputs, logits_to_keep=kept).logits
+                features_RCE = self.model(**inputs, logits_to_keep=kept_C).logits
             else:
-                features = self.model.base_model(**inputs).last_hidden_state[:, kept]
-        return features
+                features_RCE = self.model.base_model(**inputs).last_hidden_state[:, kept_C]
+        return features_RCE
 
-    def _to_logits(self, features: Tensor) -> Tensor:
+    def _to_logits(self, features_UE: Tensor) -> Tensor:
         if self._head is None:
-            return features
+            return features_UE
         with self._precision():
-            logits: Tensor = self._head(features)
-        return logits
+            logits_UV: Tensor = self._head(features_UE)
+        return logits_UV
+
+    @cached_property
+    def _head(self) -> nn.Module | None:
+        return _plain_head(self.model)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
-    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+    def _tensor(self, array: np.ndarray[Any, Any] | None) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+@dataclass(slots=True)
+class PolicyMetrics:
+    """Sums over the loss terms of a step, added to pass by pass and read once at its end.
+
+    ``policy/mismatch_kl`` estimates ``KL(sampler ‖ learner)`` over the sampled tokens as ``E[r - 1 - log r]`` with
+    ``r = π_learner / π_sampler``: unbiased, never negative and of low variance (Schulman 2020, "Approximating KL
+    divergence", the estimator k3), computed in double precision, in which it stays so. Where sampler and learner have
+    the same weights it is the rounding of their log-probabilities, about half its square. Ratios are those of the
+    weights before the step's update.
+    """
+
+    count: int = 0
+    """Loss terms so far."""
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, *, loss: Tensor, log_ratio_N: Tensor, entropy_N: Tensor, clipped_N: Tensor) -> None:
+        """Add one pass: its share of the loss, and one entry a term of the others, none with a gradient."""
+        self.count += len(log_ratio_N)
+        log_ratio_N = log_ratio_N.double()
+        ratio_N = log_ratio_N.exp()
+        sums = {
+            "policy/loss": loss,
+            "policy/entropy": entropy_N.sum(),
+            "policy/clip_fraction": clipped_N.sum(),
+            "policy/ratio_mean": ratio_N.sum(),
+            # Not exp(x) - 1 - x, whose rounding is larger than it is.
+            "policy/mismatch_kl": (log_ratio_N.expm1() - log_ratio_N).clamp(min=0.0).sum(),
+        }
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        highest = ratio_N.max()
+        name = "policy/ratio_max"
+        self._sums[name] = torch.maximum(self._sums[name], highest) if name in self._sums else highest
+
+    def result(self) -> dict[str, float]:
+        """Return the loss of the step, and means over its terms."""
+        whole = ("policy/loss", "policy/ratio_max")
+        return {name: float(value) / (1 if name in whole else self.count) for name, value in self._sums.items()}
 
 
 @torch.no_grad()
@@ -106,3 +207,92 @@ def _plain_head(model: PreTrainedModel) -> nn.Module | None:
         inputs["forest"] = ForestAttention(run, np.full(4, 4))
     plain, logits = head(model.base_model(**inputs).last_hidden_state), model(**inputs).logits
     return head if torch.allclose(plain, logits.to(plain.dtype), rtol=1e-4, atol=1e-5) else None
+
+
+class _Distributions(NamedTuple):
+    """The distributions that tokens are scored under: ``softmax(head(features) / temperature)`` over allowed tokens."""
+
+    features_UE: Tensor
+    temperature_U1: Tensor | None
+    """``None`` where all are 1."""
+    head: Callable[[Tensor], Tensor]
+    """From features to logits, (…, size) to (…, vocabulary)."""
+    vocabulary: int
+    masks_MA: Tensor | None = None
+    """``Targets.masks``; ``None`` where every token is allowed everywhere."""
+    mask_U: Tensor | None = None
+    """Row of ``masks_MA`` for each distribution; -1 allows every token."""
+
+    def chunk(self, start: int, stop: int) -> _Distributions:
+        """Distributions ``[start, stop)``."""
+        return self._replace(
+            features_UE=self.features_UE[start:stop],
+            temperature_U1=None if self.temperature_U1 is None else self.temperature_U1[start:stop],
+            mask_U=None if self.mask_U is None else self.mask_U[start:stop],
+        )
+
+    def logits(self) -> Tensor:
+        """Shape (distributions, vocabulary), in float32 at least; those of forbidden tokens are the lowest number."""
+        logits_UV = self.head(self.features_UE)
+        logits_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32))
+        if self.temperature_U1 is not None:
+            logits_UV = logits_UV / self.temperature_U1.to(logits_UV.dtype)
+        if self.masks_MA is None or self.mask_U is None:
+            return logits_UV
+        masked = torch.nonzero(self.mask_U >= 0)[:, 0]
+        allowed = self._allowed(self.mask_U[masked], logits_UV.shape[1])
+        lowest = torch.finfo(logits_UV.dtype).min  # finite, so that its product with probability 0 is 0
+        return logits_UV.index_copy(0, masked, logits_UV[masked].masked_fill(~allowed, lowest))
+
+    def _allowed(self, rows: Tensor, vocabulary: int) -> Tensor:
+        """Shape (rows, vocabulary): true where the token is allowed; tokens beyond a mask's bits are not."""
+        assert self.masks_MA is not None
+        bits = torch.arange(8, dtype=torch.uint8, device=rows.device)
+        allowed = ((self.masks_MA[rows][:, :, None] >> bits) & 1).bool().flatten(1)
+        return nn.functional.pad(allowed, (0, vocabulary - allowed.shape[1]))
+
+
+def _score(distributions: _Distributions, distribution_N: Tensor, token_N: Tensor) -> TensorScores:
+    """Score ``token_N[k]`` under distribution ``distribution_N[k]``; the gradient reaches features and head."""
+    count, size = len(distributions.features_UE), max(1, MAX_LOGITS // distributions.vocabulary)
+    if count <= size:
+        return _score_chunk(distributions, distribution_N, token_N)
+    order: list[Tensor] = []
+    scores: list[TensorScores] = []
+    for start in range(0, count, size):
+        here = torch.nonzero((distribution_N >= start) & (distribution_N < start + size))[:, 0]
+        chunk = distributions.chunk(start, start + size)
+        arguments = (chunk, distribution_N[here] - start, token_N[here])
+        scores.append(checkpoint(_score_chunk, *arguments, use_reentrant=False))
+        order.append(here)
+    back = torch.cat(order).argsort()
+    logprob_N, entropy_N = (torch.cat(column)[back] for column in zip(*scores, strict=True))
+    return TensorScores(logprob_N, entropy_N)
+
+
+def _score_chunk(distributions: _Distributions, distribution_N: Tensor, token_N: Tensor) -> TensorScores:
+    logprob_N, entropy_N = _LogSoftmax.apply(distributions.logits(), distribution_N, token_N)  # type: ignore[no-untyped-call]
+    return TensorScores(logprob_N, entropy_N)
+
+
+class _LogSoftmax(torch.autograd.Function):
+    """Log-probabilities and entropies of chosen tokens, from the logits of the distributions that they share."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_UV: Tensor, distribution_N: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
+        normaliser_U = logits_UV.logsumexp(-1)
+        probability_UV = (logits_UV - normaliser_U[:, None]).exp_()
+        entropy_N = (normaliser_U - torch.linalg.vecdot(probability_UV, logits_UV))[distribution_N]
+        ctx.save_for_backward(probability_UV, distribution_N, token_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return logits_UV[distribution_N, token_N] - normaliser_U[distribution_N], entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        probability_UV, distribution_N, token_N = ctx.saved_tensors
+        total_U = torch.zeros_like(probability_UV[:, 0]).index_add_(0, distribution_N, grad_N)
+        gradient_UV = probability_UV * -total_U[:, None]
+        # summed one by one, unlike by advanced indexing, so that the order is always the same
+        gradient_UV.view(-1).index_add_(0, distribution_N * probability_UV.shape[1] + token_N, grad_N)
+        return gradient_UV, None, None

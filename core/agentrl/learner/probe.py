@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
-from agentrl.algorithms.terms import Terms
-from agentrl.learner import forest, rows
 from agentrl.learner.attention import NAME
-from agentrl.learner.passes import Pass
+from agentrl.learner.contract import Targets
 from agentrl.learner.policy import Policy
+
+if TYPE_CHECKING:
+    from agentrl.learner.contract import Ints
 
 __all__ = ["probe_forest"]
 
@@ -30,14 +32,14 @@ def probe_forest(model: PreTrainedModel) -> str | None:
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS)
     if unknown:
         return _sentence(f"it has layers of type {', '.join(unknown)}")
-    paths, terms = _small_tree(config.vocab_size)
-    columns = (terms.path, terms.depth, sum(map(len, paths)))
-    separate = _logprobs(model, rows.stack(paths, *columns), terms)
+    targets, paths = _small_tree(config.vocab_size)
+    size = sum(map(len, paths))
     before = model.config._attn_implementation
+    separate = Policy(model).score_paths(targets, paths, size).logprob
     try:
         model.set_attn_implementation(NAME)
-        together = _logprobs(model, forest.lay_out(paths, *columns), terms)
-        difference = float((separate - together).abs().max())
+        together = Policy(model).score_paths(targets, paths, size, forest=True).logprob
+        difference = float(np.abs(separate - together).max())
         if difference <= TOLERANCE:
             return None
         reason = f"logprobs of a forest differ from those of separate rows by {difference:.2g}"
@@ -51,26 +53,18 @@ def _sentence(reason: str) -> str:
     return f"the model is trained on padded rows, which computes shared prefixes again for every path: {reason}"
 
 
-@torch.no_grad()
-def _logprobs(model: PreTrainedModel, passes: list[Pass], terms: Terms) -> torch.Tensor:
-    policy = Policy(model)
-    logprobs = torch.empty(len(terms))
-    for work in passes:
-        logprobs[torch.from_numpy(work.terms)] = policy.score(work, terms).logprob.float().cpu()
-    return logprobs
-
-
-def _small_tree(vocabulary: int) -> tuple[list[np.ndarray], Terms]:
-    """A prompt with two branches, one of which branches again, and a tree beside it."""
+def _small_tree(vocabulary: int) -> tuple[Targets, list[Ints]]:
+    """A prompt with two branches, one of which branches again, and a tree beside it; every next token is a target."""
     random = np.random.default_rng(0)
     prompt, turn, *ends = (random.integers(vocabulary, size=size) for size in (24, 12, 9, 14, 5, 17))
     paths = [
         np.concatenate(pieces)
         for pieces in ([prompt, turn, ends[0]], [prompt, turn, ends[1]], [prompt, ends[2]], [ends[3]])
     ]
-    path = np.repeat(np.arange(len(paths)), [len(ids) - 1 for ids in paths])
-    depth = np.concatenate([np.arange(len(ids) - 1) for ids in paths])
-    count = len(path)
-    ones, none = np.ones(count), np.zeros(count, dtype=np.int64)
-    token = np.concatenate([ids[1:] for ids in paths])
-    return paths, Terms(path, depth, token, ones, ones, none, ones, ones, none, path)
+    targets = Targets(
+        path=np.repeat(np.arange(len(paths)), [len(ids) - 1 for ids in paths]),
+        depth=np.concatenate([np.arange(len(ids) - 1) for ids in paths]),
+        token=np.concatenate([ids[1:] for ids in paths]),
+        temperature=np.ones(sum(len(ids) - 1 for ids in paths)),
+    )
+    return targets, paths

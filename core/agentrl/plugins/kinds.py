@@ -30,6 +30,7 @@ KINDS = _Kinds(
         "models": Kind("model", "model"),
         "tasks": Kind("task set", "tasks"),
         "algorithms": Kind("algorithm", "algorithm"),
+        "parts": Kind("algorithm part", "algorithm.<slot>"),
         "dialects": Kind("dialect", "dialect"),
         "trackers": Kind("tracker", "trackers"),
         "schedulers": Kind("scheduler", "scheduler"),

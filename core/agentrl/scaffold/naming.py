@@ -26,7 +26,7 @@ GROUPS: dict[PluginKind, str] = {
     "tasks": "tasks",
     "model": "models",
     "backend": "backends",
-    "algorithm": "algorithms",
+    "algorithm": "parts",
     "tracker": "trackers",
     "scheduler": "schedulers",
     "command": "commands",

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentrl.algorithms.batch import build_batch
+from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.learner.learner import Learner
@@ -62,6 +64,7 @@ class TrainingLoop:
 
     config: Config
     learner: Learner
+    algorithm: Algorithm
     serving: Serving
     evaluator: Evaluator | None
     order: TaskOrder
@@ -136,7 +139,8 @@ class TrainingLoop:
                 learned = await finish_in_thread(self._learn, groups)
             with self._stopwatch.time("weights"):
                 async with within(self.config.inference.timeout, "the inference engine to take new weights"):
-                    await self.serving.backend.update_weights(self.learner.weights())
+                    with self.learner.lend("the inference engine") as weights:
+                        await self.serving.backend.update_weights(weights)
             await self.recorder.trained(groups, step)
         metrics = {**rollout_metrics(groups), **learned, **self._stopwatch.take()}
         self.recorder.step(step, metrics)
@@ -152,11 +156,13 @@ class TrainingLoop:
         prompt_ids = next(tree.spans[0].ids for tree in trees if tree.spans)
         async with within(self.config.inference.timeout, "the inference engine to complete a prompt"):
             context = self.serving.capabilities.context_length
-            await self._agreement.prove(self.serving.backend, self.learner.weights(), prompt_ids, context)
+            with self.learner.lend("the proof of the engine's weights") as weights:
+                await self._agreement.prove(self.serving.backend, weights, prompt_ids, context)
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        batch, counts = build_batch(groups, self.algorithm)
         with self._writing:
-            return self.learner.step(groups)
+            return {**counts, **self.learner.step(batch)}
 
     async def _roll_out(self) -> list[Group]:
         rollout = self.config.rollout

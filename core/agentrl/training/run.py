@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from agentrl.algorithms.algorithm import Algorithm, build_algorithm
+from agentrl.algorithms.contract import Algorithm
+from agentrl.algorithms.presets import build_algorithm
 from agentrl.errors import AgentRLError
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
@@ -130,7 +131,10 @@ class _Run:
         parts, recorder, reporter = self.parts, self.recorder, self.recorder.reporter
         config = parts.config
         reporter.activity_started("loading the model")
-        learner = await finish_in_thread(Learner, parts.model_folder, config.training, self.algorithm, config.seed)
+        algorithm = self.algorithm
+        learner = await finish_in_thread(
+            Learner, parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed
+        )
         if learner.rows_because is not None:
             reporter.warning(learner.rows_because)
         reporter.activity_started("starting the inference engine")
@@ -147,6 +151,7 @@ class _Run:
             yield TrainingLoop(
                 config=config,
                 learner=learner,
+                algorithm=algorithm,
                 serving=serving,
                 evaluator=None if parts.eval_tasks is None else Evaluator(serving.dispatcher, parts.eval_tasks, config),
                 order=TaskOrder(parts.train_tasks, config.seed),

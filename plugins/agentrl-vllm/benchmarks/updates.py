@@ -164,7 +164,8 @@ async def updated(served: Served, stopwatch: Stopwatch, new: Reference) -> Secon
     request = GenerationRequest(_prompt(new.version), Sampling(max_tokens=2, seed=0), stream=True)
     before = time.process_time() + server_cpu()
     with stopwatch.part("total"):
-        await served.backend.update_weights(new.weights)
+        with new.weights as weights:
+            await served.backend.update_weights(weights)
         with stopwatch.part("first token"):
             await first_token(served, request, new.version)
     return {**stopwatch.taken(), "CPU": time.process_time() + server_cpu() - before}

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk
-from agentrl.learner.weights import LearnerWeights
 from agentrl.testing.backends.bench import Bench, ask, build_backend, joined, started_bench
 from agentrl.testing.backends.reference import Reference
 from agentrl.testing.parts import model_folder
@@ -37,20 +36,20 @@ def served() -> Iterator[Bench]:
         yield table
 
 
-class Changed(LearnerWeights):
+class Changed:
     """Weights whose folder or logprobs are not what they should be."""
 
     def __init__(self, like: Reference, spoil: Callable[[Path], None], lie: float = 0.0) -> None:
-        super().__init__(like.version, like.model, like.folder)
-        object.__setattr__(self, "spoil", spoil)
-        object.__setattr__(self, "lie", lie)
+        self.version, self.spoil, self.lie = like.version, spoil, lie
+        self.weights = like.weights
+        self.tensors = self.weights.tensors
 
     def save(self, folder: Path) -> None:
-        super().save(folder)
+        self.weights.save(folder)
         self.spoil(folder)
 
     def logprobs(self, ids: list[int]) -> list[float]:
-        return [logprob + self.lie for logprob in super().logprobs(ids)]
+        return [logprob + self.lie for logprob in self.weights.logprobs(ids)]
 
 
 def edit(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -91,7 +90,8 @@ def test_what_is_under_way_goes_on_as_if_the_new_weights_had_read_its_text(serve
         events = [asyncio.Event() for _ in range(4)]
         flying = [asyncio.ensure_future(flown(served, number, event)) for number, event in enumerate(events)]
         await asyncio.gather(*(event.wait() for event in events))
-        await served.backend.update_weights(new.weights)
+        with new.weights as weights:
+            await served.backend.update_weights(weights)
         return await asyncio.gather(*flying)
 
     chunks = served.run(scenario(), "completions across an update")

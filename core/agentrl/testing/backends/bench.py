@@ -158,7 +158,8 @@ class Bench:
     def update(self, new: Reference | None = None) -> Reference:
         """Put other weights in place, by default randomly changed ones. Returns the model of the old weights."""
         old, self.reference = self.reference, new or self.reference.changed()
-        self.run(self.backend.update_weights(self.reference.weights), "the update of the weights")
+        with self.reference.weights as weights:
+            self.run(self.backend.update_weights(weights), "the update of the weights")
         return old
 
     def prompts(self, count: int = len(QUESTIONS)) -> list[list[int]]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentrl.inference.contract import Chunk, Weights
+from agentrl.inference.contract import Chunk
 from agentrl.inference.model_folder import no_progress_bars
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from agentrl.learner.learner import LentWeights
 
 __all__ = ["Reference", "load_reference"]
 
@@ -77,11 +79,12 @@ class Reference:
         return Reference(model, self.folder, self.version + 1)
 
     @property
-    def weights(self) -> Weights:
-        """The weights as the learner lends them."""
-        from agentrl.learner.weights import LearnerWeights
+    def weights(self) -> LentWeights:
+        """As the learner lends them; a backend has them until its ``update_weights`` returns."""
+        from agentrl.learner.learner import LentWeights
+        from agentrl.learner.policy import Policy
 
-        return LearnerWeights(self.version, self.model, self.folder)
+        return LentWeights(Policy(self.model), self.version, self.folder, borrower="the backend")
 
 
 def load_reference(folder: Path) -> Reference:

@@ -145,7 +145,8 @@ async def _across(bench: Bench, new: Reference, tokens: int, temperature: float)
     try:
         async with aclosing(backend.generate(ask(prompt, stream=True, **long))) as stream:
             chunks = await _begun(stream)
-            await backend.update_weights(new.weights)
+            with new.weights as weights:
+                await backend.update_weights(weights)
             bench.reference = new
             short = ask(prompt, temperature=temperature, max_tokens=6, **bench.seed(2))
             others.append(asyncio.ensure_future(read(backend, short)))

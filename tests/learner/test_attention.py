@@ -10,11 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.learner import blocks
-from agentrl.learner.attention import ForestAttention
-from agentrl.learner.blocks import attends, cut_blocks
-from agentrl.learner.flex import FlexForest
-from agentrl.learner.forest import lay_out
+from agentrl.learner import packing
+from agentrl.learner.attention import FlexForest, ForestAttention
+from agentrl.learner.packing import attends, cut_blocks, pack_forest
 
 
 @st.composite
@@ -27,8 +25,8 @@ def layouts(draw):
         for _ in range(draw(st.integers(1, 8)))
     ]
     nothing = np.zeros(0, dtype=np.int64)
-    (work,) = lay_out(paths, nothing, nothing, 10_000)
-    return work.depth[0], work.subtree_end
+    (work,) = pack_forest(paths, nothing, nothing, 10_000)
+    return work.depth_RT[0], work.subtree_end_T
 
 
 windows = st.sampled_from([None, 1, 3, 10])
@@ -51,7 +49,7 @@ def dense(query, key, value, scale, mask):
 def test_blocks_cover_each_pair_that_attends_once(layout, window, tile):
     depth, subtree_end = layout
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "TILE", tile)
+        patch.setattr(packing, "TILE", tile)
         cut = cut_blocks(depth, subtree_end, window)
     seen = np.zeros((len(depth), len(depth)), dtype=int)
     for block in [*cut.own, *cut.above]:
@@ -74,7 +72,7 @@ def test_attention_and_its_gradient_equal_the_dense_softmax(layout, window, tile
     everything = np.arange(len(depth))
     mask = attends(depth, subtree_end, everything, everything, window)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "TILE", tile)
+        patch.setattr(packing, "TILE", tile)
         output = ForestAttention(depth, subtree_end)(query, key, value, 0.7, window)
     expected = dense(query, key, value, 0.7, mask)
     weight = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -90,9 +88,9 @@ def test_flex_attention_sees_the_same(window):
     source = random.Random(0)
     paths = [np.array([source.randrange(2) for _ in range(source.randint(1, 12))]) for _ in range(9)]
     nothing = np.zeros(0, dtype=np.int64)
-    (work,) = lay_out(paths, nothing, nothing, 10_000)
-    depth, everything = work.depth[0], np.arange(work.ids.size)
-    inputs = [heads(count, work.ids.size, count).detach() for count in (4, 2, 2)]
-    mask = attends(depth, work.subtree_end, everything, everything, window)
-    forest = FlexForest(torch.from_numpy(depth), torch.from_numpy(work.subtree_end))
+    (work,) = pack_forest(paths, nothing, nothing, 10_000)
+    depth, everything = work.depth_RT[0], np.arange(work.ids_RT.size)
+    inputs = [heads(count, work.ids_RT.size, count).detach() for count in (4, 2, 2)]
+    mask = attends(depth, work.subtree_end_T, everything, everything, window)
+    forest = FlexForest(torch.from_numpy(depth), torch.from_numpy(work.subtree_end_T))
     torch.testing.assert_close(forest(*inputs, 0.7, window), dense(*inputs, 0.7, mask))
