@@ -46,6 +46,8 @@ PATHS = [
 NAMES = [
     "agent: math",
     "agent: installed.module:Agent",
+    "agent: installed.module.Agent",
+    "algorithm: {name: grpo, objective: objective.clip}",
     "agent: agentrl-camel/camel-math",
     "agent: {name: math, python: camel}",
     "agent: {name: math, outcomes: ['installed.module:Unexpected', 'json:JSONDecodeError']}",
@@ -79,7 +81,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in ("weights", "saved", "sub", "1000", "package", "env/bin", "tiny", "camel", "arithmetic"):
         (project / folder).mkdir(parents=True)
-    for file in ("agents.py", "package/__init__.py", "sub/questions.CSV", "words.txt"):
+    for file in ("agents.py", "package/__init__.py", "package/inner.py", "sub/questions.CSV", "words.txt"):
         (project / file).touch()
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -109,6 +111,23 @@ def test_a_path_in_a_file_is_relative_to_the_file(project: Path, monkeypatch: py
     moved = [pair for pair in zip(texts(here), texts(there), strict=True) if pair[0] != pair[1]]
     assert moved
     assert all(after == f"{project}/{before.removeprefix('./')}" for before, after in moved)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("agent: agents.Agent", "agents:Agent"),
+        ("agent: package.inner.Outer.Nested", "package.inner:Outer.Nested"),
+        ("agent: package.inner", "package.inner:"),
+        ("agent: {name: math, outcomes: [package.inner.Unexpected]}", "package.inner:Unexpected"),
+        ("reward: package.score", "package:score"),
+        ("tasks.train: package.inner.make", "package.inner:make"),
+        ("scheduler: {type: agents.Elsewhere}", "agents:Elsewhere"),
+        ("algorithm: {name: grpo, advantage: agents.Mine}", "agents:Mine"),
+    ],
+)
+def test_a_dotted_path_means_a_module_beside_the_file(project: Path, text: str, reference: str) -> None:
+    assert f"{project}/{reference}" in texts(plain(load(project, text)))
 
 
 @pytest.mark.parametrize("text", NAMES)

@@ -15,7 +15,13 @@ from tests.plugins.installing import install
 
 from agentrl.errors import AgentRLError, ConfigError, PluginError
 from agentrl.plugins import Plugins
-from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
+from agentrl.plugins.references import (
+    FileReference,
+    ModuleReference,
+    NameReference,
+    import_object,
+    parse_reference,
+)
 from agentrl.rewards.verifier import Verifier
 from agentrl.rollout.subproc import diagnosis
 from agentrl.rollout.subproc.contract import AgentProcess
@@ -36,6 +42,7 @@ AGENT = "class Agent:\n    async def run(self, data):\n        return 1\n"
         ("a:b/file.py:Obj", FileReference(Path("a:b/file.py"), "Obj")),
         ("file.py", FileReference(Path("file.py"), None)),
         ("file.py:", FileReference(Path("file.py"), None)),
+        ("pkg.mod:", ModuleReference("pkg.mod", None)),
     ],
 )
 def test_the_form_of_a_reference_says_what_it_is(text: str, parsed: object) -> None:
@@ -47,6 +54,75 @@ def test_a_module_in_the_current_folder_is_found(site: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert Plugins().get("agents", "my_module:Agent").__name__ == "Agent"
     assert Plugins().get("agents", "my_module:Outer.x") == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("my_package.inner.Agent", "Agent"),
+        ("my_package.inner.Outer.Nested", "Nested"),
+        ("my_package.Shown", "Shown"),
+        ("my_package.inner", "Agent"),
+        ("my_package.inner:", "Agent"),
+    ],
+)
+def test_an_object_of_a_module_may_be_named_by_its_dotted_path(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: str, name: str
+) -> None:
+    write_package(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert Plugins().get("agents", reference).__name__ == name
+    if reference.count(".") == 2:
+        assert import_object(reference, "agent") is Plugins().get("agents", reference)
+
+
+def test_a_registered_name_wins_over_a_dotted_path(site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_package(site)
+    monkeypatch.chdir(tmp_path)
+    install(site, "agentrl-dotted", {"agentrl.agents": {"my_package.inner.Agent": "my_package:Shown"}})
+    assert Plugins().get("agents", "my_package.inner.Agent").__name__ == "Shown"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("my_package.inner.Agnt", r"module 'my_package\.inner' has no 'Agnt' \(did you mean 'Agent'"),
+        ("my_package.iner.Agent", r"module 'my_package' has no 'iner\.Agent' \(did you mean 'inner'"),
+        ("my_packag.inner.Agent", r"there is no agent 'my_packag\.inner\.Agent' \(known: "),
+        (
+            "my_package.empty",
+            r"my_package\.empty defines no agent \(define one, or name an object as my_",
+        ),
+        ("not-a-package.Agent", r"there is no agent 'not-a-package\.Agent'"),
+    ],
+)
+def test_what_is_wrong_with_a_dotted_path_is_told(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: str, message: str
+) -> None:
+    write_package(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        Plugins().get("agents", reference)
+
+
+def test_what_a_module_raises_is_told_of_its_dotted_path_too(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "raising.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PluginError, match=r"agent module 'raising' raised ZeroDivisionError"):
+        Plugins().get("agents", "raising.Agent")
+
+
+def write_package(folder: Path) -> None:
+    """A package with modules in it, fresh for every test."""
+    package = folder / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("class Shown:\n    async def run(self, data):\n        return 1\n")
+    (package / "inner.py").write_text(f"class Outer:\n    class Nested:\n        pass\n{AGENT}")
+    (package / "empty.py").touch()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
 
 
 def test_files_of_one_name_are_modules_of_their_own(site: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from agentrl.plugins.references import (
     FileReference,
     ModuleReference,
     attribute_of,
+    dotted_reference,
     import_file,
     import_module,
     parse_reference,
@@ -252,8 +253,8 @@ def _refuse_uncallable(bound: BoundAgent, run: Callable[..., Any], positional: i
 
 def _outcome(reference: str) -> type[Exception]:
     """The exception class that ``reference``, an entry of ``agent.outcomes``, names in this interpreter."""
-    match parse_reference(reference):
-        case ModuleReference(module, attribute, folder):
+    match dotted_reference(reference) or parse_reference(reference):
+        case ModuleReference(module, str(attribute), folder):
             where = f"{_OUTCOMES_KEY}: module {module!r}"
             found = attribute_of(import_module(module, _OUTCOMES_KEY, folder), attribute, where)
         case FileReference(path, str(attribute)):

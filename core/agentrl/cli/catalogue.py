@@ -11,7 +11,7 @@ from agentrl.plugins.declared import Declared, Key, declared, fields_of
 from agentrl.plugins.entries import Entry
 from agentrl.plugins.kinds import KINDS
 from agentrl.plugins.manager import Plugins
-from agentrl.plugins.references import FileReference, ModuleReference, parse_reference
+from agentrl.plugins.references import FileReference, ModuleReference, dotted_reference, parse_reference
 from agentrl.plugins.source import Definition, Sources
 from agentrl.tasks.loading import reader_name
 
@@ -100,7 +100,10 @@ class Catalogue:
             if entry.is_called(qualified):
                 return _of(entry, self._sources)
         found = [(entry, at) for entry, at in self._elsewhere if entry.kind == part.kind and entry.is_called(name)]
-        return _of(*found[0]) if found else None
+        if found:
+            return _of(*found[0])
+        dotted = dotted_reference(name)
+        return None if dotted is None else declared(str(dotted), part.kind, self._sources)
 
     def keys_of(self, part: Part, name: str | None = None) -> list[Key]:
         """The keys of a part by their dotted names."""

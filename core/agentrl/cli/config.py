@@ -118,7 +118,7 @@ def _parts(catalogue: Catalogue) -> Iterator[tuple[str, Part]]:
 def _refuse_unknown(app: App, part: Part, name: str) -> None:
     """Raise what using the name would raise, if nobody has it; files of code have to be there, and are not run."""
     from agentrl.plugins.kinds import KINDS
-    from agentrl.plugins.references import FileReference, NameReference, no_such_file, parse_reference
+    from agentrl.plugins.references import FileReference, NameReference, dotted_reference, no_such_file, parse_reference
     from agentrl.tasks.loading import reader_name
 
     reference = parse_reference(name)
@@ -128,7 +128,9 @@ def _refuse_unknown(app: App, part: Part, name: str) -> None:
         return
     if part.kind == "tasks" and reader_name(name) is not None:
         return
-    if not any(each.is_called(name) for each, _ in agents_elsewhere() if each.kind == part.kind):
+    if any(each.is_called(name) for each, _ in agents_elsewhere() if each.kind == part.kind):
+        return
+    if app.plugins.has(part.kind, name) or dotted_reference(name) is None:
         app.plugins.find(part.kind, name if name.startswith(part.prefix) else f"{part.prefix}{name}")
 
 

@@ -91,7 +91,7 @@ class PartModel(Selectable):
     """A selectable part: its name, and beside it the keys that the part itself takes."""
 
     name: str
-    """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+    """A registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
 
     @model_serializer
     def _short(self, info: SerializationInfo) -> Any:
@@ -117,7 +117,7 @@ class RunSection(Section):
 
 class AgentSection(Section):
     name: str
-    """A registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+    """A registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
     python: Annotated[Path | None, Strict(False)] = None
     """The interpreter that runs the agent, which needs agentrl-core and the agent but no torch, or the name of an
     environment that `agentrl env create` made; null for this one."""
@@ -250,7 +250,7 @@ class SchedulerModel(Selectable):
     """Where a run is placed: a registered scheduler, called its type, and beside it the keys that it takes."""
 
     type: str
-    """`local`, which is this process, or a registered name, `dist/name`, `pkg.mod:Obj` or `file.py:Obj`."""
+    """`local` for this process, another registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
 
     @property
     def name(self) -> str:

@@ -1,10 +1,10 @@
 """Paths in a configuration: those of a file are relative to it, wherever a command is called from.
 
 What is a path is told by where it stands and by what it looks like: `run.dir`, `agent.python` and
-`model.chat_template`; `file.py:Obj`, and `pkg.mod:Obj` where the module is there, wherever a part is named and in
-`agent.outcomes`; the name of a folder, or of a file of tasks; a part's own keys called `path`, `file`, `folder`, `dir`
-or `python`, and values of its keys that begin with `./` or `../`. What agents are given (`agent.kwargs`) is theirs, and
-never touched.
+`model.chat_template`; `file.py:Obj`, and `pkg.mod:Obj` or `pkg.mod.Obj` where the module is there, wherever a part is
+named and in `agent.outcomes`; the name of a folder, or of a file of tasks; a part's own keys called `path`, `file`,
+`folder`, `dir` or `python`, and values of its keys that begin with `./` or `../`. What agents are given
+(`agent.kwargs`) is theirs, and never touched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -115,7 +116,16 @@ class _Paths:
         if colon:
             is_here = head.endswith(".py") or self._is_module(head)
             return f"{self._path(head)}{colon}{attribute}" if is_here else text
-        return self._path(text) if text.endswith(".py") else text
+        return self._path(text) if text.endswith(".py") else self._dotted(text)
+
+    def _dotted(self, text: str) -> str:
+        """``pkg.mod.Obj`` as ``folder/pkg.mod:Obj`` where the folder has the module and nobody the name."""
+        words = text.split(".")
+        heads = (".".join(words[:count]) for count in range(1, len(words) + 1))
+        module = max(takewhile(self._holds_module, heads), key=len, default=None)
+        if module is None or len(words) < 2 or _is_registered(text):
+            return text
+        return f"{self._path(module)}:{text[len(module) + 1 :]}"
 
     def _references(self, values: Any) -> Any:
         return [self._reference(each) for each in values] if isinstance(values, list) else values
@@ -134,13 +144,20 @@ class _Paths:
         if ":" in name or name.endswith(".py"):
             return self._reference(name)
         is_path = name.startswith(_BY_FORM) or _FILE.search(name) or self._is_folder(name)
-        return self._path(name) if is_path and not _is_registered(name, kind) else value
+        if is_path and not _is_registered(name, kind):
+            return self._path(name)
+        return self._reference(value) if kind == "tasks" else value
 
     def _is_module(self, name: str) -> bool:
         """Whether the first name of a module is a file or a package in the folder."""
         folder, _, module = name.rpartition("/")
         first = os.path.join(folder, module.partition(".")[0])
         return self._exists(f"{first}.py") or self._exists(f"{first}/__init__.py")
+
+    def _holds_module(self, name: str) -> bool:
+        """Whether the folder has a module of this dotted name."""
+        path = name.replace(".", "/")
+        return self._exists(f"{path}.py") or self._exists(f"{path}/__init__.py")
 
     def _exists(self, name: str) -> bool:
         return bool(name) and "\0" not in name and (self._folder / name).exists()
@@ -176,5 +193,6 @@ def _within(values: dict[str, Any], section: str, keys: Mapping[str, Rewritten],
         values[section] = bare(held)
 
 
-def _is_registered(name: str, kind: str) -> bool:
-    return any(entry.name == name for entry in entry_points(group=f"agentrl.{kind}"))
+def _is_registered(name: str, kind: str = "") -> bool:
+    """Whether an entry point of ``kind``, or of any kind of ours, has this name."""
+    return any(entry.group.startswith(f"agentrl.{kind}") for entry in entry_points(name=name))

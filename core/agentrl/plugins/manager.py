@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
 from agentrl.plugins.entries import Broken, Disabled, Distribution, Entry, Scan, scan, unmet_range
 from agentrl.plugins.kinds import HOOKS, KINDS
-from agentrl.plugins.references import FileReference, ModuleReference, NameReference, parse_reference
+from agentrl.plugins.references import (
+    FileReference,
+    ModuleReference,
+    NameReference,
+    Reference,
+    dotted_reference,
+    parse_reference,
+)
 
 if TYPE_CHECKING:
     from agentrl.plugins.building import PartLike
@@ -123,23 +130,32 @@ class Plugins:
                     self._broken[entry] = Broken(entry.name, entry.distribution, str(error))
 
     def get(self, kind: str, reference: str) -> Any:
-        """The object that ``reference`` names: ``name``, ``dist/name``, ``pkg.mod:Obj`` or ``file.py:Obj``.
+        """The object that ``reference`` names, in one of the forms that ``agentrl.plugins.references`` describes.
 
-        Raises ``ConfigError`` for a name, module, file or attribute that does not exist, and
-        ``PluginError`` for one that does not load, does not fit this core, or is claimed twice.
+        A registered name wins over a module of that name. Raises ``ConfigError`` for a name, module, file or attribute
+        that does not exist, and ``PluginError`` for one that does not load, does not fit this core or is claimed twice.
         """
         from agentrl.plugins.references import attribute_of, import_file, import_module, only_object
 
         noun = KINDS[kind].noun
-        match parse_reference(reference):
+        match self._parsed(kind, reference):
             case NameReference(name):
                 return self._load_named(self.find(kind, name))
-            case ModuleReference(module, attribute, folder):
+            case ModuleReference(module, None, folder):
+                return only_object(import_module(module, noun, folder), module, kind, noun, self._adapts)
+            case ModuleReference(module, str(attribute), folder):
                 return attribute_of(import_module(module, noun, folder), attribute, f"module {module!r}")
             case FileReference(path, None):
-                return only_object(import_file(path, noun), path, kind, noun, self._adapts)
+                return only_object(import_file(path, noun), str(path), kind, noun, self._adapts)
             case FileReference(path, str(attribute)):
                 return attribute_of(import_file(path, noun), attribute, str(path))
+
+    def _parsed(self, kind: str, reference: str) -> Reference:
+        """What ``reference`` refers to: of a name with dots that nobody has registered, a module's object."""
+        parsed = parse_reference(reference)
+        if isinstance(parsed, NameReference) and "." in reference and not self.has(kind, reference):
+            return dotted_reference(reference) or parsed
+        return parsed
 
     def find(self, kind: str, name: str) -> Entry:
         """The entry called ``name`` or ``dist/name``. Raises as ``get`` does, but imports no object."""

@@ -1,8 +1,9 @@
-"""References: how a configuration or a command line says which object it means.
+"""References: how a configuration, a command line or a script says which object it means, and importing that object.
 
-``name`` and ``dist/name`` are registered names; ``pkg.mod:Obj`` is an attribute of a module that can be
-imported from here, the current folder included, after what is installed, and ``folder/pkg.mod:Obj`` one that
-is imported from that folder; ``file.py:Obj`` is one of a file, and ``file.py`` the only object in it that fits.
+``name`` and ``dist/name`` are registered names. ``pkg.mod:Obj`` and ``pkg.mod.Obj`` are an attribute of a module that
+can be imported from here, the current folder included, after what is installed; ``folder/pkg.mod:Obj`` is imported
+from that folder. ``file.py:Obj`` is an attribute of a file, and ``file.py`` the only object in it that fits. Errors
+say which part of a reference is at fault.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 
@@ -26,8 +30,10 @@ __all__ = [
     "NameReference",
     "Reference",
     "attribute_of",
+    "dotted_reference",
     "import_file",
     "import_module",
+    "import_object",
     "import_target",
     "no_such_file",
     "only_object",
@@ -48,15 +54,16 @@ class NameReference:
 
 @dataclass(frozen=True, slots=True)
 class ModuleReference:
-    """An attribute of a module."""
+    """An attribute of a module; without one, whatever in the module fits."""
 
     module: str
-    attribute: str
+    attribute: str | None
     folder: Path | None = None
     """Where it is imported from; ``None`` for the current folder and whatever is installed."""
 
     def __str__(self) -> str:
-        return f"{self.folder / self.module if self.folder else self.module}:{self.attribute}"
+        where = str(self.folder / self.module if self.folder else self.module)
+        return f"{where}:{self.attribute}" if self.attribute else where
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,58 @@ def parse_reference(text: str) -> Reference:
         return FileReference(Path(os.path.expanduser(head)), attribute or None)
     if colon:
         folder, slash, module = head.rpartition("/")
-        return ModuleReference(module, attribute, Path(os.path.expanduser(folder or "/")) if slash else None)
+        return ModuleReference(module, attribute or None, Path(os.path.expanduser(folder or "/")) if slash else None)
     return NameReference(text)
+
+
+def dotted_reference(name: str) -> ModuleReference | None:
+    """``pkg.mod.Obj`` as ``pkg.mod:Obj``, or ``pkg.mod`` without an attribute; ``None`` where no module is meant.
+
+    The module is the longest part that can be found from here, the current folder included. Nothing is imported.
+    """
+    words = name.split(".")
+    if len(words) < 2 or not all(word.isidentifier() for word in words):
+        return None
+    _import_from(Path.cwd())
+    modules = (".".join(words[:count]) for count in range(1, len(words) + 1))
+    module = deque(takewhile(_is_module, modules), maxlen=1)
+    if not module:
+        return None
+    return ModuleReference(module[0], name[len(module[0]) + 1 :] or None)
+
+
+def _is_module(name: str) -> bool:
+    return _spec(name) is not None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is. The packages that hold it are looked into, not imported."""
+    parent, _, _ = name.rpartition(".")
+    try:
+        if not parent:
+            return importlib.util.find_spec(name)
+        holder = _spec(parent)
+    except (ImportError, ValueError):  # A module that was made by other means than an import has no spec.
+        return None
+    places = None if holder is None else holder.submodule_search_locations
+    return None if places is None else PathFinder.find_spec(name, places)
+
+
+def import_object(reference: str, what: str) -> object:
+    """The object that ``pkg.mod:Obj``, ``pkg.mod.Obj`` or ``file.py:Obj`` names.
+
+    ``what`` says in messages what the object is for, such as ``agent``. Raises ``ConfigError`` for a module, a file or
+    an attribute that does not exist, and ``PluginError`` for a module that does not load.
+    """
+    parsed = parse_reference(reference)
+    if isinstance(parsed, NameReference):
+        parsed = dotted_reference(reference) or parsed
+    match parsed:
+        case ModuleReference(module, str(attribute), folder):
+            return attribute_of(import_module(module, what, folder), attribute, f"module {module!r}")
+        case FileReference(path, str(attribute)):
+            return attribute_of(import_file(path, what), attribute, str(path))
+    raise ConfigError(f"{what} {reference!r} names no object", fix="write pkg.mod:Obj or file.py:Obj")
 
 
 _LOAD_FAILURES = (Exception, SystemExit)
@@ -178,12 +235,19 @@ def attribute_of(module: ModuleType, attribute: str, where: str) -> object:
     try:
         return _walk(module, attribute)
     except AttributeError as error:
-        named = vars(module).items()
-        public = [name for name, value in named if not (name.startswith("_") or isinstance(value, ModuleType))]
-        fix = _instead_of(module, attribute) or near_matches(attribute, public)
+        fix = _instead_of(module, attribute) or near_matches(attribute.partition(".")[0], _public_names(module))
         raise ConfigError(f"{where} has no {attribute!r}", fix=fix) from error
     except _LOAD_FAILURES as error:
         raise _load_error(error, f"{attribute} of {where}") from error
+
+
+def _public_names(module: ModuleType) -> list[str]:
+    """What a module defines, and the modules in it where it is a package."""
+    import pkgutil
+
+    named = vars(module).items()
+    names = [name for name, value in named if not (name.startswith("_") or isinstance(value, ModuleType))]
+    return [*names, *(inner.name for inner in pkgutil.iter_modules(getattr(module, "__path__", ())))]
 
 
 def _instead_of(module: ModuleType, attribute: str) -> str | None:
@@ -263,14 +327,17 @@ Adapts = Callable[[object], bool]
 """Whether a framework plugin turns an object into an agent."""
 
 
-def only_object(module: ModuleType, path: Path, kind: str, noun: str, adapts: Adapts) -> object:
-    """The only thing in ``module`` that looks like one of ``kind``; ``ConfigError`` where none or several do."""
+def only_object(module: ModuleType, where: str, kind: str, noun: str, adapts: Adapts) -> object:
+    """The only thing in ``module`` that looks like one of ``kind``.
+
+    ``where`` is how a reference names the module or its file. Raises ``ConfigError`` where none or several things do.
+    """
     found = _agents(module, adapts) if kind == "agents" else _defined(module, inspect.isroutine, inspect.isclass)
     if not found:
-        raise ConfigError(f"{path} defines no {noun}", fix=f"define one, or name an object as {path}:Obj")
+        raise ConfigError(f"{where} defines no {noun}", fix=f"define one, or name an object as {where}:Obj")
     if len(found) > 1:
         names = ", ".join(found)
-        raise ConfigError(f"{path} defines several: {names}", fix=f"say which, as in {path}:{next(iter(found))}")
+        raise ConfigError(f"{where} defines several: {names}", fix=f"say which, as in {where}:{next(iter(found))}")
     return next(iter(found.values()))
 
 

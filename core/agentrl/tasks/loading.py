@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import ConfigError, shown
+from agentrl.plugins.references import dotted_reference
 from agentrl.tasks.contract import Task, TaskSet
 from agentrl.tasks.records import unreadable
 
@@ -71,7 +72,7 @@ def _built(plugins: Plugins, part: PartLike, at: str) -> Any:
     try:
         return plugins.build("tasks", part, at=at)
     except ConfigError as error:
-        if plugins.has("tasks", name) or ":" in name or name.endswith(".py"):
+        if plugins.has("tasks", name) or ":" in name or name.endswith(".py") or dotted_reference(name):
             raise
         raise _no_such(name, error) from error
 

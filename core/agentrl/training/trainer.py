@@ -12,6 +12,7 @@ from typing import Any, Self
 from agentrl.agents.binding import reference_of
 from agentrl.config.models import Config, check_trainable
 from agentrl.environments import entries_elsewhere
+from agentrl.errors import ConfigError
 from agentrl.extras import missing_extras
 from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
@@ -62,34 +63,37 @@ class Trainer:
         self.reporter.close()
 
     @missing_extras()
-    def train(self, agent: Any = None) -> Summary:
-        """Train the model behind ``agent``: a name, ``pkg.mod:Obj``, ``file.py:Obj``, a class, an object or a function.
+    def train(self, agent: Any = None, *, workflow: Any = None) -> Summary:
+        """Train the model behind ``agent``, and return what the run folder's ``summary.json`` holds.
 
-        By default it is the config's. Returns what the run folder's ``summary.json`` holds; its outcome is
-        ``interrupted`` after Ctrl-C, SIGTERM or SIGHUP, with what was learned saved. Raises ``ConfigError`` or
-        ``PluginError`` before anything has started, and another ``AgentRLError`` for what stopped the run.
+        ``agent`` is a class, an object or a function, or names one: a registered name, ``pkg.mod:Obj``,
+        ``pkg.mod.Obj`` or ``file.py:Obj``. By default it is the config's. ``workflow`` is another name of ``agent``.
+
+        The summary's outcome is ``interrupted`` after Ctrl-C, SIGTERM or SIGHUP, with what was learned saved. Raises
+        ``ConfigError`` or ``PluginError`` before anything has started, and another ``AgentRLError`` for what stopped
+        the run.
         """
-        parts = self._trainable(agent)
+        parts = self._trainable(_only(agent, workflow))
         scheduler = build_scheduler(self.plugins, parts.config)
         return scheduler.run(lambda: self._trained(parts))
 
     @missing_extras()
-    def check(self, agent: Any = None) -> None:
+    def check(self, agent: Any = None, *, workflow: Any = None) -> None:
         """Raise what ``train`` would raise before it starts anything; nothing is started or written."""
-        parts = self._trainable(agent)
+        parts = self._trainable(_only(agent, workflow))
         build_scheduler(self.plugins, parts.config)
         RunFolder.check(parts.config)
         prepare(parts, self.reporter)
 
     @missing_extras()
-    def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None) -> Evaluation:
+    def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None, *, workflow: Any = None) -> Evaluation:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
 
-        A checkpoint measures what it measured in its run. With a backend such as ``openai`` the model is that of
-        the endpoint, and ``checkpoint`` another name of one there. Raises as ``train`` does, and ``KeyboardInterrupt``
-        once what was started has ended, where it is interrupted.
+        ``agent`` and ``workflow`` are as for ``train``. A checkpoint measures what it measured in its run. With a
+        backend such as ``openai`` the model is that of the endpoint, and ``checkpoint`` another name of one there.
+        Raises as ``train`` does, and ``KeyboardInterrupt`` once what was started has ended, where it is interrupted.
         """
-        config, target = self._configured(agent)
+        config, target = self._configured(_only(agent, workflow))
         chat = is_chat(config, self.plugins)
         config = named_by_endpoint(config) if chat else config
         if checkpoint is not None:
@@ -140,6 +144,15 @@ class Trainer:
             self.reporter.warning(f"a plugin takes no part in this run: {broken}")
         self.plugins.hook.agentrl_configure(config=config)
         return config, target
+
+
+def _only(agent: Any, workflow: Any) -> Any:
+    """The agent, under whichever of its two names it was given."""
+    if agent is not None and workflow is not None:
+        raise ConfigError(
+            "the agent is named twice, as `agent` and as `workflow`, which mean the same", fix="pass one of them"
+        )
+    return workflow if agent is None else agent
 
 
 def _with_agent(config: Config, agent: Any) -> tuple[Config, Any]:
