@@ -67,6 +67,16 @@ def ended(error, *, is_async=True):
     return caught.value
 
 
+@pytest.mark.parametrize("reference", ["json:JSONDecodeError", "json.JSONDecodeError"])
+def test_an_exception_is_named_with_a_colon_or_by_its_dotted_path(reference):
+    async def failing(data):
+        json.loads("{")
+
+    bound = bind_agent(failing, {}, name="agent", outcomes=[reference])
+    with pytest.raises(PolicyError, match="JSONDecodeError"):
+        asyncio.run(bound.call({}, {}))
+
+
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "plain"])
 @pytest.mark.parametrize("error", OUTCOMES, ids=repr)
 def test_an_exception_of_a_kind_that_is_an_outcome_is_the_policys_mistake(error, is_async):

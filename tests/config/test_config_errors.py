@@ -40,7 +40,7 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
         ("reward: [3]\n", ":1: reward should be a name, or {name: …} with its keys, not [3]"),
         (
             "reward: {tolerance: 3}\n",
-            ":1: reward.name is missing: a registered name, `dist/name`, `pkg.mod:Obj` or `fi",
+            ":1: reward.name is missing: a registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.",
         ),
         ("trackers: tensorboard\n", ":1: trackers should be a valid list, not 'tensorboard' (write it as a list: [ten"),
         (
