@@ -130,7 +130,7 @@ STUBBORN_TASK = "stubborn()"
 def test_neither_the_loop_nor_the_interpreter_waits_for_what_does_not_end(leftover):
     code = f"""
 import asyncio, time
-from agentrl.training import running
+from agentrl.training import interrupts
 
 async def stubborn():
     while True:
@@ -144,8 +144,8 @@ async def main():
     await asyncio.sleep(0.05)
     return "ended"
 
-running._GRACE_S = 0.1
-print(running.run_to_end(main))
+interrupts._GRACE_S = 0.1
+print(interrupts.run_to_end(main))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "ended\n"), ended.stderr
