@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# One more than there are cores, for tests that wait: for processes, deadlines, an engine's thread.
+# One more than there are cores, for tests that wait: for processes, deadlines, an engine's thread. They begin with
+# neighbouring tests, which share fixtures, and take from each other what is left in the end.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
-.PHONY: help setup train test lint docs dist acceptance pretrained servers benchmarks clean
+.PHONY: help setup train check test lint docs dist acceptance pretrained servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
-	@echo "make test         lint, type check and test"
+	@echo "make check        lint, type check, and run core's tests but for those marked slow: 4 minutes on two cores"
+	@echo "make test         lint, type check, and run every test of core, then each plugin's in an environment of its own"
 	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table;"
 	@echo "                  then make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: 8 minutes, and 2 GB"
@@ -39,9 +42,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: lint
-	$(BIN)/pytest -n $(WORKERS)
-	$(BIN)/tox run
+	$(PYTEST)
+	$(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner
 	@rm -rf agentrl_core.egg-info
 
 acceptance: setup

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from tests.warm import WarmInterpreter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -109,3 +110,11 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 def tiny_folder() -> Path:
     """The folder of the bundled model ``tiny``."""
     return find_model(Plugins(), ModelSection(name="tiny"))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmInterpreter]:
+    """Starts processes of ``agentrl`` without the seconds that an interpreter takes to import torch."""
+    interpreter = WarmInterpreter(tmp_path_factory.mktemp("warm"))
+    yield interpreter
+    interpreter.close()

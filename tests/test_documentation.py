@@ -9,13 +9,13 @@ import os
 import re
 import runpy
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 from tests.snippets import CONFIG, PAGES, ROOT, Snippet, furnish, snippets
+from tests.warm import WarmInterpreter
 
 from agentrl import Config, Trainer, load_config
 from agentrl.cli import main
@@ -147,21 +147,15 @@ def test_the_readme_is_short():
     assert len(agent.text.strip().splitlines()) <= 12
 
 
-def test_the_example_script_trains_the_agent_that_it_defines(tmp_path):
+def test_the_example_script_trains_the_agent_that_it_defines(tmp_path: Path, warm: WarmInterpreter):
     script = ROOT / "examples" / "train_from_a_script.py"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTRL_")}
-    environment |= {"AGENTRL_EVALUATION__TASKS": "8", "AGENTRL_ROLLOUT__TASKS_PER_STEP": "2"}
-    done = subprocess.run(
-        [sys.executable, script],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "outcome='completed'" in done.stdout
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("AGENTRL_")}
+    environ |= {"AGENTRL_EVALUATION__TASKS": "8", "AGENTRL_ROLLOUT__TASKS_PER_STEP": "2"}
+    pipe = subprocess.PIPE
+    process = warm.start(cwd=tmp_path, script=script, environ=environ, stdout=pipe, stderr=pipe)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "outcome='completed'" in out
 
 
 def test_the_quickstart_config_writes_out_the_defaults():

@@ -104,6 +104,7 @@ def test_the_recipe_gives_the_committed_tokenizer(tokenizer: PreTrainedTokenizer
     assert made.chat_template == tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_the_recipe_repeats_bit_for_bit(tmp_path: Path) -> None:
     stages = [Stage(stage.name, 2, stage.pace, stage.well, dict.fromkeys(stage.rows, 4)) for stage in STAGES]
     for folder in (tmp_path / "one", tmp_path / "other"):

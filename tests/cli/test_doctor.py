@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.warm import WarmInterpreter, WarmProcess
 
 from agentrl.cli import main
 
@@ -74,14 +75,13 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(folder: Path, warm: WarmInterpreter) -> Iterator[Callable[..., WarmProcess]]:
     """Starts ``agentrl doctor`` as a process, which ends with the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[WarmProcess] = []
 
-    def starting(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "agentrl", "doctor", *arguments]
+    def starting(*arguments: str) -> WarmProcess:
         pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True))
+        started.append(warm.start("doctor", *arguments, cwd=folder, stdout=pipe, stderr=pipe))
         return started[-1]
 
     yield starting
@@ -171,7 +171,7 @@ def test_a_key_that_does_not_exist_is_an_error_of_usage(run: Run) -> None:
 
 
 def test_an_agent_that_blocks_the_process_is_left_with_what_is_known(
-    start: Callable[..., subprocess.Popen[str]],
+    start: Callable[..., WarmProcess],
 ) -> None:
     process = start("agents.py:sleeps", *SMALL, "rollout.episode_timeout=1", "--json")
     out, err = process.communicate(timeout=DEADLINE_S)
@@ -184,7 +184,7 @@ def test_an_agent_that_blocks_the_process_is_left_with_what_is_known(
     assert [finding["text"] for finding in sections["step"]] == ["needs agent to end"]
 
 
-def test_threads_that_an_agent_leaves_do_not_keep_the_process(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_threads_that_an_agent_leaves_do_not_keep_the_process(start: Callable[..., WarmProcess]) -> None:
     process = start("agents.py:leaves_threads", *SMALL, "rollout.episode_timeout=1")
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1, err
@@ -192,7 +192,7 @@ def test_threads_that_an_agent_leaves_do_not_keep_the_process(start: Callable[..
     assert out.splitlines()[-1] == "1 problem, 1 warning"
 
 
-def test_ctrl_c_ends_it_cleanly(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_ctrl_c_ends_it_cleanly(start: Callable[..., WarmProcess]) -> None:
     process = start("agents.py:waits", *SMALL)
     assert process.stderr is not None
     for line in process.stderr:
@@ -225,7 +225,7 @@ def test_without_what_training_needs_it_says_what_can_be_said(folder: Path) -> N
     assert done.stdout.splitlines()[-1] == "1 problem"
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_reader_that_goes_away_ends_it_quietly(start: Callable[..., WarmProcess]) -> None:
     process = start("math", *SMALL)
     assert process.stdout is not None
     assert process.stdout.readline() == "versions\n"

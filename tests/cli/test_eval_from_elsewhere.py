@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.warm import WarmInterpreter
 
 from agentrl.cli import main
 from agentrl.runs.folder import read_summary
@@ -34,7 +35,7 @@ SETTINGS = ["training.steps=1", "rollout.tasks_per_step=1", "rollout.group_size=
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, warm: WarmInterpreter) -> Path:
     """A project whose run has an agent in a module, a reward in a file and tasks in another, by its own config."""
     project = tmp_path_factory.mktemp("elsewhere") / "project"
     (project / "my_package").mkdir(parents=True)
@@ -50,28 +51,33 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tasks": {"train": "data/sums.csv", "eval": "data/sums.csv"},
     }
     (project / "config.yaml").write_text(json.dumps(settings))
-    ended = called(project, "train", "--config", "config.yaml", "run.name=x", *SETTINGS)
-    assert ended.returncode == 0, ended.stderr
+    code, _, err = called(warm, project, "train", "--config", "config.yaml", "run.name=x", *SETTINGS)
+    assert code == 0, err
     return project
 
 
-def called(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def called(warm: WarmInterpreter, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run ``agentrl`` in a process; returns its exit code, stdout and stderr."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AGENTRL_")}
-    command = [sys.executable, "-m", "agentrl", *arguments]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    process = warm.start(*arguments, cwd=folder, environ=environ, stdout=pipe, stderr=pipe)
+    out, err = process.communicate()
+    return process.wait(), out, err
 
 
-def test_a_run_is_evaluated_from_anywhere_also_when_it_has_moved(project: Path, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_from_anywhere_also_when_it_has_moved(
+    project: Path, tmp_path: Path, warm: WarmInterpreter
+) -> None:
     """With the agent's module, the reward's file and the tasks that it used."""
     moved = tmp_path / "moved"
     shutil.copytree(project, moved)
     shutil.move(project, project.with_name("gone"))  # what is not taken from beside the run is not found
     try:
-        ended = called(tmp_path, "eval", "moved/runs/x", "--json")
+        code, out, err = called(warm, tmp_path, "eval", "moved/runs/x", "--json")
     finally:
         shutil.move(project.with_name("gone"), project)
-    assert ended.returncode == 0, ended.stderr
-    measured = json.loads(ended.stdout)
+    assert code == 0, err
+    measured = json.loads(out)
     assert measured["reward"] == read_summary(moved / "runs/x/summary.json").reward_after
     assert Path(tmp_path / measured["folder"]) == moved / "runs/x-eval"
     assert not (tmp_path / "runs").exists()

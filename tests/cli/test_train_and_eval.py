@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.plugins.installing import install
+from tests.warm import WarmInterpreter, WarmProcess
 
 from agentrl.cli import main
 from agentrl.cli.settings import split_arguments
@@ -60,10 +61,11 @@ class Answers:
 class Command:
     """``agentrl`` in an empty folder: here, or in a process of its own."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], warm: WarmInterpreter) -> None:
         self.folder = folder
         self._capsys = capsys
-        self._started: list[subprocess.Popen[str]] = []
+        self._warm = warm
+        self._started: list[WarmProcess] = []
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Run it here; returns its exit code, stdout and stderr."""
@@ -72,11 +74,10 @@ class Command:
         captured = self._capsys.readouterr()
         return left.value.code, captured.out, captured.err
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> WarmProcess:
         """Start it as a process."""
-        command = [sys.executable, "-m", "agentrl", *arguments]
         pipe = subprocess.PIPE
-        self._started.append(subprocess.Popen(command, cwd=self.folder, stdout=pipe, stderr=pipe, text=True))
+        self._started.append(self._warm.start(*arguments, cwd=self.folder, stdout=pipe, stderr=pipe))
         return self._started[-1]
 
     def end(self) -> None:
@@ -96,12 +97,14 @@ class Command:
 
 
 @pytest.fixture
-def agentrl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def agentrl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], warm: WarmInterpreter
+) -> Iterator[Command]:
     (tmp_path / "agents.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("AGENTRL_")]:
         monkeypatch.delenv(name)
-    command = Command(tmp_path, capsys)
+    command = Command(tmp_path, capsys, warm)
     yield command
     command.end()
 

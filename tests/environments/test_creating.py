@@ -107,6 +107,7 @@ def test_another_core_than_this_one_is_refused(folder: Path, told: Told) -> None
         check_environment(environments()[0], {}, time.monotonic() + 60, told.show)
 
 
+@pytest.mark.slow
 def test_a_replacement_that_fails_leaves_what_was_there_and_says_why(
     made: Made, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_replacement_that_fails_leaves_what_was_there_and_says_why(
     assert not {".previous", ".discarded"} & set(os.listdir(path))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_pip_and_its_children_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     core = write_core(tmp_path / "core")
     (core / "slow").touch()

@@ -29,6 +29,7 @@ def engine(place: Path, body: str) -> CreationRequest:
     return CreationRequest("engine", (str(write_core(place / "core")), str(plugin)))
 
 
+@pytest.mark.slow
 def test_what_the_recipe_of_a_new_plugin_asks_for_is_installed_and_uninstalled(tmp_path: Path, told: Told) -> None:
     wanted = write_plugin(tmp_path / "wanted", "wanted", first=AGENT)
     unwanted = write_plugin(tmp_path / "unwanted", "unwanted", second=AGENT)
@@ -40,6 +41,7 @@ def test_what_the_recipe_of_a_new_plugin_asks_for_is_installed_and_uninstalled(t
     assert f"installing {', '.join(requirements)}, as its recipe asks" in told.said
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_be_read_is_an_error_with_its_reason(tmp_path: Path, told: Told) -> None:
     request = engine(tmp_path, "raise ValueError('no such machine')")
     with pytest.raises(PluginError, match=r"the recipe 'engine' in the environment does not load: .*no such machine"):

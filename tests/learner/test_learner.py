@@ -297,6 +297,7 @@ def digest(folder):
     return weights.hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_learns_the_same_bits(folder):
     code = "import sys, torch; torch.set_num_threads(1); from tests.learner.test_learner import digest; "
     code += "print(digest(sys.argv[1]))"

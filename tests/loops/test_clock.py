@@ -143,6 +143,7 @@ assert not expired
 """
 
 
+@pytest.mark.slow
 def test_no_deadline_counts_a_pause_of_the_process():
     process = subprocess.Popen([sys.executable, "-c", DEADLINES], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begun\n"

@@ -10,8 +10,6 @@ import json
 import os
 import pty
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -244,13 +242,7 @@ def test_an_evaluation_ends_with_all_that_it_has_made(trainer, told, monkeypatch
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
 
 
-IMPATIENT = """
-from agentrl.cli import main
-from agentrl.training import interrupts
-
-interrupts._PATIENCE_S = 0.5
-main()
-"""
+IMPATIENT = "from agentrl.training import interrupts; interrupts._PATIENCE_S = 0.5"
 AGENTS = """
 import asyncio, time
 from openai import AsyncOpenAI
@@ -292,24 +284,15 @@ async def agent(data):
 
 
 @pytest.fixture
-def agentrl(tmp_path):
+def agentrl(tmp_path, warm):
     """The command, as a process, with some agents; what it has printed is in files."""
     (tmp_path / "mine.py").write_text(AGENTS)
     started = []
 
     def start(*arguments):
-        command = [
-            sys.executable,
-            "-c",
-            IMPATIENT,
-            *arguments[:2],
-            *BRIEF,
-            *arguments[2:],
-            "tasks.eval=null",
-            "run.name=run",
-        ]
+        settings = [*arguments[:2], *BRIEF, *arguments[2:], "tasks.eval=null", "run.name=run"]
         with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-            started.append(subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=err))
+            started.append(warm.start(*settings, cwd=tmp_path, before=IMPATIENT, stdout=out, stderr=err))
         return started[-1]
 
     yield start
@@ -337,6 +320,7 @@ def test_a_run_ends_though_its_agents_have_left_more_calls_than_there_are_thread
     assert "has left a blocking call running in a thread" in (tmp_path / "err").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_whose_agents_hold_every_thread(agentrl, tmp_path):
     process = agentrl("train", "mine.py:leaves_calls", "rollout.tasks_per_step=16", "training.steps=10000")
     metrics = tmp_path / "runs/run/metrics.jsonl"
@@ -349,13 +333,11 @@ def test_a_signal_ends_a_run_whose_agents_hold_every_thread(agentrl, tmp_path):
     assert (tmp_path / summary["checkpoint"] / "model.safetensors").exists()
 
 
-def test_a_terminal_that_is_closed_ends_a_run_as_ctrl_c_does(tmp_path):
+def test_a_terminal_that_is_closed_ends_a_run_as_ctrl_c_does(tmp_path, warm):
     (tmp_path / "mine.py").write_text(AGENTS)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "agentrl", "train", "math", *BRIEF, "tasks.eval=null", "run.name=run"]
-    process = subprocess.Popen(
-        [*command, "training.steps=10000"], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs
-    )
+    settings = [*BRIEF, "tasks.eval=null", "run.name=run", "training.steps=10000"]
+    process = warm.start("train", "math", *settings, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     metrics = tmp_path / "runs/run/metrics.jsonl"
     shown = threading.Thread(target=read_all, args=[ours], daemon=True)
@@ -380,6 +362,7 @@ def read_all(terminal):
             pass
 
 
+@pytest.mark.slow
 def test_a_pause_of_the_run_alone_is_no_time_of_its_workers_either(agentrl, tmp_path):
     (tmp_path / "hurried.py").write_text(HURRIED)
     settings = ("rollout.mode=subproc", "rollout.episode_timeout=4", "rollout.tasks_per_step=1", "training.steps=1")

@@ -22,7 +22,7 @@ from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import read_metrics
 from agentrl.runs.store import read_episodes
 
-AGENTS = ("math", "multi_turn_math", "calculator")
+AGENTS = ["math", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_turn_math", "calculator"))]
 BRIEF = (
     "tasks.train=arithmetic",
     "tasks.eval=arithmetic-heldout",

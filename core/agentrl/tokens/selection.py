@@ -24,7 +24,7 @@ from agentrl.tokens.library import (
 )
 from agentrl.tokens.probes import CONTINUATIONS, CONVERSATIONS, Continuation, Conversation, measure, written_ends
 from agentrl.tokens.renderer import Candidate, Kind, Renderer, specs
-from agentrl.tokens.template import ChatTemplate, Messages, Tools, plain
+from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain
 from agentrl.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _named(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> 
     template = ChatTemplate(vocabulary, origin, day) if vocabulary.chat_template else None
     try:
         candidate = build(name, vocabulary, None if template is None else template.day)
-        found = None if template is None else _judged(name, vocabulary, template)
+        found = None if template is None else _judged(name, vocabulary, _Expected(template))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
@@ -163,9 +163,10 @@ def _eos_of(file: Path) -> Sequence[int]:
 def _best_candidate(vocabulary: Vocabulary, template: ChatTemplate) -> Candidate | None:
     """The most able of the renderers that reproduce ``template`` on every probe; ``None`` where none does."""
     found: list[Candidate] = []
+    expected = _Expected(template)
     for name in buildable(vocabulary):
         try:
-            candidate = _judged(name, vocabulary, template)
+            candidate = _judged(name, vocabulary, expected)
         except Exception as error:
             # A renderer of another family fails in its own way: a missing token, a shape it does not know.
             _log.debug("renderer %s does not work with this tokenizer: %s", name, error)
@@ -187,91 +188,111 @@ def _with_reader(candidate: Candidate, template: ChatTemplate) -> Candidate:
     return replace(candidate, reader=reader or harmony_reader(template.vocabulary), reads=reader is not None)
 
 
-def _judged(name: str, vocabulary: Vocabulary, template: ChatTemplate) -> Candidate | None:
+class _Expected:
+    """What a chat template writes on the probes, which is rendered once for all candidates."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template = template
+        self._rendered: dict[tuple[object, ...], list[int] | GatewayError] = {}
+
+    def ids(self, messages: Sequence[Message], tools: Tools | None, *, prompt: bool = True) -> list[int]:
+        """The ids of a conversation made of the messages of probes. Raises what ``ChatTemplate.render`` raises."""
+        key = (*map(id, messages), id(tools), prompt)  # The probes live as long as the module: ids tell them apart.
+        if key not in self._rendered:
+            try:
+                self._rendered[key] = self.template.render(messages, tools, prompt=prompt)
+            except GatewayError as error:
+                self._rendered[key] = error
+        if isinstance(rendered := self._rendered[key], GatewayError):
+            raise rendered
+        return rendered
+
+
+def _judged(name: str, vocabulary: Vocabulary, expected: _Expected) -> Candidate | None:
     """The renderer ``name`` as ``_compared`` returns it, with its own date or the template's. Raises as ``build``."""
-    found = _compared(build(name, vocabulary), template)
+    found = _compared(build(name, vocabulary), expected)
     if found is None and has_date(name):
-        found = _compared(build(name, vocabulary, template.day), template)
+        found = _compared(build(name, vocabulary, expected.template.day), expected)
     return found
 
 
-def _compared(candidate: Candidate, template: ChatTemplate) -> Candidate | None:
+def _compared(candidate: Candidate, expected: _Expected) -> Candidate | None:
     """``candidate`` with what it was seen to do, or ``None`` where it departs from the template.
 
     Conversations that the template itself refuses prove nothing and are left out. Thinking does not decide, because a
     template may drop it, keep it or not know it; ``Candidate.thinking`` says whether the two agree there.
     """
-    verdicts = [(probe, _same(candidate, template, probe)) for probe in CONVERSATIONS]
+    verdicts = [(probe, _same(candidate, expected, probe)) for probe in CONVERSATIONS]
     plainly = [same for probe, same in verdicts if not probe.thinking and same is not None]
     if len(plainly) < 2 or not all(plainly):
         return None
     thinking = all(same is not False for probe, same in verdicts if probe.thinking)
-    outcomes = [(probe.kind, _extends(candidate, template, probe)) for probe in CONTINUATIONS]
+    outcomes = [(probe.kind, _extends(candidate, expected, probe)) for probe in CONTINUATIONS]
     kinds = {kind for kind, good in outcomes if good} - {kind for kind, good in outcomes if good is False}
-    parses = all(_parses(candidate, template, probe) for probe in CONTINUATIONS if not probe.kind[1])
+    parses = all(_parses(candidate, expected, probe) for probe in CONTINUATIONS if not probe.kind[1])
     return replace(
         candidate,
         thinking=thinking,
-        closing_ids=frozenset(_closing(candidate, template)),
+        closing_ids=frozenset(_closing(candidate, expected)),
         extends=frozenset(kinds),
         parses=parses,
-        reads=reads_calls(candidate.library, template, candidate.stop_ids),
+        reads=reads_calls(candidate.library, expected.template, candidate.stop_ids),
     )
 
 
-def _same(candidate: Candidate, template: ChatTemplate, probe: Conversation) -> bool | None:
+def _same(candidate: Candidate, expected: _Expected, probe: Conversation) -> bool | None:
     """Whether both render the probe to the same ids; ``None`` where the template refuses it."""
     try:
-        wanted = template.render(probe.messages, probe.tools)
+        wanted = expected.ids(probe.messages, probe.tools)
     except GatewayError:
         return None
     return candidate.render([plain(message) for message in probe.messages], probe.tools) == wanted
 
 
-def _turn(candidate: Candidate, template: ChatTemplate, probe: Continuation) -> tuple[list[int], list[int], list[int]]:
+def _turn(candidate: Candidate, expected: _Expected, probe: Continuation) -> tuple[list[int], list[int], list[int]]:
     """The ids of prompt and completion, and of the whole prompt after them, as the template writes them.
 
     The completion is the turn in the whole conversation; where the turn has thinking that the conversation drops, it
     is the turn as the policy samples it. It is empty where no turn can be told apart.
     """
-    prompt = template.render(probe.before, probe.tools)
-    wanted = template.render([*probe.before, probe.turn, *probe.after], probe.tools)
+    prompt = expected.ids(probe.before, probe.tools)
+    wanted = expected.ids([*probe.before, probe.turn, *probe.after], probe.tools)
     written = wanted
     if probe.kind[1]:
-        alone = template.render([*probe.before, probe.turn], probe.tools, prompt=False)
+        alone = expected.ids([*probe.before, probe.turn], probe.tools, prompt=False)
         written = wanted if wanted[: len(alone)] == alone else alone
     if written[: len(prompt)] != prompt:
         return prompt, [], wanted
     ends = (n for n in range(len(prompt), len(written)) if written[n] in candidate.stop_ids)
     completion = written[len(prompt) : next(ends, len(prompt) - 1) + 1]
-    if probe.kind[1] and probe.turn["reasoning_content"] not in template.vocabulary.decode(completion):
+    if probe.kind[1] and probe.turn["reasoning_content"] not in expected.template.vocabulary.decode(completion):
         return prompt, [], wanted
     return prompt, completion, wanted
 
 
-def _closing(candidate: Candidate, template: ChatTemplate) -> Iterator[int]:
+def _closing(candidate: Candidate, expected: _Expected) -> Iterator[int]:
     """The ids with which the template ends the turns of the probes."""
     for probe in CONTINUATIONS:
         try:
-            _, completion, _ = _turn(candidate, template, probe)
+            _, completion, _ = _turn(candidate, expected, probe)
         except GatewayError:
             continue
         yield from completion[-1:]
 
 
-def _extends(candidate: Candidate, template: ChatTemplate, probe: Continuation) -> bool | None:
+def _extends(candidate: Candidate, expected: _Expected, probe: Continuation) -> bool | None:
     """Whether extending the prompt gives what the template gives; ``None`` where the template refuses the probe."""
     try:
-        prompt, completion, wanted = _turn(candidate, template, probe)
+        prompt, completion, wanted = _turn(candidate, expected, probe)
     except GatewayError:
         return None
     new = [plain(message) for message in probe.after]
     return bool(completion) and candidate.bridge(prompt, completion, new, probe.tools) == wanted
 
 
-def _parses(candidate: Candidate, template: ChatTemplate, probe: Continuation) -> bool:
+def _parses(candidate: Candidate, expected: _Expected, probe: Continuation) -> bool:
     try:
-        prompt, completion, _ = _turn(candidate, template, probe)
+        prompt, completion, _ = _turn(candidate, expected, probe)
     except GatewayError:
         return True
     if not completion:

@@ -1,0 +1,190 @@
+"""Processes of ``agentrl`` that start warm: forked from one that has imported what training needs.
+
+A fresh interpreter spends five seconds of CPU on importing torch and transformers before it does what a test is
+about. ``WarmInterpreter`` pays that once; each process that it starts is a real one, with its own signals, streams,
+working directory, environment and exit code.
+
+Run as a script, this file is the interpreter that is forked. It listens on a Unix socket. A request carries the
+process's streams as file descriptors; the answers are its id and, when it has ended, its exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+IMPORTED = ("transformers", "renderers", "agentrl.cli.root", "agentrl.training.trainer", "agentrl.doctor", "openai")
+
+
+class WarmInterpreter:
+    """Starts processes of ``agentrl``, or of other Python code, in an interpreter that is warm already."""
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = str(folder / "warm")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._socket)
+            listener.listen()
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())], pass_fds=[listener.fileno()], stdin=subprocess.PIPE
+            )
+
+    def start(
+        self,
+        *arguments: str,
+        cwd: Path,
+        before: str = "",
+        script: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        stdin: int | IO[Any] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+    ) -> WarmProcess:
+        """Start ``agentrl`` with ``arguments`` in the folder ``cwd``, or the file ``script`` in its place.
+
+        ``before`` is code that runs first. Streams are as those of ``subprocess.Popen``, pipes of text.
+        """
+        request = {
+            "argv": [str(script or "agentrl"), *arguments],
+            "cwd": str(cwd),
+            "before": before,
+            "script": None if script is None else str(script),
+            "environ": dict(os.environ if environ is None else environ),
+        }
+        return WarmProcess(self._socket, request, {0: stdin, 1: stdout, 2: stderr})
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+class WarmProcess:
+    """A process that a ``WarmInterpreter`` has started, in the shape of ``subprocess.Popen``."""
+
+    def __init__(self, address: str, request: dict[str, Any], streams: dict[int, int | IO[Any] | None]) -> None:
+        self.returncode: int | None = None
+        self._pipes: dict[int, IO[str]] = {}
+        given, ours = [], []
+        for number, stream in streams.items():
+            if stream == subprocess.PIPE:
+                reading, writing = os.pipe()
+                ours.append(writing)
+                self._pipes[number] = open(reading, encoding="utf-8")  # noqa: SIM115
+                given.append(writing)
+            else:
+                given.append(number if stream is None else stream if isinstance(stream, int) else stream.fileno())
+        self._answers = socket.socket(socket.AF_UNIX)
+        self._answers.connect(address)
+        socket.send_fds(self._answers, [json.dumps(request).encode() + b"\n"], given)
+        for writing in ours:
+            os.close(writing)
+        self._lines = self._answers.makefile()
+        self.pid = int(self._lines.readline())
+        self.stdout, self.stderr = self._pipes.get(1), self._pipes.get(2)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
+            self.returncode = int(self._lines.readline())
+            self._lines.close()
+            self._answers.close()
+        return self.returncode
+
+    def wait(self, timeout: float = 600.0) -> int:
+        ends = time.monotonic() + timeout
+        while self.returncode is None:
+            if not select.select([self._answers], [], [], max(ends - time.monotonic(), 0))[0]:
+                raise subprocess.TimeoutExpired("agentrl", timeout)
+            self.poll()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 600.0) -> tuple[str, str]:
+        """What is left of its output, when it has ended; closes the pipes."""
+        texts: dict[int, str] = {1: "", 2: ""}
+        readers = [
+            threading.Thread(target=lambda number=number, pipe=pipe: texts.update({number: pipe.read()}), daemon=True)
+            for number, pipe in self._pipes.items()
+            if not pipe.closed
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join()
+        for pipe in self._pipes.values():
+            pipe.close()
+        return texts[1], texts[2]
+
+
+def serve(listener: socket.socket) -> dict[str, Any]:
+    """Fork a process for each request, until stdin is closed. Returns the request in the process that is to do it."""
+    for name in IMPORTED:
+        __import__(name)
+    gc.collect()
+    gc.freeze()  # Collections in the processes leave the pages of this one shared.
+    assert threading.active_count() == 1, threading.enumerate()
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            os._exit(0)
+        answers, _ = listener.accept()
+        if not os.fork():
+            listener.close()
+            message, streams, _, _ = socket.recv_fds(answers, 1 << 20, 3)
+            while not message.endswith(b"\n"):
+                message += answers.recv(1 << 20)
+            if not (pid := os.fork()):
+                answers.close()
+                for number, stream in enumerate(streams):
+                    os.dup2(stream, number)
+                for stream in streams:
+                    os.close(stream)
+                return json.loads(message)
+            for stream in streams:
+                os.close(stream)
+            with contextlib.suppress(OSError):  # Whoever asked may be gone.
+                answers.sendall(b"%d\n" % pid)
+                answers.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            os._exit(0)
+        answers.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def become(request: dict[str, Any]) -> None:
+    """Do in this process what an interpreter would that was started as ``request`` says."""
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # As the interpreter chooses when it starts.
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    sys.argv = request["argv"]
+    sys.path[0] = request["cwd"] if request["script"] is None else str(Path(request["script"]).parent)
+    exec(request["before"], {})
+    if request["script"] is None:
+        runpy.run_module("agentrl", run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(request["script"], run_name="__main__")
+
+
+if __name__ == "__main__":
+    become(serve(socket.socket(fileno=int(sys.argv[1]))))
