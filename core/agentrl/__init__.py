@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from agentrl.loops import finish_in_thread, run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
+    from agentrl.runs.reader import open_run
     from agentrl.training.trainer import Trainer
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "finish_in_thread",
     "hookimpl",
     "load_config",
+    "open_run",
     "run_in_thread",
 ]
 
@@ -78,6 +80,7 @@ __getattr__, __dir__ = attributes(
         "agentrl.loops": ["finish_in_thread", "run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],
+        "agentrl.runs.reader": ["open_run"],
         "agentrl.training.trainer": ["Trainer"],
     },
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrl.runs.metrics import read_metrics
+from agentrl import open_run
 
 CONFIG = Path(__file__).parents[2] / "agents/agentrl_agents/configs/quickstart.yaml"
 BLANKED = Path(__file__).with_name("blanked.py")
@@ -106,7 +106,7 @@ def agreement(agent: str, temperature: float, scratch: Path) -> Check:
         f"run.name={name}",
     ]
     agentrl("train", agent, *settings)
-    rows = read_metrics(scratch / name / "metrics.jsonl")
+    rows = [line.metrics for line in open_run(scratch / name).steps()]
     ratio = max(abs(row["policy/ratio_mean"] - 1) for row in rows)
     divergence = max(abs(row["policy/mismatch_kl"]) for row in rows)
     return Check(

@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.rollout.contract import Episode
 from agentrl.runs.contract import Summary
-from agentrl.runs.store import read_episodes
 from agentrl.tokens.renderer import Renderer
 
 AGENTS = ("math", "multi_turn_math", "calculator")
@@ -58,7 +57,7 @@ def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = load_config(None, f"run.dir={folder}", "run.name=start", "training.steps=0", agent=request.param)
     with Trainer(config) as trainer:
         summary = trainer.train()
-    return Start(summary, list(read_episodes(folder / "start" / "episodes.sqlite", "eval")))
+    return Start(summary, list(open_run(folder / "start").load_episodes(phase="eval")))
 
 
 def test_it_is_bad_greedily_and_succeeds_now_and_then_when_sampled(start: Start) -> None:

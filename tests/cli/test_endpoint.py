@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agentrl import open_run
 from agentrl.cli import main
-from agentrl.runs.store import read_episodes
 
 KEY = "sk-real-0123456789"
 
@@ -87,7 +87,7 @@ def test_eval_measures_the_model_that_is_named(agentrl, server):
     ]
     folder = Path(kept.removeprefix("episodes: "))
     assert folder.match("runs/math-*-eval")
-    assert {episode.reward for episode in read_episodes(folder / "episodes.sqlite")} == {0.0, 1.0}
+    assert {episode.reward for episode in open_run(folder).load_episodes()} == {0.0, 1.0}
     assert set(server.asked) == {("gpt-4o", f"Bearer {KEY}")}
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tests.warm import WarmInterpreter
 
+from agentrl import open_run
 from agentrl.cli import main
 from agentrl.runs.folder import read_summary
-from agentrl.runs.store import read_episodes
 
 AGENT = """
 from openai import AsyncOpenAI
@@ -114,7 +114,7 @@ def test_a_run_and_its_checkpoint_are_models_wherever_one_is_named(
     assert (measured["reward"], measured["reward_greedy"]) == (summary.reward_after, summary.reward_after_greedy)
     kept = Path(measured["folder"])
     assert kept.resolve().parent == project / "runs"
-    episodes = list(read_episodes(kept / "episodes.sqlite"))
+    episodes = list(open_run(kept).load_episodes())
     assert [episode.key.phase for episode in episodes].count("eval-greedy") == len(episodes) / 2 == 2
     assert all(episode.calls for episode in episodes)
     again = read_summary(kept / "summary.json")
@@ -149,7 +149,7 @@ def test_an_evaluation_that_fails_keeps_the_episodes_that_it_had(
     said = capsys.readouterr().err
     kept = project / "runs/broken-eval"
     assert f"what there is of the evaluation is in {kept}" in said
-    failed = [str(episode.key) for episode in read_episodes(kept / "episodes.sqlite")]
+    failed = [str(episode.key) for episode in open_run(kept).load_episodes()]
     assert any(key in said for key in failed)  # the error names one to look at
     assert read_summary(kept / "summary.json").outcome.startswith("failed: ")
 

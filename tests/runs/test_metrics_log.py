@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import RunError
-from agentrl.runs.metrics import MetricsLog, read_metrics
+from agentrl.runs.contract import MetricsLine
+from agentrl.runs.metrics import MetricsLog, MetricsReader
 
 
 def test_a_line_holds_step_time_and_flat_numbers(tmp_path: Path) -> None:
@@ -30,15 +31,15 @@ def test_a_line_holds_step_time_and_flat_numbers(tmp_path: Path) -> None:
 def test_numbers_of_other_libraries_are_numbers_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.append(1, {"a": np.float32(0.5), "b": np.int64(3), "c": math.nan, "d": -math.inf, "e": True})
-    (row,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert {name: row[name] for name in "abcde"} == {"a": 0.5, "b": 3.0, "c": None, "d": None, "e": 1}
+    (row,) = MetricsReader(tmp_path / "metrics.jsonl").read()
+    assert {name: row.metrics[name] for name in "abcde"} == {"a": 0.5, "b": 3.0, "c": None, "d": None, "e": 1}
 
 
 def test_a_second_log_appends(tmp_path: Path) -> None:
     for step in (1, 2):
         with MetricsLog(tmp_path / "metrics.jsonl") as log:
             log.append(step, {})
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [row.step for row in MetricsReader(tmp_path / "metrics.jsonl").read()] == [1, 2]
 
 
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)))
@@ -49,18 +50,18 @@ def test_numbers_are_read_as_they_were_written(
     metrics = {name: value for name, value in metrics.items() if name not in {"step", "time"}}
     with MetricsLog(path, clock=lambda: 5.0) as log:
         log.append(7, metrics)
-    assert read_metrics(path) == [{"step": 7, "time": 5.0, **metrics}]
+    assert MetricsReader(path).read() == [MetricsLine(7, 5.0, metrics)]
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "rew')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5}\n{"step": 2, "rew')
+    assert MetricsReader(tmp_path / "metrics.jsonl").read() == [MetricsLine(1, 5, {})]
 
 
 def test_a_malformed_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5}\n{"step": \n{"step": 3}\n')
     with pytest.raises(RunError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        read_metrics(tmp_path / "metrics.jsonl")
+        MetricsReader(tmp_path / "metrics.jsonl").read()
 
 
 @pytest.mark.parametrize("name", ["step", "time"])
@@ -96,3 +97,21 @@ def test_a_full_device_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with MetricsLog(tmp_path / "metrics.jsonl") as log, pytest.raises(RunError, match="No space left on device"):
         log.append(1, {})
+
+
+def test_a_reader_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path)
+    assert reader.read() == []
+    with MetricsLog(path) as log:
+        for step in (1, 2):
+            log.append(step, {})
+            assert [line.step for line in reader.read()] == list(range(1, step + 1))
+    path.write_text('{"step": 9, "time": 5}\n')
+    assert reader.read() == [MetricsLine(9, 5, {})]
+
+
+def test_a_line_without_its_step_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"time": 5}\n')
+    with pytest.raises(RunError, match="line 1 is not a JSON object with a step and a time"):
+        MetricsReader(tmp_path / "metrics.jsonl").read()

@@ -7,9 +7,10 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Phase
-from agentrl.runs import database
-from agentrl.runs.store import EpisodeStore, read_episodes
+from agentrl.runs import schema
+from agentrl.runs.episodes import EpisodeReader
+from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import Sampled, TokenTree
 
 
@@ -40,6 +42,10 @@ def make_episode(step: int = 0, task: int = 0, sample: int = 0, phase: Phase = "
     return Episode(key=EpisodeKey(phase, step, task, sample), **(known | fields))  # type: ignore[arg-type]
 
 
+def stored_in(store: EpisodeStore, **filters: Any) -> Iterator[Episode]:
+    return EpisodeReader(store.path).load(**filters)
+
+
 def limit_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
     """Fill the disk: SQLite may not make the file larger than this."""
     plain: Callable[..., sqlite3.Connection] = sqlite3.connect
@@ -50,7 +56,7 @@ def limit_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
             connection.execute(f"PRAGMA max_page_count = {pages}")
         return connection
 
-    monkeypatch.setattr(database.sqlite3, "connect", connect)
+    monkeypatch.setattr(schema.sqlite3, "connect", connect)
 
 
 WRITTEN = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\ud83d"), max_size=8)
@@ -76,7 +82,7 @@ def test_any_text_is_stored_wherever_it_stands(tmp_path: Path, texts: list[tuple
     with EpisodeStore(path) as store:
         asyncio.run(store.commit(episodes))
         spelled = [replace(each, mistake=each.mistake and encodable(each.mistake)) for each in episodes]
-        assert list(store.episodes()) == spelled
+        assert list(stored_in(store)) == spelled
 
 
 def test_what_is_committed_reads_back_equal_and_in_order(tmp_path: Path) -> None:
@@ -84,7 +90,7 @@ def test_what_is_committed_reads_back_equal_and_in_order(tmp_path: Path) -> None
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         asyncio.run(store.commit([first]))
         asyncio.run(store.commit([second]))
-        assert list(store.episodes()) == [first, second]
+        assert list(stored_in(store)) == [first, second]
 
 
 def test_episodes_are_found_by_phase_and_version(tmp_path: Path) -> None:
@@ -96,12 +102,12 @@ def test_episodes_are_found_by_phase_and_version(tmp_path: Path) -> None:
     ]
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit(stored).result()
-        assert [e.key for e in store.episodes("eval", version=20)] == [
+        assert [e.key for e in stored_in(store, phase="eval", version=20)] == [
             EpisodeKey("eval", 20, 0, 0),
             EpisodeKey("eval", 20, 0, 1),
         ]
-        assert len(list(store.episodes("eval-greedy"))) == 4
-        assert len(list(store.episodes(version=20))) == 6
+        assert len(list(stored_in(store, phase="eval-greedy"))) == 4
+        assert len(list(stored_in(store, version=20))) == 6
 
 
 def test_the_step_that_trained_a_group_is_noted_apart_from_the_version_that_sampled_it(tmp_path: Path) -> None:
@@ -115,25 +121,25 @@ def test_the_step_that_trained_a_group_is_noted_apart_from_the_version_that_samp
 
         async def scenario() -> None:
             await store.commit(stored)
-            await store.mark_trained([3, 5], 8)
+            await asyncio.wrap_future(store.mark_trained([3, 5], 8))
 
         asyncio.run(scenario())
-        trained = [(e.key.phase, e.key.group, e.version, e.trained_step) for e in store.episodes(trained_step=8)]
+        trained = [(e.key.phase, e.key.group, e.version, e.trained_step) for e in stored_in(store, step=8)]
         assert trained == [("train", 3, 3, 8)] * 2 + [("train", 5, 5, 8)] * 2
-        assert {e.trained_step for e in store.episodes() if e not in list(store.episodes(trained_step=8))} == {None}
+        assert {e.trained_step for e in stored_in(store) if e not in list(stored_in(store, step=8))} == {None}
 
 
 def test_more_groups_are_noted_at_once_than_a_statement_takes_values(tmp_path: Path) -> None:
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([make_episode(group) for group in range(2500)]).result()
-        asyncio.run(store.mark_trained(range(2500), 1))
-        assert {e.trained_step for e in store.episodes()} == {1}
+        store.mark_trained(range(2500), 1).result()
+        assert {e.trained_step for e in stored_in(store)} == {1}
 
 
 def test_a_reader_pages_through_more_episodes_than_it_takes_at_once(tmp_path: Path) -> None:
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([make_episode(task=task) for task in range(256)]).result()
-        assert [e.key.task for e in store.episodes()] == list(range(256))
+        assert [e.key.task for e in stored_in(store)] == list(range(256))
 
 
 def test_failed_and_rejected_episodes_are_kept_with_their_reasons(tmp_path: Path) -> None:
@@ -143,14 +149,14 @@ def test_failed_and_rejected_episodes_are_kept_with_their_reasons(tmp_path: Path
     rejected = make_episode(sample=1, outcome="rejected", reward=None)
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([failed, rejected]).result()
-        assert list(store.episodes()) == [failed, rejected]
+        assert list(stored_in(store)) == [failed, rejected]
 
 
 def test_an_answer_that_json_cannot_carry_is_kept_as_its_repr(tmp_path: Path) -> None:
     answer = {"value": complex(1, 2), "ok": [1, 2]}
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([make_episode(answer=answer), make_episode(answer={(1, 2): "key"})]).result()
-        assert [e.answer for e in store.episodes()] == [{"value": "(1+2j)", "ok": [1, 2]}, "{(1, 2): 'key'}"]
+        assert [e.answer for e in stored_in(store)] == [{"value": "(1+2j)", "ok": [1, 2]}, "{(1, 2): 'key'}"]
 
 
 def test_an_episode_that_cannot_be_stored_harms_no_other(tmp_path: Path) -> None:
@@ -163,7 +169,7 @@ def test_an_episode_that_cannot_be_stored_harms_no_other(tmp_path: Path) -> None
         fine, error = asyncio.run(commit_both())
         assert fine is None
         assert str(error) == "episode train-0-2-0 cannot be stored: Object of type object is not JSON serializable"
-        assert list(store.episodes()) == [good]
+        assert list(stored_in(store)) == [good]
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -179,7 +185,7 @@ def test_a_task_is_stored_once_however_many_episodes_it_has(tmp_path: Path, toge
     with EpisodeStore(path) as store:
         for commit in [episodes] if together else [[episode] for episode in episodes]:
             store.submit(commit).result()
-    assert list(read_episodes(path)) == episodes
+    assert list(EpisodeReader(path).load()) == episodes
     assert path.stat().st_size < 1.5 * 200_000
 
 
@@ -189,7 +195,7 @@ def test_many_waiters_are_committed_together_and_none_is_lost(tmp_path: Path) ->
 
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         asyncio.run(commit_all())
-        assert {e.key.task for e in store.episodes()} == set(range(500))
+        assert {e.key.task for e in stored_in(store)} == set(range(500))
 
 
 def test_a_cancelled_wait_does_not_undo_the_commit(tmp_path: Path) -> None:
@@ -202,7 +208,7 @@ def test_a_cancelled_wait_does_not_undo_the_commit(tmp_path: Path) -> None:
 
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         asyncio.run(cancel())
-    assert len(list(read_episodes(tmp_path / "episodes.sqlite"))) == 1
+    assert len(list(EpisodeReader(tmp_path / "episodes.sqlite").load())) == 1
 
 
 def test_an_event_loop_that_is_gone_by_then_does_not_stop_the_writer(tmp_path: Path) -> None:
@@ -217,7 +223,7 @@ def test_an_event_loop_that_is_gone_by_then_does_not_stop_the_writer(tmp_path: P
         other.rollback()
         other.close()
         asyncio.run(store.commit([make_episode(task=1)]))
-    assert [episode.key.task for episode in read_episodes(path)] == [0, 1]
+    assert [episode.key.task for episode in EpisodeReader(path).load()] == [0, 1]
 
 
 def test_closing_commits_what_was_submitted_and_refuses_more(tmp_path: Path) -> None:
@@ -226,7 +232,7 @@ def test_closing_commits_what_was_submitted_and_refuses_more(tmp_path: Path) -> 
     store.close()
     store.close()
     assert all(future.done() for future in futures)
-    assert len(list(store.episodes())) == 50
+    assert len(list(stored_in(store))) == 50
     with pytest.raises(RunError, match="is closed"):
         store.submit([make_episode()])
 
@@ -245,16 +251,16 @@ def test_a_killed_run_keeps_every_committed_episode(tmp_path: Path) -> None:
     path = tmp_path / "episodes.sqlite"
     code = textwrap.dedent(script).format(tests=str(Path(__file__).parent), path=str(path))
     subprocess.run([sys.executable, "-c", code], check=False)
-    assert len(list(read_episodes(path))) == 20
+    assert len(list(EpisodeReader(path).load())) == 20
     with EpisodeStore(path) as store:
         store.submit([make_episode(task=20)]).result()
-        assert len(list(store.episodes())) == 21
+        assert len(list(stored_in(store))) == 21
 
 
 def test_another_process_reads_while_the_run_writes(tmp_path: Path) -> None:
     path = tmp_path / "episodes.sqlite"
-    code = "import sys; from pathlib import Path; from agentrl.runs.store import read_episodes\n"
-    code += "print([e.key.task for e in read_episodes(Path(sys.argv[1]))])"
+    code = "import sys; from pathlib import Path; from agentrl.runs.episodes import EpisodeReader\n"
+    code += "print([e.key.task for e in EpisodeReader(Path(sys.argv[1])).load()])"
     with EpisodeStore(path) as store:
         store.submit([make_episode(task=7)]).result()
         reading = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -265,7 +271,7 @@ def test_another_process_reads_while_the_run_writes(tmp_path: Path) -> None:
 def test_a_slow_reader_does_not_keep_the_writer_waiting(tmp_path: Path) -> None:
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([make_episode(task=task) for task in range(200)]).result()
-        reader = store.episodes()
+        reader = stored_in(store)
         next(reader)
         store.submit([make_episode(task=200)]).result(timeout=5)
         assert len(list(reader)) == 200
@@ -289,15 +295,15 @@ def test_a_full_disk_fails_the_commit_and_leaves_nothing_half_written(
         store.submit(small).result()
         with pytest.raises(RunError, match=r"cannot write .*episodes\.sqlite: .*full.* \(free some space"):
             asyncio.run(store.commit(large))
-        assert list(store.episodes()) == small
+        assert list(stored_in(store)) == small
         store.submit([make_episode(task=4)]).result()
-    assert len(list(read_episodes(path))) == 4
+    assert len(list(EpisodeReader(path).load())) == 4
 
 
 def test_a_program_that_keeps_the_file_locked_is_named_and_the_next_commit_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(schema, "_BUSY_SECONDS", 0.0)
     path = tmp_path / "episodes.sqlite"
     with EpisodeStore(path) as store:
         other = sqlite3.connect(path, isolation_level=None)
@@ -306,7 +312,7 @@ def test_a_program_that_keeps_the_file_locked_is_named_and_the_next_commit_works
             store.submit([make_episode(task=1)]).result()
         other.close()
         store.submit([make_episode(task=2)]).result()
-        assert [e.key.task for e in store.episodes()] == [2]
+        assert [e.key.task for e in stored_in(store)] == [2]
 
 
 def test_a_value_that_sqlite_cannot_hold_keeps_nobody_waiting(tmp_path: Path) -> None:
@@ -319,31 +325,31 @@ def test_a_value_that_sqlite_cannot_hold_keeps_nobody_waiting(tmp_path: Path) ->
 def test_a_file_system_without_a_write_ahead_log_gets_a_rollback_journal_and_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "is_network_filesystem", lambda path: True)
+    monkeypatch.setattr(schema, "is_network_filesystem", lambda path: True)
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
-        assert store.journal == "delete"
+        assert store.journal_mode == "delete"
         assert "rollback journal" in store.notes[0]
         store.submit([make_episode()]).result()
-        assert list(store.episodes()) == [make_episode()]
+        assert list(stored_in(store)) == [make_episode()]
 
 
 def test_a_vfs_that_cannot_share_memory_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Callable[..., sqlite3.Connection] = sqlite3.connect
     monkeypatch.setattr(
-        database.sqlite3,
+        schema.sqlite3,
         "connect",
         lambda path, **kwargs: plain(
             path if "uri" in kwargs else f"file:{path}?vfs=unix-dotfile", **kwargs | {"uri": True}
         ),
     )
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
-        assert store.journal == "delete"
+        assert store.journal_mode == "delete"
         store.submit([make_episode()]).result()
 
 
 def test_an_ordinary_disk_needs_no_note(tmp_path: Path) -> None:
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
-        assert store.journal == "wal"
+        assert store.journal_mode == "wal"
         assert store.notes == []
 
 
@@ -354,7 +360,7 @@ def test_a_closed_store_is_one_file_that_reads_from_a_read_only_folder(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["episodes.sqlite"]
     path.chmod(0o400)
     tmp_path.chmod(0o500)
-    assert len(list(read_episodes(path))) == 1
+    assert len(list(EpisodeReader(path).load())) == 1
     tmp_path.chmod(0o700)
 
 
@@ -363,7 +369,7 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path, verb: str) -> None:
     path = tmp_path / "episodes.sqlite"
     path.write_text("not a database, though long enough to be looked at as if it were one " * 20)
     with pytest.raises(RunError, match=r"episodes\.sqlite is not an episode store"):
-        list(read_episodes(path)) if verb == "read" else EpisodeStore(path)
+        list(EpisodeReader(path).load()) if verb == "read" else EpisodeStore(path)
 
 
 def test_another_database_is_not_touched(tmp_path: Path) -> None:
@@ -383,10 +389,10 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match=f"has schema 99 and this agentrl has {database.SCHEMA_VERSION} "):
+    with pytest.raises(RunError, match=f"has schema 99 and this agentrl reads 1 to {schema.SCHEMA_VERSION} "):
         EpisodeStore(path)
 
 
 def test_no_store_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no episode store at"):
-        list(read_episodes(tmp_path / "episodes.sqlite"))
+        list(EpisodeReader(tmp_path / "episodes.sqlite").load())

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 import pytest
 from openai import AsyncOpenAI
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError, PluginError
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
-from agentrl.runs.codec import from_row, to_row
 from agentrl.tokens.selection import load_renderer
 from agentrl.training import trainer as trainer_module
 
@@ -104,7 +103,7 @@ def test_a_greedy_reading_at_an_endpoint_is_that_of_the_engine_behind_it(evaluat
 
 def test_an_episode_records_messages_and_usage_and_no_tokens(evaluate):
     listening = Listening()
-    evaluate("calculator", reporter=listening)
+    measured = evaluate("calculator", reporter=listening)
     assert all(episode.calls and not len(episode.tree) for episode in listening.episodes)
     for episode in listening.episodes:
         first, *later = episode.calls
@@ -113,8 +112,8 @@ def test_an_episode_records_messages_and_usage_and_no_tokens(evaluate):
         assert first.prompt_tokens > 10
         assert first.completion_tokens > 0
         assert [call.parent for call in later] == [call.id for call in episode.calls[:-1]]
-        assert from_row(to_row(episode)) == episode
     assert any(len(episode.calls) > 1 for episode in listening.episodes)
+    assert list(open_run(measured.folder).load_episodes()) == listening.episodes
 
 
 def test_a_limit_that_cuts_many_completions_is_told(evaluate):

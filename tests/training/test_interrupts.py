@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.store import read_episodes
 from agentrl.training import interrupts
 from agentrl.training import loop as training_loop
 
@@ -373,4 +372,4 @@ def test_a_pause_of_the_run_alone_is_no_time_of_its_workers_either(agentrl, tmp_
     time.sleep(5)
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0
-    assert {episode.outcome for episode in read_episodes(tmp_path / "runs/run/episodes.sqlite")} == {"rewarded"}
+    assert {episode.outcome for episode in open_run(tmp_path / "runs/run").load_episodes()} == {"rewarded"}

@@ -13,12 +13,11 @@ from tests.learner.reference import forest_gradient, reference_gradient, relativ
 from transformers import AutoModelForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.algorithms.presets import build_algorithm
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Group
-from agentrl.runs.store import read_episodes
 
 SETTINGS = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=4", "run.name=run")
 
@@ -29,7 +28,7 @@ def recorded(agent, folder, *settings):
     with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
         trainer.train(agent)
     episodes = defaultdict(list)
-    for episode in read_episodes(folder / "run" / "episodes.sqlite"):
+    for episode in open_run(folder / "run").load_episodes():
         episodes[episode.key.task].append(_told_apart(episode))
     return [Group(task, tuple(group)) for task, group in episodes.items()], config
 

@@ -15,12 +15,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.errors import BackendError, ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.metrics import read_metrics
-from agentrl.runs.store import read_episodes
 
 AGENTS = ["math", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_turn_math", "calculator"))]
 BRIEF = (
@@ -69,20 +67,20 @@ def test_every_bundled_agent_learns(train, agent):
 def test_a_run_leaves_its_config_metrics_episodes_checkpoint_and_summary(train):
     folder, summary = train("math", "training.steps=2", "rollout.tasks_per_step=2", "rollout.group_size=3", "seed=5")
     assert load_config(folder.config, environ={}).seed == 5
-    rows = read_metrics(folder.metrics)
-    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+    rows = open_run(folder.path).metrics()
+    assert [row.step for row in rows] == [0, 1, 2, 2]
     for name in ("reward/mean", "policy/entropy", "policy/clip_fraction", "policy/mismatch_kl", "seconds/rollout"):
-        assert name in rows[1]
-    trained = list(read_episodes(folder.episodes, phase="train"))
+        assert name in rows[1].metrics
+    trained = list(open_run(folder.path).load_episodes(phase="train"))
     assert len(trained) == 2 * 2 * 3
     assert Counter((e.key.group, e.version, e.trained_step) for e in trained) == Counter(
         {(0, 0, 1): 3, (1, 0, 1): 3, (2, 1, 2): 3, (3, 1, 2): 3}
     )
-    held_out = sorted({e.key.group for e in read_episodes(folder.episodes, phase="eval", version=2)})
+    held_out = sorted({e.key.group for e in open_run(folder.path).load_episodes(phase="eval", version=2)})
     assert [group - held_out[0] for group in held_out] == list(range(16))
-    assert {e.trained_step for e in read_episodes(folder.episodes, phase="eval")} == {None}
+    assert {e.trained_step for e in open_run(folder.path).load_episodes(phase="eval")} == {None}
     assert all(episode.calls and len(episode.tree) for episode in trained)
-    assert len(list(read_episodes(folder.episodes))) == summary.episodes == 12 + 2 * 2 * 16
+    assert len(list(open_run(folder.path).load_episodes())) == summary.episodes == 12 + 2 * 2 * 16
     assert json.loads(folder.summary.read_text()) == summary.to_json()
     assert {"reward_before", "reward_after", "steps", "episodes", "tokens", "seconds", "checkpoint", "outcome"} <= set(
         summary.to_json()
@@ -110,9 +108,9 @@ def test_equal_seeds_sample_equal_episodes_and_other_seeds_do_not(train):
     def sampled(name, seed):
         folder, _ = train("math", "training.steps=3", f"seed={seed}", "tasks.eval=null", name=name)
         episodes = {
-            str(e.key): (e.data, [s.ids for s in e.tree.spans], e.reward) for e in read_episodes(folder.episodes)
+            str(e.key): (e.data, [s.ids for s in e.tree.spans], e.reward) for e in open_run(folder.path).load_episodes()
         }
-        return episodes, [row["policy/grad_norm"] for row in read_metrics(folder.metrics)]
+        return episodes, [row.metrics["policy/grad_norm"] for row in open_run(folder.path).metrics()]
 
     episodes, norms = sampled("a", 3)
     again, norms_again = sampled("b", 3)
@@ -126,10 +124,10 @@ def test_equal_seeds_sample_equal_episodes_and_other_seeds_do_not(train):
 def test_at_learning_rate_zero_sampler_and_learner_agree(train, agent, temperature):
     settings = ("training.learning_rate=0", "training.steps=20", "rollout.tasks_per_step=2", "tasks.eval=null")
     folder, _ = train(agent, *settings, f"rollout.temperature={temperature}")
-    rows = read_metrics(folder.metrics)
+    rows = open_run(folder.path).metrics()
     assert len(rows) == 20
-    assert all(abs(row["policy/ratio_mean"] - 1) <= 1e-3 for row in rows)
-    assert all(abs(row["policy/mismatch_kl"]) < 1e-4 for row in rows)
+    assert all(abs(row.metrics["policy/ratio_mean"] - 1) <= 1e-3 for row in rows)
+    assert all(abs(row.metrics["policy/mismatch_kl"]) < 1e-4 for row in rows)
 
 
 class Watcher(PlainReporter):
@@ -275,14 +273,14 @@ def test_the_parts_of_rewards_are_logged_and_stored(train, tmp_path, mode):
     (tmp_path / "parted.py").write_text(PARTED)
     small = ("training.steps=1", "rollout.tasks_per_step=2", "rollout.group_size=2", "evaluation.tasks=2")
     folder, _ = train(f"{tmp_path}/parted.py:agent", *small, f"rollout.mode={mode}")
-    before, step = read_metrics(folder.metrics)[:2]
+    before, step = (line.metrics for line in open_run(folder.path).metrics()[:2])
     assert step["reward/parts/long"] == before["evaluation/parts/long"] == 1.0
     assert 0.0 <= step["reward/parts/right"] <= 1.0
     with contextlib.closing(sqlite3.connect(folder.episodes)) as store:
         filtered = "SELECT count(*) FROM episodes WHERE json_extract(reward_parts, '$.long') > 0.5"
         (count,) = store.execute(filtered).fetchone()
-    assert count == len(list(read_episodes(folder.episodes)))
-    (parts,) = {tuple(episode.reward_parts) for episode in read_episodes(folder.episodes)}
+    assert count == len(list(open_run(folder.path).load_episodes()))
+    (parts,) = {tuple(episode.reward_parts) for episode in open_run(folder.path).load_episodes()}
     assert parts == ("right", "long")
 
 

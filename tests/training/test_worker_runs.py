@@ -7,12 +7,11 @@ import sys
 
 import pytest
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.store import read_episodes
 from agentrl.training.agent import resolve_agent
 
 BRIEF = ("evaluation.tasks=32", "evaluation.every=0", "training.checkpoint_every=0", "rollout.max_workers=2")
@@ -81,7 +80,7 @@ def test_an_agent_that_takes_no_connection_learns(train, source):
     folder, summary = train(source, "training.steps=12")
     assert summary.outcome == "completed"
     assert summary.reward_after > summary.reward_before + 0.1
-    episodes = list(read_episodes(folder.episodes))
+    episodes = list(open_run(folder.path).load_episodes())
     assert {len(episode.calls) for episode in episodes} == {1}
     assert {episode.outcome for episode in episodes} == {"rewarded"}
 
@@ -90,7 +89,7 @@ def test_a_run_samples_in_workers_what_it_samples_inline(train, tmp_path):
     brief = ("training.steps=1", "training.learning_rate=0", "rollout.tasks_per_step=2", "tasks.eval=null")
 
     def sampled(folder):
-        episodes = read_episodes(folder.episodes)
+        episodes = open_run(folder.path).load_episodes()
         return {str(episode.key): [span.ids for span in episode.tree.spans] for episode in episodes}
 
     in_workers, _ = train("calculator", *brief)
@@ -188,7 +187,7 @@ def test_an_exception_of_its_framework_is_an_outcome_where_the_agent_says_so(tra
     )
     settings = (f"rollout.mode={mode}", "training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=1")
     folder, _ = train(source, *settings, f"agent.outcomes=[{tmp_path / 'mine.py'}:Unexpected]")
-    for episode in read_episodes(folder.episodes):
+    for episode in open_run(folder.path).load_episodes():
         assert (episode.outcome, episode.reward) == ("rewarded", 0.0)
         assert episode.mistake.startswith("Unparsable: the policy wrote no JSON at ")
 

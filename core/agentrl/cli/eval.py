@@ -98,12 +98,12 @@ def _find(given: str | None) -> _Found:
 
 def _newest(run: Path) -> _Found:
     from agentrl.errors import ConfigError
-    from agentrl.runs.folder import RunFolder
+    from agentrl.runs.reader import Run
 
-    checkpoint = RunFolder(run).latest_checkpoint()
+    checkpoint = Run(run).newest_checkpoint()
     if checkpoint is None:
         raise ConfigError(f"the run {run} has saved no checkpoint", fix="name a model folder")
-    return _Found(str(checkpoint), run / "config.yaml")
+    return _Found(str(checkpoint.path), run / "config.yaml")
 
 
 def _print(config: Config, measured: Evaluation, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError, PluginError, near_files, near_matches, one_line, shortened
 from agentrl.plugins import Plugins
 
-__all__ = ["find_model", "newest_checkpoint", "no_progress_bars", "vocabulary_of"]
+__all__ = ["find_model", "newest_checkpoint", "no_progress_bars", "saved_checkpoints", "vocabulary_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -62,12 +62,17 @@ def _brought(name: str) -> str | None:
     return None if project is None else f"it comes with {project}: {install_command(project)}"
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """Returns the run's checkpoint folder after the most steps, or ``None``; half-written ones are ignored."""
+def saved_checkpoints(run: Path) -> dict[int, Path]:
+    """The complete checkpoints in a run folder by the optimiser steps that made them."""
     saved = run / "checkpoints"
     names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
-    steps = {int(match[1]): name for name in names if (match := _CHECKPOINT.fullmatch(name))}
-    return saved / steps[max(steps)] if steps else None
+    return {int(match[1]): saved / name for name in names if (match := _CHECKPOINT.fullmatch(name))}
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of a run after the most optimiser steps; ``None`` where there is no complete one."""
+    saved = saved_checkpoints(run)
+    return saved[max(saved)] if saved else None
 
 
 def _is_run(folder: Path) -> bool:

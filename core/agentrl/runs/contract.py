@@ -1,12 +1,35 @@
-"""What a run is and what it came to, as plain values that reporters, trackers, plugins and readers share."""
+"""What a run is, what it came to and what a reader finds in it, as plain values that all rooms and plugins share."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-__all__ = ["RunInfo", "Summary"]
+from agentrl.errors import Side
+from agentrl.rollout.contract import EpisodeKey, Outcome, Phase
+
+__all__ = [
+    "Checkpoint",
+    "CountKey",
+    "EpisodeFilter",
+    "EpisodeRow",
+    "GroupRow",
+    "MetricsLine",
+    "RunInfo",
+    "RunState",
+    "SortKey",
+    "Summary",
+]
+
+RunState = Literal["running", "completed", "interrupted", "failed", "killed"]
+"""``running`` while a process writes to the run folder; ``killed`` where none does and there is no summary."""
+
+SortKey = Literal["committed", "reward", "seconds", "tokens", "calls", "attempts", "group", "task", "step", "version"]
+"""What episodes are sorted by; ``committed`` is the order in which they finished."""
+
+CountKey = Literal["phase", "outcome", "side", "step"]
+"""What episodes are counted by; ``side`` is the side of a failure, ``step`` the trained step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +100,91 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as in ``summary.json``."""
         return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+class EpisodeFilter(TypedDict, total=False):
+    """Which episodes to read: those that match every key that is given."""
+
+    phase: Phase
+    group: int
+    """The group's ordinal in its phase."""
+    task: int
+    """Index of the task in its task set."""
+    step: int
+    """The optimiser step that trained the group; for evaluations the steps done before."""
+    version: int
+    """The policy version at dispatch."""
+    outcome: Outcome
+    side: Side
+    """The side that a failure is attributed to."""
+    min_reward: float
+    max_reward: float
+    """Inclusive bounds; an episode without a reward matches neither."""
+    text: str
+    """Words that all have to occur in the episode's messages, in any order and case; ``"quoted words"`` have to
+    follow each other, and ``begin*`` matches words that begin so."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """An episode as lists show it, without its task, messages and tokens."""
+
+    id: int
+    """1, 2, 3, … in the order in which the episodes were committed."""
+    key: EpisodeKey
+    version: int
+    """Policy version at dispatch."""
+    trained_step: int | None
+    """Optimiser step whose batch its group was in; ``None`` before, and in evaluations."""
+    outcome: Outcome
+    reward: float | None
+    seconds: float
+    attempts: int
+    call_count: int
+    """Calls to the model."""
+    sampled_tokens: int
+    failure_side: Side | None
+    failure_reason: str | None
+    mistake: str | None
+    """The policy's mistake that ended the episode, if one did."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """The episodes of a task that are compared with each other, in the order of their samples."""
+
+    phase: Phase
+    ordinal: int
+    task: int
+    episodes: tuple[EpisodeRow, ...]
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean over the episodes that have a reward; ``None`` where none has one."""
+        rewards = [episode.reward for episode in self.episodes if episode.reward is not None]
+        return sum(rewards) / len(rewards) if rewards else None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsLine:
+    """One line of ``metrics.jsonl``: an optimiser step, or an evaluation after ``step`` steps."""
+
+    step: int
+    time: float
+    """When it was written, in seconds since the epoch."""
+    metrics: dict[str, float | None]
+    """Flat numbers by name; ``None`` where a number was not finite."""
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it is an evaluation's line."""
+        return "evaluation/reward" in self.metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint of a run."""
+
+    step: int
+    """Optimiser steps that made its weights."""
+    path: Path

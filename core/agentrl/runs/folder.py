@@ -9,6 +9,7 @@
         checkpoints/step-000020/  a Hugging Face model folder, and what resume needs
         logs/run.log            the run's narration, with the time of each line
         summary.json            how it ended
+        run.lock                held, with process id and host, while the run writes here; removed at its end
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agentrl.config.loader import dump_yaml
-from agentrl.config.models import Config
 from agentrl.errors import AgentRLError, ConfigError, RunError, RunFolderError, cannot_write, disk_is_full
-from agentrl.inference.model_folder import newest_checkpoint
 from agentrl.runs.contract import RunInfo, Summary
 
+if TYPE_CHECKING:
+    from agentrl.config.models import Config
+
 __all__ = [
+    "FolderLock",
     "RunFolder",
     "default_name",
     "filesystem_type",
+    "is_locked",
     "is_network_filesystem",
     "read_summary",
     "run_of",
@@ -43,10 +48,14 @@ _NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "smb3", "smbfs"}
 )
 _SPARE_BYTES = 1 << 20
+_LOCK = "run.lock"
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+_PROBE_S = 1.0
+"""Seconds for which a writer waits for the lock: a reader that looks whether it is held has it for a moment."""
 
 
 class RunFolder:
-    """Where a run's files are. ``create`` and ``create_evaluation`` are the only ways to a fresh folder."""
+    """The paths of a run's files under ``path``. ``create`` and ``create_evaluation`` make a new folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,8 +88,8 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder of an evaluation of the weights in the folder ``measured``, and write its config.
 
-        It is called after ``run.name`` or the run that saved them, where there is one, and numbered where that name is
-        taken. Raises as ``create`` does.
+        Its name is ``run.name``, or the name of the run that saved the weights, with ``-eval``, and a number where that
+        is taken. Raises as ``create`` does.
         """
         parent, name = _parent(config), config.run.name
         if name is None:
@@ -93,6 +102,8 @@ class RunFolder:
         try:
             for name in folders:
                 (self.path / name).mkdir()
+            from agentrl.config.loader import dump_yaml
+
             write_atomically(self.config, dump_yaml(config, self.path))
             reserve(self.summary)
         except OSError as error:
@@ -101,7 +112,7 @@ class RunFolder:
         return self
 
     def remove(self) -> None:
-        """Take it away, where nothing has come of it."""
+        """Remove the folder of a run that ended before it had anything to keep."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @staticmethod
@@ -113,18 +124,16 @@ class RunFolder:
                 raise _taken(path)
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint after ``step`` optimiser steps is."""
+        """The folder of the checkpoint after ``step`` optimiser steps, which need not exist."""
         return self.checkpoints / f"step-{step:06}"
-
-    def latest_checkpoint(self) -> Path | None:
-        """The checkpoint after the most steps; half-written ones do not count."""
-        return newest_checkpoint(self.path)
 
     @contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
-        """An empty folder to fill; it becomes ``checkpoint(step)``, whole and durable, when the block ends.
+        """An empty folder to fill, which becomes ``checkpoint(step)``, whole and durable, when the block ends.
 
-        Where the block raises nothing is left of it. Raises ``RunError`` where it cannot be written.
+        This is the only place where a checkpoint is staged: whoever writes into the folder just writes files. Where
+        the block raises, or the process ends in it, there is no new checkpoint. Raises ``RunError`` where a file
+        cannot be written.
         """
         path = self.checkpoint(step)
         aside = path.with_name(f".{path.name}.part")
@@ -178,13 +187,13 @@ def read_summary(path: Path) -> Summary:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that saved ``checkpoint``, where it is still in there."""
+    """The folder of the run that saved ``checkpoint``; ``None`` where the checkpoint is not in a run folder."""
     run = checkpoint.resolve().parent.parent
     return run if (run / "config.yaml").is_file() else None
 
 
 def default_name(agent: str, now: datetime) -> str:
-    """The agent, without what is before it in its reference, and the time: ``math-20261124-091500``."""
+    """The last part of the agent's reference, and the time: ``math-20261124-091500``."""
     short = re.split(r"[:/\\]", agent)[-1]
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-.")[:80]
     return f"{safe or 'agent'}-{now:%Y%m%d-%H%M%S}"
@@ -210,7 +219,7 @@ def _taken(path: Path) -> ConfigError:
 
 
 def _make_unique(parent: Path, name: str) -> Path:
-    """A default name is nobody's choice: where two runs start in one second, the second is numbered."""
+    """Make ``parent/name``, with a number after a name that is taken: two runs may start in one second."""
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
@@ -239,7 +248,7 @@ def _made(parent: Path, make: Callable[[], Path]) -> Path:
 
 
 def _cause(error: BaseException, folder: Path) -> OSError | None:
-    """The system's error behind ``error``, where a write is what failed."""
+    """The operating system's error behind ``error``; ``None`` where ``error`` is not that of a write."""
     if isinstance(error, OSError):
         return error
     if isinstance(error, AgentRLError) or not isinstance(error, Exception):
@@ -334,3 +343,80 @@ def _unescape(text: str) -> str:
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text
+
+
+class FolderLock:
+    """Keeps a second writer out of ``folder``, from construction to ``release`` or the end of the process.
+
+    The lock file names the process that holds it. Raises ``RunError`` where another process does. On a file system
+    without locks nothing is locked, and ``held`` is false.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock, Timeout
+
+        self._path = folder / _LOCK
+        self._lock = FileLock(self._path)
+        self.held = False
+        """Whether a second writer is kept out."""
+        try:
+            self._lock.acquire(timeout=_PROBE_S, poll_interval=0.02)
+            self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            self.held = True
+        except Timeout as error:
+            raise RunError(
+                f"another run is writing to {folder}: {_holder(self._path)}",
+                fix="wait until it ends, or set run.name to another name",
+            ) from error
+        except NotImplementedError:  # What some versions of filelock raise for such a file system.
+            return
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                self._lock.release()
+                raise cannot_write(self._path, error) from error
+
+    def release(self) -> None:
+        """Let others write to the folder. Safe to call twice."""
+        if self.held:
+            # While it is held: removed later, it might be the lock file of the next writer.
+            self._path.unlink(missing_ok=True)
+        self.held = False
+        self._lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is writing to the run folder ``folder``, as far as this machine can tell."""
+    from filelock import FileLock, Timeout
+
+    path = folder / _LOCK
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # A folder that this process may only read.
+        return _is_alive(_holder(path))
+    lock.release()
+    return False
+
+
+def _holder(lock: Path) -> str:
+    try:
+        return lock.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _is_alive(holder: str) -> bool:
+    match = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if match is None or match[2] != socket.gethostname():
+        return match is not None
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +14,13 @@ from types import TracebackType
 from typing import SupportsFloat
 
 from agentrl.errors import RunError, cannot_write
+from agentrl.runs.contract import MetricsLine
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["MetricsLog", "MetricsReader"]
 
 
 class MetricsLog:
-    """Appends to ``path``; a line is there whole, and readable at once, when ``append`` returns."""
+    """Appends lines to ``path``; a line is complete and can be read when ``append`` returns."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -64,27 +67,47 @@ class MetricsLog:
         self.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """Every line of ``path`` as ``{"step": …, "time": …, name: number, …}``.
+class MetricsReader:
+    """Reads ``path``, also while it is written; what was read before is not read again. May be used by any thread."""
 
-    A last line without its newline is one that is being written, and is left out. Raises ``RunError``
-    where the file cannot be read or a line is not an object.
-    """
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[MetricsLine] = []
+        self._end = 0
+        self._reading = threading.Lock()
+
+    def read(self) -> list[MetricsLine]:
+        """Every complete line; a last one without its newline is still being written, and is left out.
+
+        A file that is not there has no lines. Raises ``RunError`` where it cannot be read or a line is no JSON object.
+        """
+        with self._reading:
+            for text in self._added():
+                self._lines.append(_parsed(self._path, len(self._lines) + 1, text))
+                self._end += len(text) + 1
+            return list(self._lines)
+
+    def _added(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._end:  # It is another file now.
+                    self._lines, self._end = [], 0
+                file.seek(self._end)
+                return file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"cannot read {self._path}: {error.strerror}") from error
+
+
+def _parsed(path: Path, number: int, text: bytes) -> MetricsLine:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
-
-
-def _parse(path: Path, number: int, line: str) -> dict[str, float | None]:
-    try:
-        row = json.loads(line)
+        row = json.loads(text)
     except ValueError as error:
         raise RunError(f"{path}, line {number} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise RunError(f"{path}, line {number} is not a JSON object")
-    return row
+    if not isinstance(row, dict) or not {"step", "time"} <= row.keys():
+        raise RunError(f"{path}, line {number} is not a JSON object with a step and a time")
+    return MetricsLine(row.pop("step"), row.pop("time"), row)
 
 
 def _number(value: SupportsFloat) -> float | None:

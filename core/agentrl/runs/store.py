@@ -1,56 +1,233 @@
-"""The episode store: every finished episode, on disk before it may train.
+"""The writer of the episode store: every finished episode is on disk before it may be trained.
 
-One thread writes. It commits what has gathered while it was busy in one transaction, so that the wait
-for the disk is shared by all who wait; readers, in this process or another, are never in its way.
+One thread writes. It commits what has gathered while it was busy in one transaction, so that everybody who waits
+shares the wait for the disk; readers, in this process or another, never block it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import queue
 import sqlite3
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from agentrl.errors import RunError
-from agentrl.rollout.contract import Episode, Phase
-from agentrl.runs.codec import Row, from_row, to_row
-from agentrl.runs.database import (
-    SELECT,
-    Journal,
+from agentrl.errors import RunError, encodable
+from agentrl.gateway.contract import Call
+from agentrl.rollout.contract import Episode
+from agentrl.runs.folder import FolderLock
+from agentrl.runs.schema import (
+    CALL_COLUMNS,
+    EPISODE_COLUMNS,
+    TREE_COLUMNS,
+    JournalMode,
     close_for_writing,
     database_error,
-    insert,
-    mark_trained,
-    open_for_reading,
+    has_search,
+    index_messages,
     open_for_writing,
+    storable,
+    transaction,
+    unindexed_from,
 )
-from agentrl.runs.lock import FolderLock
+from agentrl.tokens.contract import TokenTree
 
-__all__ = ["EpisodeStore", "read_episodes"]
+__all__ = ["EpisodeRows", "EpisodeStore", "plain", "to_rows"]
 
-_PAGE = 128
-"""How many episodes a reader takes at once; it holds no transaction while its caller looks at them."""
+_IDLE_S = 0.1
+"""Seconds without a commit after which the messages of the newest episodes are indexed for search."""
+_MOST_UNINDEXED = 512
+"""Episodes after which they are indexed without waiting for an idle moment; a batch costs half of single entries."""
+_MOST_VALUES = 32_766
+"""Values of one statement in SQLite's default build; older builds take fewer."""
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRows:
+    """An episode as rows of the store's tables, without the id that it gets when it is written."""
+
+    data: str
+    """The task as JSON, for ``tasks``."""
+    episode: tuple[Any, ...]
+    """The columns of ``episodes`` after ``id``; ``data`` is left out of it, see ``DATA``."""
+    calls: tuple[tuple[Any, ...], ...]
+    """The columns of ``calls`` after ``episode``."""
+    tree: tuple[Any, ...]
+    """The columns of ``trees`` after ``episode``."""
+
+
+DATA = EPISODE_COLUMNS.index("data") - 1
+"""Where the digest of the task stands among the columns of ``episodes`` after ``id``."""
+
+
+def to_rows(episode: Episode) -> EpisodeRows:
+    """``episode`` as rows. Raises ``TypeError`` or ``ValueError`` for data that JSON cannot hold."""
+    key, failure = episode.key, episode.failure
+    return EpisodeRows(
+        data=_json(episode.data),
+        episode=(
+            key.phase,
+            key.group,
+            key.task,
+            key.sample,
+            episode.version,
+            episode.trained_step,
+            episode.outcome,
+            None if episode.reward is None else float(episode.reward),
+            episode.seconds,
+            episode.attempts,
+            len(episode.calls),
+            sum(len(span.ids) for span in episode.tree.spans if span.sampled is not None),
+            None if failure is None else failure.side,
+            None if failure is None else storable(failure.reason),
+            None if failure is None else storable(failure.fingerprint),
+            None if episode.mistake is None else encodable(episode.mistake),
+            _json(plain(episode.answer)),
+            _json(dict(episode.call_rewards)),
+            _json(dict(episode.reward_parts)),
+        ),
+        calls=tuple(_call_rows(episode.calls)),
+        tree=_tree_row(episode.tree),
+    )
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: whatever it cannot becomes its ``repr``.
+
+    An agent's answer may be any Python object. A reward function has scored it by the time it is stored, so that its
+    ``repr`` loses nothing that is trained on.
+    """
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return _represented(value)
+    return value
+
+
+def _represented(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=repr))
+    except (TypeError, ValueError, RecursionError):
+        # A key that is no string, a cycle, or nesting without end.
+        return repr(value)
+
+
+def _json(value: Any) -> str:
+    """``value`` as JSON text that UTF-8 can encode; half a surrogate pair is written as its escape."""
+    text = _ENCODE(value)
+    if text.isascii():
+        return text
+    return text if isinstance(storable(text), str) else json.dumps(value)
+
+
+def _call_rows(calls: Sequence[Call]) -> Iterable[tuple[Any, ...]]:
+    """An agent sends its whole history with every call: only what the parent's request does not hold is stored."""
+    requests: dict[str, Mapping[str, Any]] = {}
+    for ordinal, call in enumerate(calls):
+        request, repeated = _beyond(requests.get(call.parent or "", {}), call.request)
+        requests[call.id] = call.request
+        yield (
+            ordinal,
+            storable(call.id),
+            None if call.parent is None else storable(call.parent),
+            _json(request),
+            None if repeated is None else _json(repeated),
+            _json(dict(call.message)),
+            storable(call.finish_reason),
+            call.prompt_tokens,
+            call.completion_tokens,
+            call.seconds,
+            call.delivered,
+            None if call.fork_reason is None else storable(call.fork_reason),
+            _json(call.overridden),
+            _json(call.unmet),
+            _json(call.control_tokens),
+        )
+
+
+def _beyond(parent: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What ``request`` adds to ``parent``, and what it repeats of it.
+
+    The latter is ``{"fields": names of equal fields, "items": {field: number of equal leading items}}``.
+    """
+    fields = [name for name in request if name in parent and parent[name] == request[name]]
+    items = {
+        name: count for name in request if name not in fields and (count := _common(parent.get(name), request[name]))
+    }
+    added = {
+        name: value[items[name] :] if name in items else value for name, value in request.items() if name not in fields
+    }
+    return added, {"fields": fields, "items": items} if fields or items else None
+
+
+def _common(left: object, right: object) -> int:
+    if not isinstance(left, list) or not isinstance(right, list):
+        return 0
+    count = 0
+    while count < min(len(left), len(right)) and left[count] == right[count]:
+        count += 1
+    return count
+
+
+def _tree_row(tree: TokenTree) -> tuple[str, bytes, bytes, bytes]:
+    """Log-probabilities take four bytes where single precision holds all of them exactly, else eight."""
+    spans: list[list[Any]] = []
+    ids, versions, logprobs = array("i"), array("i"), array("d")
+    for span in tree.spans:
+        ids.extend(span.ids)
+        sampled = span.sampled
+        if sampled is None:
+            spans.append([span.parent, span.fork, len(span.ids)])
+            continue
+        spans.append([span.parent, span.fork, len(span.ids), sampled.call, sampled.temperature, sampled.constrained])
+        logprobs.extend(sampled.logprobs)
+        versions.extend(sampled.versions)
+    return _json(spans), _bytes(ids), _bytes(_single(logprobs) or logprobs), _bytes(versions)
+
+
+def _single(values: array[float]) -> array[float] | None:
+    try:
+        single = array("f", values)
+    except OverflowError:
+        return None
+    return single if array("d", single) == values else None
+
+
+def _bytes(values: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        values = array(values.typecode, values)
+        values.byteswap()
+    return values.tobytes()
 
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    rows: Sequence[Row]
-    trained: tuple[Sequence[int], int] | None
-    """Ordinals of groups, and the step that has trained them."""
+    """What one caller wants written, and the future that is done once it is on disk."""
+
     done: Future[None] | asyncio.Future[None]
+    rows: Sequence[EpisodeRows] = ()
+    groups: Sequence[int] = ()
+    """Ordinals of training groups that the optimiser step ``step`` has trained."""
+    step: int = 0
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop whose thread alone may touch ``done``; ``None`` where any may."""
+        """The event loop whose thread alone may set ``done``; ``None`` where any thread may."""
         return self.done.get_loop() if isinstance(self.done, asyncio.Future) else None
 
     def settle(self, error: Exception | None) -> None:
-        """Say how it went, unless nobody waits any more."""
+        """Set the result or ``error``, unless nobody waits any more."""
         if self.done.done():
             return
         if error is None:
@@ -62,18 +239,23 @@ class _Commit:
 class EpisodeStore:
     """The one writer of a run's episodes. ``commit`` may be called from any thread and any event loop.
 
-    Raises ``RunError`` where the file cannot be written, is not an episode store, or another process
-    has its folder open for writing.
+    A store of an older schema is rewritten in the present one when it is opened. Raises ``RunError`` where the file
+    cannot be written, is not an episode store, or another process has its folder open for writing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FolderLock(path.parent)
         try:
-            self._connection, self._journal = open_for_writing(path)
+            self._connection, self._mode = open_for_writing(path)
+            (self._last_id,) = self._connection.execute("SELECT coalesce(max(id), 0) FROM episodes").fetchone()
+            self._searches = has_search(self._connection)
+            self._unindexed = self._last_id + 1 - unindexed_from(self._connection) if self._searches else 0
         except BaseException:
             self._lock.release()
             raise
+        most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+        self._most_values = min(most, _MOST_VALUES)
         self._queue: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
@@ -81,15 +263,15 @@ class EpisodeStore:
         self._thread.start()
 
     @property
-    def journal(self) -> Journal:
-        """How SQLite keeps a commit whole."""
-        return self._journal
+    def journal_mode(self) -> JournalMode:
+        """How SQLite keeps a commit whole: with a write-ahead log, or with a rollback journal."""
+        return self._mode
 
     @property
     def notes(self) -> list[str]:
-        """What whoever starts the run should know about the file system; empty on an ordinary disk."""
+        """What the user should know about the file system, a sentence each; empty on an ordinary disk."""
         notes = []
-        if self._journal == "delete":
+        if self._mode == "delete":
             notes.append(
                 f"the file system of {self.path.parent} cannot do a write-ahead log: "
                 "episodes are stored with a rollback journal, which is slower and makes readers wait"
@@ -104,26 +286,28 @@ class EpisodeStore:
         Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails.
         """
         done = asyncio.get_running_loop().create_future()
-        self._enqueue(_Commit([_encoded(episode) for episode in episodes], None, done))
-        await done
-
-    async def mark_trained(self, groups: Sequence[int], step: int) -> None:
-        """Note that the optimiser step ``step`` has trained the committed training groups with these ordinals.
-
-        Returns once that is on disk. Raises ``RunError`` where it fails.
-        """
-        done = asyncio.get_running_loop().create_future()
-        self._enqueue(_Commit([], (groups, step), done))
+        self._enqueue(_Commit(done, [_encoded(episode) for episode in episodes]))
         await done
 
     def submit(self, episodes: Sequence[Episode]) -> Future[None]:
-        """Like ``commit``, for code without an event loop: the future is done when they are on disk.
+        """Like ``commit``, for code without an event loop: the future is done when the episodes are on disk.
 
-        Raises ``RunError`` at once for an episode that no row can hold.
+        Raises ``RunError`` at once for an episode that cannot be stored.
         """
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._enqueue(_Commit([_encoded(episode) for episode in episodes], None, done))
+        self._enqueue(_Commit(done, [_encoded(episode) for episode in episodes]))
+        return done
+
+    def mark_trained(self, groups: Sequence[int], step: int) -> Future[None]:
+        """Set ``trained_step`` of the committed training groups with the ordinals ``groups`` to ``step``.
+
+        It is written together with the commits that wait at that moment. The future is done when it is on disk; its
+        exception is the ``RunError`` where that fails.
+        """
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()
+        self._enqueue(_Commit(done, groups=groups, step=step))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -131,12 +315,6 @@ class EpisodeStore:
             if self._closed:
                 raise RunError(f"the episode store {self.path} is closed")
             self._queue.put(commit)
-
-    def episodes(
-        self, phase: Phase | None = None, *, version: int | None = None, trained_step: int | None = None
-    ) -> Iterator[Episode]:
-        """The committed episodes; see ``read_episodes``."""
-        return read_episodes(self.path, phase, version=version, trained_step=trained_step)
 
     def close(self) -> None:
         """Commit what was submitted and close the file. Safe to call twice."""
@@ -156,63 +334,92 @@ class EpisodeStore:
 
     def _serve(self) -> None:
         try:
-            while (first := self._queue.get()) is not None:
-                gathered, last = self._gather(first)
-                self._write(gathered)
-                if last:
-                    return
+            last = False
+            while not last:
+                gathered, last = self._gather()
+                if gathered:
+                    self._write(gathered)
+                if self._unindexed and (last or not gathered or self._unindexed >= _MOST_UNINDEXED):
+                    self._index()
         finally:
             close_for_writing(self._connection)
             self._lock.release()
 
-    def _gather(self, first: _Commit) -> tuple[list[_Commit], bool]:
-        """``first`` and what came after it, and whether that is all there will be."""
-        gathered = [first]
-        while not self._queue.empty():
-            commit = self._queue.get()
-            if commit is None:
-                return gathered, True
-            gathered.append(commit)
-        return gathered, False
+    def _gather(self) -> tuple[list[_Commit], bool]:
+        """The commits that wait, and whether they are the last; none where an idle moment can be used for the index."""
+        gathered: list[_Commit] = []
+        try:
+            commit = self._queue.get(timeout=_IDLE_S if self._unindexed else None)
+            while commit is not None:
+                gathered.append(commit)
+                commit = self._queue.get_nowait()
+        except queue.Empty:
+            return gathered, False
+        return gathered, True
 
     def _write(self, commits: Sequence[_Commit]) -> None:
         failure: Exception | None = None
         try:
-            insert(self._connection, [row for commit in commits for row in commit.rows])
-            for commit in commits:
-                if commit.trained is not None:
-                    mark_trained(self._connection, *commit.trained)
-        except Exception as error:  # whatever it is, those who wait are to hear of it
+            with transaction(self._connection):
+                self._insert([rows for commit in commits for rows in commit.rows])
+                for commit in commits:
+                    self._mark(commit.groups, commit.step)
+        except Exception as error:  # whatever it is, those who wait have to learn of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
-        _tell(commits, failure)
+        else:
+            written = sum(len(commit.rows) for commit in commits)
+            self._last_id += written
+            self._unindexed += written if self._searches else 0
+        _settle_all(commits, failure)
+
+    def _insert(self, episodes: Sequence[EpisodeRows]) -> None:
+        """Many rows are one statement: the interpreter's lock is given up and taken again with every statement,
+        and beside a busy event loop each of those waits."""
+        digests = [hashlib.sha256(rows.data.encode()).digest() for rows in episodes]
+        tasks = {digest: (digest, rows.data) for digest, rows in zip(digests, episodes, strict=True)}
+        numbered = list(enumerate(episodes, start=self._last_id + 1))
+        self._insert_into("tasks", ("digest", "data"), list(tasks.values()))
+        self._insert_into(
+            "episodes",
+            EPISODE_COLUMNS,
+            [
+                (id, *rows.episode[:DATA], digest, *rows.episode[DATA:])
+                for (id, rows), digest in zip(numbered, digests, strict=True)
+            ],
+        )
+        self._insert_into("calls", CALL_COLUMNS, [(id, *call) for id, rows in numbered for call in rows.calls])
+        self._insert_into("trees", TREE_COLUMNS, [(id, *rows.tree) for id, rows in numbered])
+
+    def _insert_into(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        values, at_once = f"({', '.join('?' * len(columns))})", self._most_values // len(columns)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            self._connection.execute(
+                f"INSERT {'OR IGNORE ' * (table == 'tasks')}INTO {table} ({', '.join(columns)}) "
+                f"VALUES {', '.join([values] * len(some))}",
+                [value for row in some for value in row],
+            )
+
+    def _mark(self, groups: Sequence[int], step: int) -> None:
+        for start in range(0, len(groups), self._most_values - 1):
+            some = groups[start : start + self._most_values - 1]
+            self._connection.execute(
+                "UPDATE episodes SET trained_step = ? WHERE phase = 'train' "
+                f"AND group_ordinal IN ({', '.join('?' * len(some))})",
+                [step, *some],
+            )
+
+    def _index(self) -> None:
+        try:
+            index_messages(self._connection)
+        except sqlite3.Error:
+            # A full disk, which the next commit reports. Searches look through what is not indexed, more slowly.
+            self._searches = False
+        self._unindexed = 0
 
 
-def read_episodes(
-    path: Path, phase: Phase | None = None, *, version: int | None = None, trained_step: int | None = None
-) -> Iterator[Episode]:
-    """The episodes of the store at ``path``, which its run may still be writing; oldest commit first.
-
-    All of them, or those of a phase, dispatched under a policy version, or trained by an optimiser step. Raises
-    ``RunError`` where there is no store to read.
-    """
-    wanted = {"phase": phase, "version": version, "trained_step": trained_step}
-    where = " AND ".join(["id > :after", *(f"{name} = :{name}" for name, value in wanted.items() if value is not None)])
-    select = f"{SELECT} WHERE {where} ORDER BY id LIMIT {_PAGE}"
-    connection = open_for_reading(path)
-    try:
-        after: int | None = 0
-        while after is not None:
-            rows = connection.execute(select, {"after": after, **wanted}).fetchall()
-            yield from (from_row(row[1:]) for row in rows)
-            after = rows[-1][0] if len(rows) == _PAGE else None
-    except sqlite3.Error as error:
-        raise database_error(path, error, "read") from error
-    finally:
-        connection.close()
-
-
-def _tell(commits: Sequence[_Commit], failure: Exception | None) -> None:
-    """Say how it went, and wake each event loop once: a wake-up a commit would pass the interpreter's lock
+def _settle_all(commits: Sequence[_Commit], failure: Exception | None) -> None:
+    """Settle every commit and wake each event loop once: a wake-up for each commit would pass the interpreter's lock
     to and fro as many times."""
     by_loop: dict[asyncio.AbstractEventLoop | None, list[_Commit]] = {}
     for commit in commits:
@@ -233,8 +440,8 @@ def _settle(commits: Sequence[_Commit], failure: Exception | None) -> None:
         commit.settle(failure)
 
 
-def _encoded(episode: Episode) -> Row:
+def _encoded(episode: Episode) -> EpisodeRows:
     try:
-        return to_row(episode)
+        return to_rows(episode)
     except (TypeError, ValueError, OverflowError) as error:
         raise RunError(f"episode {episode.key} cannot be stored: {error}") from error

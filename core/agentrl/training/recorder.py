@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from agentrl.config.models import Config
@@ -45,6 +47,8 @@ class RunRecorder:
         self._trackers = trackers
         self._hook = plugins.hook
         self._run: RunInfo | None = None
+        self._marked: Future[None] | None = None
+        """Done when the groups of the newest step are recorded as trained."""
 
     def start(self, config: Config) -> None:
         """Training is about to begin. Raises the error by which a tracker or a plugin refuses the run."""
@@ -68,8 +72,14 @@ class RunRecorder:
         self._hook.agentrl_batch_ready(batch=groups)
 
     async def trained(self, groups: Sequence[Group], step: int) -> None:
-        """Note in the store that the optimiser step ``step``, which counts from 1, has trained ``groups``."""
-        await self._store.mark_trained([group.ordinal for group in groups], step)
+        """Record in the store that the optimiser step ``step``, which counts from 1, has trained ``groups``.
+
+        Only the record of the step before is waited for, so that no step waits for the disk. Raises ``RunError`` where
+        that one failed.
+        """
+        if self._marked is not None:
+            await asyncio.wrap_future(self._marked)
+        self._marked = self._store.mark_trained([group.ordinal for group in groups], step)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written."""
@@ -89,6 +99,8 @@ class RunRecorder:
     def finish(self, summary: Summary) -> None:
         """The run has ended: write the summary and report it. Raises ``RunError`` where it cannot be written."""
         self._trackers.finish(summary.outcome)
+        if self._marked is not None:
+            self._marked.result()
         self.folder.write_summary(summary)
         if self._run is not None:
             self._hook.agentrl_run_finished(run=self._run, outcome=summary.outcome)

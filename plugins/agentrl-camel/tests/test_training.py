@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentrl import Trainer, load_config
-from agentrl.runs.store import read_episodes
+from agentrl import Trainer, load_config, open_run
 
 NATIVE = """
 from camel.agents import ChatAgent
@@ -68,4 +67,4 @@ def test_an_example_trains(agent: str, train: Any) -> None:
 def test_a_native_agent_trains_by_reference(name: str, mode: str, train: Any, tmp_path: Path) -> None:
     summary = train(f"native.py:{name}", "reward=numeric-match", f"rollout.mode={mode}")
     assert (summary.outcome, summary.steps) == ("completed", 2)
-    assert {episode.outcome for episode in read_episodes(tmp_path / "run" / "episodes.sqlite")} == {"rewarded"}
+    assert {episode.outcome for episode in open_run(tmp_path / "run").load_episodes()} == {"rewarded"}

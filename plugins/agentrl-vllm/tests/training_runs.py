@@ -12,15 +12,13 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder, read_summary
-from agentrl.runs.metrics import read_metrics
-from agentrl.runs.store import read_episodes
 
 VLLM = "agentrl_vllm.backend:VllmBackend"
 
@@ -57,7 +55,8 @@ class Run:
     @property
     def exact(self) -> bool:
         """Whether in each step the servers' logprobs were the learner's, and all tokens of its newest version."""
-        rows = [row for row in read_metrics(self.folder.metrics) if "policy/ratio_mean" in row]
+        lines = [line.metrics for line in open_run(self.folder.path).metrics()]
+        rows = [row for row in lines if "policy/ratio_mean" in row]
         close = all(
             abs(row["policy/ratio_mean"] - 1) <= RATIO_WITHIN and row["policy/mismatch_kl"] < KL_BELOW for row in rows
         )
@@ -75,7 +74,7 @@ def run(folder: Path, agent: Any, backend: Mapping[str, Any], *settings: str) ->
         except AgentRLError as stopped:
             error = stopped
     left = RunFolder(folder)
-    episodes = list(read_episodes(left.episodes, phase="train")) if left.episodes.exists() else []
+    episodes = list(open_run(folder).load_episodes(phase="train")) if left.episodes.exists() else []
     return Run(left, read_summary(left.summary), error, told.getvalue(), config, episodes)
 
 

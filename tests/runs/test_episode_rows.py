@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
-from agentrl.runs.codec import COLUMNS, from_row, pack_tree, plain, to_row, unpack_tree
+from agentrl.runs.episodes import EpisodeReader
+from agentrl.runs.schema import TREE_COLUMNS
+from agentrl.runs.store import EpisodeStore, plain, to_rows
 from agentrl.tokens.contract import ROOT, Sampled, TokenTree
 
 text = st.text(st.characters(), max_size=8)
@@ -96,14 +100,27 @@ episodes = st.builds(
 )
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EpisodeStore]:
+    with EpisodeStore(tmp_path_factory.mktemp("run") / "episodes.sqlite") as store:
+        yield store
+
+
+def read_back(store: EpisodeStore, episode: Episode) -> Episode:
+    store.submit([episode]).result()
+    return EpisodeReader(store.path).episode(episode.key)
+
+
+@settings(max_examples=60)
 @given(episodes)
-def test_an_episode_survives_its_row(episode: Episode) -> None:
-    assert from_row(to_row(episode)) == episode
+def test_an_episode_survives_its_rows(store: EpisodeStore, episode: Episode) -> None:
+    assert read_back(store, episode) == episode
 
 
+@settings(max_examples=60)
 @given(trees())
-def test_a_tree_survives_its_bytes_with_working_positions(tree: TokenTree) -> None:
-    again = unpack_tree(pack_tree(tree))
+def test_a_tree_survives_its_arrays_with_working_positions(store: EpisodeStore, tree: TokenTree) -> None:
+    again = read_back(store, Episode(EpisodeKey("train", 0, 0, 0), {}, "rewarded", 1.0, tree=tree)).tree
     assert again == tree
     assert [again.walk(span.ids) for span in tree.spans] == [tree.walk(span.ids) for span in tree.spans]
 
@@ -112,12 +129,14 @@ def test_logprobs_that_single_precision_holds_take_half_the_space() -> None:
     def packed(logprob: float) -> bytes:
         tree = TokenTree()
         tree.add_sampled([1] * 100, Sampled("c", (logprob,) * 100, (0,) * 100, 1.0), ROOT)
-        return pack_tree(tree)
+        row = to_rows(Episode(EpisodeKey("train", 0, 0, 0), {}, "rewarded", 1.0, tree=tree)).tree
+        return bytes(dict(zip(TREE_COLUMNS[1:], row, strict=True))["logprobs"])
 
-    assert len(packed(-0.1)) - len(packed(-0.125)) == 400
+    assert len(packed(-0.1)) == 800
+    assert len(packed(-0.125)) == 400
 
 
-def test_a_long_conversation_is_stored_once() -> None:
+def test_a_long_conversation_is_stored_once(store: EpisodeStore) -> None:
     history: list[dict[str, Any]] = []
     calls: list[Call] = []
     for turn in range(50):
@@ -126,9 +145,8 @@ def test_a_long_conversation_is_stored_once() -> None:
         parent = calls[-1].id if calls else None
         calls.append(Call(f"call-{turn}", parent, request, {"content": "ok"}, "stop", 1, 1))
     episode = Episode(EpisodeKey("train", 0, 0, 0), {}, "rewarded", 1.0, calls=tuple(calls))
-    stored = dict(zip(COLUMNS, to_row(episode), strict=True))["calls"]
-    assert len(stored) < 2 * len(json.dumps(history))
-    assert from_row(to_row(episode)) == episode
+    assert len(json.dumps(to_rows(episode).calls)) < 2 * len(json.dumps(history))
+    assert read_back(store, episode) == episode
 
 
 def test_a_cycle_in_an_answer_is_pictured() -> None:

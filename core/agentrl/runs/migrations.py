@@ -1,0 +1,169 @@
+"""Episode stores of the schemas 1 to 5, read with the tables of the present one or rewritten in them.
+
+1: all of an episode in one row. 2: ``mistake``. 3: tasks in a table of their own. 4: ``reward_parts``. 5: the ordinal
+of the group, the policy version and the trained step in the place of ``step``. 6: calls and token trees in tables of
+their own, failures in columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from agentrl.runs.schema import CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
+
+__all__ = ["FIRST_WITH_TABLES", "call_rows", "call_texts", "rewrite", "shadow", "tree_row"]
+
+FIRST_WITH_TABLES = 6
+"""The first schema that keeps calls and trees in tables; before it they are columns of ``episodes``."""
+
+_TREE_HEAD = struct.Struct("<cI")
+
+_STEP = "CASE phase WHEN 'train' THEN max(step - 1, 0) ELSE step END"
+_ORDINAL = "dense_rank() OVER (PARTITION BY phase ORDER BY step, task) - 1"
+_TRAINED = "CASE phase WHEN 'train' THEN step END"
+
+
+def _columns(version: int) -> dict[str, str]:
+    """How each column of the present ``episodes`` is computed from a row of the schema ``version``."""
+    columns = {name: name for name in EPISODE_COLUMNS} | {
+        "call_count": "old_call_count(calls)",
+        "failure_side": "old_failure(failure, 'side')",
+        "failure_reason": "old_failure(failure, 'reason')",
+        "failure_fingerprint": "old_failure(failure, 'fingerprint')",
+    }
+    if version < 5:
+        # ``step`` was the optimiser step that a training batch was for, or the version that was evaluated.
+        columns |= {"group_ordinal": _ORDINAL, "version": _STEP, "trained_step": _TRAINED}
+    if version < 4:
+        columns["reward_parts"] = "'{}'"
+    if version < 3:
+        columns["data"] = "old_digest(data)"
+    if version < 2:
+        columns["mistake"] = "NULL"
+    return columns
+
+
+def _select(version: int, table: str) -> str:
+    columns = ", ".join(f"{value} AS {name}" for name, value in _columns(version).items())
+    return f"SELECT {columns} FROM {table} ORDER BY id"
+
+
+def shadow(connection: sqlite3.Connection, version: int) -> None:
+    """Make a read-only connection to a store of ``version`` see the present ``episodes`` and ``tasks``.
+
+    They are temporary tables in memory, without calls and trees, which stay in ``main.episodes``. Episodes that are
+    committed later are not seen. Raises what SQLite raises.
+    """
+    _add_functions(connection)
+    connection.execute("PRAGMA temp_store = memory")
+    connection.execute(f"CREATE TEMP TABLE episodes AS {_select(version, 'main.episodes')}")
+    connection.execute("CREATE INDEX temp.by_id ON episodes (id)")
+    if version < 3:
+        tasks = "SELECT DISTINCT old_digest(data) AS digest, data FROM main.episodes"
+        connection.execute(f"CREATE TEMP TABLE tasks AS {tasks}")
+        connection.execute("CREATE INDEX temp.by_digest ON tasks (digest)")
+
+
+def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], None]) -> None:
+    """Rewrite a store of ``version`` inside the open transaction; ``create`` makes the present tables.
+
+    Raises what SQLite raises.
+    """
+    _add_functions(connection)
+    for (name,) in connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'index' AND sql NOT NULL"
+    ).fetchall():
+        connection.execute(f"DROP INDEX {name}")
+    connection.execute("ALTER TABLE episodes RENAME TO old_episodes")
+    if version >= 3:
+        connection.execute("ALTER TABLE tasks RENAME TO old_tasks")
+    create()
+    tasks = "SELECT digest, data FROM old_tasks" if version >= 3 else "SELECT old_digest(data), data FROM old_episodes"
+    connection.execute(f"INSERT OR IGNORE INTO tasks (digest, data) {tasks}")
+    connection.execute(f"INSERT INTO episodes ({', '.join(EPISODE_COLUMNS)}) {_select(version, 'old_episodes')}")
+    for id, calls, tree in connection.execute("SELECT id, calls, tree FROM old_episodes"):
+        for row in call_rows(calls):
+            _insert(connection, "calls", CALL_COLUMNS, (id, *row))
+        _insert(connection, "trees", TREE_COLUMNS, (id, *tree_row(tree)))
+    connection.execute("DROP TABLE old_episodes")
+    connection.execute("DROP TABLE IF EXISTS old_tasks")
+
+
+def _insert(connection: sqlite3.Connection, table: str, columns: tuple[str, ...], row: tuple[Any, ...]) -> None:
+    values = ", ".join("?" * len(columns))
+    connection.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})", row)
+
+
+def call_rows(calls: str) -> Iterator[tuple[Any, ...]]:
+    """The column ``calls`` of a schema before 6, as rows of ``calls`` after ``episode``."""
+    for ordinal, call in enumerate(json.loads(calls)):
+        request = call["request"]
+        repeated = {"fields": request["same"], "items": request["shared"]}
+        yield (
+            ordinal,
+            call["id"],
+            call["parent"],
+            json.dumps(request["new"]),
+            json.dumps(repeated) if any(repeated.values()) else None,
+            json.dumps(call["message"]),
+            storable(call["finish_reason"]),
+            call["prompt_tokens"],
+            call["completion_tokens"],
+            call.get("seconds", 0.0),
+            call.get("delivered", True),
+            None if call["fork_reason"] is None else storable(call["fork_reason"]),
+            *(json.dumps(call.get(name, ())) for name in ("overridden", "unmet", "control_tokens")),
+        )
+
+
+def call_texts(calls: str) -> bytes:
+    """The texts of the messages in the column ``calls`` of a schema before 6, a line each, as UTF-8."""
+    said = [[call["request"]["new"].get("messages"), call["message"]] for call in json.loads(calls)]
+    return "\n".join(_texts(said)).encode(errors="replace")
+
+
+def _texts(value: Any, key: str = "") -> Iterator[str]:
+    if isinstance(value, str) and key in TEXT_KEYS:
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def tree_row(tree: bytes) -> tuple[str, bytes, bytes, bytes]:
+    """The column ``tree`` of a schema before 6, as a row of ``trees`` after ``episode``."""
+    typecode, length = _TREE_HEAD.unpack_from(tree)
+    start = _TREE_HEAD.size + length
+    spans = tree[_TREE_HEAD.size : start].decode()
+    shape = json.loads(spans)
+    tokens, sampled = sum(span[2] for span in shape), sum(span[2] for span in shape if len(span) > 3)
+    versions = start + 4 * tokens
+    logprobs = versions + 4 * sampled
+    end = logprobs + sampled * struct.calcsize(typecode.decode())
+    return spans, tree[start:versions], tree[logprobs:end], tree[versions:logprobs]
+
+
+def _add_functions(connection: sqlite3.Connection) -> None:
+    connection.create_function("old_digest", 1, _digest, deterministic=True)
+    connection.create_function("old_call_count", 1, lambda calls: len(json.loads(calls)), deterministic=True)
+    connection.create_function("old_failure", 2, _failure, deterministic=True)
+
+
+def _digest(data: str) -> bytes:
+    return hashlib.sha256(data.encode(errors="surrogatepass")).digest()
+
+
+def _failure(failure: str | None, name: str) -> str | bytes | None:
+    if failure is None:
+        return None
+    stored = json.loads(failure)
+    # The fingerprint was called ``cause`` before schema 5, and was not there at first.
+    return storable(stored.get(name, stored.get("cause", "")))

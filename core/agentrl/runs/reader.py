@@ -1,0 +1,183 @@
+"""One reader of a run folder, for scripts, the command line, resume and viewers; it works while the run goes on.
+
+::
+
+    from agentrl import open_run
+
+    run = open_run("runs/quickstart")
+    run.state, run.summary, run.best_checkpoint()
+    for row in run.episodes(phase="train", outcome="failed", limit=20):
+        print(row.key, row.failure_reason)
+    episode = run.episode("train-12-3-0")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from agentrl.errors import ConfigError, near_matches
+from agentrl.rollout.contract import Episode, EpisodeKey
+from agentrl.runs.contract import (
+    Checkpoint,
+    CountKey,
+    EpisodeFilter,
+    EpisodeRow,
+    GroupRow,
+    MetricsLine,
+    RunInfo,
+    RunState,
+    SortKey,
+    Summary,
+)
+from agentrl.runs.episodes import EpisodeReader
+from agentrl.runs.folder import RunFolder, is_locked, read_summary
+from agentrl.runs.metrics import MetricsReader
+
+if TYPE_CHECKING:
+    from agentrl.config.models import Config
+
+__all__ = ["Run", "open_run", "run_names"]
+
+
+def open_run(run: str | os.PathLike[str], *, runs: str | os.PathLike[str] = "runs") -> Run:
+    """The run in the folder ``run``, or the run of that name in the folder ``runs``.
+
+    Nothing is read yet but that the folder is there. Raises ``ConfigError`` where it is no run folder.
+    """
+    path = Path(run).expanduser()
+    inside = Path(runs).expanduser() / path
+    for folder in (path, inside):
+        if (folder / "config.yaml").is_file():
+            return Run(folder)
+    raise ConfigError(
+        f"there is no run {str(run)!r}: neither {path} nor {inside} is a run folder with a config.yaml",
+        fix=near_matches(path.name, run_names(runs)),
+    )
+
+
+def run_names(runs: str | os.PathLike[str] = "runs") -> list[str]:
+    """The names of the runs in the folder ``runs``, sorted."""
+    return sorted(config.parent.name for config in Path(runs).expanduser().glob("*/config.yaml"))
+
+
+class Run:
+    """What a run has left, or has left so far, in the folder ``path``. Methods may be called from any thread.
+
+    Every call reads the present state of the files, except that ``config`` is read once. Raises ``RunError`` for files
+    that cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = RunFolder(path)
+        self._metrics = MetricsReader(self._folder.metrics)
+        self._store = EpisodeReader(self._folder.episodes)
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is that of its folder."""
+        return self.path.resolve().name
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config of the run. Raises ``ConfigError`` where this version does not know one of its keys."""
+        from agentrl.config import load_config
+
+        return load_config(self._folder.config, environ={})
+
+    @property
+    def info(self) -> RunInfo:
+        """The name, folder, agent, model and size of the run."""
+        return self._folder.info(self.config)
+
+    @property
+    def state(self) -> RunState:
+        """Whether the run is going on, and else how it ended."""
+        if is_locked(self.path):
+            return "running"
+        summary = self.summary
+        if summary is None:
+            return "killed"
+        outcome = summary.outcome.partition(":")[0]
+        return outcome if outcome in ("completed", "interrupted") else "failed"  # type: ignore[return-value]
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the run came to; ``None`` before its end, and where it was killed."""
+        return read_summary(self._folder.summary) if self._folder.summary.exists() else None
+
+    def metrics(self) -> list[MetricsLine]:
+        """All lines of ``metrics.jsonl``, in the order in which they were written."""
+        return self._metrics.read()
+
+    def steps(self) -> list[MetricsLine]:
+        """The metrics of each optimiser step."""
+        return [line for line in self.metrics() if not line.is_evaluation]
+
+    def evaluations(self) -> list[MetricsLine]:
+        """The results of each evaluation."""
+        return [line for line in self.metrics() if line.is_evaluation]
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The complete checkpoints, those after fewer steps first; one that is being written is not among them."""
+        from agentrl.inference.model_folder import saved_checkpoints
+
+        return [Checkpoint(step, path) for step, path in sorted(saved_checkpoints(self.path).items())]
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint after the most steps; ``None`` where there is none."""
+        return max(self.checkpoints(), key=lambda saved: saved.step, default=None)
+
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint whose evaluation has the highest sampled reward, the newest of equal ones.
+
+        ``None`` where no checkpoint has been evaluated.
+        """
+        rewards = {line.step: line.metrics["evaluation/reward"] for line in self.evaluations()}
+        evaluated = [(reward, saved) for saved in self.checkpoints() if (reward := rewards.get(saved.step)) is not None]
+        return max(evaluated, key=lambda pair: (pair[0], pair[1].step))[1] if evaluated else None
+
+    def episodes(
+        self,
+        *,
+        sort: SortKey = "committed",
+        descending: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
+        **filters: Unpack[EpisodeFilter],
+    ) -> tuple[EpisodeRow, ...]:
+        """At most ``limit`` of the episodes that match ``filters``, after the first ``offset``, ordered by ``sort``.
+
+        Episodes that have no such value come last, and equal ones in the order of their commits. No task, message or
+        token is read.
+        """
+        return self._store.rows(sort=sort, descending=descending, limit=limit, offset=offset, **filters)
+
+    def count(self, **filters: Unpack[EpisodeFilter]) -> int:
+        """How many episodes match ``filters``."""
+        return self._store.count(**filters)
+
+    def counts(self, by: CountKey, **filters: Unpack[EpisodeFilter]) -> dict[str | int, int]:
+        """How many of the episodes that match ``filters`` have each value of ``by``; those without one do not count."""
+        return self._store.counts(by, **filters)
+
+    def groups(
+        self, *, limit: int | None = None, offset: int = 0, **filters: Unpack[EpisodeFilter]
+    ) -> tuple[GroupRow, ...]:
+        """At most ``limit`` groups with an episode that matches ``filters``, each with all of its episodes."""
+        return self._store.groups(limit=limit, offset=offset, **filters)
+
+    def episode(self, key: EpisodeKey | str) -> Episode:
+        """The whole episode of ``key``, such as ``train-12-3-0``, with its calls and its token tree.
+
+        Raises ``RunError`` where there is none, and ``ConfigError`` for a text that is no key.
+        """
+        return self._store.episode(key)
+
+    def load_episodes(self, **filters: Unpack[EpisodeFilter]) -> Iterator[Episode]:
+        """Whole episodes that match ``filters``, in the order of their commits, read a page at a time."""
+        return self._store.load(**filters)
