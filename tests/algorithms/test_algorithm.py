@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.algorithms.algorithms import build, grpo
+from tests.plugins.installing import install
 
 from agentrl.algorithms.filters import NoFilter, ZeroVarianceFilter
 from agentrl.algorithms.loss import ClipObjective, RatioCorrection, TruncatedCorrection
 from agentrl.algorithms.normalisation import SequenceNormalisation, TokenNormalisation
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, PluginError
 from agentrl.learner.contract import ObjectiveLoss
 
 
@@ -63,3 +64,45 @@ def test_a_mistake_names_the_key_and_the_fix(algorithm, message):
     with pytest.raises(ConfigError, match=message) as raised:
         build(algorithm)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (
+            {"name": "grpo", "advantage": "old"},
+            r"algorithm.advantage='advantage.old' is registered by agentrl-old 1.0 in the entry-point group "
+            r"agentrl.algorithms, which holds presets only \(move it to the group agentrl.parts",
+        ),
+        (
+            "advantage.old",
+            r"algorithm='advantage.old' is registered in the entry-point group agentrl.algorithms and is no "
+            r"agentrl.algorithms.contract.Preset \(.* a part of an algorithm in the group agentrl.parts",
+        ),
+    ],
+)
+def test_a_part_in_the_group_of_presets_is_told_where_it_belongs(algorithm, message, tmp_path, monkeypatch):
+    groups = {"agentrl.algorithms": {"advantage.old": "old_parts:Old"}}
+    install(tmp_path, "agentrl-old", groups, files={"old_parts.py": "class Old:\n    pass\n"})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match=message):
+        build(algorithm)
+
+
+def test_a_plugins_own_preset_and_part_make_an_algorithm(tmp_path, monkeypatch):
+    code = """
+from agentrl.algorithms.contract import Preset
+from agentrl.algorithms.presets import grpo
+
+mine = Preset(grpo.credit, {"name": "advantage.mine", "scale": 2}, grpo.normalisation, grpo.correction, grpo.objective)
+
+class Mine:
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+"""
+    groups = {"agentrl.algorithms": {"mine": "my_parts:mine"}, "agentrl.parts": {"advantage.mine": "my_parts:Mine"}}
+    install(tmp_path, "agentrl-mine", groups, files={"my_parts.py": code})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build("mine").advantage.scale == 2.0
+    assert isinstance(build("mine").filter, NoFilter)
+    assert build({"name": "mine", "advantage": {"scale": 5}}).advantage.scale == 5.0

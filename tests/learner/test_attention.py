@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.learner import packing
+from agentrl.learner import attention, kernels, packing
 from agentrl.learner.attention import FlexForest, ForestAttention
 from agentrl.learner.packing import attends, cut_blocks, pack_forest
 
@@ -64,20 +64,25 @@ def test_blocks_cover_each_pair_that_attends_once(layout, window, tile):
     assert np.array_equal(seen, attends(depth, subtree_end, everything, everything, window).astype(int))
 
 
+PLAIN = kernels.AttentionKernel(kernels.plain_forward, kernels.plain_backward)
+
+
 @settings(max_examples=60)
-@given(layouts(), windows, st.sampled_from([0, 6, 1000]), st.sampled_from([1, 2, 4]))
-def test_attention_and_its_gradient_equal_the_dense_softmax(layout, window, tile, key_heads):
+@given(layouts(), windows, st.sampled_from([0, 6, 1000]), st.sampled_from([1, 2, 4]), st.sampled_from([None, PLAIN]))
+def test_attention_and_its_gradient_equal_the_dense_softmax(layout, window, tile, key_heads, kernel):
     depth, subtree_end = layout
     query, key, value = heads(4, len(depth), 1), heads(key_heads, len(depth), 2), heads(key_heads, len(depth), 3)
     everything = np.arange(len(depth))
     mask = attends(depth, subtree_end, everything, everything, window)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "TILE", tile)
+        patch.setattr(kernels, "QUERIES", 7)
+        patch.setattr(attention, "attention_kernel", lambda: kernel or kernels.attention_kernel())
         output = ForestAttention(depth, subtree_end)(query, key, value, 0.7, window)
+        weight = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        gradients = torch.autograd.grad((output * weight).sum(), (query, key, value))
     expected = dense(query, key, value, 0.7, mask)
-    weight = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(output, expected)
-    gradients = torch.autograd.grad((output * weight).sum(), (query, key, value))
     expected_gradients = torch.autograd.grad((expected * weight).sum(), (query, key, value))
     torch.testing.assert_close(gradients, expected_gradients)
 
@@ -94,3 +99,37 @@ def test_flex_attention_sees_the_same(window):
     mask = attends(depth, work.subtree_end_T, everything, everything, window)
     forest = FlexForest(torch.from_numpy(depth), torch.from_numpy(work.subtree_end_T))
     torch.testing.assert_close(forest(*inputs, 0.7, window), dense(*inputs, 0.7, mask))
+
+
+def test_the_fused_kernel_is_used_where_it_does_what_it_should():
+    kernels.attention_kernel.cache_clear()
+    assert kernels.attention_kernel() != PLAIN
+
+
+def shifted(query, *others, **named):
+    output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, *others, **named)
+    return output, log_sum + 1.0
+
+
+def renamed(query, key):
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"), [(shifted, "gives other values"), (renamed, "is not called as it was: TypeError")]
+)
+def test_another_kernel_of_that_name_is_not_used(forward, reason, monkeypatch):
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    monkeypatch.setattr(kernels, "fused_kernel", lambda: kernels.AttentionKernel(forward, backward))
+    kernels.attention_kernel.cache_clear()
+    with pytest.warns(UserWarning, match=rf"{reason}, so the learner uses a slower one"):
+        assert kernels.attention_kernel() == PLAIN
+    kernels.attention_kernel.cache_clear()
+
+
+def test_a_torch_without_the_kernel_goes_on_without(monkeypatch):
+    monkeypatch.setattr(kernels, "FUSED", "_attention_of_another_version")
+    kernels.attention_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="AttributeError, so the learner uses a slower one"):
+        assert kernels.attention_kernel() == PLAIN
+    kernels.attention_kernel.cache_clear()

@@ -193,6 +193,6 @@ def test_an_unknown_kind_is_answered_with_those_there_are(refused) -> None:
 
 
 def test_every_kind_that_a_plugin_may_provide_can_be_started() -> None:
-    """Recipes aside: an environment of a plugin is made by its name, and needs none."""
-    assert {*GROUPS.values()} == {*KNOWN, HOOKS} - {"environments"}
+    """Recipes aside: an environment of a plugin is made by its name, and needs none. A part comes with an algorithm."""
+    assert {*GROUPS.values()} == {*KNOWN, HOOKS} - {"environments", "parts"}
     assert {*GROUPS} == {*KINDS}

@@ -1,4 +1,4 @@
-"""Advantage estimators: how much better a call did than the group it is compared with."""
+"""Advantage estimators: from the returns of a group's calls to how much better than the group each call did."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class GroupAdvantage:
     after the sum over later calls instead of before it, so that an episode does not gain by having more
     turns. The baseline is the same for every turn, which leaves the gradient unbiased.
 
-    A group whose returns are all equal, and so a group of one episode, has advantage 0 everywhere.
+    A group whose returns are all equal, which includes a group of one episode, has advantage 0 everywhere.
     """
 
     class Settings(Section):
         scale: Literal["std", "none"] = "std"
-        """What the difference to the mean is divided by."""
+        """What the difference to the mean is divided by: `std` is the standard deviation, `none` leaves it."""
 
     def __init__(self, settings: Settings) -> None:
         self._scale = settings.scale

@@ -61,7 +61,9 @@ def build_batch(groups: Sequence[Group], algorithm: Algorithm) -> tuple[TrainBat
 def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:
     """Return what the rewarded episodes of ``group`` earned and how they compare, as ``algorithm`` has it."""
     returns = [algorithm.credit(_as_delivered(episode)) for episode in _rewarded(group)]
-    return ComparedGroup(group, returns, algorithm.advantage(returns))
+    advantages = algorithm.advantage(returns)
+    tells_apart = any(value for by_call in advantages for value in by_call.values())
+    return ComparedGroup(group, returns, advantages, tells_apart)
 
 
 def _rewarded(group: Group) -> list[Episode]:

@@ -72,11 +72,8 @@ class ComparedGroup:
     group: Group
     returns: Sequence[ByCall]
     advantages: Sequence[ByCall]
-
-    @property
-    def tells_apart(self) -> bool:
-        """Whether any advantage is not 0, so that the group can be learned from."""
-        return any(value for by_call in self.advantages for value in by_call.values())
+    tells_apart: bool
+    """Whether any advantage is not 0, so that the group can be learned from."""
 
 
 class Filter(Protocol):

@@ -1,4 +1,4 @@
-"""Credit assignment: what each call of an episode earned."""
+"""Credit assignment: from the rewards of an episode to a return for each of its calls."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["EpisodeCredit", "TreeCredit"]
 
 
 class EpisodeCredit:
-    """Every call earns the whole reward of its episode: outcome supervision (Shao et al. 2024, section 4.1.2)."""
+    """Gives every call the whole reward of its episode: outcome supervision (Shao et al. 2024, section 4.1.2)."""
 
     def __call__(self, episode: Episode) -> ByCall:
         return {call.id: episode.reward or 0.0 for call in episode.calls}
 
 
 class TreeCredit:
-    """Reward flows from a call to the calls that its conversation came from, and nowhere else.
+    """Passes reward from a call back to the earlier calls of its conversation, and to no others.
 
-    Ancestry is ``Call.parent``: what an agent's sub-agents do in conversations of their own neither earns
-    nor loses by each other, whatever order their calls came in.
+    Earlier calls are found by ``Call.parent``, so sub-agents that talk in separate conversations do not share rewards,
+    whatever order their calls came in.
 
     Where single calls were rewarded, a call earns its own reward and the returns of the calls that
     continue it, each discounted once: ``G(c) = r(c) + γ · Σ G(child)``. Calls that no reward reaches are
@@ -35,7 +35,7 @@ class TreeCredit:
 
     class Settings(Section):
         discount: float = Field(1.0, ge=0, le=1)
-        """What a call keeps of the return of a call that continues it."""
+        """Factor on the return of the next call of a conversation; 1 gives every call the same."""
 
     def __init__(self, settings: Settings) -> None:
         self._discount = settings.discount

@@ -1,4 +1,4 @@
-"""Normalisation: how much each sampled token weighs in the loss of a step."""
+"""Normalisation: the weight of each sampled token in the loss of a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ConstantNormalisation", "SequenceNormalisation", "TokenNormalisation
 
 
 class SequenceNormalisation:
-    """The mean over episodes of the mean over an episode's sampled tokens: GRPO (Shao et al. 2024, eq. 3)."""
+    """Takes the mean over episodes of the mean over an episode's sampled tokens: GRPO (Shao et al. 2024, eq. 3)."""
 
     def __call__(self, membership: Membership) -> Floats:
         tokens = np.bincount(membership.episode)
@@ -25,18 +25,21 @@ class SequenceNormalisation:
 
 
 class TokenNormalisation:
-    """The mean over all sampled tokens of the step: DAPO (Yu et al. 2025, eq. 8)."""
+    """Takes the mean over all sampled tokens of the step: DAPO (Yu et al. 2025, eq. 8)."""
 
     def __call__(self, membership: Membership) -> Floats:
         return np.full(len(membership.episode), 1.0 / max(1, len(membership.episode)))
 
 
 class ConstantNormalisation:
-    """The mean over episodes of the sum over tokens by a constant length: Dr. GRPO (Liu et al. 2025, section 3.2)."""
+    """Takes the mean over episodes of their sums over tokens, divided by a constant (Liu et al. 2025, section 3.2).
+
+    This is Dr. GRPO, which favours neither short nor long answers.
+    """
 
     class Settings(Section):
         length: int = Field(ge=1)
-        """Tokens that count as one whole episode, such as the most that an episode samples."""
+        """The constant: a number of tokens, such as the most that an episode samples."""
 
     def __init__(self, settings: Settings) -> None:
         self._length = settings.length

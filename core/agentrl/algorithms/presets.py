@@ -63,9 +63,9 @@ def _preset(plugins: Plugins, name: str) -> Preset:
     preset = plugins.get(_PRESETS, name)
     if not isinstance(preset, Preset):
         raise PluginError(
-            f"algorithm={name!r} is a {type(preset).__name__ if not isinstance(preset, type) else preset.__name__}, "
-            "not an agentrl.algorithms.contract.Preset",
-            fix=f"a preset belongs in the entry-point group agentrl.{_PRESETS}, a part in agentrl.{_PARTS}",
+            f"algorithm={name!r} is registered in the entry-point group agentrl.{_PRESETS} and is no "
+            "agentrl.algorithms.contract.Preset",
+            fix=f"register a Preset there, and a part of an algorithm in the group agentrl.{_PARTS}",
         )
     return preset
 

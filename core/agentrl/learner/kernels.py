@@ -23,6 +23,8 @@ __all__ = ["MASKED", "AttentionKernel", "attention_kernel", "plain_backward", "p
 
 MASKED = -1e30
 """Added to scores that are not attended to; finite, so that a row without any merges with weight 0, not NaN."""
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"
+"""Name of the fused kernel among PyTorch's operators."""
 QUERIES = 512
 """Queries whose scores the plain kernel holds at once."""
 
@@ -93,16 +95,18 @@ def _scores(query: Tensor, key: Tensor, rows: slice, causal: bool, attn_mask: Te
     return scores
 
 
+def fused_kernel() -> AttentionKernel:
+    """Return PyTorch's own kernel. Raises ``AttributeError`` where this version has none of that name."""
+    operators: Any = torch.ops.aten
+    return AttentionKernel(getattr(operators, FUSED), getattr(operators, f"{FUSED}_backward"))
+
+
 @cache
 def attention_kernel() -> AttentionKernel:
-    """Return PyTorch's fused kernel where it does what it is used for, else the plain one, with a warning."""
+    """Return the fused kernel where it does what it is used for, else the plain one, with a warning."""
     plain = AttentionKernel(plain_forward, plain_backward)
     try:
-        operators: Any = torch.ops.aten
-        fused = AttentionKernel(
-            operators._scaled_dot_product_flash_attention_for_cpu,
-            operators._scaled_dot_product_flash_attention_for_cpu_backward,
-        )
+        fused = fused_kernel()
         if _agree(fused, plain):
             return fused
         reason = "gives other values"

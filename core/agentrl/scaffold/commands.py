@@ -35,7 +35,7 @@ def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
         "tasks": ["train", "math", f"tasks.train={entry}", "tasks.eval=arithmetic-heldout"],
         "model": ["train", "math", f"model={entry}"],
         "backend": ["train", "math", f"inference.backend={entry}"],
-        "algorithm": ["train", "math", f"algorithm.advantage={entry}"],
+        "algorithm": ["train", "math", f"algorithm={entry}"],
         "tracker": ["train", "math", f"trackers=[{entry}]"],
         "scheduler": ["train", "math", f"scheduler={entry}"],
         "command": [entry],

@@ -26,7 +26,7 @@ GROUPS: dict[PluginKind, str] = {
     "tasks": "tasks",
     "model": "models",
     "backend": "backends",
-    "algorithm": "parts",
+    "algorithm": "algorithms",
     "tracker": "trackers",
     "scheduler": "schedulers",
     "command": "commands",
@@ -35,7 +35,7 @@ GROUPS: dict[PluginKind, str] = {
 """The kind in the registry that a plugin's entry is of: its entry-point group without ``agentrl.``."""
 
 _SLOT = "advantage."
-"""What the name of a new part of an algorithm begins with."""
+"""What the name of the part begins with that a new algorithm comes with."""
 
 _PREFIX = "agentrl-"
 _VALID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -94,8 +94,9 @@ def _suggestion(name: PluginName) -> str:
 
 def _refuse_taken(name: PluginName, kind: PluginKind, plugins: Plugins) -> None:
     plugins.load()
+    kinds = (GROUPS[kind], "parts") if kind == "algorithm" else (GROUPS[kind],)
     for entry in plugins.installed:
-        if entry.kind == GROUPS[kind] and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
+        if entry.kind in kinds and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
             noun = KINDS[entry.kind].noun
             raise ConfigError(f"{noun} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
     if (version := _installed_version(name.distribution)) is not None:

@@ -1,8 +1,8 @@
-"""Whether the engine samples from the learner's weights, by what each step's batch says of it anyway.
+"""A check that the engine samples from the learner's weights, from the log-probabilities that a step has anyway.
 
-Under equal weights the log-probabilities of engine and learner differ by rounding alone. How much that comes to is seen
-in the first step, before any weights have changed; an engine that goes on with old weights leaves it by orders of
-magnitude, and the further the longer it does.
+Under equal weights the log-probabilities of engine and learner differ by rounding alone. The first step, before any
+weights have changed, shows how large that difference is. An engine that goes on with old weights exceeds it by orders
+of magnitude, and by more with every step.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 __all__ = ["MismatchWatch"]
 
 _OTHER_WEIGHTS = 0.5
-"""Nats a token that no rounding comes to, be it to 4 bits."""
+"""Mismatch KL, in nats a token, that no rounding explains, not even to 4 bits."""
 _MUCH = 0.05
-"""More than rounding to 16 bits comes to."""
+"""Mismatch KL above what rounding to 16 bits causes."""
 _EXACT = 1e-6
-"""Rounding to 32 bits stays below it."""
+"""Mismatch KL that rounding to 32 bits stays below."""
 _EXACT_LIMIT = 1e-4
+"""Greatest mismatch KL of a step where the first step showed rounding to 32 bits."""
 _UNCERTAIN = 0.1
-"""Nats of entropy a token."""
+"""Entropy, in nats a token, above which a small mismatch shows that the engine is exact, not that all is certain."""
 _LIMIT = 0.1
+"""Greatest mismatch KL of any other step, unless the first was within a factor of `_GROWTH` of it."""
 _GROWTH = 100.0
-"""How many times the first step's mismatch another may have; a long run that samples in 16 bits reaches ten."""
+"""Greatest mismatch KL as a multiple of the first step's; a long run that samples in 16 bits reaches ten."""
 _PROMPT = 512
-"""Most tokens of the prompt that it completes."""
+"""Most tokens of the prompt that the engine completes as a proof."""
 _TOKENS = 32
-"""Of the engine's own completion."""
+"""Most tokens of that completion."""
 _FIX = (
     "mend the backend's update_weights, or use another inference.backend; agentrl doctor and "
     "agentrl.testing.BackendConformance hold it against the learner"
@@ -47,19 +49,21 @@ _FIX = (
 
 @dataclass
 class MismatchWatch:
-    """Looks at the mismatch of one step after the other."""
+    """Follows the mismatch of a run, step by step."""
 
     warn: Callable[[str], None]
+    """Takes a warning, one line of text."""
     _first: float | None = None
     _limit: float = 0.0
     _limit_at_once: float = 0.0
-    """Right after an update, by which there can be little but what the first step has shown."""
+    """The same for a completion right after an update, when little but the first step's rounding can show."""
     _is_proven: bool = False
 
     def look(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raise ``BackendError`` where the engine cannot have sampled step ``step`` from the learner's weights.
+        """Check the ``metrics`` of step ``step``, counted from 1, of which it reads ``policy/mismatch_kl``.
 
-        A first step that is merely far off is warned of.
+        Raises ``BackendError`` where the engine cannot have sampled the step from the learner's weights. Warns of a
+        first step with more mismatch than rounding to 16 bits causes.
         """
         mismatch = metrics.get("policy/mismatch_kl")
         if mismatch is None:  # Nothing was trained.
@@ -70,9 +74,10 @@ class MismatchWatch:
             self._compare(mismatch, self._limit, f"in step {step}")
 
     async def prove(self, backend: Backend, weights: Weights, prompt_ids: Sequence[int], context: int) -> None:
-        """Have ``backend``, of ``context`` tokens, complete a prompt, and hold that against ``weights``, its newest.
+        """Have ``backend`` complete a prompt, and compare its log-probabilities with those of its newest ``weights``.
 
-        Does nothing once the engine has been held against an update. Raises as ``look`` does.
+        ``context`` is the engine's context length in tokens. Does nothing before the first ``look``, and once a
+        completion has been compared. Raises ``BackendError`` as ``look`` does.
         """
         if self._first is None or self._is_proven:
             return

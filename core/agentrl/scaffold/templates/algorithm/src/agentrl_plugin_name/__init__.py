@@ -1,1 +1,1 @@
-"""The advantage estimator ``plugin-name`` for agentrl."""
+"""The algorithm ``plugin-name`` for agentrl."""

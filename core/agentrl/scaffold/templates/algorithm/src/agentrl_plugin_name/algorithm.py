@@ -1,10 +1,10 @@
-"""The advantage ``plugin-name``: how much better an episode did than its group."""
+"""The algorithm ``plugin-name``, and the advantage estimator that it is made with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentrl.algorithms.contract import ByCall
+from agentrl.algorithms.contract import ByCall, Preset
 from pydantic import BaseModel, Field
 
 
@@ -37,3 +37,14 @@ class PluginNameAlgorithm:
                 {call: self.settings.scale * (g - baseline) for call, g in each.items()}
             )
         return advantages
+
+
+plugin_name = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.plugin-name"},
+    filter={"name": "filter.none"},
+    normalisation={"name": "normalisation.sequence"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.clip"},
+)
+"""GRPO with this advantage."""
