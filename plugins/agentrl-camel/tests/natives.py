@@ -9,10 +9,10 @@ from typing import Any
 from camel.agents import ChatAgent
 from camel.models import BaseModelBackend, ModelFactory
 
-from agentrl.errors import AgentRLError
+from agentrl import AgentRLError
 from agentrl.gateway import Call
 from agentrl.tokens.contract import TokenTree
-from agentrl_camel.counting import COUNTER
+from agentrl_camel.policy import COUNTER
 
 TASK = {"question": "What is 47 + 38?", "answer": "85"}
 

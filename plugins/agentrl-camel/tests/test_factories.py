@@ -10,7 +10,7 @@ import pytest
 from camel.agents import ChatAgent, CriticAgent
 from natives import Play, elsewhere, solver
 
-from agentrl.errors import AgentError, ConfigError
+from agentrl import AgentError, ConfigError
 from agentrl.plugins import Plugins
 from agentrl_camel.adapter import AdaptedFactory
 

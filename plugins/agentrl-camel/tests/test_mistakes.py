@@ -9,7 +9,7 @@ from camel.terminators import ResponseWordsTerminator
 from natives import Play, call, elsewhere, solver
 from pydantic import BaseModel
 
-from agentrl.errors import BackendError, ConfigError, PolicyError
+from agentrl import BackendError, ConfigError, PolicyError
 from agentrl.rollout.failures import attribute
 from agentrl.testing import Truncated
 

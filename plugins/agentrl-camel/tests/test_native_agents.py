@@ -16,11 +16,10 @@ from camel.toolkits.base import BaseToolkit, RegisteredAgentToolkit
 from camel.types import RoleType
 from natives import Play, calculator, call, elsewhere, solver
 
-from agentrl.errors import AgentError, ConfigError
+from agentrl import AgentError, ConfigError
 from agentrl_camel.adapter import AdaptedAgent
 from agentrl_camel.copying import Copier
-from agentrl_camel.counting import COUNTER
-from agentrl_camel.policy import Policy
+from agentrl_camel.policy import COUNTER, Policy
 
 
 def copied(agent: ChatAgent, **how: Any) -> ChatAgent:

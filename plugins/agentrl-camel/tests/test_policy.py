@@ -11,8 +11,7 @@ from camel.agents import ChatAgent
 from natives import Play, call, elsewhere, solver
 from pydantic import BaseModel
 
-from agentrl_camel.counting import COUNTER
-from agentrl_camel.policy import Policy
+from agentrl_camel.policy import COUNTER, Policy
 
 
 class Answer(BaseModel):

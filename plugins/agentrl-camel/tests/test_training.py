@@ -14,7 +14,7 @@ from camel.agents import ChatAgent
 from camel.models import ModelFactory
 
 from agentrl_agents.math import SYSTEM
-from agentrl_camel.counting import COUNTER
+from agentrl_camel.policy import COUNTER
 
 
 def factory(model) -> ChatAgent:

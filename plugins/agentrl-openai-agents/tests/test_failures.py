@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from agents import Agent, FileSearchTool, ModelSettings, WebSearchTool, function_tool
 
-from agentrl.errors import BackendError, ConfigError
+from agentrl import BackendError, ConfigError
 from agentrl.testing.mistakes import tool_call
 from agentrl_openai_agents.adapter import AdaptedAgent
 

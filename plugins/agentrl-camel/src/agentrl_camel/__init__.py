@@ -1,8 +1,8 @@
 """Trains CAMEL's agents with agentrl, unchanged.
 
-``recognition`` tells them, ``adapter`` is what they become. An agent of your own that uses CAMEL takes its models
-from a ``Policy`` (in ``policy``) and its answer from ``converse`` (in ``conversation``), as those of this package
-do. Importing the package, or its hooks, imports nothing of CAMEL.
+``hooks`` recognises them, and ``adapter`` holds the agentrl agents that they become. An agent of your own that uses
+CAMEL takes its models from a ``policy.Policy`` and its answer from ``conversation.converse``, as the examples in
+``math`` and ``society`` do. Importing this package, or its hooks, imports nothing of CAMEL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a native agent, or a factory of one, becomes: an agent whose answer a reward scores."""
+"""CAMEL's own agents, and factories of them, as agentrl agents whose answers a reward scores."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any
 
 from camel.agents import ChatAgent
 
-from agentrl.errors import AgentError, ConfigError
-from agentrl_camel.conversation import converse
+from agentrl import AgentError, ConfigError
+from agentrl_camel.conversation import converse, turns_of
 from agentrl_camel.copying import Copier
 from agentrl_camel.policy import Policy
-from agentrl_camel.questions import turns_of
 
 __all__ = ["AdaptedAgent", "AdaptedFactory"]
 
 _OFFERED = ("data", "model")
-"""What a factory may take."""
+"""The parameters that a factory may have."""
 
 
 class AdaptedAgent:
-    """A ``ChatAgent``, of which each episode has a copy; it is never spoken to itself."""
+    """An agentrl agent that runs a copy of a ``ChatAgent`` in each episode; the original is only read."""
 
     returns_answer = True
 
@@ -41,10 +40,10 @@ class AdaptedAgent:
         max_iteration: int | None = None,
         with_memory: bool | None = None,
     ) -> Any:
-        """Say to a fresh copy what is in the task's field ``input``; see ``converse`` for what is returned.
+        """Say what is in the task's field ``input`` to a new copy, and return its answer as ``converse`` does.
 
-        ``max_iteration`` replaces the agent's own; ``with_memory`` says whether an episode begins with the
-        conversation that the agent holds, where it holds one.
+        ``max_iteration`` replaces the agent's own. ``with_memory`` says whether an episode begins with the conversation
+        that the agent holds; it has to be given where the agent holds one. All three are keys of ``agent.kwargs``.
         """
         turns = turns_of(data, input)
         policy = Policy(base_url, api_key, http_client, model)
@@ -53,15 +52,16 @@ class AdaptedAgent:
 
 
 class AdaptedFactory:
-    """A factory, sync or async, which is called in each episode for an agent.
+    """An agentrl agent that calls a factory, sync or async, for a new ``ChatAgent`` in each episode.
 
-    It is given what its signature takes of ``data``, the task, and ``model``, the policy as a model of CAMEL's.
+    The factory is given ``data``, the task, and ``model``, the policy as a model of CAMEL's, as far as its signature
+    takes them.
     """
 
     returns_answer = True
 
     def __init__(self, factory: Callable[..., Any]) -> None:
-        """Raises ``ConfigError`` for one that needs anything else."""
+        """Raises ``ConfigError`` for a factory that needs other arguments."""
         self._factory = factory
         self._name = getattr(factory, "__qualname__", type(factory).__qualname__)
         parameters = inspect.signature(factory).parameters
@@ -85,9 +85,9 @@ class AdaptedFactory:
         input: str | None = None,
         max_iteration: int | None = None,
     ) -> Any:
-        """Say to a new agent what is in the task's field ``input``; see ``converse`` for what is returned.
+        """Say what is in the task's field ``input`` to a new agent, and return its answer as ``converse`` does.
 
-        ``max_iteration`` replaces the agent's own.
+        ``max_iteration`` replaces the agent's own. Both are keys of ``agent.kwargs``.
         """
         turns = turns_of(data, input)
         policy = Policy(base_url, api_key, http_client, model)

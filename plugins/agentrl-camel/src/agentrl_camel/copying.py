@@ -7,24 +7,24 @@ writes the output language into the system message a second time, and shares the
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from camel.agents import ChatAgent
 from camel.memories import ChatHistoryMemory
 from camel.models import BaseModelBackend
 from camel.toolkits import FunctionTool, RegisteredAgentToolkit
 
-from agentrl.errors import AgentError, ConfigError
+from agentrl import AgentError, ConfigError
 from agentrl_camel.policy import Policy
-from agentrl_camel.tools import checked_once
 
-__all__ = ["Copier"]
+__all__ = ["Copier", "checked_once"]
 
 
 class Copier:
-    """Makes copies of ``agent``, which is only ever read.
+    """Makes copies of ``agent``, which itself is only read.
 
-    A copy has tools of its own where they belong to a toolkit that CAMEL can copy, and shares the others, as it
-    shares events and callbacks.
+    A copy has its own tools where they belong to a toolkit that CAMEL can copy. It shares other tools, events and
+    callbacks with the original.
     """
 
     def __init__(self, agent: ChatAgent) -> None:
@@ -40,10 +40,10 @@ class Copier:
         self._has_toolkits = any(map(_toolkit_is_copied, self._tools))
 
     def copy(self, policy: Policy, *, with_memory: bool | None = None) -> ChatAgent:
-        """A fresh copy whose models are the policy.
+        """A new copy whose models are the policy.
 
-        It begins with its system message or, ``with_memory``, with the conversation that the original holds.
-        Raises ``AgentError`` for one that holds a conversation where nothing is said about it.
+        It begins with its system message or, where ``with_memory`` is true, with the conversation that the original
+        holds. Raises ``AgentError`` where the original holds a conversation and ``with_memory`` is ``None``.
         """
         agent = self._agent
         tools, toolkits = agent._clone_tools() if self._has_toolkits else (self._tools, [])
@@ -83,6 +83,18 @@ class Copier:
                 f"the agent holds a conversation of {len(records)} messages",
                 fix="set agent.kwargs.with_memory: true to begin every episode with it, or false to leave it out",
             )
+
+
+def checked_once(tool: FunctionTool) -> FunctionTool:
+    """A copy of ``tool`` whose schema is checked once, now; CAMEL would check it in every call of the model.
+
+    Raises what CAMEL raises for a wrong schema.
+    """
+    schema: dict[str, Any] = tool.get_openai_tool_schema()
+    checked = copy.copy(tool)
+    checked.get_openai_tool_schema = lambda: schema  # type: ignore[method-assign]
+    checked.get_function_name = lambda: schema["function"]["name"]  # type: ignore[method-assign]
+    return checked
 
 
 def _toolkit_is_copied(tool: FunctionTool) -> bool:

@@ -1,4 +1,4 @@
-"""`camel-math`: a question, and a calculator to answer it with."""
+"""The agent `camel-math`: a `ChatAgent` that answers a question with the help of a calculator."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from agentrl_agents.calculator import TOOL as SCHEMA
 from agentrl_agents.expressions import evaluate
 from agentrl_agents.tasks import question, score
 from agentrl_camel.conversation import converse
+from agentrl_camel.copying import checked_once
 from agentrl_camel.policy import Policy
-from agentrl_camel.tools import checked_once
 
 __all__ = ["CamelMathAgent", "calculator"]
 
@@ -24,15 +24,15 @@ async def calculator(expression: str) -> str:
     return str(evaluate(expression))
 
 
-with warnings.catch_warnings(action="ignore"):  # CAMEL wants a description of `expression`; the model knows none.
+with warnings.catch_warnings(action="ignore"):  # CAMEL misses a description of `expression`; the model knows none.
     _CALCULATOR = checked_once(FunctionTool(calculator, openai_tool_schema=dict(SCHEMA)))
 
 
 class CamelMathAgent:
-    """Lets the model call a tool before it answers; it is asked at most ``max_turns`` times.
+    """Lets the model call the calculator before it answers; the model is called at most ``max_turns`` times.
 
-    The reward is 1 for the right number, 0 for any other and where the model never answers. A call that makes no
-    sense is answered by CAMEL, and the conversation goes on; one that is no JSON ends it.
+    The reward is 1 for the right number, and 0 for any other or none. CAMEL answers a call that makes no sense, and the
+    conversation goes on; a call whose arguments are not JSON ends it.
     """
 
     def __init__(self, max_turns: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""`camel-society`: a solver and a critic, who hear each other before the solver answers."""
+"""The agent `camel-society`: a solver and a critic, who hear each other before the solver answers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["CamelSocietyAgent"]
 
 
 class CamelSocietyAgent:
-    """Two agents solve the problem each for itself, then discuss it for ``rounds`` rounds of CAMEL's ``RolePlaying``.
+    """Two agents each solve the problem, then discuss it for ``rounds`` rounds of CAMEL's ``RolePlaying``.
 
-    In a round the critic hears the solver's answer and gives its own again, and the solver hears that. The reward
-    is 1 where the solver's last answer is the right number, else 0: it is up to both.
+    In a round the critic hears the solver's answer and gives its own again, and the solver hears that. The reward is 1
+    where the solver's last answer is the right number, else 0, and both agents learn from it.
     """
 
     def __init__(self, rounds: int = 1) -> None:

@@ -1,5 +1,5 @@
 """Trains agents of the OpenAI Agents SDK with agentrl, unchanged.
 
-``hooks`` recognises them, ``adapter`` is what they become, ``conversation`` runs them. Importing this package,
-or its hooks, imports nothing of the SDK.
+``hooks`` recognises them, ``adapter`` holds the agentrl agent that they become, and ``conversation`` runs them, with
+the policy as their ``model``. Importing this package, or its hooks, imports nothing of the SDK.
 """

@@ -1,28 +1,28 @@
-"""What an agent of the SDK becomes: an agentrl agent whose answers a reward scores."""
+"""An agent of the SDK as an agentrl agent whose answers a reward scores."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
-from agents import Agent
+from agents import Agent, FunctionTool
 
-from agentrl_openai_agents.conversation import converse
-from agentrl_openai_agents.model import Endpoint
-from agentrl_openai_agents.references import factory
-from agentrl_openai_agents.refusals import refuse_hosted
-from agentrl_openai_agents.turns import user_turns
+from agentrl import ConfigError, Plugins
+from agentrl_openai_agents.conversation import converse, user_turns
+from agentrl_openai_agents.model import PolicyEndpoint
 
 __all__ = ["AdaptedAgent"]
 
 
 class AdaptedAgent:
-    """Runs one agent of the SDK for every episode, and never changes it."""
+    """Runs one agent of the SDK in every episode, and never changes it."""
 
     returns_answer = True
 
     def __init__(self, agent: Agent[Any]) -> None:
-        """Raises ``ConfigError`` for an agent that needs what only the Responses API has."""
-        refuse_hosted(agent)
+        """Raises ``ConfigError`` for an agent that needs what only OpenAI's Responses API has."""
+        _refuse_hosted(agent)
         self._agent = agent
 
     async def run(
@@ -38,18 +38,65 @@ class AdaptedAgent:
         context: bool | str = False,
         session: str | None = None,
     ) -> Any:
-        """Do the task and return the final output; see ``converse`` for what is raised.
+        """Do the task and return the final output; raises what ``converse`` raises.
 
-        The last four come from the config's ``agent.kwargs``. ``input`` is the field of the task that the agent is
-        asked (see ``user_turns``). ``max_turns`` limits the model calls for each thing that the user says. With
-        ``context: true`` tools have the task as their context, with a reference what that makes of the task.
-        ``session`` refers to what makes a session of the SDK for each episode.
+        The last four parameters are keys of ``agent.kwargs``. ``input`` is the field of the task that the agent is
+        asked (see ``user_turns``). ``max_turns`` limits the model calls for each thing that the user says. ``context``
+        is ``true`` to give tools the task as their context, or a reference to a function that makes the context from
+        the task. ``session`` is a reference to a callable without parameters that makes an SDK session for an episode.
         """
         return await converse(
             self._agent,
             user_turns(data, input),
-            Endpoint(base_url, api_key, http_client, model),
+            PolicyEndpoint(base_url, api_key, http_client, model),
             max_turns=max_turns,
-            context=factory(context, "context")(data) if isinstance(context, str) else data if context else None,
-            new_session=factory(session, "session") if session else None,
+            context=_referred(context, "context")(data) if isinstance(context, str) else data if context else None,
+            new_session=_referred(session, "session") if session else None,
         )
+
+
+@lru_cache
+def _referred(reference: str, key: str) -> Callable[..., Any]:
+    """The callable that ``reference``, the value of ``agent.kwargs.KEY``, means: ``pkg.mod:Obj`` or ``file.py:Obj``.
+
+    Raises ``ConfigError`` where it means nothing, or what cannot be called.
+    """
+    if ":" not in reference:
+        raise ConfigError(f"agent.kwargs.{key}={reference!r} refers to nothing", fix="write pkg.mod:Obj or file.py:Obj")
+    made = Plugins().get(key, reference)
+    if not callable(made):
+        raise ConfigError(
+            f"agent.kwargs.{key}={reference!r} is {type(made).__name__}, which cannot be called",
+            fix=f"name a function or class that makes a {key}",
+        )
+    factory: Callable[..., Any] = made
+    return factory
+
+
+def _refuse_hosted(agent: Agent[Any]) -> None:
+    """Raise ``ConfigError`` where ``agent``, or one that it hands off to, has a tool that OpenAI would run for it, or
+    instructions that are kept at OpenAI."""
+    for each in _with_handoffs(agent, []):
+        for tool in each.tools:
+            if not isinstance(tool, FunctionTool):
+                raise ConfigError(
+                    f"agent {each.name!r} has the tool {tool.name!r} ({type(tool).__name__}), "
+                    "which chat completions do not have",
+                    fix="give it a function tool that does the same",
+                )
+        if each.prompt is not None:
+            raise ConfigError(
+                f"the instructions of agent {each.name!r} are a prompt kept at OpenAI",
+                fix="give it their text as `instructions`",
+            )
+
+
+def _with_handoffs(agent: Agent[Any], seen: list[Agent[Any]]) -> Iterator[Agent[Any]]:
+    """``agent`` and the agents that it can hand off to, as far as they are known before a run."""
+    if any(agent is other for other in seen):
+        return
+    seen.append(agent)
+    yield agent
+    for target in agent.handoffs:
+        if isinstance(target, Agent):
+            yield from _with_handoffs(target, seen)

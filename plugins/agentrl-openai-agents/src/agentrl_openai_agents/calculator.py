@@ -1,4 +1,4 @@
-"""The example of an agent with a tool: a native one of the SDK, and its reward."""
+"""The example of an agent with a tool: an agent of the SDK, and a class that asks it and scores its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentrl_agents import calculator as bundled
 from agentrl_agents.expressions import evaluate
 from agentrl_agents.tasks import question, score
 from agentrl_openai_agents.conversation import converse
-from agentrl_openai_agents.model import Endpoint
+from agentrl_openai_agents.model import PolicyEndpoint
 
 __all__ = ["CALCULATOR", "CalculatorAgent"]
 
@@ -26,7 +26,7 @@ def calculator(expression: str) -> str:
 tool = replace(calculator, params_json_schema=bundled.TOOL["function"]["parameters"])
 
 CALCULATOR = Agent[Any](name="Calculator", instructions=bundled.SYSTEM, tools=[tool])
-"""An agent as an application has it: it knows nothing of agentrl."""
+"""An agent as an application has it, without anything of agentrl."""
 
 
 class CalculatorAgent:
@@ -36,6 +36,6 @@ class CalculatorAgent:
         self.max_turns = max_turns
 
     async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any, model: str) -> float:
-        endpoint = Endpoint(base_url, api_key, http_client, model)
+        endpoint = PolicyEndpoint(base_url, api_key, http_client, model)
         answer = await converse(CALCULATOR, [question(data)], endpoint, max_turns=self.max_turns)
         return score(answer, data)

@@ -1,4 +1,4 @@
-"""The example of several agents: one that hands over to specialists, and the reward of them all."""
+"""The example of several agents: a triage that hands over to specialists, and a class that scores their answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from agentrl_agents import calculator, math
 from agentrl_agents.tasks import question, score
 from agentrl_openai_agents.conversation import converse
-from agentrl_openai_agents.model import Endpoint
+from agentrl_openai_agents.model import PolicyEndpoint
 
 __all__ = ["TRIAGE", "HandoffAgent"]
 
@@ -20,7 +20,7 @@ Task = dict[str, Any]
 
 
 class Order(BaseModel):
-    """What a specialist is called for."""
+    """The arguments of a handoff."""
 
     expression: str
 
@@ -35,7 +35,7 @@ def multiplies(context: RunContextWrapper[Task], agent: object) -> bool:
 
 
 async def ordered(context: RunContextWrapper[Task], order: Order) -> None:
-    """Nothing: the specialist reads the question itself."""
+    """Do nothing with the order: the specialist reads the question itself."""
 
 
 def specialist(agent: Agent[Task], **options: Any) -> Handoff[Task, Agent[Task]]:
@@ -53,7 +53,7 @@ call_adder = replace(
 call_multiplier = specialist(MULTIPLIER, is_enabled=multiplies)
 
 TRIAGE = Agent[Task](name="Triage", instructions=calculator.SYSTEM, handoffs=[call_adder, call_multiplier])
-"""Agents as an application has them: they know nothing of agentrl."""
+"""Agents as an application has them, without anything of agentrl."""
 
 
 class HandoffAgent:
@@ -63,6 +63,6 @@ class HandoffAgent:
         self.max_turns = max_turns
 
     async def run(self, data: Task, *, base_url: str, api_key: str, http_client: Any, model: str) -> float:
-        endpoint = Endpoint(base_url, api_key, http_client, model)
+        endpoint = PolicyEndpoint(base_url, api_key, http_client, model)
         answer = await converse(TRIAGE, [question(data)], endpoint, max_turns=self.max_turns, context=data)
         return score(answer, data)

@@ -1,4 +1,4 @@
-"""The plugin: recognises an agent of the SDK."""
+"""The plugin: it recognises agents of the SDK among the objects that agentrl is given."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from agentrl import hookimpl
 
 @hookimpl
 def agentrl_adapt_agent(obj: object) -> object | None:
-    """An ``agents.Agent`` as an agentrl agent.
+    """An ``agents.Agent`` as an agentrl agent; ``None`` for any other object.
 
-    Whoever has one has imported the SDK, which takes a second that no other run should have to wait.
+    Whoever has such an agent has imported the SDK. Importing it here would cost every other run a second.
     """
     sdk = sys.modules.get("agents")
-    if sdk is None or not hasattr(sdk, "RunConfig"):  # Many a project has a package of that name.
+    if sdk is None or not hasattr(sdk, "RunConfig"):  # Other packages are called agents too.
         return None
     if not isinstance(obj, sdk.Agent):
         return None

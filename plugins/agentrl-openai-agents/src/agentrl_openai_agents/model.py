@@ -1,4 +1,4 @@
-"""The policy as the SDK sees it: a model of the chat completions API, made anew for each episode."""
+"""The policy of one episode as the SDK sees it: a model of the chat completions API."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from agents.items import TResponseStreamEvent
 from openai import AsyncOpenAI
 from openai.types.responses import ResponseFunctionToolCall
 
-__all__ = ["Endpoint", "PolicyModel"]
+__all__ = ["PolicyEndpoint", "PolicyModel"]
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where an episode's calls go: what agentrl gives an agent."""
+class PolicyEndpoint:
+    """Where the model calls of an episode go: the arguments that agentrl gives an agent's ``run``."""
 
     base_url: str
     api_key: str
@@ -27,17 +27,18 @@ class Endpoint:
 
 
 class PolicyModel(OpenAIChatCompletionsModel):
-    """Goes into a ``RunConfig``, where it replaces the models of all agents that take part.
+    """The model in an episode's ``RunConfig``, where it replaces the models of all agents that take part.
 
-    ``last_words`` is the last text that the policy wrote, whichever agent it was, and ``halved`` the last tool that it
-    called with half a character among the arguments, which JSON can hold and the SDK cannot keep. ``failure`` is the
-    first error in which a call ended and which is not the policy's. Inside an agent that is used as a tool the SDK
-    makes of it an output of that tool, for the policy to read; an episode must not be trained on that.
+    ``last_words`` is the last text that the policy wrote, whichever agent it was. ``halved`` is the last tool that it
+    called with half a surrogate pair in the arguments, which JSON can express and the SDK cannot store. ``failure`` is
+    the first error of a call that is not a mistake of the policy. Where such a call was made by an agent that is used
+    as a tool, the SDK turns the error into that tool's output, which the policy reads; such an episode must not be
+    trained on, so the error is kept here.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: PolicyEndpoint) -> None:
         client = AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key, http_client=endpoint.http_client)
-        # Strict: what chat completions cannot express is an error, where it would be dropped.
+        # Strict: what chat completions cannot express is an error; otherwise it would be dropped.
         super().__init__(endpoint.model, client, strict_feature_validation=True)
         self.last_words = ""
         self.halved: str | None = None
@@ -71,11 +72,11 @@ class PolicyModel(OpenAIChatCompletionsModel):
 
 
 def _can_be_written(arguments: str) -> bool:
-    """Whether what ``arguments`` says in JSON is text that UTF-8 has."""
+    """Whether the texts in ``arguments``, which is JSON, can be encoded as UTF-8."""
     try:
         json.dumps(json.loads(arguments), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     except (ValueError, RecursionError):
-        pass  # What is no JSON stays the text that it is.
+        pass  # The SDK passes on as text what is not JSON.
     return True
