@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -16,10 +17,9 @@ import pytest
 
 from agentrl.scaffold import PluginKind
 
-KINDS = ("agent", "reward", "backend")
-"""Each is trained alone, and learns."""
-OTHERS = tuple(kind for kind in get_args(PluginKind) if kind not in KINDS)
-"""Together they take part in one run."""
+KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
+LEARNERS = ("reward", "dialect")
+"""Each is trained by the command that is printed for it, and learns; so is an agent."""
 
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 """Keeps pip to what this environment has; isolation is off at 0."""
@@ -30,6 +30,16 @@ SMALL = {
     "AGENTRL_ROLLOUT__TASKS_PER_STEP": "4",
     "AGENTRL_EVALUATION__TASKS": "16",
 }
+
+WRITE_ALL = """
+from agentrl.cli import main
+for kind in {kinds!r}:
+    try:
+        main(["new-plugin", f"my-{{kind}}", "--kind", kind])
+    except SystemExit as left:
+        assert not left.code, kind
+"""
+"""What starting a plugin of every kind comes to, in one interpreter."""
 
 SCRIPT = "#!{python}\nfrom agentrl.cli import main\nmain()\n"
 
@@ -69,46 +79,86 @@ class Environment:
         return done.stdout
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+@dataclass(frozen=True)
+class Author:
+    """Somebody who has written a plugin of every kind, ``my-KIND``, and installed them all in one environment."""
+
+    agentrl: Environment
+    printed: dict[str, list[str]]
+    """The four commands that were printed for each kind: install, list, test and use it."""
 
 
-def test_the_commands_that_it_prints_install_list_test_and_train_it(kind: str, tmp_path: Path) -> None:
-    agentrl = Environment.made(tmp_path)
-    _, *commands = agentrl(f"agentrl new-plugin sample --kind {kind}").splitlines()
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory) -> Author:
+    agentrl = Environment.made(tmp_path_factory.mktemp("author"))
+    said = agentrl(f"python -c {shlex.quote(WRITE_ALL.format(kinds=KINDS))}").splitlines()
+    in_fives = [said[start : start + 5] for start in range(0, len(said), 5)]
+    printed = {
+        kind: [command.strip() for command in commands] for kind, (_, *commands) in zip(KINDS, in_fives, strict=True)
+    }
+    # Together, which spares time; apart they are the same commands.
+    sources = [install.removeprefix("python -m pip install -e ") for install, *_ in printed.values()]
+    agentrl(f"python -m pip install {' '.join(f'-e {source}' for source in sources)}")
+    return Author(agentrl, printed)
+
+
+def gain_of(run: Path) -> float:
+    """How much the held-out reward of a run rose."""
+    learned = json.loads((run / "summary.json").read_text())
+    return float(learned["reward_after"] - learned["reward_before"])
+
+
+def test_the_commands_that_it_prints_install_list_test_and_train_it(author: Author) -> None:
+    agentrl = author.agentrl
+    _, *commands = agentrl("agentrl new-plugin sample --kind agent").splitlines()
     install, listing, test, train = (command.strip() for command in commands)
     agentrl(install)
     (line,) = [line for line in agentrl(listing).splitlines() if line.startswith("sample ")]
-    assert f"agentrl-sample 0.1.0  agentrl_sample.{kind}:Sample{kind.capitalize()}" in line
+    assert line.split() == ["sample", "agentrl-sample", "0.1.0", "agentrl_sample.agent:SampleAgent"]
     assert " passed" in agentrl(test)
-    agentrl(train)
-    (summary,) = tmp_path.glob("runs/*/summary.json")
-    learned = json.loads(summary.read_text())
-    assert learned["reward_after"] > learned["reward_before"] + 0.2
+    agentrl(f"{train} run.name=sample")
+    assert gain_of(agentrl.folder / "runs/sample") > 0.2
 
 
-def test_a_plugin_of_every_other_kind_takes_part_in_a_run_as_it_is(tmp_path: Path) -> None:
-    agentrl = Environment.made(tmp_path)
-    printed = {kind: agentrl(f"agentrl new-plugin my-{kind} --kind {kind}").splitlines()[1:] for kind in OTHERS}
-    installs, listings, tests, uses = (
-        {kind: lines[place].strip() for kind, lines in printed.items()} for place in range(4)
-    )
-    # Together, which spares time; apart they are the same commands.
-    sources = [install.removeprefix("python -m pip install -e ") for install in installs.values()]
-    agentrl(f"python -m pip install {' '.join(f'-e {source}' for source in sources)}")
-    folders = [test.removeprefix("python -m pytest ") for test in tests.values()]
-    assert " passed" in agentrl(f"python -m pytest --import-mode=importlib {' '.join(folders)}")
-    listed = {listing: agentrl(listing) for listing in {*listings.values()}}
-    for kind, listing in listings.items():
-        assert f"my-{kind}" in listed[listing]
+def test_each_is_listed_with_its_distribution(author: Author) -> None:
+    listings = {listing for _, listing, _, _ in author.printed.values()}
+    listed = {listing: author.agentrl(listing).splitlines() for listing in listings}
+    for kind, (_, listing, _, _) in author.printed.items():
+        assert [line for line in listed[listing] if f"my-{kind}" in line], kind
+    for kind in ("agent", "reward", "backend", "dialect"):
+        (line,) = [line for line in listed[f"agentrl list-{kind}s"] if line.startswith(f"my-{kind} ")]
+        target = f"agentrl_my_{kind}.{kind}:My{kind.capitalize()}"
+        assert line.split() == [f"my-{kind}", f"agentrl-my-{kind}", "0.1.0", target]
+
+
+def test_each_passes_its_own_tests(author: Author) -> None:
+    folders = [test.removeprefix("python -m pytest ") for _, _, test, _ in author.printed.values()]
+    assert " passed" in author.agentrl(f"python -m pytest --import-mode=importlib {' '.join(folders)}")
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_what_brings_an_agent_learns_by_the_command_that_is_printed(author: Author, kind: str) -> None:
+    *_, train = author.printed[kind]
+    author.agentrl(f"{train} run.name={kind}")
+    assert gain_of(author.agentrl.folder / "runs" / kind) > 0.2
+
+
+def test_the_backend_samples_what_is_learned(author: Author) -> None:
+    *_, train = author.printed["backend"]
+    author.agentrl(f"{train} run.name=backend")
+    assert gain_of(author.agentrl.folder / "runs/backend") > 0.2
+
+
+def test_all_others_take_part_in_one_run_as_they_are(author: Author) -> None:
+    apart = ("agent", "backend", *LEARNERS)
+    uses = {kind: use for kind, (*_, use) in author.printed.items() if kind not in apart}
     settings = [use.removeprefix("agentrl train math") for use in uses.values() if use.startswith("agentrl train math")]
-    agentrl(f"XDG_CACHE_HOME=cache agentrl train math {' '.join(settings)} run.name=all")
-    run = tmp_path / "runs/all"
+    author.agentrl(f"XDG_CACHE_HOME=cache agentrl train math {' '.join(settings)} run.name=all")
+    run = author.agentrl.folder / "runs/all"
     learned = json.loads((run / "summary.json").read_text())
-    assert learned["reward_after"] > learned["reward_before"] + 0.1
+    assert gain_of(run) > 0.1
     assert (run / "my-tracker.csv").read_text().count("reward/mean") == learned["steps"]
     assert sum(json.loads((run / "my-hooks.json").read_text()).values()) == learned["episodes"]
     config = (run / "config.yaml").read_text()
     assert all(f"my-{kind}" in config for kind in ("tasks", "tracker", "model", "algorithm", "scheduler"))
-    assert agentrl(uses["command"]) == f"{learned['reward_after']:.3f}  all\n"
+    assert f"{learned['reward_after']:.3f}  all" in author.agentrl(uses["command"]).splitlines()

@@ -1,4 +1,4 @@
-"""What the author of a new plugin types next."""
+"""The commands with which the author of a new plugin goes on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from agentrl.scaffold.naming import GROUPS, PluginKind, PluginName
+from agentrl.scaffold.names import GROUPS, PluginKind, PluginName
 
 __all__ = ["next_commands"]
 
 
 def next_commands(name: PluginName, kind: PluginKind, folder: Path) -> list[str]:
-    """Shell commands that install, list, test and use the plugin in ``folder``, from the current folder."""
+    """Four shell commands, which install, list, test and use the plugin in ``folder``, from the current folder."""
     source = f"{folder}[test]" if folder.is_absolute() else f"./{folder}[test]"
     commands = [
         [_program("python"), "-m", "pip", "install", "-e", source],
@@ -25,7 +25,7 @@ def next_commands(name: PluginName, kind: PluginKind, folder: Path) -> list[str]
 
 
 _LISTINGS: dict[PluginKind, list[str]] = {"scheduler": ["plugins"], "hooks": ["plugins"], "command": ["--help"]}
-"""What lists kinds that have no listing of their own."""
+"""The command that lists a kind without a listing of its own."""
 
 
 def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
@@ -35,7 +35,8 @@ def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
         "tasks": ["train", "math", f"tasks.train={entry}", "tasks.eval=arithmetic-heldout"],
         "model": ["train", "math", f"model={entry}"],
         "backend": ["train", "math", f"inference.backend={entry}"],
-        "algorithm": ["train", "math", f"algorithm={entry}"],
+        "dialect": ["train", str(folder / "example_agent.py")],
+        "algorithm": ["train", "math", f"algorithm.advantage={entry}"],
         "tracker": ["train", "math", f"trackers=[{entry}]"],
         "scheduler": ["train", "math", f"scheduler={entry}"],
         "command": [entry],
@@ -45,7 +46,7 @@ def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
 
 
 def _program(name: str) -> str:
-    """A program of this interpreter's environment, by its name alone where that finds it."""
+    """The path of a program of this interpreter's environment; its name alone where a shell would find it."""
     program = Path(sys.executable).parent / name
     found = shutil.which(name)
     if found is not None and Path(found).absolute() == program:

@@ -1,4 +1,4 @@
-"""What a new plugin is called, in every place that has a spelling of its own."""
+"""The names of a new plugin: each place that has one has a spelling of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ from agentrl.plugins.kinds import HOOKS, KINDS
 __all__ = ["GROUPS", "PluginKind", "PluginName", "plugin_name"]
 
 PluginKind = Literal[
-    "agent", "reward", "tasks", "model", "backend", "algorithm", "tracker", "scheduler", "command", "hooks"
+    "agent",
+    "reward",
+    "tasks",
+    "model",
+    "backend",
+    "dialect",
+    "algorithm",
+    "tracker",
+    "scheduler",
+    "command",
+    "hooks",
 ]
 
 GROUPS: dict[PluginKind, str] = {
@@ -26,16 +36,17 @@ GROUPS: dict[PluginKind, str] = {
     "tasks": "tasks",
     "model": "models",
     "backend": "backends",
-    "algorithm": "algorithms",
+    "dialect": "dialects",
+    "algorithm": "parts",
     "tracker": "trackers",
     "scheduler": "schedulers",
     "command": "commands",
     "hooks": HOOKS,
 }
-"""The kind in the registry that a plugin's entry is of: its entry-point group without ``agentrl.``."""
+"""The entry-point group, without its ``agentrl.``, of the entry that a plugin of each kind declares."""
 
 _SLOT = "advantage."
-"""What the name of the part begins with that a new algorithm comes with."""
+"""What the name of a new part of an algorithm begins with."""
 
 _PREFIX = "agentrl-"
 _VALID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -43,40 +54,40 @@ _VALID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class PluginName:
-    """A name in lower case, its words separated by dashes."""
+    """A plugin's name, in lower case with dashes between its words, and its other spellings."""
 
     entry: str
-    """What it is chosen by: ``my-agent``."""
+    """The name that a config chooses it by: ``my-agent``."""
 
     @property
     def distribution(self) -> str:
-        """What it is installed as: ``agentrl-my-agent``."""
+        """The name that it is installed by: ``agentrl-my-agent``."""
         return _PREFIX + self.entry
 
     @property
     def identifier(self) -> str:
-        """``my_agent``."""
+        """The name as Python writes it: ``my_agent``."""
         return self.entry.replace("-", "_")
 
     @property
     def package(self) -> str:
-        """What it is imported as: ``agentrl_my_agent``."""
+        """The package that is imported: ``agentrl_my_agent``."""
         return f"agentrl_{self.identifier}"
 
     @property
     def camel(self) -> str:
-        """``MyAgent``."""
+        """The name as classes have it: ``MyAgent``."""
         return "".join(word.capitalize() for word in self.entry.split("-"))
 
     def class_of(self, noun: str) -> str:
-        """What its class is called, which ends in ``noun`` once."""
+        """The name of its class, which ends in ``noun``: ``MyAgent`` for the noun ``Agent``."""
         return self.camel if self.camel.endswith(noun) else self.camel + noun
 
 
 def plugin_name(text: str, kind: PluginKind, plugins: Plugins) -> PluginName:
-    """The name that ``text`` means, with or without ``agentrl-``, for a new plugin of ``kind``.
+    """The name that ``text``, with or without ``agentrl-``, gives a new plugin of ``kind``.
 
-    Raises ``ConfigError`` for a name that could not be imported, or that something installed has already.
+    Raises ``ConfigError`` for a name that could not be imported, and for one that something installed has already.
     """
     name = PluginName(normalised(text).removeprefix(_PREFIX))
     if not _VALID.fullmatch(name.entry) or keyword.iskeyword(name.identifier):
@@ -94,9 +105,8 @@ def _suggestion(name: PluginName) -> str:
 
 def _refuse_taken(name: PluginName, kind: PluginKind, plugins: Plugins) -> None:
     plugins.load()
-    kinds = (GROUPS[kind], "parts") if kind == "algorithm" else (GROUPS[kind],)
     for entry in plugins.installed:
-        if entry.kind in kinds and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
+        if entry.kind == GROUPS[kind] and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
             noun = KINDS[entry.kind].noun
             raise ConfigError(f"{noun} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
     if (version := _installed_version(name.distribution)) is not None:

@@ -1,4 +1,4 @@
-"""From the templates to a folder: all of it, or nothing."""
+"""Writing a new plugin from the templates: the whole folder, or nothing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from packaging.version import Version
 
 from agentrl.errors import ConfigError
 from agentrl.plugins.entries import core_version
-from agentrl.scaffold.naming import PluginKind, PluginName
+from agentrl.scaffold.names import PluginKind, PluginName
 
 __all__ = ["write_plugin"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHARED = "common"
 _HIDDEN = "gitignore"
-"""A file whose name would mean something where the templates lie: it lacks the dot."""
+"""The template of ``.gitignore``; without the dot it has no effect on the templates themselves."""
 
 
 def write_plugin(name: PluginName, kind: PluginKind, into: Path) -> Path:
@@ -54,7 +54,7 @@ def _write(folder: Path, files: Mapping[Path, str]) -> None:
 
 
 def _rendered(name: PluginName, kind: PluginKind) -> dict[Path, str]:
-    """Every file of the distribution, by its path in it."""
+    """The text of every file of the distribution, by its path in it."""
     values = _values(name, kind.capitalize())
     return {
         Path(_replaced(str(path), values)): _replaced(source.read_text(encoding="utf-8"), values)
@@ -64,7 +64,7 @@ def _rendered(name: PluginName, kind: PluginKind) -> dict[Path, str]:
 
 
 def _files(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Where each template goes, and where it is; beside what pip has compiled of them."""
+    """The path that each template below ``root`` has in the plugin, and its own; without compiled files."""
     for source in sorted(root.rglob("*")):
         path = source.relative_to(root)
         if source.is_file() and "__pycache__" not in path.parts:
@@ -72,7 +72,7 @@ def _files(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _values(name: PluginName, noun: str) -> dict[str, str]:
-    """What each placeholder stands for: words that Python takes for names, so that templates can be linted."""
+    """The text for each placeholder. They are words that Python takes for names, so that templates can be linted."""
     core = Version(core_version())
     return {
         "plugin-name": name.entry,

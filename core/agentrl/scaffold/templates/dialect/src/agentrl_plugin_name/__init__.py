@@ -1,0 +1,1 @@
+"""The dialect ``plugin-name`` for agentrl."""

@@ -1,0 +1,63 @@
+"""What the dialect's rules are."""
+
+import json
+from typing import Any
+
+import pytest
+from agentrl import GatewayError
+from agentrl.gateway.contract import (
+    Call,
+    Completion,
+    ModelRequest,
+    SessionSettings,
+    WireRequest,
+)
+
+from agentrl_plugin_name.dialect import PluginNameDialect
+
+DIALECT = PluginNameDialect()
+
+
+def request(**body: Any) -> WireRequest:
+    settings = SessionSettings(training=True)
+    return WireRequest("POST", DIALECT.routes[0], {}, {}, body, settings)
+
+
+def parsed(**body: Any) -> ModelRequest:
+    asked = DIALECT.parse(request(**body))
+    assert isinstance(asked, ModelRequest)
+    return asked
+
+
+def test_a_prompt_is_what_the_user_says() -> None:
+    asked = parsed(prompt="Hello.", length=16)
+    assert asked.messages == [{"role": "user", "content": "Hello."}]
+    assert asked.fields == {"max_tokens": 16}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({}, "prompt"), ({"prompt": "x", "colour": "red"}, "colour")]
+)
+def test_what_it_cannot_do_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(GatewayError) as caught:
+        parsed(**body)
+    assert caught.value.param == param
+    reply = DIALECT.refuse(caught.value)
+    assert isinstance(reply.body, bytes)
+    assert param in json.loads(reply.body)["error"]
+
+
+def test_an_answer_holds_the_text_and_whether_it_is_complete() -> None:
+    call = Call("id-1", None, {}, {"content": "Hello!"}, "length", 3, 2)
+    asked = parsed(prompt="Hello.")
+    reply = DIALECT.respond(request(prompt="Hello."), asked, Completion(call, "policy"))
+    assert isinstance(reply.body, bytes)
+    answer = json.loads(reply.body)
+    assert answer == {"id": "id-1", "text": "Hello!", "complete": False}
+
+
+def test_an_override_replaces_fields_and_drops_them() -> None:
+    body = {"prompt": "x", "temperature": 0, "seed": 1}
+    override = {"temperature": 1.0, "seed": None, "top_p": None}
+    changed = DIALECT.override(body, override)
+    assert changed == ({"prompt": "x", "temperature": 1.0}, ("temperature", "seed"))
