@@ -150,12 +150,12 @@ class RaisesAtTheEnd(TorchBackend):
 class Told:
     """A watcher that remembers."""
 
-    stages: list[str] = field(default_factory=list)
+    activities: list[str] = field(default_factory=list)
     found_in: list[tuple[str, Finding]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
 
     def doing(self, section: Section, what: str) -> None:
-        self.stages.append(f"{section.name}: {what}")
+        self.activities.append(f"{section.name}: {what}")
 
     def found(self, section: Section, finding: Finding) -> None:
         self.found_in.append((section.name, finding))

@@ -36,7 +36,7 @@ def test_an_episode_and_its_groups_are_told_in_figures(examined):
     assert figures["groups"] == 2
     assert figures["mean_difference"] < 1e-4
     assert figures["ratio_mean"] == pytest.approx(1.0, abs=1e-3)
-    assert "group: running groups of episodes, 8 of 8 done" in result.told.stages
+    assert "group: running groups of episodes, 8 of 8 done" in result.told.activities
 
 
 def test_the_dry_episode_is_shown_as_the_conversation_that_it_was(examined):
@@ -166,7 +166,7 @@ def test_failures_of_an_engine_that_were_overcome_are_a_warning(examined):
 
 def test_a_long_start_is_told_as_it_goes_on(examined):
     result = examined("math", "inference.backend=backends.py:TellsOfItsStart")
-    assert "engine: server 0: loading the weights" in result.told.stages
+    assert "engine: server 0: loading the weights" in result.told.activities
     assert result.diagnosis.ready
 
 

@@ -84,7 +84,7 @@ def test_a_model_that_memory_cannot_hold_is_told_before_it_is_loaded(examined, m
     problem = result.only("problem", "machine")
     assert problem.text.startswith("training takes about ")
     assert "of the 5.0 MB of memory that are free" in problem.text
-    assert "learner: loading the model" not in result.told.stages
+    assert "learner: loading the model" not in result.told.activities
     assert result.levels()["learner"] == {"skipped"}
 
 

@@ -47,16 +47,16 @@ def test_a_diagnosis_is_plain_json():
 
 
 def test_an_alarm_says_where_the_thread_that_made_it_hangs():
-    rung, places = threading.Event(), []
+    rung, locations = threading.Event(), []
 
-    def expired(place):
-        places.append(place)
+    def expired(location):
+        locations.append(location)
         rung.set()
 
     with Alarm(expired) as alarm:
         alarm.set(0.05)
         assert rung.wait(30)
-    assert places[0].startswith(f" at {__file__}:")
+    assert locations[0].startswith(f" at {__file__}:")
 
 
 def test_an_alarm_that_is_put_off_or_left_does_not_ring():

@@ -68,12 +68,12 @@ async def group(case: Case) -> AsyncIterator[Finding]:
 def _failures(failed: Sequence[Episode], total: int, budget: float) -> Finding:
     failures = [episode.failure for episode in failed if episode.failure is not None]
     sides = Counter(failure.side for failure in failures)
-    causes = Reasons()
+    reasons = Reasons()
     for episode, failure in zip(failed, failures, strict=True):
-        causes.add(failure.kind, str(failure), episode.key)
-    (commonest,) = causes.commonest(1)
-    cause, fix = parted(commonest.reason)
-    text = f"{len(failed)} of {total} episodes failed; commonest, {commonest.count} times: {cause}"
+        reasons.add(failure.kind, str(failure), episode.key)
+    (commonest,) = reasons.commonest(1)
+    reason, fix = parted(commonest.reason)
+    text = f"{len(failed)} of {total} episodes failed; commonest, {commonest.count} times: {reason}"
     fix = fix or FIXES[sides.most_common(1)[0][0]]
     figures = {"failed": len(failed), "of": total, "sides": dict(sides)}
     if len(failed) > budget * total or len(failed) == total:
@@ -133,14 +133,16 @@ def _depth(tree: TokenTree) -> int:
 
 
 def _retried(episodes: Sequence[Episode]) -> Iterator[Finding]:
-    causes = Reasons()
+    reasons = Reasons()
     for episode in episodes:
         for setback in episode.setbacks:
-            causes.add(setback.kind, str(setback), episode.key)
-    for commonest in causes.commonest(1):
-        cause, fix = parted(commonest.reason)
-        text = f"{causes.total} failed calls or attempts were tried again; commonest, {commonest.count} times: {cause}"
-        yield warning(text, fix=fix or FIXES["backend"], retried=causes.total)
+            reasons.add(setback.kind, str(setback), episode.key)
+    for commonest in reasons.commonest(1):
+        reason, fix = parted(commonest.reason)
+        text = (
+            f"{reasons.total} failed calls or attempts were tried again; commonest, {commonest.count} times: {reason}"
+        )
+        yield warning(text, fix=fix or FIXES["backend"], retried=reasons.total)
 
 
 def _calls(episodes: Sequence[Episode]) -> Iterator[Finding]:

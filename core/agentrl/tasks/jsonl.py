@@ -135,8 +135,8 @@ def _json_list(path: Path, make: MakeTask) -> Scan:
 
 
 def _items(raw: bytes, path: Path, make: MakeTask) -> Iterator[tuple[int, int]]:
-    # Read as Latin-1 a byte is a character, and what separates items is the same: so places in the text are
-    # places in the file.
+    # Read as Latin-1 a byte is a character, and what separates items is the same: so offsets in the text are
+    # offsets in the file.
     text, decoder = raw.decode("latin-1"), json.JSONDecoder()
     place = _past(text, text.index("[") + 1)
     number = 0

@@ -57,11 +57,11 @@ class AdaptedAgent:
 
 @lru_cache
 def _referred(reference: str, key: str) -> Callable[..., Any]:
-    """The callable that ``reference``, the value of ``agent.kwargs.KEY``, means: ``pkg.mod:Obj`` or ``file.py:Obj``.
+    """The callable that ``reference`` means, the value of ``agent.kwargs.KEY``: ``pkg.mod:Obj`` or ``file.py:Obj``.
 
     Raises ``ConfigError`` where it means nothing, or what cannot be called.
     """
-    if ":" not in reference:
+    if not {":", "."} & set(reference):
         raise ConfigError(f"agent.kwargs.{key}={reference!r} refers to nothing", fix="write pkg.mod:Obj or file.py:Obj")
     made = Plugins().get(key, reference)
     if not callable(made):

@@ -54,7 +54,7 @@ _MISTAKES = (
 )
 """The exceptions of the SDK that are mistakes of the policy."""
 
-_LIBRARIES = (*(os.path.dirname(each.__file__) for each in (agentrl, agents)), sysconfig.get_path("stdlib"), "<")
+_LIBRARIES = (*(os.path.dirname(str(each.__file__)) for each in (agentrl, agents)), sysconfig.get_path("stdlib"), "<")
 """What the file names of frames begin with that are not an author's: those of agentrl, of the SDK and of Python."""
 
 

@@ -25,7 +25,7 @@ PLAIN = contract.Sampling()
 
 
 @dataclass
-class Completion:
+class Generation:
     """A completion so far. Only the backend's thread touches it."""
 
     sampling: contract.Sampling
@@ -100,7 +100,7 @@ class PluginNameBackend:
             sampling=frozenset({"temperature", "seed"}),
         )
 
-    def _begin(self, request: contract.GenerationRequest) -> Completion:
+    def _begin(self, request: contract.GenerationRequest) -> Generation:
         """Refuses what this backend cannot do, before the first token."""
         prompt, sampling = list(request.prompt_ids), request.sampling
         known = self._model.get_input_embeddings().num_embeddings
@@ -117,10 +117,10 @@ class PluginNameBackend:
             raise PromptTooLong(f"{len(prompt)} tokens leave no room in {context}")
         length = len(prompt) + min(sampling.max_tokens or room, room)
         generator = torch.Generator(self._device).manual_seed(sampling.seed % 2**63)
-        return Completion(sampling, prompt, length, generator)
+        return Generation(sampling, prompt, length, generator)
 
     @torch.inference_mode()
-    def _next(self, completion: Completion) -> contract.Chunk:
+    def _next(self, completion: Generation) -> contract.Chunk:
         """Sample one token."""
         sampling, tokens = completion.sampling, completion.tokens
         logits = self._logits(completion).float()
@@ -141,7 +141,7 @@ class PluginNameBackend:
         logprob = float(logprobs[token])
         return contract.Chunk((token,), (logprob,), (self._version,), finish=finish)
 
-    def _logits(self, completion: Completion) -> torch.Tensor:
+    def _logits(self, completion: Generation) -> torch.Tensor:
         """Logits of the next token, from nothing that older weights have computed."""
         if completion.version != self._version:
             completion.cache, completion.version = None, self._version
