@@ -160,7 +160,7 @@ def test_failures_of_an_engine_that_were_overcome_are_a_warning(examined):
     result = examined("math", "inference.backend=backends.py:Unsteady")
     assert result.diagnosis.ready
     (warning,) = [finding for finding in result.diagnosis.of_level("warning") if "retried" in finding.figures]
-    assert "failed calls or attempts were tried again; commonest" in warning.text
+    assert "failed calls or attempts were repeated; commonest" in warning.text
     assert "ValueError: lost" in warning.text
 
 

@@ -139,9 +139,7 @@ def _retried(episodes: Sequence[Episode]) -> Iterator[Finding]:
             reasons.add(setback.kind, str(setback), episode.key)
     for commonest in reasons.commonest(1):
         reason, fix = parted(commonest.reason)
-        text = (
-            f"{reasons.total} failed calls or attempts were tried again; commonest, {commonest.count} times: {reason}"
-        )
+        text = f"{reasons.total} failed calls or attempts were repeated; commonest, {commonest.count} times: {reason}"
         yield warning(text, fix=fix or FIXES["backend"], retried=reasons.total)
 
 
