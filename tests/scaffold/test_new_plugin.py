@@ -79,6 +79,7 @@ def test_what_cannot_be_imported_is_refused_with_a_name_that_can(text: str, near
         ("backend", "core", "agentrl-core"),
         ("tasks", "arithmetic", "task set 'arithmetic' exists: agentrl-core"),
         ("model", "tiny", "model 'tiny' exists: agentrl-core"),
+        ("algorithm", "grpo", "algorithm 'grpo' exists: agentrl-core"),
         ("algorithm", "group", "algorithm part 'advantage.group' exists: agentrl-core"),
         ("tracker", "tensorboard", "tracker 'tensorboard' exists: agentrl-core"),
         ("dialect", "chat", "dialect 'chat' exists: agentrl-core"),
@@ -198,6 +199,6 @@ def test_an_unknown_kind_is_answered_with_those_there_are(refused) -> None:
 
 
 def test_every_kind_that_a_plugin_may_provide_can_be_started() -> None:
-    """Recipes aside: an environment of a plugin is made by its name, and needs none. A part comes with an algorithm."""
-    assert {*GROUPS.values()} == {*KNOWN, HOOKS} - {"environments", "parts"}
+    """Recipes aside: an environment of a plugin is made by its name, and needs none."""
+    assert {group for groups in GROUPS.values() for group in groups} == {*KNOWN, HOOKS} - {"environments"}
     assert {*GROUPS} == {*KINDS}

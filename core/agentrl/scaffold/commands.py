@@ -17,7 +17,7 @@ def next_commands(name: PluginName, kind: PluginKind, folder: Path) -> list[str]
     source = f"{folder}[test]" if folder.is_absolute() else f"./{folder}[test]"
     commands = [
         [_program("python"), "-m", "pip", "install", "-e", source],
-        [_program("agentrl"), *_LISTINGS.get(kind, [f"list-{GROUPS[kind]}"])],
+        [_program("agentrl"), *_LISTINGS.get(kind, [f"list-{GROUPS[kind][0]}"])],
         [_program("python"), "-m", "pytest", str(folder)],
         [_program("agentrl"), *_use(name.entry, kind, folder)],
     ]
@@ -36,7 +36,7 @@ def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
         "model": ["train", "math", f"model={entry}"],
         "backend": ["train", "math", f"inference.backend={entry}"],
         "dialect": ["train", str(folder / "example_agent.py")],
-        "algorithm": ["train", "math", f"algorithm.advantage={entry}"],
+        "algorithm": ["train", "math", f"algorithm={entry}"],
         "tracker": ["train", "math", f"trackers=[{entry}]"],
         "scheduler": ["train", "math", f"scheduler={entry}"],
         "command": [entry],

@@ -30,20 +30,20 @@ PluginKind = Literal[
     "hooks",
 ]
 
-GROUPS: dict[PluginKind, str] = {
-    "agent": "agents",
-    "reward": "rewards",
-    "tasks": "tasks",
-    "model": "models",
-    "backend": "backends",
-    "dialect": "dialects",
-    "algorithm": "parts",
-    "tracker": "trackers",
-    "scheduler": "schedulers",
-    "command": "commands",
-    "hooks": HOOKS,
+GROUPS: dict[PluginKind, tuple[str, ...]] = {
+    "agent": ("agents",),
+    "reward": ("rewards",),
+    "tasks": ("tasks",),
+    "model": ("models",),
+    "backend": ("backends",),
+    "dialect": ("dialects",),
+    "algorithm": ("algorithms", "parts"),
+    "tracker": ("trackers",),
+    "scheduler": ("schedulers",),
+    "command": ("commands",),
+    "hooks": (HOOKS,),
 }
-"""The entry-point group, without its ``agentrl.``, of the entry that a plugin of each kind declares."""
+"""The entry-point groups, without their ``agentrl.``, in which a plugin of each kind declares its name."""
 
 _SLOT = "advantage."
 """What the name of a new part of an algorithm begins with."""
@@ -106,7 +106,7 @@ def _suggestion(name: PluginName) -> str:
 def _refuse_taken(name: PluginName, kind: PluginKind, plugins: Plugins) -> None:
     plugins.load()
     for entry in plugins.installed:
-        if entry.kind == GROUPS[kind] and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
+        if entry.kind in GROUPS[kind] and normalised(entry.name.removeprefix(_SLOT)) == name.entry:
             noun = KINDS[entry.kind].noun
             raise ConfigError(f"{noun} {entry.name!r} exists: {entry.distribution} has it", fix="choose another name")
     if (version := _installed_version(name.distribution)) is not None:
