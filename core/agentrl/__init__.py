@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from agentrl.agents.contract import AgentWorkflow
     from agentrl.agents.result import Reward
     from agentrl.config.loader import load_config
-    from agentrl.config.models import Config
+    from agentrl.config.models import Config, Settings
+    from agentrl.environments.environment import environment_of, find_environment
     from agentrl.errors import (
         AgentError,
         AgentRLError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from agentrl.loops import finish_in_thread, run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
+    from agentrl.rollout.subproc.variables import worker_environment
     from agentrl.runs.reader import open_run
     from agentrl.training.trainer import Trainer
 
@@ -59,13 +61,17 @@ __all__ = [
     "RewardError",
     "RunError",
     "RunFolderError",
+    "Settings",
     "Trainer",
     "UnsupportedSampling",
+    "environment_of",
+    "find_environment",
     "finish_in_thread",
     "hookimpl",
     "load_config",
     "open_run",
     "run_in_thread",
+    "worker_environment",
 ]
 
 __getattr__, __dir__ = attributes(
@@ -74,12 +80,14 @@ __getattr__, __dir__ = attributes(
         "agentrl.agents.contract": ["AgentWorkflow"],
         "agentrl.agents.result": ["Reward"],
         "agentrl.config.loader": ["load_config"],
-        "agentrl.config.models": ["Config"],
+        "agentrl.config.models": ["Config", "Settings"],
+        "agentrl.environments.environment": ["environment_of", "find_environment"],
         "agentrl.errors": [name for name in __all__ if name.endswith("Error")]
         + ["EpisodeTimeout", "PromptTooLong", "UnsupportedSampling"],
         "agentrl.loops": ["finish_in_thread", "run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],
+        "agentrl.rollout.subproc.variables": ["worker_environment"],
         "agentrl.runs.reader": ["open_run"],
         "agentrl.training.trainer": ["Trainer"],
     },

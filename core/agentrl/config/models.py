@@ -67,6 +67,13 @@ class Section(BaseModel):
     )
 
 
+class Settings(Section):
+    """The base of the ``Settings`` that a part declares for the keys beside its name; checked as strictly as ours.
+
+    The docstring under an attribute is the key's help text.
+    """
+
+
 class Selectable(BaseModel):
     """What is selected by a name, with the keys beside it that the part so named takes."""
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from agentrl.errors import PluginError
+from agentrl import PluginError
 
 __all__ = ["WEIGHTS", "Weights", "weights"]
 

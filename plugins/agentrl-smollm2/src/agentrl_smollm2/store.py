@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from agentrl.errors import PluginError
+from agentrl import PluginError
 
 __all__ = ["FolderStore"]
 

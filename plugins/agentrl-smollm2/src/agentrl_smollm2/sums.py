@@ -1,23 +1,23 @@
-"""`one-digit-sums`: an agent and tasks that a small pretrained model learns in minutes."""
+"""The agent and the task sets `one-digit-sums`, which a small pretrained model learns in minutes."""
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import Any
 
 from openai import AsyncOpenAI
 
-from agentrl.rewards.matching import NumericMatch
 from agentrl.tasks.contract import Task
 
 __all__ = ["OneDigitSums", "held_out_sums", "sums"]
 
 _HELD_OUT = 24
-_score = NumericMatch()
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
 class OneDigitSums:
-    """Asks once, in plain words. The reward is 1 for the right number, 0 for any other."""
+    """Asks the model once. The reward is 1 where the last number of its answer is the sum, else 0."""
 
     async def run(self, data: dict[str, Any], *, base_url: str, api_key: str, http_client: Any) -> float:
         client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
@@ -26,16 +26,17 @@ class OneDigitSums:
             messages=[{"role": "user", "content": data["question"]}],
             max_tokens=12,
         )
-        return _score(reply.choices[0].message.content, data)
+        numbers = _NUMBER.findall(reply.choices[0].message.content or "")
+        return float(bool(numbers) and float(numbers[-1]) == float(data["answer"]))
 
 
 def sums() -> list[Task]:
-    """The 76 sums to train on."""
+    """Returns the 76 sums to train on."""
     return _split()[1]
 
 
 def held_out_sums() -> list[Task]:
-    """The 24 sums to evaluate on; none of them is trained on with its operands the other way round."""
+    """Returns the 24 sums to evaluate on; none of them is trained on with its operands swapped."""
     return _split()[0]
 
 

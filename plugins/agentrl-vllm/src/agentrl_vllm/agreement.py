@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from agentrl import finish_in_thread
-from agentrl.errors import BackendError
+from agentrl import BackendError, finish_in_thread
 from agentrl.inference.contract import Weights
 from agentrl_vllm.client import Client, ServerFailed
 from agentrl_vllm.control import Description

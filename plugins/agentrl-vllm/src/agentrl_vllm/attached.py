@@ -8,8 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from agentrl import run_in_thread
-from agentrl.errors import BackendError, PluginError
+from agentrl import BackendError, PluginError, run_in_thread
 from agentrl_vllm.client import Client, Reply, ServerFailed
 from agentrl_vllm.installation import OLDEST
 from agentrl_vllm.replica import engine_answers

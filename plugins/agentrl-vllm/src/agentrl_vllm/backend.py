@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrl.errors import BackendError, ConfigError, PromptTooLong
+from agentrl import BackendError, ConfigError, PromptTooLong
 from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
 from agentrl_vllm.attached import AttachedServer
 from agentrl_vllm.client import Client

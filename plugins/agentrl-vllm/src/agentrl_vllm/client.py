@@ -20,10 +20,10 @@ from weakref import WeakKeyDictionary
 import httpcore
 import orjson
 
-from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling, one_line
+from agentrl import BackendError, PromptTooLong, UnsupportedSampling
 from agentrl_vllm.connections import Connections
 
-__all__ = ["Client", "Reply", "ServerFailed", "ServerHangs", "refusal"]
+__all__ = ["Client", "Reply", "ServerFailed", "ServerHangs", "one_line", "refusal"]
 
 _TOO_LONG = "maximum model length"
 _SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "logprobs", "max_tokens"})
@@ -35,6 +35,11 @@ class ServerFailed(BackendError):
 
 class ServerHangs(ServerFailed):
     """A server took a request, and is silent for longer than it may be."""
+
+
+def one_line(text: object) -> str:
+    """Returns ``text``, or an exception's message, with every run of white space as one space."""
+    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
 
 
 def refusal(url: str, path: str, status: int, body: bytes) -> BackendError:

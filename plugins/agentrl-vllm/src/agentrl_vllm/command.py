@@ -14,8 +14,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import ConfigError
-from agentrl.rollout.subproc.variables import worker_environment
+from agentrl import ConfigError, worker_environment
 from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings, flag_of
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpcore
 
-from agentrl.errors import BackendError
+from agentrl import BackendError
 
 __all__ = ["AsyncioBackend", "Connections", "allow_open_files", "limit_reached"]
 

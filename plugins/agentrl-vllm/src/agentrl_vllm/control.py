@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agentrl.errors import BackendError, PluginError
+from agentrl import BackendError, PluginError
 from agentrl.inference.contract import Capabilities
 from agentrl_vllm.client import Client, ServerFailed
 from agentrl_vllm.generation import PATH, TEMPERATURES

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, I
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Generic, TypeVar
 
-from agentrl.errors import BackendError
+from agentrl import BackendError
 from agentrl.inference.contract import Chunk
 from agentrl_vllm.client import Client, ServerFailed, ServerHangs
 from agentrl_vllm.replica import Replica, engine_answers

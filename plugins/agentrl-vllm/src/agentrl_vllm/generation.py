@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from agentrl.errors import BackendError, UnsupportedSampling
+from agentrl import BackendError, UnsupportedSampling
 from agentrl.inference.contract import Chunk, FinishReason, GenerationRequest, Sampling
 from agentrl_vllm.client import Client, ServerFailed
 

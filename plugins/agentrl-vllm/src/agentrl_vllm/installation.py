@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from agentrl import run_in_thread
-from agentrl.environments import Recipe, environment_of, environments
-from agentrl.errors import PluginError
+from agentrl import ConfigError, PluginError, environment_of, find_environment, run_in_thread
+from agentrl.environments.contract import Recipe
 
 __all__ = ["OLDEST", "VLLM", "Installation", "find_python", "inspect_python"]
 
@@ -80,7 +80,8 @@ def find_python(given: Path | None) -> Path:
     """
     if given is not None:
         return _usable(Path(os.path.expanduser(given)))
-    if known := next((each for each in environments() if each.name == "vllm"), None):
+    with suppress(ConfigError):  # There is no such environment.
+        known = find_environment("vllm")
         if known.fault:
             raise PluginError(f"the environment 'vllm' cannot be used: {known.fault}", fix=known.remedy)
         return known.python

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agentrl.environ import WORKER
-from agentrl.errors import BackendError
+from agentrl import BackendError
 from agentrl_vllm.command import Command
+from agentrl_vllm.supervisor import MARK
 
 __all__ = ["SupervisedProcess"]
 
@@ -110,7 +110,7 @@ def _launch(command: Command, scratch: Path, shared: Path | None, log: Path) -> 
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**command.env, WORKER: secrets.token_hex(8)},
+                env={**command.env, MARK: secrets.token_hex(8)},
                 cwd=scratch,
                 start_new_session=True,
             )

@@ -11,8 +11,8 @@ from typing import Literal, Protocol, TypeVar
 
 import httpcore
 
-from agentrl.errors import BackendError, one_line
-from agentrl_vllm.client import Client, ServerFailed
+from agentrl import BackendError
+from agentrl_vllm.client import Client, ServerFailed, one_line
 
 __all__ = ["Replica", "ReplicaServer", "ReplicaState", "engine_answers", "find_fault", "until_set"]
 

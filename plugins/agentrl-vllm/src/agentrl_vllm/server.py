@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from agentrl import run_in_thread
-from agentrl.errors import BackendError, one_line
-from agentrl_vllm.client import Client, ServerFailed
+from agentrl import BackendError, run_in_thread
+from agentrl_vllm.client import Client, ServerFailed, one_line
 from agentrl_vllm.command import Command
 from agentrl_vllm.process import SupervisedProcess
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from agentrl.config.models import Section
+from agentrl import Settings
 
 __all__ = ["VllmSettings", "flag_of"]
 
@@ -50,7 +50,7 @@ def flag_of(arg: str) -> str:
     return arg.partition("=")[0].replace("_", "-")
 
 
-class VllmSettings(Section):
+class VllmSettings(Settings):
     """The keys beside ``inference.backend.name: vllm``."""
 
     python: Annotated[Path | None, Strict(False)] = None

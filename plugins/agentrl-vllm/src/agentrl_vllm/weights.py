@@ -14,12 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TextIO
 
-from agentrl import finish_in_thread
-from agentrl.errors import AgentRLError, BackendError, RunError, one_line
+from agentrl import AgentRLError, BackendError, RunError, finish_in_thread
 from agentrl.inference.contract import Weights
 from agentrl_vllm import control
 from agentrl_vllm.agreement import Probe
-from agentrl_vllm.client import Client
+from agentrl_vllm.client import Client, one_line
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.settings import VllmSettings
 

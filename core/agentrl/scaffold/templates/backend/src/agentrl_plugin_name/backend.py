@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from agentrl import AgentRLError, BackendError, PromptTooLong, UnsupportedSampling
 from agentrl.inference import contract
-from agentrl.inference.model_folder import no_progress_bars
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 T = TypeVar("T")
 
@@ -88,10 +88,11 @@ class PluginNameBackend:
             raise BackendError(f"the engine failed: {reason}") from error
 
     def _load(self) -> contract.Capabilities:
-        with no_progress_bars():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                self._folder, dtype=torch.float32, local_files_only=True
-            )
+        # The run draws a display of its own.
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            self._folder, dtype=torch.float32, local_files_only=True
+        )
         self._model = model.to(self._device).eval()
         self._context: int = model.config.max_position_embeddings
         return contract.Capabilities(
