@@ -22,10 +22,11 @@ counted and what stops it, and the command line can decide its exit code::
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +49,7 @@ __all__ = [
     "Side",
     "UnsupportedSampling",
     "WorkerError",
+    "about",
     "cannot_write",
     "disk_is_full",
     "encodable",
@@ -84,10 +86,19 @@ class AgentRLError(Exception):
 
 
 class ConfigError(AgentRLError):
-    """What the user asked for does not exist, has the wrong type or contradicts itself."""
+    """What the user asked for does not exist, has the wrong type or contradicts itself.
+
+    ``key`` is the dotted key of the configuration that is at fault, where the message does not begin with it.
+    """
 
     side = "config"
     exit_code = 2
+
+    def __init__(
+        self, message: str, *, fix: str | None = None, fingerprint: str | None = None, key: str | None = None
+    ) -> None:
+        super().__init__(message, fix=fix, fingerprint=fingerprint)
+        self.key = key
 
 
 class PluginError(AgentRLError):
@@ -104,7 +115,7 @@ class AgentError(AgentRLError):
 
 
 class EpisodeTimeout(AgentError):
-    """An episode did not end within its deadline; the message names the stage it was in."""
+    """An episode did not end within its deadline; the message says what it was waiting for."""
 
 
 class ModelTimeout(EpisodeTimeout):
@@ -208,6 +219,16 @@ def cannot_write(path: Path, error: BaseException) -> RunError:
     if disk_is_full(error):
         return RunError(f"cannot write {path}: {reason}", fix="free some space, or set run.dir to another disk")
     return RunError(f"cannot write {path}: {reason}", fix="make it writable, or set run.dir to another folder")
+
+
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """Within it, a ``ConfigError`` that names no key of the configuration is about ``key``."""
+    try:
+        yield
+    except ConfigError as error:
+        error.key = error.key or key
+        raise
 
 
 def encodable(text: str) -> str:

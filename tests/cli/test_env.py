@@ -74,8 +74,8 @@ def test_agents_of_environments_are_listed_after_the_installed_ones(folder: Path
 def test_an_agent_that_its_name_alone_does_not_mean_is_listed_with_its_interpreter(folder: Path) -> None:
     write_camel(folder / "camel", agents=("math", "camel-math"))
     write_camel(folder / "camel-2")
-    places = [line.partition("in environment ")[2] for line in output(folder, "list-agents")]
-    assert [place for place in places if place] == [
+    found = [line.partition("in environment ")[2] for line in output(folder, "list-agents")]
+    assert [place for place in found if place] == [
         f"camel: agent.python={folder}/camel/bin/python",
         f"camel: agent.python={folder}/camel/bin/python",
         f"camel-2: agent.python={folder}/camel-2/bin/python",

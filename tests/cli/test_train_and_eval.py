@@ -153,12 +153,12 @@ def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, mo
     (agentrl.folder / "config.yaml").write_text("rollout:\n  group_size: 4\n")
     monkeypatch.setenv("AGENTRL_TRAINING__STEPS", "7")
     code, out, _ = agentrl("train", "math", "-c", "config.yaml", "seed=3", "--dry-run")
-    places = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    sources = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert code == 0
-    assert places["seed"] == ["3", "command", "line"]
-    assert places["training.steps"] == ["7", "environment", "AGENTRL_TRAINING__STEPS"]
-    assert places["rollout.group_size"][:3] == ["4", "file", "config.yaml:2"]
-    assert places["rollout.concurrency"][1] == "default"
+    assert sources["seed"] == ["3", "command", "line"]
+    assert sources["training.steps"] == ["7", "environment", "AGENTRL_TRAINING__STEPS"]
+    assert sources["rollout.group_size"][:3] == ["4", "file", "config.yaml:2"]
+    assert sources["rollout.concurrency"][1] == "default"
     assert not (agentrl.folder / "runs").exists()
 
 

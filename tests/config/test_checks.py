@@ -24,7 +24,7 @@ def test_what_nobody_set_is_not_reported_and_neither_is_what_works() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "cause", "reason"),
+    ("override", "setting", "reason"),
     [
         ("evaluation.every=5", "tasks.eval=null", "tasks.eval is null"),
         ("evaluation.temperature=0.5", "tasks.eval=null", "tasks.eval is null"),
@@ -39,10 +39,10 @@ def test_what_nobody_set_is_not_reported_and_neither_is_what_works() -> None:
         ("rollout.max_tokens=9", "rollout.override={max_tokens: 8}", "rollout.override.max_tokens replaces it"),
     ],
 )
-def test_a_key_without_effect_is_reported_with_what_makes_it_so(override: str, cause: str, reason: str) -> None:
+def test_a_key_without_effect_is_reported_with_what_makes_it_so(override: str, setting: str, reason: str) -> None:
     key = override.partition("=")[0]
     assert key not in dead(override)
-    assert dead(override, cause)[key] == reason
+    assert dead(override, setting)[key] == reason
 
 
 def test_a_field_that_is_only_dropped_from_requests_leaves_the_default_in_effect() -> None:

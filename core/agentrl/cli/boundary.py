@@ -67,8 +67,8 @@ def _is_of_writing(error: OSError) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    places = (click.echo.__code__, report_errors.__code__)
-    return trace is not None and trace.tb_frame.f_code in places
+    writers = (click.echo.__code__, report_errors.__code__)
+    return trace is not None and trace.tb_frame.f_code in writers
 
 
 def _is_hung_up(error: OSError) -> bool:

@@ -235,7 +235,7 @@ def config_error(
     key = ".".join((at, *path) if at else path)
     rest = f" (and {more} more)" if more else ""
     message = f"{_place(key, origin)}{_complaint(first, key, model, path)}{rest}"
-    return ConfigError(message, fix=_fix(first, key, model, path))
+    return ConfigError(message, fix=_fix(first, key, model, path), key=key)
 
 
 def unknown_key(

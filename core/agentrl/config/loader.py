@@ -69,7 +69,9 @@ def resolve_config(
         config = Config.model_validate(fitted(Config, _merged(layers)))
     except ValidationError as error:
         raise config_error(error, Config, origin=lambda key: _nearest_place(layers, key)) from error
-    return Resolved(config, {key: _place(layers, key) or DEFAULT for key in _leaves(_plain(config))})
+    provenance = {key: _place(layers, key) or DEFAULT for key in _leaves(_plain(config))}
+    config.remember({key: place for key, place in provenance.items() if place != DEFAULT})
+    return Resolved(config, provenance)
 
 
 def _defaults() -> dict[str, Any]:
@@ -148,9 +150,9 @@ Parse = Callable[[Sequence[str], str], Any]
 class Source:
     """Nested values, and for each key the words that say where it was written."""
 
-    def __init__(self, values: Values, places: Mapping[str, str], default_place: str) -> None:
+    def __init__(self, values: Values, written_at: Mapping[str, str], default_place: str) -> None:
         self.values = values
-        self._places = places
+        self._written_at = written_at
         self._default_place = default_place
 
     def place(self, key: str) -> str | None:
@@ -167,7 +169,7 @@ class Source:
 
     def _nearest(self, names: Sequence[str]) -> str:
         held = (".".join(names[:depth]) for depth in range(len(names), 0, -1))
-        return next((self._places[key] for key in held if key in self._places), self._default_place)
+        return next((self._written_at[key] for key in held if key in self._written_at), self._default_place)
 
 
 def _command_line(overrides: Iterable[str], parse: Parse) -> Source:
@@ -185,14 +187,14 @@ def _command_line(overrides: Iterable[str], parse: Parse) -> Source:
 def _environment(environ: Mapping[str, str], parse: Parse) -> Source:
     """Variables such as ``AGENTRL_ROLLOUT__GROUP_SIZE``."""
     values: Values = {}
-    places: dict[str, str] = {}
+    written_at: dict[str, str] = {}
     variables = [name for name in environ if name.startswith(PREFIX) and name not in RESERVED]
     for variable in sorted(variables, key=len):
         names = variable.removeprefix(PREFIX).lower().split("__")
         place = f"environment {variable}"
         _assign(values, names, _value(parse, names, environ[variable], place))
-        places[".".join(names)] = place
-    return Source(values, places, "environment")
+        written_at[".".join(names)] = place
+    return Source(values, written_at, "environment")
 
 
 def _file(path: Path) -> Source:
@@ -208,8 +210,8 @@ def _file(path: Path) -> Source:
     document = parse_document(text, str(path))
     if not isinstance(document.values, dict):
         raise ConfigError(f"config file {str(path)!r} holds no keys", fix="write a mapping, such as `seed: 0`")
-    places = {key: f"file {path}:{line}" for key, line in document.lines.items()}
-    return Source(from_folder(document.values, path.parent), places, f"file {path}")
+    written_at = {key: f"file {path}:{line}" for key, line in document.lines.items()}
+    return Source(from_folder(document.values, path.parent), written_at, f"file {path}")
 
 
 def _merged(sources: Sequence[Source]) -> Values:

@@ -7,7 +7,9 @@ keys are validated by the part itself once it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializationInfo,
     Strict,
     model_serializer,
@@ -276,6 +279,28 @@ def _typed(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
+_KEY = re.compile(r"(?:with |there is no key ')?([a-z_]+(?:\.\w+)+|[a-z_]+(?==))")
+"""How a message begins that is about a key."""
+
+
+class _WrittenAt(dict[str, str]):
+    """Where values were written, by dotted key. Configurations of equal values are equal wherever those are from."""
+
+    def nearest(self, key: str) -> str | None:
+        """Where ``key`` was written, or the name of the part that it belongs to."""
+        while key:
+            for each in (key, f"{key}.name", f"{key}.type"):
+                if each in self:
+                    return self[each]
+            key = key.rpartition(".")[0]
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _WrittenAt)
+
+    __hash__ = None
+
+
 class Config(Section):
     """Everything about a run. `agentrl train --dry-run` shows where each value came from."""
 
@@ -299,6 +324,35 @@ class Config(Section):
     """Where the run is placed: `local` is this process."""
     trackers: list[Part] = []
     """Where metrics go beside the run folder."""
+
+    _written_at: _WrittenAt = PrivateAttr(default_factory=lambda: _WrittenAt())
+
+    def remember(self, written_at: Mapping[str, str]) -> None:
+        """Keep where values were written, by dotted key, for ``naming_sources``."""
+        self._written_at = _WrittenAt(written_at)
+
+    @contextlib.contextmanager
+    def naming_sources(self) -> Iterator[None]:
+        """Within it, a ``ConfigError`` about a key says where the key was written, such as its file and line.
+
+        The key is the error's ``key``, or the one that its message begins with.
+        """
+        try:
+            yield
+        except ConfigError as error:
+            named = _KEY.match(error.message)
+            key = error.key or (named[1] if named else "")
+            source = self._written_at.nearest(key)
+            if source is not None and not error.message.startswith(source):
+                error.message = f"{source}: {error.message}"
+            raise
+
+    def naming(self, section: Literal["agent", "model"], name: str) -> Config:
+        """A copy with another agent or model, which nobody has written down anywhere."""
+        changed = getattr(self, section).model_copy(update={"name": name})
+        copy = self.model_copy(update={section: changed})
+        copy.remember({key: source for key, source in self._written_at.items() if key != f"{section}.name"})
+        return copy
 
     @property
     def runs_in_workers(self) -> bool:

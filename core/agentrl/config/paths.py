@@ -25,7 +25,7 @@ _KEYS_OF_PATHS = ("path", "file", "folder", "dir")
 _FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|gz|zst|txt|py|ya?ml|jinja)$", re.IGNORECASE)
 _BY_FORM = ("./", "../")
 
-Place = Callable[[str], str]
+Rewrite = Callable[[str], str]
 """A relative path as it is to be written."""
 Rewritten = Callable[[Any], Any]
 
@@ -57,9 +57,9 @@ def _joined(folder: Path, path: str) -> str:
 class _Paths:
     """Finds the paths in the values of a configuration, as they are seen from a folder, and has them rewritten."""
 
-    def __init__(self, folder: Path, place: Place) -> None:
+    def __init__(self, folder: Path, rewrite: Rewrite) -> None:
         self._folder = folder
-        self._place = place
+        self._rewrite = rewrite
 
     def rewritten(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values, with another text for every path that is relative."""
@@ -131,12 +131,12 @@ class _Paths:
         return [self._reference(each) for each in values] if isinstance(values, list) else values
 
     def _model(self, value: Any) -> Any:
-        return self._place_of(value, "models")
+        return self._name_or_path(value, "models")
 
     def _tasks(self, value: Any) -> Any:
-        return self._part(value, lambda name: self._place_of(name, "tasks"))
+        return self._part(value, lambda name: self._name_or_path(name, "tasks"))
 
-    def _place_of(self, value: Any, kind: str) -> Any:
+    def _name_or_path(self, value: Any, kind: str) -> Any:
         """A name that may be that of a file or a folder; one that is registered is not."""
         name = _text(value)
         if name is None:
@@ -174,7 +174,7 @@ class _Paths:
         path = _text(value)
         if path is None or not path or "\0" in path or path.startswith("~") or os.path.isabs(path):
             return value
-        return self._place(path)
+        return self._rewrite(path)
 
 
 def _text(value: Any) -> str | None:

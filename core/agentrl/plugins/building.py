@@ -115,14 +115,16 @@ def _refuse_unknown(options: Iterable[str], known: Collection[str], key: str, pa
         if name not in known:
             near = near_matches(name, known)
             fix = near if near.startswith("did") else f"{part!r} has {', '.join(sorted(known)) or 'none'}"
-            raise ConfigError(f"there is no key '{key}.{name}'", fix=fix)
+            raise ConfigError(f"there is no key '{key}.{name}'", fix=fix, key=f"{key}.{name}")
 
 
 def _refuse_missing(options: Mapping[str, Any], free: Mapping[str, Parameter], key: str, part: str) -> None:
     for name, parameter in free.items():
         if parameter.default is parameter.empty and name not in options:
             raise ConfigError(
-                f"{key}.{name} is missing{_kind(parameter.annotation)}", fix=f"{part!r} needs it: set {key}.{name}"
+                f"{key}.{name} is missing{_kind(parameter.annotation)}",
+                fix=f"{part!r} needs it: set {key}.{name}",
+                key=f"{key}.{name}",
             )
 
 

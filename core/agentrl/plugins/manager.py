@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from agentrl.errors import AgentRLError, ConfigError, PluginError, near_matches
+from agentrl.errors import AgentRLError, ConfigError, PluginError, about, near_matches
 from agentrl.plugins.entries import Broken, Disabled, Distribution, Entry, Scan, scan, unmet_range
 from agentrl.plugins.kinds import HOOKS, KINDS
 from agentrl.plugins.references import (
@@ -135,6 +135,10 @@ class Plugins:
         A registered name wins over a module of that name. Raises ``ConfigError`` for a name, module, file or attribute
         that does not exist, and ``PluginError`` for one that does not load, does not fit this core or is claimed twice.
         """
+        with about(KINDS[kind].key):
+            return self._get(kind, reference)
+
+    def _get(self, kind: str, reference: str) -> Any:
         from agentrl.plugins.references import attribute_of, import_file, import_module, only_object
 
         noun = KINDS[kind].noun
@@ -181,7 +185,9 @@ class Plugins:
         """
         from agentrl.plugins.building import build
 
-        return build(self.get(kind, part.name), kind, part, at or KINDS[kind].key, context)
+        key = at or KINDS[kind].key
+        with about(key):
+            return build(self._get(kind, part.name), kind, part, key, context)
 
     def adapt_agent(self, obj: object) -> object:
         """``obj`` turned into an agent by the first plugin that knows its kind, else ``obj`` itself."""

@@ -122,8 +122,8 @@ def _spec(name: str) -> ModuleSpec | None:
         holder = _spec(parent)
     except (ImportError, ValueError):  # A module that was made by other means than an import has no spec.
         return None
-    places = None if holder is None else holder.submodule_search_locations
-    return None if places is None else PathFinder.find_spec(name, places)
+    folders = None if holder is None else holder.submodule_search_locations
+    return None if folders is None else PathFinder.find_spec(name, folders)
 
 
 def import_object(reference: str, what: str) -> object:

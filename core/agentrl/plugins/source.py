@@ -119,8 +119,8 @@ def _spec(module: str, path: Path_) -> ModuleSpec | None:
     parent, _, _ = module.rpartition(".")
     if parent:
         holder = _spec(parent, path)
-        places = None if holder is None else holder.submodule_search_locations
-        return None if places is None else PathFinder.find_spec(module, places)
+        folders = None if holder is None else holder.submodule_search_locations
+        return None if folders is None else PathFinder.find_spec(module, folders)
     try:
         # Of a module that is no package this looks, and imports nothing.
         return PathFinder.find_spec(module, path) if path is not None else find_spec(module)

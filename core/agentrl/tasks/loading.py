@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.errors import ConfigError, shown
+from agentrl.errors import ConfigError, about, shown
 from agentrl.plugins.references import dotted_reference
 from agentrl.tasks.contract import Task, TaskSet
 from agentrl.tasks.records import unreadable
@@ -45,7 +45,8 @@ def load_tasks(plugins: Plugins, part: PartLike, *, at: str = "tasks") -> TaskSe
     ``at`` is the configuration key of the part, for messages. Raises ``ConfigError`` for a set that does not exist,
     takes other keys, is empty or is not a sequence. A set whose items are not dicts raises when an item is taken.
     """
-    return _Checked(_built(plugins, part, at), part.name)
+    with about(at):
+        return _Checked(_built(plugins, part, at), part.name)
 
 
 def reader_name(name: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.config.models import Config, ModelSection, TasksSection
 from agentrl.environments import locate_agent
-from agentrl.errors import ConfigError, GatewayError, one_line, shortened, shown
+from agentrl.errors import ConfigError, GatewayError, about, one_line, shortened, shown
 from agentrl.gateway.contract import ModelRequest, SessionSettings
 from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
 from agentrl.gateway.dialects.overrides import ALIASES, apply_override
@@ -82,9 +82,10 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     """
     check_takes_weights(config, plugins)
     common = resolve_episode_parts(config, plugins, agent)
-    folder = find_model(plugins, config.model)
-    config = _named(common.config, folder)
-    chat = load_chat(folder, config.model)
+    with about("model.name"):
+        folder = find_model(plugins, config.model)
+        config = _named(common.config, folder)
+        chat = load_chat(folder, config.model)
     return Parts(
         config=config,
         plugins=plugins,
@@ -103,7 +104,7 @@ def _named(config: Config, folder: Path) -> Config:
     """``config`` with the checkpoint that a run's folder stands for now; later it may stand for another."""
     if folder.parent.name != "checkpoints" or folder.parent.parent != Path(os.path.expanduser(config.model.name)):
         return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
+    return config.naming("model", str(folder))
 
 
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -73,17 +74,19 @@ class Trainer:
         ``ConfigError`` or ``PluginError`` before anything has started, and another ``AgentRLError`` for what stopped
         the run.
         """
-        parts = self._trainable(_only(agent, workflow))
-        scheduler = build_scheduler(self.plugins, parts.config)
-        return scheduler.run(lambda: self._trained(parts))
+        with self._configured(agent, workflow) as (config, target):
+            parts = self._trainable(config, target)
+            scheduler = build_scheduler(self.plugins, config)
+            return scheduler.run(lambda: self._trained(parts))
 
     @missing_extras()
     def check(self, agent: Any = None, *, workflow: Any = None) -> None:
         """Raise what ``train`` would raise before it starts anything; nothing is started or written."""
-        parts = self._trainable(_only(agent, workflow))
-        build_scheduler(self.plugins, parts.config)
-        RunFolder.check(parts.config)
-        prepare(parts, self.reporter)
+        with self._configured(agent, workflow) as (config, target):
+            parts = self._trainable(config, target)
+            build_scheduler(self.plugins, config)
+            RunFolder.check(parts.config)
+            prepare(parts, self.reporter)
 
     @missing_extras()
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None, *, workflow: Any = None) -> Evaluation:
@@ -93,16 +96,13 @@ class Trainer:
         backend such as ``openai`` the model is that of the endpoint, and ``checkpoint`` another name of one there.
         Raises as ``train`` does, and ``KeyboardInterrupt`` once what was started has ended, where it is interrupted.
         """
-        config, target = self._configured(_only(agent, workflow))
-        chat = is_chat(config, self.plugins)
-        config = named_by_endpoint(config) if chat else config
-        if checkpoint is not None:
-            config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(checkpoint)})})
-        if chat:
-            talking = resolve_episode_parts(config, self.plugins, target)
-            return self._measured(lambda: measure_endpoint(talking, self.reporter))
-        parts = resolve_parts(config, self.plugins, target)
-        return self._measured(lambda: measure(parts, self.reporter))
+        with self._configured(agent, workflow, checkpoint) as (config, target):
+            if is_chat(config, self.plugins):
+                config = config if checkpoint is not None else named_by_endpoint(config)
+                talking = resolve_episode_parts(config, self.plugins, target)
+                return self._measured(lambda: measure_endpoint(talking, self.reporter))
+            parts = resolve_parts(config, self.plugins, target)
+            return self._measured(lambda: measure(parts, self.reporter))
 
     def _trained(self, parts: Parts) -> Summary:
         with self._interrupts(_SAVING) as interrupts:
@@ -129,36 +129,33 @@ class Trainer:
     def _interrupts(self, what: str) -> Interrupts:
         return Interrupts(partial(self.reporter.note, what), self.reporter.close)
 
-    def _trainable(self, agent: Any) -> Parts:
-        check_trainable(self.config)
-        config, target = self._configured(agent)
+    def _trainable(self, config: Config, target: Any) -> Parts:
+        check_trainable(config)
         parts = resolve_parts(config, self.plugins, target)
         check_sampling(config, ANY_ENGINE, trains=True)
         return parts
 
-    def _configured(self, agent: Any) -> tuple[Config, Any]:
-        """The config with ``agent`` in it, which all plugins have seen, and the agent itself if it is no name."""
-        config, target = _with_agent(self.config, agent)
-        self.plugins.load()
-        for broken in self.plugins.broken:
-            self.reporter.warning(f"a plugin takes no part in this run: {broken}")
-        self.plugins.hook.agentrl_configure(config=config)
-        return config, target
+    @contextlib.contextmanager
+    def _configured(
+        self, agent: Any, workflow: Any, checkpoint: str | Path | None = None
+    ) -> Iterator[tuple[Config, Any]]:
+        """The config with the agent and the model in it, which all plugins have seen, and the agent if it is no name.
 
-
-def _only(agent: Any, workflow: Any) -> Any:
-    """The agent, under whichever of its two names it was given."""
-    if agent is not None and workflow is not None:
-        raise ConfigError(
-            "the agent is named twice, as `agent` and as `workflow`, which mean the same", fix="pass one of them"
-        )
-    return workflow if agent is None else agent
-
-
-def _with_agent(config: Config, agent: Any) -> tuple[Config, Any]:
-    """The config with ``agent`` in it, and the agent itself where it was given instead of a name."""
-    if agent is None:
-        return config, None
-    name = agent if isinstance(agent, str) else reference_of(agent)
-    named = config.model_copy(update={"agent": config.agent.model_copy(update={"name": name})})
-    return named, None if isinstance(agent, str) else agent
+        Within it, an error about a key says where the key was written.
+        """
+        if agent is not None and workflow is not None:
+            raise ConfigError(
+                "the agent is named twice, as `agent` and as `workflow`, which mean the same", fix="pass one of them"
+            )
+        target = workflow if agent is None else agent
+        config = self.config
+        if target is not None:
+            config = config.naming("agent", target if isinstance(target, str) else reference_of(target))
+        if checkpoint is not None:
+            config = config.naming("model", str(checkpoint))
+        with config.naming_sources():
+            self.plugins.load()
+            for broken in self.plugins.broken:
+                self.reporter.warning(f"a plugin takes no part in this run: {broken}")
+            self.plugins.hook.agentrl_configure(config=config)
+            yield config, None if isinstance(target, str) else target
