@@ -1,4 +1,4 @@
-"""The event loop of a worker: a thread that it lends belongs to the episode that asks for it."""
+"""The event loop of a worker, and what becomes of copies of the worker that an agent makes with ``os.fork``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agentrl.loops import AwakeClock, Loop
-from agentrl.worker.forks import ending_in_forks
 
-__all__ = ["WorkerLoop"]
+__all__ = ["WorkerLoop", "end_if_forked", "end_loop_in_forks"]
+
+T = TypeVar("T")
 
 
 class WorkerLoop(Loop):
-    """As that of the rollout, but for ``run_in_executor``.
+    """The rollout's event loop with two differences.
 
-    What is run in a thread sees the context of the code that has it run, as with ``asyncio.to_thread``, and
-    therefore its episode's environment variables; a copy of the process made there ends with it. Time stands still
-    while the rollout is paused as well: Ctrl-Z stops that alone, and agents would wait in vain for its answers.
+    A function that runs in a thread sees the context of the code that submitted it, as with ``asyncio.to_thread``, and
+    therefore its episode's environment variables; a copy of the process that is forked there ends with the function.
+    Its clock also stands still while the rollout is paused: Ctrl-Z stops the rollout alone, and deadlines of agents
+    that wait for its answers must not pass meanwhile.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class WorkerLoop(Loop):
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
             return super().run_in_executor(executor, func, *args)
         context = contextvars.copy_context()
-        return super().run_in_executor(executor, ending_in_forks(partial(context.run, func, *args)))
+        return super().run_in_executor(executor, _ending_in_forks(partial(context.run, func, *args)))
 
 
 def _parent(process: int) -> int:
@@ -49,9 +51,48 @@ def _is_stopped(process: int) -> bool:
 
 
 def _stat(process: int) -> list[str]:
-    """State and parent of a process, and more; as of one that runs where the system does not say."""
+    """State, parent and more of a process from ``/proc``; where there is none, those of a running orphan."""
     try:
         # The name, in brackets, may hold anything.
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return ["R", "0"]
+
+
+def end_if_forked(worker: int, error: BaseException | None = None) -> None:
+    """Return in the process ``worker``; in a copy of it, whose code is over, end as a script that ends so would."""
+    if os.getpid() == worker:
+        return
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        os._exit((error.code or 0) & 0xFF)
+    os._exit(0 if error is None else 1)
+
+
+def _ending_in_forks(run: Callable[[], T]) -> Callable[[], T]:
+    """``run`` for a thread of this process, which a copy of the process made in it is not to go on with."""
+    worker = os.getpid()
+
+    def guarded() -> T:
+        try:
+            result = run()
+        except BaseException as error:
+            end_if_forked(worker, error)
+            raise
+        end_if_forked(worker)
+        return result
+
+    return guarded
+
+
+def end_loop_in_forks(loop: asyncio.AbstractEventLoop) -> None:
+    """End a copy of this process as soon as the code that forked waits for something.
+
+    Its event loop shares descriptors with the original's, and holds the other episodes: none of them may go on
+    in the copy. So what is ready is dropped there, and the end is what is ready.
+    """
+
+    def end_next() -> None:
+        loop._ready.clear()  # type: ignore[attr-defined]
+        loop.call_soon(os._exit, 0)
+
+    os.register_at_fork(after_in_child=end_next)

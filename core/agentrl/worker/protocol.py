@@ -16,7 +16,7 @@ descriptor ``N``; its standard output and error are the agent's, never the proto
 ``hello`` is understood by every version of either side: the worker answers it in any case, and where the
 ``protocol`` is another than its own it then ends. ``core`` is the version of agentrl-core beside the agent, null where
 none is installed as a distribution, and ``python`` the interpreter's. ``parts`` are those of the rewards in
-``returned`` (see ``parts``). ``disabled`` names plugins, which need not be
+``returned`` (see ``with_parts``). ``disabled`` names plugins, which need not be
 installed there. ``endpoint``, which stays the same, and ``connection``, the episode's, hold ``base_url`` and
 ``api_key``, ``connection`` also ``model``. A worker loads one agent; one that has ``refused`` it waits for ``stop``.
 
@@ -31,7 +31,7 @@ that are outcomes, as references.
 After ``stop`` the worker cancels what runs and exits with 0 within seconds, whatever threads there are. One that the
 other end of the pair has left kills itself and its children, in whatever sessions those are; so does one that hears
 what is no message, which it reports on standard error. Agents run in a child of the process that is started
-(see ``supervisor``), which ends as that child does: with its exit status, or by its signal.
+(see ``__main__``), which ends as that child does: with its exit status, or by its signal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from typing import Any
 
 from agentrl import errors
 from agentrl.agents.exceptions import authors_traceback, describe, fingerprint_of, is_api_error
-from agentrl.agents.result import as_number
+from agentrl.agents.result import Reward, as_number, parts_of
 from agentrl.errors import AgentError, AgentRLError, shown
 from agentrl.redaction import redact
 
@@ -54,7 +54,9 @@ __all__ = [
     "encode",
     "error_from_json",
     "error_to_json",
+    "parts_beside",
     "unfit",
+    "with_parts",
     "with_traceback",
 ]
 
@@ -65,6 +67,10 @@ LONGEST = 64 * 2**20
 """Most bytes of one message."""
 
 Message = dict[str, Any]
+
+_WHOLE = "episode"
+_CALLS = "calls"
+"""Keys of a message's ``parts``: those of the episode's reward, or by response id those of rewarded calls."""
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -115,6 +121,28 @@ def _unfit(value: Any, at: str, above: tuple[int, ...]) -> str | None:
         faults = (_unfit(item, f"{at}[{index}]", inside) for index, item in enumerate(value))
         return next(filter(None, faults), None)
     return f"{at}, a {type(value).__name__}"
+
+
+def parts_beside(returned: Any) -> dict[str, Any]:
+    """The named parts of the rewards in ``returned``, which JSON's numbers cannot hold; empty where there are none."""
+    if parts := parts_of(returned):
+        return {_WHOLE: dict(parts)}
+    if isinstance(returned, Mapping):
+        calls = {call: dict(parts) for call, value in returned.items() if (parts := parts_of(value))}
+        return {_CALLS: calls} if calls else {}
+    return {}
+
+
+def with_parts(returned: Any, beside: Mapping[str, Any]) -> Any:
+    """What an agent returned, from ``returned`` and ``parts`` of its message."""
+    if _WHOLE in beside:
+        return Reward(returned, **beside[_WHOLE])
+    if _CALLS in beside:
+        return {
+            call: Reward(value, **beside[_CALLS][call]) if call in beside[_CALLS] else value
+            for call, value in returned.items()
+        }
+    return returned
 
 
 def error_to_json(error: BaseException) -> dict[str, Any]:

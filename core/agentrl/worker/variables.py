@@ -3,7 +3,7 @@
 Agents that ignore what they are passed read ``OPENAI_BASE_URL`` and its like, when a client is made or long
 before. Two layers make every such agent reach the right session:
 
-- The process's own variables name the worker's *standing endpoint*, from before the agent is imported until the
+- The process's own variables name the worker's *process endpoint*, from before the agent is imported until the
   end. Its calls go to the session of the one episode that runs, so a client made at import time is captured, and
   so is a child process, a thread of the agent's own or a library that reads C's environment. With several
   episodes at once such calls belong to none, and the gateway refuses them.
@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
-__all__ = ["EndpointVariables", "endpoint_variables", "enter_episode", "make_standing"]
+__all__ = ["EndpointVariables", "endpoint_variables", "enter_episode", "set_process_variables"]
 
 _EPISODE: ContextVar[dict[str, str | None] | None] = ContextVar("agentrl_endpoint_variables", default=None)
 """The episode's own values; ``None`` for one that the agent has deleted."""
@@ -38,7 +38,7 @@ def endpoint_variables(base_url: str, api_key: str) -> dict[str, str]:
     }
 
 
-def make_standing(variables: Mapping[str, str]) -> None:
+def set_process_variables(variables: Mapping[str, str]) -> None:
     """Set the process's own variables, and let episodes have their own from now on."""
     os.environ.update(variables)
     os.environ.__class__ = EndpointVariables

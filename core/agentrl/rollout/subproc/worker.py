@@ -14,8 +14,7 @@ from agentrl.rollout.failures import RaisedElsewhere, too_late
 from agentrl.rollout.subproc.contract import AgentFacts, Limits
 from agentrl.rollout.subproc.fate import Sentence, fate
 from agentrl.rollout.subproc.process import BURIAL_S, WorkerProcess
-from agentrl.worker.parts import with_parts
-from agentrl.worker.protocol import Message, encode, error_from_json, with_traceback
+from agentrl.worker.protocol import Message, encode, error_from_json, with_parts, with_traceback
 
 __all__ = ["Order", "Worker"]
 
