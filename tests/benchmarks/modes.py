@@ -34,7 +34,8 @@ from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.inline import InlineRunner
-from agentrl.rollout.subproc.runner import AgentProcess, SubprocRunner, worker_environment
+from agentrl.rollout.subproc.executor import SubprocRunner
+from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
 from agentrl.tokens.selection import load_renderer
 
 TASK = {"question": "What is 12 + 30?", "answer": "42"}
@@ -83,7 +84,7 @@ async def cold(processes: int) -> AsyncIterator[AgentRunner]:
 
 @contextlib.asynccontextmanager
 async def warm(gateway: Gateway, workers: int, concurrency: int) -> AsyncIterator[AgentRunner]:
-    process = AgentProcess("math", {}, Path(sys.executable), worker_environment((), os.environ))
+    process = AgentLaunch("math", {}, Path(sys.executable), worker_environment((), os.environ))
     with tempfile.TemporaryDirectory() as logs:
         async with SubprocRunner(
             process,

@@ -122,7 +122,7 @@ eval "$(_AGENTRL_COMPLETE=bash_source {agentrl})"
 compopt() {{ echo "$@"; }}
 try() {{ COMP_LINE="$1"; COMP_POINT=${{#1}}; COMPREPLY=(); _agentrl_completion {agentrl}; echo "${{COMPREPLY[*]}}"; }}
 try "agentrl train math rollout.mode=in"
-try "agentrl train math rollout.mod"
+try "agentrl train math rollout.max_w"
 try "agentrl eval runs/f"
 """
 FISH = """
@@ -136,7 +136,7 @@ end
 @pytest.mark.parametrize(
     ("shell", "script", "expected"),
     [
-        ("bash", BASH, ["inline", "-o nospace", "rollout.mode=", "runs/first"]),
+        ("bash", BASH, ["inline", "-o nospace", "rollout.max_workers=", "runs/first"]),
         ("fish", FISH, ["rollout.mode=inline", "runs/first"]),
     ],
 )

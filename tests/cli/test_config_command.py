@@ -128,9 +128,10 @@ def test_the_keys_of_a_file_or_folder_of_tasks_are_those_that_may_stand_beside_i
 
 
 def test_json_holds_the_same(run: Run) -> None:
-    document: dict[str, Any] = json.loads(run("rollout.mode", "inference.backend=torch", "--json")[1])
-    (mode,) = document["keys"]
-    assert (mode["key"], mode["default"], mode["choices"]) == ("rollout.mode", "auto", ["auto", "inline", "subproc"])
+    document: dict[str, Any] = json.loads(run("training.schedule", "inference.backend=torch", "--json")[1])
+    (schedule,) = document["keys"]
+    told = (schedule["key"], schedule["default"], schedule["choices"])
+    assert told == ("training.schedule", "constant", ["constant", "linear", "cosine"])
     (backend,) = document["parts"]
     assert (backend["key"], backend["name"]) == ("inference.backend", "torch")
     assert {key["key"] for key in backend["keys"]} >= {"inference.backend.dtype", "inference.backend.device"}

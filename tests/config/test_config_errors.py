@@ -83,7 +83,7 @@ def test_a_file_is_refused_with_the_line_at_fault(tmp_path: Path, text: str, exp
         ("seed.sub=3", "command line: seed should be a valid integer, not {'sub': 3}"),
         ("rollout.group_sise=3", "command line: there is no key 'rollout.group_sise' (did you mean 'group_size'?)"),
         ("agent.kwargs.x=[1", "command line: agent.kwargs.x: [1 is not YAML: expected ',' or ']'"),
-        ("rollout.mode=threads", "command line: rollout.mode should be 'auto', 'inline' or 'subproc', not"),
+        ("training.schedule=up", "command line: training.schedule should be 'constant', 'linear' or 'cosine', not"),
     ],
 )
 def test_an_override_is_refused_as_one(override: str, expected: str) -> None:

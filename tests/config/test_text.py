@@ -18,7 +18,17 @@ from agentrl.plugins.building import build
 ODD = ["1000", "1.50", "1e3", "True", "Null", "~", ".nan", "[best]", "007"]
 TEXT = [key for key in known_keys(Config) if holds_text(Config, key.split("."))]
 ENUMERATED = [key for key in TEXT if get_origin(type_at(Config, key.split("."))) is Literal]
-NAMED = ("agent", "model", "tasks.train", "tasks.eval", "reward", "inference.backend", "algorithm", "scheduler")
+NAMED = (
+    "agent",
+    "model",
+    "tasks.train",
+    "tasks.eval",
+    "reward",
+    "inference.backend",
+    "algorithm",
+    "scheduler",
+    "rollout.mode",
+)
 
 
 @pytest.fixture(autouse=True)

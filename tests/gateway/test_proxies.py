@@ -19,7 +19,7 @@ from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
 from agentrl.rollout.inline import InlineRunner
-from agentrl.training.agent import resolve_agent
+from agentrl.training.parts import resolve_executor
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 BODY = {"model": "x", "messages": [ASK]}
@@ -151,11 +151,11 @@ def test_so_does_one_that_an_agents_module_makes_when_it_is_imported(environment
     Proxy.asked.clear()
     (tmp_path / "early.py").write_text(AGENT)
     config = load_config(None, f"agent.name={tmp_path / 'early.py'}:run", environ={})
-    agent = resolve_agent(config, Plugins(environ={}))
+    agent = resolve_executor(config, Plugins(environ={}))
     session = serving()
     connection = {"base_url": session.base_url, "api_key": session.api_key, "model": "x", "http_client": None}
     backend.says("It is 408.")
-    run = InlineRunner(agent.bound).run(BODY, connection, deadline_s=60, activity=str)
+    run = InlineRunner(agent.agent).run(BODY, connection, deadline_s=60, activity=str)
     assert (asyncio.run(run), Proxy.asked) == (200, [])
 
 

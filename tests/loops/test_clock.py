@@ -106,7 +106,7 @@ from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.doctor.examination import Alarm
 from agentrl.rollout.inline import InlineRunner
 from agentrl.training.interrupts import run_to_end
-from agentrl.training.serving import within
+from agentrl.training.backends import within
 
 async def agent(data):
     await asyncio.sleep(1)

@@ -23,9 +23,9 @@ from agentrl.plugins.references import (
     parse_reference,
 )
 from agentrl.rewards.verifier import Verifier
-from agentrl.rollout.subproc import diagnosis
-from agentrl.rollout.subproc.contract import AgentProcess
-from agentrl.rollout.subproc.runner import inspect_agent
+from agentrl.rollout.subproc import interpreter
+from agentrl.rollout.subproc.executor import inspect_agent
+from agentrl.rollout.subproc.interpreter import AgentLaunch
 
 AGENT = "class Agent:\n    async def run(self, data):\n        return 1\n"
 
@@ -249,7 +249,7 @@ def test_what_lies_beside_a_file_takes_the_place_of_no_module_that_is_installed(
     code = f"from agentrl.plugins import Plugins; Plugins().get('agents', {text!r})"
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    process = AgentProcess(text, {}, Path(sys.executable), dict(os.environ))
+    process = AgentLaunch(text, {}, Path(sys.executable), dict(os.environ))
     assert asyncio.run(inspect_agent(process, deadline_s=60)).is_async
 
 
@@ -270,7 +270,7 @@ def test_a_file_whose_name_is_taken_is_found_by_its_path_and_what_takes_it_is_na
 @pytest.mark.parametrize(
     "command",
     [
-        lambda: diagnosis._ask(AgentProcess("any", {}, Path(sys.executable), dict(os.environ))) is not None,
+        lambda: interpreter._ask(AgentLaunch("any", {}, Path(sys.executable), dict(os.environ))) is not None,
         lambda: Verifier(60.0).equal("1/2", "0.5"),
     ],
     ids=["probe of an interpreter", "verifier of mathematics"],

@@ -19,17 +19,19 @@ from agentrl.rollout.contract import Episode
 from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.rollout.failures import FailureBudget
-from agentrl.rollout.subproc.runner import AgentProcess, Limits, SubprocRunner, worker_environment
+from agentrl.rollout.subproc.executor import SubprocRunner
+from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
+from agentrl.rollout.subproc.process import WorkerLimits
 
 AGENTS = Path(__file__).with_name("faulty_agents.py")
 DEADLINE_S = 60.0
 """Of a whole scenario."""
-QUICK = Limits(grace_s=0.5)
+QUICK = WorkerLimits(grace_s=0.5)
 
 
 def process_of(reference: str, *, python: Path = Path(sys.executable), env: Sequence[str] = (), **kwargs: Any) -> Any:
     """What the worker of an agent is started from."""
-    return AgentProcess(reference, kwargs, python, worker_environment(env, os.environ))
+    return AgentLaunch(reference, kwargs, python, worker_environment(env, os.environ))
 
 
 @dataclass
@@ -42,12 +44,12 @@ class Batches:
 
     def runner(
         self,
-        agent: str | AgentProcess,
+        agent: str | AgentLaunch,
         *,
         concurrency: int = 10,
         max_workers: int = 2,
         episodes_per_worker: int | None = None,
-        limits: Limits = QUICK,
+        limits: WorkerLimits = QUICK,
     ) -> SubprocRunner:
         """A runner of a reference, or of an agent of ``faulty_agents.py``."""
         if isinstance(agent, str):
@@ -64,7 +66,7 @@ class Batches:
         )
 
     def run(
-        self, agent: str | AgentProcess, tasks: Sequence[Mapping[str, Any]], *, timeout_s: float = 30.0, **options: Any
+        self, agent: str | AgentLaunch, tasks: Sequence[Mapping[str, Any]], *, timeout_s: float = 30.0, **options: Any
     ) -> list[Episode]:
         """One episode of every task, all in one batch; in the order of the tasks."""
 

@@ -16,7 +16,8 @@ from agentrl.errors import AgentError, BackendError, GatewayError, PluginError, 
 from agentrl.rewards.scoring import call_reward
 from agentrl.rollout.contract import Activity, EpisodeKey, Failure
 from agentrl.rollout.failures import FailureBudget, attribute, too_late
-from agentrl.rollout.subproc.fate import fate, how_it_ended
+from agentrl.rollout.subproc.process import how_it_ended
+from agentrl.rollout.subproc.worker import failure_of
 
 
 class ApiError(Exception):
@@ -147,7 +148,7 @@ SAME = {
     "a request's field": lambda n: GatewayError(f"n={n!r} is not supported", code="unsupported_value", param="n"),
     "an address": lambda n: BackendError(f"http://127.0.0.1:{8000 + n}/v1 did not answer within {n + 0.5:g} s"),
     "a time": lambda n: too_late(n + 1, Activity(f"in the agent's own code, after {n} calls")),
-    "a process's last words": lambda n: fate(1, 0, how_it_ended(3, None, f"line {'abc'[n]}"), None),
+    "a process's last words": lambda n: failure_of(1, 0, how_it_ended(3, None, f"line {'abc'[n]}"), None),
 }
 
 
@@ -165,7 +166,7 @@ DIFFERENT = {
     "mistakes passed on at one place": (passed_on("a"), raised(lambda: (_ for _ in ()).throw(PolicyError("no end")))),
     "codes of a refusal": (GatewayError("1", code="invalid_type", param="n"), GatewayError("1", code="x", param="n")),
     "words of our own": (BackendError("it did not answer"), BackendError("it did not start")),
-    "exit codes": tuple(fate(1, 0, how_it_ended(code, None, ""), None) for code in (3, 4)),
+    "exit codes": tuple(failure_of(1, 0, how_it_ended(code, None, ""), None) for code in (3, 4)),
 }
 
 

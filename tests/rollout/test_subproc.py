@@ -14,8 +14,7 @@ import pytest
 from tests.rollout.batches import QUICK, in_time, process_of
 
 from agentrl.errors import AgentError, ConfigError, EpisodeTimeout, PolicyError, WorkerError
-from agentrl.rollout.contract import Activity
-from agentrl.rollout.subproc.runner import AgentFacts
+from agentrl.rollout.contract import Activity, AgentFacts
 
 TRIVIAL = "async def agent(data): return 1.0\n"
 CONNECTION = {"base_url": "http://gateway.invalid/v1", "model": "policy", "http_client": object()}

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tests.rollout.batches import in_time, only_fault
 
-from agentrl.rollout.subproc.runner import Limits
+from agentrl.rollout.subproc.process import WorkerLimits
 
 MIB = 2**20
 
@@ -60,7 +60,7 @@ def test_an_agent_that_prints_a_gigabyte_costs_its_own_episode(batches, agent):
 
 
 def test_an_agent_that_prints_much_but_not_too_much_is_none_the_worse(batches):
-    episodes = batches.run("printed", tasks(16 * MIB), limits=Limits(printed=17 * MIB))
+    episodes = batches.run("printed", tasks(16 * MIB), limits=WorkerLimits(printed=17 * MIB))
     assert [episode.reward for episode in episodes] == [1.0] * 10
     assert [episode.attempts for episode in episodes] == [1] * 10
 

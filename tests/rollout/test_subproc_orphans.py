@@ -12,7 +12,8 @@ import pytest
 SCRIPT = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from agentrl.rollout.subproc.runner import AgentProcess, SubprocRunner, worker_environment
+from agentrl.rollout.subproc.executor import SubprocRunner
+from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
 
 class Endpoint:
     base_url, api_key = "http://gateway.invalid/v1", "none"
@@ -20,7 +21,7 @@ class Endpoint:
     close = lambda self: None
 
 async def main(folder, end):
-    process = AgentProcess(f"{folder}/my_agent.py:agent", {}, Path(sys.executable), worker_environment([], os.environ))
+    process = AgentLaunch(f"{folder}/my_agent.py:agent", {}, Path(sys.executable), worker_environment([], os.environ))
     runner = SubprocRunner(
         process,
         concurrency=2,

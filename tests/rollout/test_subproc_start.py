@@ -14,7 +14,9 @@ from tests.rollout.batches import in_time, process_of
 from agentrl.environ import ENVIRONMENTS, WORKER
 from agentrl.environments.environment import Manifest, write_manifest
 from agentrl.errors import ConfigError, PluginError, RunError
-from agentrl.rollout.subproc.runner import AgentFacts, Limits, inspect_agent
+from agentrl.rollout.contract import AgentFacts
+from agentrl.rollout.subproc.executor import inspect_agent
+from agentrl.rollout.subproc.process import WorkerLimits
 
 TRIVIAL = "async def agent(data): return 1.0\n"
 
@@ -148,13 +150,13 @@ def test_a_name_and_a_key_that_do_not_exist_are_the_configs(agent_file, refusal)
 
 def test_an_agent_that_never_finishes_its_import(agent_file, refusal):
     reference = agent_file("import time\nprint('downloading')\ntime.sleep(60)\n")
-    error = refusal(process_of(reference), limits=Limits(start_s=2.0))
+    error = refusal(process_of(reference), limits=WorkerLimits(start_s=2.0))
     assert "was not ready within 2 s" in str(error)
     assert "downloading" in str(error)
 
 
 def test_an_agent_that_floods_when_it_is_imported(agent_file, refusal):
-    error = refusal(agent_file("while True: print('x' * 4000)\n"), limits=Limits(printed=2**20))
+    error = refusal(agent_file("while True: print('x' * 4000)\n"), limits=WorkerLimits(printed=2**20))
     assert "printed more than 1 MiB" in str(error)
 
 

@@ -10,7 +10,7 @@ from agentrl import ConfigError, Trainer, load_config
 from agentrl.config import Config
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
-from agentrl.training.agent import resolve_agent
+from agentrl.training.parts import resolve_executor
 
 
 def trainer(config: Config) -> Trainer:
@@ -45,10 +45,10 @@ def test_an_agent_under_both_names_is_refused():
 @pytest.mark.parametrize("mode", ["inline", "subproc"])
 def test_an_agent_is_found_by_its_dotted_path_where_it_runs(mode):
     config = load_config(None, "agent=agentrl_agents.math.MathAgent", f"rollout.mode={mode}", environ={})
-    assert not resolve_agent(config, Plugins()).returns_answer
+    assert not resolve_executor(config, Plugins()).returns_answer
     config = load_config(None, "agent=agentrl_agents.math.MathAgnt", f"rollout.mode={mode}", environ={})
     with pytest.raises(ConfigError, match=r"module 'agentrl_agents\.math' has no 'MathAgnt' \(did you mean"):
-        resolve_agent(config, Plugins())
+        resolve_executor(config, Plugins())
 
 
 @pytest.mark.parametrize(

@@ -287,14 +287,14 @@ class Blocking(TorchBackend):
     ],
 )
 def test_a_backend_that_does_not_stop_keeps_no_finished_run_open(train, monkeypatch, backend, said):
-    monkeypatch.setattr("agentrl.training.serving._STOP_S", 0.2)
+    monkeypatch.setattr("agentrl.training.backends._STOP_S", 0.2)
     _, summary, lines = train(lengths, f"inference.backend={__name__}:{backend}", "rollout.group_size=2", steps=1)
     assert summary.outcome == "completed"
     assert re.search(rf"warning: the inference backend .*{said}", lines)
 
 
 def test_a_backend_that_takes_its_time_to_stop_is_told_of_meanwhile(train, monkeypatch):
-    monkeypatch.setattr("agentrl.training.serving._STOP_S", 0.2)
-    monkeypatch.setattr("agentrl.training.serving._WORD_S", 0.1)
+    monkeypatch.setattr("agentrl.training.backends._STOP_S", 0.2)
+    monkeypatch.setattr("agentrl.training.backends._WARN_S", 0.1)
     _, _, lines = train(lengths, f"inference.backend={__name__}:Lingering", "rollout.group_size=2", steps=1)
     assert "warning: the inference backend has not stopped after 0.1 s; after 0.2 s it is left as it is" in lines

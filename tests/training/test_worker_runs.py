@@ -12,7 +12,7 @@ from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.training.agent import resolve_agent
+from agentrl.training.parts import resolve_executor
 
 BRIEF = ("evaluation.tasks=32", "evaluation.every=0", "training.checkpoint_every=0", "rollout.max_workers=2")
 
@@ -141,7 +141,7 @@ def test_what_cannot_run_is_refused_before_there_is_a_run_folder(train, tmp_path
 def test_what_is_disabled_here_is_disabled_in_workers(disabling):
     config = load_config(None, "agent.name=math", "rollout.mode=subproc", environ={})
     with pytest.raises(ConfigError, match=r"agent 'math' of agentrl-core .* is left out: disabled"):
-        resolve_agent(config, Plugins(**{"environ": {}, **disabling}))
+        resolve_executor(config, Plugins(**{"environ": {}, **disabling}))
 
 
 def test_an_object_that_no_other_process_can_find_is_refused(tmp_path):

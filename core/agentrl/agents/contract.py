@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 Data = dict[str, Any]
@@ -21,4 +22,35 @@ class AgentWorkflow(Protocol):
 
     async def run(self, data: Data, **extra_kwargs: Any) -> Any:
         """Do the task. With ``reward:`` in the config the result is the answer to be scored."""
+        ...
+
+
+class LoadedAgent(Protocol):
+    """An agent that this process has imported, bound to the config's ``agent.kwargs``."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def is_async(self) -> bool:
+        """Whether ``call`` returns a coroutine; an agent that is not async blocks its thread until it is done."""
+        ...
+
+    @property
+    def returns_answer(self) -> bool:
+        """Whether what it returns is never a reward, only what a reward function can score."""
+        ...
+
+    def takes(self, name: str) -> bool:
+        """Whether it is passed ``name``: ``base_url``, ``api_key``, ``http_client`` or ``model``."""
+        ...
+
+    def call(self, data: Data, connection: Mapping[str, Any]) -> Any:
+        """Call it for one episode: returns the coroutine of an async agent, and the result of any other.
+
+        It is passed those of ``connection`` (``base_url``, ``api_key``, ``http_client``, ``model``) that it takes.
+        Whatever the agent raises passes through; exceptions that the config declares outcomes become ``PolicyError``.
+        """
         ...

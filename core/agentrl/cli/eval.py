@@ -132,8 +132,7 @@ def named(resolved: Resolved, plugins: Plugins) -> Resolved:
     Raises ``ConfigError`` where the command line has both, where nobody has named one, and for the name of an agent.
     """
     from agentrl.errors import ConfigError
-    from agentrl.training.backends import is_chat
-    from agentrl.training.endpoint import named_by_endpoint
+    from agentrl.training.backends import is_chat, named_by_endpoint
 
     if not is_chat(resolved.config, plugins):
         return resolved

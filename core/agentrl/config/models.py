@@ -189,10 +189,10 @@ class RolloutSection(Section):
     """Tasks in one optimiser step."""
     concurrency: int = Field(64, ge=1)
     """Episodes that run at once."""
-    mode: Literal["auto", "inline", "subproc"] = "auto"
-    """Where agents run: `inline`, as coroutines in the rollout process, or `subproc`, in worker processes, which
-    may block, be synchronous and read their endpoint from the environment; `auto` is inline unless the agent
-    has an interpreter of its own."""
+    mode: Part = PartModel(name="auto")
+    """The executor that runs agents: `inline`, as coroutines in the rollout process, or `subproc`, in worker
+    processes, where they may block, be synchronous and read their endpoint from the environment; `auto` is inline
+    unless the agent has an interpreter of its own. A plugin may register others."""
     max_workers: int | None = Field(None, ge=1)
     """Most worker processes in subproc mode; null for one a CPU."""
     episodes_per_worker: int | None = Field(None, ge=1)
@@ -356,8 +356,9 @@ class Config(Section):
 
     @property
     def runs_in_workers(self) -> bool:
-        """Whether agents run in worker processes."""
-        return self.rollout.mode == "subproc" or (self.rollout.mode == "auto" and self.agent.python is not None)
+        """Whether agents run in processes of their own, and not on the rollout's event loop."""
+        mode = self.rollout.mode.name
+        return self.agent.python is not None if mode == "auto" else mode != "inline"
 
 
 class Written:

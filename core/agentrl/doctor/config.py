@@ -10,8 +10,8 @@ from agentrl.algorithms.presets import build_algorithm
 from agentrl.config import check_trainable, ineffective_keys
 from agentrl.doctor.report import Finding, ok, warning
 from agentrl.reporting.trackers import Trackers
+from agentrl.training.backends import build_backend
 from agentrl.training.parts import Parts, resolve_parts
-from agentrl.training.serving import build_backend
 
 if TYPE_CHECKING:
     from agentrl.doctor.examination import Case

@@ -25,7 +25,8 @@ from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
-from agentrl.training.serving import serve, within
+from agentrl.training.backends import within
+from agentrl.training.serving import serve
 
 if TYPE_CHECKING:
     from agentrl.doctor.examination import Case

@@ -78,7 +78,7 @@ def _only(name: str, found: list[Environment]) -> Environment:
 
 
 def _refuse_inline(config: Config, what: str) -> None:
-    if config.rollout.mode == "inline":
+    if config.rollout.mode.name == "inline":
         raise ConfigError(
             f"rollout.mode=inline runs agents in this interpreter, and {what} needs another",
             fix="set rollout.mode=subproc, or leave it out",

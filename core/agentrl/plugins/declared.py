@@ -31,6 +31,7 @@ __all__ = [
 _GIVEN = {
     "agents": ("base_url", "api_key", "http_client", "model"),
     "rewards": ("data", "episode"),
+    "executors": ("agent",),
 }
 """By kind, what is passed by agentrl and is no key."""
 _CONTEXT = ("self", "cls", "settings", "context", "config")
@@ -124,7 +125,7 @@ def _keys(definition: Definition, kind: str, sources: Sources) -> Iterator[Key]:
             if found is not None:
                 yield from _parameters(found, kind, 1 if method == "__init__" else 2, sources)
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        yield from _parameters(definition, kind, 1 if kind in _GIVEN else 0, sources)
+        yield from _parameters(definition, kind, 1 if kind in ("agents", "rewards") else 0, sources)
     elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
         yield from _slots(node.value)
 

@@ -34,6 +34,7 @@ KINDS = _Kinds(
         "dialects": Kind("dialect", "dialect"),
         "trackers": Kind("tracker", "trackers"),
         "schedulers": Kind("scheduler", "scheduler"),
+        "executors": Kind("executor", "rollout.mode"),
         "commands": Kind("command", "command"),
         "environments": Kind("recipe", "agentrl env create"),
     }

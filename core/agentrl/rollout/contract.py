@@ -1,26 +1,39 @@
-"""The rollout's contract: the episodes and groups that leave it, and the protocol of what runs an agent's code."""
+"""The rollout's contract: the episodes and groups that leave it, and what an executor of agents' code is.
+
+An executor is what ``rollout.mode`` names, an entry point of the group ``agentrl.executors``: a callable that takes
+``agent``, an ``AgentSpec``, and the keys beside its name in the config, and returns an ``Executor``. To write one, keep
+three promises: ``inspect`` finds the agent where its code is going to run and says what is known of it; ``running``
+yields an ``AgentRunner`` for any number of episodes at once; and when that context is left, nothing of the agent is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from agentrl.agents.contract import Data
+from agentrl.agents.contract import Data, LoadedAgent
 from agentrl.errors import Side
 from agentrl.gateway.contract import Call
 from agentrl.tokens.contract import TokenTree
 
 __all__ = [
     "Activity",
+    "AgentFacts",
     "AgentRunner",
+    "AgentSpec",
     "Episode",
     "EpisodeKey",
     "EpisodeView",
+    "Executor",
+    "ExecutorContext",
     "Failure",
     "Group",
     "Outcome",
     "Phase",
+    "ProcessEndpoint",
     "delivered_calls",
 ]
 
@@ -168,4 +181,102 @@ class AgentRunner(Protocol):
         them nor be harmed by them; without it ``WorkerError`` may be raised for an episode whose process another one
         has brought down.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """Which agent an executor is to run, as the config names it or the caller has passed it."""
+
+    name: str
+    """What messages call it."""
+    reference: str | None
+    """A registered name, ``dist/name``, ``pkg.mod:Obj`` or ``file.py:Obj``, by which any process finds the agent;
+    ``None`` for an object that was passed and that no other process can find."""
+    load: Callable[[], LoadedAgent]
+    """Imports the agent in this process and binds it to ``kwargs``. Raises ``ConfigError`` or ``PluginError``."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """``agent.kwargs`` of the config."""
+    python: Path | None = None
+    """``agent.python``: the interpreter that runs the agent; ``None`` for this one."""
+    env: tuple[str, ...] = ()
+    """``agent.env``: ``NAME`` or ``NAME=value`` of variables that the agent's processes get."""
+    outcomes: tuple[str, ...] = ()
+    """``agent.outcomes``: references to exceptions of its framework that mean a mistake of the policy."""
+    disabled: tuple[str, ...] = ()
+    """Names of plugins that are not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What is known of an agent once it was imported where it runs."""
+
+    is_async: bool
+    """Whether one process can run several episodes at once, and end one of them alone."""
+    returns_answer: bool
+    """Whether what it returns is never a reward, so that the config must name a reward function."""
+
+
+class ProcessEndpoint(Protocol):
+    """An endpoint for one process that runs agents: it stays the same while the episodes behind it change.
+
+    Its calls belong to the one episode that is attached; with none or several attached they are refused.
+    """
+
+    @property
+    def base_url(self) -> str:
+        """For a client that is made before any episode, such as when the agent's module is imported."""
+        ...
+
+    @property
+    def api_key(self) -> str: ...
+
+    def attach(self, session_api_key: str, /) -> None:
+        """The process begins the episode whose session has this key."""
+        ...
+
+    def detach(self, session_api_key: str, /) -> None:
+        """The process has ended that episode. Safe to call twice."""
+        ...
+
+    def close(self) -> None:
+        """Calls are refused from now on. Safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorContext:
+    """What an executor is given while a run runs."""
+
+    concurrency: int
+    """Most episodes that are run at once."""
+    max_workers: int | None
+    """``rollout.max_workers``; ``None`` leaves it to the executor."""
+    episodes_per_worker: int | None
+    """``rollout.episodes_per_worker``; ``None`` leaves it to the executor."""
+    logs: Path | None
+    """The folder for what the agent prints where it has processes of its own; ``None`` keeps nothing of it."""
+    open_worker_endpoint: Callable[[], ProcessEndpoint]
+    """Opens an endpoint for a process that runs agents; whoever opens it closes it."""
+    warn: Callable[[str], None]
+    """Shows the user a warning; may be called from any thread."""
+
+
+class Executor(Protocol):
+    """Runs the code of one agent, in this process or elsewhere."""
+
+    @property
+    def runs_on_event_loop(self) -> bool:
+        """Whether the agent's code runs on the rollout's event loop, so that an agent that blocks it is named."""
+        ...
+
+    def inspect(self) -> AgentFacts | Awaitable[AgentFacts]:
+        """Find the agent where its code is going to run.
+
+        Raises ``ConfigError`` or ``PluginError`` where there is none, it does not load, or it cannot be run there.
+        """
+        ...
+
+    def running(self, context: ExecutorContext) -> AbstractAsyncContextManager[AgentRunner]:
+        """Get ready to run episodes, and yield what runs them; on leaving, nothing of the agent is left."""
         ...

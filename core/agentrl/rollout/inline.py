@@ -1,4 +1,4 @@
-"""The inline runner: agents as coroutines in the rollout process."""
+"""The executor ``inline``: agents as coroutines on the rollout's event loop."""
 
 from __future__ import annotations
 
@@ -6,35 +6,55 @@ import asyncio
 import contextlib
 import contextvars
 import copy
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
-from agentrl.agents.binding import BoundAgent
-from agentrl.agents.contract import Data
+from agentrl.agents.contract import Data, LoadedAgent
 from agentrl.errors import AgentError
 from agentrl.loops import PATIENCE_S, Borrower
-from agentrl.rollout.contract import Activity
+from agentrl.rollout.contract import Activity, AgentFacts, AgentRunner, AgentSpec, ExecutorContext
 from agentrl.rollout.failures import too_late
 
-__all__ = ["InlineRunner"]
+__all__ = ["InlineExecutor", "InlineRunner"]
 
 _GRACE_S = 5.0
 """How long an agent may take to clean up once it is cancelled."""
 
 
-class InlineRunner:
-    """Runs a bound agent on the event loop of whoever awaits it.
+class InlineExecutor:
+    """Runs agents in this process, on the event loop that also serves their calls."""
 
-    Blocking calls that an agent has left in threads are left behind when its episode ends, and count no more among
+    runs_on_event_loop = True
+
+    def __init__(self, agent: AgentSpec) -> None:
+        """Import the agent. Raises ``ConfigError`` or ``PluginError`` where it does not load or is not async."""
+        self.agent = agent.load()
+
+    def inspect(self) -> AgentFacts:
+        """See ``Executor.inspect``."""
+        return AgentFacts(is_async=self.agent.is_async, returns_answer=self.agent.returns_answer)
+
+    @contextlib.asynccontextmanager
+    async def running(self, context: ExecutorContext) -> AsyncIterator[AgentRunner]:
+        """See ``Executor.running``; at the end, calls that an agent has left in threads are warned of."""
+        runner = InlineRunner(self.agent, context.warn)
+        yield runner
+        runner.warn_of_calls_left()
+
+
+class InlineRunner:
+    """Runs an agent on the event loop of whoever awaits it.
+
+    When an episode ends, blocking calls that its agent has left in threads are abandoned, and count no more among
     those that run at once; ``warn`` is told of the first that goes on.
     """
 
-    def __init__(self, agent: BoundAgent, warn: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, agent: LoadedAgent, warn: Callable[[str], None] = lambda text: None) -> None:
         self._agent = agent
         self._warn = warn
         self._has_warned = False
-        self._behind: list[Borrower] = []
-        """Episodes that have ended, and left calls that ran then."""
+        self._left: list[Borrower] = []
+        """Borrowers of episodes that have ended while calls of theirs still ran."""
 
     async def run(
         self,
@@ -64,10 +84,10 @@ class InlineRunner:
             raise AgentError("the agent cancelled its own task")
         return task.result()
 
-    def tell(self) -> None:
+    def warn_of_calls_left(self) -> None:
         """Warn, once, of calls that go on though their episodes have ended."""
-        self._behind = [borrower for borrower in self._behind if borrower.running]
-        if self._behind and not self._has_warned:
+        self._left = [borrower for borrower in self._left if borrower.running]
+        if self._left and not self._has_warned:
             self._has_warned = True
             self._warn(
                 f"agent {self._agent.name!r} has left a blocking call running in a thread past the end of its episode: "
@@ -78,8 +98,8 @@ class InlineRunner:
     def _leave(self, borrower: Borrower) -> None:
         borrower.leave()
         if borrower.running and not self._has_warned:
-            self._behind.append(borrower)
-            asyncio.get_running_loop().call_later(PATIENCE_S, self.tell)
+            self._left.append(borrower)
+            asyncio.get_running_loop().call_later(PATIENCE_S, self.warn_of_calls_left)
 
     async def _guarded(self, data: Data, connection: Mapping[str, Any]) -> Any:
         try:
@@ -92,7 +112,7 @@ class InlineRunner:
 
 
 async def _end(task: asyncio.Task[Any], code: Coroutine[Any, Any, Any]) -> None:
-    """Cancel ``task`` if it still runs; from code that goes on regardless, what it awaits is taken away."""
+    """Cancel ``task`` if it still runs; where its ``code`` goes on regardless, close that at what it awaits."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=_GRACE_S)

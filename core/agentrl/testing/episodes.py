@@ -21,10 +21,11 @@ from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey
 from agentrl.rollout.episodes import EpisodeRunner
+from agentrl.rollout.inline import InlineExecutor
 from agentrl.testing.loop_thread import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
-from agentrl.training.agent import InlineAgent, Place, resolve_agent
-from agentrl.training.parts import check_override
+from agentrl.training.parts import check_override, resolve_executor
+from agentrl.training.serving import executor_context
 
 __all__ = ["EpisodePlayer", "Played"]
 
@@ -70,7 +71,7 @@ class EpisodePlayer:
         plugins = Plugins()
         check_override(config)
         self.config = config if agent is not None else locate_agent(config, plugins)
-        self.agent = resolve_agent(self.config, plugins, agent)
+        self.agent = resolve_executor(self.config, plugins, agent)
         self._score = None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward))
         self.warnings: list[str] = []
         """The warnings that a run would have given."""
@@ -83,10 +84,10 @@ class EpisodePlayer:
     def __enter__(self) -> Self:
         self.gateway.start()
         self._client_at_first = _client_settings(self.gateway.http_client())
-        place = Place(self.gateway, self.config, None, self.warnings.append)
+        context = executor_context(self.config, self.gateway, None, self.warnings.append)
 
         async def start() -> AgentRunner:
-            return await self._running.enter_async_context(self.agent.running(place))
+            return await self._running.enter_async_context(self.agent.running(context))
 
         self._runner = self._loop.run(start(), deadline_s=_START_S, what="the agent's start")
         return self
@@ -131,7 +132,7 @@ class EpisodePlayer:
 
     def takes(self, names: set[str]) -> bool:
         """Returns whether the agent runs in this process and its ``run`` takes all arguments ``names``."""
-        return isinstance(self.agent, InlineAgent) and all(map(self.agent.bound.takes, names))
+        return isinstance(self.agent, InlineExecutor) and all(map(self.agent.agent.takes, names))
 
     async def _episode(self, data: Data, connection: Mapping[str, Any]) -> Played:
         sessions: list[Session] = []

@@ -1,13 +1,47 @@
-"""Which of the two contracts a backend keeps: token ids and weights, or messages alone."""
+"""The backend of a run: which contract it keeps, and how it is built, started in time and stopped in time."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError, PluginError
-from agentrl.inference.contract import ChatBackend
+from agentrl.errors import BackendError, ConfigError, PluginError
+from agentrl.inference.contract import Backend, BackendContext, ChatBackend, ChatContext
 from agentrl.plugins import Plugins
 
-__all__ = ["check_is_engine", "check_takes_weights", "is_chat", "untrainable"]
+if TYPE_CHECKING:
+    from agentrl.training.parts import EpisodeParts, Parts
+
+__all__ = [
+    "StopBlocked",
+    "build_backend",
+    "build_chat_backend",
+    "check_takes_weights",
+    "is_chat",
+    "named_by_endpoint",
+    "stop",
+    "untrainable",
+    "warned",
+    "within",
+]
+
+_STOP_S = 60.0
+"""Seconds that a backend may take to stop."""
+_WARN_S = 5.0
+"""Seconds after which a backend that is stopping is worth a warning."""
+_FIX_STOP = "have the backend's stop await instead of blocking"
+
+
+class StopBlocked(BackendError):
+    """Raised inside an inference backend that blocked the event loop for longer than it may take to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("the inference backend blocked the event loop instead of stopping", fix=_FIX_STOP)
 
 
 def is_chat(config: Config, plugins: Plugins) -> bool:
@@ -16,7 +50,7 @@ def is_chat(config: Config, plugins: Plugins) -> bool:
     return isinstance(registered, type) and issubclass(registered, ChatBackend)
 
 
-def check_is_engine(config: Config, backend: object) -> None:
+def _check_is_engine(config: Config, backend: object) -> None:
     """Raise ``PluginError`` where what ``config`` names has made a chat backend, and is no class to be known by."""
     if isinstance(backend, ChatBackend):
         raise PluginError(
@@ -38,3 +72,93 @@ def untrainable(config: Config) -> ConfigError:
         f"inference.backend={config.inference.backend.name!r} cannot be trained: it takes no weights",
         fix="use it with `agentrl eval`, or train with inference.backend=torch",
     )
+
+
+def named_by_endpoint(config: Config) -> Config:
+    """``config``, of a chat backend, with the backend's key ``model``, where it is set, as the name of the model."""
+    part = config.inference.backend
+    name = part.options.get("model")
+    if not isinstance(name, str):
+        return config
+    others = {key: value for key, value in part.options.items() if key != "model"}
+    inference = config.inference.model_copy(update={"backend": type(part)(name=part.name, **others)})
+    model = config.model.model_copy(update={"name": name})
+    return config.model_copy(update={"model": model, "inference": inference})
+
+
+def build_backend(
+    parts: Parts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Backend:
+    """The backend that the config names, not started; the model folder's weights are of ``version``.
+
+    Raises ``ConfigError`` or ``PluginError`` for a name or key that stands for nothing.
+    """
+    part = parts.config.inference.backend
+    context = BackendContext(
+        model_folder=parts.model_folder,
+        version=version,
+        seed=parts.config.seed,
+        max_concurrency=parts.config.rollout.concurrency,
+        options=part.options,
+        logs=logs,
+        say=say,
+        timeout=parts.config.inference.timeout,
+    )
+    backend: Backend = parts.plugins.build("backends", part, context=context)
+    _check_is_engine(parts.config, backend)
+    return backend
+
+
+def build_chat_backend(parts: EpisodeParts, warn: Callable[[str], None]) -> ChatBackend:
+    """The chat backend that the config names, not started; ``warn`` shows the user what it has to say."""
+    config = parts.config
+    context = ChatContext(
+        model=config.model.name,
+        timeout=config.inference.timeout,
+        max_concurrency=config.rollout.concurrency,
+        warn=warn,
+        options=config.inference.backend.options,
+    )
+    backend: ChatBackend = parts.plugins.build("backends", config.inference.backend, context=context)
+    return backend
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Give the block ``seconds``; after that raise ``BackendError``, which names ``what`` was waited for."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
+
+
+async def stop(
+    backend: Backend | ChatBackend, unstopped: Callable[[Exception], None], warn: Callable[[str], None]
+) -> None:
+    """Stop ``backend``, for which it has a minute; one that does not stop in time is abandoned.
+
+    ``unstopped`` is called with the error of a backend that fails to stop or is abandoned, ``warn`` after 5 seconds.
+    """
+    stopping_code = Holder("the inference backend, which is to stop,", StopBlocked, _FIX_STOP)
+    others = {_stopped.__code__: stopping_code}
+    async with LoopWatchdog(None, warn, deadline=_STOP_S, others=others):
+        stopping = asyncio.ensure_future(_stopped(backend))
+        done, _ = await asyncio.wait({stopping}, timeout=min(_WARN_S, _STOP_S))
+        if not done and _STOP_S > _WARN_S:
+            warn(f"the inference backend has not stopped after {_WARN_S:g} s; after {_STOP_S:g} s it is left as it is")
+            done, _ = await asyncio.wait({stopping}, timeout=_STOP_S - _WARN_S)
+    if not done:
+        stopping.cancel()
+        unstopped(BackendError(f"the inference backend did not stop within {_STOP_S:g} s", fix="mend its stop"))
+    elif isinstance(error := stopping.exception(), Exception):
+        unstopped(error)
+
+
+async def _stopped(backend: Backend | ChatBackend) -> None:
+    await backend.stop()
+
+
+def warned(warn: Callable[[str], None]) -> Callable[[Exception], None]:
+    """An ``unstopped`` for ``stop`` that warns: everything else is done by then."""
+    return lambda error: warn(f"the inference backend failed to stop: {type(error).__name__}: {error}")

@@ -21,12 +21,13 @@ from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.contract import Group
 from agentrl.runs.tally import rollout_metrics
+from agentrl.training.backends import within
 from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.idle import IdleSteps
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
-from agentrl.training.serving import Serving, within
+from agentrl.training.serving import Serving
 from agentrl.training.task_order import TaskOrder, group_requests
 
 __all__ = ["Stopwatch", "TrainingLoop"]

@@ -22,10 +22,9 @@ from agentrl.runs.store import EpisodeStore
 from agentrl.runs.tally import Tally
 from agentrl.tasks.contract import TaskSet
 from agentrl.training.checkpoints import read_checkpoint
-from agentrl.training.endpoint import serve_endpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.parts import EpisodeParts, Parts
-from agentrl.training.serving import serve
+from agentrl.training.serving import serve, serve_endpoint
 
 __all__ = ["measure", "measure_endpoint"]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrl.clients import reach_loopback_directly
 from agentrl.config.models import Config, ModelSection, TasksSection
 from agentrl.environments import locate_agent
 from agentrl.errors import ConfigError, GatewayError, about, one_line, shortened, shown
@@ -24,14 +25,16 @@ from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import CORE, normalised
 from agentrl.rewards import call_reward, load_reward
+from agentrl.rollout.contract import AgentFacts, Executor
 from agentrl.rollout.episodes import Score
+from agentrl.rollout.executors import build_executor
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
-from agentrl.training.agent import Agent, resolve_agent
 from agentrl.training.backends import check_takes_weights, is_chat
 from agentrl.training.checkpoints import Conversing, read_checkpoint
+from agentrl.training.interrupts import run_to_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +49,7 @@ __all__ = [
     "default_tasks",
     "load_chat",
     "resolve_episode_parts",
+    "resolve_executor",
     "resolve_parts",
 ]
 
@@ -56,7 +60,8 @@ class EpisodeParts:
 
     config: Config
     plugins: Plugins
-    agent: Agent
+    executor: Executor
+    """Runs the agent."""
     score: Score | None
     """``None`` where the agent returns its own reward."""
     train_tasks: TaskSet
@@ -89,7 +94,7 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     return Parts(
         config=config,
         plugins=plugins,
-        agent=common.agent,
+        executor=common.executor,
         score=common.score,
         train_tasks=common.train_tasks,
         eval_tasks=common.eval_tasks,
@@ -114,11 +119,33 @@ def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -
     return EpisodeParts(
         config=config,
         plugins=plugins,
-        agent=resolve_agent(config, plugins, agent),
+        executor=resolve_executor(config, plugins, agent),
         score=None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward)),
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
     )
+
+
+def resolve_executor(config: Config, plugins: Plugins, agent: Any = None) -> Executor:
+    """The executor of ``config``, which has found its agent where that is going to run.
+
+    ``agent`` may be the agent itself instead of a name. Raises ``ConfigError`` or ``PluginError`` where there is no
+    such agent or executor, the agent does not load, cannot be run there, or returns an answer that nothing scores.
+    """
+    reach_loopback_directly()  # A client that the agent's module makes when it is imported is made below.
+    executor = build_executor(config, plugins, agent)
+    inspected = executor.inspect()
+    facts = run_to_end(partial(_awaited, inspected)) if isinstance(inspected, Awaitable) else inspected
+    if facts.returns_answer and config.reward is None:
+        raise ConfigError(
+            f"agent {config.agent.name!r} returns an answer, and no reward is set to score it",
+            fix="set reward= to one of `agentrl list-rewards`, pkg.mod:Obj or file.py:Obj",
+        )
+    return executor
+
+
+async def _awaited(facts: Awaitable[AgentFacts]) -> AgentFacts:
+    return await facts
 
 
 _log = logging.getLogger(__name__)

@@ -22,12 +22,13 @@ from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
+from agentrl.training.backends import build_backend
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts, default_tasks
 from agentrl.training.recorder import RunRecorder
-from agentrl.training.serving import build_backend, serve
+from agentrl.training.serving import serve
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["prepare", "train"]

@@ -1,35 +1,49 @@
-"""The serving side of a run: an inference backend, the gateway before it, and the rollout that uses both."""
+"""The serving side of a run: an inference backend, the gateway before it, and the dispatcher that uses both."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.errors import BackendError
-from agentrl.gateway import EngineCompleter, Gateway
+from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
+from agentrl.gateway.completer import generate
 from agentrl.gateway.gateway import registered_dialects
-from agentrl.inference.contract import Backend, BackendContext, Capabilities, ChatBackend
+from agentrl.inference.contract import Backend, Capabilities
 from agentrl.inference.model_folder import vocabulary_of
-from agentrl.rollout.contract import AgentRunner, Episode
+from agentrl.rewards.scoring import REWARD, call_reward
+from agentrl.rollout.contract import AgentRunner, Episode, ExecutorContext
 from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.rollout.failures import SMALLEST_WINDOW, FailureBudget
-from agentrl.training.agent import Place
-from agentrl.training.backends import check_is_engine, untrainable
-from agentrl.training.heap import settled_heap
+from agentrl.training.backends import build_backend, build_chat_backend, stop, untrainable, warned, within
 from agentrl.training.parts import EpisodeParts, Parts, check_sampling
-from agentrl.training.watching import stop_watchdog
 
-__all__ = ["Serving", "build_backend", "rolling_out", "serve", "stop", "warned", "within"]
+__all__ = ["BackendBlocked", "EndpointServing", "Serving", "executor_context", "frozen_heap", "serve", "serve_endpoint"]
 
-_STOP_S = 60.0
-"""How long a backend may take to stop."""
-_WORD_S = 5.0
-"""After how long one that is about to is worth a word."""
+_ENDPOINT_GRACE_S = 5.0
+"""Seconds that an endpoint's own deadline comes earlier: its backend can say which endpoint was asked what."""
+
+_FIX = "have the backend's generate await instead of blocking, or use another inference.backend"
+
+
+class BackendBlocked(BackendError):
+    """Raised inside an inference backend that blocked the event loop for longer than an episode may take."""
+
+    def __init__(self) -> None:
+        super().__init__("the inference backend blocked the event loop past the episode's deadline", fix=_FIX)
+
+
+_OTHERS = {
+    call_reward.__code__: REWARD,
+    generate.__code__: Holder("the inference backend", BackendBlocked, _FIX),
+}
+"""Code beside the agent's that may block the event loop, by the function that runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +86,41 @@ async def serve(
         check_sampling(config, capabilities, trains=trains)
         completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary_of(parts.model_folder))
         gateway = Gateway(completer, registered_dialects(parts.plugins, warn))
-        rollout = rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
+        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointServing:
+    """What is running while an endpoint is evaluated."""
+
+    dispatcher: Dispatcher
+    greedy: bool
+    """Whether the model takes temperature 0."""
+
+
 @contextlib.asynccontextmanager
-async def rolling_out(
+async def serve_endpoint(
+    parts: EpisodeParts,
+    *,
+    finished: Callable[[Episode], Awaitable[None]],
+    warn: Callable[[str], None],
+    logs: Path | None = None,
+) -> AsyncIterator[EndpointServing]:
+    """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
+    backend = build_chat_backend(parts, warn)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(stop, backend, warned(warn), warn)
+        # The backend's own deadlines come first: it can say which endpoint was asked what.
+        async with within(parts.config.inference.timeout + _ENDPOINT_GRACE_S, "the endpoint to answer"):
+            capabilities = await backend.start()
+        gateway = Gateway(RelayCompleter(backend), registered_dialects(parts.plugins, warn))
+        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
+        yield EndpointServing(await stack.enter_async_context(rollout), capabilities.greedy)
+
+
+@contextlib.asynccontextmanager
+async def _rolling_out(
     parts: EpisodeParts,
     gateway: Gateway,
     *,
@@ -85,82 +128,45 @@ async def rolling_out(
     warn: Callable[[str], None],
     logs: Path | None,
 ) -> AsyncIterator[Dispatcher]:
-    """Start the gateway and the agent, for episodes that ``finished`` is told of; the rest as in ``serve``."""
+    """Start the gateway and the agent, and yield the dispatcher that ``serve`` describes.
+
+    The event loop is watched: rewards run on it wherever the agent does, and so does a backend that answers in process.
+    """
     gateway.start()
     try:
-        async with parts.agent.running(Place(gateway, parts.config, logs, warn)) as agent:
-            with settled_heap():
-                yield _dispatcher(parts, agent, gateway, finished)
+        agent = parts.config.agent.name if parts.executor.runs_on_event_loop else None
+        deadline = parts.config.rollout.episode_timeout
+        async with (
+            LoopWatchdog(agent, warn, deadline=deadline, others=_OTHERS),
+            parts.executor.running(executor_context(parts.config, gateway, logs, warn)) as runner,
+        ):
+            with frozen_heap():
+                yield _dispatcher(parts, runner, gateway, finished)
     finally:
         gateway.stop()
 
 
-@contextlib.asynccontextmanager
-async def within(seconds: float, what: str) -> AsyncIterator[None]:
-    """A deadline for the engine. Raises ``BackendError`` that names what was waited for."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
-
-
-async def stop(
-    backend: Backend | ChatBackend, unstopped: Callable[[Exception], None], warn: Callable[[str], None]
-) -> None:
-    """Stop ``backend``. ``unstopped`` is told of one that fails to, or does not come to an end and is left as it is;
-    ``warn`` of one that takes its time."""
-    async with stop_watchdog(_stopped.__code__, warn, deadline=_STOP_S):
-        stopping = asyncio.ensure_future(_stopped(backend))
-        done, _ = await asyncio.wait({stopping}, timeout=min(_WORD_S, _STOP_S))
-        if not done and _STOP_S > _WORD_S:
-            warn(f"the inference backend has not stopped after {_WORD_S:g} s; after {_STOP_S:g} s it is left as it is")
-            done, _ = await asyncio.wait({stopping}, timeout=_STOP_S - _WORD_S)
-    if not done:
-        stopping.cancel()
-        unstopped(BackendError(f"the inference backend did not stop within {_STOP_S:g} s", fix="mend its stop"))
-    elif isinstance(error := stopping.exception(), Exception):
-        unstopped(error)
-
-
-async def _stopped(backend: Backend | ChatBackend) -> None:
-    await backend.stop()
-
-
-def warned(warn: Callable[[str], None]) -> Callable[[Exception], None]:
-    """For ``stop``: all else is done by then, so that what it fails with is worth a warning."""
-    return lambda error: warn(f"the inference backend failed to stop: {type(error).__name__}: {error}")
-
-
-def build_backend(
-    parts: Parts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
-) -> Backend:
-    """The backend that the config names, not started; the model folder's weights are of ``version``.
-
-    Raises ``ConfigError`` or ``PluginError`` for a name or key that stands for nothing.
-    """
-    part = parts.config.inference.backend
-    context = BackendContext(
-        model_folder=parts.model_folder,
-        version=version,
-        seed=parts.config.seed,
-        max_concurrency=parts.config.rollout.concurrency,
-        options=part.options,
+def executor_context(
+    config: Config, gateway: Gateway, logs: Path | None, warn: Callable[[str], None]
+) -> ExecutorContext:
+    """What the executor of ``config`` is given beside ``gateway``."""
+    rollout = config.rollout
+    return ExecutorContext(
+        concurrency=rollout.concurrency,
+        max_workers=rollout.max_workers,
+        episodes_per_worker=rollout.episodes_per_worker,
         logs=logs,
-        say=say,
-        timeout=parts.config.inference.timeout,
+        open_worker_endpoint=gateway.open_worker_endpoint,
+        warn=warn,
     )
-    backend: Backend = parts.plugins.build("backends", part, context=context)
-    check_is_engine(parts.config, backend)
-    return backend
 
 
 def _dispatcher(
-    parts: EpisodeParts, agent: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
+    parts: EpisodeParts, runner: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
 ) -> Dispatcher:
     config: Config = parts.config
-    runner = EpisodeRunner(
-        agent=agent,
+    episodes = EpisodeRunner(
+        agent=runner,
         open_session=gateway.open_session,
         score=parts.score,
         timeout=config.rollout.episode_timeout,
@@ -168,8 +174,22 @@ def _dispatcher(
     )
     step = config.rollout.tasks_per_step * config.rollout.group_size
     return Dispatcher(
-        runner=runner,
+        runner=episodes,
         concurrency=config.rollout.concurrency,
         budget=FailureBudget(config.rollout.failure_budget, max(SMALLEST_WINDOW, step)),
         finished=finished,
     )
+
+
+@contextlib.contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Keep the objects that exist now out of garbage collections.
+
+    Those are the libraries', half a million that live as long as the process. Traversing them stops every thread for
+    a tenth of a second and more, every few training steps, and frees nothing.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

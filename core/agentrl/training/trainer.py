@@ -20,8 +20,7 @@ from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import default_reporter
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
-from agentrl.training.backends import is_chat
-from agentrl.training.endpoint import named_by_endpoint
+from agentrl.training.backends import is_chat, named_by_endpoint
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint

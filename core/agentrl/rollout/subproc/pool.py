@@ -1,20 +1,85 @@
-"""The workers of a run, and the episodes that wait for one."""
+"""The workers of a run: which waiting episode goes to which, and how many more are started."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import AgentRLError, WorkerError
-from agentrl.rollout.subproc.placement import Load, plan
 from agentrl.rollout.subproc.worker import Worker
 
-__all__ = ["Pool"]
+__all__ = ["Assignment", "Pool", "WorkerLoad", "assign"]
 
 _FAILED_STARTS = 3
 """Workers in a row that do not start before no more are tried."""
+
+
+@dataclass(slots=True)
+class WorkerLoad:
+    """What a worker is doing."""
+
+    episodes: int = 0
+    closed: bool = False
+    """Whether it takes no more: the episode in it, or one that waits for it, wants to be alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What to do now."""
+
+    placed: list[tuple[int, int]]
+    """Index of an episode that waits, and of the worker that it goes to."""
+    starts: int
+    """How many more workers to start."""
+
+
+def assign(
+    waiting: Sequence[bool], loads: Sequence[WorkerLoad], *, capacity: int, starting: int, room: int
+) -> Assignment:
+    """Place episodes, the longest waiting first, each on the least loaded worker.
+
+    ``waiting`` tells of each whether it must be ``alone``, ``loads`` what the live workers do; ``starting`` more
+    will live soon, and ``room`` others may be started. A worker runs ``capacity`` episodes at once. One that must
+    be alone and finds no empty worker keeps the least loaded from taking more. As only other workers take
+    episodes then, the least load never grows, so it reaches nothing and nobody waits for ever.
+    """
+    now = [WorkerLoad(load.episodes, load.closed) for load in loads]
+    soon = [WorkerLoad() for _ in range(starting)]
+    placed: list[tuple[int, int]] = []
+    for episode, alone in enumerate(waiting):
+        limit = 1 if alone else capacity
+        if (worker := _least(now, limit)) is not None:
+            placed.append((episode, worker))
+            _put(now[worker], alone)
+        elif (worker := _least(soon, limit)) is not None:
+            _put(soon[worker], alone)
+        elif len(soon) < starting + room:
+            soon.append(WorkerLoad())
+            _put(soon[-1], alone)
+        elif alone:
+            _close_least(now)
+        else:
+            break
+    return Assignment(placed, len(soon) - starting)
+
+
+def _put(load: WorkerLoad, alone: bool) -> None:
+    load.episodes += 1
+    load.closed = alone
+
+
+def _least(loads: Sequence[WorkerLoad], limit: int) -> int | None:
+    """The least loaded that takes an episode and has fewer than ``limit``."""
+    takes = [index for index, load in enumerate(loads) if not load.closed and load.episodes < limit]
+    return min(takes, key=lambda index: loads[index].episodes, default=None)
+
+
+def _close_least(loads: Sequence[WorkerLoad]) -> None:
+    takes = [load for load in loads if not load.closed]
+    if takes:
+        min(takes, key=lambda load: load.episodes).closed = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +100,7 @@ class Pool:
         self._start = start
         self._max_workers = max_workers
         self._warn = warn
-        self._loads: dict[Worker, Load] = {}
+        self._loads: dict[Worker, WorkerLoad] = {}
         self._waiting: list[_Waiter] = []
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._failed_starts = 0
@@ -95,7 +160,7 @@ class Pool:
         if self._broken is not None or not self._waiting:
             return
         alive = [worker for worker in self._loads if worker.alive]
-        next_steps = plan(
+        next_steps = assign(
             [waiter.alone for waiter in self._waiting],
             [self._loads[worker] for worker in alive],
             capacity=self.capacity,
@@ -134,7 +199,7 @@ class Pool:
         self._dispatch()
 
     def _add(self, worker: Worker) -> None:
-        self._loads[worker] = Load()
+        self._loads[worker] = WorkerLoad()
         worker.process.gone.add_done_callback(lambda _: self._remove(worker))
         worker.retired.add_done_callback(lambda _: self._retired(worker))
 

@@ -1,30 +1,77 @@
-"""One worker process from its start to its end, whatever is said to it in between."""
+"""One worker process from its start to its end: how it is launched, the connection to it, and how it ended."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
+import socket
+import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from agentrl.rollout.subproc.channel import Channel
-from agentrl.rollout.subproc.contract import AgentProcess, Limits
-from agentrl.rollout.subproc.fate import Sentence, how_it_ended
-from agentrl.rollout.subproc.launch import launch
-from agentrl.rollout.subproc.log import WorkerLog
-from agentrl.rollout.subproc.output import Output
+from agentrl.environ import WORKER
+from agentrl.errors import AgentRLError, PluginError
+from agentrl.rollout.subproc.interpreter import AgentLaunch, usable_interpreter
+from agentrl.rollout.subproc.output import Output, WorkerLog
 from agentrl.rollout.subproc.reaper import Reaper, exit_of
-from agentrl.worker.protocol import Message, encode
+from agentrl.worker.protocol import LONGEST, Message, decode, encode
 
-__all__ = ["BURIAL_S", "Ended", "WorkerProcess"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "KILLED_WITHIN_S",
+    "PRINTED",
+    "Ended",
+    "KillReason",
+    "WorkerLimits",
+    "WorkerProcess",
+    "how_it_ended",
+]
 
-BURIAL_S = 10.0
+MIB = 2**20
+
+KILLED_WITHIN_S = 10.0
 """How long a killed process may take to be gone."""
 
 _LAST_WORDS_S = 1.0
 """How long what a dead process has sent and printed may take to arrive."""
 
 _REPLIES = ("hello", "loaded", "refused")
+
+PRINTED = "; it printed last: "
+"""What stands between how a process ended and the last lines of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """How long things may take and how large they may grow."""
+
+    start_s: float = 120.0
+    """From starting a process to an imported agent: a framework takes 10 seconds to import on a busy machine."""
+    grace_s: float = 5.0
+    """How long an agent may take to end once it is cancelled."""
+    stop_s: float = 4.0
+    """How long a process may take to end once it is told to stop."""
+    printed: int = 64 * MIB
+    """Most bytes that a process may print while none of its episodes begins or ends."""
+    log: int = 8 * MIB
+    """Bytes after which a log file is set aside; the one before it is dropped."""
+
+
+DEFAULT_LIMITS = WorkerLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class KillReason:
+    """Why a process is killed."""
+
+    reason: str
+    """What it did, after "the agent's process"."""
+    culprit: int | None = None
+    """The episode that is to blame, where that is known."""
+    error: AgentRLError | None = None
+    """What that episode fails with."""
 
 
 class Ended(Exception):
@@ -34,22 +81,22 @@ class Ended(Exception):
 class WorkerProcess:
     """A process, the connection to it and its output; all three end together."""
 
-    def __init__(self, spec: AgentProcess, *, log: WorkerLog | None, limits: Limits, reaper: Reaper) -> None:
+    def __init__(self, spec: AgentLaunch, *, log: WorkerLog | None, limits: WorkerLimits, reaper: Reaper) -> None:
         """Start it. Raises ``PluginError``."""
         loop = asyncio.get_running_loop()
         self.gone: asyncio.Future[str] = loop.create_future()
         """How the process ended, once it has, and nothing that it started is left."""
-        self.output = Output(log, limits.printed, lambda: self.kill(Sentence(_flooded(limits.printed))))
+        self.output = Output(log, limits.printed, lambda: self.kill(KillReason(_flooded(limits.printed))))
         self.receive: Callable[[Message], None] = _refuse
         """Gets every message that is no answer to ``ask``. Raises ``LookupError``, ``TypeError`` or ``ValueError`` for
         one that makes no sense."""
         self._log = log
         self._reaper = reaper
-        self._sentence: Sentence | None = None
+        self._kill_reason: KillReason | None = None
         self._reply: asyncio.Future[Message] | None = None
         self._mark = secrets.token_hex(8)
-        self._channel = Channel(self._take, lambda what: self.kill(Sentence(what)), self._lost)
-        self._process, self._socket = launch(spec, self._mark)
+        self._channel = WorkerConnection(self._take, lambda what: self.kill(KillReason(what)), self._lost)
+        self._process, self._socket = _launch(spec, self._mark)
         assert self._process.stdout is not None
         self._pipe = self._process.stdout
         self._exit = exit_of(self._process)
@@ -66,12 +113,12 @@ class WorkerProcess:
     @property
     def alive(self) -> bool:
         """Whether something may be asked of it."""
-        return self._sentence is None and not self._exit.done() and self._channel.open
+        return self._kill_reason is None and not self._exit.done() and self._channel.open
 
     @property
-    def sentence(self) -> Sentence | None:
+    def kill_reason(self) -> KillReason | None:
         """Why it is killed, where it is."""
-        return self._sentence
+        return self._kill_reason
 
     @property
     def unread(self) -> bool:
@@ -93,10 +140,10 @@ class WorkerProcess:
             return reply.result()
         raise Ended(self.gone.result())
 
-    def kill(self, sentence: Sentence) -> None:
+    def kill(self, kill_reason: KillReason) -> None:
         """Begin to end it; the first reason counts."""
-        if self._sentence is None and not self._exit.done():
-            self._sentence = sentence
+        if self._kill_reason is None and not self._exit.done():
+            self._kill_reason = kill_reason
             self._reaper.kill(self._process)
 
     async def stop(self, seconds: float) -> None:
@@ -104,10 +151,10 @@ class WorkerProcess:
         self.send(encode({"type": "stop"}))
         try:
             if not await self.ends_within(seconds):
-                self.kill(Sentence("did not stop when it was told to"))
-                await self.ends_within(BURIAL_S)
+                self.kill(KillReason("did not stop when it was told to"))
+                await self.ends_within(KILLED_WITHIN_S)
         except asyncio.CancelledError:
-            self.kill(Sentence("was in the way of an interruption"))
+            self.kill(KillReason("was in the way of an interruption"))
             raise
 
     async def ends_within(self, seconds: float) -> bool:
@@ -125,8 +172,8 @@ class WorkerProcess:
 
     def _lost(self) -> None:
         """A process that ends loses its connection first; one that goes on without is of no use."""
-        sentence = Sentence("closed its connection to the rollout")
-        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill, sentence)
+        kill_reason = KillReason("closed its connection to the rollout")
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill, kill_reason)
 
     async def _live(self) -> None:
         try:
@@ -140,7 +187,7 @@ class WorkerProcess:
             self._pipe.close()
             if self._log is not None:
                 self._log.close()
-        self.gone.set_result(how_it_ended(self._process.returncode, self._sentence, self.output.last_lines()))
+        self.gone.set_result(how_it_ended(self._process.returncode, self._kill_reason, self.output.last_lines()))
 
 
 def _refuse(message: Message) -> None:
@@ -149,3 +196,126 @@ def _refuse(message: Message) -> None:
 
 def _flooded(limit: int) -> str:
     return f"printed more than {limit / 2**20:g} MiB during one episode"
+
+
+class WorkerConnection(asyncio.Protocol):
+    """Calls ``receive`` for every message, ``fail`` once, with the reason, for what is none, and ``lost`` at the end.
+
+    ``receive`` may raise ``LookupError``, ``TypeError`` or ``ValueError`` for a message that lacks something.
+    """
+
+    def __init__(
+        self, receive: Callable[[Message], None], fail: Callable[[str], None], lost: Callable[[], None]
+    ) -> None:
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unread = False
+        """Whether the other side ended before it had read everything that was sent."""
+        self._receive = receive
+        self._fail = fail
+        self._lost = lost
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._failed = False
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether messages can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, line: bytes) -> None:
+        """Send an encoded message; lost where the other side has ended."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(line)
+
+    async def close(self) -> None:
+        """End the connection; what has not been sent by now never is."""
+        if self._transport is not None:
+            self._transport.abort()
+            await self.closed
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Messages can be sent from now on."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Any part of any number of messages."""
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            line, self._parts, self._size = b"".join((*self._parts, end)), [], 0
+            self._take(line)
+        self._parts.append(rest)
+        self._size += len(rest)
+        if self._size > LONGEST:
+            self._refuse(f"a message of more than {LONGEST} bytes")
+
+    def _take(self, line: bytes) -> None:
+        if self._failed:
+            return
+        try:
+            self._receive(decode(line))
+        except (LookupError, TypeError, ValueError, RecursionError):
+            self._refuse(f"{line[:80]!r}")
+
+    def _refuse(self, what: str) -> None:
+        self._parts, self._size = [], 0
+        if not self._failed:
+            self._failed = True
+            self._fail(f"sent {what}, which is no message of the worker protocol")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The other side has ended, or we have."""
+        self.unread = error is not None
+        self.closed.set_result(None)
+        self._lost()
+
+
+def _launch(process: AgentLaunch, mark: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start ``python -m agentrl.worker`` and return it with our end of its connection.
+
+    It leads a session and a process group of its own, its output is one pipe, and ``mark`` stands in its
+    environment. Raises ``PluginError`` where there is no such interpreter, or no process can be started.
+    """
+    python = usable_interpreter(process.python)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            started = subprocess.Popen(  # noqa: S603  (the interpreter is the user's choice)
+                # -P: what lies in the current folder takes nobody's place, be it called `math.py` or `agents.py`.
+                [python, "-P", "-m", "agentrl.worker", "--fd", str(theirs.fileno())],
+                bufsize=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**process.env, WORKER: mark},
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise PluginError(
+                f"{python} could not be started: {error.strerror or error}",
+                fix="set agent.python to a Python interpreter",
+            ) from error
+    return started, ours
+
+
+def how_it_ended(code: int, kill_reason: KillReason | None, last_lines: str) -> str:
+    """How a process with this return code ended, after "the agent's process"."""
+    how = f"{kill_reason.reason}, and was killed" if kill_reason else _ending(code)
+    return f"{how}{PRINTED}{last_lines}" if last_lines else how
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code} and no answer"
+    hint = ", as where memory runs out" if -code == signal.SIGKILL else ""
+    return f"was ended by {_signal_name(-code)}{hint}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

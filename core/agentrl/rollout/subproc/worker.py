@@ -1,26 +1,59 @@
-"""One live worker: episodes in, what their agents returned out."""
+"""One live worker: started with its agent, then episodes in and what their agents returned out."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from agentrl.errors import AgentRLError, EpisodeTimeout, WorkerError
-from agentrl.gateway.session import WorkerEndpoint
-from agentrl.rollout.contract import Activity
+from agentrl.errors import AgentError, AgentRLError, ConfigError, EpisodeTimeout, PluginError, WorkerError
+from agentrl.plugins.entries import core_version
+from agentrl.rollout.contract import Activity, AgentFacts, ProcessEndpoint
 from agentrl.rollout.failures import RaisedElsewhere, too_late
-from agentrl.rollout.subproc.contract import AgentFacts, Limits
-from agentrl.rollout.subproc.fate import Sentence, fate
-from agentrl.rollout.subproc.process import BURIAL_S, WorkerProcess
-from agentrl.worker.protocol import Message, encode, error_from_json, with_parts, with_traceback
+from agentrl.rollout.subproc.interpreter import AgentLaunch, diagnose, wrong_protocol
+from agentrl.rollout.subproc.output import WorkerLog
+from agentrl.rollout.subproc.process import KILLED_WITHIN_S, PRINTED, Ended, KillReason, WorkerLimits, WorkerProcess
+from agentrl.rollout.subproc.reaper import Reaper
+from agentrl.worker.protocol import PROTOCOL, Message, encode, error_from_json, unfit, with_parts, with_traceback
 
-__all__ = ["Order", "Worker"]
+__all__ = ["EpisodeMessage", "Worker", "WorkerStarter", "failure_of", "load"]
+
+_FIX = "what it printed is in the run's logs/workers"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WorkerStarter:
+    """Starts workers that are all alike."""
+
+    spec: AgentLaunch
+    logs: Path | None
+    """The folder of the run's logs; ``None`` where what agents print is not kept."""
+    open_worker_endpoint: Callable[[], ProcessEndpoint]
+    reaper: Reaper
+    limits: WorkerLimits
+    warn: Callable[[str], None]
+
+    async def start(self, number: int) -> Worker:
+        """Start worker ``number``. Raises ``ConfigError`` or ``PluginError``, and leaves no process then."""
+        endpoint = self.open_worker_endpoint()
+        try:
+            process = WorkerProcess(self.spec, log=self._log(number), limits=self.limits, reaper=self.reaper)
+            facts = await load(process, self.spec, endpoint.base_url, endpoint.api_key, self.limits)
+        except BaseException:
+            endpoint.close()
+            raise
+        return Worker(number, process, facts, endpoint, self.limits, self.warn)
+
+    def _log(self, number: int) -> WorkerLog | None:
+        if self.logs is None:
+            return None
+        return WorkerLog(self.logs / "workers" / f"worker-{number}.log", self.limits.log, self.warn)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeMessage:
     """An episode as it is sent."""
 
     id: int
@@ -38,8 +71,8 @@ class Worker:
         number: int,
         process: WorkerProcess,
         facts: AgentFacts,
-        endpoint: WorkerEndpoint,
-        limits: Limits,
+        endpoint: ProcessEndpoint,
+        limits: WorkerLimits,
         warn: Callable[[str], None],
     ) -> None:
         self.number = number
@@ -63,7 +96,7 @@ class Worker:
         """Whether it takes episodes."""
         return self.process.alive and not self.retired.done()
 
-    async def run(self, order: Order, *, deadline_s: float, activity: Callable[[], Activity]) -> Any:
+    async def run(self, order: EpisodeMessage, *, deadline_s: float, activity: Callable[[], Activity]) -> Any:
         """Run an episode and return what its agent returned; see ``AgentRunner.run``.
 
         Its agent's code has ended when this does, also when cancelled.
@@ -93,7 +126,7 @@ class Worker:
             case other:
                 raise ValueError(f"no message of a worker: {other!r}")
 
-    def _send(self, order: Order) -> asyncio.Future[Any]:
+    def _send(self, order: EpisodeMessage) -> asyncio.Future[Any]:
         self._endpoint.attach(order.api_key)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[order.id] = answer
@@ -102,7 +135,7 @@ class Worker:
         self.process.send(order.line)
         return answer
 
-    def _forget(self, order: Order, answer: asyncio.Future[Any]) -> None:
+    def _forget(self, order: EpisodeMessage, answer: asyncio.Future[Any]) -> None:
         self._endpoint.detach(order.api_key)
         self.process.output.allow()
         del self._answers[order.id]
@@ -133,7 +166,7 @@ class Worker:
     async def _overdue(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> AgentRLError:
         """What an episode past its deadline fails with: its own lateness, unless another one held it up."""
         await self._cancel(episode, answer, error)
-        failure = answer.exception() if await _done(answer, BURIAL_S) else None
+        failure = answer.exception() if await _done(answer, KILLED_WITHIN_S) else None
         return failure if isinstance(failure, WorkerError) else error
 
     async def _abandon(self, episode: int, answer: asyncio.Future[Any]) -> None:
@@ -141,9 +174,9 @@ class Worker:
         error = EpisodeTimeout("the run was interrupted")
         try:
             await self._cancel(episode, answer, error)
-            await _done(answer, BURIAL_S)
+            await _done(answer, KILLED_WITHIN_S)
         except asyncio.CancelledError:
-            self.process.kill(Sentence("did not end when the run was interrupted", episode, error))
+            self.process.kill(KillReason("did not end when the run was interrupted", episode, error))
             raise
 
     async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> None:
@@ -154,16 +187,16 @@ class Worker:
         self.process.send(encode({"type": "cancel", "id": episode}))
         # Code that is not async cannot be cancelled, so there is nothing to wait for.
         if not (self.facts.is_async and await _done(answer, self._limits.grace_s)):
-            self.process.kill(self._sentence(episode, error, moved=self._heard > heard))
+            self.process.kill(self._kill_reason(episode, error, moved=self._heard > heard))
 
-    def _sentence(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> Sentence:
+    def _kill_reason(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> KillReason:
         """Who is to blame for a process that does not end an episode: nobody, where that cannot be known."""
         blocker = self._blocker
         if blocker is not None and blocker != episode and blocker in self._answers:
             reason = "blocked its event loop past an episode's deadline"
-            return Sentence(reason, blocker, EpisodeTimeout(f"the agent {reason}", fix=error.fix))
+            return KillReason(reason, blocker, EpisodeTimeout(f"the agent {reason}", fix=error.fix))
         known = len(self._answers) == 1 or blocker == episode or moved or not self.facts.is_async
-        return Sentence("did not end an episode past its deadline", episode if known else None, error)
+        return KillReason("did not end an episode past its deadline", episode if known else None, error)
 
     def _fail_all(self, gone: asyncio.Future[str]) -> None:
         self._endpoint.close()
@@ -171,12 +204,12 @@ class Worker:
         if len(waiting) > 1:
             self._warn(f"worker {self.number} {gone.result()}; the episodes in it are run again")
         for episode, answer in waiting.items():
-            answer.set_exception(self._fate(episode, len(waiting) - 1, gone.result()))
+            answer.set_exception(self._failure_of(episode, len(waiting) - 1, gone.result()))
 
-    def _fate(self, episode: int, others: int, how: str) -> AgentRLError:
-        if self.process.sentence is None and self.process.unread and episode == self._latest:
+    def _failure_of(self, episode: int, others: int, how: str) -> AgentRLError:
+        if self.process.kill_reason is None and self.process.unread and episode == self._latest:
             return WorkerError(f"the process {how}, before it had read of this episode")
-        return fate(episode, others, how, self.process.sentence)
+        return failure_of(episode, others, how, self.process.kill_reason)
 
 
 async def _done(answer: asyncio.Future[Any], seconds: float) -> bool:
@@ -192,3 +225,74 @@ def _error(error: Mapping[str, Any]) -> AgentRLError:
         )
         return with_traceback(raised, error)
     return error_from_json(error)
+
+
+async def load(
+    process: WorkerProcess, spec: AgentLaunch, base_url: str, api_key: str, limits: WorkerLimits
+) -> AgentFacts:
+    """Have a process that was just started load its agent. Raises as ``WorkerStarter.start`` does."""
+    try:
+        await process.connect()
+        async with asyncio.timeout(limits.start_s):
+            return await _greet(process, spec, base_url, api_key)
+    except BaseException as error:
+        process.kill(KillReason("did not load its agent"))
+        how = process.gone.result() if await process.ends_within(KILLED_WITHIN_S) else "it cannot be ended"
+        if isinstance(error, Ended):
+            raise await diagnose(spec, str(error)) from None
+        if isinstance(error, TimeoutError):
+            raise PluginError(
+                f"the process of agent {spec.reference!r} was not ready within {limits.start_s:g} s: {how}",
+                fix="have its module do in run() what takes long when it is imported",
+            ) from None
+        raise
+
+
+async def _greet(process: WorkerProcess, spec: AgentLaunch, base_url: str, api_key: str) -> AgentFacts:
+    hello = await process.ask({"type": "hello", "protocol": PROTOCOL, "core": core_version()})
+    if hello.get("protocol") != PROTOCOL:
+        raise wrong_protocol(spec, hello)
+    if found := unfit(spec.kwargs, "agent.kwargs"):
+        raise ConfigError(f"JSON cannot carry {found}", fix="use plain JSON values, or rollout.mode=inline")
+    answer = await process.ask(
+        {
+            "type": "load",
+            "agent": spec.reference,
+            "kwargs": spec.kwargs,
+            "disabled": spec.disabled,
+            "outcomes": spec.outcomes,
+            "endpoint": {"base_url": base_url, "api_key": api_key},
+        }
+    )
+    if answer["type"] == "refused":
+        raise _refusal(answer["error"])
+    return AgentFacts(is_async=bool(answer["is_async"]), returns_answer=bool(answer["returns_answer"]))
+
+
+def _refusal(error: Any) -> AgentRLError:
+    """Whatever loading an agent raised is its plugin's or the config's fault."""
+    refused = error_from_json(error)
+    return refused if isinstance(refused, ConfigError) else PluginError(refused.message, fix=refused.fix)
+
+
+def failure_of(episode: int, others: int, how: str, kill_reason: KillReason | None) -> AgentRLError:
+    """What ``episode`` fails with when its process ends, in which ``others`` were running as well.
+
+    Whoever was alone in it has brought it down. Among several that is anybody's guess, so each is told that it is
+    the worker's fault, and is tried again: alone, so that the next time there is no guessing.
+    """
+    culprit = kill_reason.culprit if kill_reason else None
+    if kill_reason is not None and kill_reason.error is not None and culprit == episode:
+        return kill_reason.error
+    if culprit is None and not others:
+        what = "the agent's process"
+        return AgentError(f"{what} {how}", fix=_FIX, fingerprint=f"{what} {_without_lines(how)}")
+    return WorkerError(
+        f"the process of this and {others} other episodes {how}",
+        fix=_FIX,
+        fingerprint=f"the process of several episodes {_without_lines(how)}",
+    )
+
+
+def _without_lines(how: str) -> str:
+    return how.partition(PRINTED)[0]

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import weakref
 
-from agentrl.training.heap import settled_heap
+from agentrl.training.serving import frozen_heap
 
 
 class Node:
@@ -14,7 +14,7 @@ class Node:
 
 def test_collections_pass_over_what_was_there_and_still_find_what_came_later() -> None:
     old = Node()
-    with settled_heap():
+    with frozen_heap():
         young = Node()
         objects = {id(tracked) for tracked in gc.get_objects()}
         assert id(old) not in objects
@@ -28,7 +28,7 @@ def test_collections_pass_over_what_was_there_and_still_find_what_came_later() -
 def test_what_was_passed_over_is_collected_again_afterwards_also_after_an_error() -> None:
     node = Node()
     dead = weakref.ref(node)
-    with contextlib.suppress(RuntimeError), settled_heap():
+    with contextlib.suppress(RuntimeError), frozen_heap():
         del node
         gc.collect()
         assert dead() is not None

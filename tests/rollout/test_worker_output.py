@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from agentrl.gateway.session import new_credentials
-from agentrl.rollout.subproc.log import WorkerLog
-from agentrl.rollout.subproc.output import Output
+from agentrl.rollout.subproc.output import Output, WorkerLog
 
 KIB = 1024
 

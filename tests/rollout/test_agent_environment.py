@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import ConfigError
-from agentrl.rollout.subproc.variables import worker_environment
+from agentrl.rollout.subproc.interpreter import worker_environment
 
 HERE = {
     "PATH": "/bin",

@@ -1,32 +1,74 @@
-"""The subproc runner: agents in worker processes, where they may block, crash and not be async at all."""
+"""The executor ``subproc``: agents in worker processes, where they may block, crash and not be async at all."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from agentrl.agents.contract import Data
 from agentrl.errors import ConfigError
-from agentrl.gateway.session import WorkerEndpoint
 from agentrl.processors import usable_processors
-from agentrl.rollout.contract import Activity
-from agentrl.rollout.subproc.contract import DEFAULT_LIMITS, AgentFacts, AgentProcess, Limits
+from agentrl.rollout.contract import Activity, AgentFacts, AgentRunner, AgentSpec, ExecutorContext, ProcessEndpoint
+from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
 from agentrl.rollout.subproc.pool import Pool
-from agentrl.rollout.subproc.process import WorkerProcess
+from agentrl.rollout.subproc.process import DEFAULT_LIMITS, WorkerLimits, WorkerProcess
 from agentrl.rollout.subproc.reaper import Reaper
-from agentrl.rollout.subproc.starting import Starter, load
-from agentrl.rollout.subproc.variables import worker_environment
-from agentrl.rollout.subproc.worker import Order
+from agentrl.rollout.subproc.worker import EpisodeMessage, WorkerStarter, load
 from agentrl.worker.protocol import LONGEST, Message, encode, unfit
 
-__all__ = ["AgentFacts", "AgentProcess", "Limits", "SubprocRunner", "inspect_agent", "worker_environment"]
+__all__ = ["SubprocExecutor", "SubprocRunner", "inspect_agent"]
+
+_INSPECTION_S = 120.0
+"""Seconds that an agent may take to be imported; a framework takes 10 seconds on a busy machine."""
 
 _NOWHERE = "http://gateway.invalid/v1"
 """For an agent that is only looked at; clients want some URL."""
+
+
+class SubprocExecutor:
+    """Runs agents in worker processes, in this interpreter or in the agent's own."""
+
+    runs_on_event_loop = False
+
+    def __init__(self, agent: AgentSpec) -> None:
+        """Raises ``ConfigError`` for an agent that another process cannot find, and for ``agent.env``."""
+        if agent.reference is None:
+            raise ConfigError(
+                f"{agent.name!r} cannot be found by another process: it is no class or function at the top of a module",
+                fix="pass one that is, or its reference pkg.mod:Obj or file.py:Obj, or use rollout.mode=inline",
+            )
+        python = Path(sys.executable) if agent.python is None else Path(os.path.expanduser(agent.python))
+        self.launch = AgentLaunch(
+            reference=agent.reference,
+            kwargs=agent.kwargs,
+            python=python,
+            env=worker_environment(agent.env, os.environ, python=python),
+            disabled=agent.disabled,
+            outcomes=agent.outcomes,
+        )
+
+    async def inspect(self) -> AgentFacts:
+        """Load the agent in a process of its own, which ends again; see ``Executor.inspect``."""
+        return await inspect_agent(self.launch, deadline_s=_INSPECTION_S)
+
+    def running(self, context: ExecutorContext) -> AbstractAsyncContextManager[AgentRunner]:
+        """Start the first worker; further ones are started as they are needed. See ``Executor.running``."""
+        return SubprocRunner(
+            self.launch,
+            concurrency=context.concurrency,
+            max_workers=context.max_workers,
+            episodes_per_worker=context.episodes_per_worker,
+            logs=context.logs,
+            open_worker_endpoint=context.open_worker_endpoint,
+            warn=context.warn,
+        )
 
 
 class SubprocRunner:
@@ -38,15 +80,15 @@ class SubprocRunner:
 
     def __init__(
         self,
-        process: AgentProcess,
+        process: AgentLaunch,
         *,
         concurrency: int,
         max_workers: int | None,
         episodes_per_worker: int | None,
         logs: Path | None,
-        open_worker_endpoint: Callable[[], WorkerEndpoint],
+        open_worker_endpoint: Callable[[], ProcessEndpoint],
         warn: Callable[[str], None],
-        limits: Limits = DEFAULT_LIMITS,
+        limits: WorkerLimits = DEFAULT_LIMITS,
     ) -> None:
         """``max_workers`` is by default one a CPU; ``episodes_per_worker`` 1 for an agent that is not async, and for
         others what ``concurrency`` leaves to each. ``logs`` is the folder of the run's logs."""
@@ -55,7 +97,7 @@ class SubprocRunner:
         self._episodes_per_worker = episodes_per_worker
         self._limits = limits
         self._reaper = Reaper()
-        starter = Starter(process, logs, open_worker_endpoint, self._reaper, limits, warn)
+        starter = WorkerStarter(process, logs, open_worker_endpoint, self._reaper, limits, warn)
         self._pool = Pool(starter.start, max_workers=self._max_workers, warn=warn)
         self._ids = itertools.count(1)
         self.facts = AgentFacts(is_async=True, returns_answer=False)
@@ -107,11 +149,11 @@ class SubprocRunner:
             return self._episodes_per_worker
         return math.ceil(self._concurrency / self._max_workers) if self.facts.is_async else 1
 
-    def _order(self, data: Data, connection: Mapping[str, Any]) -> Order:
+    def _order(self, data: Data, connection: Mapping[str, Any]) -> EpisodeMessage:
         number = next(self._ids)
         given = {name: connection[name] for name in ("base_url", "api_key", "model")}
         line = _encoded({"type": "run", "id": number, "data": data, "connection": given}, data)
-        return Order(number, line, connection["api_key"])
+        return EpisodeMessage(number, line, connection["api_key"])
 
 
 def _encoded(message: Message, data: Data) -> bytes:
@@ -134,13 +176,13 @@ def _encoded(message: Message, data: Data) -> bytes:
     return line
 
 
-async def inspect_agent(process: AgentProcess, *, deadline_s: float) -> AgentFacts:
-    """Load an agent in a process of its own, which ends again, and return what is known of it.
+async def inspect_agent(process: AgentLaunch, *, deadline_s: float) -> AgentFacts:
+    """WorkerLoad an agent in a process of its own, which ends again, and return what is known of it.
 
     Raises ``ConfigError`` or ``PluginError`` for one that cannot be run, or is not there after ``deadline_s`` seconds.
     """
     reaper = Reaper()
-    limits = Limits(start_s=deadline_s)
+    limits = WorkerLimits(start_s=deadline_s)
     try:
         started = WorkerProcess(process, log=None, limits=limits, reaper=reaper)
         facts = await load(started, process, _NOWHERE, "none", limits)
