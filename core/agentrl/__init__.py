@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agentrl.loops import finish_in_thread, run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
-    from agentrl.rollout.subproc.variables import worker_environment
+    from agentrl.rollout.subproc.interpreter import worker_environment
     from agentrl.runs.reader import open_run
     from agentrl.training.trainer import Trainer
 
@@ -87,7 +87,7 @@ __getattr__, __dir__ = attributes(
         "agentrl.loops": ["finish_in_thread", "run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],
-        "agentrl.rollout.subproc.variables": ["worker_environment"],
+        "agentrl.rollout.subproc.interpreter": ["worker_environment"],
         "agentrl.runs.reader": ["open_run"],
         "agentrl.training.trainer": ["Trainer"],
     },

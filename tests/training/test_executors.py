@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 from tests.plugins.installing import install
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.inline import InlineExecutor
 from agentrl.rollout.subproc.executor import SubprocExecutor
-from agentrl.runs.folder import RunFolder
-from agentrl.runs.store import read_episodes
 from agentrl.training.parts import resolve_executor
 
 PAIRED = '''
@@ -84,7 +82,7 @@ def test_an_executor_of_another_distribution_runs_the_agents_of_a_training(insta
         summary = trainer.train("math")
     assert summary.outcome == "completed"
     assert summary.steps == 1
-    episodes = list(read_episodes(RunFolder(tmp_path / "run").episodes))
+    episodes = list(open_run(tmp_path / "run").load_episodes())
     assert len(episodes) == 16
     assert {episode.outcome for episode in episodes} == {"rewarded"}
     assert all(episode.calls and episode.trained_step == 1 for episode in episodes)

@@ -45,7 +45,7 @@ def test_an_agent_under_both_names_is_refused():
 @pytest.mark.parametrize("mode", ["inline", "subproc"])
 def test_an_agent_is_found_by_its_dotted_path_where_it_runs(mode):
     config = load_config(None, "agent=agentrl_agents.math.MathAgent", f"rollout.mode={mode}", environ={})
-    assert not resolve_executor(config, Plugins()).returns_answer
+    assert resolve_executor(config, Plugins()).runs_on_event_loop == (mode == "inline")
     config = load_config(None, "agent=agentrl_agents.math.MathAgnt", f"rollout.mode={mode}", environ={})
     with pytest.raises(ConfigError, match=r"module 'agentrl_agents\.math' has no 'MathAgnt' \(did you mean"):
         resolve_executor(config, Plugins())
