@@ -1,4 +1,7 @@
-"""Whether a server computes with the learner's weights: both score tokens that it samples, and a fixed text."""
+"""Whether a server computes with the learner's weights: tokens that it samples, and a fixed text, are scored by both.
+
+All scores are natural log-probabilities, in nats.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ __all__ = ["TOLERANCES", "Evidence", "Probe", "ScoreChange", "Scores", "likely_e
 
 _MOVED = 1e-5
 _UNMOVED = 1e-6
-"""Mean movements, in nats, that are one, and that are none."""
+"""A mean change above ``_MOVED`` nats counts as one, and a change up to ``_UNMOVED`` nats as none."""
 _HALF = 0.5
-"""A server that computes with all of the new weights moves as the learner does, give or take rounding."""
+"""Below this share of the learner's change a server has not followed. With all new weights the share is about 1."""
 _SURE = 4.0
 _NOISE = 4.0
-"""From how many times the rounding on a movement is too large to be hidden by it."""
+"""A change of this many times the rounding cannot be hidden by it."""
 
 
 class Scores(NamedTuple):
-    """Logprobs of one text, in nats."""
+    """The logprobs that the server and the learner give one text, one entry per token."""
 
     server: Sequence[float]
     learner: Sequence[float]
@@ -37,42 +40,43 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScoreChange:
-    """Means over the text's tokens, in nats."""
+    """How the logprobs of one text have changed between two updates: means over its tokens, in nats."""
 
     learner: float
     server: float
     unlike: float
-    """By how much the two moves differ."""
+    """The mean distance between the server's change and the learner's."""
     noise: float
-    """By how much server and learner differed before."""
+    """The mean distance between server and learner before the change: the size of rounding."""
     share: float
-    """How much of the learner's movement the server has made: the slope of a line through 0."""
+    """The share of the learner's change that the server has made: the slope of a line through 0."""
     lack: float
-    """By how many standard errors that is less than all.
+    """By how many standard errors that share is below 1.
 
-    Were it all, what is between the moves would be rounding, as often up as down: the sum of its products with the
-    movement, over the root of the sum of their squares, is then seldom more than a few, whatever its size at a token.
+    If the server had all of the change, the remaining difference would be rounding, positive as often as negative. The
+    sum of its products with the learner's change, over the root of the sum of their squares, is then seldom more than a
+    few, however large the rounding of a token is.
     """
 
     @property
     def is_missing(self) -> bool:
-        """Whether the server has stayed where it was."""
+        """Whether the learner's scores have changed and the server's have not."""
         return self.learner > _MOVED and self.server <= _UNMOVED
 
     @property
     def is_partial(self) -> bool:
-        """Whether the server has followed in part, or not at all, which rounding does not explain."""
+        """Whether the server has followed only in part, or not at all, by more than rounding explains."""
         is_short = self.share < _HALF and self.lack > _SURE
         return self.learner > _MOVED and (is_short or self.is_other)
 
     @property
     def is_other(self) -> bool:
-        """Whether the server has moved otherwise, by more than any rounding hides."""
+        """Whether the server has changed in another way than the learner, by more than rounding can hide."""
         return self.learner > _NOISE * self.noise and self.unlike > _HALF * self.learner
 
 
 def score_change(before: Scores, now: Scores) -> ScoreChange:
-    """From what both said of a text before to what they say now."""
+    """Returns how the scores of one text have changed from ``before`` to ``now``."""
     theirs, ours = _moves(before.server, now.server), _moves(before.learner, now.learner)
     along = sum(their * our for their, our in zip(theirs, ours, strict=True))
     power = sum(our * our for our in ours)
@@ -93,48 +97,48 @@ def _moves(before: Sequence[float], now: Sequence[float]) -> list[float]:
 
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1}
-"""Mean difference of logprobs, in nats, that computing in a type explains.
+"""The mean difference of logprobs, in nats, that computing in a type explains.
 
-In float32 that is 1e-5 at most on one kind of device, and more between two; of 16 bits a rare token's logprob may be
-off by a tenth and more, and a mean of 32 tokens by some hundredths.
+In float32 it is at most 1e-5 on one kind of device, and more between two kinds. In 16 bits a rare token's logprob may
+be off by a tenth and more, and the mean over 32 tokens by some hundredths.
 """
 
 _ROUNDING = 10.0
-"""How many times the tolerance a difference may be that is taken for rounding all the same."""
+"""How many times the tolerance a difference may be and still be put down to rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is seen after an update: mean differences of logprobs, in nats, and how a text's have moved."""
+    """Measurements after an update: mean differences of logprobs, in nats, and how those of a fixed text changed."""
 
     dtype: str
     tied: bool
-    """Whether the model's head is its embedding."""
+    """Whether the model's head is tied to its embedding."""
     sampled: float
-    """Of tokens that the server sampled after a prompt that it knew, from the learner's."""
+    """The difference from the learner for tokens that the server sampled after a prompt it may have cached."""
     scored: float
-    """Of the prompt, which the server computed afresh, from the learner's."""
+    """The difference from the learner for the prompt, which the server computed afresh."""
     moved: float
-    """Of what the server says of the prompt, from what it said when it was last asked."""
+    """The difference of the server's scores of the prompt from its own at the last probe."""
     change: ScoreChange | None
-    """Since then, where the learner was asked then too."""
+    """The change of both since the last probe, where the learner was asked then too."""
 
     @property
     def is_off(self) -> bool:
-        """Whether the server's logprobs are not the learner's."""
+        """Whether the server's logprobs differ from the learner's by more than its type explains."""
         return self.sampled > TOLERANCES[self.dtype]
 
     @property
     def is_behind(self) -> bool:
-        """Whether they have not followed the learner's."""
+        """Whether the server's logprobs have not followed the learner's."""
         return self.change is not None and (self.change.is_missing or self.change.is_partial)
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the weights are certain not to be the learner's.
+        """Whether the server certainly does not have the learner's weights.
 
-        Of 16 bits a server may be behind and be right: what has been trained from weights of 16 bits moves by less
-        than their last one for many steps, and arrives as no change at all.
+        In 16 bits a server may be behind and still be right: weights of 16 bits do not change while the learner's steps
+        are smaller than their last bit, for many steps.
         """
         moved, tolerance = self.change, TOLERANCES[self.dtype]
         if self.is_off or moved is None or self.dtype == "float32":
@@ -143,7 +147,7 @@ class Evidence:
 
 
 def likely_explanation(evidence: Evidence) -> tuple[str, str]:
-    """The cause of what is off or behind, and what to do about it."""
+    """Returns the likely cause of a disagreement, and what to do about it."""
     tolerance, moved = TOLERANCES[evidence.dtype], evidence.change
     if evidence.is_off and evidence.scored <= tolerance and not evidence.is_behind:
         return "it goes on with a prefix cache that older weights computed", _report("clears its cache")
@@ -169,37 +173,40 @@ def _report(what: str) -> str:
 
 
 _PROMPT = 160
-"""Tokens of the probe's prompt: more than a block of any prefix cache, so that one which is not cleared shows."""
+"""Tokens of the probe's prompt: more than a block of any prefix cache, so that a cache that is not cleared shows."""
 _TOKENS = 32
 _STRIDE = 7919
-"""A prime: ids from all over the vocabulary."""
+"""A prime step between the prompt's ids, so that they come from all over the vocabulary."""
 _ANSWER_S = 300.0
-"""How long tokens may take after an update, from a server whose queue is full."""
+"""Seconds that tokens may take after an update, from a server whose queue is full."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """A server as it was when it was last looked at."""
+    """A server as it was at the last probe."""
 
     life: int
-    """Of its replica."""
+    """The replica's ``life`` at that time: another one means another server."""
     description: Description
     prompt: list[int]
     server: list[float]
-    """What it said of the prompt."""
+    """The server's scores of the prompt."""
     learner: Sequence[float] | None = None
-    """What the learner said of that then, if it was asked."""
+    """The learner's scores of the prompt at that time, if it was asked."""
     compared: int = 0
     is_told: bool = False
-    """Whether it was said that it has not followed."""
+    """Whether it has been reported that the server has not followed."""
 
     def change_to(self, now: Scores) -> ScoreChange | None:
-        """How both have moved since, if both are known."""
+        """Returns how both have changed since the last probe; ``None`` where the learner was not asked then."""
         return None if self.learner is None else score_change(Scores(self.server, self.learner), now)
 
 
 class Probe:
-    """Compares each server after its ``first`` updates, and after every ``every``-th of all where that is not 0."""
+    """Compares each server with the learner after its first ``first`` updates, and after every ``every``-th update.
+
+    Where ``every`` is 0 only the first updates are probed. ``say`` is called with what a user should know.
+    """
 
     def __init__(self, client: Client, first: int, every: int, say: Callable[[str], None]) -> None:
         self._client = client
@@ -210,7 +217,7 @@ class Probe:
         self._known: dict[Replica, _Known] = {}
 
     async def before_updates(self, replica: Replica, description: Description) -> None:
-        """Have a server compute the prompt, so that what it keeps of it is there when the weights change."""
+        """Have a server compute the probe's prompt, so that its prefix cache holds it when the weights change."""
         if self._first or self._every:
             prompt = _prompt(description)
             await self._sample(replica.url, prompt)
@@ -218,7 +225,7 @@ class Probe:
             self._known[replica] = _Known(replica.life, description, prompt, scored)
 
     async def after_update(self, weights: Weights, replicas: Sequence[Replica]) -> None:
-        """Raises ``BackendError``, with the likely cause, where a server's logprobs are not those of ``weights``."""
+        """Compare the servers that are due. Raises ``BackendError``, with the likely cause, where one disagrees."""
         self._updates += 1
         looks = (self._look(weights, replica, known) for replica in replicas if (known := self._due(replica)))
         outcomes = await asyncio.gather(*looks, return_exceptions=True)
@@ -227,7 +234,7 @@ class Probe:
                 raise outcome
 
     def _due(self, replica: Replica) -> _Known | None:
-        """What is known of a server that is to be looked at now."""
+        """The last probe of a server that is due now, else ``None``."""
         known = self._known.get(replica)
         if known is None or known.life != replica.life:
             return None
@@ -277,7 +284,7 @@ class Probe:
         return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
 
     async def _score(self, url: str, ids: list[int], seconds: float | None = None) -> list[float]:
-        """The server's logprobs of ``ids[1:]``, for which it takes nothing from its prefix cache."""
+        """The server's logprobs of ``ids[1:]``, which it computes without its prefix cache."""
         answer = await self._ask(url, ids, seconds, max_tokens=1, prompt_logprobs=0)
         scored = answer["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]

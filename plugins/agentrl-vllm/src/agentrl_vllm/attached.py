@@ -1,4 +1,4 @@
-"""A server that runs already and is not ours: whether it is one that can be used, and whether it is there."""
+"""An attached server: one that runs already and that agentrl neither starts nor ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAUSE_S = 1.0
 
 
 class AttachedServer:
-    """The server at an address. Nothing that is done here starts or ends it."""
+    """The server at a URL. Nothing here starts or ends it."""
 
     ours = False
 
@@ -35,14 +35,15 @@ class AttachedServer:
         return_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``model_folder`` is the model that it should serve, and ``key`` what it is shown.
+        """``model_folder`` is the model that the server should serve, and ``key`` its API key, if it has one.
 
-        One that was there and is gone is waited for, for ``return_timeout`` seconds.
+        A server that was there before and is gone is waited for, up to ``return_timeout`` seconds. ``say`` is called
+        with what a user should know.
         """
         self.url = url
         self.name = f"the vLLM server at {url}"
         self.model = ""
-        """What it calls the model; known once ``start`` has returned."""
+        """The server's name of the model; set by ``start``."""
         self.alive = False
         self.ending = "is gone"
         self._folder = model_folder
@@ -52,9 +53,9 @@ class AttachedServer:
         self._was_there = False
 
     async def start(self) -> None:
-        """See that it is there, new enough, open for token ids and serves the model. One that was there is waited for.
+        """Check that the server answers, is new enough, takes token ids and serves the model.
 
-        Raises ``PluginError`` for a version that is too old, and ``BackendError`` for all else.
+        Raises ``PluginError`` for a version that is too old, and ``BackendError`` for any other fault.
         """
         async with Client(_ANSWER_S, self._key) as client:
             if self._was_there:
@@ -65,15 +66,15 @@ class AttachedServer:
         self.alive = self._was_there = True
 
     async def stop(self) -> None:
-        """Leave it alone."""
+        """Stop relying on the server, which goes on running."""
         self.alive = False
 
     def kill(self) -> None:
-        """Leave it alone."""
+        """Stop relying on the server, which goes on running."""
         self.alive = False
 
     def last_lines(self) -> str:
-        """Nothing: what it prints is elsewhere."""
+        """Returns an empty text, because the server's output is elsewhere."""
         return ""
 
     async def _come_back(self, client: Client) -> None:
@@ -140,7 +141,7 @@ class AttachedServer:
 
 
 def _object(answer: Reply) -> dict[str, Any]:
-    """The JSON object that was answered; empty where it was another thing, or an error."""
+    """The JSON object of an answer; empty where the answer is an error, or something else."""
     content = answer.value if answer.status == HTTPStatus.OK else None
     return content if isinstance(content, dict) else {}
 

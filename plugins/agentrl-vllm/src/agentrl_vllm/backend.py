@@ -30,7 +30,7 @@ __all__ = ["VllmBackend", "build_replicas", "key_of", "start_timeout"]
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """What there is between start and stop."""
+    """The parts that exist between start and stop."""
 
     client: Client
     weights: WeightSync
@@ -41,13 +41,16 @@ class _Running:
 class VllmBackend:
     """Samples from vLLM servers.
 
-    ``generate`` may be called from any loop and thread; all else belongs to the event loop that started it.
+    ``generate`` may be called from any loop and thread; all other methods belong to the event loop that started it.
     """
 
     Settings = VllmSettings
 
     def __init__(self, context: BackendContext, settings: VllmSettings | None = None) -> None:
-        """Raises ``PluginError`` where there is no interpreter to start servers with."""
+        """Raises ``PluginError`` where there is no interpreter to start servers with.
+
+        Raises ``ConfigError`` for settings that do not fit the environment or ``inference.timeout``.
+        """
         self._context = context
         self._settings = settings or VllmSettings.model_validate(context.options)
         if not self._settings.urls:
@@ -59,14 +62,14 @@ class VllmBackend:
 
     @property
     def replicas(self) -> Sequence[Replica]:
-        """Its servers; none while it does not run."""
+        """The replicas, in order; empty while the backend does not run."""
         return () if self._running is None else self._running.fleet.replicas
 
     async def start(self) -> Capabilities:
-        """Start the servers, or attach to them, and see what they can do.
+        """Start the servers, or attach to those that run, and return what they can do together.
 
         Raises ``PluginError`` where vLLM cannot be run, and ``BackendError`` for servers that do not start or cannot
-        do what training needs. Whatever it raises, nothing is left.
+        do what training needs; no process and no folder is left then.
         """
         context, settings = self._context, self._settings
         allow_open_files()
@@ -100,14 +103,14 @@ class VllmBackend:
         return self._running.capabilities
 
     async def stop(self) -> None:
-        """End the servers that are ours; what is in flight raises ``BackendError``. Safe to call twice."""
+        """End the servers that were started here; requests in flight raise ``BackendError``. Safe to call twice."""
         self._running = None
         await self._ending.aclose()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        """Sample one completion; see the contract of ``Backend``.
+        """Sample one completion; see ``Backend``.
 
-        A request whose server fails begins again on another, unless tokens of it were given out.
+        A request whose server fails begins again on another server, unless its tokens were streamed already.
         """
         running = self._started()
         body = _body(request, running.capabilities)
@@ -117,7 +120,10 @@ class VllmBackend:
                 yield chunk
 
     async def update_weights(self, weights: Weights) -> None:
-        """Put new weights into every server; one that does not take them is taken out, and started anew with them."""
+        """Put new weights into every server; a server that does not take them is taken out and started anew with them.
+
+        Raises ``BackendError`` where they fit no server, or a probe shows that a server does not compute with them.
+        """
         running = self._started()
         await running.weights.put(weights, running.fleet.replicas)
 
@@ -153,7 +159,7 @@ def _body(request: GenerationRequest, capabilities: Capabilities) -> Body:
 
 
 def _temporary_logs(stack: AsyncExitStack) -> Path:
-    """A folder that is removed at the end, but where there is something to be read: after a failure to start."""
+    """A folder for logs that is removed at the end, unless the start failed and there is something to read."""
     folder = Path(tempfile.mkdtemp(prefix="agentrl-vllm-"))
     stack.push(lambda kind, *_: None if kind else shutil.rmtree(folder, ignore_errors=True))
     return folder
@@ -162,11 +168,14 @@ def _temporary_logs(stack: AsyncExitStack) -> Path:
 Make = Callable[[Path], ReplicaServer]
 
 _SHARE = 0.95
-"""Of the time for all that a start is, so that what took too long is named."""
+"""The share of ``inference.timeout`` that a start gets by default, so that its own message comes first."""
 
 
 def start_timeout(context: BackendContext, settings: VllmSettings) -> float:
-    """Seconds for a replica to get ready. Raises ``ConfigError`` where a start would be cancelled before."""
+    """Returns the seconds that a replica has to get ready.
+
+    Raises ``ConfigError`` where ``inference.timeout`` would cancel the start before.
+    """
     if context.timeout is None or settings.start_timeout < context.timeout:
         return settings.start_timeout
     if "start_timeout" in settings.model_fields_set:
@@ -179,7 +188,7 @@ def start_timeout(context: BackendContext, settings: VllmSettings) -> float:
 
 
 def key_of(settings: VllmSettings, environ: Mapping[str, str]) -> str | None:
-    """What the servers of ``urls`` are shown. Raises ``ConfigError`` where ``environ`` lacks it."""
+    """Returns the API key of the servers in ``urls``, if any. Raises ``ConfigError`` where ``environ`` lacks it."""
     name = settings.api_key_env
     if name is not None and not environ.get(name, "").strip():
         raise ConfigError(
@@ -198,10 +207,11 @@ async def build_replicas(
     newest: Callable[[], tuple[Path, int]],
     admit: Callable[[Replica], Awaitable[None]],
 ) -> list[Replica]:
-    """The replicas that ``settings`` ask for; servers of ours print to files in ``logs``.
+    """Returns the replicas that ``settings`` ask for, not started.
 
-    ``shared`` is where weights are handed over. Raises ``PluginError`` where there is no vLLM to start, and
-    ``ConfigError`` for what cannot be: variables that are not set, times that do not fit, GPUs that are shared.
+    Servers that are started here print to files in ``logs``. ``shared`` is the folder in which weights are handed
+    over; ``newest`` and ``admit`` are those of ``Replica``. Raises ``PluginError`` where there is no vLLM to start, and
+    ``ConfigError`` for variables that are not set, times that do not fit, and GPUs that replicas would share.
     """
     seconds = start_timeout(context, settings)
     if settings.urls:

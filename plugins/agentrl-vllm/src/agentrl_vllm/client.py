@@ -30,11 +30,11 @@ _SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "stop_to
 
 
 class ServerFailed(BackendError):
-    """A server is gone, or failed at what another one may be able to do."""
+    """A server is gone, or failed at a request that another server may be able to do."""
 
 
 class ServerHangs(ServerFailed):
-    """A server took a request, and is silent for longer than it may be."""
+    """A server accepted a request and did not answer in time."""
 
 
 def one_line(text: object) -> str:
@@ -43,7 +43,7 @@ def one_line(text: object) -> str:
 
 
 def refusal(url: str, path: str, status: int, body: bytes) -> BackendError:
-    """The error that the answer ``status`` with ``body`` to a request for ``path`` stands for."""
+    """Returns the error for a server's answer with ``status`` and ``body`` to a request for ``path``."""
     message, parameter = _error_of(body)
     if _TOO_LONG in message:
         return PromptTooLong(message, fix="shorten the prompt, or use a model with a longer context")
@@ -62,7 +62,7 @@ def _fix(status: int) -> str | None:
 
 
 def _error_of(body: bytes) -> tuple[str, str | None]:
-    """The message of an answer, and the request's field that it is about."""
+    """The message of an error's body, and the field of the request that it is about, if any."""
     try:
         answer = json.loads(body)
         error = answer.get("error", answer.get("detail", "")) if isinstance(answer, dict) else answer
@@ -75,25 +75,26 @@ def _error_of(body: bytes) -> tuple[str, str | None]:
 
 _CONNECT_S = 10.0
 _CLOSE_S = 5.0
-"""How long the connections of a loop in another thread may take to close."""
+"""Seconds that the connections of a loop in another thread may take to close."""
 
 
 class Reply(NamedTuple):
-    """What a server answered, be it an error."""
+    """The status and body of a server's answer, whether it is an error or not."""
 
     status: int
     content: bytes
 
     @property
     def value(self) -> Any:
-        """Its JSON, or its text where it is something else."""
+        """The value of its JSON, or its text where it is not JSON."""
         return _read(self.content)
 
 
 class Client:
-    """Asks servers. Raises ``ServerFailed`` where one does not answer, and what ``refusal`` makes of an error.
+    """An HTTP client of servers, for any number of event loops.
 
-    ``timeout`` is how many seconds a server may be silent while it is asked, and ``key`` what it is shown, if any.
+    ``timeout`` is how many seconds a server may be silent during a request, and ``key`` the API key, if any. Methods
+    raise ``ServerFailed`` where a server does not answer, and what ``refusal`` returns for an error.
     """
 
     def __init__(self, timeout: float, key: str | None = None) -> None:
@@ -110,19 +111,22 @@ class Client:
         await self.close()
 
     async def post(self, url: str, path: str, body: object = None, *, seconds: float | None = None) -> Any:
-        """The answer to a JSON body, or to none: its JSON, or its text where it is something else."""
+        """Returns the answer to a POST, with a JSON body or none: the value of its JSON, or its text.
+
+        ``seconds`` replaces ``timeout``. Raises as the class says.
+        """
         return self._success(url, path, await self._ask("POST", url, path, body, seconds))
 
     async def get(self, url: str, path: str, *, seconds: float | None = None) -> Any:
-        """As ``post``."""
+        """Returns the answer to a GET, as ``post`` does."""
         return self._success(url, path, await self._ask("GET", url, path, None, seconds))
 
     async def reply(self, url: str, path: str, body: object = None) -> Reply:
-        """The answer to a body that is posted, or else to a GET, whatever its status."""
+        """Returns the answer, whatever its status: to a POST where there is a body, else to a GET."""
         return await self._ask("GET" if body is None else "POST", url, path, body)
 
     async def events(self, url: str, path: str, body: object) -> AsyncGenerator[Any, None]:
-        """Each event of a stream, as ``post`` has it. Closing it before its end closes the connection."""
+        """Yields the value of each server-sent event. Closing the generator before its end closes the connection."""
         async with self._answer("POST", url, path, body, self.timeout) as response:
             if response.status != HTTPStatus.OK:
                 raise refusal(url, _bare(path), response.status, await response.aread())
@@ -160,7 +164,7 @@ class Client:
     async def _answer(
         self, method: str, url: str, path: str, body: object, seconds: float
     ) -> AsyncIterator[httpcore.Response]:
-        """The answer to a request, to be read by whoever asked."""
+        """The response to a request, which the caller reads."""
         request = self._request(method, url, path, body, seconds)
         try:
             connections = await self._connections()
@@ -202,7 +206,7 @@ class Client:
 
 
 def _read(content: bytes) -> Any:
-    """JSON, or the text of something else."""
+    """The value of JSON content; the text of any other content."""
     try:
         return orjson.loads(content)
     except ValueError:
@@ -210,5 +214,5 @@ def _read(content: bytes) -> Any:
 
 
 def _bare(path: str) -> str:
-    """As messages name it."""
+    """A path without its query, as messages name it."""
     return path.partition("?")[0]

@@ -1,4 +1,4 @@
-"""How a server is started: its command line, its memory, its environment, and what of our code it is given."""
+"""The command that starts a server: its flags, the size of its KV cache, its environment, and the code it is given."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NEEDED = {
 
 
 def server_environment(listed: Sequence[str], environ: Mapping[str, str], python: Path) -> dict[str, str]:
-    """What a server that ``python`` runs gets of ``environ``; nothing secret that ``listed`` does not name.
+    """Returns the environment of a server that ``python`` runs: harmless variables of ``environ``, and ``listed`` ones.
 
     Raises ``ConfigError`` for an entry of ``listed`` that is neither ``NAME=value`` nor ``NAME`` of a variable here.
     """
@@ -46,7 +46,7 @@ def server_environment(listed: Sequence[str], environ: Mapping[str, str], python
 
 
 def _compiled() -> str:
-    """Where torch keeps what it has compiled: not in the server's own folder, so that the next one finds it."""
+    """The folder of torch's compiled code: outside the server's own folder, so that the next server finds it."""
     return str(Path(tempfile.gettempdir()) / f"agentrl-torchinductor-{os.getuid()}")
 
 
@@ -67,25 +67,25 @@ def _listed(entries: Sequence[str], environ: Mapping[str, str]) -> Iterator[tupl
 
 _LEAST = 64 * 2**20
 _UNKNOWN = 2**30
-"""For a model whose config does not say what a token takes."""
+"""Bytes of KV cache for a model whose config does not say how much a token takes."""
 _LONGEST = 32768
-"""Tokens of a sequence, unless more is asked for: what some configs promise would take all of the memory."""
+"""Most tokens of a sequence by default: what some configs promise would take all of the memory."""
 _BLOCK = 128
-"""Tokens; a sequence takes whole blocks of the cache."""
+"""Tokens of a block of the KV cache; a sequence takes whole blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a model's config says; ``None`` for what it does not say in the usual words."""
+    """The sizes in a model's config; ``None`` where it has no key of the usual name."""
 
     context_length: int | None
-    """Positions that it knows."""
+    """How many positions the model knows."""
     elements: int | None
-    """Numbers that the KV cache holds for a token."""
+    """How many numbers the KV cache holds per token."""
 
 
 def shape_of(model_folder: Path) -> Shape:
-    """Read the config in ``model_folder``. Raises ``OSError`` or ``ValueError``."""
+    """Returns the sizes in ``model_folder``'s config. Raises ``OSError`` or ``ValueError`` where it is broken."""
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config") or config
     longest = config.get("max_position_embeddings")
@@ -93,7 +93,7 @@ def shape_of(model_folder: Path) -> Shape:
 
 
 def kv_cache_bytes(shape: Shape, sequences: int, element_bytes: int) -> int:
-    """Bytes for ``sequences`` of the full context at once, at most a quarter of the machine's memory."""
+    """Returns the bytes of KV cache for ``sequences`` of the full context, at most a quarter of the memory."""
     if shape.elements is None or shape.context_length is None:
         wanted = _UNKNOWN
     else:
@@ -103,7 +103,7 @@ def kv_cache_bytes(shape: Shape, sequences: int, element_bytes: int) -> int:
 
 
 def longest_context(shape: Shape, size: int, element_bytes: int) -> int | None:
-    """Tokens of the longest sequence that a cache of ``size`` bytes is to hold; ``None`` where only vLLM can tell."""
+    """Returns the tokens of the longest sequence for a cache of ``size`` bytes; ``None`` where only vLLM can tell."""
     if shape.context_length is None:
         return None
     fits = shape.context_length if shape.elements is None else size // (shape.elements * element_bytes)
@@ -120,13 +120,13 @@ def _elements(config: dict[str, Any]) -> int | None:
 
 
 _GIVEN = ("extension", "patches")
-"""Our modules that run in the server, as ``agentrl_vllm_<name>``: they import nothing of ours but each other."""
+"""The modules of this package that run in the server, as ``agentrl_vllm_<name>``: they import only each other."""
 
 _DISTRIBUTION = {
     "METADATA": "Metadata-Version: 2.1\nName: agentrl-vllm-given\nVersion: 0\n",
     "entry_points.txt": "[vllm.general_plugins]\nagentrl_patches = agentrl_vllm_patches:stop_spinning\n",
 }
-"""Makes them known to vLLM as a distribution with a plugin, which it loads in all of its processes."""
+"""The metadata that makes them a distribution with a vLLM plugin, which vLLM loads in all of its processes."""
 
 _FIXED = (
     "--enable-scale-out",
@@ -139,13 +139,13 @@ _FIXED = (
     "--disable-uvicorn-access-log",
 )
 _BATCHED_TOKENS = 2048
-"""Prompt tokens of a step on a CPU, where no prompt can be longer."""
+"""Prompt tokens of a step on a CPU, where a prompt must fit in one step."""
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program, and all of its environment."""
+    """A program with its arguments, and its whole environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -153,19 +153,19 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class ServingCommand:
-    """How one replica is served, but for its weights and its port."""
+    """The command of one replica, without its model folder and its port."""
 
     installation: Installation
     settings: VllmSettings
     environ: Mapping[str, str]
-    """What ``server_environment`` returned."""
+    """The environment from ``server_environment``."""
     replica: int
-    """Its number, from 0."""
+    """The replica's number, from 0."""
     sequences: int
-    """Completions that it samples at once; more wait."""
+    """How many completions it samples at once; further requests wait."""
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` for devices that its vLLM has no use for, and for replicas that would share theirs."""
+        """Raises ``ConfigError`` for GPUs that a CPU build cannot use, and for replicas that would share a GPU."""
         if self.settings.devices and self.installation.is_cpu:
             raise ConfigError(
                 f"inference.backend.devices names GPUs, and vLLM in {self.installation.python} is a build for CPUs",
@@ -178,7 +178,7 @@ class ServingCommand:
             )
 
     def build(self, model_folder: Path, port: int, scratch: Path) -> Command:
-        """Serve ``model_folder`` on ``port``; ``scratch`` is an empty folder of the server's own."""
+        """Returns the command that serves ``model_folder`` on ``port``; ``scratch`` is an empty folder for it."""
         code, temporary = scratch / "code", scratch / "tmp"
         code.mkdir()
         temporary.mkdir()
@@ -214,7 +214,7 @@ class ServingCommand:
         return "float32" if self.installation.is_cpu else "bfloat16"
 
     def _flags(self, model_folder: Path, port: int) -> Iterator[str]:
-        """What is given twice is taken from the end, so that the user's own flags win."""
+        """The flags, those of the user last: vLLM takes the last value of a flag."""
         yield from ("--model", str(model_folder.absolute()))
         yield from ("--host", "127.0.0.1", "--port", str(port))
         yield from ("--dtype", self._dtype, "--max-num-seqs", str(self.sequences))
@@ -241,14 +241,14 @@ class ServingCommand:
             yield from ("--max-num-batched-tokens", str(max(longest, self.sequences, _BATCHED_TOKENS)))
 
     def _given(self, flag: str) -> int | None:
-        """The number that the user's own flags say."""
+        """The number that the user gives for a flag, if any."""
         words = list(chain.from_iterable(_words(arg) for arg in self.settings.args))
         values = [after for name, after in pairwise(words) if name == flag]
         return _number(values[-1]) if values else None
 
 
 def _words(arg: str) -> tuple[str, ...]:
-    """A flag and its value, if it has that in one; or just a value."""
+    """A flag and its value where both are in ``arg``; otherwise the flag or the value alone."""
     if not arg.startswith("--"):
         return (arg,)
     _, given, value = arg.partition("=")
@@ -256,7 +256,7 @@ def _words(arg: str) -> tuple[str, ...]:
 
 
 def _number(text: str) -> int | None:
-    """As vLLM reads one: ``4k`` is 4,000 and ``4K`` is 4,096; ``None`` for what is none, such as ``auto``."""
+    """A number as vLLM reads it: ``4k`` is 4,000 and ``4K`` is 4,096; ``None`` for any other text, such as ``auto``."""
     if (found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", text.strip())) is None:
         return None
     amount, unit = found.groups()

@@ -33,7 +33,7 @@ _REACHED = {
 
 
 def allow_open_files() -> None:
-    """Raise the soft limit of open files as far as the hard one lets us."""
+    """Raise this process's soft limit of open files, up to the hard limit: each request in flight has a connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -42,14 +42,14 @@ def allow_open_files() -> None:
 
 
 def limit_reached(error: OSError, what: str) -> BackendError | None:
-    """The error for an ``error`` that no server has to answer for; ``None`` for any other."""
+    """Returns the error for a limit of this machine that ``error`` is about; ``None`` for any other error."""
     if error.errno not in _REACHED:
         return None
     return BackendError(f"this process cannot connect to {what}: {error.strerror}", fix=_REACHED[error.errno])
 
 
 class Connections:
-    """Idle ones are used again; there is no limit to how many are open. Belongs to the loop that opened it."""
+    """The connections of one event loop, which opened it. Idle ones are used again, and their number has no limit."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[httpcore.AsyncHTTPConnection]] = defaultdict(list)
@@ -59,7 +59,7 @@ class Connections:
         self._life: AsyncGenerator[None, None] = self._lives()
 
     async def open(self) -> None:
-        """Bind it to the running loop, at whose orderly end it is closed."""
+        """Bind it to the running event loop; it is closed when that loop shuts down its generators."""
         await anext(self._life)
 
     async def close(self) -> None:
@@ -68,7 +68,7 @@ class Connections:
 
     @asynccontextmanager
     async def lease(self, origin: httpcore.Origin) -> AsyncIterator[httpcore.AsyncHTTPConnection]:
-        """A connection for one request, which is closed unless its response is read to the end."""
+        """Yields a connection for one request; it is closed afterwards unless the response was read to its end."""
         connection = await self._take(origin)
         self._used.add(connection)
         try:
@@ -92,11 +92,11 @@ class Connections:
 
     @cached_property
     def _trusted(self) -> ssl.SSLContext:
-        """The machine's certificates, or those that ``SSL_CERT_FILE`` names."""
+        """The machine's certificates, or those in ``SSL_CERT_FILE``."""
         return ssl.create_default_context()
 
     async def _lives(self) -> AsyncGenerator[None, None]:
-        """Until it is closed: a loop closes the asynchronous generators that are left in it."""
+        """Runs until it is closed, also by an event loop that shuts down: those close all generators."""
         try:
             yield
         finally:
@@ -107,7 +107,7 @@ class Connections:
 
 
 class AsyncioBackend(httpcore.AsyncNetworkBackend):
-    """Connects to servers."""
+    """Opens connections for ``httpcore`` through asyncio."""
 
     async def connect_tcp(
         self,
@@ -130,7 +130,7 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """What is written goes out when an answer is read."""
+    """A connection that sends what was written only when an answer is read, in one piece."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -177,7 +177,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         return self._writer.get_extra_info(info)
 
     def _has_news(self) -> bool:
-        """Whether something has come that the loop, if it was busy, has not read yet."""
+        """Whether data has arrived that a busy loop has not read yet."""
         polled = select.poll()
         polled.register(self._writer.get_extra_info("socket"), select.POLLIN)
         return bool(polled.poll(0))

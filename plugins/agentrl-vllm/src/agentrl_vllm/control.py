@@ -1,4 +1,4 @@
-"""What a server is asked beside completions: what it is and can do, and to take new weights."""
+"""Control of a server: what it has loaded and can do, and the calls that replace its weights."""
 
 from __future__ import annotations
 
@@ -32,44 +32,48 @@ __all__ = [
 _EXTENSION = "agentrl_vllm.extension.WorkerExtension"
 _DESCRIBE = "agentrl_describe"
 _ANSWER_S = 60.0
-"""How long an answer may take that needs a step of the engine at most."""
+"""Seconds for an answer that waits for at most one step of the engine."""
 _LOAD_S = 300.0
-"""How long new weights may take; with the rest of an update that stays below `inference.timeout`."""
+"""Seconds for loading new weights; with the rest of an update this stays below `inference.timeout`."""
 _UNKNOWN = "default"
-"""What a server says of its weights that nobody has told it a version of."""
+"""The weight version of a server that was given none."""
 
 
 class Refused(BackendError):
-    """A server cannot take a folder of weights, and has not touched its own."""
+    """A server cannot take a folder of weights, and has kept its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a server has loaded, and how it computes. Asked of its worker: ``/server_info`` takes seconds."""
+    """What a server has loaded, and how it computes, as its workers report it: ``/server_info`` takes seconds."""
 
     folder: str
-    """The model folder, or the model's name on the hub, that its weights are from."""
+    """The model folder, or the name on the hub, that the weights were loaded from."""
     dtype: str
     tied: bool
-    """Whether the model's head is its embedding."""
+    """Whether the model's head is tied to its embedding."""
     vocabulary: int
     context: int
-    """Most tokens of a prompt and its completion."""
+    """The most tokens of a prompt and its completion together."""
     sequences: int
     """How many completions it samples at once."""
     chunks: bool
-    """Whether it cuts long prompts in chunks."""
+    """Whether it computes long prompts in chunks."""
     device: str
     """``cpu`` or ``cuda``."""
     logprobs_mode: str
     max_logprobs: int
-    """-1 for all of the vocabulary."""
+    """The most logprobs per token that a request may ask for; -1 for the whole vocabulary."""
     text: bool
-    """Whether it has a tokenizer, which stop strings need."""
+    """Whether it has a tokenizer; stop strings need one."""
 
 
 async def describe(client: Client, url: str) -> Description:
-    """Ask a server. Raises ``BackendError`` where it lacks our extension, ``PluginError`` where it has another one."""
+    """Returns the description of a server.
+
+    Raises ``BackendError`` where it lacks this package's worker extension, and ``PluginError`` where it has another
+    version of it.
+    """
     try:
         answers = await _call(client, url, _DESCRIBE)
     except ServerFailed as error:
@@ -94,7 +98,7 @@ async def describe(client: Client, url: str) -> Description:
 
 
 async def check(client: Client, url: str, folder: Path) -> None:
-    """Have all workers look at new weights. Raises ``Refused`` where they are broken or do not fit the model."""
+    """Have all workers check new weights. Raises ``Refused`` where they are broken or do not fit the model."""
     for answer in await _call(client, url, "agentrl_check", str(folder)):
         if (fault := answer["fault"]) is not None:
             is_hidden = "no folder that this server can see" in fault
@@ -107,14 +111,17 @@ async def check(client: Client, url: str, folder: Path) -> None:
 
 
 async def pause(client: Client, url: str, mode: Literal["keep", "abort"]) -> None:
-    """Stop between two steps. Requests under way keep their tokens and wait, or end; those that come wait."""
+    """Pause a server between two steps.
+
+    With ``keep`` requests in flight keep their tokens and wait, with ``abort`` they end; new requests wait.
+    """
     await client.post(url, f"/pause?mode={mode}", seconds=_ANSWER_S)
 
 
 async def replace(client: Client, url: str, folder: Path) -> None:
-    """Load weights into a paused server, in place.
+    """Load the weights in ``folder`` into a paused server, in place.
 
-    Raises ``BackendError`` where that fails: then the server must not be resumed, and its workers end.
+    Raises ``BackendError`` where that fails: the server must not be resumed then, and its workers end.
     """
     for answer in await _call(client, url, "agentrl_load", str(folder), seconds=_LOAD_S):
         if answer["fault"] is not None:
@@ -122,9 +129,9 @@ async def replace(client: Client, url: str, folder: Path) -> None:
 
 
 async def stamp(client: Client, url: str, version: int) -> None:
-    """Make a paused server forget what its older weights computed, and say from now on that tokens are of ``version``.
+    """Empty a paused server's prefix cache, and label its tokens with ``version`` from now on.
 
-    The text of requests under way is computed again. Raises ``BackendError`` where it does not confirm.
+    The text of requests in flight is computed again. Raises ``BackendError`` where the server does not confirm.
     """
     answer = await client.post(url, "/reset_prefix_cache?reset_running_requests=true", seconds=_ANSWER_S)
     if not answer["success"]:
@@ -136,12 +143,12 @@ async def stamp(client: Client, url: str, version: int) -> None:
 
 
 async def resume(client: Client, url: str) -> None:
-    """Go on after a pause."""
+    """Let a paused server go on."""
     await client.post(url, "/resume", seconds=_ANSWER_S)
 
 
 async def release(client: Client, url: str) -> None:
-    """Let a server go on whose weights may be any: without what it held, and with no version."""
+    """Let a server go on whose weights are not known: its requests are ended, and it has no weight version."""
     await pause(client, url, "abort")
     await _label(client, url, _UNKNOWN)
     await resume(client, url)
@@ -152,7 +159,7 @@ async def _label(client: Client, url: str, version: str) -> None:
 
 
 async def _call(client: Client, url: str, method: str, *args: str, seconds: float = _ANSWER_S) -> list[dict[str, Any]]:
-    """The answer of each worker of a server."""
+    """Returns the answers of all workers of a server to a method of ``WorkerExtension``."""
     answer = await client.post(url, "/collective_rpc", {"method": method, "args": args}, seconds=seconds)
     results: list[dict[str, Any]] = answer["results"]
     return results
@@ -161,21 +168,21 @@ async def _call(client: Client, url: str, method: str, *args: str, seconds: floa
 _ALWAYS = frozenset({"temperature", "seed"})
 _SOMETIMES = frozenset({"stop", "top_logprobs", "top_p", "top_k"})
 _MOST_LOGPROBS = 21
-"""As many alternatives as clients may ask for, and the sampled token."""
+"""The most alternatives that clients may ask for, and the sampled token."""
 _PROBES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one server can do."""
+    """What one server can do, and which vLLM it is."""
 
     context_length: int
     sequences: int
     """How many completions it samples at once."""
     sampling: frozenset[str]
-    """Fields of ``Sampling`` that it honours."""
+    """The fields of ``Sampling`` that it honours."""
     kind: str = "a vLLM"
-    """Which vLLM it is, and how it computes."""
+    """Its version, device and type, as the beginning of a sentence."""
 
     def __str__(self) -> str:
         least, most = TEMPERATURES
@@ -187,7 +194,7 @@ class Facts:
 
 
 def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
-    """What all of ``servers``, at least one, can do together."""
+    """Returns what all of ``servers``, at least one, can do together."""
     return Capabilities(
         context_length=min(server.context_length for server in servers),
         max_concurrency=sum(server.sequences for server in servers),
@@ -197,7 +204,7 @@ def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
 
 
 async def describe_usable(client: Client, url: str) -> Description:
-    """Ask the server at ``url`` what it is. Raises ``BackendError`` for one whose tokens cannot be trained on."""
+    """Returns the description of a server. Raises ``BackendError`` for one whose tokens cannot be trained on."""
     told = await describe(client, url)
     if told.logprobs_mode != "processed_logprobs":
         raise BackendError(
@@ -213,9 +220,9 @@ async def describe_usable(client: Client, url: str) -> Description:
 
 
 async def read_facts(client: Client, url: str, told: Description, patience: float) -> Facts:
-    """Try the server at ``url`` out, which has told this of itself.
+    """Returns what the server at ``url`` can do, from its description ``told`` and a few tokens that it samples.
 
-    ``patience`` is for how many seconds it may be silent: its first tokens wait for what it compiles.
+    ``patience`` is how many seconds it may be silent: its first tokens wait for what it compiles.
     """
     sampling = _ALWAYS | {"stop"} if told.text else _ALWAYS
     if told.max_logprobs == -1 or told.max_logprobs >= _MOST_LOGPROBS:
@@ -227,7 +234,7 @@ async def read_facts(client: Client, url: str, told: Description, patience: floa
 
 
 async def _reports_unrestricted(client: Client, url: str, patience: float) -> bool:
-    """Whether logprobs are of the distribution before ``top_p`` and ``top_k`` cut it: of one token alone, it is 0."""
+    """Whether logprobs are those before ``top_p`` and ``top_k``: after a cut to one token they would be 0."""
     params = {"temperature": 2.0, "top_k": 1, "seed": 0, "max_tokens": 1, "logprobs": 0, "ignore_eos": True}
     bodies = [{"token_ids": [token], "sampling_params": params} for token in range(_PROBES)]
     answers = await asyncio.gather(*(client.post(url, PATH, body, seconds=patience) for body in bodies))

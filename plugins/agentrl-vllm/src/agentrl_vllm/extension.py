@@ -1,4 +1,4 @@
-"""What a server's workers do for us: check a folder of new weights, and put them in the place of the old ones.
+"""The extension of a server's workers: check a folder of new weights, and load them in place of the old ones.
 
 It is mixed into vLLM's worker class (``--worker-extension-cls``), in an interpreter that need not have agentrl, and
 called by ``/collective_rpc``, which carries strings. Nothing raises: with several workers an answer that is missing
@@ -22,7 +22,7 @@ except ImportError:  # The plugin is installed beside the server, not copied to 
 __all__ = ["WorkerExtension"]
 
 Shapes = dict[str, list[int]]
-"""Shape of each tensor of a model folder."""
+"""The shape of each tensor in a model folder, by name."""
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _INDEX = "model.safetensors.index.json"
@@ -31,32 +31,32 @@ _SIZES = (
     *("head_dim", "vocab_size"),
 )
 _LAST_WORD_S = 1.0
-"""How long the answer that a worker is broken has to leave it."""
+"""Seconds that a broken worker has for sending its answer before it ends."""
 
 report_unrestricted_logprobs()
 
 
 class WorkerExtension:
-    """Methods of a worker; each takes the new weights' model folder."""
+    """Methods that are mixed into a vLLM worker. Each returns a dict with the ``fault`` that it met, or ``None``."""
 
     model_config: Any
     vllm_config: Any
     model_runner: Any
     agentrl_shapes: Shapes | None = None
-    """Of the model that the server was started on; of the first that it loaded where that is in no folder."""
+    """The shapes of the model that the server was started on, or of the first weights that it loaded."""
 
     def agentrl_describe(self) -> dict[str, Any]:
-        """What the worker has loaded, and what it computes with."""
+        """Returns what the worker has loaded and how it computes: the fields of ``control.Description``."""
         return _answer(self._agentrl_describe)
 
     def agentrl_check(self, folder: str) -> dict[str, Any]:
-        """Whether the weights in ``folder`` are whole and fit the model, which is not touched."""
+        """Check that the weights in ``folder`` are whole and fit the model, which is not touched."""
         return _answer(lambda: self._agentrl_check(Path(folder)))
 
     def agentrl_load(self, folder: str) -> dict[str, Any]:
-        """Replace the weights by those in ``folder``, in place. The engine has to be paused.
+        """Replace the weights by those in ``folder``, in place. The engine must be paused.
 
-        Where that fails the worker ends: nothing may be sampled from half of each.
+        Where that fails the worker ends, because it may hold a part of the old weights and a part of the new.
         """
         answer = _answer(lambda: self._agentrl_load(Path(folder)))
         if answer["fault"] is not None:
@@ -98,7 +98,7 @@ class WorkerExtension:
 
 
 class _Fault(Exception):
-    """What is wrong with a folder of weights."""
+    """A folder of weights is broken or does not fit; the message says how."""
 
 
 def _answer(do: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _answer(do: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def _read_shapes(folder: Path) -> Shapes:
-    """Shapes of all tensors in a folder's safetensors files. Raises ``_Fault`` for files that are not whole."""
+    """The shapes of all tensors in a folder's safetensors files. Raises ``_Fault`` for files that are not whole."""
     if not folder.is_dir():
         raise _Fault(f"{folder} is no folder that this server can see")
     files = sorted(folder.glob("*.safetensors"))
@@ -153,7 +153,7 @@ def _compare(new: Shapes, old: Shapes, *, tied: bool) -> None:
 
 
 def _compare_sizes(folder: Path, config: Any) -> None:
-    """Hold the configuration in ``folder`` against the model's, where its tensors cannot be."""
+    """Compare the configuration in ``folder`` with the model's, for a model whose tensors are in no folder."""
     new = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     new = new.get("text_config", new)
     for name in _SIZES:
@@ -162,7 +162,7 @@ def _compare_sizes(folder: Path, config: Any) -> None:
 
 
 def _is_derived(name: str, tied: bool) -> bool:
-    """Whether a tensor says nothing that others do not, so that a folder may hold it or not."""
+    """Whether a tensor follows from others, so that a folder may hold it or not."""
     return name.endswith("rotary_emb.inv_freq") or (tied and name.endswith("lm_head.weight"))
 
 
@@ -175,7 +175,7 @@ def _some(names: list[str]) -> str:
 
 
 def _process_shared(model: Any) -> None:
-    """Let layers that share a weight take it up again, such as a head that is tied to the embedding.
+    """Have layers that share a weight process it again, such as a head that is tied to the embedding.
 
     vLLM loads a shared weight into one of them; on a CPU each has its own copy, packed for its kernel.
     """

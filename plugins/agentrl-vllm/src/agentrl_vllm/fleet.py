@@ -1,4 +1,4 @@
-"""The replicas of a run: which of them serves a request, and what becomes of one that fails."""
+"""The fleet of a run's replicas: which replica serves a request, and what happens to a request that fails."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Fleet", "Router"]
 Target = TypeVar("Target", bound=Hashable)
 
 _REMEMBERED = 65536
-"""Sessions whose replica is kept in mind; they end without a word."""
+"""How many sessions are remembered with their replica; nothing tells when one ends."""
 
 
 class Router(Generic[Target]):
-    """A session stays with its replica, where its prefix is cached; a new one goes where least is under way.
+    """Chooses a replica: a session stays with its own, where its prefix is cached; a new one goes to the least busy.
 
     May be used from any thread.
     """
@@ -36,7 +36,7 @@ class Router(Generic[Target]):
 
     @contextmanager
     def lease(self, replicas: Sequence[Target], session: str | None) -> Iterator[Target]:
-        """One of ``replicas``, which are at least one, for one request."""
+        """Yields one of ``replicas``, at least one, for one request of ``session``."""
         with self._lock:
             replica = self._choose(replicas, session)
             self._under_way[replica] += 1
@@ -67,16 +67,16 @@ class Router(Generic[Target]):
 
 _PAUSE_S = 0.1
 _ASKED = 2
-"""How often a server that failed at a request is asked whether it is well."""
+"""How often the engine of a server that failed at a request is asked for a sign of life."""
 _ATTEMPTS = 4
-"""How often a request is tried: one that ends its server would end them all."""
+"""How often a request is tried: a request that crashes its server would crash them all."""
 
 
 class Fleet:
-    """``start`` and ``stop`` belong to one event loop; requests may come from any."""
+    """The replicas of a run. ``start`` and ``stop`` belong to one event loop; requests may come from any."""
 
     def __init__(self, replicas: Sequence[Replica], client: Client, *, patience: float) -> None:
-        """``patience`` is for how many seconds a request waits for a replica while none is ready."""
+        """``patience`` is how many seconds a request waits while no replica is ready."""
         self.replicas = replicas
         self._client = client
         self._patience = patience
@@ -84,7 +84,7 @@ class Fleet:
         self._stopped = False
 
     async def start(self) -> None:
-        """Start all replicas at once; raises what the first of them to fail raises."""
+        """Start all replicas at once. Raises the error of the first that fails."""
         starting = [asyncio.ensure_future(replica.start()) for replica in self.replicas]
         try:
             await asyncio.gather(*starting)
@@ -94,9 +94,9 @@ class Fleet:
             await asyncio.gather(*starting, return_exceptions=True)
 
     async def stop(self) -> None:
-        """End all replicas; requests that wait for one, or fail with theirs, end with it. Safe to call twice.
+        """End all replicas and the requests that wait for one. Safe to call twice.
 
-        Raises what one of them raises when all have ended.
+        Raises an error of one of them after all have ended.
         """
         self._stopped = True
         endings = await asyncio.gather(*(replica.stop() for replica in self.replicas), return_exceptions=True)
@@ -106,9 +106,9 @@ class Fleet:
 
     @asynccontextmanager
     async def serving(self, session: str | None) -> AsyncIterator[Replica]:
-        """A replica for one request; one that fails with ``ServerFailed`` because the replica is lost takes that out.
+        """Yields a replica for one request, and takes it out where the request fails because the replica is lost.
 
-        Raises ``BackendError`` where there is none and none comes back, and for a request that is merely slow.
+        Raises ``BackendError`` where no replica is left or comes back, and for a request that is only slow.
         """
         with self._router.lease(await self._ready(), session) as replica:
             life = replica.life
@@ -124,7 +124,10 @@ class Fleet:
     async def sample(
         self, session: str | None, chunks: Callable[[Replica], AsyncGenerator[Chunk, None]]
     ) -> AsyncGenerator[Chunk, None]:
-        """``chunks`` of a replica; where its server fails, of another, unless some were given out already."""
+        """Yields ``chunks(replica)`` of one replica; of another where its server fails before the first chunk.
+
+        Raises as ``serving`` does, and ``ServerFailed`` where a server fails later, or too many fail.
+        """
         for attempt in range(1, _ATTEMPTS + 1):
             given = False
             try:
@@ -138,7 +141,7 @@ class Fleet:
                     raise
 
     async def _is_lost(self, replica: Replica) -> bool:
-        """A server that is well may still fail at one request, or close a connection as it is used again."""
+        """Whether the engine does not answer. A healthy server may fail at one request, or close an idle connection."""
         for _ in range(_ASKED):
             if self._stopped or await engine_answers(self._client, replica.url, lambda: replica.is_busy):
                 return False

@@ -1,4 +1,4 @@
-"""One completion by one server: how a request is put to vLLM, and from its answer to chunks."""
+"""One completion by one server: from a request to vLLM's parameters, and from its answer to chunks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from agentrl_vllm.client import Client, ServerFailed
 __all__ = ["PATH", "TEMPERATURES", "Body", "complete", "request_body", "sampling_params", "stream", "versions_of"]
 
 Body = dict[str, object]
-"""An object of JSON."""
+"""A JSON object."""
 
 TEMPERATURES = (0.01, 2.0)
-"""From the least above 0, which vLLM samples at in silence where a smaller one is asked for, to the most it accepts."""
+"""The lowest temperature above 0 and the highest. vLLM refuses higher ones, and silently raises lower ones to it."""
 _LEAST_TOP_P = 1e-9
 
 
 def sampling_params(sampling: Sampling, room: int, honoured: frozenset[str]) -> Body:
-    """The fields of vLLM's ``SamplingParams``; ``room`` is how many tokens the context leaves.
+    """Returns the fields of vLLM's ``SamplingParams``; ``room`` is how many tokens the context leaves.
 
-    All that would be taken from the model's own defaults is given. Raises ``UnsupportedSampling`` for what vLLM
-    refuses or changes in silence, and for a field that is not among those ``honoured``.
+    Every field that vLLM would otherwise take from the model's own defaults is set. Raises ``UnsupportedSampling`` for
+    a value that vLLM refuses or silently changes, and for a field that is not among those ``honoured``.
     """
     _check(sampling, honoured)
     stops: Body = {"stop": list(sampling.stop), "skip_special_tokens": False} if sampling.stop else {}
@@ -64,18 +64,21 @@ def _check(sampling: Sampling, honoured: frozenset[str]) -> None:
 PATH = "/inference/v1/generate"
 
 _NO_LOGPROB = -9999.0
-"""What the endpoint says where a logprob is no number."""
+"""The value that the endpoint gives for a logprob that is not a number."""
 
 _FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 def request_body(request: GenerationRequest, params: Body) -> Body:
-    """What is posted for ``request``."""
+    """Returns the JSON body of ``request``; ``params`` are its ``sampling_params``."""
     return {"token_ids": list(request.prompt_ids), "sampling_params": params, "stream": request.stream}
 
 
 async def complete(client: Client, url: str, body: Body, top: int) -> Chunk:
-    """The whole completion."""
+    """Returns a completion, whole; ``top`` is how many alternatives per token it should hold.
+
+    Raises ``BackendError`` for an answer that is not a completion, and what the client raises.
+    """
     choice = _choice(await client.post(url, PATH, body))
     _finish(choice["finish_reason"])  # One that was aborted may have no versions.
     versions = versions_of(choice.get("weight_versions"), len(choice["token_ids"]))
@@ -85,10 +88,11 @@ async def complete(client: Client, url: str, body: Body, top: int) -> Chunk:
 async def stream(
     client: Client, url: str, body: Body, top: int, settled: Callable[[], bool], version: int
 ) -> AsyncGenerator[Chunk, None]:
-    """Tokens as they come.
+    """Yields the tokens of a completion as they come; ``top`` is how many alternatives per token they should hold.
 
-    Of which version they are the server says with the last of them. As long as ``settled()``, which turns false for
-    good before the weights begin to change, all that has come is of ``version``; what comes later is held until then.
+    The server tells the versions of all tokens with the last of them. While ``settled()`` is true, tokens that have
+    come are of ``version``. It turns false for good before weights begin to change; later tokens are held until the
+    end. Raises ``ServerFailed`` where the stream breaks off, and ``BackendError`` for versions that are not this run's.
     """
     held: list[Any] = []
     given = 0
@@ -111,7 +115,10 @@ async def stream(
 
 
 def versions_of(spans: Sequence[dict[str, Any]] | None, count: int) -> tuple[int, ...]:
-    """The version of each of ``count`` tokens. Raises ``BackendError`` where the server does not say all of them."""
+    """Returns the policy version of each of ``count`` tokens, from the server's ``spans`` of versions.
+
+    Raises ``BackendError`` where they do not cover all tokens, or are not versions of this run.
+    """
     versions: list[int] = []
     for span in spans or ():
         if span["start"] != len(versions) or not str(span["version"]).isdecimal():
@@ -151,7 +158,7 @@ def _chunk(choices: Sequence[Any], versions: tuple[int, ...], top: int) -> Chunk
 
 
 def _alternatives(tokens: Sequence[Any], top: int) -> tuple[tuple[int, float], ...]:
-    """The likeliest of ``tokens``, the first of which is the sampled one whatever its rank."""
+    """The ``top`` likeliest of ``tokens``; the first of them is the sampled one, whatever its rank."""
     ranked = sorted(tokens, key=lambda token: -token["logprob"])
     return tuple((token["token_id"], token["logprob"]) for token in ranked[:top])
 

@@ -1,4 +1,4 @@
-"""The vLLM of an interpreter: which there is, whether training can use it, and how an environment with one is made."""
+"""Installations of vLLM: which interpreter has one, whether training can use it, and the recipe of its environment."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _CUDA = Recipe(requirements=("agentrl-vllm", "vllm>=0.32,<0.33"))
 
 
 def VLLM() -> Recipe:
-    """The build for this machine: the stock one where there is an NVIDIA GPU, else the one for CPUs.
+    """Returns the recipe of the environment for this machine: stock vLLM with an NVIDIA GPU, else the build for CPUs.
 
-    Raises ``PluginError`` where there is none.
+    Raises ``PluginError`` on a system that vLLM is not built for.
     """
     if (system := platform.system()) != "Linux":
         raise PluginError(
@@ -43,7 +43,7 @@ def VLLM() -> Recipe:
 
 
 OLDEST = "0.32"
-"""The first version known to have all that is used of it."""
+"""The first version that has everything this package uses."""
 
 _FIX = "agentrl env create vllm"
 _DEADLINE_S = 60.0
@@ -65,18 +65,18 @@ print(json.dumps({
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """An interpreter with a vLLM that can be used."""
+    """An interpreter with a vLLM that training can use."""
 
     python: Path
     version: str
     is_cpu: bool
-    """Whether it is a build for CPUs."""
+    """Whether the vLLM is a build for CPUs."""
 
 
 def find_python(given: Path | None) -> Path:
-    """The interpreter that runs vLLM: the one given, that of the environment ``vllm``, or this one if it has vLLM.
+    """Returns the interpreter that runs vLLM: ``given``, else that of the environment ``vllm``, else this one.
 
-    Raises ``PluginError`` where there is none.
+    Raises ``PluginError`` where there is none that has vLLM, or it cannot be used.
     """
     if given is not None:
         return _usable(Path(os.path.expanduser(given)))
@@ -94,9 +94,9 @@ def find_python(given: Path | None) -> Path:
 
 
 async def inspect_python(python: Path, environ: Mapping[str, str]) -> Installation:
-    """Ask ``python``, run with ``environ``, for its vLLM; takes a fraction of a second.
+    """Returns the vLLM of ``python``, which is run with ``environ`` for a fraction of a second.
 
-    Raises ``PluginError`` where it is no Python, has no vLLM or one that is too old.
+    Raises ``PluginError`` where it is not a Python interpreter, has no vLLM, or one that is too old.
     """
     facts = await run_in_thread(_ask, python, dict(environ))
     if facts["folder"] is None:
@@ -113,7 +113,7 @@ async def inspect_python(python: Path, environ: Mapping[str, str]) -> Installati
 
 
 def _is_old(version: str) -> bool:
-    """Whether it is a release before ``OLDEST``. What is built from its source often has no number to go by."""
+    """Whether it is a release before ``OLDEST``. A build from source often has no version to go by."""
     try:
         known = Version(version)
     except InvalidVersion:

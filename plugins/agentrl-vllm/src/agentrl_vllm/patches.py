@@ -15,9 +15,11 @@ __all__ = ["report_unrestricted_logprobs", "stop_spinning"]
 
 
 def report_unrestricted_logprobs() -> None:
-    """Let the samplers that are made from now on report ``processed_logprobs`` as they were before the cut.
+    """Let samplers that are made from now on report ``processed_logprobs`` before ``top_p`` and ``top_k`` cut them.
 
-    A vLLM whose samplers are others keeps them: what it then reports is found out before anything is sampled.
+    vLLM itself has logprobs of the model alone (``raw_logprobs``), without the temperature, or those of what was drawn
+    from (``processed_logprobs``), after the cut. A vLLM with other samplers is left as it is: what it reports is found
+    out before anything is sampled.
     """
     with suppress(ImportError, AttributeError):
         from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
@@ -31,7 +33,7 @@ def report_unrestricted_logprobs() -> None:
 
 
 def _patch_first_runner(sampler: Any) -> None:
-    """Its ``forward(logits, generators, k, p)`` gives the sampled ids, and the logprobs that it is to report."""
+    """Wrap ``forward(logits, generators, k, p)``, which returns the sampled ids and the logprobs to report."""
     make = sampler.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +55,7 @@ def _patch_first_runner(sampler: Any) -> None:
 
 
 def _patch_second_runner(sampler: Any) -> None:
-    """Its ``_sample_random(logits, …, top_k, top_p, fused)`` gives the sampled ids, and the logits to report."""
+    """Wrap ``_sample_random(logits, …, top_k, top_p, fused)``, which returns sampled ids and the logits to report."""
     sample = sampler._sample_random
 
     def _sample_random(self: Any, logits: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -64,14 +66,18 @@ def _patch_second_runner(sampler: Any) -> None:
 
 
 _LOG = logging.getLogger("vllm.agentrl")
-"""Below vLLM's own, which it has set up."""
+"""A child of vLLM's own logger, which vLLM has set up."""
 
 _NAP_S = 1e-4
-"""A step of even a tiny model takes ten times as long."""
+"""Seconds of a nap: a step of even a tiny model takes ten times as long."""
 
 
 def stop_spinning() -> None:
-    """Let the processes of a server on a CPU sleep for a moment where they would only yield. Safe to call twice."""
+    """Let the processes of a server on a CPU sleep for a moment where they would spin. Safe to call twice.
+
+    vLLM's engine and worker wait for each other by spinning, each on a core that the model, the API process and the
+    run's agents could use: on two cores that cost half of the tokens a second.
+    """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():  # There a step may be shorter, and cores are many.

@@ -1,4 +1,4 @@
-"""A supervised process: everything that it has started ends with it, and it ends with us."""
+"""A supervised process: everything that it has started ends with it, and it ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _BURIAL_S = 15.0
 _PAUSE_S = 0.02
 _LONGEST_FOLDER = 60
-"""Characters: sockets are made below it, and the system takes no long paths for those."""
+"""Characters of the temporary folder's path: sockets are made below it, and their paths must be short."""
 
 
 class SupervisedProcess:
-    """A command that runs in a session of its own, its output in a file. Safe to use from any thread."""
+    """A command that runs in a session of its own and prints to a file. May be used from any thread."""
 
     def __init__(self, build: Callable[[Path], Command], log: Path, shared: Path | None = None) -> None:
-        """Start what ``build`` makes of a scratch folder, which goes when the process ends.
+        """Start the command that ``build`` returns for a scratch folder, which is removed when the process ends.
 
-        ``shared`` is a folder that we share with it; it goes where we are killed, and nobody locks the file ``lock``
-        in it.
+        ``shared`` is a folder of this process. It is removed as well where this process is killed, and nobody holds a
+        lock on the file ``lock`` in it.
 
         Raises ``BackendError`` where no process can be started or ``log`` cannot be written.
         """
@@ -59,7 +59,7 @@ class SupervisedProcess:
 
     @property
     def ending(self) -> str:
-        """How it ended, as the end of a sentence about it."""
+        """How the command ended, as the end of a sentence."""
         code = self._process.poll()
         if code is None:
             return "is running"
@@ -71,7 +71,7 @@ class SupervisedProcess:
         return f"ended with exit code {code}"
 
     def kill(self) -> None:
-        """End it with all that it has started; returns when that is gone. Safe to call again."""
+        """End the command and everything that it has started, and wait until they are gone. Safe to call again."""
         with self._lock:
             self._process.terminate()
             try:
@@ -86,7 +86,7 @@ class SupervisedProcess:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _await_guard(self) -> None:
-        """Where the supervisor has been killed its guard ends the session; that takes a moment."""
+        """Wait for the guard to end the session, where the supervisor itself was killed."""
         deadline = time.monotonic() + _BURIAL_S
         with contextlib.suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < deadline:

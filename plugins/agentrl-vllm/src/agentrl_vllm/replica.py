@@ -1,4 +1,4 @@
-"""One of the servers that a run samples from: watched, and brought back with the newest weights when it is lost."""
+"""Replicas: each is a server that a run samples from, watched, and brought back with the newest weights when lost."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Replica", "ReplicaServer", "ReplicaState", "engine_answers", "find_f
 
 
 class ReplicaServer(Protocol):
-    """A server."""
+    """A vLLM server as a replica uses it, whether agentrl started it or it ran already."""
 
     @property
     def ours(self) -> bool:
-        """Whether it was started here, rather than found where it runs."""
+        """Whether agentrl started it; otherwise it was attached."""
         ...
 
     @property
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 async def until_set(event: asyncio.Event, call: Awaitable[T]) -> asyncio.Future[T]:
-    """``call`` as a future that has ended: by itself, or cancelled where ``event`` was set before."""
+    """Returns ``call`` as a finished future, cancelled where ``event`` was set before it ended."""
     asking, waiting = asyncio.ensure_future(call), asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait([asking, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -55,17 +55,17 @@ async def until_set(event: asyncio.Event, call: Awaitable[T]) -> asyncio.Future[
 
 _LOOK_S = 0.25
 _ASK_S = 5.0
-"""Between two questions to the engine."""
+"""Seconds between two questions to the engine."""
 _PATIENCE_S = 20.0
-"""How long an answer to that may take: a busy one is slow to answer."""
+"""Seconds that the engine has for an answer: a busy one is slow."""
 _MISSES = 3
 
 
 async def engine_answers(client: Client, url: str, is_busy: Callable[[], bool] = lambda: False) -> bool:
-    """Whether a server's engine answers, as it does between two steps and while it is paused.
+    """Returns whether a server's engine answers, as it does between two steps and while it is paused.
 
-    ``/health`` would be answered without it. An engine that ``is_busy()`` may be silent; where it has died in the
-    middle, its server refuses to answer, or to be asked.
+    ``/health`` would be answered without the engine. An engine that ``is_busy()`` may be silent; the server of an
+    engine that has died refuses to answer, or refuses connections.
     """
     was_busy = is_busy()
     try:
@@ -78,7 +78,10 @@ async def engine_answers(client: Client, url: str, is_busy: Callable[[], bool] =
 
 
 async def find_fault(server: ReplicaServer, client: Client, is_busy: Callable[[], bool]) -> str:
-    """Watch ``server``, and return how it is lost once it is. While ``is_busy()`` its engine may be silent."""
+    """Watch ``server`` until it is lost. Returns how, as the end of a sentence.
+
+    While ``is_busy()`` is true its engine may be silent.
+    """
     hanging = asyncio.ensure_future(_hang(server.url, client, is_busy))
     try:
         while not hanging.done():
@@ -100,18 +103,18 @@ async def _hang(url: str, client: Client, is_busy: Callable[[], bool]) -> str:
 
 
 ReplicaState = Literal["starting", "ready", "out"]
-"""``starting`` too while it is brought back; ``out`` is for good."""
+"""``starting`` also while it is brought back; ``out`` is final."""
 
 _ATTEMPTS = 3
 _STEADY_S = 60.0
-"""A server that is lost sooner has failed to start."""
+"""A server that is lost sooner than this, in seconds, counts as one that failed to start."""
 _BACKOFF_S = 2.0
 
 
 class Replica:
-    """A server and what is known of it.
+    """A server, its state, and the task that watches it and brings it back.
 
-    ``start`` and ``stop`` belong to one event loop, in which it is watched; all else may be used from anywhere.
+    ``start`` and ``stop`` belong to one event loop; all else may be used from anywhere.
     """
 
     def __init__(
@@ -125,22 +128,22 @@ class Replica:
         start_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``make`` builds a server of the weights in a folder and ``newest`` names those that count.
+        """``make`` builds a server for a model folder; ``newest`` returns the newest weights' folder and version.
 
-        ``admit`` is awaited when a server has started: it brings the server to the weights that count by then, and
-        sets ``version`` and ``phase``. The replica is ready as soon as it returns, which has to be in time for
-        ``start_timeout``, in seconds from the beginning of the start.
+        ``admit`` is awaited when a server has started: it gives the server the newest weights, and sets ``version`` and
+        ``phase``. The replica is ready once it returns, which must be within ``start_timeout`` seconds from the
+        beginning of the start. ``say`` is called with what a user should know.
         """
         self.index = index
         self.state: ReplicaState = "starting"
         self.reason: str | None = None
-        """Why it was last lost."""
+        """Why it was last taken out."""
         self.version: int | None = None
-        """Of the weights in the server; ``None`` while that is not known."""
+        """The policy version of the weights in the server; ``None`` while it is not known."""
         self.life = 0
-        """How often it has been started: which server something was said by."""
+        """How often it has been started, which tells one server of the replica from the next."""
         self.phase = "being admitted"
-        """What its admission waits for, as the end of a sentence about it."""
+        """What its admission waits for, as the end of a sentence."""
         self._make = make
         self._newest = newest
         self._admit = admit
@@ -148,7 +151,7 @@ class Replica:
         self._start_timeout = start_timeout
         self._say = say
         self.folder = newest()[0]
-        """What the server of its present life was made of: it may be reading that."""
+        """The model folder that the present server was started on and may still be reading."""
         self._server = make(self.folder)
         self._failures = 0
         self._ready_at = 0.0
@@ -158,27 +161,27 @@ class Replica:
 
     @property
     def server(self) -> ReplicaServer:
-        """The server of its present life."""
+        """The present server."""
         return self._server
 
     @property
     def url(self) -> str:
-        """Where its server listens, without a path."""
+        """The base URL of the present server."""
         return self._server.url
 
     @property
     def is_busy(self) -> bool:
-        """Whether it is given weights right now."""
+        """Whether it is loading weights now."""
         return self._occupied > 0
 
     async def start(self) -> None:
-        """Start the server, or attach to it, and begin to watch it. Raises what starting or ``admit`` raises."""
+        """Start the server, or attach to it, and begin to watch it. Raises the error of the start or of ``admit``."""
         self._loop = asyncio.get_running_loop()
         await self._enter()
         self._watching = self._loop.create_task(self._watch())
 
     async def stop(self) -> None:
-        """End the server and whatever is done about it. Safe to call twice."""
+        """Stop watching, and end the server. Safe to call twice."""
         self.state = "out"
         self._lost.set()
         try:
@@ -189,9 +192,9 @@ class Replica:
             await self._server.stop()
 
     def fail(self, reason: str, *, life: int | None = None) -> None:
-        """Take it out because of ``reason``, and have it brought back with the newest weights.
+        """Take it out because of ``reason``, and have it brought back with the newest weights. Safe to call again.
 
-        Where ``life`` is given and it is in another one by now, that was somebody else's fault. Safe to call again.
+        Nothing happens where ``life`` is given and is not the present one: the fault was that of an earlier server.
         """
         if self.state != "ready" or life not in (None, self.life):
             return
@@ -200,7 +203,7 @@ class Replica:
             self._loop.call_soon_threadsafe(self._lost.set)
 
     async def while_ready(self, call: Awaitable[T]) -> T:
-        """The result of ``call``. Raises ``ServerFailed``, and cancels the call, as soon as this is not ready."""
+        """Returns the result of ``call``. Cancels it and raises ``ServerFailed`` once the replica is not ready."""
         if self.state != "ready":
             self._lost.set()
         ended = await until_set(self._lost, call)
@@ -210,7 +213,7 @@ class Replica:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """While its server is given weights: however long that keeps it from answering, it does not hang."""
+        """Within it the server is loading weights, and may be silent without counting as lost."""
         self._occupied += 1
         try:
             yield

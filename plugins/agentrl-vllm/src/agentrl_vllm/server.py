@@ -1,4 +1,4 @@
-"""One vLLM server that is ours: started, waited for, and ended without a trace."""
+"""A vLLM server that agentrl starts: its port, its log, its start, and its end without a trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def free_port() -> int:
-    """A port that nobody listens on. Somebody may before its user does: then another has to be tried."""
+    """Returns a port of the loopback interface that is free now. It may be taken before it is used."""
     with socket.socket() as bound:
         bound.bind((LOOPBACK, 0))
         port: int = bound.getsockname()[1]
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on ``port``."""
+    """Returns whether a server could listen on ``port`` of the loopback interface now."""
     with socket.socket() as attempt:
         # As servers do: connections of an earlier one that are not quite forgotten are in nobody's way.
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,7 +65,7 @@ _SEE_ABOVE = re.compile(r"See root cause above|See stack trace for root cause")
 
 
 def phase_of(text: str) -> str:
-    """What a server whose log is ``text`` is doing until it answers."""
+    """Returns what a starting server whose log is ``text`` is doing, as the end of a sentence."""
     phase = _FIRST
     for pattern, name in _PHASES:
         if re.search(pattern, text):
@@ -74,7 +74,7 @@ def phase_of(text: str) -> str:
 
 
 class ServerLog:
-    """A file that a server prints to; what earlier servers have printed there is not this one's."""
+    """The log of one server: what is added to a file after this object was made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,12 +82,12 @@ class ServerLog:
 
     @property
     def phase(self) -> str:
-        """What the server that starts is doing."""
+        """What the starting server is doing, as the end of a sentence."""
         return phase_of(self._read())
 
     @property
     def failure(self) -> str | None:
-        """The line that says why it has failed, if there is one: the first error that does not point to another."""
+        """The log's line that says why the server failed, if there is one: the error that points to no other."""
         lines = [_PREFIX.sub("", line) for line in self._read().splitlines()]
         errors = [at for at, line in enumerate(lines) if _ERROR.match(line) and not _SEE_ABOVE.search(line)]
         if not errors:
@@ -97,7 +97,7 @@ class ServerLog:
         return one_line(" ".join(told))[:_CHARACTERS]
 
     def last_lines(self) -> str:
-        """The last that it printed, on one line; empty where it printed nothing."""
+        """Returns the last lines of the log, joined to one; empty where there are none."""
         lines = [line for line in self._read().splitlines() if not _NOISE.search(line)]
         return " | ".join(one_line(line)[:_CHARACTERS] for line in lines[-_LINES:])
 
@@ -112,7 +112,7 @@ class ServerLog:
 
 
 BuildCommand = Callable[[int, Path], Command]
-"""From a port and a folder for temporary files to the command that serves on that port."""
+"""A function from a port and a scratch folder to the command that serves on that port."""
 
 _PAUSE_S = 0.2
 _ANSWER_S = 5.0
@@ -122,7 +122,7 @@ _TAKEN = "Address already in use"
 
 
 class Server:
-    """A server process of ours. ``start`` and ``stop`` belong to one event loop; all else may be used anywhere."""
+    """A server process. ``start`` and ``stop`` belong to one event loop; all else may be used from anywhere."""
 
     ours = True
 
@@ -137,13 +137,14 @@ class Server:
         start_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``name`` is how messages call it, and ``say`` is told what its start waits for; ``port`` 0 is any.
+        """``name`` is its name in messages; ``port`` is 0 for any free port; ``start_timeout`` is in seconds.
 
-        ``shared`` is a folder that we share with it, which goes where we are killed.
+        ``shared`` is the folder of weights, which is removed where this process is killed. ``say`` is called with what
+        the start waits for.
         """
         self.name = name
         self.model = ""
-        """What it calls the model, as no other server does."""
+        """The server's name of the model, which no other server has."""
         self._build = build
         self._asked_port = port
         self._port = port
@@ -156,28 +157,28 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Its address, without a path; known once it starts."""
+        """Its base URL; set when it starts."""
         return f"http://{LOOPBACK}:{self._port}"
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs; not whether it answers."""
+        """Whether its process runs, whether or not it answers."""
         return self._process is not None and self._process.alive
 
     @property
     def ending(self) -> str:
-        """How its process ended, as the end of a sentence about it."""
+        """How its process ended, as the end of a sentence."""
         return "was not started" if self._process is None else self._process.ending
 
     def last_lines(self) -> str:
-        """What it printed last, on one line; empty where it printed nothing."""
+        """Returns its last lines of output, joined to one; empty where there are none."""
         return "" if self._log is None else self._log.last_lines()
 
     async def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the server and wait until it answers.
 
-        Raises ``BackendError`` with what it printed last where it ends, or is not ready in time, and where the port
-        that was asked for is taken. However this fails, no process is left.
+        Raises ``BackendError``, with its last lines of output, where it ends or is not ready in time, and where the
+        port that was asked for is taken. No process is left then.
         """
         for attempt in range(_ATTEMPTS):
             self._port = self._asked_port or free_port()
@@ -192,12 +193,12 @@ class Server:
                 return
 
     async def stop(self) -> None:
-        """End it with all that it has started. Safe to call twice."""
+        """End the process and everything that it has started. Safe to call twice."""
         if self._process is not None:
             await asyncio.shield(run_in_thread(self._process.kill))
 
     def kill(self) -> None:
-        """As ``stop``, but in the thread that calls, which waits for a fraction of a second."""
+        """End the process as ``stop`` does, in the calling thread, which waits for a fraction of a second."""
         if self._process is not None:
             self._process.kill()
 
@@ -237,7 +238,7 @@ class Server:
         self._say(f"{self.name} is ready at {self.url} after {time.monotonic() - begun:.0f} s")
 
     async def _answers(self, client: Client) -> bool:
-        """Whether it is well. Raises ``_PortTaken`` where it is another server that answers."""
+        """Whether it is healthy. Raises ``_PortTaken`` where another server answers on its port."""
         try:
             answer = await client.get(self.url, "/v1/models")
             if self.model not in (model["id"] for model in answer["data"]):
@@ -272,4 +273,4 @@ class Server:
 
 
 class _PortTaken(BackendError):
-    """Somebody else listens there already."""
+    """Another process listens on the server's port."""

@@ -1,4 +1,4 @@
-"""What a configuration may set about the vLLM backend."""
+"""The settings of the backend ``vllm``: the keys beside its name in a configuration."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _OURS = {
     "--generation-config": None,
     "--worker-extension-cls": None,
 }
-"""Flags of the server that are not the user's to give, and the key that decides each."""
+"""Flags of the server that agentrl decides, with the key that sets each, if there is one."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def flag_of(arg: str) -> str:
-    """The name of the flag that an argument is, or begins with, as vLLM spells it first."""
+    """Returns the name of the flag in ``arg``, with dashes, without a value."""
     return arg.partition("=")[0].replace("_", "-")
 
 
@@ -117,7 +117,7 @@ class VllmSettings(Settings):
     @field_validator("api_key_env")
     @classmethod
     def _is_name(cls, name: str | None) -> str | None:
-        """Whoever writes the key itself there does not find it in the error."""
+        """The error does not repeat the value, because some write the key itself there."""
         if name is not None and not _VARIABLE.fullmatch(name):
             raise ValueError("should be the name of an environment variable, not a key")
         return name

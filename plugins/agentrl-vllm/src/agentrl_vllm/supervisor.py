@@ -1,4 +1,4 @@
-"""The process between us and a server, which sees to it that nothing outlives either of them, whatever ends us.
+"""The supervisor: the process between a run and a server, which leaves nothing of either behind, however they end.
 
 Run as ``python -I -S supervisor.py SCRATCH SHARED COMMAND…``, it needs nothing but the standard library. It leads the
 session in which it runs the command, and ends all that has come of it, and removes the folder ``SCRATCH``, once
@@ -29,13 +29,13 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 MARK = "AGENTRL_WORKER"
-"""The variable that all processes of a server have in their environment, with a value of its own."""
+"""The environment variable of all processes of a server; its value is the server's own."""
 
 _LOOK_S = 1.0
 _PAUSE_S = 0.01
 _BURIAL_S = 10.0
 _TRACKERS_S = 2.0
-"""How long Python's resource trackers may take to remove the shared memory of processes that are gone."""
+"""Seconds that Python's resource trackers may take to remove the shared memory of processes that have ended."""
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
@@ -61,7 +61,7 @@ def main(scratch: str, shared: str, command: Sequence[str]) -> NoReturn:
 
 
 class _Signals:
-    """Wakes ``select`` up, and remembers whether the end was asked for."""
+    """Signal handlers that wake ``select`` up and remember whether the end was asked for."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -78,7 +78,7 @@ class _Signals:
 
 
 def _is_alone(parent: int, signals: _Signals) -> bool:
-    """Wait until something happens; whether whoever started us is gone."""
+    """Wait until something happens. Returns whether the process that started this one is gone."""
     ready, _, _ = select.select([0, signals.woken], [], [], _LOOK_S)
     if signals.woken in ready:
         os.read(signals.woken, 4096)
@@ -104,7 +104,7 @@ def _start(command: Sequence[str]) -> int:
 
 
 def _guard(lifeline: int, promise: int, scratch: str, shared: str) -> int:
-    """Start the guard, which ends this session if ``promise`` is closed without the word that it has ended."""
+    """Start the guard, which ends this session if ``promise`` is closed before it hears that the session has ended."""
     session = os.getpid()
     if guard := os.fork():
         os.close(lifeline)
@@ -123,7 +123,7 @@ def _guard(lifeline: int, promise: int, scratch: str, shared: str) -> int:
 
 
 def _remove_unused(shared: str) -> None:
-    """Remove the folder ``shared`` if nobody uses it: its lock went with whoever had it."""
+    """Remove the folder ``shared`` if nobody uses it: a lock ends with the process that held it."""
     if not shared:
         return
     with contextlib.suppress(OSError), open(os.path.join(shared, "lock"), "rb") as lock:
@@ -132,7 +132,7 @@ def _remove_unused(shared: str) -> None:
 
 
 def _status_of(server: int) -> int | None:
-    """The server's wait status once it has ended; orphans that it has left are reaped meanwhile."""
+    """The server's wait status once it has ended; its orphans are reaped meanwhile."""
     while (ended := os.waitpid(-1, os.WNOHANG))[0]:
         if ended[0] == server:
             return ended[1]
@@ -140,7 +140,7 @@ def _status_of(server: int) -> int | None:
 
 
 def _end(members: Callable[[], Iterator[_Process]]) -> None:
-    """Kill ``members`` until there are none: trackers last, which remove what the others leave in shared memory."""
+    """Kill ``members`` until there are none; resource trackers last, which free the shared memory of the others."""
     started = time.monotonic()
     while (found := list(members())) and time.monotonic() - started < _BURIAL_S:
         for process in found:
@@ -158,7 +158,7 @@ class _Process(NamedTuple):
 
 
 def _members(session: int) -> Iterator[_Process]:
-    """What runs of ``session``: its processes, our own children, and who bears its mark; nobody without ``/proc``."""
+    """The processes of ``session``, this process's children, and all with its mark; none without ``/proc``."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if sys.platform == "linux" else []
     for pid in pids:

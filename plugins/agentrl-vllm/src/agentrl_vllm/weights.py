@@ -1,4 +1,4 @@
-"""The learner's weights on their way into the servers: each server has those of the newest version, or is taken out."""
+"""New weights: written to a folder and loaded by every server; a server that does not load them is taken out."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - its folders are private: mkdtemp make
 _PREFIX = "agentrl-weights-"
 _LOCK = "lock"
 _MAKING_S = 600.0
-"""A folder that has no lock for so long was never finished: whoever made it is gone."""
+"""A folder without a lock that is older than this, in seconds, belongs to a process that has ended."""
 _VERSIONS = 2
-"""Versions that are there at once while one is written."""
+"""How many versions are in the folder while one is written."""
 _FLOAT32 = 2
-"""How much larger a learner's float32 weights may be than a checkpoint's."""
+"""How many times larger a learner's float32 weights may be than those of a checkpoint."""
 
 
 class WeightFolders:
-    """A folder of this process's own under ``root``, with a model folder for each version that is still needed."""
+    """A folder of this process under ``root``, which holds a model folder for each version that is still needed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._opened: tuple[Path, TextIO] | None = None
 
     def open(self) -> Path:
-        """Make the folder, and remove what dead processes have left. Raises ``BackendError`` where that cannot be."""
+        """Make the folder once, and remove those of dead processes. Raises ``BackendError`` where that fails."""
         if self._opened is None:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,10 @@ class WeightFolders:
         return self._opened[0]
 
     def write(self, weights: Weights) -> Path:
-        """Write ``weights`` into a folder of their version. Raises ``BackendError``, with nothing left, if that fails.
+        """Write ``weights`` and return their folder. Raises ``BackendError``, with nothing left, if that fails.
 
-        No server hears of the folder before it is complete, and the sweep at the next start removes one that a killed
-        process left half written.
+        No server hears of the folder before it is complete. One that a killed process left half written is removed at
+        the next start.
         """
         folder = self.open() / f"v{weights.version}"
         try:
@@ -71,7 +71,7 @@ class WeightFolders:
         return folder
 
     def copy(self, source: Path) -> Path:
-        """As ``write``, of a model folder that is elsewhere."""
+        """Copy a model folder from elsewhere; raises as ``write`` does."""
         folder = self.open() / "start"
         try:
             shutil.copytree(source, folder)
@@ -81,18 +81,18 @@ class WeightFolders:
         return folder
 
     def holds(self, folder: Path) -> bool:
-        """Whether it was written here."""
+        """Returns whether ``folder`` was written here."""
         return self._opened is not None and folder.parent == self._opened[0]
 
     def keep(self, needed: Iterable[Path]) -> None:
-        """Remove all folders but those that are ``needed``."""
+        """Remove all model folders but the ``needed`` ones."""
         kept = set(needed)
         for path in () if self._opened is None else self._opened[0].iterdir():
             if path not in kept and path.name != _LOCK:
                 shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
-        """Remove everything. Safe to call twice."""
+        """Remove the folder with everything in it. Safe to call twice."""
         opened, self._opened = self._opened, None
         if opened is not None:
             shutil.rmtree(opened[0], ignore_errors=True)
@@ -100,7 +100,7 @@ class WeightFolders:
 
 
 def choose_root(given: Path | None, model_folder: Path) -> Path:
-    """The folder given; else shared memory, if it has room for such weights; else the one for temporary files."""
+    """Returns ``given``; else shared memory, if it has room for such weights; else the folder for temporary files."""
     if given is not None:
         return Path(os.path.expanduser(given)).absolute()
     needed = _VERSIONS * _FLOAT32 * sum(file.stat().st_size for file in model_folder.glob("*.safetensors"))
@@ -110,7 +110,7 @@ def choose_root(given: Path | None, model_folder: Path) -> Path:
 
 
 def _sweep(root: Path) -> None:
-    """Remove folders whose process has ended: its lock has gone with it."""
+    """Remove the folders of processes that have ended, and their locks with them."""
     for folder in root.glob(f"{_PREFIX}*"):
         try:
             with (folder / _LOCK).open("r+") as lock:
@@ -124,7 +124,7 @@ def _sweep(root: Path) -> None:
 
 
 def _age(folder: Path) -> float:
-    """Seconds since something was made in it last; 0 where it is gone."""
+    """Seconds since a folder last changed; 0 where it is gone."""
     try:
         return time.time() - folder.stat().st_mtime
     except OSError:
@@ -146,7 +146,7 @@ class _Newest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Checked:
-    """A replica whose server was asked whether it would take weights."""
+    """A replica whose server was asked whether it can take new weights, and the answer."""
 
     replica: Replica
     life: int
@@ -154,7 +154,7 @@ class _Checked:
 
 
 class WeightSync:
-    """What a server has to have loaded, and how it gets it. Its coroutines belong to one event loop.
+    """The newest weights, and how servers get them. Its coroutines belong to one event loop.
 
     During an update ``version`` changes first, before any server is paused, and a replica's own ``version`` once its
     server has confirmed it, before that samples again.
@@ -169,35 +169,35 @@ class WeightSync:
         *,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``folder`` holds the model that the servers start with, whose weights are of ``version``."""
+        """``folder`` is the model that the servers start with, and ``version`` that of its weights."""
         self._client = client
         self._newest = _Newest(folder.absolute(), version)
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
         self._probe = Probe(client, settings.probe_updates, settings.probe_every, say)
         self._copying = asyncio.Lock()
         self._admitted: dict[Replica, Path] = {}
-        """What each that is being admitted may be reading."""
+        """The folder that each replica under admission may be reading."""
         self._paused: set[str] = set()
-        """Servers that are not ours and wait for our word."""
+        """Attached servers that are paused by this object."""
 
     @property
     def version(self) -> int:
-        """That of the weights that a token sampled from now on should be of."""
+        """The version of the newest weights."""
         return self._newest.version
 
     def newest(self) -> tuple[Path, int]:
-        """The model folder that a server which starts now has to load, and its version."""
+        """Returns the folder and the version of the newest weights, which a server that starts now must load."""
         return self._newest.folder, self._newest.version
 
     def open(self) -> Path:
-        """The folder that weights are handed over in, with its lock; made once. Raises ``BackendError``."""
+        """Returns the folder in which weights are handed over, made once. Raises ``BackendError`` where that fails."""
         return self._folders.open()
 
     async def put(self, weights: Weights, replicas: Sequence[Replica]) -> None:
-        """Put ``weights`` into every replica that is ready; one that does not confirm them is taken out.
+        """Put ``weights`` into every ready replica; a replica that does not confirm them is taken out.
 
-        Raises ``BackendError`` where they cannot be written, or fit no server's model, which then are as they were; and
-        where a probe shows that the servers give other logprobs than the learner.
+        Raises ``BackendError`` where they cannot be written or fit no server's model, with all servers as they were,
+        and where a probe shows that a server gives other logprobs than the learner.
         """
         try:
             folder = await finish_in_thread(self._folders.write, weights)
@@ -217,8 +217,8 @@ class WeightSync:
     async def admit(self, replica: Replica) -> None:
         """Bring a server that has just started to the newest weights, and set the replica's ``version``.
 
-        One that is not ours loses the requests that it holds: they may be of a run that was killed, and of other
-        weights. Raises ``BackendError`` where it does not take them, or where weights cannot be handed over at all.
+        An attached server loses the requests that it holds: they may be of a run that was killed, and of other weights.
+        Raises ``BackendError`` where it does not take the weights, or they cannot be handed over.
         """
         self.open()
         if replica.version == self.version:
@@ -238,16 +238,16 @@ class WeightSync:
             self._admitted.pop(replica, None)
 
     async def release(self) -> None:
-        """Let servers that are not ours go on where an update has left them paused."""
+        """Let attached servers go on that an update has left paused."""
         urls, self._paused = self._paused, set()
         await asyncio.gather(*(self._release(url) for url in urls))
 
     def close(self) -> None:
-        """Remove all folders. Safe to call twice."""
+        """Remove all folders of weights. Safe to call twice."""
         self._folders.close()
 
     async def _check(self, replicas: Iterable[Replica], folder: Path) -> list[_Checked]:
-        """Ask all whether they would take what is in ``folder``."""
+        """Ask all whether they can take the weights in ``folder``."""
         asked = [(each, each.life) for each in replicas]
         checks = (each.while_ready(control.check(self._client, each.url, folder)) for each, _ in asked)
         faults = await asyncio.gather(*checks, return_exceptions=True)
@@ -287,7 +287,7 @@ class WeightSync:
         self._paused.discard(url)
 
     async def _handed_over(self) -> _Newest:
-        """The newest weights in a folder of ours, where nothing else can be."""
+        """The newest weights in a folder of this process, which nothing else can change."""
         async with self._copying:
             newest = self._newest
             if not self._folders.holds(newest.folder):
@@ -297,7 +297,7 @@ class WeightSync:
             return self._newest
 
     def _keep(self, replicas: Iterable[Replica]) -> None:
-        """Remove what nobody reads: not those that a server was started with, or is admitted with."""
+        """Remove folders that nobody reads. A server may read the one that it was started on, or is admitted with."""
         started = (each.folder for each in replicas if each.state == "starting")
         self._folders.keep({self._newest.folder, *started, *self._admitted.values()})
 
@@ -307,7 +307,7 @@ class WeightSync:
 
 
 def _raise_refused(checked: Sequence[_Checked]) -> None:
-    """Raise ``Refused`` where no server would take the weights and one says why."""
+    """Raise ``Refused`` where no server can take the weights and one says why."""
     refusals = [each.fault for each in checked if isinstance(each.fault, control.Refused)]
     if refusals and all(each.fault is not None for each in checked):
         raise refusals[0]
