@@ -41,6 +41,7 @@ PATHS = [
     "algorithm: {name: grpo, advantage: {name: agents.py:Mine, scale: 1}}",
     "inference.backend: {name: agents.py:Engine, folder: weights}",
     "trackers: [agents.py:Tracker]",
+    "rollout.mode: agents.py:Executor",
 ]
 """Each holds a path, or two."""
 NAMES = [

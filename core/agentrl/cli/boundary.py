@@ -1,4 +1,7 @@
-"""Where a command ends: one line on stderr and an exit code, a traceback only for those who ask or for our own bugs."""
+"""How a command begins and ends: usable streams, one line on stderr for an error, an exit code, and no thread left.
+
+A traceback is shown where the user asks for it, and for errors that are bugs of agentrl.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ __all__ = ["INTERRUPTED", "interruptible", "leave", "open_streams", "report_erro
 
 INTERRUPTED = 130
 _CANNOT_WRITE = 1
-"""As click has it where it meets a closed pipe itself."""
+"""The exit code that click uses when it meets a closed pipe itself."""
 
 _GRACE_S = 2.0
-"""How long threads that somebody has left are waited for at the end."""
+"""Seconds for which the process waits at its end for threads that other code has left."""
 
 
 def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> int:
@@ -110,7 +113,7 @@ def _run_exit_handlers() -> None:
 
 
 def _nothing() -> None:
-    """For where even the exit handlers do not end."""
+    """Do nothing, because the exit handlers themselves did not end."""
 
 
 @contextlib.contextmanager
@@ -132,7 +135,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _end_in_child(taken: Sequence[signal.Signals]) -> None:
-    """What ends a copy of this process, such as one of a pool of processes, just ends it."""
+    """Restore the signals' default in a forked copy of this process, such as one of a pool."""
     for number in taken:
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, signal.SIG_DFL)
@@ -143,7 +146,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _give_up_stdout() -> None:
-    """Throw away what is still buffered and cannot be written; the interpreter would complain of it when it exits."""
+    """Discard buffered output that cannot be written, about which the interpreter would complain at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -168,7 +171,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _near_setting(option: str, command: click.Command) -> str | None:
-    """Of a command that takes settings, the one that an unknown option may be meant for."""
+    """The key that an unknown option may be meant for, where the command takes settings; else ``None``."""
     if not any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params):
         return None
     from agentrl.config import Config
@@ -178,7 +181,10 @@ def _near_setting(option: str, command: click.Command) -> str | None:
 
 
 def open_streams() -> None:
-    """Let a closed stream lead nowhere: the next file that is opened would take its place, and be written to."""
+    """Open a standard stream that the caller has closed to the null device.
+
+    Otherwise the next file that is opened would take its descriptor, and be written to.
+    """
     for descriptor, mode in enumerate(("r", "w", "w")):
         try:
             os.fstat(descriptor)

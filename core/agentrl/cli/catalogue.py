@@ -1,4 +1,4 @@
-"""Every configuration key, and the keys of the parts that it may name, told from source without importing it."""
+"""Every key of the configuration and of the parts that it may name, read from source without importing it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Part:
     key: str
     kind: str
     name: str | None
-    """What the key says where nobody has set it; ``None`` for nothing."""
+    """The default name; ``None`` where nothing is selected by default."""
     prefix: str = ""
     """What the names of this key begin with: those of an algorithm's parts, with their slot."""
 

@@ -1,4 +1,4 @@
-"""What every verb is given: the global options, and the plugins that they leave."""
+"""The root command: the global options, the table of verbs, and groups that import a verb when it is used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["App", "LazyGroup", "NearGroup", "Verb", "add_global_options", "globa
 
 
 class App:
-    """The state of one command line; a verb receives it with ``click.pass_obj``."""
+    """The global options of a command line, and the plugins that they leave. ``click.pass_obj`` gives it to a verb."""
 
     def __init__(self) -> None:
         self.debug = bool(os.environ.get(DEBUG))

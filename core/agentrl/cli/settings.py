@@ -1,4 +1,4 @@
-"""The arguments that `train` and `eval` share: one name or path, and any number of KEY=VALUE settings."""
+"""What `train`, `eval` and `doctor` share: their arguments, and the environment that an agent is found in."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agentrl.config.models import Config
     from agentrl.runs.contract import Summary
 
-__all__ = ["print_plan", "train"]
+__all__ = ["train"]
 
 _EPILOG = """\b
 Examples:
@@ -33,14 +33,16 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...", shell_complete=complete_training)
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
-@click.option("--dry-run", is_flag=True, help="Check the plan, show every setting and where it came from, and stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show every setting and where it was set, and check them without training."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 @click.pass_obj
 def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool, as_json: bool) -> int:
-    """Train the model behind AGENT: a registered name, pkg.mod:Obj or file.py:Obj.
+    """Train the model behind AGENT: a registered name, pkg.mod:Obj, pkg.mod.Obj or file.py:Obj.
 
-    Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of
-    --config and from the defaults, the first one winning. Ctrl-C ends a run cleanly: what was learned is saved.
+    Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of --config and
+    from the defaults, the first one winning. After Ctrl-C the run saves what it has learned before it ends.
     """
     from agentrl.cli.settings import located
     from agentrl.config import ineffective_keys, resolve_config
@@ -48,7 +50,7 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     agent, settings = split_arguments(arguments, "agent")
     resolved = located(resolve_config(file, *settings, agent=agent), app.plugins)
     if dry_run:
-        return _plan(app, resolved)
+        return _dry_run(app, resolved)
     from agentrl.reporting.reporter import default_reporter
     from agentrl.training.trainer import Trainer
 
@@ -60,9 +62,8 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     return INTERRUPTED if summary.outcome == "interrupted" else 0
 
 
-def _plan(app: App, resolved: Resolved) -> int:
+def _dry_run(app: App, resolved: Resolved) -> int:
     """Print the settings, unless a run would refuse them before it starts, or would ignore some of them."""
-    from agentrl.cli.train import print_plan
     from agentrl.config import ineffective_keys
     from agentrl.errors import ConfigError
     from agentrl.training.trainer import Trainer
@@ -71,7 +72,7 @@ def _plan(app: App, resolved: Resolved) -> int:
         raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
     with Trainer(resolved.config, plugins=app.plugins) as trainer:
         trainer.check()
-    print_plan(resolved)
+    _print_settings(resolved)
     return 0
 
 
@@ -95,8 +96,8 @@ def _evaluation(config: Config, summary: Summary) -> str | None:
     return shlex.join([program(), "eval", summary.checkpoint])
 
 
-def print_plan(resolved: Resolved) -> None:
-    """One line a key: its value, and its place."""
+def _print_settings(resolved: Resolved) -> None:
+    """Print one line a key: the key, its value, and where it was set."""
     values = resolved.config.model_dump(mode="json")
     print_columns([(key, _shown(_at(values, key)), place) for key, place in resolved.provenance.items()])
 

@@ -59,9 +59,9 @@ class Ineffective:
 
 
 def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Ineffective]:
-    """Keys that somebody has set and that change nothing in this combination.
+    """Keys that were set and that change nothing in this combination of settings.
 
-    ``provenance`` is that of ``resolve_config``: keys that come from the defaults are nobody's.
+    ``provenance`` is that of ``resolve_config``; defaults are not reported.
     """
     return [
         Ineffective(key, place, reason)
@@ -72,9 +72,9 @@ def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Inef
 
 
 def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = False) -> list[Ineffective]:
-    """Keys of the command line or the environment that only training reads; a run's own file may hold them all.
+    """Keys that only training reads, of the command line and the environment: the file of a run may hold all keys.
 
-    With ``endpoint``, also those that mean nothing for a model that somebody else serves.
+    With ``endpoint``, also keys that mean nothing for a model that an endpoint serves.
     """
     sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "scheduler")
     reasons = dict.fromkeys(sections, "evaluation does not train")
@@ -90,7 +90,7 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
 
 
 def _dead(config: Config) -> Iterator[tuple[str, str]]:
-    """Keys, or the sections that hold them, that nothing reads; each key once."""
+    """Keys and sections that nothing reads in this combination, each with the reason, and each once."""
     no_training = config.training.steps == 0
     if no_training:
         yield from ((key, "training.steps is 0") for key in _OF_TRAINING)
@@ -223,9 +223,10 @@ Origin = Callable[[str], str | None]
 def config_error(
     error: ValidationError, model: type[BaseModel], *, at: str = "", origin: Origin = lambda _key: None
 ) -> ConfigError:
-    """The first thing that ``error`` reports, with the key, the value, what was expected and where it came from.
+    """The first problem that ``error`` reports, with the key, the value, what was expected and where it was written.
 
-    ``model`` is what was validated, and ``at`` the key that it stands at in the whole configuration.
+    ``model`` is the model that was validated, ``at`` the key of the configuration that holds its values, and ``origin``
+    tells where a key was written.
     """
     errors = error.errors(include_url=False)
     first, path = errors[0], _path(errors[0], model)
@@ -289,7 +290,10 @@ def _written(value: object) -> str:
 
 
 def near_key(model: type[BaseModel], name: str) -> str | None:
-    """The whole key that ``name`` may be meant for: its last word, or all of them with underscores between."""
+    """The dotted key that ``name`` may be meant for, or ``None``.
+
+    ``name`` is compared with the last words of all keys, and with whole keys that have underscores for dots.
+    """
     spelled = {key.replace(".", "_"): key for key in known_keys(model)}
     spelled |= {key.rpartition(".")[2]: key for key in known_keys(model)}
     near = difflib.get_close_matches(name, spelled, n=1, cutoff=0.8)
@@ -297,7 +301,7 @@ def near_key(model: type[BaseModel], name: str) -> str | None:
 
 
 def _joined(model: type[BaseModel], name: str) -> str | None:
-    """The key of several words that ``name`` is with underscores between them, or very nearly."""
+    """The dotted key that ``name`` spells with underscores for dots, or nearly so."""
     spelled = {key.replace(".", "_"): key for key in known_keys(model) if "." in key}
     near = difflib.get_close_matches(name, spelled, n=1, cutoff=0.9)
     return spelled[near[0]] if near else None
@@ -317,7 +321,7 @@ def _near_keys(model: type[BaseModel], path: Sequence[str], *, variable: bool) -
 
 
 def _path(error: ErrorDetails, model: type[BaseModel]) -> list[str]:
-    """Where the error is, without the member of a union that pydantic tried there."""
+    """The path of the error's key, without the member of a union that pydantic adds to it."""
     path = [str(name) for name in error["loc"]]
     while len(path) > 1 and field_at(model, path) is None and is_plain_union(field_at(model, path[:-1])):
         path.pop()

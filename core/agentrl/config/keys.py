@@ -1,4 +1,7 @@
-"""The keys that a pydantic model knows, as dotted names."""
+"""The keys of a pydantic model, by dotted name, and values as the types of their keys take them.
+
+A key that holds text takes a value as it was written, whatever YAML would read it as.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +41,13 @@ def known_keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def key_names(model: type[BaseModel]) -> set[str]:
-    """The names that ``model`` takes at its top level, aliases included."""
+    """The names of the keys at the top level of ``model``, aliases included."""
     aliases = {field.alias for field in model.model_fields.values() if field.alias}
     return set(model.model_fields) | aliases
 
 
 def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
-    """The nested model at ``path``, or ``None`` where something else is there."""
+    """The nested model at ``path``, or ``None`` where there is no model."""
     current: type[BaseModel] | None = model
     for name in path:
         field = current.model_fields.get(str(name)) if current else None
@@ -59,14 +62,14 @@ def field_at(model: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | N
 
 
 def is_plain_union(field: FieldInfo | None) -> bool:
-    """Whether a field takes one of several types, none of which has keys or items."""
+    """Whether a field is a union of types that have neither keys nor items, such as ``int | None``."""
     if field is None or get_origin(field.annotation) not in (Union, types.UnionType):
         return False
     return not any(get_origin(member) or model_in(member) for member in get_args(field.annotation))
 
 
 def type_at(model: type[BaseModel], path: Sequence[str]) -> Any:
-    """The type of the key at ``path``, in the mappings that a key holds too; ``Any`` where nothing is said of it."""
+    """The annotation of the key at ``path``, which may lead into a mapping; ``Any`` where nothing declares it."""
     annotation: Any = model
     for name in path:
         nested = model_in(annotation)
@@ -79,13 +82,13 @@ def type_at(model: type[BaseModel], path: Sequence[str]) -> Any:
 
 
 def has_short_form(model: type[BaseModel]) -> bool:
-    """Whether a section may be written as a name alone, which is its only required key."""
+    """Whether a name may stand for the whole section, because the name is its only required key."""
     required = [name for name, field in model.model_fields.items() if field.is_required()]
     return required in (["name"], ["type"])
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation, through ``Annotated``, ``Optional`` and the like."""
+    """The model in an annotation, within ``Annotated`` and unions, but not within a list or a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if getattr(annotation, "__origin__", None) in (list, dict, tuple):
@@ -94,7 +97,7 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def fitted(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` for the keys of ``model``. What a part takes beside its name stays as it is, for the part to fit."""
+    """``values`` as the fields of ``model`` take them. The keys of a part are left as they are: the part fits them."""
     kept = issubclass(model, Selectable)
     return {
         key: fitted_to(model.model_fields[key].annotation, value)
@@ -107,7 +110,7 @@ def fitted(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted_to(annotation: Any, value: Any) -> Any:
-    """``value`` for a key of the type ``annotation``."""
+    """``value`` as a field annotated with ``annotation`` takes it: a ``Written`` becomes its text or its value."""
     if isinstance(value, Written):
         if _is_textual(annotation):
             return None if value.value is None and (_takes_null(annotation) or not value.text) else value.text
@@ -121,18 +124,18 @@ def fitted_to(annotation: Any, value: Any) -> Any:
 
 
 def holds_text(model: type[BaseModel], names: Sequence[str]) -> bool:
-    """Whether the key at ``names`` takes text, or a name for short."""
+    """Whether the key at ``names`` takes text: a string, a path, or a name that stands for a whole section."""
     return _is_textual(type_at(model, names))
 
 
 def is_short(model: type[BaseModel], names: Sequence[str]) -> bool:
-    """Whether the key at ``names`` takes a name in the place of its keys."""
+    """Whether a name may stand for the section at ``names``."""
     held = model_in(type_at(model, names))
     return held is not None and has_short_form(held)
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that a value may have."""
+    """The members of a union, or the one type that an annotation is."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])
@@ -159,7 +162,7 @@ def _is_text(member: Any) -> bool:
 
 
 def _items(annotation: Any) -> dict[type, Any]:
-    """By the kind of a collection, the type of what it holds."""
+    """For ``list`` and ``dict``, where the annotation allows them, the type of their items."""
     return {
         kind: get_args(member)[-1]
         for member in _members(annotation)

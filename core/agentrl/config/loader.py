@@ -1,4 +1,9 @@
-"""From files, environment and command line to one validated configuration."""
+"""From the command line, the environment, a file and the defaults to one validated configuration.
+
+pydantic-settings merges the sources, the first one winning: mappings key by key, anything else whole. So `key=value`
+replaces what lower sources hold at that key, and `key.sub=value` changes one key below it. Where a lower source names
+a part and a higher one adds keys, the name becomes the part's `name`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration, and where each of its values came from."""
+    """A configuration, and where each of its values was written."""
 
     config: Config
     provenance: dict[str, str]
@@ -58,7 +63,7 @@ def resolve_config(
     agent: str | None = None,
     model: str | None = None,
 ) -> Resolved:
-    """As ``load_config``, with the provenance of every value; ``model`` names the model as ``agent`` does the agent."""
+    """As ``load_config``, with the source of every value. ``model`` names the model, as ``agent`` names the agent."""
     layers = [
         _command_line_naming(overrides, {"agent": agent, "model": model}),
         _environment(os.environ if environ is None else environ, _parse),
@@ -75,7 +80,7 @@ def resolve_config(
 
 
 def _defaults() -> dict[str, Any]:
-    """What holds where nobody says otherwise. Held-out tasks depend on those that are trained: their section knows."""
+    """The defaults, but for the held-out tasks: they depend on the training tasks, and ``TasksSection`` sets them."""
     values = _plain(Config())
     del values["tasks"]["eval"]
     return values
@@ -88,7 +93,7 @@ def dump_yaml(config: Config, folder: Path | None = None) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    """What a script may have set as plain data; what was written stays as it was."""
+    """``value`` as plain data, whatever a script has set; a ``Written`` stays one."""
     if isinstance(value, Mapping):
         return {key: _jsonable(held) for key, held in value.items()}
     if isinstance(value, list):
@@ -97,7 +102,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _command_line_naming(overrides: Sequence[str], names: Mapping[str, str | None]) -> Source:
-    """The overrides, and beside them what ``names`` says of the sections that are its keys."""
+    """The overrides, and beside them the names that the command line gives apart, by their section."""
     source = _command_line(overrides, _parse)
     for section, name in names.items():
         if name is not None:
@@ -124,7 +129,7 @@ def _place(layers: Sequence[Source], key: str) -> str | None:
 
 
 def _nearest_place(layers: Sequence[Source], key: str) -> str | None:
-    """Where ``key``, or failing that the part that it is missing from, was written."""
+    """Where ``key`` was written, or else the section that it belongs to."""
     while key:
         place = _place(layers, key)
         if place and place != DEFAULT:
@@ -134,7 +139,7 @@ def _nearest_place(layers: Sequence[Source], key: str) -> str | None:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of everything but mappings with keys; one whose keys hold dots themselves stays whole."""
+    """The dotted keys of all values. A mapping is entered, unless it is empty or has a key with a dot in it."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value and not any("." in key for key in value):
             yield from _leaves(value, f"{prefix}{name}.")
@@ -148,7 +153,7 @@ Parse = Callable[[Sequence[str], str], Any]
 
 
 class Source:
-    """Nested values, and for each key the words that say where it was written."""
+    """The values of one source, nested, and for each key the words that say where it was written."""
 
     def __init__(self, values: Values, written_at: Mapping[str, str], default_place: str) -> None:
         self.values = values
@@ -233,7 +238,7 @@ def _merged(sources: Sequence[Source]) -> Values:
 
 
 class _Layer(PydanticBaseSettingsSource):
-    """One source, as pydantic-settings merges it below those before it."""
+    """A source in the form in which pydantic-settings merges it with those above it."""
 
     def __init__(self, settings_cls: type[BaseSettings], values: Values) -> None:
         super().__init__(settings_cls)
@@ -260,7 +265,7 @@ def _beside(lower: Any, upper: Any) -> Any:
 
 
 def _assign(values: Values, names: Sequence[str], value: Any) -> None:
-    """Set the value at a path, making mappings on the way; a bare name there becomes a part's ``name``."""
+    """Set the value at the path ``names``. Missing mappings are made, and a name on the way becomes ``{name: …}``."""
     *parents, last = names
     for name in parents:
         held = values.get(name)
@@ -270,7 +275,7 @@ def _assign(values: Values, names: Sequence[str], value: Any) -> None:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether a value may be the name of a part: text, or what was written as text might be."""
+    """Whether a value may be the name of a part: text, or a scalar other than null that was written without quotes."""
     return isinstance(value, str) or (isinstance(value, Written) and value.value is not None)
 
 

@@ -1,8 +1,8 @@
-"""The configuration of a run, one section a top-level key.
+"""The configuration of a run: a model a section, and a field a key.
 
-Every key has a default, and the defaults are the quickstart. The docstring under a field is its help
-text. A *part* is anything a plugin may provide: written as a name, or as ``{name: …, its keys}``; the
-keys are validated by the part itself once it is loaded.
+Every key has a default, and the defaults are the quickstart. The docstring under a field is its help text. A *part* is
+whatever a plugin may provide: it is written as a name, or as ``{name: …, its keys}``, and checks its keys itself once
+it is loaded.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ __all__ = [
     "SchedulerModel",
     "Section",
     "Selectable",
+    "Settings",
     "TasksSection",
     "TrainingSection",
     "Written",
@@ -53,10 +54,42 @@ AS_WRITTEN = {"as_written": True}
 """The context of a dump that keeps what was written as it was written."""
 
 
-class Section(BaseModel):
-    """A group of keys; one that it does not know is an error, and so is a value of the wrong type.
+class Written:
+    """A value that YAML reads as a number, a boolean or null, with the text that it was written as.
 
-    Types are strict: `true` is no number and `8.0` no integer, but an integer is a float. Numbers are finite.
+    Whether `1000` is a number or a name depends on the key that it is set at: see ``agentrl.config.keys``. A
+    ``Written`` is equal to whatever its value is equal to.
+    """
+
+    # Not a dataclass: pydantic would read it field by field.
+    __hash__ = None  # type: ignore[assignment]
+    __slots__ = ("text", "value")
+
+    def __init__(self, text: str, value: Any) -> None:
+        self.text = text
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return bool(plain(self) == plain(other))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def plain(value: Any) -> Any:
+    """``value`` with every ``Written`` in it replaced by the value that YAML reads."""
+    if isinstance(value, Written):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {key: plain(held) for key, held in value.items()}
+    return [plain(held) for held in value] if isinstance(value, list) else value
+
+
+class Section(BaseModel):
+    """A group of keys. A key that it does not have is an error, and so is a value of the wrong type.
+
+    Types are strict: `true` is not a number and `8.0` is not an integer, but an integer may stand for a float. Infinity
+    and NaN are refused.
     """
 
     model_config = ConfigDict(
@@ -78,19 +111,19 @@ class Settings(Section):
 
 
 class Selectable(BaseModel):
-    """What is selected by a name, with the keys beside it that the part so named takes."""
+    """A name that selects a part, and the keys for that part beside it."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keys beside the name, as YAML reads them."""
+        """The keys beside the name, with the values that YAML reads."""
         options: dict[str, Any] = plain(self.written)
         return options
 
     @property
     def written(self) -> dict[str, Any]:
-        """The same with what the part itself may take for text as ``Written``."""
+        """The keys beside the name; a scalar that the part may want as text is a ``Written``."""
         return dict(self.model_extra or {})
 
     def _keys(self, info: SerializationInfo) -> dict[str, Any]:
@@ -98,7 +131,7 @@ class Selectable(BaseModel):
 
 
 class PartModel(Selectable):
-    """A selectable part: its name, and beside it the keys that the part itself takes."""
+    """A part: its name, and beside it the keys that it takes."""
 
     name: str
     """A registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
@@ -120,56 +153,58 @@ OptionalPart = Annotated[PartModel | None, BeforeValidator(_named)]
 
 class RunSection(Section):
     name: str | None = None
-    """Name of the run folder; by default the agent and the time."""
+    """Name of the run's folder. Null makes one from the agent's name and the time."""
     dir: Annotated[Path, Strict(False)] = Path("runs")
-    """Where run folders are made."""
+    """Folder in which run folders are made."""
 
 
 class AgentSection(Section):
     name: str
-    """A registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
+    """The agent: a registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
     python: Annotated[Path | None, Strict(False)] = None
-    """The interpreter that runs the agent, which needs agentrl-core and the agent but no torch, or the name of an
-    environment that `agentrl env create` made; null for this one."""
+    """The Python interpreter that runs the agent, or the name of an environment that `agentrl env create` made. The
+    interpreter needs agentrl-core and the agent, but no torch. Null runs the agent with the interpreter of this
+    process."""
     env: list[str] = []
-    """Environment variables that the agent's processes get in subproc mode beside harmless ones such as PATH:
-    `NAME` inherits this process's, `NAME=value` sets it."""
+    """Environment variables that worker processes get in subproc mode, beside harmless ones such as PATH: `NAME` passes
+    on the variable of this process, `NAME=value` sets it."""
     outcomes: list[str] = []
-    """Exceptions of the agent's framework that tell what the policy did wrong, such as
-    `pydantic_ai.exceptions:UnexpectedModelBehavior`: an episode that one of them ends, or a subclass, is an outcome,
-    as with `PolicyError`, and no failure."""
+    """Exceptions of the agent's framework that mean a mistake of the policy, such as
+    `pydantic_ai.exceptions:UnexpectedModelBehavior`. An episode that ends with one of them, or with a subclass, is an
+    outcome with a reward, as with `PolicyError`, and not a failure."""
     kwargs: dict[str, Any] = {}
-    """What the agent's `__init__` or `run` takes beside the task and its connection."""
+    """Arguments of the agent's `__init__` or `run`, beside the task and the connection to the model."""
 
 
 class ModelSection(Section):
     name: str
-    """A bundled name, a local folder or a Hugging Face id."""
+    """The model: a bundled name, a local folder or a Hugging Face id."""
     renderer: str = "auto"
     """How messages become token ids: `auto`, or the name of a renderer of the `renderers` package."""
     chat_template: Annotated[Path | None, Strict(False)] = None
-    """A file with a Jinja chat template for models whose own lacks something, such as tools; every checkpoint keeps
-    it. Null for the model's own."""
+    """A file with a Jinja chat template that replaces the model's own, for models whose template lacks something, such
+    as tools. Every checkpoint keeps a copy. Null uses the model's own."""
     control_tokens: Literal["keep", "plain"] = "keep"
-    """What `<|im_end|>`, `<tool_call>` and the like are in texts of users, systems and tools: the control tokens that
-    servers read them as, counted, or `plain` text. What the policy itself spells out in a text stays text."""
+    """How control tokens such as `<|im_end|>` and `<tool_call>` are read in texts of users, systems and tools: `keep`
+    reads them as control tokens, as inference servers do, and counts them; `plain` reads them as text. In texts of the
+    policy they are always text."""
     date: str | None = None
-    """The date, as `2026-01-31`, in every prompt of chat templates that write one; null for that of the checkpoint,
-    else today's."""
+    """The date, such as `2026-01-31`, for chat templates that write one into the prompt. Null uses the date of the
+    checkpoint, or today's for a model that is no checkpoint."""
 
 
 class TasksSection(Section):
     train: Part = PartModel(name="arithmetic")
-    """The tasks to train on: a name, a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of such or of
-    `save_to_disk`, or `{name: …, its keys}`."""
+    """The tasks to train on: a registered name, a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder of
+    such files or of `save_to_disk`, or `{name: …, its keys}`."""
     eval: OptionalPart = PartModel(name="arithmetic-heldout")
-    """Held-out tasks that evaluation runs on; null for none. By default those of `arithmetic` where that is trained on,
-    and none where `tasks.train` is anything else."""
+    """The held-out tasks to evaluate on, named as `tasks.train` is. Null evaluates nothing. The default is
+    `arithmetic-heldout` where `arithmetic` is trained on, and null for all other tasks."""
 
     @model_validator(mode="before")
     @classmethod
     def _held_out_of_what_is_trained(cls, values: Any) -> Any:
-        """Nobody's tasks are measured on another's: the default goes with its own training set alone."""
+        """The default held-out tasks are those of the default training tasks, and of no others."""
         if not isinstance(values, dict):
             return values
         train, held_out = (cls.model_fields[name].default.name for name in ("train", "eval"))
@@ -188,83 +223,84 @@ class RolloutSection(Section):
     tasks_per_step: int = Field(8, ge=1)
     """Tasks in one optimiser step."""
     concurrency: int = Field(64, ge=1)
-    """Episodes that run at once."""
+    """Most episodes that run at the same time."""
     mode: Part = PartModel(name="auto")
-    """The executor that runs agents: `inline`, as coroutines in the rollout process, or `subproc`, in worker
-    processes, where they may block, be synchronous and read their endpoint from the environment; `auto` is inline
-    unless the agent has an interpreter of its own. A plugin may register others."""
+    """The executor that runs agents: `inline` as coroutines in the trainer's process, or `subproc` in worker processes,
+    where an agent may block, be synchronous or read its endpoint from environment variables. `auto` is `subproc` for an
+    agent that has an interpreter of its own (`agent.python`), else `inline`. A plugin may register others."""
     max_workers: int | None = Field(None, ge=1)
-    """Most worker processes in subproc mode; null for one a CPU."""
+    """Most worker processes in subproc mode. Null allows one for each CPU."""
     episodes_per_worker: int | None = Field(None, ge=1)
-    """Most episodes that a worker process runs at once; null for 1 of a synchronous agent, and of others for
-    what `concurrency` leaves to each."""
+    """Most episodes that one worker process runs at the same time. Null means 1 for a synchronous agent; for other
+    agents `rollout.concurrency` is divided among the workers."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature of requests that set none."""
     max_tokens: int | None = Field(128, ge=1)
-    """Most tokens of one completion where a request sets none; null for what the context leaves."""
+    """Most tokens of one completion, for requests that set no limit. Null allows what the context has room for."""
     episode_timeout: float = Field(600, gt=0)
-    """Seconds that an episode may take."""
+    """Seconds after which an episode is ended and counted as failed."""
     max_attempts: int = Field(3, ge=1)
-    """How often an episode is run when something around the agent breaks."""
+    """How often an episode is tried when something around the agent breaks."""
     failure_budget: float = Field(0.5, ge=0, le=1)
-    """Share of the most recent episodes that may fail, a step's worth of them and at least 16; the run stops when more
-    do, or when all episodes of a step or an evaluation fail."""
+    """Share of recent episodes that may fail, counted over as many episodes as a step has, and at least 16. The run
+    stops when more of them fail, or when all episodes of a step or an evaluation do."""
     override: dict[str, Any] = {}
-    """Request fields to replace, or to drop where null, whatever the agent asks for, and `strict`, that of its tools:
-    `{temperature: 1.0, top_p: null, strict: false}`. What it cannot be (`stream`, `messages`, `model`, an unknown
-    field) is refused by name."""
+    """Request fields to replace in every request of the agent, or to drop where the value is null, such as
+    `{temperature: 1.0, top_p: null}`. `strict: false` changes the tools of the request. Fields that cannot be
+    overridden (`stream`, `messages`, `model` and unknown ones) are refused."""
 
 
 class InferenceSection(Section):
     backend: Part = PartModel(name="torch")
     """The inference engine."""
     timeout: float = Field(600, gt=0)
-    """Seconds that the engine may take to start or to take new weights, and an endpoint to answer a call."""
+    """Seconds that the engine may take to start, and to load new weights, and that an endpoint may take to answer a
+    call."""
 
 
 class TrainingSection(Section):
     steps: int = Field(60, ge=0)
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     learning_rate: float = Field(1.0e-4, ge=0)
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero to its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up; all but `constant` end at zero."""
+    """Course of the learning rate after the warm-up: `constant`, or `linear` or `cosine` to zero at the last step."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     tokens_per_batch: int = Field(8192, ge=1)
-    """Most tokens in one forward pass; a step takes as many passes as its tokens need."""
+    """Most tokens in one forward pass. A step takes as many passes as its tokens need."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """Precision of the computation. `auto` is bfloat16 on CUDA and float32 elsewhere."""
     device: str = "auto"
-    """Where to train: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    """Device to train on: `auto`, `cpu`, `cuda` or `cuda:N`."""
     checkpoint_every: int = Field(20, ge=0)
-    """Steps between checkpoints; 0 for one at the end only."""
+    """Steps between checkpoints. 0 saves one at the end only."""
 
 
 class EvaluationSection(Section):
     every: int = Field(20, ge=0)
-    """Steps between evaluations during training; 0 for before and after only."""
+    """Steps between evaluations during training. 0 evaluates only before and after it."""
     tasks: int = Field(128, ge=1)
-    """How many held-out tasks are run."""
+    """Number of held-out tasks in an evaluation."""
     samples_per_task: int = Field(1, ge=1)
-    """Episodes of each task."""
+    """Sampled episodes of each task."""
     temperature: float = Field(1.0, ge=0)
-    """Temperature of the sampled evaluation; a greedy one runs beside it."""
+    """Temperature of the sampled episodes. One greedy episode of each task is run as well."""
 
 
 class SchedulerModel(Selectable):
-    """Where a run is placed: a registered scheduler, called its type, and beside it the keys that it takes."""
+    """The scheduler, whose name is called its type, and beside it the keys that it takes."""
 
     type: str
     """`local` for this process, another registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
 
     @property
     def name(self) -> str:
-        """The same as ``type``, as other parts are named."""
+        """The ``type``, under the name that other parts have it by."""
         return self.type
 
     @model_serializer
@@ -273,14 +309,14 @@ class SchedulerModel(Selectable):
 
 
 def _typed(value: Any) -> Any:
-    """The type where it is written alone, or became a part's name when keys were put beside it."""
+    """``{type: …}`` for a scheduler that is written as its type alone, or with its type called a name."""
     if isinstance(value, dict) and "type" not in value and "name" in value:
         return {"type": value["name"], **{key: held for key, held in value.items() if key != "name"}}
     return {"type": value} if isinstance(value, str) else value
 
 
 _KEY = re.compile(r"(?:with |there is no key ')?([a-z_]+(?:\.\w+)+|[a-z_]+(?==))")
-"""How a message begins that is about a key."""
+"""The key at the beginning of an error's message."""
 
 
 class _WrittenAt(dict[str, str]):
@@ -305,25 +341,31 @@ class Config(Section):
     """Everything about a run. `agentrl train --dry-run` shows where each value came from."""
 
     run: RunSection = RunSection()
+    """The run's folder."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of task order, initialisation and sampling."""
+    """Seed of the order of tasks, of initialisation and of sampling."""
     agent: Annotated[AgentSection, BeforeValidator(_named)] = AgentSection(name="math")
     """The agent whose model is trained."""
     model: Annotated[ModelSection, BeforeValidator(_named)] = ModelSection(name="tiny")
     """The model to train."""
     tasks: TasksSection = TasksSection()
+    """What the agent is trained and evaluated on."""
     reward: OptionalPart = None
-    """Scores what the agent returns; null where the agent returns its own reward."""
+    """The reward function that scores what the agent returns. Null for an agent that returns its own reward."""
     rollout: RolloutSection = RolloutSection()
+    """How episodes are run."""
     inference: InferenceSection = InferenceSection()
+    """What samples the model's tokens."""
     algorithm: Part = PartModel(name="grpo")
-    """A preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
+    """The algorithm: a preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
     training: TrainingSection = TrainingSection()
+    """How the model's weights are changed."""
     evaluation: EvaluationSection = EvaluationSection()
+    """How the model is measured on held-out tasks."""
     scheduler: Annotated[SchedulerModel, BeforeValidator(_typed)] = SchedulerModel(type="local")
-    """Where the run is placed: `local` is this process."""
+    """Where the run takes place."""
     trackers: list[Part] = []
-    """Where metrics go beside the run folder."""
+    """Where metrics are sent, beside the run's folder."""
 
     _written_at: _WrittenAt = PrivateAttr(default_factory=lambda: _WrittenAt())
 
@@ -359,36 +401,6 @@ class Config(Section):
         """Whether agents run in processes of their own, and not on the rollout's event loop."""
         mode = self.rollout.mode.name
         return self.agent.python is not None if mode == "auto" else mode != "inline"
-
-
-class Written:
-    """What `1000` or `null` may mean is known once the key is: see ``agentrl.config.keys``.
-
-    Equal to what its value is equal to.
-    """
-
-    # No dataclass, which pydantic would take apart.
-    __hash__ = None  # type: ignore[assignment]
-    __slots__ = ("text", "value")
-
-    def __init__(self, text: str, value: Any) -> None:
-        self.text = text
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return bool(plain(self) == plain(other))
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def plain(value: Any) -> Any:
-    """``value`` as YAML reads it where nobody asks for text."""
-    if isinstance(value, Written):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {key: plain(held) for key, held in value.items()}
-    return [plain(held) for held in value] if isinstance(value, list) else value
 
 
 def check_trainable(config: Config) -> None:

@@ -26,7 +26,7 @@ _FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|gz|zst|txt|py|ya
 _BY_FORM = ("./", "../")
 
 Rewrite = Callable[[str], str]
-"""A relative path as it is to be written."""
+"""From a relative path to the one that is written in its place."""
 Rewritten = Callable[[Any], Any]
 
 
@@ -62,13 +62,14 @@ class _Paths:
         self._rewrite = rewrite
 
     def rewritten(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values, with another text for every path that is relative."""
+        """The values with every relative path rewritten."""
         changed = dict(values)
         _within(changed, "run", {"dir": self._path})
         _within(changed, "model", {"name": self._model, "chat_template": self._path}, bare=self._model)
         agent = {"name": self._reference, "python": self._python, "outcomes": self._references}
         _within(changed, "agent", agent, bare=self._reference)
         _within(changed, "tasks", {"train": self._tasks, "eval": self._tasks})
+        _within(changed, "rollout", {"mode": self._part})
         _within(changed, "inference", {"backend": self._part})
         for name in ("reward", "scheduler"):
             if name in changed:
@@ -109,7 +110,7 @@ class _Paths:
         return value
 
     def _reference(self, text: Any) -> Any:
-        """What names an object: one in a file or a module of the folder, or one that has a name anywhere."""
+        """A reference to an object: rewritten where it means a file or a module of the folder, else unchanged."""
         if not isinstance(text, str):
             return text
         head, colon, attribute = text.rpartition(":")
@@ -137,7 +138,7 @@ class _Paths:
         return self._part(value, lambda name: self._name_or_path(name, "tasks"))
 
     def _name_or_path(self, value: Any, kind: str) -> Any:
-        """A name that may be that of a file or a folder; one that is registered is not."""
+        """A name, or the path of a file or a folder. A registered name is never a path."""
         name = _text(value)
         if name is None:
             return value
@@ -166,7 +167,7 @@ class _Paths:
         return self._exists(name) and (self._folder / name).is_dir()
 
     def _python(self, value: Any) -> Any:
-        """An interpreter; a name without a slash is that of an environment."""
+        """The path of an interpreter. Without a slash it is the name of an environment, and stays."""
         text = _text(value)
         return self._path(text) if text is not None and os.sep in text else value
 
@@ -178,7 +179,7 @@ class _Paths:
 
 
 def _text(value: Any) -> str | None:
-    """The text of what may be a path: a folder may be called `1000`."""
+    """The text of a value that may be a path, such as a folder called `1000`; ``None`` for any other value."""
     if isinstance(value, Written):
         return None if value.value is None or isinstance(value.value, list) else value.text
     return str(value) if isinstance(value, str | PurePath) else None

@@ -86,13 +86,13 @@ _Constructor.yaml_constructors = {tag: make for tag, make in SafeConstructor.yam
 
 
 class _Representer(SafeRepresenter):
-    """Writes plain data, and what was read as it was written."""
+    """Writes plain data, and a ``Written`` as its text."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
     def represent_text(self, text: str) -> ScalarNode:
-        """Line breaks other than a newline survive between double quotes alone."""
+        """Unprintable characters and line breaks other than a newline are preserved in double quotes alone."""
         return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
     def represent_written(self, written: Written) -> Node:

@@ -58,7 +58,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What something is, and the keys that it takes."""
+    """What the source of an object says of it: its help, and the keys that it takes."""
 
     help: str
     """One sentence; empty where the source says nothing."""
@@ -103,7 +103,7 @@ def _sentence(doc: str) -> str:
 
 
 def _made_of(definition: Definition, sources: Sources) -> Definition:
-    """What an assigned name was made by calling, or is another name of."""
+    """For ``name = make()`` what is called, for ``name = other`` what ``other`` is; else the definition itself."""
     node = definition.node
     value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
     if isinstance(value, ast.Call) and not value.keywords:
@@ -192,7 +192,7 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _EMPTY = {"dict": "{}", "list": "[]"}
 _NAMED_FIRST = ("name", "type")
 ROOTS = ("BaseModel", "BaseSettings", "Section")
-"""Classes that have no keys of their own."""
+"""Base classes of sections, which have no keys of their own."""
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Pow: operator.pow,
@@ -220,7 +220,7 @@ def members(node: ast.expr | None, module: str, sources: Sources) -> Iterator[as
 
 
 def _value(node: ast.Name, module: str, sources: Sources) -> ast.expr | None:
-    """What was assigned to a name."""
+    """The expression that was assigned to a name, or ``None``."""
     found = sources.find(module, node.id)
     return found.node.value if found is not None and isinstance(found.node, ast.Assign) else None
 

@@ -1,4 +1,8 @@
-"""The names that installed distributions declare, read from their metadata without importing anything."""
+"""What installed distributions declare, read from their metadata without importing anything.
+
+``scan`` finds their entry points. ``Disabled`` says which the user leaves out, ``unmet_range`` which were made for
+another version of core, and ``install_command`` how a plugin is installed that is missing.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ _GROUP_PREFIX = "agentrl."
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """An installed distribution that declares entry points of ours."""
+    """An installed distribution that declares entry points of agentrl."""
 
     name: str
     version: str
@@ -102,9 +106,9 @@ def normalised(distribution: str) -> str:
 
 
 def scan(path: Sequence[str] | None = None) -> Scan:
-    """Every entry of ours in the folders of ``path``, by default ``sys.path``.
+    """Every entry point of agentrl in the folders of ``path``, by default ``sys.path``.
 
-    Of two copies of a distribution the first one counts.
+    Where a distribution is installed twice, the first copy counts.
     """
     entries: list[Entry] = []
     broken: list[Broken] = []
@@ -151,13 +155,13 @@ class Disabled:
     """
 
     asked: tuple[str, ...]
-    """By the command line or a script; each must be installed."""
+    """Names from the command line or a script. A name that matches nothing installed is an error."""
     environment: tuple[str, ...]
-    """By the environment variable, which other environments inherit: here they may be missing."""
+    """Names from the environment variable. It is inherited by other environments, so a name may match nothing here."""
 
     @classmethod
     def of(cls, asked: Iterable[str], environ: Mapping[str, str]) -> Disabled:
-        """What was asked for, and what the environment adds."""
+        """The names in ``asked``, and those that the variable in ``environ`` adds."""
         names = (name.strip() for name in environ.get(DISABLE_PLUGINS, "").split(","))
         return cls(tuple(asked), tuple(name for name in names if name))
 
@@ -168,14 +172,14 @@ class Disabled:
         return DISABLE_PLUGINS if any(_matches(name, entry) for name in self.environment) else None
 
     def refuse_unknown(self, entries: Iterable[Entry]) -> None:
-        """Raise ``ConfigError`` for a name that was asked for and matches nothing installed."""
+        """Raise ``ConfigError`` for a name in ``asked`` that matches none of ``entries``."""
         installed = list(entries)
         for name in self.asked:
             if not any(_matches(name, entry) for entry in installed):
                 raise ConfigError(f"there is no plugin {name!r} to disable", fix=_near(name, installed))
 
     def unmatched(self, entries: Iterable[Entry]) -> tuple[str, ...]:
-        """Names of the environment variable that match nothing installed."""
+        """The names from the environment variable that match none of ``entries``."""
         installed = list(entries)
         return tuple(n for n in self.environment if not any(_matches(n, entry) for entry in installed))
 
@@ -240,21 +244,21 @@ def _problem(line: str, version: str) -> str | None:
 
 
 def installed_from() -> Path | None:
-    """The folder or file that pip had this core from, if that was no index (PEP 610), and it is still there."""
+    """The folder or file that pip installed this core from (PEP 610), if it still exists; ``None`` for an index."""
     url = urlsplit(_direct_url())
     path = Path(unquote(url.path))
     return path if url.scheme == "file" and path.exists() else None
 
 
 def beside_core(project: str, core: Path | None = None) -> Path | None:
-    """The folder of the plugin ``project`` in the checkout ``core``, by default the one that core is from."""
+    """The folder of the plugin ``project`` in the checkout ``core``, by default the one that this core is from."""
     checkout = core or installed_from()
     folder = checkout / "plugins" / normalised(project) if checkout else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def install_command(project: str) -> str:
-    """How ``project`` is installed, also where it is on no index."""
+    """The command that installs ``project``, from core's checkout where it is in there."""
     folder = beside_core(project)
     if folder is None:
         return f"pip install {project}, or in a checkout of it pip install ./plugins/{project}"
@@ -262,7 +266,7 @@ def install_command(project: str) -> str:
 
 
 def provider(kind: str, name: str) -> str | None:
-    """The plugin in core's checkout that brings ``name`` of ``kind``."""
+    """The plugin in core's checkout that declares ``name`` of ``kind``; ``None`` where there is none."""
     return next((project for project, names in _declared(kind) if name in names), None)
 
 

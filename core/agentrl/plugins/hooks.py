@@ -1,4 +1,4 @@
-"""The loaded hook plugins, and calls to what they implement."""
+"""The loaded hook plugins, calls of their hooks, and the registry that they add names to."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Hooks:
 
 
 def _culprit(caller: pluggy.HookCaller, error: Exception) -> str:
-    """The plugin whose implementation is on the traceback."""
+    """The name of the plugin whose implementation of the hook is on the traceback."""
     owners = {
         getattr(implementation.function, "__code__", None): implementation.plugin_name
         for implementation in caller.get_hookimpls()
@@ -98,7 +98,7 @@ def _culprit(caller: pluggy.HookCaller, error: Exception) -> str:
 
 
 class Registry:
-    """What ``agentrl_register`` is given: it collects the names that one plugin adds."""
+    """What ``agentrl_register`` is given: it collects the names that one plugin adds at run time."""
 
     def __init__(self, distribution: Distribution) -> None:
         self._distribution = distribution
@@ -106,7 +106,7 @@ class Registry:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What has been added."""
+        """The entries that have been added so far."""
         return tuple(self._entries)
 
     def add(self, kind: str, name: str, target: object) -> None:

@@ -1,4 +1,4 @@
-"""What a plugin can provide: one kind an entry-point group, ``agentrl.<kind>``."""
+"""The kinds of parts that a plugin can provide: each has an entry-point group, ``agentrl.<kind>``."""
 
 from __future__ import annotations
 

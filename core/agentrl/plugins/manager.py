@@ -1,4 +1,4 @@
-"""What is installed, by name: the one object through which everything else meets plugins."""
+"""``Plugins``: the one object through which everything else finds and loads plugins."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Plugins:
 
     @property
     def disabled(self) -> tuple[str, ...]:
-        """The names that are disabled, so that another interpreter can disable them too."""
+        """The disabled names. Worker processes are given them, to disable the same plugins."""
         return (*self._disabled.asked, *self._disabled.environment)
 
     @property
     def broken(self) -> tuple[Broken, ...]:
-        """What cannot be used, as far as is known without loading more than has been loaded."""
+        """The plugins that are known not to work. What has not been loaded yet may turn out broken later."""
         ranges = (Broken(d.name, d, reason) for d, reason in self._unmet.items())
         return (*self._scan.broken, *ranges, *self._broken.values())
 
@@ -174,7 +174,7 @@ class Plugins:
         return found[0]
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether ``name`` or ``dist/name`` is claimed by anybody, so that ``get`` would not call it unknown."""
+        """Whether any distribution claims ``name`` or ``dist/name``, usable or not."""
         self.load()
         return any(entry.kind == kind and entry.is_called(name) for entry in self.installed)
 
@@ -251,7 +251,7 @@ class Plugins:
 
 
 def _near(kind: str, name: str, known: set[str]) -> str:
-    """Registered names, or a file here, that are like ``name``; else what may bring it."""
+    """The registered names and files that are like ``name``; else all names, and the plugin that may bring it."""
     from agentrl.plugins.entries import install_command
 
     near = near_matches(name, known | ({f"{name}.py"} if os.path.isfile(f"{name}.py") else set()))

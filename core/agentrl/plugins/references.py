@@ -144,7 +144,7 @@ def import_object(reference: str, what: str) -> object:
 
 
 _LOAD_FAILURES = (Exception, SystemExit)
-"""What importing somebody's module may raise; a keyboard interrupt is the user's and passes."""
+"""What importing a module may raise. A keyboard interrupt comes from the user and passes."""
 
 
 def import_target(target: str) -> object:
@@ -217,7 +217,7 @@ def import_file(path: Path, noun: str) -> ModuleType:
 
 
 def _module_name(path: Path) -> str:
-    """The name by which ``import`` finds the file, so that other processes can too; else one that nothing else has."""
+    """The name by which ``import`` finds the file, so that objects in it can be pickled; else a unique name."""
     import hashlib
 
     importlib.invalidate_caches()
@@ -251,7 +251,7 @@ def _public_names(module: ModuleType) -> list[str]:
 
 
 def _instead_of(module: ModuleType, attribute: str) -> str | None:
-    """How to write what is in the current folder, where that has the name of a module that is installed."""
+    """How to name a file of the current folder that an installed module of the same name hides."""
     file = Path(*module.__name__.split(".")).with_suffix(".py")
     origin = getattr(module, "__file__", None) or "built in"
     if not file.is_file() or Path(origin).resolve() == file.resolve():
@@ -342,7 +342,7 @@ def only_object(module: ModuleType, where: str, kind: str, noun: str, adapts: Ad
 
 
 def _agents(module: ModuleType, adapts: Adapts) -> dict[str, object]:
-    """What has an async ``run``, else what a plugin adapts, else what is called: async functions and their like."""
+    """Objects with an async ``run``; else objects that a plugin adapts; else async callables."""
     return (
         _defined(module, _has_async_run)
         or {name: value for name, value in _public(module).items() if adapts(value)}
