@@ -170,13 +170,17 @@ class Capabilities:
 
 
 class Weights(Protocol):
-    """The learner's weights of one policy version, under the names of the Hugging Face model."""
+    """The learner's weights of one policy version, under the names of the Hugging Face model.
+
+    They are lent: whoever gets them reads them until they are given back, which for a backend is when its
+    ``update_weights`` returns. After that every method raises ``RuntimeError``; ``version`` may be read at any time.
+    """
 
     @property
     def version(self) -> int: ...
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields the name and tensor of every parameter; valid until the learner's next step."""
+        """Yields the name and tensor of every parameter: the learner's own memory, to be copied and never changed."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -190,7 +194,7 @@ class Weights(Protocol):
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
         """Returns the learner's natural log-probabilities of ``ids[1:]`` at temperature 1, each given all before it.
 
-        An engine that has taken the weights is compared with these. Valid until the learner's next step.
+        An engine that has taken the weights is compared with these.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The start-up probe: a model takes the forest only once it has scored one exactly as it scores separate rows."""
+"""The start-up probe: a model takes the forest only after it has scored one as it scores separate rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["probe_forest"]
 
 TOLERANCE = 1e-3
-"""Greatest difference of a float32 logprob that rounding explains; a wrong mask is off by far more."""
+"""Greatest difference of a float32 log-probability that rounding explains; a wrong mask causes far more."""
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -25,8 +25,8 @@ def probe_forest(model: PreTrainedModel) -> str | None:
     """Switch ``model`` to forest attention if it can take it, else leave it as it was.
 
     Returns ``None``, or a sentence that says why the model trains on padded rows. Layers that mix positions by other
-    means than standard attention (recurrence, linear attention, chunks, sinks) are told by their configured
-    type or by a difference of logprobs on a small random tree.
+    means than standard attention (recurrence, linear attention, chunks, sinks) are recognised by their configured type,
+    or by a difference of log-probabilities on a small random tree.
     """
     config = model.config.get_text_config()
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS)
