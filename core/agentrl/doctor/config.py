@@ -28,7 +28,7 @@ def config(case: Case) -> Iterator[Finding]:
     case.doing(f"resolving agent {case.config.agent.name}, tasks and reward")
     case.parts = parts = resolve_parts(case.config, case.plugins)
     case.resolved = replace(case.resolved, config=parts.config)
-    build_backend(parts, version=0)
+    case.backend = build_backend(parts, version=0, say=case.doing)
     case.algorithm = build_algorithm(case.plugins, case.config.algorithm)
     Trackers.build(case.plugins, case.config.trackers, warn=case.warn)
     yield _agent(parts)

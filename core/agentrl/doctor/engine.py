@@ -77,8 +77,7 @@ async def engine(case: Case) -> AsyncIterator[Finding]:
         case.episode_ended()
 
     began = time.monotonic()
-    version, warn, say = case.learner.version, case.warn, case.doing
-    serving = serve(case.parts, version, finished=finished, warn=warn, say=say, trains=True, unstopped=_raise)
+    serving = serve(case.parts, case.backend, finished=finished, warn=case.warn, trains=True, unstopped=_raise)
     case.serving = await case.stack.enter_async_context(serving)
     seconds, can = time.monotonic() - began, case.serving.capabilities
     yield ok(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
     from agentrl.doctor.model import ModelSize
+    from agentrl.inference.contract import Backend
     from agentrl.learner.learner import Learner
     from agentrl.plugins import Plugins
     from agentrl.rollout.contract import Episode, Group
@@ -85,6 +86,7 @@ class Case:
     folder: Path = field(init=False)
     renderer: Renderer = field(init=False)
     parts: Parts = field(init=False)
+    backend: Backend = field(init=False)
     algorithm: Algorithm = field(init=False)
     learner: Learner = field(init=False)
     serving: Serving = field(init=False)

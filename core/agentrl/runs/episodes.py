@@ -22,6 +22,7 @@ from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Outcome, Phas
 from agentrl.runs.contract import CountKey, EpisodeFilter, EpisodeRow, GroupRow, SortKey
 from agentrl.runs.migrations import FIRST_WITH_TABLES, call_rows, call_texts, shadow, tree_row
 from agentrl.runs.schema import (
+    BETWEEN_TEXTS,
     CALL_COLUMNS,
     EPISODE_COLUMNS,
     MESSAGE_TEXTS,
@@ -77,7 +78,7 @@ _COUNTED: dict[CountKey, str] = {
 }
 _KEY = re.compile(rf"({'|'.join(get_args(Phase))})-(\d+)-(\d+)-(\d+)")
 _QUERY = re.compile(r'"([^"]*)"|(\S+)')
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"[^\W_]+|{BETWEEN_TEXTS}")
 
 
 def parse_key(text: str) -> EpisodeKey:
@@ -241,7 +242,7 @@ def _search(connection: sqlite3.Connection, version: int, phrases: Sequence[str]
     if version < FIRST_WITH_TABLES:
         connection.create_function("call_texts", 1, call_texts, deterministic=True)
         return "id IN (SELECT id FROM main.episodes WHERE holds(call_texts(calls)))", {}
-    texts = f"SELECT episode, group_concat(text, char(10)) AS texts FROM ({MESSAGE_TEXTS}) GROUP BY episode"
+    texts = f"SELECT episode, group_concat(text, ' {BETWEEN_TEXTS} ') AS texts FROM ({MESSAGE_TEXTS}) GROUP BY episode"
     scan = f"SELECT episode FROM ({texts}) WHERE holds(CAST(texts AS BLOB))"
     if not has_search(connection):
         return f"id IN ({scan})", {"first": 0}

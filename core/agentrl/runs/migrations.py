@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from agentrl.runs.schema import CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
+from agentrl.runs.schema import BETWEEN_TEXTS, CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
 
 __all__ = ["FIRST_WITH_TABLES", "call_rows", "call_texts", "rewrite", "shadow", "tree_row"]
 
@@ -122,9 +122,9 @@ def call_rows(calls: str) -> Iterator[tuple[Any, ...]]:
 
 
 def call_texts(calls: str) -> bytes:
-    """The texts of the messages in the column ``calls`` of a schema before 6, a line each, as UTF-8."""
+    """The texts of the messages in the column ``calls`` of a schema before 6, as UTF-8."""
     said = [[call["request"]["new"].get("messages"), call["message"]] for call in json.loads(calls)]
-    return "\n".join(_texts(said)).encode(errors="replace")
+    return f" {BETWEEN_TEXTS} ".join(_texts(said)).encode(errors="replace")
 
 
 def _texts(value: Any, key: str = "") -> Iterator[str]:

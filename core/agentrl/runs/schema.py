@@ -18,6 +18,7 @@ from agentrl.errors import RunError, cannot_write
 from agentrl.runs.folder import is_network_filesystem
 
 __all__ = [
+    "BETWEEN_TEXTS",
     "CALL_COLUMNS",
     "EPISODE_COLUMNS",
     "MESSAGE_TEXTS",
@@ -126,6 +127,8 @@ _BUSY_SECONDS = 30.0
 
 TEXT_KEYS = ("content", "text", "arguments", "name", "reasoning_content")
 """Under which keys of messages the texts are that a search looks at."""
+BETWEEN_TEXTS = "\ue000"
+"""A word of no text, which stands between two texts of an episode so that no phrase goes across them."""
 _TEXTS = f"j.type = 'text' AND j.key IN {TEXT_KEYS}"
 MESSAGE_TEXTS = f"""
 SELECT episode, 2 * ordinal AS position, j.id AS item, j.atom AS text
@@ -141,7 +144,7 @@ WHERE episode >= :first AND {_TEXTS}
 _INDEX = f"""
 INSERT INTO search (rowid, text)
 SELECT id, texts FROM episodes LEFT JOIN (
-    SELECT episode, group_concat(text, char(10)) AS texts FROM ({MESSAGE_TEXTS}) GROUP BY episode
+    SELECT episode, group_concat(text, ' {BETWEEN_TEXTS} ') AS texts FROM ({MESSAGE_TEXTS}) GROUP BY episode
 ) ON episode = id
 WHERE id >= :first ORDER BY id
 """

@@ -89,9 +89,10 @@ def named_by_endpoint(config: Config) -> Config:
 def build_backend(
     parts: Parts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Backend:
-    """The backend that the config names, not started; the model folder's weights are of ``version``.
+    """The backend that the config names, not started; the model folder's weights are of policy version ``version``.
 
-    Raises ``ConfigError`` or ``PluginError`` for a name or key that stands for nothing.
+    ``logs`` is the folder for what the backend's processes print; ``None`` keeps nothing of it. ``say`` is called, from
+    any thread, with what a long start waits for. Raises ``ConfigError`` or ``PluginError`` for an unknown name or key.
     """
     part = parts.config.inference.backend
     context = BackendContext(

@@ -1,4 +1,4 @@
-"""A checkpoint: a Hugging Face model folder that also says which version of which run it is."""
+"""A checkpoint: a Hugging Face model folder that also holds what a run needs to go on from it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True, slots=True)
 class Conversing:
-    """What the prompts of a run were like, beside what the model's folder says."""
+    """The chat template and the date of a run's prompts, where they differ from those of the model's folder."""
 
     source: str | None = None
-    """The file of ``model.chat_template``."""
+    """The path of the file that ``model.chat_template`` names."""
     template: str | None = None
-    """Its text."""
+    """The text of that file."""
     date: str | None = None
-    """The date that every prompt held, as 2026-01-31; ``None`` where none holds one."""
+    """The date in every prompt, as 2026-01-31; ``None`` where the template writes none."""
 
 
 _OWN = Conversing()
@@ -32,22 +32,23 @@ _OWN = Conversing()
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself, beside its weights and the optimiser's state."""
+    """The content of ``checkpoint.json``, beside the weights and the optimiser's state."""
 
     version: int
-    """Optimiser steps that made the weights; sampling seeds derive from it."""
+    """Policy version of the weights, in optimiser steps; sampling seeds derive from it."""
     cursor: int
-    """How many tasks had been taken from the training set."""
+    """How many tasks the run had taken from its task order."""
     chat_template: str | None = None
-    """The file whose chat template the run used, and the folder keeps; ``None`` where that is the model's own."""
+    """The file whose chat template the run used and the folder keeps; ``None`` where it is the model's own."""
     date: str | None = None
     """The date in the run's prompts, where its chat template writes one."""
 
 
 def save_checkpoint(folder: Path, learner: Learner, *, cursor: int, conversing: Conversing = _OWN) -> None:
-    """Fill ``folder`` with the learner's weights, its state, the place in the task order and how it was talked to.
+    """Write the learner's weights and state, ``cursor`` and ``conversing`` as plain files into ``folder``.
 
-    Raises ``RunError`` or ``OSError`` where it cannot be written.
+    ``cursor`` counts the tasks that were taken from the task order. The folder is one that
+    ``RunFolder.new_checkpoint`` stages. Raises ``RunError`` or ``OSError`` where a file cannot be written.
     """
     learner.save(folder)
     learner.save_state(folder)
@@ -58,9 +59,9 @@ def save_checkpoint(folder: Path, learner: Learner, *, cursor: int, conversing: 
 
 
 def read_checkpoint(folder: Path) -> CheckpointInfo:
-    """What ``folder`` says of itself; a model folder that no run saved is version 0.
+    """The ``checkpoint.json`` of ``folder``; a model folder without one has version 0 and cursor 0.
 
-    Raises ``ConfigError`` for a file that no run wrote.
+    Raises ``ConfigError`` for a file that is not a checkpoint's.
     """
     path = folder / _INFO
     if not path.exists():

@@ -21,6 +21,7 @@ from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.tally import Tally
 from agentrl.tasks.contract import TaskSet
+from agentrl.training.backends import build_backend
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.parts import EpisodeParts, Parts
@@ -44,8 +45,9 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
     with _recording(parts.config, parts.model_folder, reporter) as recorder:
         told, logs = recorder.reporter, recorder.folder.logs
         told.activity_started("starting the inference engine")
+        backend = build_backend(parts, version, logs=logs, say=told.note)
         async with serve(
-            parts, version, finished=recorder.episode, warn=told.warning, say=told.note, trains=False, logs=logs
+            parts, backend, finished=recorder.episode, warn=told.warning, trains=False, logs=logs
         ) as serving:
             return await _measured(Evaluator(serving.dispatcher, tasks, parts.config), version, recorder)
 

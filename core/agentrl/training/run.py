@@ -1,4 +1,4 @@
-"""One training run, from its folder to its summary, whatever ends it."""
+"""One training run, from its folder to its summary, however it ends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.presets import build_algorithm
 from agentrl.errors import AgentRLError
+from agentrl.inference.contract import Backend
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
@@ -31,48 +33,66 @@ from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import serve
 from agentrl.training.task_order import TaskOrder
 
-__all__ = ["prepare", "train"]
+__all__ = ["Built", "build", "train"]
 
 
 async def train(parts: Parts, reporter: Reporter, interrupts: Interrupts) -> Summary:
-    """Train to the end, to one of ``interrupts`` or to an error; each leaves what was learned and a summary.
+    """Train until the last step, one of ``interrupts`` or an error, and return the summary of the run.
 
-    Raises ``AgentRLError`` for what stopped the run. An interrupt is no error: the outcome says so.
+    Each of the three saves what was learned and writes the summary. Raises ``ConfigError`` or ``PluginError``, and
+    leaves no run folder, where something that the config names cannot be built, and another ``AgentRLError`` for what
+    stopped the run. An interrupt raises nothing: the outcome says so.
     """
     told = Reporters(reporter)
-    algorithm, trackers = prepare(parts, told)
+    folder = RunFolder.create(parts.config)
+    try:
+        built = build(parts, told, folder.logs)
+    except BaseException:
+        folder.remove()
+        raise
     if (default := default_tasks(parts)) is not None:
         told.note(default)
-    folder = RunFolder.create(parts.config)
     log = RunLog(folder.logs / "run.log")
     told.add(log)
     with (
         contextlib.closing(log),
         EpisodeStore(folder.episodes) as store,
         MetricsLog(folder.metrics) as metrics,
-        trackers,
+        built.trackers,
     ):
         for note in store.notes:
             told.note(note)
-        recorder = RunRecorder(folder, store, metrics, trackers, parts.plugins, told)
-        return await _Run(parts, algorithm, recorder).to_its_end(interrupts)
+        recorder = RunRecorder(folder, store, metrics, built.trackers, parts.plugins, told)
+        return await _Run(parts, built, recorder).to_its_end(interrupts)
 
 
-def prepare(parts: Parts, reporter: Reporter) -> tuple[Algorithm, Trackers]:
-    """Build what needs no run folder, so that a wrong name or key is found before there is one.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a run is made of beside its ``Parts``; nothing of it is started."""
 
-    Raises ``ConfigError`` or ``PluginError`` for the first of them.
+    backend: Backend
+    algorithm: Algorithm
+    trackers: Trackers
+
+
+def build(parts: Parts, reporter: Reporter, logs: Path | None = None) -> Built:
+    """Build the backend, the algorithm and the trackers that the config names, and start nothing.
+
+    ``logs`` is the folder for what the backend's processes print. Raises ``ConfigError`` or ``PluginError`` for the
+    first name or key that is wrong.
     """
     find_device(parts.config.training.device, "training.device")
-    build_backend(parts, version=0)
-    algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
-    return algorithm, Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning)
+    return Built(
+        backend=build_backend(parts, version=0, logs=logs, say=reporter.note),
+        algorithm=build_algorithm(parts.plugins, parts.config.algorithm),
+        trackers=Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning),
+    )
 
 
 @dataclass
 class _Run:
     parts: Parts
-    algorithm: Algorithm
+    built: Built
     recorder: RunRecorder
     loop: TrainingLoop | None = None
 
@@ -106,16 +126,16 @@ class _Run:
             return "interrupted", None
         except Exception as error:
             reason = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
-            if interrupts.arrived:  # What is cancelled may fail of it.
+            if interrupts.arrived:  # A cancellation may make anything fail.
                 self.recorder.reporter.warning(f"while the run was being interrupted: {reason}")
                 return "interrupted", None
             return f"failed: {reason}", error
         return "completed", None
 
     def _rescue(self) -> None:
-        """Save what was learned from another thread, while code that is not ours holds the event loop."""
+        """Save what was learned from another thread, while an agent's code blocks the event loop."""
         reporter = self.recorder.reporter
-        reporter.warning("the event loop does not move, something holds it: saving beside it")
+        reporter.warning("the event loop is blocked: what was learned is saved from another thread")
         try:
             if self.loop is not None and self.loop.learner.version > 0:
                 self.loop.write_checkpoint()
@@ -132,7 +152,7 @@ class _Run:
         parts, recorder, reporter = self.parts, self.recorder, self.recorder.reporter
         config = parts.config
         reporter.activity_started("loading the model")
-        algorithm = self.algorithm
+        algorithm = self.built.algorithm
         learner = await finish_in_thread(
             Learner, parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed
         )
@@ -141,12 +161,11 @@ class _Run:
         reporter.activity_started("starting the inference engine")
         async with serve(
             parts,
-            learner.version,
+            self.built.backend,
             finished=recorder.episode,
             warn=reporter.warning,
             trains=True,
             logs=recorder.folder.logs,
-            say=reporter.note,
         ) as serving:
             recorder.start(config)
             yield TrainingLoop(

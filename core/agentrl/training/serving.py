@@ -21,7 +21,7 @@ from agentrl.rollout.contract import AgentRunner, Episode, ExecutorContext
 from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.rollout.failures import SMALLEST_WINDOW, FailureBudget
-from agentrl.training.backends import build_backend, build_chat_backend, stop, untrainable, warned, within
+from agentrl.training.backends import build_chat_backend, stop, untrainable, warned, within
 from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 
 __all__ = ["BackendBlocked", "EndpointServing", "Serving", "executor_context", "frozen_heap", "serve", "serve_endpoint"]
@@ -59,24 +59,22 @@ class Serving:
 @contextlib.asynccontextmanager
 async def serve(
     parts: Parts,
-    version: int,
+    backend: Backend,
     *,
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
-    say: Callable[[str], None],
     trains: bool,
     logs: Path | None = None,
     unstopped: Callable[[Exception], None] | None = None,
 ) -> AsyncIterator[Serving]:
-    """Start the backend on the model folder's weights, which are of ``version``, the gateway and the agent.
+    """Start ``backend``, which ``build_backend`` made, the gateway and the agent; stop them at the end of the block.
 
-    ``logs`` is the folder for what processes of agents and of the backend print; ``None`` keeps nothing of it. ``say``
-    is told what a long start waits for, and ``unstopped`` what the backend fails to stop with, which by default is a
-    warning. Raises ``ConfigError`` where training is wanted of a backend that cannot take
-    new weights, and where the config wants to sample as the backend cannot.
+    ``finished`` is awaited for every finished episode. ``logs`` is the folder for what processes of agents print;
+    ``None`` keeps nothing of it. ``warn`` is called with each warning, and ``unstopped`` with the error that stopping
+    the backend raised, by default as a warning. ``trains`` says whether the backend has to take new weights. Raises
+    ``ConfigError`` where it cannot, and where the config wants to sample as the backend cannot.
     """
     config = parts.config
-    backend = build_backend(parts, version, logs=logs, say=say)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(stop, backend, unstopped or warned(warn), warn)
         async with within(config.inference.timeout, "the inference engine to start"):

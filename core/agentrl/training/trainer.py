@@ -25,7 +25,7 @@ from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
-from agentrl.training.run import prepare, train
+from agentrl.training.run import build, train
 from agentrl.training.schedulers import build_scheduler
 
 __all__ = ["Trainer"]
@@ -85,7 +85,7 @@ class Trainer:
             parts = self._trainable(config, target)
             build_scheduler(self.plugins, config)
             RunFolder.check(parts.config)
-            prepare(parts, self.reporter)
+            build(parts, self.reporter)
 
     @missing_extras()
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None, *, workflow: Any = None) -> Evaluation:
