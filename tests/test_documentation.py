@@ -121,7 +121,7 @@ def test_a_page_names_only_files_that_exist(page: Path):
 
 
 def test_a_page_says_what_each_block_is():
-    known = {"console", "python", "yaml", "toml", "text", "jinja"}
+    known = {"console", "python", "yaml", "toml", "text", "jinja", "sql"}
     fences = {
         (page.name, fence)
         for page in PAGES
