@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from natives import TASK, Play, Played
 
+from agentrl import Plugins
 from agentrl.agents.binding import bind_agent
 from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
-from agentrl.plugins import Plugins
 from agentrl.testing import ScriptedBackend
 
 

@@ -10,7 +10,7 @@ from camel.agents import ChatAgent
 from camel.models import BaseModelBackend, ModelFactory
 
 from agentrl import AgentRLError
-from agentrl.gateway import Call
+from agentrl.gateway.contract import Call
 from agentrl.tokens.contract import TokenTree
 from agentrl_camel.policy import COUNTER
 

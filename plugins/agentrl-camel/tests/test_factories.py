@@ -10,8 +10,7 @@ import pytest
 from camel.agents import ChatAgent, CriticAgent
 from natives import Play, elsewhere, solver
 
-from agentrl import AgentError, ConfigError
-from agentrl.plugins import Plugins
+from agentrl import AgentError, ConfigError, Plugins
 from agentrl_camel.adapter import AdaptedFactory
 
 if TYPE_CHECKING:

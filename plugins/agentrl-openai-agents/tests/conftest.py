@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agents import Agent
 
-from agentrl.config.models import Config
+from agentrl import Config
 from agentrl.testing.episodes import EpisodePlayer, Played
 from agentrl.testing.scripted import ScriptedCompletion
 

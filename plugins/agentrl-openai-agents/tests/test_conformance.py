@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentrl.testing import AgentConformance
-from agentrl.testing.mistakes import tool_call
+from agentrl.testing import AgentConformance, tool_call
 
 NATIVE = Path(__file__).with_name("native.py")
 

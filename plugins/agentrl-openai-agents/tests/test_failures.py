@@ -10,7 +10,7 @@ import pytest
 from agents import Agent, FileSearchTool, ModelSettings, WebSearchTool, function_tool
 
 from agentrl import BackendError, ConfigError
-from agentrl.testing.mistakes import tool_call
+from agentrl.testing import tool_call
 from agentrl_openai_agents.adapter import AdaptedAgent
 
 

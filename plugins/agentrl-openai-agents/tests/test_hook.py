@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from agents import Agent, Runner
 
+from agentrl import Plugins
 from agentrl.agents.binding import bind_agent
-from agentrl.plugins import Plugins
 from agentrl_openai_agents.adapter import AdaptedAgent
 from agentrl_openai_agents.hooks import agentrl_adapt_agent
 
@@ -35,7 +35,7 @@ def test_a_package_of_the_same_name_is_somebody_elses(monkeypatch: pytest.Monkey
 
 def test_loading_the_plugin_and_trying_it_imports_nothing_of_the_sdk() -> None:
     code = (
-        "import sys; from agentrl.plugins import Plugins; p = Plugins(); p.adapt_agent(object()); "
+        "import sys; from agentrl import Plugins; p = Plugins(); p.adapt_agent(object()); "
         "assert not p.broken, p.broken; "
         "print(*(name for name in ('agents', 'openai', 'torch') if name in sys.modules))"
     )

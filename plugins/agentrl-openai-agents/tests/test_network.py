@@ -10,7 +10,7 @@ import pytest
 from agents import Agent
 from agents.tracing import TracingProcessor
 
-from agentrl.testing.mistakes import tool_call
+from agentrl.testing import tool_call
 
 
 class Recorder(TracingProcessor):

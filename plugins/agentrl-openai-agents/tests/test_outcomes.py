@@ -18,8 +18,7 @@ from agents import (
 )
 from pydantic import BaseModel
 
-from agentrl.testing.mistakes import tool_call
-from agentrl.testing.scripted import Truncated
+from agentrl.testing import Truncated, tool_call
 
 
 @function_tool

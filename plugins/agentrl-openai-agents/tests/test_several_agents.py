@@ -7,7 +7,7 @@ from typing import Any
 from agents import Agent, Runner, function_tool
 from agents.tool_context import ToolContext
 
-from agentrl.testing.mistakes import tool_call
+from agentrl.testing import tool_call
 
 
 @function_tool

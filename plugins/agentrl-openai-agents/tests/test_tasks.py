@@ -11,7 +11,7 @@ import pytest
 from agents import Agent, RunContextWrapper, SQLiteSession, function_tool
 from pydantic import BaseModel
 
-from agentrl.testing.mistakes import tool_call
+from agentrl.testing import tool_call
 
 PLAIN = Agent(name="Plain", instructions="Be brief.")
 SYSTEM = ("system", "Be brief.")
