@@ -160,5 +160,5 @@ def test_all_others_take_part_in_one_run_as_they_are(author: Author) -> None:
     assert (run / "my-tracker.csv").read_text().count("reward/mean") == learned["steps"]
     assert sum(json.loads((run / "my-hooks.json").read_text()).values()) == learned["episodes"]
     config = (run / "config.yaml").read_text()
-    assert all(f"my-{kind}" in config for kind in ("tasks", "tracker", "model", "algorithm", "scheduler"))
+    assert all(f"my-{kind}" in config for kind in ("tasks", "tracker", "model", "algorithm", "scheduler", "executor"))
     assert f"{learned['reward_after']:.3f}  all" in author.agentrl(uses["command"]).splitlines()

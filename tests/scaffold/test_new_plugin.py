@@ -82,6 +82,7 @@ def test_what_cannot_be_imported_is_refused_with_a_name_that_can(text: str, near
         ("algorithm", "grpo", "algorithm 'grpo' exists: agentrl-core"),
         ("algorithm", "group", "algorithm part 'advantage.group' exists: agentrl-core"),
         ("tracker", "tensorboard", "tracker 'tensorboard' exists: agentrl-core"),
+        ("executor", "subproc", "executor 'subproc' exists: agentrl-core"),
         ("dialect", "chat", "dialect 'chat' exists: agentrl-core"),
         ("command", "train", "command 'train' exists: agentrl has it"),
         ("reward", "agents", "package agentrl_agents"),

@@ -24,7 +24,12 @@ def next_commands(name: PluginName, kind: PluginKind, folder: Path) -> list[str]
     return [shlex.join(command) for command in commands]
 
 
-_LISTINGS: dict[PluginKind, list[str]] = {"scheduler": ["plugins"], "hooks": ["plugins"], "command": ["--help"]}
+_LISTINGS: dict[PluginKind, list[str]] = {
+    "executor": ["plugins"],
+    "scheduler": ["plugins"],
+    "hooks": ["plugins"],
+    "command": ["--help"],
+}
 """The command that lists a kind without a listing of its own."""
 
 
@@ -36,6 +41,7 @@ def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
         "model": ["train", "math", f"model={entry}"],
         "backend": ["train", "math", f"inference.backend={entry}"],
         "dialect": ["train", str(folder / "example_agent.py")],
+        "executor": ["train", "math", f"rollout.mode={entry}"],
         "algorithm": ["train", "math", f"algorithm={entry}"],
         "tracker": ["train", "math", f"trackers=[{entry}]"],
         "scheduler": ["train", "math", f"scheduler={entry}"],

@@ -1,0 +1,1 @@
+"""The executor ``plugin-name`` for agentrl."""
