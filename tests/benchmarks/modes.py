@@ -30,9 +30,8 @@ from agentrl.agents.binding import bind_agent
 from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
 from agentrl.rollout.contract import AgentRunner, EpisodeKey
-from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.dispatcher import Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.inline import InlineRunner
 from agentrl.rollout.subproc.executor import SubprocRunner
 from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment

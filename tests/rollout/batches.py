@@ -16,9 +16,8 @@ from tests.rollout.requests import requests_of
 
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.rollout.contract import Episode
-from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.dispatcher import Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.subproc.executor import SubprocRunner
 from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
 from agentrl.rollout.subproc.process import WorkerLimits

@@ -16,9 +16,8 @@ from agentrl.errors import RunError
 from agentrl.gateway import SessionSettings
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import EpisodeKey
-from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
+from agentrl.rollout.dispatcher import Dispatcher, FailureBudget, GroupRequest
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.inline import InlineRunner
 from agentrl.tokens.contract import TokenTree
 

@@ -15,7 +15,8 @@ from agentrl.agents.result import as_result
 from agentrl.errors import AgentError, BackendError, GatewayError, PluginError, PolicyError, RewardError, RunError
 from agentrl.rewards.scoring import call_reward
 from agentrl.rollout.contract import Activity, EpisodeKey, Failure
-from agentrl.rollout.failures import FailureBudget, attribute, too_late
+from agentrl.rollout.dispatcher import FailureBudget
+from agentrl.rollout.failures import attribute, too_late
 from agentrl.rollout.subproc.process import how_it_ended
 from agentrl.rollout.subproc.worker import failure_of
 

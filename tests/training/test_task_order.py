@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from agentrl.config import load_config
 from agentrl.rollout.contract import EpisodeKey
-from agentrl.training.task_order import TaskOrder, group_requests
+from agentrl.training.loop import group_requests
+from agentrl.training.task_order import TaskOrder
 
 sizes = st.integers(1, 20)
 takes = st.lists(st.integers(1, 9), min_size=1, max_size=8)

@@ -24,7 +24,8 @@ from agentrl.gateway.session import Session
 from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.tokens.probes import LOST
-from agentrl.training.task_order import TaskOrder, training_session
+from agentrl.training.loop import training_session
+from agentrl.training.task_order import TaskOrder
 
 if TYPE_CHECKING:
     from agentrl.doctor.examination import Case

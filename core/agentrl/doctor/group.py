@@ -18,10 +18,11 @@ from agentrl.doctor.report import Finding, futile, note, ok, problem, warning
 from agentrl.errors import RunError
 from agentrl.reporting.plain import reward_text
 from agentrl.rollout.contract import Episode, Group
-from agentrl.rollout.failures import FailureBudget
+from agentrl.rollout.dispatcher import FailureBudget
 from agentrl.runs.tally import Reasons, mean
 from agentrl.tokens.contract import TokenTree
-from agentrl.training.task_order import TaskOrder, group_requests
+from agentrl.training.loop import group_requests
+from agentrl.training.task_order import TaskOrder
 
 if TYPE_CHECKING:
     from agentrl.doctor.examination import Case

@@ -101,6 +101,7 @@ class Gateway:
         Raises ``RunError`` where the server does not start in time.
         """
         reach_loopback_directly()
+        self.http_client()  # Made now: the first episode does not wait for it.
         self._server.start()
 
     def stop(self) -> None:

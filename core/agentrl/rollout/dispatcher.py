@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from agentrl.errors import RunError, one_line, shortened
 from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.contract import Episode, EpisodeKey, Group, Phase
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Group, Phase
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.failures import FailureBudget
 from agentrl.tasks.contract import Task
 
-__all__ = ["Dispatcher", "GroupRequest"]
+__all__ = ["SMALLEST_WINDOW", "Dispatcher", "FailureBudget", "GroupRequest"]
+
+SMALLEST_WINDOW = 16
+"""Episodes that a failure budget looks at where a step has fewer: of a handful, half may fail by chance."""
+
+_REASON_CHARACTERS = 400
+_REASONS_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +151,51 @@ async def _ended(task: asyncio.Task[None]) -> None:
         task.exception()  # Marks it as seen: `dispatch` has raised it, or the consumer has left.
     if cancelled is not None:
         raise cancelled
+
+
+class FailureBudget:
+    """Stops a run of which too large a share fails: a sliding window over the most recently finished episodes."""
+
+    def __init__(self, share: float, window: int) -> None:
+        """More than ``share`` of the last ``window`` episodes may not fail, nor may all of them.
+
+        An episode that has not finished yet counts as one that does not fail, so that the first few of a run that
+        happen to fail stop nothing.
+        """
+        self._share = share
+        self._window: deque[tuple[EpisodeKey, Failure | None]] = deque(maxlen=window)
+        self._size = window
+        self._failed = 0
+
+    def add(self, key: EpisodeKey, failure: Failure | None) -> None:
+        """Take in a finished episode, with its failure if it has failed.
+
+        Raises ``RunError``, with the commonest reasons and a key of each, once the budget is spent.
+        """
+        if len(self._window) == self._size:
+            self._failed -= self._window[0][1] is not None
+        self._window.append((key, failure))
+        self._failed += failure is not None
+        if failure is not None and (self._failed > self._share * self._size or self._failed == self._size):
+            raise self._spent(f"{self._failed} of the last {len(self._window)} episodes failed")
+
+    def conclude(self, episodes: int, failed: int) -> None:
+        """Take in that ``failed`` of the ``episodes`` that belong together failed: those of a step or an evaluation.
+
+        Raises ``RunError`` where all of them did, which is over any budget, however few they are.
+        """
+        if failed and failed == episodes:
+            raise self._spent(f"all of {episodes} episodes failed" if episodes > 1 else "the only episode failed")
+
+    def _spent(self, what: str) -> RunError:
+        failures = [(failure, key) for key, failure in self._window if failure is not None]
+        counts = Counter(failure.kind for failure, _ in failures)
+        first = {failure.kind: (failure, key) for failure, key in reversed(failures)}
+        reasons = [
+            f"{count}x {shortened(one_line(first[kind][0]), _REASON_CHARACTERS)} [{first[kind][1]}]"
+            for kind, count in counts.most_common(_REASONS_TOLD)
+        ]
+        budget = f", or raise rollout.failure_budget above {self._share:g}" if self._share < 1 else ""
+        return RunError(
+            f"{what}, over the failure budget; commonest: {'; '.join(reasons)}", fix=f"mend the cause{budget}"
+        )

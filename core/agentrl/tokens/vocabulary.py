@@ -67,7 +67,7 @@ class Vocabulary:
 
         A lone surrogate, which no vocabulary holds, is encoded as its JSON escape.
         """
-        text = encodable(text)
+        text = text if text.isascii() else encodable(text)
         if MARK in text:
             return list(self._encode_marked(text))
         if len(text) > _CACHED_LENGTH:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from agentrl.algorithms.batch import build_batch
 from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.errors import RunError
+from agentrl.gateway.contract import SessionSettings
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
-from agentrl.rollout.contract import Group
+from agentrl.rollout.contract import EpisodeKey, Group
+from agentrl.rollout.dispatcher import GroupRequest
+from agentrl.rollout.staleness import MAX_STALENESS, oldest_version
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
 from agentrl.training.checkpoints import Conversing, save_checkpoint
@@ -28,9 +32,9 @@ from agentrl.training.idle import IdleSteps
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import Serving
-from agentrl.training.task_order import TaskOrder, group_requests
+from agentrl.training.task_order import OrderedTask, TaskOrder
 
-__all__ = ["Stopwatch", "TrainingLoop"]
+__all__ = ["Stopwatch", "TrainingLoop", "group_requests", "training_session"]
 
 
 class Stopwatch:
@@ -190,3 +194,42 @@ class TrainingLoop:
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
+
+
+def group_requests(config: Config, tasks: list[OrderedTask], version: int) -> list[GroupRequest]:
+    """The groups of one step: ``rollout.group_size`` episodes of each task, under weights of ``version``.
+
+    Where a small set repeats a task within the step, its sample numbers go on, so that no two episodes of the step
+    sample the same tokens.
+    """
+    size = config.rollout.group_size
+    taken: Counter[int] = Counter()
+    requests = []
+    for task in tasks:
+        samples = range(taken[task.index], taken[task.index] + size)
+        taken[task.index] += size
+        requests.append(
+            GroupRequest(
+                phase="train",
+                ordinal=task.position,
+                task=task.index,
+                data=task.data,
+                samples=samples,
+                settings=lambda key: training_session(config, key, version),
+            )
+        )
+    return requests
+
+
+def training_session(config: Config, key: EpisodeKey, version: int) -> SessionSettings:
+    """How the session of the training episode ``key`` samples under weights of ``version``."""
+    rollout = config.rollout
+    return SessionSettings(
+        training=True,
+        model=config.model.name,
+        temperature=rollout.temperature,
+        max_tokens=rollout.max_tokens,
+        override=rollout.override,
+        versions=(oldest_version(version, MAX_STALENESS), version),
+        seed_key=(config.seed, key.phase, version, key.task, key.sample),
+    )

@@ -18,9 +18,8 @@ from agentrl.inference.contract import Backend, Capabilities
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rewards.scoring import REWARD, call_reward
 from agentrl.rollout.contract import AgentRunner, Episode, ExecutorContext
-from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.dispatcher import SMALLEST_WINDOW, Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.failures import SMALLEST_WINDOW, FailureBudget
 from agentrl.training.backends import build_chat_backend, stop, untrainable, warned, within
 from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 

@@ -1,20 +1,14 @@
-"""Which groups training asks for: tasks in a shuffled order, which seed and cursor alone determine."""
+"""The order in which training takes tasks: shuffled, and determined by seed and cursor alone."""
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections import Counter
 from dataclasses import dataclass
 
-from agentrl.config.models import Config
-from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.contract import EpisodeKey
-from agentrl.rollout.dispatcher import GroupRequest
-from agentrl.rollout.staleness import MAX_STALENESS, oldest_version
 from agentrl.tasks.contract import Task, TaskSet
 
-__all__ = ["OrderedTask", "TaskOrder", "group_requests", "training_session"]
+__all__ = ["OrderedTask", "TaskOrder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,42 +42,3 @@ class TaskOrder:
             self._epoch, self._order = epoch, array("Q", range(len(self._tasks)))
             random.Random(f"tasks-{self._seed}-{epoch}").shuffle(self._order)
         return self._order[offset]
-
-
-def group_requests(config: Config, tasks: list[OrderedTask], version: int) -> list[GroupRequest]:
-    """The groups of one step: ``rollout.group_size`` episodes of each task, under weights of ``version``.
-
-    Where a small set repeats a task within the step, its sample numbers go on, so that no two episodes of the step
-    sample the same tokens.
-    """
-    size = config.rollout.group_size
-    taken: Counter[int] = Counter()
-    requests = []
-    for task in tasks:
-        samples = range(taken[task.index], taken[task.index] + size)
-        taken[task.index] += size
-        requests.append(
-            GroupRequest(
-                phase="train",
-                ordinal=task.position,
-                task=task.index,
-                data=task.data,
-                samples=samples,
-                settings=lambda key: training_session(config, key, version),
-            )
-        )
-    return requests
-
-
-def training_session(config: Config, key: EpisodeKey, version: int) -> SessionSettings:
-    """How the session of the training episode ``key`` samples under weights of ``version``."""
-    rollout = config.rollout
-    return SessionSettings(
-        training=True,
-        model=config.model.name,
-        temperature=rollout.temperature,
-        max_tokens=rollout.max_tokens,
-        override=rollout.override,
-        versions=(oldest_version(version, MAX_STALENESS), version),
-        seed_key=(config.seed, key.phase, version, key.task, key.sample),
-    )
