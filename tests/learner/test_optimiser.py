@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from agentrl.config.models import TrainingSection
-from agentrl.learner.optimiser import learning_rate, limited_threads
+from agentrl.learner.optimiser import learning_rate
+from agentrl.learner.policy import limited_threads
 
 TINY = 430_000
 

@@ -28,9 +28,9 @@ from agentrl.errors import ConfigError, RunError, one_line
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.contract import Correction, Objective, ObjectiveTerms, Scores, Targets, TrainBatch
 from agentrl.learner.folder import save_model, stored_dtype, write_state
-from agentrl.learner.optimiser import Optimiser, limited_threads
+from agentrl.learner.optimiser import Optimiser
 from agentrl.learner.packing import Pass, check_batch, check_lengths, check_targets, pack, padded_size
-from agentrl.learner.policy import Policy, PolicyMetrics
+from agentrl.learner.policy import Policy, PolicyMetrics, limited_threads
 from agentrl.learner.probe import probe_forest
 from agentrl.processors import find_device
 

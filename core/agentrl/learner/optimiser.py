@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,16 +11,14 @@ from torch import nn
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import RunError
+from agentrl.learner.policy import limited_threads
 
-__all__ = ["Optimiser", "learning_rate", "limited_threads"]
+__all__ = ["Optimiser", "learning_rate"]
 
 UPDATE_TOKENS = 32
 """An update takes about as long as a pass of this many tokens."""
 PATIENCE = 5
 """Steps in a row whose gradient may be NaN or infinite before the run stops."""
-SECOND_THREAD = 500_000_000
-"""Parameters times tokens of a pass from which on a second CPU thread gains more than it costs to wake it. Measured
-with 0.4 million parameters within runs: with 240 tokens two threads took 1.4 times as long as one, with 900 as long."""
 
 
 class Optimiser:
@@ -93,18 +90,3 @@ def learning_rate(training: TrainingSection, step: int) -> float:
     if training.schedule == "cosine":
         return training.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
     return training.learning_rate
-
-
-@contextmanager
-def limited_threads(parameters: int, tokens: int) -> Iterator[None]:
-    """Within the block, PyTorch uses one CPU thread where ``tokens`` of a model of that size are too little work for
-    two; elsewhere it uses as many as before."""
-    before = torch.get_num_threads()
-    if parameters * tokens >= SECOND_THREAD:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
