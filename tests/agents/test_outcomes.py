@@ -19,8 +19,8 @@ def status_error(status):
     return openai.APIStatusError("no", response=httpx.Response(status, request=REQUEST), body=None)
 
 
-def chained(error, cause):
-    error.__cause__ = cause
+def chained(error, other):
+    error.__cause__ = other
     return error
 
 

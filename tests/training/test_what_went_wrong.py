@@ -65,15 +65,15 @@ def test_failed_episodes_are_seen_in_the_lines_the_log_and_the_summary(train):
     failed = len([number for number in range(32) if number % 5 == 0])
     assert (summary.outcome, summary.failed) == ("completed", failed)
     assert written["failed"] == failed
-    (cause,) = written["reasons"]["failed"]
-    assert cause["count"] == failed
+    (reason,) = written["reasons"]["failed"]
+    assert reason["count"] == failed
     assert re.match(
-        r"agent: ValueError: cannot make a number of .*test_what_went_wrong\.py:\d+, in run", cause["reason"]
+        r"agent: ValueError: cannot make a number of .*test_what_went_wrong\.py:\d+, in run", reason["reason"]
     )
-    assert re.fullmatch(r"train-\d+-\d+-\d+", cause["episode"])
+    assert re.fullmatch(r"train-\d+-\d+-\d+", reason["episode"])
     for text in (lines, log):
         assert re.search(r"step 1/2: .* 4 failed, .*truncated", text)
-        assert re.search(rf"4 of 16 episodes failed; commonest: 4x {re.escape(cause['reason'])}", text)
+        assert re.search(rf"4 of 16 episodes failed; commonest: 4x {re.escape(reason['reason'])}", text)
     assert re.search(rf"{failed} of 32 episodes failed; commonest: {failed}x agent: ValueError", log)
     assert log.count('raise ValueError(f"cannot make a number of {text!r}, in episode {number}")') == 1
 
@@ -105,9 +105,9 @@ def test_failures_of_the_backend_that_were_overcome_are_counted_and_shown(train,
     _, summary, lines = train(agent, f"inference.backend={__name__}:EverySeventh", steps=1)
     assert (summary.outcome, summary.failed) == ("completed", 0)
     assert summary.retried >= 2
-    (cause,) = summary.reasons["retried"]
-    assert cause["count"] == summary.retried
-    assert cause["reason"].startswith("backend: the inference backend failed: RuntimeError: request ")
+    (reason,) = summary.reasons["retried"]
+    assert reason["count"] == summary.retried
+    assert reason["reason"].startswith("backend: the inference backend failed: RuntimeError: request ")
     assert re.search(rf"{summary.retried} failed calls or attempts were tried again; commonest", lines)
 
 

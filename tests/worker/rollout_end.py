@@ -20,7 +20,7 @@ from agentrl.worker.protocol import PROTOCOL, Message, decode, encode
 
 DEADLINE_S = 60.0
 
-STANDING = {"base_url": "http://127.0.0.1:9/standing/v1", "api_key": "standing"}
+PROCESS_ENDPOINT = {"base_url": "http://127.0.0.1:9/process/v1", "api_key": "process"}
 
 
 class Rollout:
@@ -69,7 +69,9 @@ class Rollout:
     ) -> Message:
         """Greet, and have an agent loaded; ``loaded`` or ``refused``."""
         assert self.greet()["type"] == "hello"
-        self.say("load", agent=str(agent), kwargs=kwargs, disabled=disabled, outcomes=outcomes, endpoint=STANDING)
+        self.say(
+            "load", agent=str(agent), kwargs=kwargs, disabled=disabled, outcomes=outcomes, endpoint=PROCESS_ENDPOINT
+        )
         return self.hear()
 
     def begin(self, episode: int, data: object = None, *, base_url: str | None = None) -> None:

@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from tests.worker.rollout_end import DEADLINE_S, STANDING, is_gone, is_over
+from tests.worker.rollout_end import DEADLINE_S, PROCESS_ENDPOINT, is_gone, is_over
 
 from agentrl.worker.protocol import LONGEST, PROTOCOL, encode, error_from_json
 
@@ -36,7 +36,7 @@ def test_a_worker_greets_loads_runs_and_stops(rollout, write):
     hello = rollout.greet()
     assert hello["protocol"] == PROTOCOL
     assert hello["python"] == ".".join(str(part) for part in sys.version_info[:3])
-    rollout.say("load", agent=write(SIMPLE), kwargs={}, disabled=[], outcomes=[], endpoint=STANDING)
+    rollout.say("load", agent=write(SIMPLE), kwargs={}, disabled=[], outcomes=[], endpoint=PROCESS_ENDPOINT)
     assert rollout.hear() == {"type": "loaded", "is_async": True, "returns_answer": False}
     assert rollout.run() == 1.0
     assert rollout.stop() == 0
@@ -189,7 +189,7 @@ def test_it_stops_whatever_is_in_the_way(loaded, code):
 def test_it_stops_while_it_imports(rollout, write):
     rollout.greet()
     source = write("import time\nprint('importing')\ntime.sleep(3600)")
-    rollout.say("load", agent=source, kwargs={}, disabled=[], outcomes=[], endpoint=STANDING)
+    rollout.say("load", agent=source, kwargs={}, disabled=[], outcomes=[], endpoint=PROCESS_ENDPOINT)
     assert is_over(lambda: "importing" in rollout.log())
     assert rollout.stop() == 0
 

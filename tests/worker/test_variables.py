@@ -1,4 +1,4 @@
-"""The endpoint in the environment: standing for what is older than an episode, the episode's own inside it."""
+"""The endpoint in the environment: the process's for what is older than an episode, the episode's own inside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from agentrl.worker.variables import endpoint_variables
 
 NAMES = ["OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"]
-STANDING = ["http://127.0.0.1:9/standing/v1", "standing", "http://127.0.0.1:9/standing", "standing"]
+PROCESS_ENDPOINT = ["http://127.0.0.1:9/process/v1", "process", "http://127.0.0.1:9/process", "process"]
 
 
 def of_episode(number: int) -> list[str]:
@@ -20,7 +20,7 @@ def test_anthropics_url_lacks_the_version_that_its_sdk_appends():
     assert list(endpoint_variables("http://x/v1", "k")) == NAMES
 
 
-def test_sdk_clients_without_arguments_reach_their_episode_and_older_ones_the_standing_endpoint(loaded):
+def test_sdk_clients_without_arguments_reach_their_episode_and_older_ones_the_process_endpoint(loaded):
     rollout = loaded("""
         import asyncio
         from openai import AsyncOpenAI, OpenAI
@@ -39,7 +39,7 @@ def test_sdk_clients_without_arguments_reach_their_episode_and_older_ones_the_st
     answers = [rollout.hear() for _ in range(2)]
     for answer in answers:
         own = [f"http://127.0.0.1:9/episode-{answer['id']}/v1/", f"key-{answer['id']}"]
-        assert answer["returned"] == [own, own, ["http://127.0.0.1:9/standing/v1/", "standing"]]
+        assert answer["returned"] == [own, own, ["http://127.0.0.1:9/process/v1/", "process"]]
 
 
 READ = f"""
@@ -88,7 +88,7 @@ def test_code_of_an_async_agent_sees_the_episode_wherever_the_context_goes(loade
         seen = rollout.run(episode=number)
         outside = {name: seen.pop(name) for name in ("at import", "thread", "process")}
         assert seen == dict.fromkeys(seen, of_episode(number))
-        assert outside == dict.fromkeys(outside, STANDING)
+        assert outside == dict.fromkeys(outside, PROCESS_ENDPOINT)
 
 
 def test_code_of_a_synchronous_agent_sees_the_episode(loaded):

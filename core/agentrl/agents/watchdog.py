@@ -1,4 +1,4 @@
-"""The watchdog of the rollout's event loop: an agent that blocks it stops every other episode."""
+"""A watchdog for an event loop that runs episodes: code that blocks the loop stops every other episode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIX = "await instead of blocking: AsyncOpenAI, asyncio.sleep, asyncio.to_thread
 
 
 _AGAIN_S = 5.0
-"""After how long what was raised is raised again, in code that went on."""
+"""Seconds after which the error is raised again in code that has caught it and goes on."""
 
 _HANDLES = asyncio.Handle._run.__code__.co_filename  # Every callback runs through it.
 
@@ -39,22 +39,22 @@ _WAITING = 0.02
 
 
 class Holder(NamedTuple):
-    """Whose code may hold the event loop."""
+    """Code that may block the event loop, and what becomes of it."""
 
     name: str
-    """In words, such as ``the reward``."""
+    """What messages call it, such as ``the reward``."""
     error: type[BaseException]
-    """Raised inside that code at the deadline; made without arguments."""
+    """Raised inside that code at the deadline; the class is called without arguments."""
     fix: str
 
 
 class LoopWatchdog:
     """Watches the running event loop from a thread of its own.
 
-    A beat that is ``patience`` seconds late is reported once, with the place in the agent's code that
-    holds the loop; after ``deadline`` seconds ``Blocked`` is raised inside that code, so that it costs
-    its own episode and no other, and again where it goes on in spite of it. A loop that would go on if the machine
-    let it is not reported.
+    Where the loop has not come round for ``patience`` seconds, that is reported once, with the line of the agent's
+    code that blocks it. After ``deadline`` seconds ``Blocked`` is raised inside that code, so that only its own episode
+    fails, and again where the code catches it and goes on. A loop that is only slow because the machine is busy is not
+    reported.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class LoopWatchdog:
         fix: str = _FIX,
         others: Mapping[CodeType, Holder] = MappingProxyType({}),
     ) -> None:
-        """``report`` is called, from the watchdog's thread, with a message that ends in ``fix``, once ``harms()``.
+        """``report`` is called from the watchdog's thread, with a message that ends in ``fix``, if ``harms()``.
 
-        ``others`` have their code run on the loop as well, each through a function of its own; ``agent`` is ``None``
-        where the agent has not, and then nobody but them is reported.
+        ``agent`` is the name of the agent whose code runs on the loop, or ``None`` where the agent runs elsewhere.
+        ``others`` maps the code of functions that call other authors' code on the loop, such as rewards, to who that
+        is; a blocked loop is blamed on the innermost of them, else on the agent.
         """
         self._agent = None if agent is None else Holder(f"agent {agent!r}", Blocked, fix)
         self._others = others
@@ -144,14 +145,16 @@ class LoopWatchdog:
 
 
 def _within_loop(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
-    """What the event loop has called, without whoever runs the loop."""
+    """The frames below the event loop's own: what it has called, without whoever runs the loop."""
     called = [index for index, frame in enumerate(stack) if frame.name == "_run" and frame.filename == _HANDLES]
     return stack[called[-1] + 1 :] if called else ()
 
 
 def _starts_a_thread(thread: int) -> bool:
-    """Whether a thread waits for one that it starts, which has its identity until it runs: what is raised in it then
-    ends the new thread, and nobody ever tells the old one."""
+    """Whether a thread waits in ``Thread.start`` for one that it starts.
+
+    Until the new thread runs, an error raised in the old one would end the new one, and the old would wait for ever.
+    """
     frame = sys._current_frames().get(thread)
     while frame is not None and frame.f_code is not threading.Thread.start.__code__:
         frame = frame.f_back

@@ -1,4 +1,7 @@
-"""The dispatcher: keeps a number of episodes in flight, and yields each group as soon as its last episode is stored."""
+"""The dispatcher: keeps a number of episodes in flight, and yields each group as soon as its last episode is stored.
+
+The failure budget, by which it stops a run that only fails, is at the end.
+"""
 
 from __future__ import annotations
 

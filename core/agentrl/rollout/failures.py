@@ -1,4 +1,4 @@
-"""Failures: whose fault it is that an episode failed."""
+"""Whose fault a failure is: from what ended an episode to a side, a reason and a fingerprint."""
 
 from __future__ import annotations
 

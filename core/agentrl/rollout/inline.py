@@ -67,7 +67,7 @@ class InlineRunner:
     ) -> Any:
         """See ``AgentRunner.run``; the agent works on its own deep copy of ``data``.
 
-        ``alone`` is the same as otherwise: coroutines share a process, and nothing here brings that down.
+        ``alone`` makes no difference: coroutines share this process, and none of them can bring it down.
         """
         code, borrower = self._guarded(copy.deepcopy(data), connection), Borrower()
         context = contextvars.copy_context()
@@ -85,7 +85,7 @@ class InlineRunner:
         return task.result()
 
     def warn_of_calls_left(self) -> None:
-        """Warn, once, of calls that go on though their episodes have ended."""
+        """Warn, once, of blocking calls that still run although their episodes have ended."""
         self._left = [borrower for borrower in self._left if borrower.running]
         if self._left and not self._has_warned:
             self._has_warned = True

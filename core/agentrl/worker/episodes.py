@@ -43,7 +43,7 @@ class Inbox:
         self._wake: Callable[[], object] = lambda: None
 
     def put(self, message: Message) -> None:
-        """Add a message, from any thread."""
+        """Add a message; may be called from any thread."""
         self._messages.put(message)
         self._wake()
 
@@ -52,18 +52,18 @@ class Inbox:
         return self._messages.get()
 
     def wake_with(self, wake: Callable[[], object]) -> None:
-        """Call ``wake``, now and for every message that comes, to have ``waiting`` emptied."""
+        """Call ``wake`` now and for every further message, so that somebody takes what is ``waiting``."""
         self._wake = wake
         wake()
 
     def waiting(self) -> Iterator[Message]:
-        """The messages that are there."""
+        """Take the messages that have arrived."""
         while not self._messages.empty():
             yield self._messages.get_nowait()
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits to be taken."""
+        """Whether no message waits to be taken."""
         return self._messages.empty()
 
 
@@ -188,7 +188,7 @@ class _AsyncEpisodes:
         return task
 
     def _harms(self) -> bool:
-        """Whether a loop that does not move holds anybody up."""
+        """Whether a blocked event loop delays another episode or a message."""
         return len(self._tasks) > 1 or not self._inbox.empty
 
     def _report(self, message: str) -> None:

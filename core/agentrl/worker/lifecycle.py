@@ -33,12 +33,11 @@ _FLUSH_S = 1.0
 
 
 class Channel:
-    """Messages over the connected stream socket that is descriptor ``fd``.
+    """The worker's end of the socket pair: whole messages, from any thread, over the descriptor ``fd``.
 
-    No child process has a part in it: a program that the agent starts does not inherit the descriptor, and a
-    copy of this process made by ``os.fork`` closes it at once and sends nothing.
-
-    Raises ``OSError`` where ``fd`` is no socket.
+    Child processes do not share it: a program that the agent starts does not inherit the descriptor, and a copy of
+    this process made by ``os.fork`` closes it at once and sends nothing. Raises ``OSError`` where ``fd`` is no
+    connected socket.
     """
 
     def __init__(self, fd: int) -> None:
@@ -49,7 +48,7 @@ class Channel:
         os.register_at_fork(after_in_child=self._close_in_child)
 
     def messages(self) -> Iterator[Message]:
-        """What the rollout says, until it is gone. Raises ``ValueError`` for what is no message."""
+        """The rollout's messages, until it closes the connection. Raises ``ValueError`` for anything else."""
         # It is "reset" where the rollout has left something unread.
         with self._socket.makefile("rb") as lines, contextlib.suppress(ConnectionError):
             while line := self._line(lines.readline(LONGEST + 1)):
@@ -61,7 +60,7 @@ class Channel:
         return line if line.endswith(b"\n") else b""
 
     def send(self, line: bytes) -> None:
-        """Send an encoded message; into the void where nobody listens any more."""
+        """Send an encoded message; it is dropped where the rollout has closed the connection."""
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(line)
 
@@ -86,7 +85,7 @@ def serve(channel: Channel) -> int:
 
 
 def _greet(hello: Message, send: Callable[[bytes], None]) -> bool:
-    """Answer ``hello``; whether it is of this protocol."""
+    """Answer ``hello`` and return whether the rollout speaks this version of the protocol."""
     if hello["type"] != "hello":
         raise ValueError(f"{hello['type']!r} instead of 'hello'")
     send(encode({"type": "hello", "protocol": PROTOCOL, "core": _core(), "python": platform.python_version()}))
@@ -143,7 +142,7 @@ def _load_agent(load: Message) -> BoundAgent:
 
 
 def _listen(channel: Channel, inbox: Inbox) -> None:
-    """Read until there is no more to be said, and see to it that the process ends then, whatever holds it up."""
+    """Read messages until ``stop`` or the end of the connection, and make sure that the process ends then."""
     try:
         for message in channel.messages():
             inbox.put(message)
@@ -160,7 +159,7 @@ def _broken(error: Exception) -> int:
 
 
 def _leave(code: int, *, after_s: float = 0.0) -> NoReturn:
-    """End the process, if the main thread has not by then."""
+    """End the process after ``after_s`` seconds, unless the main thread has ended it by then."""
 
     def flush() -> None:
         time.sleep(after_s)

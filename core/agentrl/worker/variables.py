@@ -25,7 +25,7 @@ from contextvars import ContextVar
 __all__ = ["EndpointVariables", "endpoint_variables", "enter_episode", "set_process_variables"]
 
 _EPISODE: ContextVar[dict[str, str | None] | None] = ContextVar("agentrl_endpoint_variables", default=None)
-"""The episode's own values; ``None`` for one that the agent has deleted."""
+"""The values of the episode that the current context belongs to; ``None`` for one that the agent has deleted."""
 
 
 def endpoint_variables(base_url: str, api_key: str) -> dict[str, str]:

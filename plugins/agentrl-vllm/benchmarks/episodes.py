@@ -15,9 +15,8 @@ from agentrl.agents.binding import bind_agent
 from agentrl.gateway import Gateway, SessionSettings
 from agentrl.inference.contract import Backend, GenerationRequest
 from agentrl.rollout.contract import Episode, EpisodeKey
-from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
+from agentrl.rollout.dispatcher import Dispatcher, FailureBudget, GroupRequest
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.failures import FailureBudget
 from agentrl.rollout.inline import InlineRunner
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ _INSPECTION_S = 120.0
 """Seconds that an agent may take to be imported; a framework takes 10 seconds on a busy machine."""
 
 _NOWHERE = "http://gateway.invalid/v1"
-"""For an agent that is only looked at; clients want some URL."""
+"""The base URL of an agent that is only inspected; clients require some URL."""
 
 
 class SubprocExecutor:
@@ -74,8 +74,8 @@ class SubprocExecutor:
 class SubprocRunner:
     """Runs an agent's episodes in warm worker processes; an ``AgentRunner`` while it is entered.
 
-    Workers are started as they are needed, the first on entering. A worker that dies, hangs or floods its output
-    costs the episode that is to blame, and every other one in it ``WorkerError``. Leaving ends all of them.
+    The first worker is started on entering, others as they are needed; leaving ends all of them. Where a worker dies,
+    hangs or floods its output, the episode that is to blame fails, and the others in it raise ``WorkerError``.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class SubprocRunner:
         self._pool = Pool(starter.start, max_workers=self._max_workers, warn=warn)
         self._ids = itertools.count(1)
         self.facts = AgentFacts(is_async=True, returns_answer=False)
-        """What is known of the agent, once entered."""
+        """What is known of the agent; set on entering."""
 
     async def __aenter__(self) -> Self:
         """Start the first worker. Raises ``ConfigError`` or ``PluginError`` for an agent that cannot be run."""
@@ -135,12 +135,12 @@ class SubprocRunner:
 
         Raises ``ConfigError`` for ``data`` that JSON cannot carry.
         """
-        order = self._order(data, connection)
+        message = self._message(data, connection)
         while True:
             worker = await self._pool.acquire(alone=alone)
             try:
                 if worker.alive:
-                    return await worker.run(order, deadline_s=deadline_s, activity=activity)
+                    return await worker.run(message, deadline_s=deadline_s, activity=activity)
             finally:
                 self._pool.release(worker)
 
@@ -149,7 +149,7 @@ class SubprocRunner:
             return self._episodes_per_worker
         return math.ceil(self._concurrency / self._max_workers) if self.facts.is_async else 1
 
-    def _order(self, data: Data, connection: Mapping[str, Any]) -> EpisodeMessage:
+    def _message(self, data: Data, connection: Mapping[str, Any]) -> EpisodeMessage:
         number = next(self._ids)
         given = {name: connection[name] for name in ("base_url", "api_key", "model")}
         line = _encoded({"type": "run", "id": number, "data": data, "connection": given}, data)

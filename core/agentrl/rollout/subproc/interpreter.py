@@ -26,7 +26,7 @@ from agentrl.worker.protocol import PROTOCOL
 __all__ = ["AgentLaunch", "diagnose", "update_fix", "usable_interpreter", "worker_environment", "wrong_protocol"]
 
 ENDPOINT_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY")
-"""What the worker itself sets: an agent that reads them reaches its own episode."""
+"""Variables that the worker sets itself: an agent that reads them reaches its own episode."""
 
 _HARMLESS = (
     # who and where
@@ -50,7 +50,7 @@ _HARMLESS = (
     DISABLE_PLUGINS,
 )
 _OF_THIS_INTERPRETER = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
-"""What would lead another interpreter to the packages of this one."""
+"""Variables that would lead another interpreter to the packages of this one."""
 
 _DEADLINE_S = 20.0
 _QUESTION = """
@@ -69,7 +69,7 @@ print(json.dumps({
 
 @dataclass(frozen=True, slots=True)
 class AgentLaunch:
-    """Which agent to run, and in what kind of process."""
+    """What a worker process is started from: the agent, the interpreter and the environment."""
 
     reference: str
     """A registered name, ``dist/name``, ``pkg.mod:Obj`` or ``file.py:Obj``, resolved where it runs."""
@@ -80,7 +80,7 @@ class AgentLaunch:
     env: Mapping[str, str] = field(repr=False)
     """All environment variables of the process; see ``worker_environment``."""
     disabled: tuple[str, ...] = ()
-    """Plugins that are not used."""
+    """Names of plugins that the worker does not use."""
     outcomes: tuple[str, ...] = ()
     """``agent.outcomes`` of the config."""
 
@@ -88,8 +88,9 @@ class AgentLaunch:
 def worker_environment(
     listed: Sequence[str], environ: Mapping[str, str], *, python: Path | None = None
 ) -> dict[str, str]:
-    """The variables of an agent's process: of ``environ`` the harmless ones, and those ``listed`` in ``agent.env``.
+    """The environment of an agent's process: harmless variables of ``environ``, and those ``listed`` in ``agent.env``.
 
+    Nothing else of this process's environment is passed: what an agent's code can read it can also send somewhere.
     ``python`` is the interpreter that will run the agent, by default this one. Raises ``ConfigError`` for an entry
     that is neither ``NAME`` of a variable that exists here nor ``NAME=value``, or that is ours to set.
     """
@@ -131,7 +132,7 @@ def _check(name: str, entry: str, seen: set[str]) -> None:
 
 
 def usable_interpreter(python: Path) -> Path:
-    """``python`` as it can be started. Raises ``PluginError`` that says why it cannot."""
+    """``python`` as an absolute or relative path that can be started; raises ``PluginError`` where it cannot be."""
     path = Path(os.path.expanduser(python))
     if path.is_dir():
         inside = path / "bin" / "python"
@@ -145,7 +146,7 @@ def usable_interpreter(python: Path) -> Path:
 
 
 def _instead_of(path: Path) -> str:
-    """What may have been meant by an interpreter that does not exist: a command, or one of the environments."""
+    """A suggestion for an interpreter that does not exist: a command of that name, or one of the environments."""
     if path.is_absolute():
         return "set agent.python to the path of a Python interpreter"
     if found := shutil.which(str(path)):
@@ -158,7 +159,7 @@ def _instead_of(path: Path) -> str:
 
 
 async def diagnose(process: AgentLaunch, how: str) -> PluginError:
-    """The error of a process that ended before its agent was there; ``how`` tells how it ended."""
+    """The error of a process that ended before its agent was loaded; ``how`` says how it ended."""
     facts = await run_in_thread(_ask, process)
     python = process.python
     if facts is None:
@@ -180,7 +181,7 @@ async def diagnose(process: AgentLaunch, how: str) -> PluginError:
 
 
 def wrong_protocol(process: AgentLaunch, hello: Mapping[str, Any]) -> PluginError:
-    """The error of a worker of another version."""
+    """The error of a worker that speaks another version of the protocol, as its ``hello`` says."""
     theirs, ours = hello.get("core") or "of unknown version", core_version()
     return PluginError(
         f"{process.python} has {CORE} {theirs}, whose worker speaks protocol {hello.get('protocol')}; "
@@ -190,7 +191,7 @@ def wrong_protocol(process: AgentLaunch, hello: Mapping[str, Any]) -> PluginErro
 
 
 def update_fix(process: AgentLaunch) -> str:
-    """The command that gives an interpreter this version of core."""
+    """The command that installs this version of agentrl-core for the interpreter."""
     known = environment_of(process.python)
     if known is not None:
         return known.remedy
@@ -201,7 +202,7 @@ def update_fix(process: AgentLaunch) -> str:
 
 
 def _ask(process: AgentLaunch) -> dict[str, Any] | None:
-    """What the interpreter says about itself; ``None`` where it does not speak Python."""
+    """What the interpreter reports about itself; ``None`` where it is no Python interpreter."""
     try:
         answer = subprocess.run(  # noqa: S603
             [os.path.expanduser(process.python), "-c", _QUESTION],

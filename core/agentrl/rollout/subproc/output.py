@@ -24,10 +24,10 @@ _SECRET = re.compile(rb"capture-|sk-agentrl-")
 
 
 class Output(asyncio.Protocol):
-    """Keeps the last of what was printed, hands all of it to a log, and counts.
+    """Reads what a process prints: keeps its last 4 KiB, passes all of it to a log, and counts bytes.
 
-    The event loop reads one pipe's content a turn, 64 KiB, so a process that floods delays nobody much. After
-    ``limit`` bytes since the last ``allow`` it is told once, and the rest is read but not kept.
+    The event loop reads at most 64 KiB of a pipe at a time, so a process that floods delays the others little. After
+    ``limit`` bytes since the last ``allow``, ``flooded`` is called once and the rest is read but not kept.
     """
 
     def __init__(self, log: WorkerLog | None, limit: int, flooded: Callable[[], None]) -> None:
@@ -40,27 +40,27 @@ class Output(asyncio.Protocol):
         self._transport: asyncio.ReadTransport | None = None
 
     def allow(self) -> None:
-        """Begin to count anew."""
+        """Start counting bytes from zero."""
         self._printed = 0
 
     def last_lines(self) -> str:
-        """The last lines that were printed, on one line; empty where nothing was."""
+        """The last four lines that were printed, joined into one; empty where nothing was printed."""
         lines = self._tail.decode("utf-8", "replace").splitlines()
         return " | ".join([one_line(line)[:_CHARACTERS] for line in lines if line.strip()][-_LINES:])
 
     async def close(self) -> None:
-        """Read no more."""
+        """Stop reading and close the pipe."""
         if self._transport is not None:
             self._transport.close()
             await self.closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Reading begins."""
+        """See ``asyncio.Protocol``."""
         assert isinstance(transport, asyncio.ReadTransport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """The next that was printed."""
+        """See ``asyncio.Protocol``: ``data`` was printed."""
         before, self._printed = self._printed, self._printed + len(data)
         if before > self._limit:
             return
@@ -71,15 +71,15 @@ class Output(asyncio.Protocol):
             self._flooded()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The pipe has ended."""
+        """See ``asyncio.Protocol``: the pipe has been closed."""
         self.closed.set_result(None)
 
 
 class WorkerLog:
-    """A file that takes lines as they are, but for keys of the gateway, which are redacted.
+    """A log file of what a worker prints, with the gateway's keys redacted.
 
-    After ``size`` bytes it is set aside as ``….log.1``, and the one before it dropped. Where it cannot be written,
-    that is said once, and what would have gone there is lost.
+    After ``size`` bytes the file is renamed to ``….log.1``, which replaces an older one. Where it cannot be written,
+    ``warn`` is called once and the rest of the output is lost.
     """
 
     def __init__(self, path: Path, size: int, warn: Callable[[str], None]) -> None:
@@ -90,12 +90,12 @@ class WorkerLog:
         self._file: BinaryIO | None = None
 
     def open(self, header: str) -> None:
-        """Open the file, behind what an earlier process printed, with a line that holds the time and ``header``."""
+        """Open the file for appending, and write a line with the time and ``header``."""
         self._guarded(self._open)
         self.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S} {header}\n".encode())
 
     def write(self, chunk: bytes) -> None:
-        """What was printed next."""
+        """Append ``chunk``; an unfinished line is held back until it ends or is 8 KiB long."""
         data = self._rest + chunk
         end = data.rfind(b"\n") + 1
         if len(data) - end > _LINE:
@@ -104,7 +104,7 @@ class WorkerLog:
         self._guarded(lambda: self._append(data))
 
     def close(self) -> None:
-        """Write what is left and close the file. Safe to call twice."""
+        """Write what was held back and close the file. Safe to call twice."""
         rest, self._rest = self._rest, b""
         self._guarded(lambda: self._append(rest + b"\n" if rest else b""))
         if self._file is not None:

@@ -18,32 +18,32 @@ _FAILED_STARTS = 3
 
 @dataclass(slots=True)
 class WorkerLoad:
-    """What a worker is doing."""
+    """How many episodes a worker runs, and whether it takes more."""
 
     episodes: int = 0
     closed: bool = False
-    """Whether it takes no more: the episode in it, or one that waits for it, wants to be alone."""
+    """Whether it takes no more episodes, because the one in it or one that waits for it must be alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What to do now."""
+    """Which waiting episodes go to which workers now, and how many workers to start."""
 
     placed: list[tuple[int, int]]
-    """Index of an episode that waits, and of the worker that it goes to."""
+    """Pairs of indices: a waiting episode, and the worker that it goes to."""
     starts: int
-    """How many more workers to start."""
+    """How many workers to start."""
 
 
 def assign(
     waiting: Sequence[bool], loads: Sequence[WorkerLoad], *, capacity: int, starting: int, room: int
 ) -> Assignment:
-    """Place episodes, the longest waiting first, each on the least loaded worker.
+    """Assign waiting episodes to workers: the longest waiting first, each to the least loaded worker.
 
-    ``waiting`` tells of each whether it must be ``alone``, ``loads`` what the live workers do; ``starting`` more
-    will live soon, and ``room`` others may be started. A worker runs ``capacity`` episodes at once. One that must
-    be alone and finds no empty worker keeps the least loaded from taking more. As only other workers take
-    episodes then, the least load never grows, so it reaches nothing and nobody waits for ever.
+    ``waiting`` says for each episode whether it must be alone in its worker; ``loads`` are those of the live workers.
+    ``starting`` workers are about to be ready, and ``room`` more may be started. A worker runs ``capacity`` episodes at
+    once. Where an episode must be alone and no worker is empty, the least loaded worker takes no further episodes: its
+    load then falls to zero, so no episode waits for ever.
     """
     now = [WorkerLoad(load.episodes, load.closed) for load in loads]
     soon = [WorkerLoad() for _ in range(starting)]
@@ -71,7 +71,7 @@ def _put(load: WorkerLoad, alone: bool) -> None:
 
 
 def _least(loads: Sequence[WorkerLoad], limit: int) -> int | None:
-    """The least loaded that takes an episode and has fewer than ``limit``."""
+    """Index of the least loaded worker that takes episodes and runs fewer than ``limit``; ``None`` for none."""
     takes = [index for index, load in enumerate(loads) if not load.closed and load.episodes < limit]
     return min(takes, key=lambda index: loads[index].episodes, default=None)
 
@@ -89,7 +89,7 @@ class _Waiter:
 
 
 class Pool:
-    """Starts workers as they are needed, at most ``max_workers``, and says which episode goes where."""
+    """Starts workers as they are needed, at most ``max_workers``, and assigns episodes to them."""
 
     def __init__(
         self, start: Callable[[int], Awaitable[Worker]], *, max_workers: int, warn: Callable[[str], None]
@@ -108,15 +108,15 @@ class Pool:
         self._has_replaced = False
 
     async def open(self) -> Worker:
-        """Start the first worker. Raises what starting it raises."""
+        """Start the first worker and return it. Raises what starting it raises."""
         first = await self._start(1)
         self._add(first)
         return first
 
     async def acquire(self, *, alone: bool) -> Worker:
-        """A worker with a place for one more episode, or with no other if ``alone``; ``release`` it afterwards.
+        """Wait for a worker that can take one more episode, an empty one if ``alone``, and reserve it.
 
-        Raises the error of starting one where there is none and none can be started.
+        ``release`` it afterwards. Raises the error of starting a worker where there is none and none can be started.
         """
         if self._broken is not None:
             raise _again(self._broken)
@@ -130,7 +130,7 @@ class Pool:
             raise
 
     def release(self, worker: Worker) -> None:
-        """An episode has left ``worker``."""
+        """End a reservation: an episode has left ``worker``."""
         load = self._loads.get(worker)
         if load is not None:
             load.episodes -= 1
@@ -138,7 +138,7 @@ class Pool:
             self._dispatch()
 
     async def close(self, stop_s: float) -> None:
-        """End every worker, and every start; they have ``stop_s`` seconds to end by themselves."""
+        """End all workers and all that are starting; they are killed after ``stop_s`` seconds."""
         self._give_up(WorkerError("the workers of this run have been stopped"))
         starting = list(self._starting.values())
         for task in starting:
@@ -149,13 +149,13 @@ class Pool:
                 tasks.create_task(worker.process.stop(stop_s))
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        """Give back what a waiter has got that no longer wants it; whatever it kept from others is theirs again."""
+        """Release what was reserved for a waiter that was cancelled, and assign anew."""
         if not waiter.worker.cancelled() and waiter.worker.exception() is None:
             self.release(waiter.worker.result())
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Do what can be done for those that wait."""
+        """Assign the waiting episodes, and start the workers that they need."""
         self._waiting = [waiter for waiter in self._waiting if not waiter.worker.done()]
         if self._broken is not None or not self._waiting:
             return
@@ -178,7 +178,7 @@ class Pool:
 
     @property
     def _kept(self) -> int:
-        """Workers that are not about to be replaced."""
+        """How many workers are not about to be replaced."""
         return sum(not worker.retired.done() for worker in self._loads)
 
     def _begin_start(self) -> None:
@@ -228,7 +228,7 @@ class Pool:
         self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """Start no more, and tell everybody who waits, now or later."""
+        """Start no more workers; every waiter, now or later, is given ``error``."""
         self._broken = error
         for waiter in self._waiting:
             if not waiter.worker.done():
@@ -237,5 +237,5 @@ class Pool:
 
 
 def _again(error: Exception) -> Exception:
-    """An error that several are told, for one of them: each adds its own traceback."""
+    """A copy of ``error`` for one of several waiters, since each raises it with a traceback of its own."""
     return type(error)(error.message, fix=error.fix) if isinstance(error, AgentRLError) else error

@@ -45,7 +45,7 @@ PRINTED = "; it printed last: "
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """How long things may take and how large they may grow."""
+    """How long a worker may take for things, in seconds, and how much it may print, in bytes."""
 
     start_s: float = 120.0
     """From starting a process to an imported agent: a framework takes 10 seconds to import on a busy machine."""
@@ -67,29 +67,29 @@ class KillReason:
     """Why a process is killed."""
 
     reason: str
-    """What it did, after "the agent's process"."""
+    """What the process did; completes the sentence "the agent's process …"."""
     culprit: int | None = None
     """The episode that is to blame, where that is known."""
     error: AgentRLError | None = None
-    """What that episode fails with."""
+    """The error with which that episode fails."""
 
 
 class Ended(Exception):
-    """The process ended instead of answering."""
+    """Raised by ``WorkerProcess.ask`` where the process ended instead of answering."""
 
 
 class WorkerProcess:
-    """A process, the connection to it and its output; all three end together."""
+    """A worker's process, the connection to it and its output; all three end together."""
 
     def __init__(self, spec: AgentLaunch, *, log: WorkerLog | None, limits: WorkerLimits, reaper: Reaper) -> None:
-        """Start it. Raises ``PluginError``."""
+        """Start it. Raises ``PluginError`` where there is no such interpreter or no process can be started."""
         loop = asyncio.get_running_loop()
         self.gone: asyncio.Future[str] = loop.create_future()
-        """How the process ended, once it has, and nothing that it started is left."""
+        """Done once the process and all that it started have ended; the result says how, as ``how_it_ended`` does."""
         self.output = Output(log, limits.printed, lambda: self.kill(KillReason(_flooded(limits.printed))))
         self.receive: Callable[[Message], None] = _refuse
-        """Gets every message that is no answer to ``ask``. Raises ``LookupError``, ``TypeError`` or ``ValueError`` for
-        one that makes no sense."""
+        """Called with every message that is no answer to ``ask``. Raises ``LookupError``, ``TypeError`` or
+        ``ValueError`` for one that it does not understand."""
         self._log = log
         self._reaper = reaper
         self._kill_reason: KillReason | None = None
@@ -105,19 +105,19 @@ class WorkerProcess:
             log.open(f"process {self._process.pid}")
 
     async def connect(self) -> None:
-        """Begin to listen; before this nothing can be sent."""
+        """Connect the event loop to the process; before this nothing can be sent or received."""
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self._channel, sock=self._socket)
         await loop.connect_read_pipe(lambda: self.output, self._pipe)
 
     @property
     def alive(self) -> bool:
-        """Whether something may be asked of it."""
+        """Whether it can be sent messages and is expected to answer them."""
         return self._kill_reason is None and not self._exit.done() and self._channel.open
 
     @property
     def kill_reason(self) -> KillReason | None:
-        """Why it is killed, where it is."""
+        """Why it was killed; ``None`` where it was not."""
         return self._kill_reason
 
     @property
@@ -141,13 +141,13 @@ class WorkerProcess:
         raise Ended(self.gone.result())
 
     def kill(self, kill_reason: KillReason) -> None:
-        """Begin to end it; the first reason counts."""
+        """Begin to kill it and all that it started; of several calls the first reason counts."""
         if self._kill_reason is None and not self._exit.done():
             self._kill_reason = kill_reason
             self._reaper.kill(self._process)
 
     async def stop(self, seconds: float) -> None:
-        """Have it end by itself within ``seconds``, or kill it; its end is awaited."""
+        """Tell it to stop, kill it where it has not ended after ``seconds``, and wait for its end."""
         self.send(encode({"type": "stop"}))
         try:
             if not await self.ends_within(seconds):
@@ -158,7 +158,7 @@ class WorkerProcess:
             raise
 
     async def ends_within(self, seconds: float) -> bool:
-        """Whether it is gone before ``seconds`` have passed."""
+        """Wait up to ``seconds`` for its end, and return whether it has ended."""
         await asyncio.wait({self.gone}, timeout=seconds)
         return self.gone.done()
 
@@ -171,7 +171,7 @@ class WorkerProcess:
             self._reply.set_result(message)
 
     def _lost(self) -> None:
-        """A process that ends loses its connection first; one that goes on without is of no use."""
+        """The connection is lost: the process is ending, or is killed where it goes on without a connection."""
         kill_reason = KillReason("closed its connection to the rollout")
         asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.kill, kill_reason)
 
@@ -199,7 +199,9 @@ def _flooded(limit: int) -> str:
 
 
 class WorkerConnection(asyncio.Protocol):
-    """Calls ``receive`` for every message, ``fail`` once, with the reason, for what is none, and ``lost`` at the end.
+    """The rollout's end of the socket pair to a worker.
+
+    It calls ``receive`` for every message, ``fail`` once with a reason for anything else, and ``lost`` at the end.
 
     ``receive`` may raise ``LookupError``, ``TypeError`` or ``ValueError`` for a message that lacks something.
     """
@@ -224,23 +226,23 @@ class WorkerConnection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, line: bytes) -> None:
-        """Send an encoded message; lost where the other side has ended."""
+        """Send an encoded message; it is dropped where the other side has ended."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(line)
 
     async def close(self) -> None:
-        """End the connection; what has not been sent by now never is."""
+        """Close the connection at once, without sending what is still buffered."""
         if self._transport is not None:
             self._transport.abort()
             await self.closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Messages can be sent from now on."""
+        """See ``asyncio.Protocol``: messages can be sent from now on."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Any part of any number of messages."""
+        """See ``asyncio.Protocol``: ``data`` may hold any part of any number of messages."""
         *ends, rest = data.split(b"\n")
         for end in ends:
             line, self._parts, self._size = b"".join((*self._parts, end)), [], 0
@@ -265,14 +267,14 @@ class WorkerConnection(asyncio.Protocol):
             self._fail(f"sent {what}, which is no message of the worker protocol")
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The other side has ended, or we have."""
+        """See ``asyncio.Protocol``: either side has closed the connection."""
         self.unread = error is not None
         self.closed.set_result(None)
         self._lost()
 
 
 def _launch(process: AgentLaunch, mark: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start ``python -m agentrl.worker`` and return it with our end of its connection.
+    """Start ``python -m agentrl.worker`` and return it with our end of the socket pair.
 
     It leads a session and a process group of its own, its output is one pipe, and ``mark`` stands in its
     environment. Raises ``PluginError`` where there is no such interpreter, or no process can be started.
@@ -302,7 +304,7 @@ def _launch(process: AgentLaunch, mark: str) -> tuple[subprocess.Popen[bytes], s
 
 
 def how_it_ended(code: int, kill_reason: KillReason | None, last_lines: str) -> str:
-    """How a process with this return code ended, after "the agent's process"."""
+    """How a process with the return code ``code`` ended, to complete the sentence "the agent's process …"."""
     how = f"{kill_reason.reason}, and was killed" if kill_reason else _ending(code)
     return f"{how}{PRINTED}{last_lines}" if last_lines else how
 

@@ -1,4 +1,4 @@
-"""Ending processes with all that they have started, and noticing that one has ended."""
+"""Killing processes with all that they have started, and noticing that one has ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _PAUSE_S = 0.01
 
 
 def exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
-    """Done once ``process`` has ended; it is left unreaped where the platform can, so that its id stays its own.
+    """A future that is done once ``process`` has ended.
+
+    The process is not reaped where the platform allows that, so that its id is not given to another process.
 
     A thread waits, because asyncio's watchers of children depend on the platform and on the main thread.
     """
@@ -50,10 +52,10 @@ def _set(ended: asyncio.Future[None]) -> None:
 
 
 class Reaper:
-    """Kills and buries processes, one after another in a thread of its own.
+    """Kills and reaps processes, one after another, in a thread of its own.
 
     A process may leave others behind: children, members of its process group, and those that have left both but
-    still carry its mark in their environment. All end with it.
+    still carry its mark in their environment. All of them are killed with it.
     """
 
     def __init__(self) -> None:
@@ -61,16 +63,16 @@ class Reaper:
         self._marks: set[str] = set()
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """Begin to end ``process`` and what descends from it; safe at any time."""
+        """Begin to kill ``process`` and its descendants; may be called at any time."""
         self._thread.submit(_kill, process)
 
     async def bury(self, process: subprocess.Popen[bytes], mark: str) -> None:
-        """End what a process that has ended left behind, and reap it."""
+        """Kill what a process that has ended left behind under ``mark``, and reap it."""
         self._marks.add(mark)
         await asyncio.get_running_loop().run_in_executor(self._thread, self._bury, process)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread after what it is doing."""
         self._thread.shutdown()
 
     def _bury(self, process: subprocess.Popen[bytes]) -> None:
@@ -100,7 +102,7 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _ends(pid: int) -> bool:
-    """Whether a process ends soon; it is not reaped."""
+    """Wait up to a second for the end of a process, without reaping it; returns whether it has ended."""
     for _ in range(int(_ROUND_S / _PAUSE_S)):
         with contextlib.suppress(psutil.NoSuchProcess):
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
@@ -116,7 +118,7 @@ def _kill_group(group: int) -> None:
 
 
 def _kill_marked(marks: set[str]) -> None:
-    """Again and again, for what is started while we look."""
+    """Kill the processes that carry one of ``marks``, repeatedly, since they may start others meanwhile."""
     for _ in range(_ROUNDS):
         found = list(_marked(marks))
         if not found:

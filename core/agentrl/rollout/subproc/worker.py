@@ -25,7 +25,7 @@ _FIX = "what it printed is in the run's logs/workers"
 
 @dataclass(frozen=True, slots=True)
 class WorkerStarter:
-    """Starts workers that are all alike."""
+    """Starts the workers of a run: processes of the same kind with the same agent."""
 
     spec: AgentLaunch
     logs: Path | None
@@ -36,7 +36,10 @@ class WorkerStarter:
     warn: Callable[[str], None]
 
     async def start(self, number: int) -> Worker:
-        """Start worker ``number``. Raises ``ConfigError`` or ``PluginError``, and leaves no process then."""
+        """Start worker ``number`` and load the agent in it.
+
+        Raises ``ConfigError`` or ``PluginError`` where that fails; its process has ended then.
+        """
         endpoint = self.open_worker_endpoint()
         try:
             process = WorkerProcess(self.spec, log=self._log(number), limits=self.limits, reaper=self.reaper)
@@ -54,13 +57,13 @@ class WorkerStarter:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeMessage:
-    """An episode as it is sent."""
+    """The ``run`` message of an episode, encoded once for all attempts to send it."""
 
     id: int
     line: bytes = field(repr=False)
     """The encoded ``run`` message."""
     api_key: str = field(repr=False)
-    """Of its session."""
+    """The key of the episode's session."""
 
 
 class Worker:
@@ -86,31 +89,31 @@ class Worker:
         self._heard = 0
         self._blocker: int | None = None
         self.retired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once it takes no more episodes, because it holds calls that never end; it ends after the last in it."""
+        """Done once it takes no more episodes because calls in it never end; it stops after its last episode."""
         self._stopping: asyncio.Task[None] | None = None
         process.receive = self._take
         process.gone.add_done_callback(self._fail_all)
 
     @property
     def alive(self) -> bool:
-        """Whether it takes episodes."""
+        """Whether it accepts further episodes."""
         return self.process.alive and not self.retired.done()
 
-    async def run(self, order: EpisodeMessage, *, deadline_s: float, activity: Callable[[], Activity]) -> Any:
-        """Run an episode and return what its agent returned; see ``AgentRunner.run``.
+    async def run(self, message: EpisodeMessage, *, deadline_s: float, activity: Callable[[], Activity]) -> Any:
+        """Run the episode of ``message`` and return what its agent returned; see ``AgentRunner.run``.
 
-        Its agent's code has ended when this does, also when cancelled.
+        The agent's code has ended when this returns, raises or is cancelled.
         """
-        answer = self._send(order)
+        answer = self._send(message)
         try:
             if await _done(answer, deadline_s):
                 return answer.result()
-            raise await self._overdue(order.id, answer, too_late(deadline_s, activity()))
+            raise await self._overdue(message.id, answer, too_late(deadline_s, activity()))
         except asyncio.CancelledError:
-            await self._abandon(order.id, answer)
+            await self._abandon(message.id, answer)
             raise
         finally:
-            self._forget(order, answer)
+            self._forget(message, answer)
 
     def _take(self, message: Message) -> None:
         match message["type"]:
@@ -126,19 +129,19 @@ class Worker:
             case other:
                 raise ValueError(f"no message of a worker: {other!r}")
 
-    def _send(self, order: EpisodeMessage) -> asyncio.Future[Any]:
-        self._endpoint.attach(order.api_key)
+    def _send(self, message: EpisodeMessage) -> asyncio.Future[Any]:
+        self._endpoint.attach(message.api_key)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._answers[order.id] = answer
-        self._latest = order.id
+        self._answers[message.id] = answer
+        self._latest = message.id
         self.process.output.allow()
-        self.process.send(order.line)
+        self.process.send(message.line)
         return answer
 
-    def _forget(self, order: EpisodeMessage, answer: asyncio.Future[Any]) -> None:
-        self._endpoint.detach(order.api_key)
+    def _forget(self, message: EpisodeMessage, answer: asyncio.Future[Any]) -> None:
+        self._endpoint.detach(message.api_key)
         self.process.output.allow()
-        del self._answers[order.id]
+        del self._answers[message.id]
         if answer.done():
             answer.exception()  # Marks it as seen where nobody asks any more.
         self._end_if_idle()
@@ -164,13 +167,13 @@ class Worker:
             answer.set_exception(error)
 
     async def _overdue(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> AgentRLError:
-        """What an episode past its deadline fails with: its own lateness, unless another one held it up."""
+        """End an episode past its deadline, and return its error: the timeout, unless another episode is to blame."""
         await self._cancel(episode, answer, error)
         failure = answer.exception() if await _done(answer, KILLED_WITHIN_S) else None
         return failure if isinstance(failure, WorkerError) else error
 
     async def _abandon(self, episode: int, answer: asyncio.Future[Any]) -> None:
-        """End an episode that nobody waits for."""
+        """End an episode whose run was interrupted."""
         error = EpisodeTimeout("the run was interrupted")
         try:
             await self._cancel(episode, answer, error)
@@ -180,7 +183,7 @@ class Worker:
             raise
 
     async def _cancel(self, episode: int, answer: asyncio.Future[Any], error: EpisodeTimeout) -> None:
-        """Cancel the agent; where it does not end within its grace, kill the process."""
+        """Cancel the agent; where it does not end within ``grace_s``, kill the process."""
         if answer.done():
             return
         heard = self._heard
@@ -190,7 +193,10 @@ class Worker:
             self.process.kill(self._kill_reason(episode, error, moved=self._heard > heard))
 
     def _kill_reason(self, episode: int, error: EpisodeTimeout, *, moved: bool) -> KillReason:
-        """Who is to blame for a process that does not end an episode: nobody, where that cannot be known."""
+        """Why the process is killed that does not end ``episode``, and who is to blame as far as that can be known.
+
+        ``moved`` says whether the process has answered for another episode since it was told to cancel this one.
+        """
         blocker = self._blocker
         if blocker is not None and blocker != episode and blocker in self._answers:
             reason = "blocked its event loop past an episode's deadline"
@@ -230,7 +236,10 @@ def _error(error: Mapping[str, Any]) -> AgentRLError:
 async def load(
     process: WorkerProcess, spec: AgentLaunch, base_url: str, api_key: str, limits: WorkerLimits
 ) -> AgentFacts:
-    """Have a process that was just started load its agent. Raises as ``WorkerStarter.start`` does."""
+    """Have a process that was just started import its agent, and return what is known of it.
+
+    ``base_url`` and ``api_key`` are those of its process endpoint. Raises as ``WorkerStarter.start`` does.
+    """
     try:
         await process.connect()
         async with asyncio.timeout(limits.start_s):
@@ -270,16 +279,16 @@ async def _greet(process: WorkerProcess, spec: AgentLaunch, base_url: str, api_k
 
 
 def _refusal(error: Any) -> AgentRLError:
-    """Whatever loading an agent raised is its plugin's or the config's fault."""
+    """The error of an agent that does not load: the config's where it says so, else its plugin's."""
     refused = error_from_json(error)
     return refused if isinstance(refused, ConfigError) else PluginError(refused.message, fix=refused.fix)
 
 
 def failure_of(episode: int, others: int, how: str, kill_reason: KillReason | None) -> AgentRLError:
-    """What ``episode`` fails with when its process ends, in which ``others`` were running as well.
+    """The error of ``episode`` when the process ends in which ``others`` other episodes were running.
 
-    Whoever was alone in it has brought it down. Among several that is anybody's guess, so each is told that it is
-    the worker's fault, and is tried again: alone, so that the next time there is no guessing.
+    An episode that was alone in the process has brought it down. Among several the culprit is unknown: each fails with
+    ``WorkerError``, which is tried again alone, so that the next time the culprit is known.
     """
     culprit = kill_reason.culprit if kill_reason else None
     if kill_reason is not None and kill_reason.error is not None and culprit == episode:
