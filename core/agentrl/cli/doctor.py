@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from agentrl.doctor.report import Diagnosis, Finding, Section
 
-__all__ = ["Spinner", "Told", "doctor"]
+__all__ = ["ExaminationDisplay", "Spinner", "doctor"]
 
 _EPILOG = """\b
 Examples:
@@ -52,7 +52,6 @@ def doctor(app: App, arguments: tuple[str, ...], file: Path | None, as_json: boo
     Nothing is written, but a model that is not here is downloaded. The exit code is 0 where training would work, else
     that of the first problem.
     """
-    from agentrl.cli.doctor import Told
     from agentrl.config import resolve_config
     from agentrl.doctor.examination import Case, examine
 
@@ -61,10 +60,10 @@ def doctor(app: App, arguments: tuple[str, ...], file: Path | None, as_json: boo
     case = Case(resolved, app.plugins)
     logging.getLogger("agentrl").addHandler(logging.NullHandler())  # What is worth a warning is among the findings.
     # Taken now: what agents print goes to stderr.
-    told = Told(sys.stdout, _training(app, arguments, file), as_json=as_json, debug=app.debug)
-    with told, contextlib.redirect_stdout(sys.stderr):
-        diagnosis = examine(case, told)
-    told.conclude(diagnosis)
+    display = ExaminationDisplay(sys.stdout, _training(app, arguments, file), as_json=as_json, debug=app.debug)
+    with display, contextlib.redirect_stdout(sys.stderr):
+        diagnosis = examine(case, display)
+    display.conclude(diagnosis)
     return diagnosis.exit_code
 
 
@@ -80,14 +79,14 @@ _LEVEL_WIDTH = max(map(len, _COLOURS))
 _INDENT = 2
 
 
-class Told:
-    """Writes findings to ``out`` as they come, or all of them at the end as JSON; tells on stderr what goes on.
+class ExaminationDisplay:
+    """Writes findings to ``out`` as they come, or as JSON at the end, and the current activity to stderr.
 
     Of a hanging process it writes what is known, and ends it.
     """
 
     def __init__(self, out: TextIO, command: str, *, as_json: bool, debug: bool) -> None:
-        """``command`` is what trains, once everything is well."""
+        """``command`` is the command that trains; the verdict names it when training would work."""
         self._out = out
         self._command = command
         self._as_json = as_json
@@ -105,12 +104,12 @@ class Told:
         self._spinner.hide()
 
     def doing(self, section: Section, what: str) -> None:
-        """Show it."""
+        """Show the activity ``what`` of ``section``."""
         self._spinner.show(f"{section.name}: {what}", at_once=section is not self._shown)
         self._shown = section
 
     def found(self, section: Section, finding: Finding) -> None:
-        """Write it, below the name of its section."""
+        """Write ``finding`` below the name of its section."""
         if self._as_json:
             return
         self._spinner.hide()
@@ -129,7 +128,7 @@ class Told:
             self._write(click.style(f"{self._margin}| {line}", dim=True))
 
     def raised(self, error: Exception) -> None:
-        """Show where, to those who ask for it."""
+        """Print the traceback of ``error`` where the user asked for tracebacks."""
         if self._debug:
             import traceback
 
@@ -137,23 +136,23 @@ class Told:
             traceback.print_exception(error)
 
     def interrupted(self) -> None:
-        """Say it."""
+        """Say that the examination has been interrupted and is ending."""
         self._spinner.hide()
         click.echo("interrupted: ending what runs (Ctrl-C again to leave at once)", err=True)
 
     def left(self) -> None:
-        """Leave the terminal as it was."""
+        """Take the spinner down."""
         self._spinner.hide()
 
     def stuck(self, diagnosis: Diagnosis) -> None:
-        """Say what is known, and leave: the main thread will not."""
+        """Write what is known so far and end the process, because the main thread hangs."""
         self._spinner.hide()
         self.conclude(diagnosis)
         self._out.flush()
         os._exit(diagnosis.exit_code)
 
     def conclude(self, diagnosis: Diagnosis) -> None:
-        """Write the verdict."""
+        """Write the verdict, or the whole diagnosis as JSON."""
         if self._as_json:
             self._write_json(diagnosis)
             return
@@ -172,7 +171,7 @@ class Told:
         return " " * (_INDENT + _LEVEL_WIDTH + 2)
 
     def _lines(self, text: str) -> list[str]:
-        """``text`` as it fits beside the levels; whole where no person reads along."""
+        """``text`` wrapped to fit beside the levels on a terminal; in one line elsewhere."""
         if not self._out.isatty():
             return [text]
         width = max(40, shutil.get_terminal_size().columns - len(self._margin))
@@ -192,7 +191,7 @@ _INTERVAL_S = 5.0
 
 
 class Spinner:
-    """Shows one thing at a time. ``hide`` leaves the terminal as it was, so that something else can be written.
+    """Shows one line at a time on stderr. ``hide`` clears it, so that something else can be written.
 
     Use it from any thread.
     """
@@ -204,7 +203,7 @@ class Spinner:
         self._lock = threading.RLock()
 
     def show(self, text: str, *, at_once: bool = True) -> None:
-        """Show ``text`` from now on; without ``at_once`` a plain line is left out where the last one is not old."""
+        """Show ``text``. Off a terminal, a line without ``at_once`` is left out soon after the last one."""
         with self._lock:
             if self._live:
                 self._draw(text)
@@ -213,7 +212,7 @@ class Spinner:
                 click.echo(text, err=True)
 
     def hide(self) -> None:
-        """Show nothing. Safe to call twice."""
+        """Clear the line. Safe to call twice."""
         with self._lock:
             drawn, self._drawn = self._drawn, None
             if drawn is not None:

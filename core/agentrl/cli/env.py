@@ -81,7 +81,7 @@ def create(
     A framework that has no plugin gets one as well: --from names its package, and what else its agents need. They are
     then trained as they are, by agentrl train FILE.py:AGENT agent.python=NAME.
 
-    Where it fails or is interrupted nothing that counts is left, and what --replace would have replaced stays.
+    If it fails or is interrupted, no new environment is left, and one that --replace would have replaced stays.
     """
     from agentrl.cli.env import narrator, summary
     from agentrl.environments.creating import CreationRequest, create_environment

@@ -44,7 +44,7 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
     its run folder is measured with the run's own settings, agent and tasks, unless --config names others. With
     inference.backend=openai it is a model of the endpoint at inference.backend.url.
 
-    The episodes are kept in a folder of their own beside the run, or in run.dir: RUN-eval, RUN-eval-2, ….
+    The episodes are kept in a folder RUN-eval, RUN-eval-2, … beside the run's, or in run.dir.
     """
     from agentrl.cli.eval import named
     from agentrl.cli.settings import located
@@ -69,14 +69,14 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
 
 @dataclass(frozen=True)
 class _Found:
-    """The model to measure, and the settings of the run that it is from."""
+    """The model to measure, and the settings file of the run that saved it."""
 
     model: str | None = None
     config: Path | None = None
 
 
 def _by_setting(settings: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The model that a setting names, as an argument would, and the other settings."""
+    """The model where a setting names its folder, as the argument would, and the other settings."""
     named = [each for each in settings if each.startswith(("model=", "model.name="))]
     path = Path(os.path.expanduser(named[-1].partition("=")[2])) if named else None
     if path is None or not path.is_dir():
@@ -160,7 +160,7 @@ def _refuse_nobody_s_choice(resolved: Resolved) -> None:
 
 
 def _refuse_agent(resolved: Resolved, plugins: Plugins) -> None:
-    """An agent's name where the model's belongs, as ``agentrl train`` takes it."""
+    """Raise ``ConfigError`` for an agent's name, which ``agentrl train`` takes, where the model's is expected."""
     from agentrl.environments import entries_elsewhere
     from agentrl.errors import ConfigError
 

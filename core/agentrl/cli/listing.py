@@ -50,9 +50,9 @@ def _list_verb(kind: str, summary: str, *others: str) -> click.Command:
 
 
 HELP = """\
-Each line holds the name, the distribution that it comes from, and the object that it names; below it stands what
-the source says of it, and its settings with their defaults (`agentrl config` explains them). Nothing of that is
-imported: a plugin that does not work is found out when it is used, or by `agentrl plugins --all`."""
+Each line holds the name, the distribution that it comes from, and the object that it names; below it are
+its help and its settings with their defaults, as the source declares them (`agentrl config` explains them). Nothing is
+imported: whether a plugin works shows when it is used, or with `agentrl plugins --all`."""
 
 EPILOG = """\b
 Examples:
@@ -62,13 +62,13 @@ Examples:
 
 
 def reference(entry: Entry, entries: Sequence[Entry]) -> str:
-    """The shortest name that means ``entry`` alone."""
+    """The shortest name that means ``entry`` and no other of ``entries``."""
     claims = [other for other in entries if other.name == entry.name]
     return entry.name if len(claims) == 1 else entry.qualified
 
 
 def about(found: Declared) -> list[str]:
-    """What is told of a name below its line."""
+    """The lines below the line of a name: its help, and its settings with their defaults."""
     settings = ", ".join(key.name if key.default is None else f"{key.name}={key.default}" for key in found.keys)
     return [line for line in (found.help, f"settings: {settings}" if settings else "") if line]
 
@@ -132,7 +132,7 @@ def list_agents(app: App, load: bool, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class _Listed:
-    """An agent, and where it is."""
+    """An agent, and the interpreter that has it."""
 
     entry: Entry
     beside: tuple[Entry, ...]
@@ -142,7 +142,7 @@ class _Listed:
 
     @property
     def sources(self) -> Sources:
-        """Where its source is."""
+        """The source of the modules that its interpreter has."""
         return Sources() if self.environment is None else Sources(self.environment.site_packages)
 
 
@@ -164,7 +164,7 @@ def _row(each: _Listed, listed: list[_Listed]) -> tuple[str, str, str, str]:
 
 
 def _place(each: _Listed, listed: list[_Listed]) -> str:
-    """Where an agent is, and how to say so where its name alone does not."""
+    """The environment that has an agent, and the setting that selects it where several have the name."""
     if each.environment is None:
         return ""
     place = f"in environment {each.environment.name}"

@@ -1,4 +1,4 @@
-"""``agentrl new-plugin``: start a plugin of one's own."""
+"""``agentrl new-plugin``: write the files of a new plugin."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ Examples:
 def new_plugin(app: App, name: str, kind: PluginKind, into: Path) -> None:
     """Write a distribution agentrl-NAME that provides NAME, in a new folder of that name.
 
-    It works as it is: it installs, is listed, passes its tests and takes part in training the bundled model `tiny`.
-    What is in it is small enough to be read, and is for its author to replace. At the end stand the commands to go
-    on with.
+    The new plugin works as it is: it can be installed, is listed, passes its tests and takes part in training the
+    bundled model `tiny`. Its code is short, and is meant to be replaced. The commands to go on with are printed.
     """
     from agentrl.cli.root import VERBS
     from agentrl.errors import ConfigError

@@ -51,5 +51,5 @@ def broken_json(broken: Sequence[Broken]) -> list[dict[str, str]]:
 
 
 def program() -> str:
-    """How this program was called, which need not be on the PATH."""
+    """The command that this process was started with, which need not be on the PATH."""
     return sys.argv[0] if Path(sys.argv[0]).name == "agentrl" else "agentrl"

@@ -33,7 +33,6 @@ __all__ = [
     "dotted_reference",
     "import_file",
     "import_module",
-    "import_object",
     "import_target",
     "no_such_file",
     "only_object",
@@ -124,23 +123,6 @@ def _spec(name: str) -> ModuleSpec | None:
         return None
     folders = None if holder is None else holder.submodule_search_locations
     return None if folders is None else PathFinder.find_spec(name, folders)
-
-
-def import_object(reference: str, what: str) -> object:
-    """The object that ``pkg.mod:Obj``, ``pkg.mod.Obj`` or ``file.py:Obj`` names.
-
-    ``what`` says in messages what the object is for, such as ``agent``. Raises ``ConfigError`` for a module, a file or
-    an attribute that does not exist, and ``PluginError`` for a module that does not load.
-    """
-    parsed = parse_reference(reference)
-    if isinstance(parsed, NameReference):
-        parsed = dotted_reference(reference) or parsed
-    match parsed:
-        case ModuleReference(module, str(attribute), folder):
-            return attribute_of(import_module(module, what, folder), attribute, f"module {module!r}")
-        case FileReference(path, str(attribute)):
-            return attribute_of(import_file(path, what), attribute, str(path))
-    raise ConfigError(f"{what} {reference!r} names no object", fix="write pkg.mod:Obj or file.py:Obj")
 
 
 _LOAD_FAILURES = (Exception, SystemExit)
