@@ -22,8 +22,7 @@ from agentrl.inference.contract import Backend, ChatBackend, ChatContext, ChatRe
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.openai import backend as backend_module
 from agentrl.inference.openai.backend import ModelSupport, OpenAIBackend, request_body
-from agentrl.inference.openai.endpoint import Endpoint as Endpoint_
-from agentrl.inference.openai.endpoint import OpenAISettings, make_client
+from agentrl.inference.openai.endpoint import Endpoint, OpenAISettings, make_client
 from agentrl.plugins import Plugins
 
 KEY = "sk-real-0123456789"
@@ -46,7 +45,7 @@ def error(message: str, **fields: object) -> dict[str, object]:
 
 
 @dataclass
-class Endpoint:
+class FakeEndpoint:
     """Answers each request as ``answer`` says: a status and a body, or ``HANGS``."""
 
     url: str = ""
@@ -63,7 +62,7 @@ class Endpoint:
         return self.script.pop(0) if self.script else (200, completion())
 
 
-class Reasoner(Endpoint):
+class Reasoner(FakeEndpoint):
     """As models that reason: one name for the limit, one temperature."""
 
     def answer(self, body: dict) -> object:
@@ -105,8 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-@pytest.fixture(params=[Endpoint])
-def endpoint(request, monkeypatch) -> Iterator[Endpoint]:
+@pytest.fixture(params=[FakeEndpoint])
+def endpoint(request, monkeypatch) -> Iterator[FakeEndpoint]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -120,7 +119,7 @@ def endpoint(request, monkeypatch) -> Iterator[Endpoint]:
     thread.join()
 
 
-def build(endpoint: Endpoint, *, timeout: float = 20.0, **settings: object) -> OpenAIBackend:
+def build(endpoint: FakeEndpoint, *, timeout: float = 20.0, **settings: object) -> OpenAIBackend:
     """As a run builds it."""
     keys = {"name": "openai", "url": endpoint.url, "api_key_env": "OPENAI_API_KEY", **settings}
     section = InferenceSection.model_validate({"backend": keys})
@@ -129,7 +128,7 @@ def build(endpoint: Endpoint, *, timeout: float = 20.0, **settings: object) -> O
 
 
 @asynccontextmanager
-async def started(endpoint: Endpoint, *, script: tuple[object, ...] = (), **settings: object):
+async def started(endpoint: FakeEndpoint, *, script: tuple[object, ...] = (), **settings: object):
     """The backend after its start; what it has asked for that is forgotten, and ``script`` comes next."""
     backend = build(endpoint, **settings)
     try:
@@ -141,7 +140,9 @@ async def started(endpoint: Endpoint, *, script: tuple[object, ...] = (), **sett
         await backend.stop()
 
 
-def ask(endpoint: Endpoint, script: tuple[object, ...] = (), *, request: ChatRequest | None = None, **settings: object):
+def ask(
+    endpoint: FakeEndpoint, script: tuple[object, ...] = (), *, request: ChatRequest | None = None, **settings: object
+):
     """One call through a backend that has started."""
 
     async def main():
@@ -151,7 +152,7 @@ def ask(endpoint: Endpoint, script: tuple[object, ...] = (), *, request: ChatReq
     return asyncio.run(main())
 
 
-def start(endpoint: Endpoint, **settings: object):
+def start(endpoint: FakeEndpoint, **settings: object):
     async def main():
         backend = build(endpoint, **settings)
         try:
@@ -377,10 +378,10 @@ async def _start(backend: OpenAIBackend) -> None:
 def test_openai_s_own_endpoint_gets_its_key_and_what_else_the_environment_holds_for_it(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
-    own = Endpoint_.of(OpenAISettings(), "gpt-4o", os.environ)
+    own = Endpoint.of(OpenAISettings(), "gpt-4o", os.environ)
     assert (own.variable, own.key, own.is_openai) == ("OPENAI_API_KEY", KEY, True)
-    assert Endpoint_.of(OpenAISettings(api_key_env=None), "gpt-4o", os.environ).variable is None
-    assert Endpoint_.of(OpenAISettings(url="https://evil.example/api.openai.com"), "m", os.environ).variable is None
+    assert Endpoint.of(OpenAISettings(api_key_env=None), "gpt-4o", os.environ).variable is None
+    assert Endpoint.of(OpenAISettings(url="https://evil.example/api.openai.com"), "m", os.environ).variable is None
 
     async def client():
         async with make_client(own, 5) as client:

@@ -16,7 +16,7 @@ BEYOND = "test_a_temperature_that_it_does_not_honour_is_refused"
 DATED = "test_every_token_has_a_logprob_and_the_version_of_the_weights"
 UPDATE = "test_tokens_are_those_of_the_new_weights_also_for_a_prompt_seen_before"
 UPDATES = "test_update_after_update_is_exact"
-FLIGHT = "test_a_completion_under_way_keeps_its_tokens_and_goes_on_under_the_new_weights"
+ACROSS = "test_a_completion_under_way_keeps_its_tokens_and_goes_on_under_the_new_weights"
 TIED = "test_tied_embeddings_are_replaced_at_both_ends"
 PARTS, FREES = "test_a_stream_comes_in_parts", "test_a_request_that_is_given_up_frees_its_slot"
 HARM, LONG = "test_the_error_of_one_request_harms_no_other", "test_a_prompt_that_fills_the_context_is_refused"
@@ -44,12 +44,16 @@ ENDS = "test_it_stops_while_it_generates_and_stops_twice"
         ("Undated", UPDATE, "after the update to 1: {0}"),
         ("Lagging", f"{UPDATE} and greedy", "greedy, it took a token whose logprob is"),
         ("Lagging", f"{UPDATES} and greedy", "greedy, it took a token whose logprob is"),
-        ("Lagging", f"{FLIGHT} and greedy", "greedy, it took a token whose logprob is"),
+        ("Lagging", f"{ACROSS} and greedy", "greedy, it took a token whose logprob is"),
         ("Keeping", f"{UPDATE} and greedy", "used the weights of version 1 after giving them back"),
-        ("Redating", f"{FLIGHT} and sampled", "read whole, tokens of the new version are not those of the new weights"),
+        (
+            "Redating",
+            f"{ACROSS} and sampled",
+            "read whole, tokens of the new version are not those of the new weights",
+        ),
         (
             "Draining",
-            f"{FLIGHT} and sampled",
+            f"{ACROSS} and sampled",
             "streamed, 400 tokens all carry version 4, also in the last of 5 updates",
         ),
         ("Forgetful", TIED, "after an update, tokens are not those of the new weights: logprobs are off by up to"),

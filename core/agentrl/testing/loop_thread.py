@@ -38,12 +38,12 @@ class LoopThread:
         future: Future[Result] = asyncio.run_coroutine_threadsafe(main, self._started())
         if wait([future], deadline_s).done:
             return future.result()
-        place = self._place()
+        location = self._location()
         future.cancel()
         blocked = not self._answers()
         if blocked:
             self._loop = self._thread = None
-        state = f"its event loop is blocked{place}: nothing else runs meanwhile" if blocked else "it waits"
+        state = f"its event loop is blocked{location}: nothing else runs meanwhile" if blocked else "it waits"
         pytest.fail(f"{what} did not end within {deadline_s:g} s; {state}", pytrace=False)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class LoopThread:
         self._started().call_soon_threadsafe(answered.set)
         return answered.wait(_GRACE_S)
 
-    def _place(self) -> str:
+    def _location(self) -> str:
         """Where in the author's code the thread is now."""
         frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
         return code_location(traceback.extract_stack(frame)) if frame else ""

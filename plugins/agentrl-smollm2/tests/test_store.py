@@ -36,32 +36,32 @@ def make() -> Maker:
 
 def test_a_folder_is_made_once_and_found_again(store, make):
     assert store.get() is None
-    assert store.put(make) == store.get() == store.place
+    assert store.put(make) == store.get() == store.folder
     store.put(make)
     assert make.times == 1
-    assert (store.place / "weights").read_bytes() == b"0123"
+    assert (store.folder / "weights").read_bytes() == b"0123"
 
 
 @pytest.mark.parametrize("damage", [b"012", b"0124", None], ids=["shorter", "of other content", "gone"])
 def test_a_folder_that_was_changed_is_made_anew(store, make, damage):
     store.put(make)
-    file = store.place / "weights"
+    file = store.folder / "weights"
     file.unlink() if damage is None else file.write_bytes(damage)
     assert store.get() is None
     store.put(make)
-    assert (store.place / "weights").read_bytes() == b"0123"
+    assert (store.folder / "weights").read_bytes() == b"0123"
 
 
 def test_a_file_that_was_only_touched_is_read_again_and_kept(store, make):
     store.put(make)
-    (store.place / "weights").write_bytes(b"0123")
-    assert store.get() == store.place
+    (store.folder / "weights").write_bytes(b"0123")
+    assert store.get() == store.folder
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"files": 1}', '{"files": {"weights": 4}}'])
 def test_a_manifest_that_cannot_be_read_is_no_folder(store, make, content):
     store.put(make)
-    (store.place / "agentrl-manifest.json").write_text(content)
+    (store.folder / "agentrl-manifest.json").write_text(content)
     assert store.get() is None
 
 
@@ -73,7 +73,7 @@ def test_what_ends_the_making_leaves_nothing_behind(store, make, ending):
 
     with pytest.raises(ending if isinstance(ending, type) else type(ending)):
         store.put(interrupted)
-    assert {path.name for path in store.place.parent.iterdir()} <= {"one.lock"}
+    assert {path.name for path in store.folder.parent.iterdir()} <= {"one.lock"}
 
 
 PROCESS = """
@@ -93,9 +93,9 @@ print(FolderStore(Path(sys.argv[1])).put(make))
 
 def test_processes_that_need_it_at_the_same_time_make_it_once(store, tmp_path):
     log = tmp_path / "log"
-    command = [sys.executable, "-c", PROCESS, str(store.place), str(log)]
+    command = [sys.executable, "-c", PROCESS, str(store.folder), str(log)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert {process.communicate(timeout=120)[0].strip() for process in processes} == {str(store.place)}
+    assert {process.communicate(timeout=120)[0].strip() for process in processes} == {str(store.folder)}
     assert log.read_text().splitlines() == ["made"]
 
 

@@ -35,7 +35,7 @@ def main() -> int:
     for name in names:
         if name not in NAMES:
             parser.error(f"no benchmark {name!r}; there are {', '.join(NAMES)}")
-    # A process each: what one leaves behind, threads, caches or a warm heap, is not measured by the next.
+    # A process each: what one leaves behind, threads, caches or warm memory, is not measured by the next.
     codes = [
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode  # noqa: S603
         for name in names or NAMES

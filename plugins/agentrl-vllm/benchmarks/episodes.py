@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from agentrl.inference.contract import Chunk
 
-__all__ = ["Recorder", "Turn", "conversations", "run_episodes"]
+__all__ = ["AgentTurn", "Recorder", "conversations", "run_episodes"]
 
 GROUP = 8
 """Episodes that have one question, as those of a group."""
@@ -33,7 +33,7 @@ _DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class AgentTurn:
     """A call as the backend had it."""
 
     request: GenerationRequest
@@ -50,7 +50,7 @@ class Recorder:
     def __init__(self, backend: Backend, told: Callable[[str | None], str | None] = lambda session: session) -> None:
         self._backend = backend
         self._told = told
-        self._turns: defaultdict[str | None, list[Turn]] = defaultdict(list)
+        self._turns: defaultdict[str | None, list[AgentTurn]] = defaultdict(list)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """See the contract of ``Backend``."""
@@ -61,9 +61,9 @@ class Recorder:
             async for chunk in chunks:
                 ids += chunk.ids
                 yield chunk
-        turns.append(Turn(request, tuple(ids)))
+        turns.append(AgentTurn(request, tuple(ids)))
 
-    def taken(self) -> list[list[Turn]]:
+    def taken(self) -> list[list[AgentTurn]]:
         """The turns of each session, in the order in which sessions began; they are forgotten here."""
         turns = list(self._turns.values())
         self._turns.clear()

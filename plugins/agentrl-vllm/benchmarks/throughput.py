@@ -3,7 +3,7 @@
     python -m benchmarks.throughput [--tokens 64] [--turns 2] [--episodes 256] [--concurrency 64] [--rounds 5]
 
 An agent with an ``AsyncOpenAI`` client converses, inline and in a training session; what it made the plugin post is
-then posted again by a lean client: same ids, same sampling, same order of turns, as many episodes at once. Each side
+then posted again by a minimal client: same ids, same sampling, same order of turns, as many episodes at once. Each side
 begins with an empty prefix cache. *Equal*: all completions have ``--tokens`` tokens, so that answers come in bursts, at
 which the server waits for all of them. *Ragged*: half to three halves of it, as in a run. The model never ends by
 itself; it has two layers, so that a server spends less on a token than on any real model, and all else weighs the most.

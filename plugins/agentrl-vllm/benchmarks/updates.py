@@ -87,10 +87,10 @@ class Stopwatch:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the plugin's own functions while it is entered."""
-        functions = {"check": control.check, "pause": control.pause, "load": control.replace, "stamp": control.stamp}
+        calls = {"check": control.check, "pause": control.pause, "load": control.replace, "stamp": control.stamp}
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
-            for part, function in {**functions, "resume": control.resume}.items():
+            for part, function in {**calls, "resume": control.resume}.items():
                 enter(patch.object(control, function.__name__, self._awaited(part, function)))
             enter(patch.object(Probe, "after_update", self._awaited("probe", Probe.after_update)))
             enter(patch.object(WeightFolders, "write", self._called("write", WeightFolders.write)))

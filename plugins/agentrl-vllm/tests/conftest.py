@@ -53,14 +53,14 @@ def real(installation: Installation) -> Callable[..., Server]:
 
 
 @pytest.fixture(scope="session")
-def standing_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("standing") / "log"
+def real_server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("real_server") / "log"
 
 
 @pytest.fixture(scope="session")
-def standing(real: Callable[..., Server], standing_log: Path, tiny_model: Path) -> Iterator[Server]:
+def real_server(real: Callable[..., Server], real_server_log: Path, tiny_model: Path) -> Iterator[Server]:
     """A server that runs already, started as agentrl starts its own; runs attach to it one after the other."""
-    server = real(tiny_model, standing_log)
+    server = real(tiny_model, real_server_log)
 
     async def started() -> None:
         async with asyncio.timeout(START_S):

@@ -20,7 +20,7 @@ OURS = {"model.embed_tokens.weight": (8, 4), "model.layers.0.q_proj.weight": (4,
 
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module as a server has it: a copy beside that of uncut.py, which needs vLLM."""
+    """The module as a server has it: a copy beside that of patches.py, which needs vLLM."""
     beside = ModuleType("agentrl_vllm_patches")
     beside.report_unrestricted_logprobs = lambda: None
     monkeypatch.setitem(sys.modules, "agentrl_vllm_patches", beside)

@@ -40,14 +40,14 @@ class Sampler:
 
 class Logits:
     def log_softmax(self, dim: int) -> str:
-        return "uncut"
+        return "unrestricted"
 
 
 def test_logprobs_are_those_before_the_cut(monkeypatch):
     sampler = type("TopKTopPSampler", (Sampler,), {"__init__": Sampler.__init__})
     known_as(monkeypatch, FIRST, TopKTopPSampler=sampler)
     report_unrestricted_logprobs()
-    assert sampler("processed_logprobs").forward(Logits(), {}, 5, None) == ("sampled", "uncut")
+    assert sampler("processed_logprobs").forward(Logits(), {}, 5, None) == ("sampled", "unrestricted")
     assert sampler("processed_logprobs").forward(Logits(), {}, None, None) == ("sampled", "cut")
     assert sampler("raw_logprobs").forward(Logits(), {}, 5, None) == ("sampled", "cut")
 

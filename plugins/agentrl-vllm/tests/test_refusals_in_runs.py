@@ -32,10 +32,10 @@ def stopped(ended: Run, error: type[AgentRLError], message: str) -> None:
     assert "\n" not in ended.summary.outcome
 
 
-def samples_under(standing: Server) -> str:
+def samples_under(real_server: Server) -> str:
     """The version that a server, which goes on, samples under."""
     request = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 4, "ignore_eos": True}}
-    answer = httpx.post(f"{standing.url}/inference/v1/generate", json=request, timeout=60, trust_env=False)
+    answer = httpx.post(f"{real_server.url}/inference/v1/generate", json=request, timeout=60, trust_env=False)
     (span,) = answer.json()["choices"][0]["weight_versions"]
     return str(span["version"])
 
@@ -55,32 +55,32 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
 
 
 def test_weights_that_no_server_can_load_stop_the_run_and_reach_none(
-    standing: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    real_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cut_short(monkeypatch, version=2)
-    ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [standing.url]}, *BRIEF)
+    ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [real_server.url]}, *BRIEF)
     stopped(ended, BackendError, "the new weights do not fit the model of the server at ")
     assert ended.once_each
     assert len(ended.episodes) == 2 * A_STEP
     assert ended.summary.steps == 2
     assert (Path(str(ended.summary.checkpoint)) / "model.safetensors").exists()
-    assert samples_under(standing) == "1"
+    assert samples_under(real_server) == "1"
 
 
 def test_a_server_of_another_model_is_refused_before_anything_is_sampled(
-    standing: Server, tiny_model: Path, tmp_path: Path
+    real_server: Server, tiny_model: Path, tmp_path: Path
 ) -> None:
-    before = samples_under(standing)
+    before = samples_under(real_server)
     other = untrained_model(tiny_model, tmp_path / "other", layers=3)
-    ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [standing.url]}, f"model={other}", *BRIEF)
+    ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [real_server.url]}, f"model={other}", *BRIEF)
     stopped(ended, BackendError, "the model has no model.layers.2.")
     assert not ended.episodes
-    assert samples_under(standing) == before
+    assert samples_under(real_server) == before
 
 
-def test_a_server_that_a_killed_run_has_left_paused_goes_on(standing: Server, tmp_path: Path) -> None:
-    httpx.post(f"{standing.url}/pause?mode=keep", timeout=60, trust_env=False).raise_for_status()
-    ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [standing.url]}, *BRIEF)
+def test_a_server_that_a_killed_run_has_left_paused_goes_on(real_server: Server, tmp_path: Path) -> None:
+    httpx.post(f"{real_server.url}/pause?mode=keep", timeout=60, trust_env=False).raise_for_status()
+    ended = run(tmp_path / "run", "math", {"name": VLLM, "urls": [real_server.url]}, *BRIEF)
     assert ended.error is None
     assert ended.once_each
     assert ended.exact

@@ -25,7 +25,7 @@ from agentrl_vllm.server import Server
 pytestmark = pytest.mark.real
 
 TINY = Path(str(Plugins().get("models", "tiny")))
-UNSPUN = "without spinning"
+NOT_SPINNING = "without spinning"
 GENERATE = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 4}}
 
 
@@ -56,39 +56,41 @@ def shared_memory(log: Path) -> set[Path]:
     return {path for path in paths if path.is_relative_to("/dev/shm") and path.name.startswith("psm_")}
 
 
-def test_a_real_server_answers_with_token_ids(standing: Server) -> None:
+def test_a_real_server_answers_with_token_ids(real_server: Server) -> None:
     async def asked() -> Any:
         async with Client(START_S) as client:
-            return await client.post(standing.url, "/inference/v1/generate", GENERATE)
+            return await client.post(real_server.url, "/inference/v1/generate", GENERATE)
 
     assert len(complete(asked())["choices"][0]["token_ids"]) == 4
 
 
-def test_the_engine_and_the_worker_of_a_real_server_stop_spinning(standing: Server, standing_log: Path) -> None:
+def test_the_engine_and_the_worker_of_a_real_server_stop_spinning(real_server: Server, real_server_log: Path) -> None:
     """Each line of its log begins with the process that printed it."""
-    said = standing_log.read_text(encoding="utf-8")
-    loaded = {line.partition(")")[0].lstrip("(").partition(" ")[0] for line in said.splitlines() if UNSPUN in line}
+    said = real_server_log.read_text(encoding="utf-8")
+    loaded = {
+        line.partition(")")[0].lstrip("(").partition(" ")[0] for line in said.splitlines() if NOT_SPINNING in line
+    }
     assert {"EngineCore", "VllmWorker-0"} <= loaded
 
 
-def test_a_real_server_can_be_attached_to(standing: Server) -> None:
-    attached = AttachedServer(standing.url, TINY)
+def test_a_real_server_can_be_attached_to(real_server: Server) -> None:
+    attached = AttachedServer(real_server.url, TINY)
     complete(attached.start())
-    assert attached.model == standing.model
+    assert attached.model == real_server.model
 
 
-def test_a_real_server_of_another_model_is_refused(standing: Server, tmp_path: Path) -> None:
+def test_a_real_server_of_another_model_is_refused(real_server: Server, tmp_path: Path) -> None:
     other = shutil.copytree(TINY, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     letters = tokenizer["model"]["vocab"]
     letters["a"], letters["e"] = letters["e"], letters["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(BackendError, match="serves the wrong model: "):
-        complete(AttachedServer(standing.url, other).start())
+        complete(AttachedServer(real_server.url, other).start())
 
 
-def test_a_real_server_sees_none_of_our_secrets(standing: Server, standing_log: Path) -> None:
-    environ = process_of(standing_log, "api_server").environ()
+def test_a_real_server_sees_none_of_our_secrets(real_server: Server, real_server_log: Path) -> None:
+    environ = process_of(real_server_log, "api_server").environ()
     assert environ[WORKER]
     assert "OPENAI_API_KEY" not in environ
 

@@ -20,9 +20,9 @@ APART = 0.08
 
 
 @pytest.mark.parametrize("agent", ["math", "calculator"])
-def test_an_agent_learns_what_it_learns_with_the_torch_engine(agent: str, standing: Server, tmp_path: Path) -> None:
+def test_an_agent_learns_what_it_learns_with_the_torch_engine(agent: str, real_server: Server, tmp_path: Path) -> None:
     settings = [f"training.steps={STEPS[agent]}", "evaluation.every=0", "training.checkpoint_every=0"]
-    attached = {"name": VLLM, "urls": [standing.url]}
+    attached = {"name": VLLM, "urls": [real_server.url]}
     vllm = run(tmp_path / "vllm", agent, attached, *settings)
     torch = run(tmp_path / "torch", agent, {"name": "torch"}, *settings)
     assert vllm.error is torch.error is None

@@ -23,7 +23,7 @@ from agentrl_vllm import control
 pytestmark = pytest.mark.real
 
 EXACT = 1e-4
-FLIGHT = 900
+LONG = 900
 """Tokens that take a server longer than an update does."""
 
 
@@ -74,7 +74,7 @@ def exact(served: Bench) -> None:
 
 
 async def flown(served: Bench, number: int, begun: asyncio.Event) -> Chunk:
-    request = ask(served.prompts()[number], stream=True, max_tokens=FLIGHT, seed=number)
+    request = ask(served.prompts()[number], stream=True, max_tokens=LONG, seed=number)
     async with aclosing(served.backend.generate(request)) as stream:
         chunks = [await anext(stream)]
         begun.set()
@@ -98,7 +98,7 @@ def test_what_is_under_way_goes_on_as_if_the_new_weights_had_read_its_text(serve
     served.reference = new
     for prompt, chunk in zip(served.prompts(), chunks, strict=False):
         switch = chunk.versions.index(new.version)
-        assert chunk.versions == (old.version,) * switch + (new.version,) * (FLIGHT - switch)
+        assert chunk.versions == (old.version,) * switch + (new.version,) * (LONG - switch)
         assert switch > 0
         assert max(old.distances(prompt, chunk)[:switch]) < EXACT
         assert max(new.distances(prompt, chunk)[switch:]) < EXACT

@@ -114,9 +114,9 @@ def endpoint_error(error: APIError, endpoint: Endpoint) -> AgentRLError:
     from openai import APIStatusError
 
     if not isinstance(error, APIStatusError):
-        cause = one_line(error.__cause__ or error) or type(error.__cause__).__name__
+        detail = one_line(error.__cause__ or error) or type(error.__cause__).__name__
         return BackendError(
-            f"{endpoint.url} cannot be reached: {endpoint.without_key(cause)[:_SHOWN]}",
+            f"{endpoint.url} cannot be reached: {endpoint.without_key(detail)[:_SHOWN]}",
             fix="check inference.backend.url, and that the endpoint runs",
         )
     text = reason(error, endpoint)

