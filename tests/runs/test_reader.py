@@ -23,9 +23,9 @@ from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs import schema
 from agentrl.runs.contract import Checkpoint, RunInfo, Summary
 from agentrl.runs.episodes import EpisodeReader, parse_key
-from agentrl.runs.folder import FolderLock, RunFolder
+from agentrl.runs.folder import FolderLock, RunFolder, run_names
 from agentrl.runs.metrics import MetricsLog
-from agentrl.runs.reader import Run, run_names
+from agentrl.runs.reader import Run
 from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import Sampled, TokenTree
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -156,6 +158,44 @@ def test_a_checkpoint_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_pat
     with pytest.raises(ZeroDivisionError), folder.new_checkpoint(40) as place:
         fail(place)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000020"]
+
+
+def save_and_die(folder: RunFolder, step: int, after: int) -> int:
+    """Save a checkpoint in a child process that ends at its operation number ``after`` on files; returns its status."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(after))
+        touched = {"open", "os.mkdir", "os.rename", "os.listdir", "os.scandir", "shutil.rmtree"}
+        sys.addaudithook(lambda event, _: os._exit(9) if event in touched and next(left, None) is None else None)
+        with folder.new_checkpoint(step) as place:
+            (place / "config.json").write_text(f"{step}")
+            (place / "nested").mkdir()
+            (place / "nested" / "model.safetensors").write_text(f"{step}" * 1000)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_process_that_is_killed_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    assert save_and_die(folder, 10, after=1000) == 0
+    seen = set()
+    for after in range(1000):
+        status = save_and_die(folder, 20, after)
+        saved = Run(folder.path).newest_checkpoint()
+        assert saved is not None
+        seen.add(saved.step)
+        assert (saved.path / "config.json").read_text() == f"{saved.step}"
+        assert (saved.path / "nested" / "model.safetensors").read_text() == f"{saved.step}" * 1000
+        if saved.step == 20:
+            shutil.rmtree(saved.path)
+        if status == 0:
+            break
+    assert status == 0
+    assert after > 8
+    assert seen == {10, 20}
+    with folder.new_checkpoint(30):
+        pass
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-000010", "step-000030"]
 
 
 @pytest.mark.parametrize(

@@ -146,9 +146,12 @@ def _values(catalogue: Catalogue, chosen: Mapping[str, str], key: str, value: st
 
 def _models(catalogue: Catalogue, given: Iterable[str], incomplete: str) -> Items:
     """Bundled models, the runs in the folder of runs with their checkpoints, and other folders."""
+    from agentrl.runs.folder import run_names
+
     bundled = next(part for part in catalogue.parts() if part.key == "model")
     settings = dict(argument.split("=", 1) for argument in given if "=" in argument)
-    runs = [str(each.parent) for each in sorted(Path(settings.get(_RUNS, "runs")).glob("*/config.yaml"))]
+    folder = Path(settings.get(_RUNS, "runs"))
+    runs = [str(folder / name) for name in run_names(folder)]
     of_run = next((run for run in runs if incomplete.startswith(f"{run}/")), None)
     saved = [] if of_run is None else [f"{each}" for each in sorted(Path(of_run).glob("checkpoints/step-*"))]
     folders = [] if saved else [each for each in paths_like(incomplete, None) if each.value.rstrip("/") not in runs]

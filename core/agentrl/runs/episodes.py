@@ -122,8 +122,10 @@ class EpisodeReader:
             column, direction = _ORDERS[sort], "DESC" if descending else "ASC"
             order = f"id {direction}" if column == "id" else f"{column} IS NULL, {column} {direction}, id"
             page = {"limit": -1 if limit is None else limit, "offset": offset}
-            statement = f"{_ROWS} WHERE {where} ORDER BY {order} LIMIT :limit OFFSET :offset"
-            return tuple(map(_row, connection.execute(statement, values | page)))
+            # Only the ids are sorted: a page far behind would carry all columns of the pages before it.
+            ids = f"SELECT id FROM episodes WHERE {where} ORDER BY {order} LIMIT :limit OFFSET :offset"
+            found = connection.execute(f"{_ROWS} WHERE id IN ({ids}) ORDER BY {order}", values | page)
+            return tuple(map(_row, found))
 
     def count(self, **filters: Unpack[EpisodeFilter]) -> int:
         """How many episodes match ``filters``."""

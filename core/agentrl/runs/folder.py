@@ -40,6 +40,7 @@ __all__ = [
     "is_locked",
     "is_network_filesystem",
     "read_summary",
+    "run_names",
     "run_of",
     "write_atomically",
 ]
@@ -138,7 +139,8 @@ class RunFolder:
         path = self.checkpoint(step)
         aside = path.with_name(f".{path.name}.part")
         try:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in self.checkpoints.glob(".step-*.part"):  # Of a process that was killed meanwhile.
+                shutil.rmtree(left, ignore_errors=True)
             aside.mkdir()
             yield aside
             sync_tree(aside)
@@ -184,6 +186,11 @@ def read_summary(path: Path) -> Summary:
         ) from error
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} is not a run's summary: {error}") from error
+
+
+def run_names(runs: str | os.PathLike[str] = "runs") -> list[str]:
+    """The names of the runs in the folder ``runs``, sorted."""
+    return sorted(config.parent.name for config in Path(runs).expanduser().glob("*/config.yaml"))
 
 
 def run_of(checkpoint: Path) -> Path | None:

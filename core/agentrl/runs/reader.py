@@ -34,13 +34,13 @@ from agentrl.runs.contract import (
     Summary,
 )
 from agentrl.runs.episodes import EpisodeReader
-from agentrl.runs.folder import RunFolder, is_locked, read_summary
+from agentrl.runs.folder import RunFolder, is_locked, read_summary, run_names
 from agentrl.runs.metrics import MetricsReader
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config
 
-__all__ = ["Run", "open_run", "run_names"]
+__all__ = ["Run", "open_run"]
 
 
 def open_run(run: str | os.PathLike[str], *, runs: str | os.PathLike[str] = "runs") -> Run:
@@ -57,11 +57,6 @@ def open_run(run: str | os.PathLike[str], *, runs: str | os.PathLike[str] = "run
         f"there is no run {str(run)!r}: neither {path} nor {inside} is a run folder with a config.yaml",
         fix=near_matches(path.name, run_names(runs)),
     )
-
-
-def run_names(runs: str | os.PathLike[str] = "runs") -> list[str]:
-    """The names of the runs in the folder ``runs``, sorted."""
-    return sorted(config.parent.name for config in Path(runs).expanduser().glob("*/config.yaml"))
 
 
 class Run:
