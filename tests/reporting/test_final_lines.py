@@ -45,8 +45,8 @@ def test_what_was_not_measured_is_not_made_up() -> None:
 
 
 def test_what_went_wrong_is_said_with_its_commonest_cause(tmp_path: Path) -> None:
-    cause = {"count": 40, "reason": "agent: ValueError: bad day", "episode": "train-1-2-3"}
-    summary = Summary("completed", episodes=120, failed=48, reasons={"failed": [cause]})
+    commonest = {"count": 40, "reason": "agent: ValueError: bad day", "episode": "train-1-2-3"}
+    summary = Summary("completed", episodes=120, failed=48, reasons={"failed": [commonest]})
     line = "48 of 120 episodes failed; commonest: 40x agent: ValueError: bad day [train-1-2-3]"
     assert line in final_lines(summary)
     path = tmp_path / "summary.json"
