@@ -83,7 +83,6 @@ def create(
 
     If it fails or is interrupted, no new environment is left, and one that --replace would have replaced stays.
     """
-    from agentrl.cli.env import narrator, summary
     from agentrl.environments.creating import CreationRequest, create_environment
     from agentrl.errors import PluginError
 
@@ -113,7 +112,6 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_environments(as_json: bool) -> None:
     """List the environments: Python, agentrl-core, plugins, agents and folder of each."""
-    from agentrl.cli.env import as_columns, notes, to_json
     from agentrl.environments import environments, environments_folder, incomplete
 
     known, unfinished = environments(), incomplete()

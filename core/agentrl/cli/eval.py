@@ -46,7 +46,6 @@ def evaluate(app: App, arguments: tuple[str, ...], file: Path | None, as_json: b
 
     The episodes are kept in a folder RUN-eval, RUN-eval-2, … beside the run's, or in run.dir.
     """
-    from agentrl.cli.eval import named
     from agentrl.cli.settings import located
     from agentrl.config import resolve_config, unused_by_evaluation
     from agentrl.reporting.reporter import default_reporter

@@ -1,4 +1,9 @@
-"""From the names in a config to the parts of a run; starts nothing."""
+"""From the names in a config to the parts of a run. Nothing is started.
+
+``resolve_parts`` finds the agent, the reward, the tasks and the model. ``load_chat`` loads a model's tokenizer and
+renderer, ``check_sampling`` refuses settings under which every request would fail, and ``default_tasks`` says when an
+agent is trained on tasks that nobody chose for it.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +58,12 @@ __all__ = [
     "resolve_parts",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeParts:
-    """What the names in a config stand for, as far as episodes need it whatever model they talk to."""
+    """What episodes need beside the model: the config with its agent located, and what its names stand for."""
 
     config: Config
     plugins: Plugins
@@ -70,13 +77,13 @@ class EpisodeParts:
 
 @dataclass(frozen=True, slots=True)
 class Parts(EpisodeParts):
-    """What the names in a config stand for, the model among them."""
+    """What a run needs: the parts of its episodes, and the model."""
 
     model_folder: Path
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     conversing: Conversing
-    """What every checkpoint keeps of how the model is talked to."""
+    """The chat template and the date, which every checkpoint keeps."""
 
 
 def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
@@ -106,14 +113,14 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
 
 
 def _named(config: Config, folder: Path) -> Config:
-    """``config`` with the checkpoint that a run's folder stands for now; later it may stand for another."""
+    """``config`` with the newest checkpoint where it names a run's folder, whose newest checkpoint may change."""
     if folder.parent.name != "checkpoints" or folder.parent.parent != Path(os.path.expanduser(config.model.name)):
         return config
     return config.naming("model", str(folder))
 
 
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:
-    """As ``resolve_parts``, for a model that an endpoint serves."""
+    """As ``resolve_parts``, without the model, which an endpoint serves."""
     check_override(config, chat=is_chat(config, plugins))
     config = locate_agent(config, plugins) if agent is None else config
     return EpisodeParts(
@@ -148,9 +155,6 @@ async def _awaited(facts: Awaitable[AgentFacts]) -> AgentFacts:
     return await facts
 
 
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A model's tokenizer and renderer, and what a checkpoint keeps of them."""
@@ -181,7 +185,7 @@ def load_chat(folder: Path, model: ModelSection) -> Chat:
 
 
 def _is_that(file: Path, source: Path) -> bool:
-    """Whether a run was given ``file`` as ``source``; where it is no more, the run may have been moved since."""
+    """Whether ``file`` is the ``source`` that a run was given. A missing file of its name counts: runs may be moved."""
     return file == source or (file.name == source.name and not file.exists())
 
 
@@ -225,7 +229,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 ANY_ENGINE = Capabilities(1, 1, sampling=SAMPLING_FIELDS | {"top_logprobs"})
-"""What an engine could do at best: what is refused under it is refused by every one."""
+"""An engine that can do everything: a request that even it refuses is refused by every engine."""
 
 
 def check_override(config: Config, *, chat: bool = False) -> None:
@@ -258,7 +262,7 @@ def _sessions(config: Config, trains: bool) -> Iterator[tuple[str, SessionSettin
 
 
 def _overridden(config: Config) -> ModelRequest:
-    """A request that asks for nothing itself, under ``rollout.override``."""
+    """A request that sets no field itself, after ``rollout.override`` has been applied."""
     fields, _ = apply_override({}, config.rollout.override)
     count = fields.get("top_logprobs", 0)
     return ModelRequest(fields, [], fields=fields, top_logprobs=count if isinstance(count, int) else 0)
@@ -281,7 +285,7 @@ _SHOWN = 80
 
 
 def default_tasks(parts: EpisodeParts) -> str | None:
-    """In words, which tasks an agent is trained on that were not made for it; ``None`` where somebody chose them.
+    """A note that an agent is trained on the default tasks; ``None`` where somebody chose the tasks.
 
     The bundled agents are made for the default tasks.
     """
