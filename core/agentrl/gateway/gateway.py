@@ -15,7 +15,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +48,6 @@ from agentrl.gateway.retries import Attempt, parts
 from agentrl.gateway.server import Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
 from agentrl.gateway.transport import SharedClients
-from agentrl.loops import Interruptible
 from agentrl.plugins import Plugins
 from agentrl.redaction import redact
 
@@ -185,7 +184,7 @@ class Gateway:
             if await asyncio.shield(asyncio.wrap_future(taken)):
                 await asyncio.sleep(_HEARD_S)
         try:
-            with Interruptible() as block, session.running(block):
+            with session.running():
                 completion = await self.completer.complete(session, asked, overridden)
             respond = partial(_response, dialect, request, asked, completion)
             reply = respond()
@@ -254,7 +253,7 @@ def split_path(path: str) -> tuple[str | None, str]:
 
     Clients join URLs with one slash too many; those are removed. The latter part begins with a slash, or is empty.
     """
-    match = _PATH.fullmatch(_SLASHES.sub("/", path))
+    match = _PATH.fullmatch(_SLASHES.sub("/", path) if "//" in path else path)
     return (None, path) if match is None else (match["capture"], match["route"].rstrip("/"))
 
 
@@ -324,6 +323,7 @@ def _name(dialect: Dialect) -> str:
     return f"{type(dialect).__module__}:{type(dialect).__qualname__}"
 
 
+@cache
 def _methods(route: Route) -> tuple[str, ...]:
     """The methods that a route takes, those included that come by themselves."""
     head = ("HEAD",) if "GET" in route.methods else ()
@@ -341,7 +341,7 @@ def _wrong_method(exchange: Exchange, methods: Sequence[str]) -> GatewayError:
 
 def _response(dialect: Dialect, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
     reply = dialect.respond(request, asked, completion)
-    return replace(reply, headers={**reply.headers, "x-request-id": completion.call.id})
+    return Reply(reply.status, reply.body, {**reply.headers, "x-request-id": completion.call.id})
 
 
 def read_json(body: bytes) -> Any:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -155,11 +155,12 @@ class Retries:
 
     def _sent(self, attempt: Attempt, reply: Reply) -> Reply:
         lost = partial(self._lost, attempt, attempt.number)
-        if isinstance(reply.body, bytes):
-            return replace(reply, lost=lost)
-        if attempt.arrived is not None:
-            attempt.arrived(False)
-        return replace(reply, body=self._parts(reply.body, attempt, attempt.number), lost=lost)
+        body = reply.body
+        if not isinstance(body, bytes):
+            if attempt.arrived is not None:
+                attempt.arrived(False)
+            body = self._parts(body, attempt, attempt.number)
+        return Reply(reply.status, body, reply.headers, lost)
 
     async def _parts(
         self, body: Iterable[bytes] | AsyncIterable[bytes], attempt: Attempt, number: int

@@ -8,9 +8,9 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Any, NoReturn
 
 from agentrl.errors import AgentRLError, ConfigError, GatewayError
@@ -151,6 +151,25 @@ class SampledTokens:
     """Whether the prompt begins with the ids of the matched turn's conversation."""
 
 
+class RunningCall(Interruptible):
+    """A call in flight, which its session's closing ends with an error."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def __enter__(self) -> RunningCall:
+        self._session.enter(self)
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session.leave(self)
+        super().__exit__(kind, error, trace)
+
+
 class Session:
     """A session of the gateway. Safe to use from any thread.
 
@@ -184,7 +203,7 @@ class Session:
         self._bodies = Bodies()
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
-        self._running: set[Interruptible] = set()
+        self._running: set[RunningCall] = set()
         self._waited = self._waiting_since = 0.0
         self._time = _loop_time()
         self._servers: set[asyncio.AbstractEventLoop] = set()
@@ -251,21 +270,24 @@ class Session:
         if hearing:
             await asyncio.wait(hearing, timeout=_HEARD_S)
 
-    @contextmanager
-    def running(self, block: Interruptible) -> Iterator[None]:
+    def running(self) -> RunningCall:
+        """A block in which a call is in flight; it ends with an error when the session closes."""
+        return RunningCall(self)
+
+    def enter(self, call: RunningCall) -> None:
         """Count a call as in flight. Raises ``GatewayError`` (404) once the session is closed."""
         with self._lock:
             self._check_open()
             if not self._running:
                 self._waiting_since = self._time()
-            self._running.add(block)
-        try:
-            yield
-        finally:
-            with self._lock:
-                if self._running == {block}:
-                    self._waited += self._time() - self._waiting_since
-                self._running.discard(block)
+            self._running.add(call)
+
+    def leave(self, call: RunningCall) -> None:
+        """Count a call as in flight no more."""
+        with self._lock:
+            if self._running == {call}:
+                self._waited += self._time() - self._waiting_since
+            self._running.discard(call)
 
     def refuse(self, error: AgentRLError) -> None:
         """Keep an error with which a call is being answered."""

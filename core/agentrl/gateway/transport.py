@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
-from types import ModuleType
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from agentrl.clients import Unclosable, client_library
 from agentrl.gateway.contract import Exchange, Reply
+from agentrl.loops import Interruptible
 from agentrl.redaction import redact_log
 
 if TYPE_CHECKING:
@@ -77,18 +78,16 @@ class Transport:
             method=request.method,
             path=url.path,
             body=await request.aread(),
-            headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers.raw},
+            headers=_Headers(request.headers.raw),
             in_process=True,
         )
         seconds = request.extensions.get("timeout", {}).get("read")
-        try:
-            async with asyncio.timeout(seconds):
-                reply = await self._gateway.answer(exchange)
-        except TimeoutError as error:
-            raise self._library.ReadTimeout(f"no answer within {seconds} s", request=request) from error
+        late = None if seconds is None else f"no answer within {seconds} s"
+        with _Deadline(seconds, lambda: self._library.ReadTimeout(late, request=request)):
+            reply = await self._gateway.answer(exchange)
         headers = {"content-type": "application/json", **reply.headers}
         if request.method == "HEAD" or isinstance(reply.body, bytes):
-            content = reply.body if request.method != "HEAD" else b""
+            content = b"" if request.method == "HEAD" else reply.body
             return self._library.Response(reply.status, headers=headers, content=content)
         stream = self._stream(reply, request, seconds)
         return self._library.Response(reply.status, headers=headers, stream=stream)
@@ -110,6 +109,48 @@ class Transport:
                 asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 
 
+class _Deadline(Interruptible):
+    """A block that ends with the error that ``late`` makes after ``seconds``; ``asyncio.timeout`` in less time."""
+
+    def __init__(self, seconds: float | None, late: Callable[[], Exception]) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._late = late
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> _Deadline:
+        super().__enter__()
+        if self._seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._seconds, lambda: self.interrupt(self._late()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().__exit__(kind, error, trace)
+
+
+class _Headers(Mapping[str, str]):
+    """A request's headers by name in lower case, decoded when they are read."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values = {name.lower(): value for name, value in raw}
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.encode("latin-1")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 class _ReplyStream:
     """The body of a reply that comes in parts. The reply is lost where the client closes or drops it before its end.
 
@@ -128,13 +169,13 @@ class _ReplyStream:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The parts. Raises the library's ``ReadTimeout``, and its ``ReadError`` where the reply breaks off."""
         library = importlib.import_module(type(self._request).__module__.partition(".")[0])
+        late = f"no more of the answer within {self._seconds} s"
         while True:
             try:
-                async with asyncio.timeout(self._seconds):
+                with _Deadline(self._seconds, lambda: library.ReadTimeout(late, request=self._request)):
                     part = await anext(self._parts, None)
-            except TimeoutError as error:
-                message = f"no more of the answer within {self._seconds} s"
-                raise library.ReadTimeout(message, request=self._request) from error
+            except library.ReadTimeout:
+                raise
             except Exception as error:
                 raise library.ReadError(f"the answer broke off: {error}", request=self._request) from error
             if part is None:

@@ -47,7 +47,7 @@ class Vocabulary:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._encode, self._decode = _encoder_and_decoder(tokenizer)
-        self._encode_cached = lru_cache(_CACHED_TEXTS)(self._encode)
+        self._encode_cached = lru_cache(_CACHED_TEXTS)(self._encode_text)
         self._bytes = lru_cache(_CACHED_PIECES)(self._bytes_after)
         self._spells = self._byte_spelling()
         self.unk_token_id = tokenizer.unk_token_id
@@ -67,12 +67,11 @@ class Vocabulary:
 
         A lone surrogate, which no vocabulary holds, is encoded as its JSON escape.
         """
-        text = text if text.isascii() else encodable(text)
-        if MARK in text:
-            return list(self._encode_marked(text))
-        if len(text) > _CACHED_LENGTH:
-            return list(self._encode(text))
-        return list(self._encode_cached(text))
+        return list(self._encode_text(text) if len(text) > _CACHED_LENGTH else self._encode_cached(text))
+
+    def _encode_text(self, text: str) -> Sequence[int]:
+        text = encodable(text)
+        return self._encode_marked(text) if MARK in text else self._encode(text)
 
     @cached_property
     def _encode_marked(self) -> Callable[[str], tuple[int, ...]]:

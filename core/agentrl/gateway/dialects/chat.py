@@ -73,6 +73,7 @@ _IMPOSSIBLE = -9999.0
 
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_SPEAKERS = ("user", "assistant", "system", "developer")
 _MESSAGE_FIELDS = {
     "assistant": frozenset({"role", "content", "name", "tool_calls", "reasoning_content", "reasoning"}),
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
@@ -299,7 +300,20 @@ def _messages(value: Any) -> list[Message]:
     """The ``messages`` of a request, plain. Raises ``GatewayError`` (400), naming the message at fault."""
     if not isinstance(value, list) or not value:
         raise _wrong("messages", f"is not a list of at least one message: {shown(value, 80)}")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+    return [
+        dict(message) if _is_text(message) else _message(message, f"messages[{index}]")
+        for index, message in enumerate(value)
+    ]
+
+
+def _is_text(message: Any) -> bool:
+    """Whether a message is a role and a text, as most are, in which there is nothing to check or to change."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and type(message.get("content")) is str
+        and message.get("role") in _SPEAKERS
+    )
 
 
 def _message(value: Any, where: str) -> Message:
