@@ -19,6 +19,15 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
     return str(caught.value)
 
 
+def test_the_config_of_an_older_run_is_read_where_its_former_keys_have_their_only_value(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("training: {lora: null, steps: 3}\nrollout: {max_staleness: 0}\n")
+    assert load_config(path, environ={}).training.steps == 3
+    path.write_text("rollout: {max_staleness: 1}\n")
+    with pytest.raises(ConfigError, match=r"'rollout.max_staleness'"):
+        load_config(path, environ={})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

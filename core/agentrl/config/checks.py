@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +26,7 @@ __all__ = [
     "near_key",
     "unknown_key",
     "unused_by_evaluation",
+    "without_former_keys",
 ]
 
 _OF_RENDERING = ("seed", "model.renderer", "model.chat_template", "model.control_tokens", "model.date")
@@ -56,6 +57,19 @@ class Ineffective:
 
     def __str__(self) -> str:
         return f"{self.key} ({self.place}) has no effect: {self.reason}"
+
+
+def without_former_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a config file without the keys that there were, where they have the one value that they could have.
+
+    With another value they stay, and are refused as any key that does not exist.
+    """
+    kept = dict(values)
+    for (section, key), value in _ONLY_VALUES.items():
+        inside = kept.get(section)
+        if isinstance(inside, Mapping) and key in inside and inside[key] == value:
+            kept[section] = {name: each for name, each in inside.items() if name != key}
+    return kept
 
 
 def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Ineffective]:
@@ -124,6 +138,9 @@ _GONE = {
     "rollout.max_staleness": "an episode is trained at once, under the weights that sampled it: leave it out",
 }
 """Keys that there were, and the fix where one is set."""
+
+_ONLY_VALUES = {("training", "lora"): None, ("rollout", "max_staleness"): 0}
+"""The one value that each of those could have: the config of an older run's folder holds them."""
 
 _FOREIGN = {
     "AReaL": {
