@@ -1,12 +1,11 @@
-"""The token tree: every token of an episode, stored once, with where it came from.
+"""The token tree: every token of an episode, stored once, with its origin.
 
-A span is a run of token ids, *given* (prompt, tool result) or *sampled* by the policy. A span hangs
-from a position inside another: ``(parent, fork)`` says that the first ``fork`` tokens of the parent
-come before it. So spans never change once added, and a history that differs in the middle of one
-forks there.
+A span is a run of token ids, *given* (a prompt, a tool result) or *sampled* by the policy. A span starts at a
+position inside another span, its parent: ``(parent, fork)`` says that it follows the first ``fork`` tokens of the
+parent. Spans never change once they are added, and a history that departs from a span in its middle forks there.
 
-Given tokens are shared wherever they repeat; a sampled span is always new, even where its tokens equal
-another's: two equal completions are two samples.
+Given tokens are shared wherever they repeat. A sampled span is always new, even if its tokens equal those of
+another: two equal completions are two samples.
 """
 
 from __future__ import annotations
@@ -20,29 +19,30 @@ __all__ = ["ROOT", "Position", "Sampled", "Span", "TokenTree"]
 
 
 class Position(NamedTuple):
-    """A place in the tree: after the first ``offset`` tokens of span ``span``."""
+    """A position in the tree: after the first ``offset`` tokens of the span with index ``span``."""
 
     span: int
     offset: int
 
 
 ROOT = Position(-1, 0)
-"""Before the first token."""
+"""The position before the first token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Where a sampled span came from; ``logprobs`` and ``versions`` have one entry a token."""
+    """How a span was sampled; ``logprobs`` and ``versions`` have one entry for each token."""
 
     call: str
-    """Response id of the call that it completes."""
+    """The response id of the call whose completion it is."""
     logprobs: tuple[float, ...]
-    """Behaviour log-probability of each token, at ``temperature``."""
+    """The log-probability of each token under the distribution that it was sampled from, at ``temperature``."""
     versions: tuple[int, ...]
+    """The policy version that sampled each token."""
     temperature: float
-    """That of the logprobs; 1 for a greedy completion."""
+    """The temperature of the log-probabilities; 1 for a greedy completion."""
     constrained: bool = False
-    """Sampled under a grammar: its logprobs are not those of the policy alone."""
+    """Whether a grammar constrained the sampling, so that the log-probabilities are not those of the policy alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Span:
     """A run of token ids that follows the first ``fork`` tokens of span ``parent``."""
 
     parent: int
-    """Index of the parent span, which is always smaller than this span's own; -1 at the root."""
+    """The index of the parent span, always smaller than this span's own; -1 at the root."""
     fork: int
     ids: tuple[int, ...]
     sampled: Sampled | None = None
@@ -58,7 +58,7 @@ class Span:
 
 
 class TokenTree:
-    """The spans of one episode. Not thread-safe: its session serialises access."""
+    """The spans of one episode. It is not safe for threads: the episode's session serialises access."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
@@ -67,11 +67,11 @@ class TokenTree:
 
     @property
     def spans(self) -> Sequence[Span]:
-        """All spans; a parent comes before its children."""
+        """All spans, by index; a parent comes before its children."""
         return self._spans
 
     def __len__(self) -> int:
-        """How many tokens the tree stores."""
+        """Return how many tokens the tree stores."""
         return sum(len(span.ids) for span in self._spans)
 
     def __eq__(self, other: object) -> bool:
@@ -80,7 +80,7 @@ class TokenTree:
     __hash__ = None  # type: ignore[assignment]
 
     def path(self, position: Position) -> list[int]:
-        """The ids from the root up to ``position``."""
+        """Return the ids from the root up to ``position``."""
         pieces: list[tuple[int, ...]] = []
         index, offset = position
         while index >= 0:
@@ -92,9 +92,9 @@ class TokenTree:
     def walk(self, ids: Sequence[int], start: Position = ROOT) -> tuple[Position, int]:
         """Follow ``ids`` from ``start`` as far as recorded tokens equal them.
 
-        Returns the deepest position reached and how many of ``ids`` lead to it. History may pass
-        through any span, sampled ones included; of equally deep positions the oldest wins. Looks at
-        each span below ``start`` at most once.
+        Returns the deepest position reached and how many of ``ids`` lead to it. The path may pass through any span,
+        sampled or given; of equally deep positions the oldest is returned. Each span below ``start`` is compared at
+        most once.
         """
         wanted = tuple(ids)
         best, matched = self._settled(start), 0
@@ -112,26 +112,27 @@ class TokenTree:
         return best, matched
 
     def add_given(self, ids: Sequence[int], at: Position = ROOT) -> Position:
-        """Record given tokens after ``at``, sharing what is recorded there already."""
+        """Record given tokens after ``at`` and return the position after them; tokens that are there are shared."""
         position, matched = self.walk(ids, at)
         if matched == len(ids):
             return position
         return self._add(Span(position.span, position.offset, tuple(ids[matched:])))
 
     def add_sampled(self, ids: Sequence[int], sampled: Sampled, at: Position) -> Position:
-        """Record a completion after ``at`` as a span of its own.
+        """Record a completion after ``at`` as a new span and return the position after it.
 
-        Raises ``ValueError`` for an empty completion or one whose logprobs or versions do not match.
+        Raises ``ValueError`` for an empty completion and for one whose log-probabilities or versions differ from it in
+        number.
         """
         if not ids or not len(ids) == len(sampled.logprobs) == len(sampled.versions):
             raise ValueError(
                 f"{len(ids)} sampled ids with {len(sampled.logprobs)} logprobs and {len(sampled.versions)} versions"
             )
-        place = self._settled(at)
-        return self._add(Span(place.span, place.offset, tuple(ids), sampled))
+        parent, fork = self._settled(at)
+        return self._add(Span(parent, fork, tuple(ids), sampled))
 
     def _settled(self, position: Position) -> Position:
-        """The one name of a place that is the start of a span: where that span hangs from."""
+        """``position``, except that the start of a span is expressed as the position in its parent where it forks."""
         while position.offset == 0 and position.span >= 0:
             span = self._spans[position.span]
             position = Position(span.parent, span.fork)
@@ -144,7 +145,7 @@ class TokenTree:
         return Position(len(self._spans) - 1, len(span.ids))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The spans as plain JSON values."""
+        """Return the spans as plain JSON values."""
         return [
             {"parent": span.parent, "fork": span.fork, "ids": list(span.ids)}
             | ({} if span.sampled is None else {"sampled": _sampled_to_json(span.sampled)})
@@ -153,7 +154,7 @@ class TokenTree:
 
     @classmethod
     def from_json(cls, rows: Sequence[dict[str, Any]]) -> TokenTree:
-        """The tree that ``to_json`` wrote."""
+        """Return the tree that ``to_json`` wrote."""
         tree = cls()
         for row in rows:
             sampled = row.get("sampled")
@@ -183,7 +184,7 @@ def _sampled_from_json(row: dict[str, Any]) -> Sampled:
 
 
 def _common_prefix(left: tuple[int, ...], i: int, right: tuple[int, ...], j: int) -> int:
-    """How many tokens ``left[i:]`` and ``right[j:]`` share; slices are compared, not single tokens."""
+    """How many tokens ``left[i:]`` and ``right[j:]`` have in common at their start. Slices are compared, for speed."""
     size = min(len(left) - i, len(right) - j)
     same = 0
     while size:
