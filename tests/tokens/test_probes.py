@@ -76,7 +76,7 @@ def test_the_next_prompt_holds_the_end_that_the_template_writes_and_no_other(loa
     ids = [*renderer.vocabulary.encode(SPOKEN.get(name, "7")), renderer.vocabulary.convert_tokens_to_ids(end)]
     message = renderer.parse(ids, None, prompt)
     whole = renderer.render([ASK, message, more])
-    extended = renderer.extend(prompt, ids[: renderer.shown(ids)], [more])
+    extended = renderer.extend(prompt, ids[: renderer.history_length(ids)], [more])
     if not isinstance(extended, str):
         assert renderer.vocabulary.decode(extended) == renderer.vocabulary.decode(whole)
     template = tokenizer(name).apply_chat_template(
@@ -92,7 +92,7 @@ def test_a_renderer_by_name_repeats_only_the_end_that_it_writes_itself(make_toke
     prompt, written = renderer.render([ASK]), set()
     for end in renderer.vocabulary.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]):
         ids = [*said, end]
-        extended = renderer.extend(prompt, ids[: renderer.shown(ids)], more)
+        extended = renderer.extend(prompt, ids[: renderer.history_length(ids)], more)
         assert extended == renderer.extend(prompt, said, more)
         written.add(renderer.vocabulary.decode(extended))
     assert len(written) == 1

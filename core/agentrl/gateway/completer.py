@@ -224,7 +224,7 @@ class EngineCompleter:
     ) -> tuple[Message, int | None]:
         """The message of a completion, and how many of its tokens it shows; ``None`` where it ends inside one."""
         ids = list(chunk.ids)
-        shown: int | None = self.renderer.shown(ids)
+        shown: int | None = self.renderer.history_length(ids)
         cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
         if cut is not None:
             ids, shown = cut

@@ -172,7 +172,7 @@ class Renderer:
             message["content"] = message["content"].lstrip()
         return message | {"reasoning_content": thought} if thought else message
 
-    def shown(self, completion_ids: Sequence[int]) -> int:
+    def history_length(self, completion_ids: Sequence[int]) -> int:
         """Return how many ids of a completion the next prompt may hold.
 
         These are all of them, except an id at the end that ends a turn and that the template never writes there:
