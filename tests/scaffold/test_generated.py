@@ -17,6 +17,8 @@ import pytest
 
 from agentrl.scaffold import PluginKind
 
+pytestmark = pytest.mark.slow
+
 KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 LEARNERS = ("reward", "dialect")
 """Each is trained by the command that is printed for it, and learns; so is an agent."""

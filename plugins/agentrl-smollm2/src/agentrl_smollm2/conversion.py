@@ -36,9 +36,9 @@ def convert(file: Path, folder: Path) -> None:
 def _no_progress_bars() -> Iterator[None]:
     """Within it transformers draws no progress bars; afterwards it does as before."""
     enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
