@@ -47,6 +47,7 @@ check: lint
 
 test: lint
 	$(PYTEST)
+	$(MAKE) dist
 	$(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner
 	@rm -rf agentrl_core.egg-info
 
@@ -54,11 +55,11 @@ acceptance: setup
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(MAKE) pretrained servers SHORT=$(SHORT)
 
-pretrained: setup
+pretrained: dist
 	$(BIN)/tox run -e smollm2 -- -m slow -s $(if $(SHORT),-k "learns_sums or would_learn")
 	@rm -rf agentrl_core.egg-info
 
-servers: setup
+servers: dist
 	$(BIN)/tox run -e vllm-servers $(if $(SHORT),-- -k "TestVllm or learns_what_it_learns and math")
 	@rm -rf agentrl_core.egg-info
 
@@ -68,8 +69,11 @@ benchmarks: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-dist: setup
+dist: dist/.built
+
+dist/.built: .venv/.installed $(shell git ls-files core agents plugins scripts README.md LICENSE pyproject.toml)
 	$(BIN)/python scripts/build_distributions.py dist
+	@touch $@
 
 clean:
 	rm -rf .venv .tox site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
