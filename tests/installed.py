@@ -1,8 +1,8 @@
 """That what was installed from wheels works by itself: ``python tests/installed.py LISTING NAME [AGENT]``.
 
 Run by an interpreter that has the wheels of core and of a plugin, it fails unless core is imported from where it was
-installed, and, in a folder outside of the checkout, ``agentrl LISTING`` (such as list-agents) shows NAME, and one step of
-training with AGENT, by default ``math``, leaves a checkpoint.
+installed, and, in a folder outside of the checkout, ``agentrl LISTING`` (such as list-agents) shows NAME, and one step
+of training with AGENT, by default ``math``, leaves a checkpoint.
 """
 
 from __future__ import annotations
