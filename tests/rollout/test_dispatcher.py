@@ -305,7 +305,7 @@ def test_a_few_episodes_that_all_fail_stop_at_their_end_though_no_window_is_full
     async def agent(data):
         raise ValueError("broken tool")
 
-    with pytest.raises(RunError, match=r"all of 4 episodes failed.*4x agent: ValueError: broken tool"):
+    with pytest.raises(RunError, match=r"4 of 4 episodes failed.*4x agent: ValueError: broken tool"):
         in_time(dispatcher_of(agent, window=64).collect(requests(2)))
 
 

@@ -40,7 +40,7 @@ def test_episodes_that_belong_together_and_all_fail_are_over_any_budget_however_
     budget = FailureBudget(0.9, 64)
     for sample in range(3):
         budget.add(key(sample), BOOM)
-    with pytest.raises(RunError, match=r"all of 3 episodes failed.*3x agent: boom \[train-3-0-0\].*failure_budget"):
+    with pytest.raises(RunError, match=r"3 of 3 episodes failed.*3x agent: boom \[train-3-0-0\].*failure_budget"):
         budget.conclude(3, 3)
     budget.conclude(4, 3)
     budget.conclude(0, 0)

@@ -164,7 +164,7 @@ def test_a_backend_that_breaks_its_contract_stops_the_run_within_a_step_and_is_n
     train, backend, step, said, caplog
 ):
     of_the_step = rf"\[train-[{2 * step - 2}{2 * step - 1}]-"  # The key of an episode of its two groups.
-    failed = rf"all of 4 episodes failed.*4x backend: the inference backend broke.*{said}.*{of_the_step}"
+    failed = rf"4 of 4 episodes failed.*4x backend: the inference backend broke.*{said}.*{of_the_step}"
     with pytest.raises(RunError, match=failed):
         train(
             lengths,
@@ -225,7 +225,7 @@ def test_a_backend_that_never_answers_is_the_one_to_blame(train, agent):
     settings = (f"inference.backend={__name__}:Silent", "rollout.episode_timeout=1", *placed(agent))
     with pytest.raises(RunError) as caught:
         train(agent, *settings, "rollout.group_size=1", "reward=exact-match")
-    assert re.search(r"all of 2 .*commonest: 2x backend: the episode did not end within 1 s", str(caught.value))
+    assert re.search(r"2 of 2 .*commonest: 2x backend: the episode did not end within 1 s", str(caught.value))
     assert "make the agent faster" not in str(caught.value)
 
 
@@ -236,7 +236,7 @@ def spins(answer, data):
 
 def test_a_reward_that_spins_fails_its_episodes_on_its_own_side(train, agent):
     settings = (f"reward={__name__}:spins", "rollout.episode_timeout=1", *placed(agent))
-    with pytest.raises(RunError, match=r"all of 2 .*commonest: 2x reward: the reward blocked the event loop"):
+    with pytest.raises(RunError, match=r"2 of 2 .*commonest: 2x reward: the reward blocked the event loop"):
         train(agent, *settings, "rollout.group_size=1")
 
 
@@ -252,7 +252,7 @@ class Spinning(TorchBackend):
 def test_a_backend_that_spins_is_the_one_to_blame_too(train):
     settings = (f"inference.backend={__name__}:Spinning", "rollout.episode_timeout=1", "rollout.max_attempts=1")
     with pytest.raises(
-        RunError, match=r"all of 2 .*commonest: 2x backend: the inference backend blocked the event loop"
+        RunError, match=r"2 of 2 .*commonest: 2x backend: the inference backend blocked the event loop"
     ):
         train(lengths, *settings, "rollout.group_size=1")
 

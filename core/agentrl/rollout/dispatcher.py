@@ -188,7 +188,7 @@ class FailureBudget:
         Raises ``RunError`` where all of them did, which is over any budget, however few they are.
         """
         if failed and failed == episodes:
-            raise self._spent(f"all of {episodes} episodes failed" if episodes > 1 else "the only episode failed")
+            raise self._spent(f"{failed} of {episodes} episodes failed")
 
     def _spent(self, what: str) -> RunError:
         failures = [(failure, key) for key, failure in self._window if failure is not None]
