@@ -251,9 +251,7 @@ class Spinning(TorchBackend):
 
 def test_a_backend_that_spins_is_the_one_to_blame_too(train):
     settings = (f"inference.backend={__name__}:Spinning", "rollout.episode_timeout=1", "rollout.max_attempts=1")
-    with pytest.raises(
-        RunError, match=r"2 of 2 .*commonest: 2x backend: the inference backend blocked the event loop"
-    ):
+    with pytest.raises(RunError, match=r"2 of 2 .*commonest: 2x backend: the inference backend blocked the event loop"):
         train(lengths, *settings, "rollout.group_size=1")
 
 
