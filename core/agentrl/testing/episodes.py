@@ -25,7 +25,7 @@ from agentrl.rollout.inline import InlineExecutor
 from agentrl.testing.loop_thread import LoopThread
 from agentrl.testing.scripted import Script, ScriptedBackend
 from agentrl.training.parts import check_override, resolve_executor
-from agentrl.training.serving import executor_context
+from agentrl.training.serving import running_agent
 
 __all__ = ["EpisodePlayer", "Played"]
 
@@ -84,10 +84,10 @@ class EpisodePlayer:
     def __enter__(self) -> Self:
         self.gateway.start()
         self._client_at_first = _client_settings(self.gateway.http_client())
-        context = executor_context(self.config, self.gateway, None, self.warnings.append)
+        running = running_agent(self.agent, self.config, self.gateway, None, self.warnings.append)
 
         async def start() -> AgentRunner:
-            return await self._running.enter_async_context(self.agent.running(context))
+            return await self._running.enter_async_context(running)
 
         self._runner = self._loop.run(start(), deadline_s=_START_S, what="the agent's start")
         return self

@@ -17,13 +17,13 @@ from agentrl.gateway.gateway import registered_dialects
 from agentrl.inference.contract import Backend, Capabilities
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rewards.scoring import REWARD, call_reward
-from agentrl.rollout.contract import AgentRunner, Episode, ExecutorContext
+from agentrl.rollout.contract import AgentRunner, Episode, Executor, ExecutorContext
 from agentrl.rollout.dispatcher import SMALLEST_WINDOW, Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.training.backends import build_chat_backend, stop, untrainable, warned, within
 from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 
-__all__ = ["BackendBlocked", "EndpointServing", "Serving", "executor_context", "frozen_heap", "serve", "serve_endpoint"]
+__all__ = ["BackendBlocked", "EndpointServing", "Serving", "frozen_heap", "running_agent", "serve", "serve_endpoint"]
 
 _ENDPOINT_GRACE_S = 5.0
 """Seconds that an endpoint's own deadline comes earlier: its backend can say which endpoint was asked what."""
@@ -125,30 +125,27 @@ async def _rolling_out(
     warn: Callable[[str], None],
     logs: Path | None,
 ) -> AsyncIterator[Dispatcher]:
-    """Start the gateway and the agent, and yield the dispatcher that ``serve`` describes.
-
-    The event loop is watched: rewards run on it wherever the agent does, and so does a backend that answers in process.
-    """
+    """Start the gateway and the agent, and yield the dispatcher of their episodes; arguments as of ``serve``."""
     gateway.start()
     try:
-        agent = parts.config.agent.name if parts.executor.runs_on_event_loop else None
-        deadline = parts.config.rollout.episode_timeout
-        async with (
-            LoopWatchdog(agent, warn, deadline=deadline, others=_OTHERS),
-            parts.executor.running(executor_context(parts.config, gateway, logs, warn)) as runner,
-        ):
+        async with running_agent(parts.executor, parts.config, gateway, logs, warn) as runner:
             with frozen_heap():
                 yield _dispatcher(parts, runner, gateway, finished)
     finally:
         gateway.stop()
 
 
-def executor_context(
-    config: Config, gateway: Gateway, logs: Path | None, warn: Callable[[str], None]
-) -> ExecutorContext:
-    """What the executor of ``config`` is given beside ``gateway``."""
+@contextlib.asynccontextmanager
+async def running_agent(
+    executor: Executor, config: Config, gateway: Gateway, logs: Path | None, warn: Callable[[str], None]
+) -> AsyncIterator[AgentRunner]:
+    """Have ``executor`` run its agent against ``gateway``, as ``config`` says, and yield what runs its episodes.
+
+    The event loop is watched meanwhile: rewards run on it wherever the agent does, and so does a backend that answers
+    in this process. ``logs`` is the folder for what processes of agents print; ``None`` keeps nothing of it.
+    """
     rollout = config.rollout
-    return ExecutorContext(
+    context = ExecutorContext(
         concurrency=rollout.concurrency,
         max_workers=rollout.max_workers,
         episodes_per_worker=rollout.episodes_per_worker,
@@ -156,6 +153,12 @@ def executor_context(
         open_worker_endpoint=gateway.open_worker_endpoint,
         warn=warn,
     )
+    agent = config.agent.name if executor.runs_on_event_loop else None
+    async with (
+        LoopWatchdog(agent, warn, deadline=rollout.episode_timeout, others=_OTHERS),
+        executor.running(context) as runner,
+    ):
+        yield runner
 
 
 def _dispatcher(
