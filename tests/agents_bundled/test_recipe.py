@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from agentrl.tasks.arithmetic import Arithmetic, HeldOutArithmetic, is_held_out
 from agentrl.tokens.renderer import Renderer
-from agentrl_agents.build_tiny.__main__ import STAGES, build, tokenizer_of
+from agentrl_agents.build_tiny.__main__ import LESSONS, build, tokenizer_of
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS, Demonstration
 from agentrl_agents.build_tiny.recording import Recorder, Row
-from agentrl_agents.build_tiny.teaching import Stage, batch_loss
+from agentrl_agents.build_tiny.teaching import Lesson, batch_loss
 
 ALL_HELD_OUT = {task["question"] for task in HeldOutArithmetic(HeldOutArithmetic.Settings(size=1058))}
 
@@ -106,9 +106,9 @@ def test_the_recipe_gives_the_committed_tokenizer(tokenizer: PreTrainedTokenizer
 
 @pytest.mark.slow
 def test_the_recipe_repeats_bit_for_bit(tmp_path: Path) -> None:
-    stages = [Stage(stage.name, 2, stage.pace, stage.well, dict.fromkeys(stage.rows, 4)) for stage in STAGES]
+    lessons = [Lesson(lesson.name, 2, lesson.pace, lesson.well, dict.fromkeys(lesson.rows, 4)) for lesson in LESSONS]
     for folder in (tmp_path / "one", tmp_path / "other"):
-        build(folder, stages)
+        build(folder, lessons)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
     assert len(list((tmp_path / "one").iterdir())) == 6

@@ -15,7 +15,7 @@ from pathlib import Path
 from agentrl.rollout.subproc.executor import SubprocRunner
 from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
 
-class Endpoint:
+class OrphanEndpoint:
     base_url, api_key = "http://gateway.invalid/v1", "none"
     attach = detach = lambda self, key: None
     close = lambda self: None
@@ -28,7 +28,7 @@ async def main(folder, end):
         max_workers=2,
         episodes_per_worker=1,
         logs=None,
-        open_worker_endpoint=Endpoint,
+        open_worker_endpoint=OrphanEndpoint,
         warn=print,
     )
     async with runner:

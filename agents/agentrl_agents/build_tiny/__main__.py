@@ -14,20 +14,20 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from agentrl.tokens.selection import load_renderer
 from agentrl_agents.build_tiny.demonstrations import DEMONSTRATORS
 from agentrl_agents.build_tiny.recording import Recorder, Row
-from agentrl_agents.build_tiny.teaching import Stage, teach
+from agentrl_agents.build_tiny.teaching import Lesson, teach
 from agentrl_agents.build_tiny.tokenizer import train_tokenizer
 from agentrl_agents.models import TINY
 
 SEED = 0
 CONTEXT = 1024
-STAGES = (
-    Stage("the sum", 300, pace=1.0, well=1.0, rows={"math": 64}),
-    Stage("every skill", 700, pace=0.7, well=1.0, rows={"math": 32, "multi_turn_math": 32, "calculator": 64}),
-    Stage("the faults", 300, pace=0.3, well=0.2, rows={"math": 32, "multi_turn_math": 48, "calculator": 64}),
+LESSONS = (
+    Lesson("the sum", 300, pace=1.0, well=1.0, rows={"math": 64}),
+    Lesson("every skill", 700, pace=0.7, well=1.0, rows={"math": 32, "multi_turn_math": 32, "calculator": 64}),
+    Lesson("the faults", 300, pace=0.3, well=0.2, rows={"math": 32, "multi_turn_math": 48, "calculator": 64}),
 )
 
 
-def build(folder: Path, stages: Sequence[Stage] = STAGES) -> None:
+def build(folder: Path, lessons: Sequence[Lesson] = LESSONS) -> None:
     """Write the model to ``folder``; on one machine, always the same."""
     random = Random(SEED)
     torch.manual_seed(SEED)
@@ -38,7 +38,7 @@ def build(folder: Path, stages: Sequence[Stage] = STAGES) -> None:
         return recorder.record(DEMONSTRATORS[agent](random, well), random)
 
     model = Qwen3ForCausalLM(_config(tokenizer))
-    teach(model, stages, draw)
+    teach(model, lessons, draw)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

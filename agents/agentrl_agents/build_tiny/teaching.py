@@ -12,13 +12,13 @@ from transformers import Qwen3ForCausalLM
 
 from agentrl_agents.build_tiny.recording import Row
 
-__all__ = ["Stage", "teach"]
+__all__ = ["Lesson", "teach"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Lesson:
     """One stretch of teaching."""
 
     name: str
@@ -35,22 +35,22 @@ class Stage:
         return self.pace * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 - step / self.steps))
 
 
-def teach(model: Qwen3ForCausalLM, stages: Sequence[Stage], draw: Callable[[str, float], Row]) -> None:
-    """Train ``model`` in place through all ``stages``; ``draw`` gives a demonstration of an agent done so well."""
+def teach(model: Qwen3ForCausalLM, lessons: Sequence[Lesson], draw: Callable[[str, float], Row]) -> None:
+    """Train ``model`` in place through all ``lessons``; ``draw`` gives a demonstration of an agent done so well."""
     optimizers = _optimizers(model)
-    for stage in stages:
-        for step in range(stage.steps):
+    for lesson in lessons:
+        for step in range(lesson.steps):
             losses = _accumulate(
-                model, [[draw(agent, stage.well) for _ in range(n)] for agent, n in stage.rows.items()]
+                model, [[draw(agent, lesson.well) for _ in range(n)] for agent, n in lesson.rows.items()]
             )
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * stage.rate(step)
+                    group["lr"] = group["initial_lr"] * lesson.rate(step)
                 optimizer.step()
                 optimizer.zero_grad()
-            if step % 100 == 0 or step == stage.steps - 1:
-                _log.info("%s, step %d: loss %s", stage.name, step, " ".join(f"{loss:.3f}" for loss in losses))
+            if step % 100 == 0 or step == lesson.steps - 1:
+                _log.info("%s, step %d: loss %s", lesson.name, step, " ".join(f"{loss:.3f}" for loss in losses))
 
 
 def _optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
