@@ -22,6 +22,7 @@ CORE = Path(agentrl.__path__[0])
 TEMPLATES = CORE / "scaffold" / "templates"
 BASE = {
     "click",
+    "filelock",
     "httpx",
     "openai",
     "packaging",
@@ -29,8 +30,8 @@ BASE = {
     "pydantic",
     "pydantic_core",
     "pydantic_settings",
-    "yaml",
     "rich",
+    "ruamel",
 }
 """What the base install brings, as it is imported."""
 TEST_TOOLS = {"pytest", "_pytest"}
@@ -123,7 +124,7 @@ def test_a_part_whose_package_is_not_installed_says_which_extra_brings_it(
 
 def test_a_script_of_a_base_install_is_told_too() -> None:
     code = (
-        "import sys\nsys.modules['psutil'] = None\n"
+        "import sys\nsys.modules['starlette'] = None\n"
         "try:\n    from agentrl import Trainer\nexcept ImportError as error:\n    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
