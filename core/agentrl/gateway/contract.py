@@ -244,7 +244,7 @@ class Dialect(Protocol):
 
 
 class Completer(Protocol):
-    """What has completions made: by an inference backend here, or by an endpoint elsewhere."""
+    """Answers a model request and records it, with an inference backend or a remote endpoint."""
 
     @property
     def relays(self) -> bool:

@@ -2,8 +2,8 @@
 
 A batch is a list of paths (runs of token ids from a root) and ``n`` loss terms on them. Each term is one sampled token:
 ``Targets`` says which token it is and which position predicts it, and the columns of ``TrainBatch`` say how it is
-trained. The loss of a step is ``Σ weight · importance · loss`` over all terms, where ``weight`` is a column of the
-batch, ``importance`` is ``Anchor.weight`` of the correction, and ``loss`` is what the objective makes of the term.
+trained. The loss of a step is ``Σ weight · importance · objective`` over all terms, where ``weight`` is a column of the
+batch, ``importance`` is ``Anchor.weight`` of the correction, and ``objective`` is what the objective makes of the term.
 
 The learner knows no task, episode or group. All arrays are NumPy arrays of shape (n,) unless something else is said;
 none of them may be changed once it is in a batch.

@@ -2,6 +2,9 @@
 
 Versions count optimiser steps: the step that makes version ``v + 1`` starts from the weights of version ``v``.
 Staleness is that ``v`` minus the version of the oldest token; at ``max_staleness`` 0 training is on-policy.
+
+The rule is applied when a session is opened: ``training/loop.py`` puts the versions that it allows into
+``SessionSettings.versions``, and the gateway refuses a completion with tokens of any other.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _REJECTED, _UNREWARDED, _UNTRAINED, _INFINITE = [reason for reason in _FIXES if 
 
 
 class IdleSteps:
-    """Counts them by their reason."""
+    """Counts the steps that changed no weights, by reason, and says when to warn."""
 
     def __init__(self, steps: int) -> None:
         """``steps`` are those of the whole run."""

@@ -47,7 +47,7 @@ _OTHERS = {
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What is running while a run runs."""
+    """The running backend, gateway and dispatcher of a run."""
 
     backend: Backend
     capabilities: Capabilities
@@ -89,7 +89,7 @@ async def serve(
 
 @dataclass(frozen=True, slots=True)
 class EndpointServing:
-    """What is running while an endpoint is evaluated."""
+    """The running parts of an evaluation of an endpoint."""
 
     dispatcher: Dispatcher
     greedy: bool

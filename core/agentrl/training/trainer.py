@@ -1,4 +1,4 @@
-"""``Trainer``: what a script and the command line hold in their hands."""
+"""``Trainer``: the entry point for scripts and the command line."""
 
 from __future__ import annotations
 
