@@ -178,7 +178,7 @@ class AgentSection(Section):
 
 class ModelSection(Section):
     name: str
-    """The model: a bundled name, a local folder or a Hugging Face id."""
+    """The model: a bundled name, a local folder, a run (`runs/NAME`) or its checkpoint, or a Hugging Face id."""
     renderer: str = "auto"
     """How messages become token ids: `auto`, or the name of a renderer of the `renderers` package."""
     chat_template: Annotated[Path | None, Strict(False)] = None
