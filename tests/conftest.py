@@ -22,6 +22,30 @@ hypothesis.settings.load_profile("agentrl")
 # Ignored where the tests run in the background (`make test &`); what they interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW = {
+    "conformance/test_bundled_agents.py",
+    "doctor/test_examination.py",
+    "gateway/test_memory.py",
+    "rollout/test_subproc_faults.py",
+    "test_agent_workflow.py",
+    "test_distributions.py",
+    "test_documentation.py",
+    "test_extras.py",
+    "testing/test_agent_suite.py",
+    "testing/test_backend_suite.py",
+    "training/test_interrupts.py",
+    "training/test_what_went_wrong.py",
+    "training/test_worker_runs.py",
+}
+"""Modules whose tests train whole runs, start processes or install: ``make check`` leaves them to ``make test``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if str(item.path.relative_to(Path(__file__).parent)) in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
 TEXTS = [
