@@ -32,7 +32,7 @@ LAYERS = (
     {"config"},
     {"_lazy"},
     {"extras", "processors"},
-    {"errors", "environ", "clients", "loops", "redaction"},
+    {"errors", "environ", "locks", "clients", "loops", "redaction"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

@@ -154,7 +154,7 @@ def test_one_process_at_a_time_makes_an_environment(tmp_path: Path) -> None:
 def test_a_file_system_without_locks_keeps_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(FileLock, "acquire", refuse)

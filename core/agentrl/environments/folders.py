@@ -6,7 +6,6 @@ complete (``emptied``); and nothing but an environment's own folder is ever remo
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -24,12 +23,12 @@ from agentrl.environments.environment import (
     incomplete,
 )
 from agentrl.errors import ConfigError, PluginError, near_matches, one_line
+from agentrl.locks import acquired
 
 __all__ = ["emptied", "held", "remove_environment"]
 
 _PREVIOUS = ".previous"
 _DISCARDED = ".discarded"
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @contextmanager
@@ -42,18 +41,13 @@ def held(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        lock.acquire()
+        acquired(lock)
     except Timeout as error:
         raise PluginError(
             f"another process is making or removing the environment {folder.name!r}", fix="wait until it ends"
         ) from error
-    except NotImplementedError:  # What some versions of filelock raise for such a file system.
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
     try:
         yield
     finally:

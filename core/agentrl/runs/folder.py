@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.errors import AgentRLError, ConfigError, RunError, RunFolderError, cannot_write, disk_is_full
+from agentrl.locks import acquired
 from agentrl.runs.contract import RunInfo, Summary
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ _NETWORK_FILESYSTEMS = frozenset(
 )
 _SPARE_BYTES = 1 << 20
 _LOCK = "run.lock"
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _PROBE_S = 1.0
 """Seconds for which a writer waits for the lock: a reader that looks whether it is held has it for a moment."""
 
@@ -367,20 +367,17 @@ class FolderLock:
         self.held = False
         """Whether a second writer is kept out."""
         try:
-            self._lock.acquire(timeout=_PROBE_S, poll_interval=0.02)
-            self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-            self.held = True
+            if acquired(self._lock, _PROBE_S):
+                self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+                self.held = True
         except Timeout as error:
             raise RunError(
                 f"another run is writing to {folder}: {_holder(self._path)}",
                 fix="wait until it ends, or set run.name to another name",
             ) from error
-        except NotImplementedError:  # What some versions of filelock raise for such a file system.
-            return
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                self._lock.release()
-                raise cannot_write(self._path, error) from error
+            self._lock.release()
+            raise cannot_write(self._path, error) from error
 
     def release(self) -> None:
         """Let others write to the folder. Safe to call twice."""
@@ -400,13 +397,13 @@ def is_locked(folder: Path) -> bool:
         return False
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        known = acquired(lock)
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # A folder that this process may only read.
-        return _is_alive(_holder(path))
+    except OSError:  # A folder that this process may only read.
+        known = False
     lock.release()
-    return False
+    return not known and _is_alive(_holder(path))
 
 
 def _holder(lock: Path) -> str:
