@@ -9,7 +9,7 @@ The rule is applied when a session is opened: ``training/loop.py`` puts the vers
 
 from __future__ import annotations
 
-__all__ = ["MAX_STALENESS", "is_trainable", "oldest_version"]
+__all__ = ["MAX_STALENESS", "oldest_version"]
 
 MAX_STALENESS = 0
 """The bound that training keeps: every token of a step is sampled under the weights that the step changes."""
@@ -21,8 +21,3 @@ def oldest_version(version: int, max_staleness: int) -> int:
     A session that is opened under ``version`` may carry tokens of the versions from this one to ``version``.
     """
     return max(0, version - max_staleness)
-
-
-def is_trainable(oldest: int, step: int, max_staleness: int) -> bool:
-    """Whether ``step``, which counts from 1, may train a group whose oldest token is of version ``oldest``."""
-    return oldest >= oldest_version(step - 1, max_staleness)
