@@ -71,7 +71,7 @@ docs: setup
 
 dist: dist/.built
 
-dist/.built: .venv/.installed $(shell git ls-files core agents plugins scripts README.md LICENSE pyproject.toml)
+dist/.built: .venv/.installed $(wildcard $(shell git ls-files core agents plugins scripts README.md LICENSE pyproject.toml))
 	$(BIN)/python scripts/build_distributions.py dist
 	@touch $@
 

@@ -41,8 +41,10 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    assert all((here / name).exists() for name in SLOW), "a module of SLOW is not there"
     for item in items:
-        if str(item.path.relative_to(Path(__file__).parent)) in SLOW:
+        if str(item.path.relative_to(here)) in SLOW:
             item.add_marker(pytest.mark.slow)
 
 

@@ -167,3 +167,12 @@ def test_the_picture_of_the_architecture_has_every_package_of_core():
     packages = {path.parent.name for path in (ROOT / "core/agentrl").glob("*/__init__.py")}
     picture = (ROOT / "docs/contributing.md").read_text(encoding="utf-8").split("```text")[1].split("```")[0]
     assert packages - set(re.findall(r"(\w+)/", picture)) == set()
+
+
+def test_the_messages_that_troubleshooting_quotes_are_messages_of_core():
+    source = " ".join(re.sub(r"\s+", " ", path.read_text()) for path in (ROOT / "core/agentrl").rglob("*.py"))
+    source = re.sub(r'" f?"', "", source)
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [piece.strip() for text in re.findall(r'"([^"]+)"', page) for piece in text.split("…")]
+    assert len(quoted) > 8
+    assert [each for each in quoted if each not in source and not each.startswith("pip install")] == []
