@@ -27,7 +27,8 @@ def agentrl(folder: Path, *arguments: str) -> str:
 
 
 def test_it_learns_sums_of_one_digit(tmp_path):
-    size = ("training.steps=16", "evaluation.tasks=24", "evaluation.samples_per_task=2")
+    # Weights differ from run to run: after 16 steps, runs stood between .79 and .94, so the bound leaves room after 32.
+    size = ("training.steps=32", "evaluation.tasks=24", "evaluation.samples_per_task=2")
     agentrl(tmp_path, "train", "one-digit-sums", MODEL, *TASKS, RATE, *size, "run.name=sums")
     summary: dict[str, Any] = json.loads((tmp_path / "runs/sums/summary.json").read_text())
     before = summary["reward_before"], summary["reward_before_greedy"]
