@@ -22,6 +22,7 @@ from agentrl.errors import GatewayError
 
 if TYPE_CHECKING:
     from agentrl.gateway.session import Session
+    from agentrl.inference.contract import Grammar
 
 __all__ = [
     "Call",
@@ -169,6 +170,12 @@ class ModelRequest:
     """Whether a tool call in the completion is read as one; otherwise it stays text."""
     one_call: bool = False
     """Whether the completion ends with its first tool call."""
+    must_call: tuple[str, ...] = ()
+    """The names of tools one of which the completion must call; empty where it is free to call any or none. Arguments
+    of tools whose ``function.strict`` is true follow their schema either way."""
+    grammar: Grammar | None = None
+    """What the content of the answer must look like, thinking aside: a ``json_object``, ``json_schema`` or ``regex``.
+    With ``tools`` that may be called, the answer is content of this form, or calls."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The sampling fields that the request set, under their names in the chat completions API. Values may be
     unchecked: the gateway refuses those that are wrong."""

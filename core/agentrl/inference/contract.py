@@ -22,6 +22,19 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a completion's text must look like: at each position only tokens that keep to it are drawn.
+
+    The completion may end only where the text is complete. Equal grammars are compiled once.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "structural_tag"]
+    text: str = ""
+    """A JSON schema as JSON, a regular expression that matches the whole text, or a structural tag of xgrammar as JSON
+    (``{"type": "structural_tag", "format": …}``); empty for ``json_object``, which is any JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the tokens of one completion are sampled."""
 
@@ -41,6 +54,11 @@ class Sampling:
     """Token ids that end the completion; the id itself is the last sampled token."""
     top_logprobs: int = 0
     """How many of the likeliest tokens to report at each position."""
+    grammar: Grammar | None = None
+    """What the completion must look like. The distribution is that of the allowed tokens, and so are logprobs; an id
+    of ``stop_ids`` is allowed only where the grammar may end."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """What is added to the logits of single ids, before temperature; logprobs are those of the changed distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +174,8 @@ class Capabilities:
     trains: bool = True
     """Whether weights can be updated and ids and logprobs are exact."""
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "top_logprobs"})
-    """The fields of ``Sampling`` that are honoured; every backend honours ``max_tokens`` and ``stop_ids`` as well."""
+    """The fields of ``Sampling`` that are honoured; every backend honours ``max_tokens`` and ``stop_ids`` as well.
+    Beside the default's, a backend may name ``grammar`` and ``logit_bias``."""
     temperatures: tuple[float, float] = (0.0, inf)
     """The lowest temperature above 0 and the highest that are honoured, where ``sampling`` names the field. Greedy
     sampling is always honoured."""
