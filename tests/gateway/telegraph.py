@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.errors import GatewayError
@@ -34,8 +34,8 @@ class Telegraph:
         fields = {"temperature": float(request.headers["x-heat"])} if "x-heat" in request.headers else {}
         return ModelRequest(request.body, [{"role": "user", "content": text}], fields=fields)
 
-    def respond(self, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
-        words = [f"{word} ".encode() for word in str(completion.call.message["content"]).split()]
+    def respond(self, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]) -> Reply:
+        words = [f"{word} ".encode() for word in str(completions[0].call.message["content"]).split()]
         body = self._one_by_one(words) if "x-one-by-one" in request.headers else self._slowly(words, request)
         return Reply(200, body, {"content-type": "text/telegram", "x-words": str(len(words))})
 

@@ -133,8 +133,8 @@ def test_text_before_a_stop_string_is_what_the_agent_sees(connection, backend, o
 @pytest.mark.parametrize(
     ("request_", "param", "says"),
     [
-        ({"stream": True}, "stream", "not supported yet"),
-        ({"n": 2}, "n", "send that many requests"),
+        ({"stream": "yes"}, "stream", "neither true nor false"),
+        ({"n": 0}, "n", "not a whole number from 1"),
         ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice", "'auto' and 'none'"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "rollout.override: {frequency_penalty: null}"),

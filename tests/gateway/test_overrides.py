@@ -27,7 +27,7 @@ def call(connection, session, **request):
 
 
 REFUSED = [
-    {"n": 2},
+    {"n": 0},
     {"response_format": {"type": "json_object"}},
     {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {}}}},
     {"tools": TOOLS, "tool_choice": "required"},
@@ -92,7 +92,7 @@ def test_whoever_asks_for_a_stream_is_never_answered_with_an_empty_one(connectio
         ({"presense_penalty": None}, "did you mean 'presence_penalty'"),
         ({"max_token": 5}, "did you mean 'max_tokens'"),
         ({"guided_json": {}}, r"rollout\.override\.guided_json=\{\}: requests have no field"),
-        ({"n": 2}, r"with rollout\.override\.n every call would be refused: n=2"),
+        ({"n": 0}, r"with rollout\.override\.n every call would be refused: n=0"),
         ({"tool_choice": "required"}, r"with rollout\.override\.tool_choice every call"),
         ({"response_format": {"type": "json_object"}}, r"with rollout\.override\.response_format every call"),
         ({"modalities": ["audio"]}, r"with rollout\.override\.modalities every call"),
@@ -132,7 +132,7 @@ def test_a_field_of_an_endpoints_own_may_be_set_for_it():
     override = {"chat_template_kwargs": {"thinking": False}, "tool_choice": "required", "strict": True}
     ChatCompletions.check_override(override, relayed=True)
     with pytest.raises(ConfigError, match=r"rollout\.override\.n every call"):
-        ChatCompletions.check_override({"n": 2}, relayed=True)
+        ChatCompletions.check_override({"n": 0}, relayed=True)
 
 
 def test_a_strict_tool_is_answered_and_counted_as_unmet(connection, backend, open_session):

@@ -144,8 +144,8 @@ def test_a_conversation_is_known_again_however_a_framework_writes_it(relay, endp
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"stream": True}, "stream=True is not supported yet"),
-        ({"n": 2}, "n=2 is not supported"),
+        ({"stream": "yes"}, "stream='yes' is neither true nor false"),
+        ({"n": 0}, "n=0 is not a whole number"),
         ({"messages": "hello"}, "messages is not a list"),
         ({"messages": ["hello"]}, "messages is not a list"),
     ],
@@ -154,6 +154,21 @@ def test_what_cannot_be_recorded_is_refused_here(relay, endpoint, fields, told):
     with pytest.raises(openai.BadRequestError, match=told):
         talk(relay, {"messages": [ASK], **fields})
     assert endpoint.requests == []
+
+
+def test_choices_and_streams_are_made_of_whole_answers(relay, endpoint):
+    endpoint.script = [{"role": "assistant", "content": text} for text in ("two", "2", "two")]
+    (answer,), session = talk(relay, {"messages": [ASK], "n": 2})
+    assert sorted(choice.message.content for choice in answer.choices) == ["2", "two"]
+    assert [call.id for call in session.calls] == [answer.id, f"{answer.id}-1"]
+
+    async def read():
+        client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=session.http_client)
+        return [chunk async for chunk in await client.chat.completions.create(model="m", messages=[ASK], stream=True)]
+
+    chunks = asyncio.run(read())
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "two"
+    assert all(request.body.keys() == {"model", "messages"} for request in endpoint.requests)
 
 
 def test_what_the_endpoint_refuses_reaches_the_agent_in_its_words(relay, endpoint):

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError
-from agentrl.gateway.contract import Call, Completion, ModelRequest
+from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key
 from agentrl.gateway.sampling import Draw, resolve_sampling
 from agentrl.gateway.session import SampledTokens, Session
+from agentrl.gateway.streaming import delta_of
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.tokens.contract import Sampled
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import Message, thinking_of
 
-__all__ = ["EngineCompleter", "generate", "new_call_id"]
+__all__ = ["EngineCompleter", "generate"]
 
 _CONTRACT = (
     "mend the backend's generate and update_weights, or use another inference.backend; agentrl doctor and "
@@ -29,27 +31,38 @@ _CONTRACT = (
 )
 _OPENING_ROLES = frozenset({"system", "developer", "user"})
 _REMEMBERED_OPENINGS = 256
-_CALL_IDS = random.Random()
-"""Seeded by the operating system, and apart from the module's own generator, which agents may seed alike."""
 
 
-def new_call_id() -> str:
-    """A random response id in the form of the chat completions API."""
-    return f"chatcmpl-{_CALL_IDS.getrandbits(96):024x}"
+def _ignore(chunk: Chunk) -> None:
+    """What is done with chunks that nobody waits for."""
 
 
-async def generate(backend: Backend, request: GenerationRequest) -> Chunk:
+async def generate(
+    backend: Backend,
+    request: GenerationRequest,
+    *,
+    chunks: list[Chunk] | None = None,
+    new: Callable[[Chunk], None] = _ignore,
+) -> Chunk:
     """The whole completion of ``request`` as one chunk, as the backend gave it.
 
-    Raises ``BackendError`` for whatever a backend raises that is no error of agentrl's.
+    ``new`` is called with each chunk when it is there, and ``chunks`` grows by it. Raises ``BackendError`` for whatever
+    a backend raises that is no error of agentrl's.
     """
+    chunks = [] if chunks is None else chunks
     try:
         async with aclosing(backend.generate(request)) as stream:
-            chunks = [chunk async for chunk in stream]
+            async for chunk in stream:
+                chunks.append(chunk)
+                new(chunk)
     except AgentRLError:
         raise
     except Exception as error:
         raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
+    return _joined(chunks)
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
     if len(chunks) == 1:
         return chunks[0]
     return Chunk(
@@ -74,6 +87,22 @@ class _Prompt:
     fork_reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request on its way to the backend, and what its recording needs."""
+
+    session: Session
+    request: ModelRequest
+    overridden: tuple[str, ...]
+    began: float
+    tools: str
+    keys: Sequence[MessageKey]
+    continues: Continuation
+    prompt: _Prompt
+    draw: Draw
+    sampling: Sampling
+
+
 class EngineCompleter:
     """Completes requests with an inference backend and records them in their session."""
 
@@ -89,7 +118,13 @@ class EngineCompleter:
         self._vocabulary = vocabulary
         self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
 
-    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
+    async def complete(
+        self,
+        session: Session,
+        request: ModelRequest,
+        overridden: tuple[str, ...] = (),
+        tell: Callable[[Delta], None] | None = None,
+    ) -> Completion:
         """Render, sample, parse and record one completion; see ``Completer.complete``."""
         began = time.monotonic()
         self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
@@ -100,49 +135,93 @@ class EngineCompleter:
             prompt = self._prompt(continues, request, tools, keys)
             draw = session.draws.take(prompt.ids, json.dumps(request.fields, sort_keys=True) if request.fields else "")
             sampling = self._sampling(session, request, len(prompt.ids), draw)
-            chunk = await self._generate(
-                GenerationRequest(prompt.ids, sampling, session=session.id), session.settings.versions
-            )
-            message, shown = self._read(chunk, request, prompt.ids, draw.call)
-            call = Call(
-                id=new_call_id(),
-                parent=continues.match.turn.call if continues.match.turn else None,
-                request=session.keep(request.body),
-                message=message,
-                finish_reason=_finish_reason(chunk, message),
-                prompt_tokens=len(prompt.ids),
-                completion_tokens=len(chunk.ids),
-                fork_reason=prompt.fork_reason,
-                overridden=overridden,
-                unmet=request.unmet,
-                control_tokens=self._control_tokens(continues, request),
-                seconds=time.monotonic() - began,
-            )
-            turn = Turn(
-                call=call.id,
-                digest=draw.call,
-                prompt_tokens=len(prompt.ids),
-                thinking=prompt.thinking or self.renderer.thinks(chunk.ids, prompt.ids),
-                message=message,
-                tool_call_ids=tuple(made["id"] for made in message.get("tool_calls") or ()),
-            )
-            source = Sampled(call.id, chunk.logprobs, chunk.versions, sampling.temperature or 1.0)
-            session.record(
-                call,
-                turn,
-                tools,
-                [*keys, message_key(message)],
-                continues=continues,
-                tokens=SampledTokens(prompt.ids, chunk.ids, source, shown, prompt.extends),
-                spelled=self.renderer.control.spelled(message, chunk.ids, self.renderer.vocabulary.decode),
-            )
+            asked = _Asked(session, request, overridden, began, tools, keys, continues, prompt, draw, sampling)
+            if tell is None:
+                chunk = await self._generate(asked)
+                return self._record(asked, chunk)
+            return await self._stream(asked, tell)
         except BaseException:
             session.abandon(continues)
             if draw is not None:
                 session.draws.give_back(draw)
             raise
-        piece = self.renderer.vocabulary.piece
-        return Completion(call, session.settings.model, chunk.ids, chunk.logprobs, chunk.top_logprobs, piece)
+
+    def count(self, session: Session, request: ModelRequest) -> int:
+        """Return how many tokens the prompt of a request comes to; see ``Completer.count``."""
+        self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
+        tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
+        continues = session.continuation(tools, request.messages, keys)
+        try:
+            return len(self._prompt(continues, request, tools, keys).ids)
+        finally:
+            session.abandon(continues)
+
+    async def _stream(self, asked: _Asked, tell: Callable[[Delta], None]) -> Completion:
+        """A completion that is told while it is sampled. Where that is cancelled midway, what there is is recorded."""
+        chunks: list[Chunk] = []
+
+        def new(chunk: Chunk) -> None:
+            before = chunks[-2].ids[-1] if len(chunks) > 1 else None
+            tell(Delta(tokens=self._tokens(chunk, before) if asked.request.logprobs else Tokens()))
+
+        try:
+            chunk = await self._generate(asked, chunks=chunks, new=new)
+            completion = self._record(asked, chunk)
+        except asyncio.CancelledError:
+            if chunks:
+                self._record_partial(asked, _joined(chunks))
+            raise
+        tell(delta_of(completion.call.message))
+        return completion
+
+    def _record_partial(self, asked: _Asked, chunk: Chunk) -> None:
+        """Record what was sampled before the client left, as not delivered: it is trained if history holds it."""
+        if chunk.finish is None and self._fault(replace(chunk, finish="length"), asked) is None:
+            with contextlib.suppress(GatewayError):  # The session may be closed.
+                self._record(asked, replace(chunk, finish="cancelled"))
+                asked.session.arrived(asked.request.call_id, False)
+
+    def _record(self, asked: _Asked, chunk: Chunk) -> Completion:
+        session, request, prompt = asked.session, asked.request, asked.prompt
+        message, shown = self._read(chunk, request, prompt.ids, asked.draw.call)
+        parent = asked.continues.match.turn
+        call = Call(
+            id=request.call_id,
+            parent=parent.call if parent else None,
+            request=session.keep(request.body),
+            message=message,
+            finish_reason=_finish_reason(chunk, message),
+            prompt_tokens=len(prompt.ids),
+            completion_tokens=len(chunk.ids),
+            fork_reason=prompt.fork_reason,
+            overridden=asked.overridden,
+            unmet=request.unmet,
+            control_tokens=self._control_tokens(asked.continues, request),
+            seconds=time.monotonic() - asked.began,
+        )
+        turn = Turn(
+            call=call.id,
+            digest=asked.draw.call,
+            prompt_tokens=len(prompt.ids),
+            thinking=prompt.thinking or self.renderer.thinks(chunk.ids, prompt.ids),
+            message=message,
+            tool_call_ids=tuple(made["id"] for made in message.get("tool_calls") or ()),
+        )
+        source = Sampled(call.id, chunk.logprobs, chunk.versions, asked.sampling.temperature or 1.0)
+        session.record(
+            call,
+            turn,
+            asked.tools,
+            [*asked.keys, message_key(message)],
+            continues=asked.continues,
+            tokens=SampledTokens(prompt.ids, chunk.ids, source, shown, prompt.extends),
+            spelled=self.renderer.control.spelled(message, chunk.ids, self.renderer.vocabulary.decode),
+        )
+        handle = session.handle(call.id) if message.get("reasoning_content") else ""
+        return Completion(call, session.settings.model, self._tokens(chunk), handle=handle, stop=chunk.stop_string)
+
+    def _tokens(self, chunk: Chunk, before: int | None = None) -> Tokens:
+        return Tokens(chunk.ids, chunk.logprobs, chunk.top_logprobs, before, self.renderer.vocabulary.piece)
 
     def _prompt(
         self, continues: Continuation, request: ModelRequest, tools: str, keys: Sequence[MessageKey]
@@ -212,12 +291,20 @@ class EngineCompleter:
         seed = int.from_bytes(digest[:8]) >> 1
         return resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
 
-    async def _generate(self, request: GenerationRequest, versions: tuple[int, int] | None) -> Chunk:
+    async def _generate(
+        self, asked: _Asked, *, chunks: list[Chunk] | None = None, new: Callable[[Chunk], None] = _ignore
+    ) -> Chunk:
         """The whole completion. Raises ``BackendError`` where it cannot be what the backend says that it is."""
-        whole = await generate(self.backend, request)
-        if wrong := completion_fault(whole, vocabulary=self._vocabulary, versions=versions):
+        request = GenerationRequest(
+            asked.prompt.ids, asked.sampling, stream=chunks is not None, session=asked.session.id
+        )
+        whole = await generate(self.backend, request, chunks=chunks, new=new)
+        if wrong := self._fault(whole, asked):
             raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
         return whole
+
+    def _fault(self, chunk: Chunk, asked: _Asked) -> str | None:
+        return completion_fault(chunk, vocabulary=self._vocabulary, versions=asked.session.settings.versions)
 
     def _read(
         self, chunk: Chunk, request: ModelRequest, prompt_ids: list[int], digest: bytes

@@ -1,7 +1,8 @@
 """The gateway's contract: what a wire protocol, the rollout and a completer exchange with it.
 
 A *dialect* is one wire protocol, such as the chat completions API. It says which routes it serves, turns a request
-into a ``ModelRequest``, and turns the ``Completion`` or an error into a ``Reply``. A plugin adds one by an entry point
+into one or more ``ModelRequest``, and writes the ``Completion`` of each, or an error, as a ``Reply``: whole, or while
+``Delta`` after ``Delta`` of it is sampled. A plugin adds one by an entry point
 of the group ``agentrl.dialects`` that names a class without constructor arguments, or an object::
 
     [project.entry-points."agentrl.dialects"]
@@ -14,7 +15,8 @@ keeping track of which answers were delivered. A *completer* turns a ``ModelRequ
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,16 +28,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Call",
+    "CallDelta",
     "Completer",
     "Completion",
+    "Delta",
     "Dialect",
+    "Event",
     "Exchange",
     "ModelRequest",
     "Reply",
     "Route",
     "SessionSettings",
+    "Tokens",
     "WireRequest",
+    "new_call_id",
 ]
+
+_CALL_IDS = random.Random()
+"""Seeded by the operating system, and apart from the module's own generator, which agents may seed alike."""
+
+
+def new_call_id(prefix: str = "chatcmpl-") -> str:
+    """A random response id; ``prefix`` is what ids begin with in the protocol."""
+    return f"{prefix}{_CALL_IDS.getrandbits(96):024x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +169,18 @@ class WireRequest:
     relayed: bool = False
     """Whether the request is passed on to an endpoint of the chat completions API, which judges its fields itself;
     see ``Completer.relays``."""
+    memory: MutableMapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the dialect keeps in this session, such as responses that a client may ask for again. Single operations on
+    it are safe from any thread. It ends with the session."""
+    thinking: Callable[[str], str | None] = field(default=lambda handle: None, repr=False, compare=False)
+    """Gives the thinking that a ``Completion.handle`` of this session stands for; ``None`` for any other text."""
+    count: Callable[[ModelRequest], int] = field(default=lambda asked: 0, repr=False, compare=False)
+    """Gives how many tokens the prompt of a request comes to. Raises ``GatewayError`` as a completion would."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A request to the model, checked, in the terms of the chat completions API whichever protocol it came in."""
+    """A request for one completion, checked, in the terms of the chat completions API whichever protocol it came in."""
 
     body: Mapping[str, Any]
     """What is recorded as ``Call.request``: the body of the ``WireRequest``."""
@@ -183,11 +205,64 @@ class ModelRequest:
     """Whether the answer is to hold the log-probability of each token."""
     top_logprobs: int = 0
     """How many alternatives to report at each token."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the model's chat template, such as ``enable_thinking``. One that the template does not read is
+    refused."""
     unmet: tuple[str, ...] = ()
     """See ``Call.unmet``."""
+    stream: bool = False
+    """Whether the answer is written while it is sampled, by ``Dialect.stream``."""
+    call_id: str = field(default_factory=new_call_id)
+    """The response id that the call will have."""
     relay: Mapping[str, Any] | None = None
     """The body that an endpoint of the chat completions API is sent where the request is passed on; ``None`` has one
     made of the messages, tools and fields above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Sampled tokens as they are reported to a client; the sequences have one entry for each token."""
+
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """The natural log-probability of each id."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each id the likeliest (id, log-probability) pairs; empty where none were asked for."""
+    before: int | None = None
+    """The id before the first one; ``None`` at the beginning of a completion."""
+    piece: Callable[[int, int | None], bytes] = field(default=lambda token, before: b"", repr=False, compare=False)
+    """Gives the bytes of a token's text, from its id and the id before it (``None`` at the beginning)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """What has been added to one tool call of an answer."""
+
+    index: int
+    """The call's number in the answer, from 0."""
+    id: str = ""
+    """The call's id, and its name below, on the first delta of the call only."""
+    name: str = ""
+    arguments: str = ""
+    """The text that follows the arguments so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What has been added to an answer since its last delta.
+
+    All deltas of an answer come to ``Completion.call.message``: its thinking, then its content and tool calls. The
+    first one leaves with the first sampled token and may be empty.
+    """
+
+    choice: int = 0
+    """The place of the answer's ``ModelRequest`` among those that ``Dialect.parse`` returned."""
+    reasoning: str = ""
+    content: str = ""
+    calls: tuple[CallDelta, ...] = ()
+    tokens: Tokens = field(default_factory=Tokens)
+    """The tokens that were sampled since the last delta, if the request wants log-probabilities. Their text may be
+    part of a later delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +273,21 @@ class Completion:
     """The call as recorded: response id, message, finish reason and token counts."""
     model: str
     """The model's name for the response."""
-    ids: tuple[int, ...] = ()
-    """The sampled token ids; empty where the call was passed on to an endpoint."""
-    logprobs: tuple[float, ...] = ()
-    """The natural log-probability of each id."""
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """For each id the likeliest (id, log-probability) pairs; empty where none were asked for."""
-    piece: Callable[[int, int | None], bytes] = field(default=lambda token, before: b"", repr=False, compare=False)
-    """Gives the bytes of a token's text, from its id and the id before it (``None`` at the beginning)."""
+    tokens: Tokens = field(default_factory=Tokens)
+    """What was sampled; empty where the call was passed on to an endpoint."""
     answer: Mapping[str, Any] | None = None
     """The body with which an endpoint of the chat completions API answered, where the call was passed on to one."""
+    handle: str = ""
+    """An opaque text that stands for the call's thinking in its session: ``WireRequest.thinking`` takes it back.
+    Protocols with signed or encrypted thinking hand it to clients. Empty where the answer has no thinking."""
+    choice: int = 0
+    """The place of the answer's ``ModelRequest`` among those that ``Dialect.parse`` returned."""
+    stop: str | None = None
+    """The stop string of the request that ended the completion, if one did."""
+
+
+Event = Delta | Completion
+"""What happens to a streamed answer: some deltas, then its completion."""
 
 
 class Dialect(Protocol):
@@ -226,18 +306,32 @@ class Dialect(Protocol):
         """
         ...
 
-    def parse(self, request: WireRequest) -> ModelRequest | Reply:
+    def parse(self, request: WireRequest) -> ModelRequest | Sequence[ModelRequest] | Reply:
         """Read a request to the model, or answer one that needs no model, such as a list of the models.
 
-        Raises ``GatewayError`` for what is wrong or cannot be done: nothing that was asked for may be ignored.
+        Several requests to the model, such as the ``n`` choices of a chat completion, run at once and are answered
+        together. Either all of them are streamed or none. Raises ``GatewayError`` for what is wrong or cannot be done:
+        nothing that was asked for may be ignored.
         """
         ...
 
-    def respond(self, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
-        """Write the answer. ``asked`` is what ``parse`` returned for ``request``.
+    def respond(self, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]) -> Reply:
+        """Write the answer. ``asked`` is what ``parse`` returned for ``request``, and ``completions`` are its answers.
 
         Where the body is an iterator, this is called again with the same arguments if the client lost the answer and
         asks for it again.
+        """
+        ...
+
+    def stream(self, request: WireRequest, asked: Sequence[ModelRequest], events: AsyncIterator[Event]) -> Reply:
+        """Write the answer while it is sampled, as a reply whose body is an asynchronous iterator.
+
+        Every choice has some deltas and then its completion. ``events`` raises ``GatewayError`` where the answer
+        breaks off: the body then writes the error in the protocol's own shape and ends. After the completion of the
+        last choice the body yields exactly one part, with which the answer has arrived. This is called once more, with
+        the same answer, if the client lost it and asks for it again.
+
+        Only needed where ``parse`` returns requests with ``stream``.
         """
         ...
 
@@ -262,10 +356,25 @@ class Completer(Protocol):
         """
         ...
 
-    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
+    async def complete(
+        self,
+        session: Session,
+        request: ModelRequest,
+        overridden: tuple[str, ...] = (),
+        tell: Callable[[Delta], None] | None = None,
+    ) -> Completion:
         """Have one completion made, and record it in ``session`` with the fields that were ``overridden``.
 
-        A call that fails or is cancelled leaves no trace in the session. Raises ``GatewayError`` for what is wrong
-        with the request and ``BackendError`` for what failed behind it.
+        ``tell`` is given every delta as soon as it is sampled, the first one with the first token. A call that fails
+        or is cancelled leaves no trace in the session, except that one that is cancelled after its first delta is
+        recorded as far as it was sampled, as not delivered. Raises ``GatewayError`` for what is wrong with the request
+        and ``BackendError`` for what failed behind it.
+        """
+        ...
+
+    def count(self, session: Session, request: ModelRequest) -> int:
+        """Return how many tokens the prompt of ``request`` comes to. Raises ``GatewayError`` as ``complete`` would.
+
+        A completer that knows no tokens refuses.
         """
         ...

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from types import ModuleType
@@ -35,7 +35,9 @@ from agentrl.errors import (
 from agentrl.gateway.contract import (
     Completer,
     Completion,
+    Delta,
     Dialect,
+    Event,
     Exchange,
     ModelRequest,
     Reply,
@@ -47,6 +49,7 @@ from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.retries import Attempt, parts
 from agentrl.gateway.server import Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
+from agentrl.gateway.streaming import LiveAnswer, replayed, with_last_part
 from agentrl.gateway.transport import SharedClients
 from agentrl.plugins import Plugins
 from agentrl.redaction import redact
@@ -159,12 +162,22 @@ class Gateway:
             if body and session.settings.override:
                 body, overridden = dialect.override(body, session.settings.override)
             request = WireRequest(
-                exchange.method, route, parameters, exchange.headers, body, session.settings, self.completer.relays
+                exchange.method,
+                route,
+                parameters,
+                exchange.headers,
+                body,
+                session.settings,
+                self.completer.relays,
+                session.memory(dialect),
+                session.thinking,
+                partial(self.completer.count, session),
             )
             asked = dialect.parse(request)
             if isinstance(asked, Reply):
                 return asked if isinstance(asked.body, bytes) else replace(asked, body=parts(asked.body))
-            return await self._complete(session, exchange, dialect, request, asked, overridden)
+            several = [asked] if isinstance(asked, ModelRequest) else asked
+            return await self._complete(session, exchange, dialect, request, several, overridden)
         except Exception as error:  # The boundary to the client: everything becomes a status.
             return self._refused(error, dialect, session)
 
@@ -174,7 +187,7 @@ class Gateway:
         exchange: Exchange,
         dialect: Dialect,
         request: WireRequest,
-        asked: ModelRequest,
+        asked: Sequence[ModelRequest],
         overridden: tuple[str, ...],
     ) -> Reply:
         """The answer of the model to a request, or to the one that it is a retry of."""
@@ -183,15 +196,89 @@ class Gateway:
                 return taken
             if await asyncio.shield(asyncio.wrap_future(taken)):
                 await asyncio.sleep(_HEARD_S)
+        if asked[0].stream:
+            return await self._stream(session, dialect, request, asked, overridden, taken)
         try:
-            with session.running():
-                completion = await self.completer.complete(session, asked, overridden)
-            respond = partial(_response, dialect, request, asked, completion)
+            if len(asked) == 1:
+                with session.running():
+                    completions = [await self.completer.complete(session, asked[0], overridden)]
+            else:
+                completions = await self._several(session, asked, overridden)
+            respond = partial(_response, dialect, request, asked, completions)
             reply = respond()
         except BaseException:
             session.retries.fail(taken)
             raise
-        return session.retries.succeed(taken, reply, partial(session.arrived, completion.call.id), respond)
+        return session.retries.succeed(taken, reply, _arrival(session, completions), respond)
+
+    async def _several(
+        self, session: Session, asked: Sequence[ModelRequest], overridden: tuple[str, ...]
+    ) -> list[Completion]:
+        """The completions of several requests, made at once. Where one fails, nobody has the others."""
+
+        async def complete(choice: int, each: ModelRequest, tell: Callable[[Delta], None]) -> Completion:
+            with session.running():
+                return await self.completer.complete(session, each, overridden)
+
+        answer = LiveAnswer(asked, complete, lambda answer: None)
+        try:
+            async for _ in answer.events():
+                pass
+        except BaseException:
+            await answer.close()
+            for completion in answer.made:
+                session.arrived(completion.call.id, False)
+            raise
+        return answer.completions
+
+    async def _stream(
+        self,
+        session: Session,
+        dialect: Dialect,
+        request: WireRequest,
+        asked: Sequence[ModelRequest],
+        overridden: tuple[str, ...],
+        attempt: Attempt,
+    ) -> Reply:
+        """The answer of the model while it is sampled, from its first token on."""
+
+        async def complete(choice: int, each: ModelRequest, tell: Callable[[Delta], None]) -> Completion:
+            def told(delta: Delta) -> None:
+                tell(replace(delta, choice=choice) if choice else delta)
+
+            with session.running():
+                return await self.completer.complete(session, each, overridden, told)
+
+        def ended(answer: LiveAnswer) -> None:
+            if not answer.completions:
+                for completion in answer.made:
+                    session.arrived(completion.call.id, False)
+                session.retries.fail(attempt)
+                return
+            again = partial(_again, dialect, request, asked, answer.completions)
+            session.retries.streamed(attempt, _arrival(session, answer.completions), again)
+
+        answer = LiveAnswer(asked, complete, ended)
+        await answer.begin()
+        try:
+            reply = dialect.stream(request, asked, self._events(answer, session))
+            reply = _streamed(reply, asked, lambda: answer.told)
+        except BaseException:
+            await answer.close()
+            raise
+        return session.retries.stream(attempt, reply, answer.cancel)
+
+    async def _events(self, answer: LiveAnswer, session: Session) -> AsyncIterator[Event]:
+        """The events of a streamed answer, in which every error is one that the dialect can write."""
+        try:
+            async for event in answer.events():
+                yield event
+        except Exception as error:
+            if not isinstance(error, AgentRLError):
+                _log.error("the gateway failed to answer a request", exc_info=error)
+            refusal = _as_refusal(error)
+            session.refuse(error if isinstance(error, AgentRLError) and refusal.status >= 500 else refusal)
+            raise refusal from error
 
     def _body(self, exchange: Exchange) -> dict[str, Any]:
         """The JSON object in a request's body; empty where a method that needs no body has none."""
@@ -339,9 +426,46 @@ def _wrong_method(exchange: Exchange, methods: Sequence[str]) -> GatewayError:
     )
 
 
-def _response(dialect: Dialect, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
-    reply = dialect.respond(request, asked, completion)
-    return Reply(reply.status, reply.body, {**reply.headers, "x-request-id": completion.call.id})
+def _response(
+    dialect: Dialect, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]
+) -> Reply:
+    reply = dialect.respond(request, asked, completions)
+    return Reply(reply.status, reply.body, {**reply.headers, "x-request-id": asked[0].call_id})
+
+
+def _again(
+    dialect: Dialect, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]
+) -> Reply:
+    """A streamed answer once more."""
+    told = False
+
+    async def events() -> AsyncIterator[Event]:
+        nonlocal told
+        left = len(completions)
+        async for event in replayed(asked, completions):
+            left -= isinstance(event, Completion)
+            told = not left
+            yield event
+
+    return _streamed(dialect.stream(request, asked, events()), asked, lambda: told)
+
+
+def _streamed(reply: Reply, asked: Sequence[ModelRequest], told: Callable[[], bool]) -> Reply:
+    """A dialect's reply to a request for a stream, whose last part is marked."""
+    if not isinstance(reply.body, AsyncIterator):
+        raise TypeError(f"the body of a streamed answer is to be an async iterator, not a {type(reply.body).__name__}")
+    headers = {"cache-control": "no-cache", **reply.headers, "x-request-id": asked[0].call_id}
+    return Reply(reply.status, with_last_part(reply.body, told), headers)
+
+
+def _arrival(session: Session, completions: Sequence[Completion]) -> Callable[[bool], None]:
+    """What notes whether the client has an answer."""
+
+    def arrived(has: bool) -> None:
+        for completion in completions:
+            session.arrived(completion.call.id, has)
+
+    return arrived
 
 
 def read_json(body: bytes) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentrl.errors import AgentRLError, BackendError
-from agentrl.gateway.completer import new_call_id
-from agentrl.gateway.contract import Call, Completion, ModelRequest
+from agentrl.errors import AgentRLError, BackendError, GatewayError
+from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest
 from agentrl.gateway.conversations import Turn, message_key, tools_key
 from agentrl.gateway.session import Session
+from agentrl.gateway.streaming import delta_of
 from agentrl.inference.contract import ChatBackend, ChatCompletion, ChatRequest
 from agentrl.tokens.template import Message
 
@@ -26,8 +26,14 @@ class RelayCompleter:
     def __init__(self, backend: ChatBackend) -> None:
         self.backend = backend
 
-    async def complete(self, session: Session, request: ModelRequest, overridden: tuple[str, ...] = ()) -> Completion:
-        """Pass a request on and record the answer; see ``Completer.complete``."""
+    async def complete(
+        self,
+        session: Session,
+        request: ModelRequest,
+        overridden: tuple[str, ...] = (),
+        tell: Callable[[Delta], None] | None = None,
+    ) -> Completion:
+        """Pass a request on and record the answer, which is told whole; see ``Completer.complete``."""
         began = time.monotonic()
         tools, messages = tools_key(request.tools), [_readable(message) for message in request.messages]
         keys = [message_key(message) for message in messages]
@@ -35,7 +41,7 @@ class RelayCompleter:
         try:
             completion = await self._ask(session, request)
             call = Call(
-                id=new_call_id(),
+                id=request.call_id,
                 parent=continues.match.turn.call if continues.match.turn else None,
                 request=session.keep(request.body),
                 message=completion.message,
@@ -58,7 +64,18 @@ class RelayCompleter:
         except BaseException:
             session.abandon(continues)
             raise
-        return Completion(call, session.settings.model, answer=completion.answer)
+        if tell is not None:
+            tell(delta_of(answer))
+        handle = session.handle(call.id) if answer["reasoning_content"] else ""
+        return Completion(call, session.settings.model, answer=completion.answer, handle=handle)
+
+    def count(self, session: Session, request: ModelRequest) -> int:
+        """Refuse: the endpoint's tokens are not known here."""
+        raise GatewayError(
+            "the tokens of an endpoint's model cannot be counted here",
+            code="unsupported_value",
+            fix="estimate them in the agent, or evaluate a model whose tokenizer is here",
+        )
 
     async def _ask(self, session: Session, request: ModelRequest) -> ChatCompletion:
         settings, body = session.settings, _chat_body(request)

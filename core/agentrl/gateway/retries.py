@@ -22,7 +22,7 @@ from typing import Literal
 
 from agentrl.gateway.contract import Exchange, Reply
 
-__all__ = ["RETRY_HEADER", "Attempt", "Retries", "parts", "retry_number"]
+__all__ = ["RETRY_HEADER", "Attempt", "LastPart", "Retries", "parts", "retry_number"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ def retry_number(header: str) -> int:
     """How often a request was sent before, by the value of its ``RETRY_HEADER``; 0 for what no SDK would write."""
     number = header.strip()
     return int(number) if number.isascii() and number.isdigit() and len(number) <= _MOST_RETRY_DIGITS else 0
+
+
+class LastPart(bytes):
+    """The last part of a body that comes in parts: whoever has it has the whole answer."""
 
 
 async def parts(body: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
@@ -138,14 +142,38 @@ class Retries:
         where it has it after all. An answer whose body is an iterator has not arrived before all of it was sent;
         ``again`` gives such an answer once more, for a retry of a lost one.
         """
+        self._answer(attempt, reply, arrived, None if isinstance(reply.body, bytes) else again)
+        return self._sent(attempt, reply)
+
+    def stream(self, attempt: Attempt, reply: Reply, cancel: Callable[[], None]) -> Reply:
+        """Return the reply to send while its answer is still being made.
+
+        The attempt stays under way until ``streamed`` or ``fail`` ends it. ``cancel`` is called where the client
+        leaves before that.
+        """
+        assert not isinstance(reply.body, bytes)
+        number = attempt.number
+
+        def lost() -> None:
+            cancel()
+            self._lost(attempt, number)
+
+        return Reply(reply.status, self._parts(reply.body, attempt, number), reply.headers, lost)
+
+    def streamed(self, attempt: Attempt, arrived: Callable[[bool], None], again: Callable[[], Reply]) -> None:
+        """End an attempt whose answer was streamed, when all of it is made. It has not arrived yet."""
+        self._answer(attempt, Reply(200, ()), arrived, again)
+        arrived(False)
+
+    def _answer(
+        self, attempt: Attempt, reply: Reply, arrived: Callable[[bool], None], again: Callable[[], Reply] | None
+    ) -> None:
         with self._lock:
-            attempt.reply, attempt.arrived = reply, arrived
-            attempt.again = None if isinstance(reply.body, bytes) else again
+            attempt.reply, attempt.arrived, attempt.again = reply, arrived, again
             attempt.state = "answered"
             if attempt.number == 0:  # Nobody can ask for it, unless it is lost.
                 self._forget(attempt)
             self._end(attempt, answered=True)
-        return self._sent(attempt, reply)
 
     def fail(self, attempt: Attempt) -> None:
         """End an attempt that left no trace. Its next retry makes it again."""
@@ -165,10 +193,15 @@ class Retries:
     async def _parts(
         self, body: Iterable[bytes] | AsyncIterable[bytes], attempt: Attempt, number: int
     ) -> AsyncGenerator[bytes, None]:
-        """The parts of a body. The answer has arrived once a part after the last one is asked for."""
+        """The parts of a body. The answer has arrived with its last part, or once a part after that is asked for."""
         async with aclosing(parts(body)) as coming:
             async for part in coming:
+                if isinstance(part, LastPart):
+                    self._has_arrived(attempt, number)
                 yield part
+        self._has_arrived(attempt, number)
+
+    def _has_arrived(self, attempt: Attempt, number: int) -> None:
         with self._lock:
             if attempt.number == number and attempt.state == "answered" and attempt.arrived is not None:
                 attempt.arrived(True)

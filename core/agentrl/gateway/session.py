@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import hashlib
 import hmac
 import secrets
 import threading
@@ -38,6 +41,8 @@ _TURNS = 10
 """Turns of a server's event loop after which it has read from its sockets which clients have gone."""
 _HEARD_S = 2.0
 """Most seconds to wait for these turns."""
+_SEAL_BYTES = 16
+"""How much of a handle proves that it was given in its session."""
 _REMEMBERED = 100_000
 """How many closed sessions are remembered, so that a late call can be told so."""
 
@@ -201,6 +206,7 @@ class Session:
         self._calls: dict[str, Call] = {}
         self._turns: dict[str, Turn] = {}
         self._bodies = Bodies()
+        self._memories: dict[object, dict[str, Any]] = {}
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
         self._running: set[RunningCall] = set()
@@ -351,6 +357,29 @@ class Session:
         end = self.tree.add_sampled(tokens.ids, tokens.source, end)
         return None if tokens.shown is None else Position(end.span, tokens.shown)
 
+    def memory(self, owner: object) -> dict[str, Any]:
+        """What ``owner``, a dialect, keeps in this session."""
+        return self._memories.setdefault(owner, {})
+
+    def handle(self, call: str) -> str:
+        """An opaque text that stands for the thinking of a recorded call, and that ``thinking`` takes back."""
+        return base64.urlsafe_b64encode(call.encode() + self._seal(call)).decode()
+
+    def thinking(self, handle: str) -> str | None:
+        """The thinking that a ``handle`` of this session stands for; ``None`` for any other text."""
+        try:
+            raw = base64.urlsafe_b64decode(handle)
+            call = raw[:-_SEAL_BYTES].decode()
+        except (ValueError, binascii.Error):
+            return None
+        recorded = self._calls.get(call)
+        if recorded is None or not hmac.compare_digest(raw[-_SEAL_BYTES:], self._seal(call)):
+            return None
+        return str(recorded.message.get("reasoning_content") or "")
+
+    def _seal(self, call: str) -> bytes:
+        return hmac.digest(self.credentials.key.encode(), call.encode(), hashlib.sha256)[:_SEAL_BYTES]
+
     def arrived(self, call: str, arrived: bool) -> None:
         """Note that the answer to a call was lost on its way to the client, or that it is there after all.
 
@@ -447,7 +476,7 @@ class Sessions:
         ``GatewayError``: 404 for a session that has closed, 401 for missing or unknown credentials, or for two that
         open different sessions, and 409 for an endpoint with several sessions.
         """
-        key = bearer(exchange.headers.get("authorization", ""))
+        key = bearer(exchange.headers.get("authorization", "")) or exchange.headers.get("x-api-key", "")
         if capture is None:
             return self.of_key(key) or self._of_worker(key, Credentials.opens_with_key) or self._refuse(key, "key")
         session = self._of_capture(capture) or self._of_worker(capture, Credentials.opens_with_capture)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from agentrl.clients import Unclosable, client_library
 from agentrl.gateway.contract import Exchange, Reply
+from agentrl.gateway.retries import LastPart
 from agentrl.loops import Interruptible
 from agentrl.redaction import redact_log
 
@@ -69,7 +70,7 @@ class Transport:
 
         Raises the library's ``ReadTimeout`` when the client's time is over, which cancels the call.
         """
-        authorization = request.headers.get("authorization", "")
+        authorization = request.headers.get("authorization", "") or request.headers.get("x-api-key", "")
         url = request.url
         inside = self._gateway.url == f"{url.scheme}://{url.netloc.decode()}"
         if not inside and not self._gateway.captures(authorization):
@@ -178,8 +179,9 @@ class _ReplyStream:
                 raise
             except Exception as error:
                 raise library.ReadError(f"the answer broke off: {error}", request=self._request) from error
-            if part is None:
+            if part is None or isinstance(part, LastPart):
                 self._open = False
+            if part is None:
                 return
             yield part
 

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from agentrl.errors import ConfigError, GatewayError, shown
-from agentrl.gateway.contract import Completion, ModelRequest, Reply, Route, WireRequest
+from agentrl.gateway.contract import (
+    CallDelta,
+    Completion,
+    Delta,
+    Event,
+    ModelRequest,
+    Reply,
+    Route,
+    Tokens,
+    WireRequest,
+)
 from agentrl.gateway.dialects.overrides import STRICT, apply_override, check_override, misspelled
 
 __all__ = ["SAMPLING_FIELDS", "ChatCompletions"]
@@ -48,6 +59,7 @@ _READ = frozenset(
         "top_logprobs",
         "n",
         "stream",
+        "stream_options",
         "response_format",
         "modalities",
     }
@@ -68,6 +80,7 @@ _NO_EFFECT = frozenset(
 
 _KNOWN = SAMPLING_FIELDS | _READ | _NO_EFFECT
 _MAX_TOP_LOGPROBS = 20
+_MOST_CHOICES = 128
 _IMPOSSIBLE = -9999.0
 """How the API writes a log-probability of minus infinity, for which JSON has no number."""
 
@@ -115,8 +128,8 @@ class ChatCompletions:
             )
         check_override(override, _read, _KNOWN)
 
-    def parse(self, request: WireRequest) -> ModelRequest | Reply:
-        """Read a request for a completion, or answer one about models; see ``Dialect.parse``.
+    def parse(self, request: WireRequest) -> Sequence[ModelRequest] | Reply:
+        """Read a request for completions, or answer one about models; see ``Dialect.parse``.
 
         Any model name is the policy, so that every model that is asked for exists, and the list holds the session's.
         """
@@ -126,37 +139,115 @@ class ChatCompletions:
             return Reply(200, _written(_model(request.parameters["name"])))
         return Reply(200, _written({"object": "list", "data": [_model(request.settings.model)]}))
 
-    def respond(self, request: WireRequest, asked: ModelRequest, completion: Completion) -> Reply:
+    def respond(self, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]) -> Reply:
         """Write a completion; see ``Dialect.respond``.
 
         The answer of an endpoint is passed back whole, but under the id that the call has here: an endpoint's ids need
         not be unique, and agents reward single calls by them.
         """
-        call = completion.call
-        if completion.answer is not None:
-            return Reply(200, json.dumps({**completion.answer, "id": call.id}).encode())
-        logprobs = {"content": _logprobs(completion), "refusal": None} if asked.logprobs else None
-        choice = {"index": 0, "message": call.message, "finish_reason": call.finish_reason, "logprobs": logprobs}
-        usage = {
-            "prompt_tokens": call.prompt_tokens,
-            "completion_tokens": call.completion_tokens,
-            "total_tokens": call.prompt_tokens + call.completion_tokens,
-        }
+        first = completions[0]
+        if first.answer is not None and len(completions) == 1:
+            return Reply(200, json.dumps({**first.answer, "id": first.call.id}).encode())
+        choices = [
+            {
+                "index": index,
+                "message": each.call.message,
+                "finish_reason": each.call.finish_reason,
+                "logprobs": {"content": _logprobs(each.tokens), "refusal": None} if asked[0].logprobs else None,
+            }
+            for index, each in enumerate(completions)
+        ]
         response = {
-            "id": call.id,
+            "id": first.call.id,
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": completion.model,
-            "choices": [choice],
-            "usage": usage,
+            "model": first.model,
+            "choices": choices,
+            "usage": _usage(completions),
         }
         return Reply(200, _written(response))
 
+    def stream(self, request: WireRequest, asked: Sequence[ModelRequest], events: AsyncIterator[Event]) -> Reply:
+        """Write chunks of a completion as server-sent events; see ``Dialect.stream``."""
+        return Reply(200, _chunks(request, asked, events), {"content-type": "text/event-stream"})
+
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
-        kind = "server_error" if error.status >= 500 else "invalid_request_error"
-        fields = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
-        return Reply(error.status, _written({"error": fields}))
+        return Reply(error.status, _written({"error": _error(error)}))
+
+
+def _error(error: GatewayError) -> dict[str, Any]:
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+
+
+def _usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    prompt = completions[0].call.prompt_tokens
+    sampled = sum(each.call.completion_tokens for each in completions)
+    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
+
+
+async def _chunks(
+    request: WireRequest, asked: Sequence[ModelRequest], events: AsyncIterator[Event]
+) -> AsyncIterator[bytes]:
+    """The chunks of a streamed completion, one for each event, and at the end its usage if it was asked for."""
+    options = request.body.get("stream_options") or {}
+    usage = bool(options.get("include_usage"))
+    head = {
+        "id": asked[0].call_id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": request.settings.model,
+    }
+    begun: set[int] = set()
+    completions: list[Completion] = []
+    try:
+        async for event in events:
+            if isinstance(event, Completion):
+                completions.append(event)
+                choice = _choice(event.choice, {}, None, event.call.finish_reason)
+                part = _event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
+                if len(completions) < len(asked):
+                    yield part
+                    continue
+                if usage:
+                    part += _event({**head, "choices": [], "usage": _usage(completions)})
+                yield part + b"data: [DONE]\n\n"
+                return
+            logprobs = {"content": _logprobs(event.tokens), "refusal": None} if event.tokens.ids else None
+            delta = _delta(event) if event.choice in begun else {"role": "assistant", "content": "", **_delta(event)}
+            begun.add(event.choice)
+            if delta or logprobs:
+                choice = _choice(event.choice, delta, logprobs, None)
+                yield _event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
+    except GatewayError as error:
+        yield _event({"error": _error(error)})
+
+
+def _choice(index: int, delta: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _delta(event: Delta) -> dict[str, Any]:
+    delta: dict[str, Any] = {}
+    if event.reasoning:
+        delta["reasoning_content"] = event.reasoning
+    if event.content:
+        delta["content"] = event.content
+    if event.calls:
+        delta["tool_calls"] = [_call(call) for call in event.calls]
+    return delta
+
+
+def _call(call: CallDelta) -> dict[str, Any]:
+    if not call.name:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _event(value: object) -> bytes:
+    return b"data: " + _written(value) + b"\n\n"
 
 
 def _model(name: str) -> dict[str, object]:
@@ -171,40 +262,53 @@ def _written(value: object) -> bytes:
         return json.dumps(value).encode()
 
 
-def _logprobs(completion: Completion) -> list[dict[str, Any]]:
-    tops = completion.top_logprobs or ((),) * len(completion.ids)
+def _logprobs(tokens: Tokens) -> list[dict[str, Any]]:
+    tops = tokens.top_logprobs or ((),) * len(tokens.ids)
     written: list[dict[str, Any]] = []
-    before: int | None = None
-    for token, logprob, top in zip(completion.ids, completion.logprobs, tops, strict=True):
-        others = [_logprob(completion, other, value, before) for other, value in top]
-        written.append(_logprob(completion, token, logprob, before) | {"top_logprobs": others})
+    before = tokens.before
+    for token, logprob, top in zip(tokens.ids, tokens.logprobs, tops, strict=True):
+        others = [_logprob(tokens, other, value, before) for other, value in top]
+        written.append(_logprob(tokens, token, logprob, before) | {"top_logprobs": others})
         before = token
     return written
 
 
-def _logprob(completion: Completion, token: int, logprob: float, before: int | None) -> dict[str, Any]:
-    raw = completion.piece(token, before)
+def _logprob(tokens: Tokens, token: int, logprob: float, before: int | None) -> dict[str, Any]:
+    raw = tokens.piece(token, before)
     return {"token": raw.decode(errors="replace"), "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
 
 
-def _read_relayed(body: Mapping[str, Any]) -> ModelRequest:
+def _choices(asked: ModelRequest, body: Mapping[str, Any]) -> list[ModelRequest]:
+    """One request for each choice of the answer. The calls after the first have its id and their number."""
+    count = body.get("n")
+    if count is None or count == 1:
+        return [asked]
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CHOICES:
+        fix = "have one answer with rollout.override: {n: null}"
+        raise _refused("n", body, f"is not a whole number from 1 to {_MOST_CHOICES}", fix=fix)
+    return [asked, *(replace(asked, call_id=f"{asked.call_id}-{number}") for number in range(1, count))]
+
+
+def _read_relayed(body: Mapping[str, Any]) -> list[ModelRequest]:
     """A request that is passed on as it is."""
-    _refuse_several({name: value for name, value in body.items() if value is not None})
+    stream = _flag({name: value for name, value in body.items() if value is not None}, "stream")
     messages, tools = body.get("messages"), body.get("tools")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise GatewayError(
             f"messages is not a list of messages: {shown(messages, 80)}", param="messages", code="invalid_value"
         )
-    return ModelRequest(body, messages, tools if isinstance(tools, list) else None, relay=body)
+    relay = {name: value for name, value in body.items() if name not in ("stream", "stream_options", "n")}
+    asked = ModelRequest(body, messages, tools if isinstance(tools, list) else None, stream=stream, relay=relay)
+    return _choices(asked, body)
 
 
-def _read(body: Mapping[str, Any]) -> ModelRequest:
+def _read(body: Mapping[str, Any]) -> list[ModelRequest]:
     given = {name: value for name, value in body.items() if value is not None}
     if unknown := given.keys() - _KNOWN:
         raise _refuse_unknown(min(unknown), given)
     _refuse_modes(given)
     tools, strict = _tools(given.get("tools"))
-    return ModelRequest(
+    asked = ModelRequest(
         body=body,
         messages=_messages(given.get("messages")),
         tools=tools,
@@ -214,7 +318,9 @@ def _read(body: Mapping[str, Any]) -> ModelRequest:
         logprobs=_flag(given, "logprobs"),
         top_logprobs=_top_logprobs(given),
         unmet=(STRICT,) if strict else (),
+        stream=_flag(given, "stream"),
     )
+    return _choices(asked, given)
 
 
 def _refuse_unknown(name: str, given: Mapping[str, Any]) -> GatewayError:
@@ -231,7 +337,6 @@ def _refuse_modes(given: Mapping[str, Any]) -> None:
     """Refuse ways of answering that do not exist here."""
     if not isinstance(given.get("model", ""), str):
         raise _refused("model", given, "is not a text")
-    _refuse_several(given)
     if given.get("modalities", ["text"]) != ["text"]:
         fix = "the policy writes text only; have it with rollout.override: {modalities: null}"
         raise _refused("modalities", given, "is not supported", fix=fix)
@@ -273,15 +378,6 @@ def _top_logprobs(given: Mapping[str, Any]) -> int:
     if count and not given.get("logprobs"):
         raise _refused("top_logprobs", given, "is of no use without logprobs", fix="set logprobs: true")
     return count
-
-
-def _refuse_several(given: Mapping[str, Any]) -> None:
-    """Refuse a request whose answer would be a stream, or several completions."""
-    if _flag(given, "stream"):
-        raise _refused("stream", given, "is not supported yet", fix="have the agent ask without stream")
-    if given.get("n", 1) != 1:
-        fix = "send that many requests, each is sampled anew, or have one answer with rollout.override: {n: null}"
-        raise _refused("n", given, "is not supported", fix=fix)
 
 
 def _flag(given: Mapping[str, Any], name: str) -> bool:

@@ -49,8 +49,9 @@ def test_what_it_cannot_do_is_refused_by_name(body: dict[str, Any], param: str) 
 
 def test_an_answer_holds_the_text_and_whether_it_is_complete() -> None:
     call = Call("id-1", None, {}, {"content": "Hello!"}, "length", 3, 2)
-    asked = parsed(prompt="Hello.")
-    reply = DIALECT.respond(request(prompt="Hello."), asked, Completion(call, "policy"))
+    asked = [parsed(prompt="Hello.")]
+    completions = [Completion(call, "policy")]
+    reply = DIALECT.respond(request(prompt="Hello."), asked, completions)
     assert isinstance(reply.body, bytes)
     answer = json.loads(reply.body)
     assert answer == {"id": "id-1", "text": "Hello!", "complete": False}

@@ -6,7 +6,7 @@ What each method owes to an agent is written in ``agentrl.gateway.contract``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrl import GatewayError
@@ -58,9 +58,12 @@ class PluginNameDialect:
         )
 
     def respond(
-        self, request: WireRequest, asked: ModelRequest, completion: Completion
+        self,
+        request: WireRequest,
+        asked: Sequence[ModelRequest],
+        completions: Sequence[Completion],
     ) -> Reply:
-        call = completion.call
+        call = completions[0].call
         answer = {
             "id": call.id,
             "text": call.message.get("content") or "",
