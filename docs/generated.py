@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from agentrl.config.models import Config
+from agentrl.config.models import Config, Section
 from agentrl.plugins import hookspecs
 
 
@@ -42,8 +41,7 @@ def _sections() -> Iterator[str]:
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
-    is_section = inspect.isclass(kind) and issubclass(kind, BaseModel) and len(kind.model_fields) > 1
-    return typing.cast(type[BaseModel], kind) if is_section else None
+    return kind if inspect.isclass(kind) and issubclass(kind, Section) else None
 
 
 def _table(rows: list[str]) -> str:
@@ -58,10 +56,17 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return ""
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        value = value.model_dump()
-        value = value.get("name", value.get("type")) if isinstance(value, dict) else value
-    return "`null`" if value is None else f"`{value}`"
+    if isinstance(value, list):
+        value = f"[{', '.join(str(_name(each)) for each in value)}]"
+    return "`null`" if value is None else f"`{_name(value)}`"
+
+
+def _name(value: Any) -> Any:
+    """A part as its name alone."""
+    if not isinstance(value, BaseModel):
+        return value
+    written = value.model_dump()
+    return written.get("name", written.get("type")) if isinstance(written, dict) else written
 
 
 def _text(description: str | None) -> str:

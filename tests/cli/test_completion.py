@@ -81,6 +81,11 @@ def complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Complete:
         ("train calculator agent.kwargs.", ["agent.kwargs.max_turns="]),
         ("train my_agent.py:Agent agent.kwargs.", ["agent.kwargs.depth="]),
         ("train math trackers=", ["trackers=[tensorboard]"]),
+        ("train math gateway.normalise=cl", []),
+        (
+            "train math gateway.normalise=[cl",
+            [f"gateway.normalise=[{each}]" for each in ("claude-code-billing-header", "clock-times")],
+        ),
         ("train math tasks.train=my", ["tasks.train=my_agent.py"]),
         ("train math tasks.train=arith", ["tasks.train=arithmetic", "tasks.train=arithmetic-heldout"]),
         ("train math model=", ["model=tiny", "model=runs/first", "model=runs/second", "model=models/", "model=runs/"]),

@@ -17,7 +17,7 @@ HOOKS = (
     "from agentrl import hookimpl\nfrom agentrl.agents.contract import AgentWorkflow\n"
     "@hookimpl\ndef agentrl_register(registry):\n    registry.add('agents', 'late', AgentWorkflow)\n"
 )
-SISTERS = ["agents", "rewards", "tasks", "models", "algorithms", "backends", "dialects", "trackers"]
+SISTERS = ["agents", "rewards", "tasks", "models", "algorithms", "backends", "dialects", "normalisers", "trackers"]
 HEAVY = ["torch", "transformers", "openai", "httpx", "pydantic", "pydantic_settings", "rich", "yaml", "asyncio"]
 
 REPORT = """

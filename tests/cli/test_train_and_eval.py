@@ -176,6 +176,7 @@ def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, mo
         ("inference.backend=torhc", "did you mean 'torch'?"),
         ("inference.backend.nothing=1", "inference.backend.nothing"),
         ("trackers=[tensorbord]", "did you mean 'tensorboard'?"),
+        ("gateway.normalise=[clocktimes]", "did you mean 'clock-times'?"),
         ("trackers=tensorboard", "write it as a list: [tensorboard]"),
         ("training.lora={rank: 8}", "this version trains all weights: leave it out"),
         ("training.device=cuda:99", "training.device='cuda:99', but torch"),

@@ -41,6 +41,7 @@ PATHS = [
     "algorithm: {name: grpo, advantage: {name: agents.py:Mine, scale: 1}}",
     "inference.backend: {name: agents.py:Engine, folder: weights}",
     "trackers: [agents.py:Tracker]",
+    "gateway: {normalise: [agents.py:rule]}",
     "rollout.mode: agents.py:Executor",
 ]
 """Each holds a path, or two."""
@@ -64,6 +65,7 @@ NAMES = [
     "algorithm: {name: grpo, normalisation: token, objective: objective.clip}",
     "inference.backend: {name: vllm, python: weights, urls: ['http://127.0.0.1:8000']}",
     "trackers: [tensorboard]",
+    "gateway: {normalise: [clock-times]}",
 ]
 """None holds a path that is relative, though folders and files of some of those names are there."""
 

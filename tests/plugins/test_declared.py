@@ -22,7 +22,7 @@ from agentrl.plugins.source import Sources
 
 INSTALLED = [
     entry
-    for kind in ("agents", "rewards", "tasks", "backends", "algorithms", "parts", "dialects", "trackers")
+    for kind in ("agents", "rewards", "tasks", "backends", "algorithms", "parts", "dialects", "normalisers", "trackers")
     for entry in Plugins().entries(kind)
 ]
 
@@ -52,6 +52,8 @@ def agrees(key: Key, model: type[BaseModel], name: str) -> None:
         return
     if isinstance(default, BaseModel):
         assert key.default == getattr(default, "name", "")
+    elif isinstance(default, list):
+        assert value_of(key) == [getattr(each, "name", each) for each in default]
     else:
         assert value_of(key) == (str(default) if isinstance(default, Path) else default)
 

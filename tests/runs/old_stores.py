@@ -14,6 +14,7 @@ from typing import Any
 
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode
+from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import TokenTree
 
 APPLICATION_ID = 0x61726C31
@@ -69,6 +70,9 @@ COMMIT;
 
 def write(path: Path, version: int, episodes: Sequence[tuple[int, Episode]]) -> None:
     """Write a store of schema ``version``; before 5 an episode has the ``step`` beside it in the place of its group."""
+    if version >= 6:
+        write_without_later_columns(path, version, [episode for _, episode in episodes])
+        return
     connection = sqlite3.connect(path, isolation_level=None)
     connection.executescript(schema(version))
     for step, episode in episodes:
@@ -79,6 +83,22 @@ def write(path: Path, version: int, episodes: Sequence[tuple[int, Episode]]) -> 
             connection.execute("INSERT OR IGNORE INTO tasks (digest, data) VALUES (?, ?)", (row["data"], data))
         names, values = ", ".join(row), ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO episodes ({names}) VALUES ({values})", list(row.values()))
+    connection.close()
+
+
+LATER_COLUMNS = {7: ["normalised"]}
+"""The columns of ``calls`` that a schema brought. Since 6 nothing else has changed."""
+
+
+def write_without_later_columns(path: Path, version: int, episodes: Sequence[Episode]) -> None:
+    """Write a store of 6 or later: one of today without the columns that came afterwards."""
+    with EpisodeStore(path) as store:
+        store.submit(episodes).result()
+    connection = sqlite3.connect(path, isolation_level=None)
+    for since, columns in LATER_COLUMNS.items():
+        for column in columns if since > version else ():
+            connection.execute(f"ALTER TABLE calls DROP COLUMN {column}")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 
 
@@ -117,8 +137,8 @@ def calls_to_json(calls: Sequence[Call], version: int) -> list[dict[str, Any]]:
     rows = []
     for call in calls:
         row = {field.name: getattr(call, field.name) for field in fields(call)}
-        if version == 1:  # Fields that came later.
-            row = {name: row[name] for name in row if name not in ("unmet", "control_tokens", "delivered")}
+        later = {"normalised"} | ({"unmet", "control_tokens", "delivered"} if version == 1 else set())
+        row = {name: value for name, value in row.items() if name not in later}
         row["request"] = beyond(requests.get(call.parent or "", {}), call.request)
         rows.append(row)
         requests[call.id] = call.request

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.gateway.contract import Call
+from agentrl.gateway.contract import Call, Replacement
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.schema import TREE_COLUMNS
@@ -46,6 +46,9 @@ def trees(draw: st.DrawFn) -> TokenTree:
     return tree
 
 
+replacements = st.builds(Replacement, text, st.integers(0, 99), st.integers(0, 10**6), text, text)
+
+
 @st.composite
 def call_chains(draw: st.DrawFn) -> tuple[Call, ...]:
     """Calls that continue one another, with histories that grow, are edited, or have nothing in common."""
@@ -69,6 +72,7 @@ def call_chains(draw: st.DrawFn) -> tuple[Call, ...]:
                 fork_reason=draw(st.none() | text),
                 overridden=tuple(draw(st.lists(text, max_size=2))),
                 control_tokens=tuple(draw(st.lists(text, max_size=2))),
+                normalised=tuple(draw(st.lists(replacements, max_size=2))),
                 seconds=draw(st.floats(0, 1e6)),
             )
         )

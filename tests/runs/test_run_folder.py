@@ -238,6 +238,7 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "overridden",
         "unmet",
         "control_tokens",
+        "normalised",
         "reasons",
     }
     assert read_summary(folder.summary) == summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentrl.gateway.contract import Call
+from agentrl.gateway.contract import Call, Replacement
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs.tally import Reasons, Tally
 
@@ -13,6 +13,10 @@ KEY = EpisodeKey("train", 1, 2, 3)
 
 def call(finish="stop", **fields):
     return Call("c", None, {}, {}, finish, 10, 128, **fields)
+
+
+def replaced(rule):
+    return (Replacement(rule, 0, 0, "a", "b"),)
 
 
 def failed(number):
@@ -54,6 +58,15 @@ UNEVEN = {
     "unmet": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(unmet=("strict",)),))],
         "1 call did without something that it asked for; commonest: 1x strict [train-1-2-3]",
+    ),
+    "normalised": (
+        [
+            Episode(
+                KEY, {}, "rewarded", 1.0, calls=(call(normalised=(*replaced("times"), *replaced("uuids"))), call()) * 2
+            ),
+            Episode(KEY, {}, "rewarded", 1.0, calls=(call(normalised=replaced("uuids") * 2),)),
+        ],
+        "3 calls had texts of the system changed by gateway.normalise; commonest: 2x times, uuids [train-1-2-3]",
     ),
     "control_tokens": (
         [Episode(KEY, {}, "rewarded", 1.0, calls=(call(control_tokens=("<|im_end|>", "</s>")),))],

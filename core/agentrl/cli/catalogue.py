@@ -72,7 +72,8 @@ class Catalogue:
         """The keys that select a part."""
         for key in self.all_keys():
             if (kind := _kind_of(key.name)) is not None:
-                default = key.default if key.default not in ("null", "[]") else None
+                selects_none = key.default in (None, "null") or key.type.startswith("list")
+                default = None if selects_none else key.default
                 yield Part(key.name, kind, default)
 
     def names(self, part: Part) -> list[str]:

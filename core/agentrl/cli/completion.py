@@ -32,6 +32,8 @@ __all__ = [
 Items = list[CompletionItem]
 
 _RUNS = "run.dir"
+_LISTED = ("trackers", "normalisers")
+"""Kinds of which a key takes a list."""
 
 
 def complete_training(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
@@ -131,7 +133,7 @@ def _values(catalogue: Catalogue, chosen: Mapping[str, str], key: str, value: st
     if (named := parts.get(key) or (parts.get(holder) if last in ("name", "type") else None)) is not None:
         part, _ = named
         files = paths_like(value, ".py" if part.kind == "agents" else "") if part.kind in ("agents", "tasks") else []
-        return [*_items(f"[{name}]" if part.kind == "trackers" else name for name in catalogue.names(part)), *files]
+        return [*_items(f"[{name}]" if part.kind in _LISTED else name for name in catalogue.names(part)), *files]
     keys = [*catalogue.all_keys(), *_keys_of_parts(catalogue, chosen, key)]
     found = next((each for each in keys if each.name == key), None)
     if found is None:

@@ -102,6 +102,7 @@ list_models = _list_verb("models", "List the bundled models.")
 list_algorithms = _list_verb("algorithms", "List the algorithms and their parts.", "parts")
 list_backends = _list_verb("backends", "List the inference engines.")
 list_dialects = _list_verb("dialects", "List the wire protocols that the gateway serves.")
+list_normalisers = _list_verb("normalisers", "List the rules for texts of the system that change.")
 list_trackers = _list_verb("trackers", "List where metrics can go.")
 
 _SUMMARY = "List the agents that can be trained."

@@ -180,6 +180,7 @@ VERBS = {
     "list-algorithms": Verb(f"{_LISTING}:list_algorithms", "List the algorithms and their parts."),
     "list-backends": Verb(f"{_LISTING}:list_backends", "List the inference engines."),
     "list-dialects": Verb(f"{_LISTING}:list_dialects", "List the wire protocols that the gateway serves."),
+    "list-normalisers": Verb(f"{_LISTING}:list_normalisers", "List the rules for texts of the system that change."),
     "list-trackers": Verb(f"{_LISTING}:list_trackers", "List where metrics can go."),
     "env": Verb("agentrl.cli.env:env", "Make environments for plugins that cannot be installed here."),
     "new-plugin": Verb("agentrl.cli.new_plugin:new_plugin", "Start a plugin of your own."),

@@ -32,6 +32,7 @@ __all__ = [
     "AgentSection",
     "Config",
     "EvaluationSection",
+    "GatewaySection",
     "InferenceSection",
     "ModelSection",
     "OptionalPart",
@@ -250,6 +251,13 @@ class RolloutSection(Section):
     overridden (`stream`, `messages`, `model` and unknown ones) are refused."""
 
 
+class GatewaySection(Section):
+    normalise: list[Part] = [PartModel(name="claude-code-billing-header")]
+    """Rules that replace what changes from request to request in texts of the system, such as the time, before they
+    are rendered: names of `agentrl list-normalisers`, or `pkg.mod:Obj` or `file.py:Obj`, applied in their order. `[]`
+    replaces nothing."""
+
+
 class InferenceSection(Section):
     backend: Part = PartModel(name="torch")
     """The inference engine."""
@@ -354,6 +362,8 @@ class Config(Section):
     """The reward function that scores what the agent returns. Null for an agent that returns its own reward."""
     rollout: RolloutSection = RolloutSection()
     """How episodes are run."""
+    gateway: GatewaySection = GatewaySection()
+    """What agents send their requests to."""
     inference: InferenceSection = InferenceSection()
     """What samples the model's tokens."""
     algorithm: Part = PartModel(name="grpo")

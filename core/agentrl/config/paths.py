@@ -71,14 +71,19 @@ class _Paths:
         _within(changed, "tasks", {"train": self._tasks, "eval": self._tasks})
         _within(changed, "rollout", {"mode": self._part})
         _within(changed, "inference", {"backend": self._part})
+        _within(changed, "gateway", {"normalise": self._parts})
         for name in ("reward", "scheduler"):
             if name in changed:
                 changed[name] = self._part(changed[name])
         if "algorithm" in changed:
             changed["algorithm"] = self._part(changed["algorithm"], inner=self._part)
-        if isinstance(trackers := changed.get("trackers"), list):
-            changed["trackers"] = [self._part(each) for each in trackers]
+        if "trackers" in changed:
+            changed["trackers"] = self._parts(changed["trackers"])
         return changed
+
+    def _parts(self, value: Any) -> Any:
+        """A list of parts."""
+        return [self._part(each) for each in value] if isinstance(value, list) else value
 
     def _part(self, value: Any, name: Rewritten | None = None, inner: Rewritten | None = None) -> Any:
         """A part: what ``name`` makes of its name, and ``inner`` of its other keys."""

@@ -23,6 +23,7 @@ from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.episodes import EpisodeRunner
+from agentrl.runs.tally import normalised_by
 from agentrl.tokens.probes import LOST
 from agentrl.training.loop import training_session
 from agentrl.training.task_order import TaskOrder
@@ -153,6 +154,9 @@ def _calls(episode: Episode) -> Iterator[Finding]:
     overridden = Counter(field for call in episode.calls for field in call.overridden)
     if overridden:
         yield note(f"rollout.override changed {', '.join(overridden)}", overridden=dict(overridden))
+    rules = Counter(rule for call in episode.calls for rule in normalised_by(call))
+    if rules:
+        yield note(f"gateway.normalise changed texts of the system: {', '.join(rules)}", normalised=dict(rules))
     lost = sum(not call.delivered for call in episode.calls)
     if lost:
         yield note(

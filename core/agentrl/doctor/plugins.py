@@ -182,3 +182,4 @@ def _references(config: Config) -> Iterator[tuple[str, str]]:
     yield "backends", config.inference.backend.name
     yield "algorithms", config.algorithm.name
     yield from (("trackers", tracker.name) for tracker in config.trackers)
+    yield from (("normalisers", rule.name) for rule in config.gateway.normalise)

@@ -197,6 +197,7 @@ class EngineCompleter:
             overridden=asked.overridden,
             unmet=request.unmet,
             control_tokens=self._control_tokens(asked.continues, request),
+            normalised=request.normalised,
             seconds=time.monotonic() - asked.began,
         )
         turn = Turn(

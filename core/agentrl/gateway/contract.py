@@ -36,6 +36,8 @@ __all__ = [
     "Event",
     "Exchange",
     "ModelRequest",
+    "Normaliser",
+    "Replacement",
     "Reply",
     "Route",
     "SessionSettings",
@@ -76,6 +78,26 @@ class SessionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Replacement:
+    """What a rule of ``gateway.normalise`` has replaced in a text of the system.
+
+    The rules of a text apply one after the other, each to what the one before has left of it. Its first ``start``
+    characters stayed, ``rendered`` took the place of ``sent``, and the rest stayed. So the text as it was rendered
+    follows from the text as it was sent.
+    """
+
+    rule: str
+    """The rule's name, as the config names it."""
+    message: int
+    """Index of the message in the conversation that the dialect read. A message of which nothing is left is not
+    rendered."""
+    start: int
+    """How many characters of the text stand before what was replaced."""
+    sent: str
+    rendered: str
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One completed request to the model, as it is recorded."""
 
@@ -98,6 +120,8 @@ class Call:
     """What the request asked for and was answered without, because nothing here can grant it: ``strict`` tools."""
     control_tokens: tuple[str, ...] = ()
     """Control tokens that new texts of users, systems and tools spell out, and that the model reads as such."""
+    normalised: tuple[Replacement, ...] = ()
+    """What ``gateway.normalise`` replaced in texts of the system; ``request`` holds them as they were sent."""
     delivered: bool = True
     """Whether the agent has the whole answer, as far as is known; not where its client left before the last byte."""
     seconds: float = 0.0
@@ -210,6 +234,8 @@ class ModelRequest:
     refused."""
     unmet: tuple[str, ...] = ()
     """See ``Call.unmet``."""
+    normalised: tuple[Replacement, ...] = ()
+    """See ``Call.normalised``. The gateway sets it: a dialect reads the messages as they were sent."""
     stream: bool = False
     """Whether the answer is written while it is sampled, by ``Dialect.stream``."""
     call_id: str = field(default_factory=new_call_id)
@@ -340,6 +366,24 @@ class Dialect(Protocol):
 
         Besides errors of its own requests a dialect is given those of the gateway on its routes: 401, 404, 405, 413,
         500 and so on. The gateway adds headers: ``x-should-retry``, and ``allow`` to a 405.
+        """
+        ...
+
+
+class Normaliser(Protocol):
+    """A rule of ``gateway.normalise``: replaces what changes from request to request in a text of the system.
+
+    A text that begins every request and is never the same, as one with the time in it, keeps a session's requests from
+    sharing a prefix and from being recognised as one conversation. A plugin adds a rule by an entry point of the group
+    ``agentrl.normalisers``: a function, or a class whose objects are called. One object serves every session from any
+    thread, so it keeps no state.
+    """
+
+    def __call__(self, text: str) -> str:
+        """The whole ``text`` of a system or developer message as the model is to read it.
+
+        It must depend on ``text`` alone. Where there is nothing to replace, return ``text``. A message whose text
+        becomes empty is left out.
         """
         ...
 

@@ -1,9 +1,10 @@
 """The gateway: answers requests, whether they come over HTTP or in process.
 
 A request goes this way: its path is taken apart (``split_path``) and finds the route of a dialect (``Routes``); its
-credentials find the session; a retry finds the attempt that it repeats; the dialect reads the body; the completer has
-it completed and records it; the dialect writes the reply. An error on the way is written by the dialect that owns the
-route, or by the first dialect where no route is found.
+credentials find the session; the dialect reads the body; a retry finds the attempt that it repeats;
+``gateway.normalise`` replaces what changes in texts of the system; the completer has the request completed and records
+it; the dialect writes the reply. An error on the way is written by the dialect that owns the route, or by the first
+dialect where no route is found.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from agentrl.gateway.contract import (
     WireRequest,
 )
 from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.retries import Attempt, parts
 from agentrl.gateway.server import Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
@@ -78,14 +80,20 @@ class Gateway:
     """
 
     def __init__(
-        self, completer: Completer, dialects: Sequence[Dialect] | None = None, *, body_limit: int = BODY_LIMIT
+        self,
+        completer: Completer,
+        dialects: Sequence[Dialect] | None = None,
+        *,
+        normalisers: Normalisers | None = None,
+        body_limit: int = BODY_LIMIT,
     ) -> None:
         """Serve ``dialects``, by default chat completions alone. The first one writes errors for unknown routes.
 
-        ``body_limit`` is the most bytes of a request's body. Raises ``ConfigError`` where there is no dialect, or where
-        two serve one route.
+        ``normalisers`` apply to every request, by default none. ``body_limit`` is the most bytes of a request's body.
+        Raises ``ConfigError`` where there is no dialect, or where two serve one route.
         """
         self.completer = completer
+        self._normalisers = normalisers or Normalisers()
         self.body_limit = body_limit
         self._routes = Routes((ChatCompletions(),) if dialects is None else dialects)
         self._sessions = Sessions()
@@ -171,7 +179,7 @@ class Gateway:
                 self.completer.relays,
                 session.memory(dialect),
                 session.thinking,
-                partial(self.completer.count, session),
+                partial(self._count, session),
             )
             asked = dialect.parse(request)
             if isinstance(asked, Reply):
@@ -200,8 +208,7 @@ class Gateway:
             return await self._stream(session, dialect, request, asked, overridden, taken)
         try:
             if len(asked) == 1:
-                with session.running():
-                    completions = [await self.completer.complete(session, asked[0], overridden)]
+                completions = [await self._made(session, asked[0], overridden)]
             else:
                 completions = await self._several(session, asked, overridden)
             respond = partial(_response, dialect, request, asked, completions)
@@ -211,14 +218,27 @@ class Gateway:
             raise
         return session.retries.succeed(taken, reply, _arrival(session, completions), respond)
 
+    async def _made(
+        self,
+        session: Session,
+        asked: ModelRequest,
+        overridden: tuple[str, ...],
+        tell: Callable[[Delta], None] | None = None,
+    ) -> Completion:
+        """One completion, of what ``gateway.normalise`` makes of the request."""
+        with session.running():
+            return await self.completer.complete(session, self._normalisers.applied(asked), overridden, tell)
+
+    def _count(self, session: Session, asked: ModelRequest) -> int:
+        return self.completer.count(session, self._normalisers.applied(asked))
+
     async def _several(
         self, session: Session, asked: Sequence[ModelRequest], overridden: tuple[str, ...]
     ) -> list[Completion]:
         """The completions of several requests, made at once. Where one fails, nobody has the others."""
 
         async def complete(choice: int, each: ModelRequest, tell: Callable[[Delta], None]) -> Completion:
-            with session.running():
-                return await self.completer.complete(session, each, overridden)
+            return await self._made(session, each, overridden)
 
         answer = LiveAnswer(asked, complete, lambda answer: None)
         try:
@@ -246,8 +266,7 @@ class Gateway:
             def told(delta: Delta) -> None:
                 tell(replace(delta, choice=choice) if choice else delta)
 
-            with session.running():
-                return await self.completer.complete(session, each, overridden, told)
+            return await self._made(session, each, overridden, told)
 
         def ended(answer: LiveAnswer) -> None:
             if not answer.completions:

@@ -49,6 +49,7 @@ class RelayCompleter:
                 prompt_tokens=completion.prompt_tokens,
                 completion_tokens=completion.completion_tokens,
                 overridden=overridden,
+                normalised=request.normalised,
                 seconds=time.monotonic() - began,
             )
             answer = _readable({**completion.message, "role": "assistant"})

@@ -7,8 +7,8 @@ signature takes, and with the part's keys:
   (an object without such a parameter finds them where the contract of its kind says);
 - otherwise they are keyword arguments, checked against the signature and its annotations.
 
-A reward may be the function itself: it is not called now, only given its keys. An object that cannot be
-called is the part already, and takes no keys.
+A reward and a normaliser may be the function itself: it is not called now, only given its keys. An object that
+cannot be called is the part already, and takes no keys.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 __all__ = ["PartLike", "build"]
+
+_CALLED_LATER = {"rewards": ("data", "episode"), "normalisers": ()}
+"""Kinds whose object may be the function itself, and what that is passed by name beside its first argument."""
 
 
 class PartLike(Protocol):
@@ -51,8 +54,9 @@ def build(obj: Any, kind: str, part: PartLike, key: str, context: Mapping[str, o
         _refuse_unknown(part.options, (), key, part.name)
         return obj
     try:
-        if kind == "rewards" and not inspect.isclass(obj):
-            arguments = _arguments(obj, part, key, context, reserved=_reward_arguments(obj))
+        if kind in _CALLED_LATER and not inspect.isclass(obj):
+            later = [*list(inspect.signature(obj).parameters)[:1], *_CALLED_LATER[kind]]
+            arguments = _arguments(obj, part, key, context, reserved=later)
             return partial(obj, **arguments) if arguments else obj
         return obj(**_arguments(obj, part, key, context))
     except AgentRLError:
@@ -85,11 +89,6 @@ def _written(part: PartLike) -> Mapping[str, Any]:
     """The keys of ``part``, those of a configuration as they were written."""
     written: Mapping[str, Any] = getattr(part, "written", part.options)
     return written
-
-
-def _reward_arguments(function: Callable[..., Any]) -> list[str]:
-    """What scoring an episode passes to a reward: the answer first."""
-    return [*list(inspect.signature(function).parameters)[:1], "data", "episode"]
 
 
 def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str, part: str) -> BaseModel:

@@ -125,7 +125,7 @@ def _keys(definition: Definition, kind: str, sources: Sources) -> Iterator[Key]:
             if found is not None:
                 yield from _parameters(found, kind, 1 if method == "__init__" else 2, sources)
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        yield from _parameters(definition, kind, 1 if kind in ("agents", "rewards") else 0, sources)
+        yield from _parameters(definition, kind, 1 if kind in ("agents", "rewards", "normalisers") else 0, sources)
     elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
         yield from _slots(node.value)
 
@@ -292,6 +292,8 @@ def default_of(node: ast.expr, module: str, sources: Sources) -> str:
     if isinstance(node, ast.Call):
         given = [*node.args, *(each.value for each in node.keywords if each.arg in _NAMED_FIRST)]
         return default_of(given[0], module, sources) if given else _EMPTY.get(ast.unparse(node.func), "")
+    if isinstance(node, ast.List) and any(isinstance(each, ast.Call) for each in node.elts):
+        return f"[{', '.join(default_of(each, module, sources) for each in node.elts)}]"
     return _yaml(literal(node))
 
 

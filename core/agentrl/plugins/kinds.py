@@ -32,6 +32,7 @@ KINDS = _Kinds(
         "algorithms": Kind("algorithm", "algorithm"),
         "parts": Kind("algorithm part", "algorithm.<slot>"),
         "dialects": Kind("dialect", "dialect"),
+        "normalisers": Kind("normaliser", "gateway.normalise"),
         "trackers": Kind("tracker", "trackers"),
         "schedulers": Kind("scheduler", "scheduler"),
         "executors": Kind("executor", "rollout.mode"),

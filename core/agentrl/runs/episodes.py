@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Unpack, cast, get_args
 
 from agentrl.errors import ConfigError, RunError
-from agentrl.gateway.contract import Call
+from agentrl.gateway.contract import Call, Replacement
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Outcome, Phase
 from agentrl.runs.contract import CountKey, EpisodeFilter, EpisodeRow, GroupRow, SortKey
-from agentrl.runs.migrations import FIRST_WITH_TABLES, call_rows, call_texts, shadow, tree_row
+from agentrl.runs.migrations import FIRST_WITH_TABLES, call_columns, call_rows, call_texts, shadow, tree_row
 from agentrl.runs.schema import (
     BETWEEN_TEXTS,
     CALL_COLUMNS,
@@ -282,7 +282,7 @@ def _episodes(connection: sqlite3.Connection, version: int, ids: Sequence[int]) 
             calls[id] = list(call_rows(old_calls))
             trees[id] = tree_row(old_tree)
     else:
-        names = f"SELECT {', '.join(CALL_COLUMNS)} FROM calls"
+        names = f"SELECT {call_columns(version)} FROM calls"
         for id, *call in connection.execute(f"{names} WHERE episode {among} ORDER BY episode, ordinal"):
             calls[id].append(call)
         names = f"SELECT {', '.join(TREE_COLUMNS)} FROM trees"
@@ -335,6 +335,7 @@ def _calls(rows: Iterable[Sequence[Any]]) -> Iterator[Call]:
             overridden=tuple(json.loads(value["overridden"])),
             unmet=tuple(json.loads(value["unmet"])),
             control_tokens=tuple(json.loads(value["control_tokens"])),
+            normalised=tuple(Replacement(**each) for each in json.loads(value["normalised"])),
             delivered=bool(value["delivered"]),
             seconds=value["seconds"],
         )

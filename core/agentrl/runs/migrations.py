@@ -1,8 +1,8 @@
-"""Episode stores of the schemas 1 to 5, read with the tables of the present one or rewritten in them.
+"""Episode stores of the schemas 1 to 6, read with the tables of the present one or rewritten in them.
 
 1: all of an episode in one row. 2: ``mistake``. 3: tasks in a table of their own. 4: ``reward_parts``. 5: the ordinal
 of the group, the policy version and the trained step in the place of ``step``. 6: calls and token trees in tables of
-their own, failures in columns.
+their own, failures in columns. 7: ``normalised``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,22 @@ from typing import Any
 
 from agentrl.runs.schema import BETWEEN_TEXTS, CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
 
-__all__ = ["FIRST_WITH_TABLES", "call_rows", "call_texts", "rewrite", "shadow", "tree_row"]
+__all__ = [
+    "FIRST_WITH_TABLES",
+    "call_columns",
+    "call_rows",
+    "call_texts",
+    "rewrite",
+    "rewrite_calls",
+    "shadow",
+    "tree_row",
+]
 
 FIRST_WITH_TABLES = 6
 """The first schema that keeps calls and trees in tables; before it they are columns of ``episodes``."""
+
+_LATER = {"normalised": (7, "'[]'")}
+"""Columns of ``calls`` that a later schema brought, and their value before it."""
 
 _TREE_HEAD = struct.Struct("<cI")
 
@@ -67,6 +79,25 @@ def shadow(connection: sqlite3.Connection, version: int) -> None:
         tasks = "SELECT DISTINCT old_digest(data) AS digest, data FROM main.episodes"
         connection.execute(f"CREATE TEMP TABLE tasks AS {tasks}")
         connection.execute("CREATE INDEX temp.by_digest ON tasks (digest)")
+
+
+def call_columns(version: int) -> str:
+    """The columns of ``calls`` as a store of ``version``, which has the table, gives them."""
+    since = {name: _LATER.get(name, (FIRST_WITH_TABLES, "")) for name in CALL_COLUMNS}
+    return ", ".join(name if version >= first else f"{value} AS {name}" for name, (first, value) in since.items())
+
+
+def rewrite_calls(connection: sqlite3.Connection, version: int, create: str) -> None:
+    """Rewrite the table ``calls`` of a store of ``version`` inside the open transaction; ``create`` makes it.
+
+    Raises what SQLite raises.
+    """
+    connection.execute("ALTER TABLE calls RENAME TO old_calls")
+    connection.execute(create)
+    connection.execute(
+        f"INSERT INTO calls ({', '.join(CALL_COLUMNS)}) SELECT {call_columns(version)} FROM old_calls ORDER BY rowid"
+    )
+    connection.execute("DROP TABLE old_calls")
 
 
 def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], None]) -> None:
@@ -117,7 +148,7 @@ def call_rows(calls: str) -> Iterator[tuple[Any, ...]]:
             call.get("seconds", 0.0),
             call.get("delivered", True),
             None if call["fork_reason"] is None else storable(call["fork_reason"]),
-            *(json.dumps(call.get(name, ())) for name in ("overridden", "unmet", "control_tokens")),
+            *(json.dumps(call.get(name, ())) for name in ("overridden", "unmet", "control_tokens", "normalised")),
         )
 
 

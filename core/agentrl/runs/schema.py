@@ -44,7 +44,7 @@ JournalMode = Literal["wal", "delete"]
 
 Row = Sequence[Any]
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """``PRAGMA user_version`` of the files that are written; ``agentrl.runs.migrations`` reads the versions before it."""
 
 APPLICATION_ID = 0x61726C31
@@ -98,6 +98,7 @@ CREATE TABLE calls (
     overridden TEXT NOT NULL,           -- JSON: request fields that rollout.override changed
     unmet TEXT NOT NULL,                -- JSON: what the request asked for and did not get
     control_tokens TEXT NOT NULL,       -- JSON: control tokens that texts of the request spelled out
+    normalised TEXT NOT NULL,           -- JSON: what rules of gateway.normalise replaced, as a list of replacements
     PRIMARY KEY (episode, ordinal)
 );
 CREATE TABLE trees (
@@ -120,6 +121,7 @@ EPISODE_COLUMNS = (
 CALL_COLUMNS = (
     *("episode", "ordinal", "id", "parent", "request", "repeated", "message", "finish_reason", "prompt_tokens"),
     *("completion_tokens", "seconds", "delivered", "fork_reason", "overridden", "unmet", "control_tokens"),
+    "normalised",
 )
 TREE_COLUMNS = ("episode", "spans", "ids", "logprobs", "versions")
 
@@ -188,7 +190,7 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
 
 def _make(connection: sqlite3.Connection, version: int) -> None:
     """Make the tables in a new file, or rewrite a file of an older schema ``version`` with them."""
-    from agentrl.runs.migrations import rewrite
+    from agentrl.runs.migrations import FIRST_WITH_TABLES, rewrite, rewrite_calls
 
     def create() -> None:
         for statement in SCHEMA.split(";\n"):
@@ -198,10 +200,13 @@ def _make(connection: sqlite3.Connection, version: int) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    if version:
+    if not version:
+        create()
+    elif version < FIRST_WITH_TABLES:
         rewrite(connection, version, create)
     else:
-        create()
+        rewrite_calls(connection, version, next(each for each in SCHEMA.split(";\n") if "TABLE calls" in each))
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def storable(text: str) -> str | bytes:

@@ -16,7 +16,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -153,6 +153,7 @@ def _call_rows(calls: Sequence[Call]) -> Iterable[tuple[Any, ...]]:
             _json(call.overridden),
             _json(call.unmet),
             _json(call.control_tokens),
+            _json([asdict(each) for each in call.normalised]),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from heapq import nlargest
@@ -12,13 +13,22 @@ from agentrl.errors import one_line, shortened
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Group
 
-__all__ = ["Kind", "Reason", "Reasons", "Tally", "mean", "mean_parts", "rollout_metrics", "sentence"]
+__all__ = ["Kind", "Reason", "Reasons", "Tally", "mean", "mean_parts", "normalised_by", "rollout_metrics", "sentence"]
 
 Kind = Literal[
-    "failed", "rejected", "mistaken", "retried", "truncated", "undelivered", "overridden", "unmet", "control_tokens"
+    "failed",
+    "rejected",
+    "mistaken",
+    "retried",
+    "truncated",
+    "undelivered",
+    "overridden",
+    "unmet",
+    "control_tokens",
+    "normalised",
 ]
 
-_BY_REQUEST: Final[tuple[Kind, ...]] = ("overridden", "unmet", "control_tokens")
+_BY_REQUEST: Final[tuple[Kind, ...]] = ("overridden", "unmet", "control_tokens", "normalised")
 _LONGEST_REASON = 400
 """Most characters of a reason: a policy's mistake may be as long as what it wrote."""
 _MOST_REASONS = 1000
@@ -32,8 +42,10 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     and of whole attempts that were tried again, ``rollout/forks`` calls whose history had to be rendered anew,
     ``rollout/overridden`` calls whose fields ``rollout.override`` changed, ``rollout/unmet`` calls that did without
     something that they asked for, ``rollout/undelivered`` calls whose answers came too late for their client, and
-    ``rollout/control_tokens`` calls whose texts the model read as control tokens. ``reward/parts/NAME`` is the mean of
-    a named part of the rewards, over the episodes that have it. ``episode/seconds`` is a mean.
+    ``rollout/control_tokens`` calls whose texts the model read as control tokens, and ``rollout/normalised/RULE`` calls
+    in whose texts of the system a rule of ``gateway.normalise`` replaced something; rules that replaced nothing have no
+    metric. ``reward/parts/NAME`` is the mean of a named part of the rewards, over the episodes that have it.
+    ``episode/seconds`` is a mean.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     calls = [call for episode in episodes for call in episode.calls]
@@ -60,7 +72,14 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if rewards:
         metrics["reward/mean"] = mean(rewards)
         metrics["reward/std"] = statistics.pstdev(rewards)
+    rules = Counter(rule for call in calls for rule in normalised_by(call))
+    metrics |= {f"rollout/normalised/{rule}": count for rule, count in sorted(rules.items())}
     return metrics | {f"reward/parts/{name}": value for name, value in mean_parts(episodes).items()}
+
+
+def normalised_by(call: Call) -> tuple[str, ...]:
+    """The rules of ``gateway.normalise`` that replaced something in a call, each once."""
+    return tuple(dict.fromkeys(each.rule for each in call.normalised))
 
 
 def mean(values: Sequence[float]) -> float:
@@ -137,7 +156,7 @@ class Tally:
         return new
 
     def count(self, kind: Kind) -> int:
-        """How many of ``kind``: calls for the last five kinds, attempts for ``retried``, episodes for the others."""
+        """How many of ``kind``: calls for the last six kinds, attempts for ``retried``, episodes for the others."""
         return self.kinds[kind].total
 
     def counts(self) -> dict[str, Any]:
@@ -175,6 +194,7 @@ _TEXTS: Final[dict[Kind, str]] = {
     "undelivered": "{count:,} completion{s} could not be delivered",
     "overridden": "{count:,} call{s} {were} changed by rollout.override",
     "unmet": "{count:,} call{s} did without something that {they} asked for",
+    "normalised": "{count:,} call{s} had texts of the system changed by gateway.normalise",
     "control_tokens": (
         "{count:,} call{s} held texts that the model reads as control tokens (model.control_tokens=plain)"
     ),
@@ -213,5 +233,7 @@ def _of_call(call: Call) -> Iterator[tuple[Kind, str, str, None]]:
         yield "overridden", "", ", ".join(call.overridden), None
     if call.unmet:
         yield "unmet", "", ", ".join(call.unmet), None
+    if rules := normalised_by(call):
+        yield "normalised", "", ", ".join(rules), None
     if call.control_tokens:
         yield "control_tokens", "", ", ".join(call.control_tokens), None

@@ -41,6 +41,7 @@ def _use(entry: str, kind: PluginKind, folder: Path) -> list[str]:
         "model": ["train", "math", f"model={entry}"],
         "backend": ["train", "math", f"inference.backend={entry}"],
         "dialect": ["train", str(folder / "example_agent.py")],
+        "normaliser": ["train", "math", f"gateway.normalise=[{entry}]"],
         "executor": ["train", "math", f"rollout.mode={entry}"],
         "algorithm": ["train", "math", f"algorithm={entry}"],
         "tracker": ["train", "math", f"trackers=[{entry}]"],

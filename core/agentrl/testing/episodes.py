@@ -16,6 +16,7 @@ from agentrl.config.models import Config
 from agentrl.environments import locate_agent
 from agentrl.errors import AgentRLError
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
+from agentrl.gateway.normalise import Normalisers
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
@@ -76,7 +77,8 @@ class EpisodePlayer:
         self.warnings: list[str] = []
         """The warnings that a run would have given."""
         self.backend = GatheringBackend([""], context_length=_CONTEXT)
-        self.gateway = Gateway(EngineCompleter(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer))
+        completer = EngineCompleter(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer)
+        self.gateway = Gateway(completer, normalisers=Normalisers.build(plugins, config.gateway.normalise))
         self._loop = LoopThread()
         self._running = contextlib.AsyncExitStack()
         self._runner: AgentRunner

@@ -24,6 +24,7 @@ from agentrl.errors import ConfigError, GatewayError, about, one_line, shortened
 from agentrl.gateway.contract import ModelRequest, SessionSettings
 from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
 from agentrl.gateway.dialects.overrides import ALIASES, apply_override
+from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.inference.contract import Capabilities
 from agentrl.inference.model_folder import find_model
@@ -73,6 +74,8 @@ class EpisodeParts:
     """``None`` where the agent returns its own reward."""
     train_tasks: TaskSet
     eval_tasks: TaskSet | None
+    normalisers: Normalisers
+    """The rules for texts of the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
         score=common.score,
         train_tasks=common.train_tasks,
         eval_tasks=common.eval_tasks,
+        normalisers=common.normalisers,
         model_folder=folder,
         tokenizer=chat.tokenizer,
         renderer=chat.renderer,
@@ -130,6 +134,7 @@ def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -
         score=None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward)),
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
+        normalisers=Normalisers.build(plugins, config.gateway.normalise),
     )
 
 

@@ -82,7 +82,7 @@ async def serve(
             raise untrainable(config)
         check_sampling(config, capabilities, trains=trains)
         completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary_of(parts.model_folder))
-        gateway = Gateway(completer, registered_dialects(parts.plugins, warn))
+        gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
         rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
 
@@ -111,7 +111,8 @@ async def serve_endpoint(
         # The backend's own deadlines come first: it can say which endpoint was asked what.
         async with within(parts.config.inference.timeout + _ENDPOINT_GRACE_S, "the endpoint to answer"):
             capabilities = await backend.start()
-        gateway = Gateway(RelayCompleter(backend), registered_dialects(parts.plugins, warn))
+        completer = RelayCompleter(backend)
+        gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
         rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield EndpointServing(await stack.enter_async_context(rollout), capabilities.greedy)
 

@@ -1,0 +1,1 @@
+"""The normaliser ``plugin-name`` for agentrl."""
