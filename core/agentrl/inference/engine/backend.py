@@ -23,11 +23,20 @@ import torch
 from pydantic import ValidationError
 
 from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling, near_matches
-from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Sampling, Weights
+from agentrl.inference.contract import (
+    BackendContext,
+    Capabilities,
+    Chunk,
+    GenerationRequest,
+    Grammar,
+    Sampling,
+    Weights,
+)
 from agentrl.inference.engine.cache import Ids
 from agentrl.inference.engine.engine import ChunkQueue, Counters, Engine, EngineLimits, Generation, model_failed
 from agentrl.inference.engine.loading import TorchSettings, load_engine
 from agentrl.inference.engine.sampler import StopStrings
+from agentrl.inference.grammars import Grammars, GrammarState
 from agentrl.loops import run_in_thread
 from agentrl.processors import find_device
 
@@ -56,10 +65,11 @@ class TorchBackend:
         if self._thread is None or self._thread.ended is not None:
             self._thread = EngineThread(lambda: load_engine(self._context, self._settings))
         engine = await asyncio.shield(asyncio.wrap_future(self._thread.ready))
-        capabilities = Capabilities(engine.limits.context_length, self._context.max_concurrency)
-        if engine.limits.tokenizer is None:
-            return replace(capabilities, sampling=capabilities.sampling - {"stop"})
-        return capabilities
+        limits = engine.limits
+        capabilities = Capabilities(limits.context_length, self._context.max_concurrency)
+        absent = {"stop"} if limits.tokenizer is None else set()
+        added = {"logit_bias"} if limits.grammars is None else {"logit_bias", "grammar"}
+        return replace(capabilities, sampling=(capabilities.sampling - absent) | added)
 
     async def stop(self) -> None:
         """End what is in flight with ``BackendError`` and free the model. Safe to call twice."""
@@ -71,6 +81,8 @@ class TorchBackend:
         """Sample one completion; see ``Backend``."""
         thread, engine = self._running()
         generation = _generation(request, engine.limits)
+        if request.sampling.grammar is not None and engine.limits.grammars is not None:
+            generation.grammar = await _begun(request.sampling, request.sampling.grammar, engine.limits.grammars)
         queue = generation.queue
         if not thread.send(lambda engine: engine.submit(generation)):
             raise thread.failure()
@@ -147,6 +159,11 @@ def _generation(request: GenerationRequest, limits: EngineLimits) -> Generation:
     return Generation(ChunkQueue(), sampling, prompt, request.stream, min(sampling.max_tokens or room, room), stops)
 
 
+async def _begun(sampling: Sampling, grammar: Grammar, grammars: Grammars) -> GrammarState:
+    """Where a completion begins in its grammar. Raises ``UnsupportedSampling`` for a grammar that is wrong."""
+    return grammars.state(await grammars.compiled(grammar), sampling.stop_ids)
+
+
 def _checked_prompt(request: GenerationRequest, limits: EngineLimits) -> Ids:
     """The prompt as an array. Raises ``BackendError``, and ``PromptTooLong`` where it leaves no room for a token."""
     ids = np.asarray(request.prompt_ids)
@@ -175,11 +192,12 @@ _RANGES = {
     "max_tokens": "use at least 1",
     "top_logprobs": "use 0 to the size of the vocabulary",
     "stop": "leave empty strings out",
+    "logit_bias": "use finite numbers, for ids of the vocabulary",
 }
 
 
 def _check_sampling(sampling: Sampling, limits: EngineLimits) -> None:
-    """Raises ``UnsupportedSampling`` for a value that has no meaning, or stop strings without a tokenizer."""
+    """Raises ``UnsupportedSampling`` for a value that has no meaning, and for what needs a tokenizer without one."""
     for name, valid in {
         "temperature": math.isfinite(sampling.temperature) and sampling.temperature >= 0,
         "top_p": 0 < sampling.top_p <= 1,
@@ -187,6 +205,9 @@ def _check_sampling(sampling: Sampling, limits: EngineLimits) -> None:
         "max_tokens": sampling.max_tokens is None or sampling.max_tokens >= 1,
         "top_logprobs": 0 <= sampling.top_logprobs <= limits.vocabulary,
         "stop": all(sampling.stop),
+        "logit_bias": all(
+            0 <= token < limits.vocabulary and math.isfinite(bias) for token, bias in sampling.logit_bias
+        ),
     }.items():
         if not valid:
             raise UnsupportedSampling(f"{name}={getattr(sampling, name)!r} is out of range", fix=_RANGES[name])
@@ -194,6 +215,9 @@ def _check_sampling(sampling: Sampling, limits: EngineLimits) -> None:
         raise UnsupportedSampling(
             "stop strings need the model's tokenizer, and its folder has none", fix="use stop_ids, or add it"
         )
+    if sampling.grammar is not None and limits.grammars is None:
+        missing = "the model's tokenizer, and its folder has none" if limits.tokenizer is None else "xgrammar"
+        raise UnsupportedSampling(f"grammars need {missing}", fix="pip install 'agentrl-core[train]'")
 
 
 class EngineThread:

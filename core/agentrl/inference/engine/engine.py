@@ -11,6 +11,7 @@ older weights serves the generations that began with it and nobody else.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from agentrl.inference.contract import Chunk, FinishReason, Sampling, Weights
 from agentrl.inference.engine.cache import Ids, PrefillBatch, PrefixCache, Prompt, Segment, prefill_groups
 from agentrl.inference.engine.model import Decoder
 from agentrl.inference.engine.sampler import DecodeBatch, DrawnTokens, StopStrings, TextDecoder, sample
+from agentrl.inference.grammars import Grammars, GrammarState
 
 __all__ = ["ChunkQueue", "Counters", "Engine", "EngineLimits", "Generation", "Outbox", "model_failed"]
 
@@ -37,7 +39,9 @@ class EngineLimits:
     context_length: int
     """Prompt and sampled tokens together."""
     tokenizer: TextDecoder | None
-    """``None`` where the model's folder has none; stop strings are refused then."""
+    """``None`` where the model's folder has none; stop strings and grammars are refused then."""
+    grammars: Grammars | None = None
+    """``None`` where there is no tokenizer or no xgrammar; grammars are refused then."""
 
 
 @dataclass(slots=True)
@@ -124,6 +128,7 @@ class Generation:
     limit: int
     """The most tokens to sample."""
     stops: StopStrings | None
+    grammar: GrammarState | None = None
     epoch: int = -1
     """The engine's count of weights under which its KV was begun; only KV of one epoch is shared."""
     ids: list[int] = field(default_factory=list)
@@ -155,6 +160,8 @@ class Generation:
             self.stop_string = self.stops.found(self.ids)
             if self.stop_string is not None:
                 return "stop"
+        if self.grammar is not None and self.grammar.accept(token):
+            return "stop"
         return "length" if len(self.ids) >= self.limit else None
 
     def chunk(self, finish: FinishReason | None) -> Chunk:
@@ -380,7 +387,9 @@ class Engine:
                 continue
             if generation.sampling.top_logprobs:
                 pairs = zip(drawn.top_ids[row], drawn.top_logprobs[row], strict=True)
-                generation.top_logprobs.append(tuple(pairs)[: generation.sampling.top_logprobs])
+                likeliest = tuple(pairs)[: generation.sampling.top_logprobs]
+                # Where a grammar allows fewer tokens than are asked for, the rest are impossible.
+                generation.top_logprobs.append(tuple(pair for pair in likeliest if pair[1] > -math.inf))
             finish = generation.add(token, logprob, self.version)
             if finish is not None:
                 ended.append((row, finish))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agentrl.config.models import Section
 from agentrl.errors import BackendError, one_line, shortened
@@ -19,6 +19,7 @@ from agentrl.inference.engine.cache import KVBlock, KVLayout, PrefixCache, round
 from agentrl.inference.engine.engine import Engine, EngineLimits
 from agentrl.inference.engine.model import Decoder, FusedNetwork, Network, PlainNetwork, unsupported
 from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
+from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.processors import find_device, limit_threads
 
@@ -63,7 +64,9 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
     decoder = _load_decoder(context.model_folder, settings)
     limit_threads(settings.threads or threads_for(decoder.model))
     context_length = _context_length(decoder, settings)
-    limits = EngineLimits(decoder.vocabulary, context_length, _load_tokenizer(context.model_folder))
+    tokenizer = _load_tokenizer(context.model_folder)
+    grammars = Grammars(tokenizer, decoder.vocabulary) if tokenizer is not None and available() else None
+    limits = EngineLimits(decoder.vocabulary, context_length, cast("TextDecoder | None", tokenizer), grammars)
     affordable = _kv_tokens_in_memory(decoder.layout)
     kv_tokens = settings.kv_cache_tokens or affordable
     batch = DecodeBatch(decoder.layout, context.max_concurrency, context_length, kv_tokens)
@@ -141,11 +144,11 @@ def _plain(decoder: Decoder, ids: np.ndarray) -> torch.Tensor:
     return logits.float().log_softmax(-1)
 
 
-def _load_tokenizer(folder: Path) -> TextDecoder | None:
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The folder's tokenizer, if it has one."""
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         return None
-    return cast(TextDecoder, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def _context_length(decoder: Decoder, settings: TorchSettings) -> int:

@@ -1,0 +1,323 @@
+"""Grammars: compiled by xgrammar for one vocabulary, remembered, and turned into masks of the tokens that they allow.
+
+A mask is packed, one bit a token: token ``t`` is bit ``t % 32`` of word ``t // 32``. Ids that are no text (control
+tokens, padding) are allowed only where a structural tag names them, and stop ids only where the grammar may end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import Context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.errors import UnsupportedSampling, one_line, shortened, shown
+from agentrl.inference.contract import Grammar
+from agentrl.loops import Threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from xgrammar import CompiledGrammar, GrammarCompiler, TokenizerInfo
+
+__all__ = ["GrammarState", "Grammars", "available"]
+
+Words = npt.NDArray[np.int32]
+"""A packed mask."""
+
+_KEPT = 256
+"""Compiled grammars that are remembered; one takes kilobytes, of a large schema a few megabytes."""
+_DEADLINE_S = 20.0
+"""Seconds that a grammar may take to compile: ordinary ones take milliseconds."""
+_LONGEST = 1 << 20
+"""Characters of a grammar."""
+_AT_ONCE = 2
+"""Grammars that are compiled at once; xgrammar splits each over its own threads."""
+_SPACE = 16
+"""White space between two parts of JSON, at most: a model that never closes an object must not fill up on it."""
+_NO_TEXT = b"\xff"
+"""A byte that no UTF-8 text holds, at the start of what is no text to a grammar."""
+
+
+def available() -> bool:
+    """Returns whether xgrammar is installed."""
+    return importlib.util.find_spec("xgrammar") is not None
+
+
+class Grammars:
+    """Compiles grammars for one model. Safe to use from any thread and event loop."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, *, deadline_s: float = _DEADLINE_S) -> None:
+        """``vocabulary`` is how many ids the model's logits have, which may be more than the tokenizer knows."""
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._deadline_s = deadline_s
+        self._threads = Threads("agentrl-grammars", _AT_ONCE)
+        self._compiled: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
+        self._slow: set[Grammar] = set()
+        """Those whose compilation has missed the deadline, and still runs."""
+        self._lock = threading.Lock()
+        self._building = threading.Lock()
+        self._compiler: GrammarCompiler | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path, vocabulary: int) -> Grammars:
+        """Returns the grammars of the model in a Hugging Face folder with a tokenizer. Raises what loading raises."""
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), vocabulary)
+
+    async def compiled(self, grammar: Grammar) -> CompiledGrammar:
+        """Returns ``grammar`` compiled, in a thread of its own.
+
+        Raises ``UnsupportedSampling`` for one that is wrong, that xgrammar cannot enforce in every part, or that takes
+        too long.
+        """
+        call = self._begun(grammar)
+        if not call.done() and grammar not in self._slow:
+            waiter = asyncio.wrap_future(call)
+            waiter.add_done_callback(_heard)
+            await asyncio.wait([waiter], timeout=self._deadline_s)
+        if not call.done():
+            self._slow.add(grammar)
+            call.cancel()  # So that another may be compiled meanwhile: the thread cannot be stopped.
+            what = f"is not compiled after {self._deadline_s:g} seconds"
+            raise _refused(grammar, what, fix="make it smaller: fewer alternatives, lower limits of repetition")
+        self._slow.discard(grammar)
+        return self._result(call)
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Returns ``grammar`` compiled, in this thread, without a deadline. Raises as ``compiled`` does."""
+        return self._result(self._begun(grammar))
+
+    def state(self, compiled: CompiledGrammar, stop_ids: Iterable[int]) -> GrammarState:
+        """Returns where a completion begins whose text is to follow the grammar; ``stop_ids`` end it."""
+        return GrammarState(compiled, sorted(stop_ids), self._vocabulary)
+
+    def masks(self, grammar: Grammar, stop_ids: Iterable[int], ids: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Returns which tokens were allowed at each position of a completion, as ``Targets.masks`` packs them.
+
+        The result has the shape (ids, ⌈vocabulary / 8⌉). Raises ``UnsupportedSampling`` as ``compiled`` does, and
+        ``ValueError`` where the grammar does not allow ``ids``.
+        """
+        state = self.state(self.compile(grammar), stop_ids)
+        rows = np.empty((len(ids), len(state.row)), np.int32)
+        for row, token in zip(rows, ids, strict=True):
+            row[:] = state.row
+            if not state.allows(token):
+                raise ValueError(f"the grammar does not allow token {token}: {shown(grammar, 200)}")
+            state.accept(token)
+        packed: npt.NDArray[np.uint8] = rows.astype("<i4").view(np.uint8)[:, : -(-self._vocabulary // 8)]
+        return packed
+
+    def _begun(self, grammar: Grammar) -> Future[CompiledGrammar]:
+        """The compilation of ``grammar``, which may have ended long ago."""
+        with self._lock:
+            call = self._compiled.get(grammar)
+            if call is None or call.cancelled():
+                # In a context of its own, because it goes on when the agent that needs it first has ended.
+                call = Context().run(self._threads.submit, self._compile, grammar)
+                self._compiled[grammar] = call
+                if len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            return call
+
+    def _result(self, call: Future[CompiledGrammar]) -> CompiledGrammar:
+        try:
+            return call.result()
+        except UnsupportedSampling as error:  # A new one each time: every reader adds its own traceback.
+            raise UnsupportedSampling(error.message, fix=error.fix) from error.__cause__
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        if len(grammar.text) > _LONGEST:
+            raise _refused(grammar, f"has {len(grammar.text)} characters, and at most {_LONGEST} are taken")
+        for keyword in _not_enforced(grammar):
+            raise _refused(
+                grammar, f"asks for {keyword}, which no mask can enforce", fix="leave that out of the schema"
+            )
+        compiler = self._make_compiler()
+        try:
+            if grammar.kind == "regex":
+                return compiler.compile_regex(grammar.text)
+            if grammar.kind == "structural_tag":
+                return compiler.compile_structural_tag(grammar.text)
+            schema = grammar.text if grammar.kind == "json_schema" else '{"type": "object"}'
+            return compiler.compile_json_schema(schema, max_whitespace_cnt=_SPACE)
+        except Exception as error:  # The boundary to the library, which raises RuntimeError for whatever is wrong.
+            raise _refused(grammar, f"does not compile: {_reason(error)}") from error
+
+    def _make_compiler(self) -> GrammarCompiler:
+        import xgrammar
+
+        with self._building:
+            if self._compiler is None:
+                try:
+                    info = _tokenizer_info(self._tokenizer, self._vocabulary)
+                except Exception as error:
+                    raise UnsupportedSampling(
+                        f"grammars do not work with this model's tokenizer: {_reason(error)}",
+                        fix="leave grammars out: response formats, forced tool calls and strict tools",
+                    ) from error
+                self._compiler = xgrammar.GrammarCompiler(info, cache_enabled=False)
+            return self._compiler
+
+
+class GrammarState:
+    """Where one completion is in its grammar. Not safe for threads."""
+
+    def __init__(self, compiled: CompiledGrammar, stop_ids: Sequence[int], vocabulary: int) -> None:
+        import xgrammar
+
+        # Without stop ids it ends by the tokenizer's own, which stands beyond the vocabulary.
+        self._matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=list(stop_ids) or None)
+        self._rows = np.zeros((1, vocabulary // 32 + 1), np.int32)
+        self._vocabulary = vocabulary
+        self._fill()
+
+    @property
+    def row(self) -> Words:
+        """``[⌈vocabulary / 32⌉]``: the mask of the next token. It changes with ``accept``."""
+        return self._rows[0, : -(-self._vocabulary // 32)]
+
+    def allows(self, token: int) -> bool:
+        """Returns whether ``token`` may come next."""
+        return 0 <= token < self._vocabulary and bool(self._rows[0, token // 32] >> (token % 32) & 1)
+
+    def accept(self, token: int) -> bool:
+        """Take the next token, one that is allowed. Returns whether nothing may follow it."""
+        self._matcher.accept_token(token)
+        if self._matcher.is_terminated():
+            return True
+        self._fill()
+        return not self.row.any()
+
+    def _fill(self) -> None:
+        self._matcher.fill_next_token_bitmask(self._rows)
+        # The row has a bit more than the vocabulary at least: that of the stop id beyond it, and of nothing else.
+        self._rows[0, self._vocabulary // 32] &= (1 << (self._vocabulary % 32)) - 1
+
+
+def _tokenizer_info(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> TokenizerInfo:
+    """The vocabulary as xgrammar reads it: with one id more, which ends a text where a request has no stop ids.
+
+    What marks structure (a special token, or an added one that the chat template writes) is given a text that no
+    grammar allows, or a text in JSON could hold the end of a turn.
+    """
+    import xgrammar
+
+    known = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary + 1, stop_token_ids=[vocabulary])
+    texts = known.decoded_vocab
+    texts[vocabulary] = b""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        structure = token.special or (token.content in template and not token.content.isspace())
+        if structure and token_id < vocabulary:
+            texts[token_id] = _NO_TEXT + token.content.encode()
+    return xgrammar.TokenizerInfo(
+        texts,
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=vocabulary + 1,
+        stop_token_ids=[vocabulary],
+        add_prefix_space=known.add_prefix_space,
+    )
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Take note of a future's error, which asyncio would otherwise report as lost."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _refused(grammar: Grammar, what: str, *, fix: str = "mend it, or leave it out") -> UnsupportedSampling:
+    given = f" {shown(grammar.text, 120)}" if grammar.text else ""
+    return UnsupportedSampling(f"the {_NAMES[grammar.kind]}{given} {what}", fix=fix)
+
+
+_NAMES = {
+    "json_schema": "JSON schema",
+    "json_object": "JSON object",
+    "regex": "regular expression",
+    "structural_tag": "structural tag",
+}
+_WHERE = re.compile(r"^(\[[\d:]+\] \S+ )?(Check failed: \(.*?\) is false: )?")
+"""The time, the source file and the check at the beginning of xgrammar's messages."""
+
+
+def _reason(error: Exception) -> str:
+    return shortened(_WHERE.sub("", one_line(error)), 300)
+
+
+_UNENFORCED = (
+    *("contains", "dependentRequired", "dependentSchemas", "dynamicRef", "else", "if", "maxContains", "minContains"),
+    *("not", "recursiveRef", "then", "uniqueItems", "unevaluatedItems", "unevaluatedProperties"),
+)
+"""Keywords that xgrammar passes over."""
+_NEUTRAL: Mapping[str, object] = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
+_NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"}
+"""Keywords that say nothing about what is valid."""
+_BESIDE = {
+    "$ref": _NOTES | {"$defs", "definitions"},
+    "allOf": _NOTES | {"$defs", "definitions"},
+    "anyOf": _NOTES | {"$defs", "definitions", "discriminator"},
+    "oneOf": _NOTES | {"$defs", "definitions", "discriminator"},
+}
+"""Keywords beside which xgrammar passes over others, and those that may stand there."""
+
+
+def _not_enforced(grammar: Grammar) -> Iterator[str]:
+    """What a schema in the grammar asks for and xgrammar would pass over. Nothing for what is no JSON."""
+    if grammar.kind not in ("json_schema", "structural_tag"):
+        return
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(grammar.text)
+        schemas = [value] if grammar.kind == "json_schema" else _schemas_in(value)
+        for schema in schemas:
+            yield from _unenforced(schema)
+
+
+def _schemas_in(tag: Any) -> Iterator[Any]:
+    """The JSON schemas in a structural tag."""
+    if isinstance(tag, dict):
+        for name, value in tag.items():
+            if name == "json_schema":
+                yield value
+            else:
+                yield from _schemas_in(value)
+    elif isinstance(tag, list):
+        for value in tag:
+            yield from _schemas_in(value)
+
+
+def _unenforced(schema: Any) -> Iterator[str]:
+    if not isinstance(schema, dict):
+        return
+    for name in _UNENFORCED:
+        if name in schema and schema[name] != _NEUTRAL.get(name, ...):
+            yield f"{name!r}"
+    for name, beside in _BESIDE.items():
+        if name in schema and (others := sorted(schema.keys() - beside - {name})):
+            yield f"{others[0]!r} beside {name!r}"
+    if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
+        yield "'allOf' of several schemas"
+    if isinstance(reference := schema.get("$ref"), str) and not re.match(r"#(/|$)", reference):
+        yield f"the schema elsewhere {reference!r}"
+    for name, value in schema.items():
+        if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
+            for inner in value.values():
+                yield from _unenforced(inner)
+        elif name in ("items", "additionalProperties", "propertyNames", "additionalItems"):
+            yield from _unenforced(value)
+        elif name in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
+            for inner in value:
+                yield from _unenforced(inner)
