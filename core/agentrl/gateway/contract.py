@@ -142,6 +142,8 @@ class Exchange:
     """Whether the request comes from this machine."""
     in_process: bool = False
     """Whether the request came through the in-process client, and not over a socket."""
+    query: str = ""
+    """What follows the ``?`` of the URL, as it was sent."""
 
 
 def _ignore() -> None:
@@ -198,6 +200,8 @@ class WireRequest:
     it are safe from any thread. It ends with the session."""
     thinking: Callable[[str], str | None] = field(default=lambda handle: None, repr=False, compare=False)
     """Gives the thinking that a ``Completion.handle`` of this session stands for; ``None`` for any other text."""
+    query: Mapping[str, str] = field(default_factory=dict)
+    """The values in the URL after its ``?``, by name; of several with one name the last."""
     count: Callable[[ModelRequest], int] = field(default=lambda asked: 0, repr=False, compare=False)
     """Gives how many tokens the prompt of a request comes to. Raises ``GatewayError`` as a completion would."""
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -179,6 +180,7 @@ class Gateway:
                 self.completer.relays,
                 session.memory(dialect),
                 session.thinking,
+                dict(parse_qsl(exchange.query, keep_blank_values=True)) if exchange.query else {},
                 partial(self._count, session),
             )
             asked = dialect.parse(request)

@@ -442,6 +442,7 @@ def _exchange(request: Request, body: bytes) -> Exchange:
         body=body,
         headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.raw},
         loopback=_is_loopback(request.client.host if request.client else ""),
+        query=request.scope["query_string"].decode("latin-1"),
     )
 
 

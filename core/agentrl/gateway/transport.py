@@ -81,6 +81,7 @@ class Transport:
             body=await request.aread(),
             headers=_Headers(request.headers.raw),
             in_process=True,
+            query=url.query.decode("latin-1"),
         )
         seconds = request.extensions.get("timeout", {}).get("read")
         late = None if seconds is None else f"no answer within {seconds} s"

@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from agentrl.errors import ConfigError, GatewayError, shown
 from agentrl.gateway.contract import (
     CallDelta,
@@ -23,10 +21,10 @@ from agentrl.gateway.contract import (
     ModelRequest,
     Reply,
     Route,
-    Tokens,
     WireRequest,
 )
 from agentrl.gateway.dialects.overrides import STRICT, apply_override, check_override, misspelled
+from agentrl.gateway.dialects.writing import logprobs_of, openai_error, server_event, written
 
 __all__ = ["SAMPLING_FIELDS", "ChatCompletions"]
 
@@ -81,8 +79,6 @@ _NO_EFFECT = frozenset(
 _KNOWN = SAMPLING_FIELDS | _READ | _NO_EFFECT
 _MAX_TOP_LOGPROBS = 20
 _MOST_CHOICES = 128
-_IMPOSSIBLE = -9999.0
-"""How the API writes a log-probability of minus infinity, for which JSON has no number."""
 
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -136,8 +132,8 @@ class ChatCompletions:
         if request.route is _COMPLETIONS:
             return _read_relayed(request.body) if request.relayed else _read(request.body)
         if request.route is _MODEL:
-            return Reply(200, _written(_model(request.parameters["name"])))
-        return Reply(200, _written({"object": "list", "data": [_model(request.settings.model)]}))
+            return Reply(200, written(_model(request.parameters["name"])))
+        return Reply(200, written({"object": "list", "data": [_model(request.settings.model)]}))
 
     def respond(self, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]) -> Reply:
         """Write a completion; see ``Dialect.respond``.
@@ -153,7 +149,7 @@ class ChatCompletions:
                 "index": index,
                 "message": each.call.message,
                 "finish_reason": each.call.finish_reason,
-                "logprobs": {"content": _logprobs(each.tokens), "refusal": None} if asked[0].logprobs else None,
+                "logprobs": {"content": logprobs_of(each.tokens), "refusal": None} if asked[0].logprobs else None,
             }
             for index, each in enumerate(completions)
         ]
@@ -165,7 +161,7 @@ class ChatCompletions:
             "choices": choices,
             "usage": _usage(completions),
         }
-        return Reply(200, _written(response))
+        return Reply(200, written(response))
 
     def stream(self, request: WireRequest, asked: Sequence[ModelRequest], events: AsyncIterator[Event]) -> Reply:
         """Write chunks of a completion as server-sent events; see ``Dialect.stream``."""
@@ -173,12 +169,7 @@ class ChatCompletions:
 
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
-        return Reply(error.status, _written({"error": _error(error)}))
-
-
-def _error(error: GatewayError) -> dict[str, Any]:
-    kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    return {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+        return Reply(error.status, written({"error": openai_error(error)}))
 
 
 def _usage(completions: Sequence[Completion]) -> dict[str, Any]:
@@ -206,22 +197,22 @@ async def _chunks(
             if isinstance(event, Completion):
                 completions.append(event)
                 choice = _choice(event.choice, {}, None, event.call.finish_reason)
-                part = _event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
+                part = server_event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
                 if len(completions) < len(asked):
                     yield part
                     continue
                 if usage:
-                    part += _event({**head, "choices": [], "usage": _usage(completions)})
+                    part += server_event({**head, "choices": [], "usage": _usage(completions)})
                 yield part + b"data: [DONE]\n\n"
                 return
-            logprobs = {"content": _logprobs(event.tokens), "refusal": None} if event.tokens.ids else None
+            logprobs = {"content": logprobs_of(event.tokens), "refusal": None} if event.tokens.ids else None
             delta = _delta(event) if event.choice in begun else {"role": "assistant", "content": "", **_delta(event)}
             begun.add(event.choice)
             if delta or logprobs:
                 choice = _choice(event.choice, delta, logprobs, None)
-                yield _event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
+                yield server_event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
     except GatewayError as error:
-        yield _event({"error": _error(error)})
+        yield server_event({"error": openai_error(error)})
 
 
 def _choice(index: int, delta: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
@@ -246,36 +237,8 @@ def _call(call: CallDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def _event(value: object) -> bytes:
-    return b"data: " + _written(value) + b"\n\n"
-
-
 def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "agentrl"}
-
-
-def _written(value: object) -> bytes:
-    """``value`` as JSON. orjson refuses half characters and integers of more than 64 bits, which json writes."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value).encode()
-
-
-def _logprobs(tokens: Tokens) -> list[dict[str, Any]]:
-    tops = tokens.top_logprobs or ((),) * len(tokens.ids)
-    written: list[dict[str, Any]] = []
-    before = tokens.before
-    for token, logprob, top in zip(tokens.ids, tokens.logprobs, tops, strict=True):
-        others = [_logprob(tokens, other, value, before) for other, value in top]
-        written.append(_logprob(tokens, token, logprob, before) | {"top_logprobs": others})
-        before = token
-    return written
-
-
-def _logprob(tokens: Tokens, token: int, logprob: float, before: int | None) -> dict[str, Any]:
-    raw = tokens.piece(token, before)
-    return {"token": raw.decode(errors="replace"), "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
 
 
 def _choices(asked: ModelRequest, body: Mapping[str, Any]) -> list[ModelRequest]:

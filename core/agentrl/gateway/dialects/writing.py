@@ -1,0 +1,53 @@
+"""How dialects write: JSON, server-sent events, and what the protocols of OpenAI share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from agentrl.errors import GatewayError
+from agentrl.gateway.contract import Tokens
+
+__all__ = ["logprobs_of", "openai_error", "server_event", "written"]
+
+_IMPOSSIBLE = -9999.0
+"""How OpenAI writes a log-probability of minus infinity, for which JSON has no number."""
+
+
+def written(value: object) -> bytes:
+    """``value`` as JSON. orjson refuses half characters and integers of more than 64 bits, which json writes."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
+
+
+def server_event(value: object, name: str = "") -> bytes:
+    """A server-sent event whose data is ``value`` as JSON, with its ``name`` where it has one."""
+    head = b"event: " + name.encode() + b"\n" if name else b""
+    return head + b"data: " + written(value) + b"\n\n"
+
+
+def openai_error(error: GatewayError) -> dict[str, Any]:
+    """The object that OpenAI's protocols put under ``error``."""
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+
+
+def logprobs_of(tokens: Tokens) -> list[dict[str, Any]]:
+    """The tokens with their log-probabilities and alternatives, as OpenAI's protocols list them."""
+    tops = tokens.top_logprobs or ((),) * len(tokens.ids)
+    listed: list[dict[str, Any]] = []
+    before = tokens.before
+    for token, logprob, top in zip(tokens.ids, tokens.logprobs, tops, strict=True):
+        others = [_logprob(tokens, other, value, before) for other, value in top]
+        listed.append(_logprob(tokens, token, logprob, before) | {"top_logprobs": others})
+        before = token
+    return listed
+
+
+def _logprob(tokens: Tokens, token: int, logprob: float, before: int | None) -> dict[str, Any]:
+    raw = tokens.piece(token, before)
+    return {"token": raw.decode(errors="replace"), "logprob": max(logprob, _IMPOSSIBLE), "bytes": list(raw)}
