@@ -294,6 +294,10 @@ class Gateway:
         try:
             async for event in answer.events():
                 yield event
+        except asyncio.CancelledError as error:
+            if not answer.given_up:
+                raise
+            raise GatewayError("the answer was given up", status=503, code="cancelled") from error
         except Exception as error:
             if not isinstance(error, AgentRLError):
                 _log.error("the gateway failed to answer a request", exc_info=error)

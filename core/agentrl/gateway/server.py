@@ -12,16 +12,16 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
 
 from agentrl.errors import GatewayError, RunError
 from agentrl.gateway.contract import Exchange, Reply
+from agentrl.gateway.retries import LastPart
 from agentrl.loops import AwakeClock, Ticker
 from agentrl.redaction import redact_log
 
@@ -374,25 +374,26 @@ class Application:
         else:
             reply = await self._answer(_exchange(request, body), receive)
         if reply is not None:
-            await self._send(reply, scope, receive, send)
+            await self._send(reply, scope, send)
 
-    async def _send(self, reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(self, reply: Reply, scope: Scope, send: Send) -> None:
         connection: Connection | None = scope.get("state", {}).get(_STATE)
-        if connection is not None:
-            connection.answering(reply.lost)
         headers = {"content-type": "application/json", **reply.headers}
-        try:
-            if isinstance(reply.body, bytes):
-                await Response(reply.body, reply.status, headers)(scope, receive, send)
-            else:
-                await StreamingResponse(reply.body, reply.status, headers)(scope, receive, send)
-        except (OSError, ClientDisconnect):  # What servers raise, by the ASGI specification, where the client has gone.
-            reply.lost()
-        except Exception:  # The body broke off; the server closes the connection, by which the client knows.
-            reply.lost()
-        finally:
-            if isinstance(reply.body, AsyncGenerator):
-                await reply.body.aclose()
+        if isinstance(reply.body, bytes):
+            if connection is not None:
+                connection.answering(reply.lost)
+            headers["content-length"] = str(len(reply.body))
+            body = b"" if scope["method"] == "HEAD" or reply.status == http.HTTPStatus.NO_CONTENT else reply.body
+            try:
+                await _start(send, reply.status, headers)
+                await send({"type": "http.response.body", "body": body})
+            except OSError:  # What servers raise, by the ASGI specification, where the client has gone.
+                reply.lost()
+            return
+        sending = _Sending(reply)
+        if connection is not None:
+            connection.answering(sending.client_left)
+        await sending.send(headers, send)
 
     async def _body(self, request: Request) -> bytes:
         """The whole body. Raises ``GatewayError`` for one that is too large, as soon as that is known, and
@@ -428,6 +429,50 @@ class Application:
             await asyncio.gather(answer, gone, return_exceptions=True)
             if not heard and not answer.cancelled():
                 answer.result().lost()
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+class _Sending:
+    """The sending of a body that comes in parts, which ends when the client leaves, also while a part is awaited."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._task = asyncio.current_task()
+        self._left = False
+
+    def client_left(self) -> None:
+        """Give the sending up. Called in the server's loop."""
+        self._left = True
+        self._reply.lost()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def send(self, headers: Mapping[str, str], send: Send) -> None:
+        """Send everything, or as much as the client waits for."""
+        body = self._reply.body
+        assert isinstance(body, AsyncGenerator)
+        try:
+            await _start(send, self._reply.status, headers)
+            async for part in body:
+                last = isinstance(part, LastPart)
+                await send({"type": "http.response.body", "body": part, "more_body": not last})
+                if last:
+                    return
+            await send({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError:
+            if not self._left or self._task is None or self._task.uncancel():
+                raise
+        except OSError:  # What servers raise, by the ASGI specification, where the client has gone.
+            self._reply.lost()
+        except Exception:  # The body broke off; the server closes the connection, by which the client knows.
+            self._reply.lost()
+        finally:
+            self._task = None
+            await body.aclose()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -29,6 +29,8 @@ class LiveAnswer:
         """The completions, in the order of their choices, once all of them are there; empty before."""
         self.told = False
         """Whether the reader of ``events`` has been given all completions."""
+        self.given_up = False
+        """Whether ``cancel`` or ``close`` has ended it."""
         self._loop = asyncio.get_running_loop()
         self._pending: list[Event] = []
         self._error: BaseException | None = None
@@ -81,6 +83,7 @@ class LiveAnswer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _cancel(self) -> None:
+        self.given_up = True
         for task in self._tasks:
             task.cancel()
 
