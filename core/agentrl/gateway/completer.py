@@ -162,7 +162,8 @@ class EngineCompleter:
 
         def new(chunk: Chunk) -> None:
             before = chunks[-2].ids[-1] if len(chunks) > 1 else None
-            tell(Delta(tokens=self._tokens(chunk, before) if asked.request.logprobs else Tokens()))
+            tokens = self._tokens(chunk, before) if asked.request.logprobs else Tokens()
+            tell(Delta(tokens=tokens, prompt_tokens=len(asked.prompt.ids)))
 
         try:
             chunk = await self._generate(asked, chunks=chunks, new=new)

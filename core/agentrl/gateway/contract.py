@@ -200,6 +200,9 @@ class WireRequest:
     it are safe from any thread. It ends with the session."""
     thinking: Callable[[str], str | None] = field(default=lambda handle: None, repr=False, compare=False)
     """Gives the thinking that a ``Completion.handle`` of this session stands for; ``None`` for any other text."""
+    handle: Callable[[str], str] = field(default=lambda call: "", repr=False, compare=False)
+    """Gives the ``Completion.handle`` that a call will have if it thinks, from its ``ModelRequest.call_id``: a protocol
+    may have to write it while the call is still answered."""
     query: Mapping[str, str] = field(default_factory=dict)
     """The values in the URL after its ``?``, by name; of several with one name the last."""
     count: Callable[[ModelRequest], int] = field(default=lambda asked: 0, repr=False, compare=False)
@@ -293,6 +296,8 @@ class Delta:
     tokens: Tokens = field(default_factory=Tokens)
     """The tokens that were sampled since the last delta, if the request wants log-probabilities. Their text may be
     part of a later delta."""
+    prompt_tokens: int = 0
+    """How many tokens the prompt has; 0 where that is not known before the completion."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,7 @@ class Gateway:
                 self.completer.relays,
                 session.memory(dialect),
                 session.thinking,
+                session.handle,
                 dict(parse_qsl(exchange.query, keep_blank_values=True)) if exchange.query else {},
                 partial(self._count, session),
             )

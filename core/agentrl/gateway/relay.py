@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError
@@ -66,7 +67,7 @@ class RelayCompleter:
             session.abandon(continues)
             raise
         if tell is not None:
-            tell(delta_of(answer))
+            tell(replace(delta_of(answer), prompt_tokens=call.prompt_tokens))
         handle = session.handle(call.id) if answer["reasoning_content"] else ""
         return Completion(call, session.settings.model, answer=completion.answer, handle=handle)
 

@@ -169,6 +169,7 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
             for index, parts in calls.items()
         ),
         tokens,
+        deltas[0].prompt_tokens,
     )
 
 
@@ -187,7 +188,8 @@ async def replayed(asked: Sequence[ModelRequest], completions: Sequence[Completi
     """The events of an answer that was given before."""
     for request, completion in zip(asked, completions, strict=True):
         tokens = completion.tokens if request.logprobs else None
-        yield delta_of(completion.call.message, completion.choice, tokens)
+        delta = delta_of(completion.call.message, completion.choice, tokens)
+        yield replace(delta, prompt_tokens=completion.call.prompt_tokens)
         yield completion
 
 
