@@ -170,7 +170,8 @@ class GatewayError(AgentRLError):
     """A request that the gateway refuses.
 
     ``status`` is the HTTP status, ``code`` a short machine-readable name and ``param`` the request
-    field at fault, as in the OpenAI API's error object.
+    field at fault, as in the OpenAI API's error object. ``retry_after`` is in how many seconds the same request may be
+    granted; ``None`` where nobody knows, or never.
     """
 
     side = "gateway"
@@ -184,11 +185,13 @@ class GatewayError(AgentRLError):
         param: str | None = None,
         fix: str | None = None,
         fingerprint: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message, fix=fix, fingerprint=fingerprint)
         self.status = status
         self.code = code
         self.param = param
+        self.retry_after = retry_after
 
 
 class RunError(AgentRLError):

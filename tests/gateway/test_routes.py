@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from agentrl.gateway.gateway import split_path
+from agentrl.gateway.routes import split_path
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 CHAT = ("POST", "OPTIONS")

@@ -2,7 +2,8 @@
 
 A *dialect* is one wire protocol, such as the chat completions API. It says which routes it serves, turns a request
 into one or more ``ModelRequest``, and writes the ``Completion`` of each, or an error, as a ``Reply``: whole, or while
-``Delta`` after ``Delta`` of it is sampled. A plugin adds one by an entry point
+``Delta`` after ``Delta`` of it is sampled; and it is ``Described``, so that the gateway's OpenAPI document says what is
+served. A plugin adds one by an entry point
 of the group ``agentrl.dialects`` that names a class without constructor arguments, or an object::
 
     [project.entry-points."agentrl.dialects"]
@@ -18,7 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from agentrl.errors import GatewayError
 
@@ -32,6 +33,7 @@ __all__ = [
     "Completer",
     "Completion",
     "Delta",
+    "Described",
     "Dialect",
     "Event",
     "Exchange",
@@ -374,7 +376,28 @@ class Dialect(Protocol):
         """Write an error. Usually the reply has ``error.status``; it has no iterator as its body.
 
         Besides errors of its own requests a dialect is given those of the gateway on its routes: 401, 404, 405, 413,
-        500 and so on. The gateway adds headers: ``x-should-retry``, and ``allow`` to a 405.
+        429, 500 and so on. The gateway adds headers: ``x-should-retry``, ``retry-after`` where the error says when, and
+        ``allow`` to a 405.
+        """
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A dialect that says what it serves, which every dialect should."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is served, as a part of the OpenAPI 3.1 document that the gateway gives at ``GET /openapi.json``.
+
+        Returns ``{"paths": {path: {method: operation}}, "components": {"schemas": {name: schema}}}`` in the terms of
+        that standard. The paths are those of ``routes``, with ``{name:path}`` written ``{name}``, and the methods those
+        that the routes name, in lower case. The schema of a request holds exactly the fields that ``parse`` reads, with
+        ``additionalProperties: false`` where others are refused. Of an operation's ``responses``, ``default`` has the
+        shape that ``refuse`` writes; the gateway puts it at every status that an error may have. It also adds the
+        parameters of the path and the credentials. References to schemas are ``#/components/schemas/NAME``; names need
+        to be unique within the dialect only.
+
+        A dialect without it is served too, and the document then says of its routes only that they exist.
         """
         ...
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
+import math
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
@@ -27,7 +27,6 @@ from agentrl.clients import reach_loopback_directly
 from agentrl.errors import (
     AgentRLError,
     BackendError,
-    ConfigError,
     GatewayError,
     PromptTooLong,
     UnsupportedSampling,
@@ -49,13 +48,15 @@ from agentrl.gateway.contract import (
 )
 from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.normalise import Normalisers
+from agentrl.gateway.openapi import Document
+from agentrl.gateway.resource import Resource, ResourceRequest
 from agentrl.gateway.retries import Attempt, parts
+from agentrl.gateway.routes import Routes, methods_of, split_path, wrong_method
 from agentrl.gateway.server import Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
 from agentrl.gateway.streaming import LiveAnswer, replayed, with_last_part
 from agentrl.gateway.transport import SharedClients
 from agentrl.plugins import Plugins
-from agentrl.redaction import redact
 
 __all__ = ["Gateway", "registered_dialects"]
 
@@ -67,9 +68,6 @@ BODY_LIMIT = 32 * 2**20
 _HEARD_S = 0.05
 """Seconds after an answer was sent in which the server hears that its client has gone, if it has."""
 
-_PATH = re.compile(r"(?:/(?P<capture>capture-[^/]*))?(?:.*/v1)?(?P<route>/.*)")
-_SLASHES = re.compile("/{2,}")
-_PARAMETER = re.compile(r"{(\w+)(:path)?}")
 _CHAT = "agentrl.gateway.dialects.chat:ChatCompletions"
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
@@ -96,10 +94,18 @@ class Gateway:
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
         self.body_limit = body_limit
-        self._routes = Routes((ChatCompletions(),) if dialects is None else dialects)
+        self._dialects: tuple[Dialect, ...] = (ChatCompletions(),) if dialects is None else tuple(dialects)
+        self._resources: tuple[Resource, ...] = ()
+        self.attach(Document(lambda: self._routes.owners))
         self._sessions = Sessions()
         self._server = Server(self)
         self._clients = SharedClients(self)
+
+    def attach(self, resource: Resource) -> None:
+        """Serve ``resource`` too. Raises ``ConfigError`` where something else serves one of its routes."""
+        resources = (*self._resources, resource)
+        self._routes = Routes(self._dialects, resources)
+        self._resources = resources
 
     @property
     def url(self) -> str:
@@ -152,20 +158,22 @@ class Gateway:
     async def answer(self, exchange: Exchange) -> Reply:
         """Answer one request. Raises nothing but ``asyncio.CancelledError``."""
         session: Session | None = None
-        dialect: Dialect | None = None
+        owner: Dialect | Resource | None = None
         try:
             capture, path = split_path(exchange.path)
-            dialect, route, parameters = self._routes.find(path)
+            owner, route, parameters = self._routes.find(path)
+            if isinstance(owner, Resource) and route is not None:
+                return self._by_method(exchange, owner, route) or await self._resourced(
+                    exchange, owner, route, parameters
+                )
             session = self._sessions.identify(exchange, capture)
             if not exchange.in_process:
                 session.served_by_this_loop()
-            if dialect is None or route is None:
+            if owner is None or route is None or isinstance(owner, Resource):
                 raise self._routes.unknown(exchange)
-            methods = _methods(route)
-            if exchange.method not in methods:
-                return self._refused(_wrong_method(exchange, methods), dialect, session, {"allow": ", ".join(methods)})
-            if exchange.method == "OPTIONS":
-                return Reply(204, b"", {"allow": ", ".join(methods)})
+            dialect = owner
+            if (early := self._by_method(exchange, dialect, route, session)) is not None:
+                return early
             body = self._body(exchange)
             overridden: tuple[str, ...] = ()
             if body and session.settings.override:
@@ -190,7 +198,24 @@ class Gateway:
             several = [asked] if isinstance(asked, ModelRequest) else asked
             return await self._complete(session, exchange, dialect, request, several, overridden)
         except Exception as error:  # The boundary to the client: everything becomes a status.
-            return self._refused(error, dialect, session)
+            return self._refused(error, owner, session)
+
+    def _by_method(
+        self, exchange: Exchange, owner: Dialect | Resource, route: Route, session: Session | None = None
+    ) -> Reply | None:
+        """The answer to a method that the route does not take, and to ``OPTIONS``; ``None`` for all others."""
+        methods = methods_of(route)
+        if exchange.method not in methods:
+            return self._refused(wrong_method(exchange, methods), owner, session, {"allow": ", ".join(methods)})
+        return Reply(204, b"", {"allow": ", ".join(methods)}) if exchange.method == "OPTIONS" else None
+
+    async def _resourced(
+        self, exchange: Exchange, resource: Resource, route: Route, parameters: Mapping[str, str]
+    ) -> Reply:
+        """The answer of a resource, which may be asked without a body."""
+        self.check_size(len(exchange.body))
+        body = self._body(exchange) if exchange.body else {}
+        return await resource.answer(ResourceRequest(exchange.method, route, parameters, exchange.headers, body))
 
     async def _complete(
         self,
@@ -336,7 +361,7 @@ class Gateway:
     def _refused(
         self,
         error: Exception,
-        dialect: Dialect | None,
+        dialect: Dialect | Resource | None,
         session: Session | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
@@ -349,7 +374,7 @@ class Gateway:
             # What may succeed at another time keeps its side; what is wrong with a request is the gateway's refusal.
             session.refuse(error if isinstance(error, AgentRLError) and refusal.status >= 500 else refusal)
         # Clients need not guess: what would fail again is not worth a retry.
-        again = refusal.status == 408 or (refusal.status == 503 and not self.completer.relays)
+        again = refusal.status in (408, 429) or (refusal.status == 503 and not self.completer.relays)
         try:
             reply = (dialect or self._routes.default).refuse(refusal)
             if not isinstance(reply.body, bytes):
@@ -358,98 +383,9 @@ class Gateway:
             _log.error("a dialect failed to write an error", exc_info=failure)
             reply = ChatCompletions().refuse(refusal)
         advice = {"x-should-retry": "true" if again else "false"}
+        if refusal.retry_after is not None:
+            advice["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
         return replace(reply, headers={**reply.headers, **advice, **(headers or {})})
-
-
-def split_path(path: str) -> tuple[str | None, str]:
-    """Take a URL's path apart: the capture token in it, if any, and what is below the base URL.
-
-    Clients join URLs with one slash too many; those are removed. The latter part begins with a slash, or is empty.
-    """
-    match = _PATH.fullmatch(_SLASHES.sub("/", path) if "//" in path else path)
-    return (None, path) if match is None else (match["capture"], match["route"].rstrip("/"))
-
-
-class Routes:
-    """Which dialect serves a path."""
-
-    def __init__(self, dialects: Sequence[Dialect]) -> None:
-        """Raises ``ConfigError`` where there is no dialect, or where two serve the same path."""
-        if not dialects:
-            raise ConfigError(
-                "the gateway has no wire protocol to serve: every dialect is disabled or broken",
-                fix="enable one: `agentrl list-dialects` shows them",
-            )
-        self.default = dialects[0]
-        self._exact: dict[str, tuple[Dialect, Route, Mapping[str, str]]] = {}
-        self._patterns: list[tuple[re.Pattern[str], Dialect, Route]] = []
-        claims: dict[str, Dialect] = {}
-        for dialect in dialects:
-            for route in dialect.routes:
-                owner = claims.setdefault(_PARAMETER.sub("{}", route.path), dialect)
-                if owner is not dialect:
-                    raise ConfigError(
-                        f"the route {route.path} is served by two dialects, {_name(owner)} and {_name(dialect)}",
-                        fix="disable the plugin of one of them: -p no:NAME",
-                    )
-                if _PARAMETER.search(route.path):
-                    self._patterns.append((_pattern(route.path), dialect, route))
-                else:
-                    self._exact[route.path] = (dialect, route, {})
-        self._served = [route for dialect in dialects for route in dialect.routes]
-
-    def find(self, path: str) -> tuple[Dialect | None, Route | None, Mapping[str, str]]:
-        """The dialect and the route that serve ``path``, with the values of the route's parameters."""
-        if (found := self._exact.get(path)) is not None:
-            return found
-        for pattern, dialect, route in self._patterns:
-            if (match := pattern.fullmatch(path)) is not None:
-                return dialect, route, match.groupdict()
-        return None, None, {}
-
-    def unknown(self, exchange: Exchange) -> GatewayError:
-        """The error (404) for a path that no dialect serves."""
-        known = [f"{method} /v1{_shown(route.path)}" for route in self._served for method in route.methods]
-        return GatewayError(
-            f"{exchange.method} {redact(exchange.path)} does not exist here",
-            status=404,
-            code="unknown_url",
-            fix=f"there are {', '.join(known[:-1])} and {known[-1]}" if len(known) > 1 else f"there is {known[0]}",
-        )
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    """What matches the paths of a route with parameters, each as a group of its name."""
-    parts, end = [], 0
-    for parameter in _PARAMETER.finditer(path):
-        parts.append(re.escape(path[end : parameter.start()]))
-        parts.append(f"(?P<{parameter[1]}>{'.+' if parameter[2] else '[^/]+'})")
-        end = parameter.end()
-    return re.compile("".join([*parts, re.escape(path[end:])]))
-
-
-def _shown(path: str) -> str:
-    return _PARAMETER.sub(lambda parameter: parameter[1].upper(), path)
-
-
-def _name(dialect: Dialect) -> str:
-    return f"{type(dialect).__module__}:{type(dialect).__qualname__}"
-
-
-@cache
-def _methods(route: Route) -> tuple[str, ...]:
-    """The methods that a route takes, those included that come by themselves."""
-    head = ("HEAD",) if "GET" in route.methods else ()
-    return (*route.methods, *head, "OPTIONS")
-
-
-def _wrong_method(exchange: Exchange, methods: Sequence[str]) -> GatewayError:
-    return GatewayError(
-        f"{redact(exchange.path)} takes no {exchange.method}",
-        status=405,
-        code="method_not_allowed",
-        fix=f"use {' or '.join(method for method in methods if method != 'OPTIONS')}",
-    )
 
 
 def _response(
