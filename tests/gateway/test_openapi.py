@@ -10,6 +10,7 @@ from tests.gateway.telegraph import Telegraph
 from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.gateway.contract import Route
 from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.models import Models
 from agentrl.gateway.openapi import document
 from agentrl.inference.contract import Capabilities
 
@@ -32,7 +33,7 @@ class Tally:
 
 
 def test_it_holds_every_route_and_method_that_is_served_and_no_other():
-    paths = document([ChatCompletions(), Telegraph(), Tally()])["paths"]
+    paths = document([ChatCompletions(), Models(), Telegraph(), Tally()])["paths"]
     served = {(path, method) for path, methods in paths.items() for method in methods}
     assert served == {
         ("/chat/completions", "post"),

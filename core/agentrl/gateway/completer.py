@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from agentrl.errors import AgentRLError, BackendError, GatewayError
+from agentrl.errors import AgentRLError, BackendError, GatewayError, shown
 from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key
 from agentrl.gateway.sampling import Draw, resolve_sampling
@@ -118,6 +118,11 @@ class EngineCompleter:
         self._vocabulary = vocabulary
         self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
 
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and completion together."""
+        return self.capabilities.context_length
+
     async def complete(
         self,
         session: Session,
@@ -127,6 +132,7 @@ class EngineCompleter:
     ) -> Completion:
         """Render, sample, parse and record one completion; see ``Completer.complete``."""
         began = time.monotonic()
+        _check_granted(request)
         self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
         continues = session.continuation(tools, request.messages, keys)
@@ -196,7 +202,7 @@ class EngineCompleter:
             completion_tokens=len(chunk.ids),
             fork_reason=prompt.fork_reason,
             overridden=asked.overridden,
-            unmet=request.unmet,
+            unmet=(*request.unmet, *request.preferences),
             control_tokens=self._control_tokens(asked.continues, request),
             normalised=request.normalised,
             seconds=time.monotonic() - asked.began,
@@ -337,3 +343,20 @@ class EngineCompleter:
 
 def _finish_reason(chunk: Chunk, message: Mapping[str, Any]) -> str:
     return "tool_calls" if chunk.finish == "stop" and message.get("tool_calls") else str(chunk.finish)
+
+
+def _check_granted(request: ModelRequest) -> None:
+    """Refuse what a dialect can read and nothing behind it can grant."""
+    asked = {
+        "response_format": request.grammar,
+        "tool_choice": request.must_call,
+        "chat_template_kwargs": request.template_kwargs,
+    }
+    for name, value in asked.items():
+        if value:
+            raise GatewayError(
+                f"{name}={shown(request.body.get(name), 80)} is not supported yet",
+                param=name,
+                code="unsupported_value",
+                fix=f"ask for it in the messages, and drop the field with rollout.override: {{{name}: null}}",
+            )

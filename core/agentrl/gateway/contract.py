@@ -194,6 +194,8 @@ class WireRequest:
     """The JSON object in the body, under ``rollout.override``; empty where the request has no body."""
     settings: SessionSettings
     """The settings of the session."""
+    context_length: int | None = None
+    """The most tokens of prompt and completion together, where that is known."""
     relayed: bool = False
     """Whether the request is passed on to an endpoint of the chat completions API, which judges its fields itself;
     see ``Completer.relays``."""
@@ -241,6 +243,10 @@ class ModelRequest:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Variables for the model's chat template, such as ``enable_thinking``. One that the template does not read is
     refused."""
+    preferences: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables for the template, such as ``reasoning_effort``. One that the template does not read is counted
+    in ``Call.unmet``, except that a ``reasoning_effort`` of ``none`` or ``minimal`` also ends thinking where the
+    template reads ``enable_thinking``."""
     unmet: tuple[str, ...] = ()
     """See ``Call.unmet``."""
     normalised: tuple[Replacement, ...] = ()
@@ -430,6 +436,11 @@ class Completer(Protocol):
         A dialect then checks only what it needs to read, and such an endpoint's own retries are already spent when a
         call fails, so that clients are told not to retry.
         """
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of prompt and completion together; ``None`` where that is not known."""
         ...
 
     async def complete(

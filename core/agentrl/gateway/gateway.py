@@ -47,6 +47,7 @@ from agentrl.gateway.contract import (
     WireRequest,
 )
 from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.models import Models
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.openapi import Document
 from agentrl.gateway.resource import Resource, ResourceRequest
@@ -86,7 +87,7 @@ class Gateway:
         normalisers: Normalisers | None = None,
         body_limit: int = BODY_LIMIT,
     ) -> None:
-        """Serve ``dialects``, by default chat completions alone. The first one writes errors for unknown routes.
+        """Serve ``dialects``, by default those of agentrl itself. The first one writes errors for unknown routes.
 
         ``normalisers`` apply to every request, by default none. ``body_limit`` is the most bytes of a request's body.
         Raises ``ConfigError`` where there is no dialect, or where two serve one route.
@@ -94,7 +95,7 @@ class Gateway:
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
         self.body_limit = body_limit
-        self._dialects: tuple[Dialect, ...] = (ChatCompletions(),) if dialects is None else tuple(dialects)
+        self._dialects: tuple[Dialect, ...] = (ChatCompletions(), Models()) if dialects is None else tuple(dialects)
         self._resources: tuple[Resource, ...] = ()
         self.attach(Document(lambda: self._routes.owners))
         self._sessions = Sessions()
@@ -185,6 +186,7 @@ class Gateway:
                 exchange.headers,
                 body,
                 session.settings,
+                self.completer.context_length,
                 self.completer.relays,
                 session.memory(dialect),
                 session.thinking,

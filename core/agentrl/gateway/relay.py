@@ -23,6 +23,7 @@ class RelayCompleter:
     """Has requests completed by a chat backend and records them in their session."""
 
     relays = True
+    context_length = None
 
     def __init__(self, backend: ChatBackend) -> None:
         self.backend = backend

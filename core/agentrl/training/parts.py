@@ -22,7 +22,8 @@ from agentrl.config.models import Config, ModelSection, TasksSection
 from agentrl.environments import locate_agent
 from agentrl.errors import ConfigError, GatewayError, about, one_line, shortened, shown
 from agentrl.gateway.contract import ModelRequest, SessionSettings
-from agentrl.gateway.dialects.chat import SAMPLING_FIELDS, ChatCompletions
+from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.fields import SAMPLING_FIELDS
 from agentrl.gateway.dialects.overrides import ALIASES, apply_override
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.sampling import resolve_sampling

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from agentrl.errors import GatewayError
-from agentrl.gateway.contract import Tokens
+from agentrl.gateway.contract import Completion, Reply, Tokens
 
-__all__ = ["logprobs_of", "openai_error", "server_event", "written"]
+__all__ = ["EVENT_STREAM", "logprobs_of", "openai_error", "openai_refusal", "server_event", "usage_of", "written"]
+
+EVENT_STREAM = {"content-type": "text/event-stream"}
+"""The headers of a reply that consists of server-sent events."""
+
 
 _IMPOSSIBLE = -9999.0
 """How OpenAI writes a log-probability of minus infinity, for which JSON has no number."""
@@ -34,6 +39,18 @@ def openai_error(error: GatewayError) -> dict[str, Any]:
     """The object that OpenAI's protocols put under ``error``."""
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     return {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+
+
+def openai_refusal(error: GatewayError) -> Reply:
+    """The reply with which OpenAI's protocols refuse a request."""
+    return Reply(error.status, written({"error": openai_error(error)}))
+
+
+def usage_of(completions: Sequence[Completion]) -> dict[str, int]:
+    """The tokens of a request and of its choices, as the chat completions and the completions API count them."""
+    prompt = completions[0].call.prompt_tokens
+    sampled = sum(each.call.completion_tokens for each in completions)
+    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
 
 
 def logprobs_of(tokens: Tokens) -> list[dict[str, Any]]:
