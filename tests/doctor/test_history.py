@@ -82,10 +82,22 @@ def test_a_template_that_rewrites_history_is_a_warning_with_the_place(examined, 
     assert result.diagnosis.ready
 
 
-def test_a_template_of_no_known_family_is_told_what_it_costs(examined, model_with):
-    (warning,) = examined("math", f"model={model_with(writes_its_own_turns)}").found("model")
-    assert "4 of 4 turns with tools are rendered in full (the chat template is used in full each turn)" in warning.text
-    assert warning.figures["forks"] == {"the chat template is used in full each turn": 4}
+def ends_no_turn(template):
+    return writes_its_own_turns(template).replace("<|im_start|>", "").replace("<|im_end|>", "\n")
+
+
+def test_a_template_of_no_known_family_that_only_appends_is_nothing_to_warn_of(examined, model_with):
+    result = examined("math", f"model={model_with(writes_its_own_turns)}")
+    assert result.found("model") == []
+    texts = [finding.text for name, finding in result.told.found_in if name == "model"]
+    assert any(text.startswith("prefixes are kept: 4 of 4 turns with tools extend") for text in texts)
+
+
+def test_a_template_that_cannot_be_extended_is_told_what_it_costs(examined, model_with):
+    (warning,) = examined("math", f"model={model_with(ends_no_turn)}").found("model")
+    reason = "the template ends a turn with no token"
+    assert f"4 of 4 turns with tools are rendered in full ({reason})" in warning.text
+    assert warning.figures["forks"] == {reason: 4}
 
 
 def test_a_model_without_a_template_cannot_be_trained(examined, model_with):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 
 import pytest
@@ -14,7 +15,12 @@ from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
 
 ASK = {"role": "user", "content": "What is 3 + 4?"}
-SPOKEN = {"gpt-oss": "<|channel|>final<|message|>7", "deepseek-v3": "</think>7", "deepseek-r1": "</think>7"}
+SPOKEN = {
+    "gpt-oss": "<|channel|>final<|message|>7",
+    "deepseek-v3": "</think>7",
+    "deepseek-r1": "</think>7",
+    "glm-4.5": "\n<think></think>\n7",
+}
 """How a turn that says 7 is written, where that is more than the text."""
 
 
@@ -76,9 +82,11 @@ def test_the_next_prompt_holds_the_end_that_the_template_writes_and_no_other(loa
     ids = [*renderer.vocabulary.encode(SPOKEN.get(name, "7")), renderer.vocabulary.convert_tokens_to_ids(end)]
     message = renderer.parse(ids, None, prompt)
     whole = renderer.render([ASK, message, more])
-    extended = renderer.extend(prompt, ids[: renderer.history_length(ids)], [more])
+    extended = renderer.extend(prompt, ids[: renderer.history_length(ids)], [more], history=[ASK, message])
     if not isinstance(extended, str):
-        assert renderer.vocabulary.decode(extended) == renderer.vocabulary.decode(whole)
+        # Mistral's writes a blank before the text of a turn; the recorded turn stays as the policy said it.
+        texts = [re.sub(" +", " ", renderer.vocabulary.decode(ids)) for ids in (extended, whole)]
+        assert texts[0] == texts[1]
     template = tokenizer(name).apply_chat_template(
         [ASK, {"role": "assistant", "content": "7"}, more], tokenize=False, add_generation_prompt=True
     )

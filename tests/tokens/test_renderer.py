@@ -142,14 +142,16 @@ def unknown(make_tokenizer):
     return renderer
 
 
-def test_a_template_that_no_renderer_reproduces_is_used_in_full_and_says_what_that_costs(unknown):
+def test_a_template_that_no_renderer_reproduces_says_what_it_costs_where_it_cannot_be_extended(unknown):
     assert unknown.name == "default"
     assert "encoded again" in unknown.warning
     assert "whole history" in unknown.warning
     messages = [ASK, {"role": "assistant", "content": "408"}, {"role": "user", "content": "é?"}]
     text = "[user] What is 12 * 34?\n[assistant] 408\n[user] é?\n[bot] "
     assert unknown.vocabulary.decode(unknown.render(messages)) == text
-    assert unknown.extend([1], [2], [ASK]) == "the chat template is used in full each turn"
+    reason = "history rewritten by the template"
+    assert reason in unknown.warning
+    assert unknown.extend([1], [2], [ASK], history=messages[:2]) == reason
 
 
 def test_a_template_in_full_ends_turns_as_it_writes_them(make_tokenizer):

@@ -272,7 +272,9 @@ class _Walk:
             anew = self.renderer.render(messages[:following], self.tools)
             completion = self._completion(messages[: index + 1], prompt, anew)
             new = messages[index + 1 : following]
-            extended = self.renderer.extend(prompt, completion, new, self.tools, thinking=self.thinking)
+            extended = self.renderer.extend(
+                prompt, completion, new, self.tools, thinking=self.thinking, history=messages[: index + 1]
+            )
             fork = extended if isinstance(extended, str) else None
             rewritten = self._rewritten([*prompt, *completion], self.template.render(messages[:following], self.tools))
             prompt = anew if isinstance(extended, str) else extended

@@ -258,7 +258,9 @@ class EngineCompleter:
         known = continues.match.messages
         marked, tools = self.renderer.marked(request.messages[known:], request.tools, continues.spelled[known:])
         prompt, completion = continues.history[: turn.prompt_tokens], continues.history[turn.prompt_tokens :]
-        return self.renderer.extend(prompt, completion, marked, tools, thinking=turn.thinking)
+        return self.renderer.extend(
+            prompt, completion, marked, tools, thinking=turn.thinking, history=request.messages[:known]
+        )
 
     def _control_tokens(self, continues: Continuation, request: ModelRequest) -> tuple[str, ...]:
         """The control tokens that new texts of the request spell out, where the model reads them as such."""

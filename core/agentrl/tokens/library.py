@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 from agentrl.errors import GatewayError
 from agentrl.tokens.probes import CONTINUATIONS, Continuation, written_ends
 from agentrl.tokens.renderer import Candidate, Reader, assistant_message, read
+from agentrl.tokens.response_template import response_template
 from agentrl.tokens.template import ChatTemplate, Messages, Tools
 from agentrl.tokens.tool_calls import learned
 from agentrl.tokens.vocabulary import Vocabulary
@@ -170,14 +171,17 @@ def _value(arguments: str) -> object:
 
 
 def reader_of_calls(template: ChatTemplate) -> Reader | None:
-    """Return the first reader of the tool calls that ``template`` writes, for a model without a renderer.
+    """Return the reader of the tool calls that ``template`` writes, for a model without a renderer.
 
-    ``None`` where no reader gives back all of them, or the template writes none.
+    It is the response template of the tokenizer if it has one that gives back all of them, else the first parser that
+    does; ``None`` where none does, or the template writes no calls.
     """
     if next(_written_calls(template), None) is None:
         return None
-    ends = written_ends(template)
-    return next((reader for reader in _readers(template) if reads_calls(reader, template, ends)), None)
+    ends, vocabulary = written_ends(template), template.vocabulary
+    known = next((reader for reader in _readers(template) if reads_calls(reader, template, ends)), None)
+    own = response_template(vocabulary, known or default(vocabulary, None).library)
+    return own if own is not None and reads_calls(own, template, ends) else known
 
 
 def _readers(template: ChatTemplate) -> Iterator[Reader]:

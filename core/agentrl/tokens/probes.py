@@ -21,11 +21,15 @@ __all__ = [
     "CONTINUATIONS",
     "CONVERSATIONS",
     "LOST",
+    "THOUGHT",
     "TOOLS",
     "Abilities",
     "Continuation",
     "Conversation",
+    "heads",
     "measure",
+    "news",
+    "turn_of",
     "written_ends",
 ]
 
@@ -133,6 +137,41 @@ CONVERSATIONS: list[Conversation] = [
     Conversation([_ASK, _assistant("408"), _user("and?"), _assistant("816"), _user("more")]),
     *(continuation.conversation() for continuation in CONTINUATIONS),
 ]
+
+THOUGHT = "Probe thinking."
+_LONG = 24
+"""How often a long probe repeats itself: some templates look back a number of messages."""
+
+
+def heads(*, system: bool, calls: bool, thinking: bool) -> Iterator[list[Message]]:
+    """Yield conversations up to a turn of the assistant, short and long; with ``calls``, some hold calls of tools."""
+    thought = THOUGHT if thinking else None
+    opening, ask = [_SYSTEM] if system else [], _user("Probe question.")
+    answered = [_user("Probe question 0?"), _assistant("Probe answer.", reasoning=thought)]
+    called = [_assistant("", _CALL, reasoning=thought), _result("Probe result.")]
+    yield [*opening, ask]
+    if calls:
+        yield [*opening, ask, *called]
+        yield [*opening, ask, *called * _LONG]
+        yield [*opening, *[answered[0], *called, answered[1]] * _LONG, ask]
+    yield [*opening, *answered, ask]
+    yield [*opening, *answered * _LONG, ask]
+
+
+def turn_of(*, text: bool, calls: int) -> Message:
+    """Return a turn of the assistant with or without a text, and with this many calls."""
+    return _assistant("Probe answer." if text else "", *[_CALL] * calls)
+
+
+def news(roles: Sequence[str], *, calls: int) -> list[Message]:
+    """Return messages of these roles after a turn with this many calls; each has a text of its own."""
+    found: list[Message] = []
+    for role in roles:
+        for n in range(max(calls, 1) if role == "tool" else 1):
+            text = f"New probe {len(found)}."
+            found.append(_result(text, n) if role == "tool" else {"role": role, "content": text})
+    return found
+
 
 LOST = "lost_in_prompt"
 """The code of a refusal for a request of which the model would not see everything, or whose calls are not read."""

@@ -2,7 +2,7 @@
 
 A ``Renderer`` joins the model's chat template with a renderer of the ``renderers`` package that reproduces it (a
 ``Candidate``, picked by ``agentrl.tokens.selection``). The package's renderer can extend a recorded prompt by new
-messages; where none reproduces the template, the template is rendered in full each turn.
+messages; where none reproduces the template, ``Appending`` finds what the template appends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from agentrl.errors import GatewayError, encodable
+from agentrl.tokens.appending import OTHER_END, QUESTION, RESULTS, Appending
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.tool_calls import read_call
 from agentrl.tokens.vocabulary import ControlTokens, Vocabulary
@@ -56,6 +57,9 @@ class Renderer:
         """What this renderer costs, where a better one could exist; it has been logged."""
         self.stop_ids = stop_ids
         """Ids that end an assistant turn."""
+        self._appending = Appending(template, stop_ids) if template is not None and candidate.in_full else None
+        answered = frozenset[int]() if self._appending is None else self._appending.closing_ids()
+        self._closing_ids = candidate.closing_ids | answered
         self.tool_end_id: int | None = vocabulary.special_id("</tool_call>")
         """The id that ends a tool call, if the vocabulary has one."""
         self.day: date | None = template.day if template is not None and template.writes_date else None
@@ -67,6 +71,17 @@ class Renderer:
         """The tokens by which its prompts are structured."""
         self.plain_text = False
         """Whether control tokens that texts of users, systems and tools spell out are encoded as plain text."""
+
+    @property
+    def forks(self) -> tuple[str, ...]:
+        """Why questions and results of tools do not extend a conversation in this template; empty where they do.
+
+        Also empty for a renderer that reproduces the template.
+        """
+        if self._appending is None:
+            return ()
+        shapes = [QUESTION, *([QUESTION._replace(tools=True), RESULTS] if self.abilities.tools else [])]
+        return tuple(dict.fromkeys(reason for reason in map(self._appending.fork, shapes) if reason is not None))
 
     def check(self, messages: Messages, tools: Tools | None = None, *, calls_tools: bool = True) -> None:
         """Check that tools, tool calls and tool results of a request reach the prompt.
@@ -115,20 +130,26 @@ class Renderer:
         tools: Tools | None = None,
         *,
         thinking: bool = False,
+        history: Messages = (),
     ) -> list[int] | str:
         """Return the prompt after a completion and new ``messages``, or the reason to render it in full.
 
         The result begins with ``prompt_ids`` and ``completion_ids``. ``thinking`` says whether the conversation so
-        far holds thinking of the policy. A prompt is extended only where the result equals what the chat template
-        makes of the whole conversation, except for how texts are split into tokens.
+        far holds thinking of the policy, and ``history`` are its messages, the completion's own last; a template that
+        no renderer reproduces cannot be extended without them. A prompt is extended only where the result equals what
+        the chat template makes of the whole conversation, except for how texts are split into tokens and how the
+        template would write the policy's turns.
         """
         candidate, roles = self._candidate, {message["role"] for message in messages}
         if not roles:
             return "nothing new to answer"
         if "assistant" in roles:
             return "history edited"
-        if candidate.in_full:
-            return "the chat template is used in full each turn"
+        if self._appending is not None:
+            if thinking and self._thinking.unclosed(completion_ids, prompt_ids):
+                return "the turn was cut inside its thinking"
+            appended = self._appending.ids(history, messages, tools, thinking=thinking)
+            return appended if isinstance(appended, str) else self._joined(prompt_ids, completion_ids, appended)
         if kind_of(roles, thinking) not in candidate.extends:
             return "thinking dropped by the template" if thinking else f"renderer {self.name!r} does not extend here"
         recorded = [*prompt_ids, *completion_ids]
@@ -136,6 +157,15 @@ class Renderer:
         if extended is None or extended[: len(recorded)] != recorded:
             return "the completion holds no turn to extend"
         return extended
+
+    def _joined(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], appended: Sequence[int]
+    ) -> list[int] | str:
+        """All ids in a row; ``appended`` begins with the end of the turn, which a turn that was cut does not have."""
+        ended = completion_ids[-1:] if self.stop_ids.intersection(completion_ids[-1:]) else ()
+        if ended and ended[0] != appended[0]:
+            return OTHER_END
+        return [*prompt_ids, *completion_ids, *appended[len(ended) :]]
 
     def parse(
         self,
@@ -179,7 +209,7 @@ class Renderer:
         the next prompt then goes on with the template's own end of turn.
         """
         last = completion_ids[-1]
-        return len(completion_ids) - (last in self.stop_ids and last not in self._candidate.closing_ids)
+        return len(completion_ids) - (last in self.stop_ids and last not in self._closing_ids)
 
     def thinks(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
         """Return whether a completion holds thinking, closed or not, opened by itself or by its prompt."""
@@ -347,6 +377,12 @@ class Thinking:
             return None
         thought, closed, _ = text.lstrip().removeprefix(marks[0]).partition(marks[1])
         return thought.strip(), self._after(completion_ids, marks[1]) if closed else []
+
+    def unclosed(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
+        """Return whether a completion ends inside its thinking."""
+        text = self._vocabulary.decode(completion_ids)
+        marks = self._opened(prompt_ids) or self._begun(text)
+        return marks is not None and marks[1] not in text
 
     def present(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
         """Return whether a completion holds thinking, closed or not, opened by itself or by its prompt."""

@@ -46,10 +46,10 @@ def load_renderer(
     """Return the renderer for ``model``, a tokenizer, a model folder or a Hugging Face id.
 
     With ``auto``, it is the renderer of the ``renderers`` package that reproduces the model's own chat template on
-    probe conversations, whatever the model is called; where none does, the template is rendered in full each turn,
-    which logs a warning. ``default`` renders in full always, and any other name is taken without regard to the
-    template. A template that writes the date writes ``day``, today by default. With ``plain_text``, control tokens
-    in texts of users, systems and tools are encoded as plain text.
+    probe conversations, whatever the model is called; where none does, it is the template itself, which logs a warning
+    if it does more than append. ``default`` is the template itself always, and any other name is taken without regard
+    to the template. A template that writes the date writes ``day``, today by default. With ``plain_text``, control
+    tokens in texts of users, systems and tools are encoded as plain text.
 
     Raises ``ConfigError`` for an unknown name, a folder without a tokenizer and, except where a renderer is named, a
     tokenizer without a chat template.
@@ -78,10 +78,10 @@ def _load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-_IN_FULL = (
-    "the chat template of {origin} is rendered in full each turn, as no renderer reproduces it: earlier completions "
-    "are encoded again, so that the token tree forks wherever the policy split a text in another way, and a turn "
-    "costs time in proportion to the whole history; model.renderer names one by hand"
+_FORKS = (
+    "no renderer reproduces the chat template of {origin}, and it does more than append ({reasons}): such turns are "
+    "rendered in full, earlier completions are encoded again, so that the token tree forks wherever the policy split a "
+    "text in another way, and a turn costs time in proportion to the whole history; model.renderer names one by hand"
 )
 
 
@@ -89,8 +89,8 @@ def _by_template(vocabulary: Vocabulary, origin: str, name: str, day: date | Non
     template = ChatTemplate(vocabulary, origin, day)
     candidate = _best_candidate(vocabulary, template) if name == "auto" else None
     renderer = _renderer(vocabulary, template, candidate or _in_full(vocabulary, template), origin)
-    if candidate is None and name == "auto":
-        renderer.warning = _IN_FULL.format(origin=origin)
+    if candidate is None and name == "auto" and (reasons := renderer.forks):
+        renderer.warning = _FORKS.format(origin=origin, reasons="; ".join(reasons))
     return renderer
 
 
