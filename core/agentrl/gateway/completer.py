@@ -14,11 +14,12 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, shown
 from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
-from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key
+from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
 from agentrl.gateway.sampling import Draw, resolve_sampling
 from agentrl.gateway.session import SampledTokens, Session
 from agentrl.gateway.streaming import delta_of
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
+from agentrl.loops import run_in_thread
 from agentrl.tokens.contract import Sampled
 from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.template import Message, thinking_of
@@ -133,8 +134,10 @@ class EngineCompleter:
         """Render, sample, parse and record one completion; see ``Completer.complete``."""
         began = time.monotonic()
         _check_granted(request)
-        self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
-        tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
+        request = await self._resolved(request)
+        self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
+        tools = tools_key(request.tools, request.template_kwargs)
+        keys = [message_key(message) for message in request.messages]
         continues = session.continuation(tools, request.messages, keys)
         draw: Draw | None = None
         try:
@@ -154,13 +157,33 @@ class EngineCompleter:
 
     def count(self, session: Session, request: ModelRequest) -> int:
         """Return how many tokens the prompt of a request comes to; see ``Completer.count``."""
-        self.renderer.check(request.messages, request.tools, calls_tools=request.calls_tools)
-        tools, keys = tools_key(request.tools), [message_key(message) for message in request.messages]
+        request = self._in_variables(request)
+        self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
+        tools = tools_key(request.tools, request.template_kwargs)
+        keys = [message_key(message) for message in request.messages]
         continues = session.continuation(tools, request.messages, keys)
         try:
             return len(self._prompt(continues, request, tools, keys).ids)
         finally:
             session.abandon(continues)
+
+    def _writer(self, request: ModelRequest) -> Renderer:
+        """The renderer under the variables of the chat template that a request sets."""
+        return self.renderer.under(request.template_kwargs)
+
+    async def _resolved(self, request: ModelRequest) -> ModelRequest:
+        """``request`` as ``_in_variables`` returns it, and its renderer ready: the first of its kind takes a moment."""
+        request = self._in_variables(request)
+        if not self.renderer.variants.known(request.template_kwargs):
+            await run_in_thread(self._writer, request)
+        return request
+
+    def _in_variables(self, request: ModelRequest) -> ModelRequest:
+        """``request`` with what it prefers among its variables; what the template does not know of that is unmet."""
+        if not request.preferences:
+            return request
+        variables, unmet = self.renderer.variants.resolve(request.template_kwargs, request.preferences)
+        return replace(request, template_kwargs=variables, preferences={}, unmet=(*request.unmet, *unmet))
 
     async def _stream(self, asked: _Asked, tell: Callable[[Delta], None]) -> Completion:
         """A completion that is told while it is sampled. Where that is cancelled midway, what there is is recorded."""
@@ -202,7 +225,7 @@ class EngineCompleter:
             completion_tokens=len(chunk.ids),
             fork_reason=prompt.fork_reason,
             overridden=asked.overridden,
-            unmet=(*request.unmet, *request.preferences),
+            unmet=request.unmet,
             control_tokens=self._control_tokens(asked.continues, request),
             normalised=request.normalised,
             seconds=time.monotonic() - asked.began,
@@ -243,9 +266,10 @@ class EngineCompleter:
             reason = extended
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
             return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
-        if self.renderer.abilities.drops_text(request.messages):
+        writer = self._writer(request)
+        if writer.abilities.drops_text(request.messages):
             reason = "text beside tool calls dropped by the template"
-        ids = self.renderer.render(*self.renderer.marked(request.messages, request.tools, continues.spelled))
+        ids = writer.render(*writer.marked(request.messages, request.tools, continues.spelled))
         thinking = any(map(thinking_of, request.messages)) and self.renderer.thinks(ids)
         return _Prompt(ids, False, thinking, reason)
 
@@ -258,7 +282,7 @@ class EngineCompleter:
         known = continues.match.messages
         marked, tools = self.renderer.marked(request.messages[known:], request.tools, continues.spelled[known:])
         prompt, completion = continues.history[: turn.prompt_tokens], continues.history[turn.prompt_tokens :]
-        return self.renderer.extend(
+        return self._writer(request).extend(
             prompt, completion, marked, tools, thinking=turn.thinking, history=request.messages[:known]
         )
 
@@ -273,7 +297,9 @@ class EngineCompleter:
         messages: list[Message] = []
         for role, name, text in keys:
             messages.append({"role": role, "content": text} | ({} if name is None else {"name": name}))
-        return tuple(self.renderer.render(*self.renderer.marked(messages, json.loads(tools) if tools else None)))
+        offered, variables = tools_of(tools)
+        writer = self.renderer.under(variables)
+        return tuple(writer.render(*writer.marked(messages, offered)))
 
     def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, draw: Draw) -> Sampling:
         room = self.capabilities.context_length - prompt_tokens
@@ -285,7 +311,7 @@ class EngineCompleter:
                 param="messages",
                 fix="shorten the history, or use a model with a longer context",
             )
-        ends = self.renderer.stop_ids
+        ends = self._writer(request).stop_ids
         if request.one_call:
             if self.renderer.tool_end_id is None:
                 raise GatewayError(
@@ -320,13 +346,13 @@ class EngineCompleter:
         self, chunk: Chunk, request: ModelRequest, prompt_ids: list[int], digest: bytes
     ) -> tuple[Message, int | None]:
         """The message of a completion, and how many of its tokens it shows; ``None`` where it ends inside one."""
-        ids = list(chunk.ids)
-        shown: int | None = self.renderer.history_length(ids)
+        ids, writer = list(chunk.ids), self._writer(request)
+        shown: int | None = writer.history_length(ids)
         cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
         if cut is not None:
             ids, shown = cut
         tools = request.tools if request.calls_tools else None
-        message = self.renderer.parse(ids, tools, prompt_ids, call_ids=f"call_{digest.hex()[:24]}_")
+        message = writer.parse(ids, tools, prompt_ids, call_ids=f"call_{digest.hex()[:24]}_")
         return message, shown
 
     def _before_stop(self, ids: list[int], stop: str) -> tuple[list[int], int | None] | None:
@@ -352,7 +378,6 @@ def _check_granted(request: ModelRequest) -> None:
     asked = {
         "response_format": request.grammar,
         "tool_choice": request.must_call,
-        "chat_template_kwargs": request.template_kwargs,
     }
     for name, value in asked.items():
         if value:

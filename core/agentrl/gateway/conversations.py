@@ -23,7 +23,17 @@ import orjson
 from agentrl.tokens.contract import Position
 from agentrl.tokens.template import Messages, text_of, thinking_of
 
-__all__ = ["Bodies", "Continuation", "Conversations", "Match", "MessageKey", "Turn", "message_key", "tools_key"]
+__all__ = [
+    "Bodies",
+    "Continuation",
+    "Conversations",
+    "Match",
+    "MessageKey",
+    "Turn",
+    "message_key",
+    "tools_key",
+    "tools_of",
+]
 
 _MARKS = re.compile(r"</?think>|\s+")
 _NOTHING_SPELLED: frozenset[str] = frozenset()
@@ -125,7 +135,8 @@ class Conversations:
             if other != tools:
                 turn, longer, _ = _longest(root, messages, keys)
                 if longer > length:
-                    return Match(turn, longer, "tools changed")
+                    same = other.partition("\n")[0] == tools.partition("\n")[0]
+                    return Match(turn, longer, "template variables changed" if same else "tools changed")
         replaced = known < len(messages) and known > 0 and messages[known]["role"] == "assistant"
         if replaced or not self._sampled.isdisjoint(keys[length:]):
             return Match(best, length, "history edited")
@@ -203,9 +214,19 @@ def message_key(message: Mapping[str, Any]) -> MessageKey:
     return (role, spoken, *((function["name"], _meaning(function["arguments"])) for function in functions))
 
 
-def tools_key(tools: Sequence[object] | None) -> str:
-    """A key that is equal for equal tools in the same order: their JSON, or empty without tools."""
-    return json.dumps(tools) if tools else ""
+def tools_key(tools: Sequence[object] | None, variables: Mapping[str, Any] | None = None) -> str:
+    """A key that is equal for equal tools in the same order and equal variables of the chat template.
+
+    It is their JSON, empty without tools, and after a line break that of the variables, if there are any.
+    """
+    written = json.dumps(tools) if tools else ""
+    return f"{written}\n{json.dumps(variables, sort_keys=True)}" if variables else written
+
+
+def tools_of(key: str) -> tuple[list[Any] | None, dict[str, Any]]:
+    """The tools and the variables that ``tools_key`` made a key of."""
+    tools, _, variables = key.partition("\n")
+    return json.loads(tools) if tools else None, json.loads(variables) if variables else {}
 
 
 def _meaning(arguments: str) -> str:

@@ -51,6 +51,7 @@ class RelayCompleter:
                 prompt_tokens=completion.prompt_tokens,
                 completion_tokens=completion.completion_tokens,
                 overridden=overridden,
+                unmet=(*request.unmet, *(name for name in request.preferences if name not in _LEVELS)),
                 normalised=request.normalised,
                 seconds=time.monotonic() - began,
             )
@@ -93,11 +94,16 @@ class RelayCompleter:
             raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
 
 
+_LEVELS = ("reasoning_effort", "verbosity")
+"""The preferences that are fields of the chat completions API."""
+
+
 def _chat_body(request: ModelRequest) -> Mapping[str, Any]:
     """A request to the chat completions API: as it came in, or made of what a dialect has read."""
     if request.relay is not None:
         return request.relay
-    body: dict[str, Any] = {"messages": request.messages, **request.fields}
+    levels = {name: request.preferences[name] for name in _LEVELS if name in request.preferences}
+    body: dict[str, Any] = {"messages": request.messages, **request.fields, **levels}
     if request.tools:
         body |= {"tools": request.tools, "tool_choice": "auto" if request.calls_tools else "none"}
         body |= {"parallel_tool_calls": False} if request.one_call else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -19,6 +19,7 @@ from agentrl.errors import GatewayError, encodable
 from agentrl.tokens.appending import OTHER_END, QUESTION, RESULTS, Appending
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.tool_calls import read_call
+from agentrl.tokens.variants import Variants
 from agentrl.tokens.vocabulary import ControlTokens, Vocabulary
 
 if TYPE_CHECKING:
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
 
     from agentrl.tokens.probes import Abilities
 
-__all__ = ["Candidate", "Kind", "Reader", "Renderer", "Thinking", "assistant_message", "kind_of", "read", "specs"]
+__all__ = [
+    "Candidate",
+    "Kind",
+    "Reader",
+    "Renderer",
+    "Thinking",
+    "assistant_message",
+    "kind_of",
+    "read",
+    "specs",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +80,8 @@ class Renderer:
         self._loses_nothing = abilities.complete
         self.control = ControlTokens(vocabulary.added_ids(str(vocabulary.chat_template or "")))
         """The tokens by which its prompts are structured."""
+        self.variants = Variants(origin, template.reads if template is not None else frozenset())
+        """This model's renderers under other variables of its chat template."""
         self.plain_text = False
         """Whether control tokens that texts of users, systems and tools spell out are encoded as plain text."""
 
@@ -82,6 +95,14 @@ class Renderer:
             return ()
         shapes = [QUESTION, *([QUESTION._replace(tools=True), RESULTS] if self.abilities.tools else [])]
         return tuple(dict.fromkeys(reason for reason in map(self._appending.fork, shapes) if reason is not None))
+
+    def under(self, variables: Mapping[str, Any]) -> Renderer:
+        """Return the renderer of the same model whose chat template sees ``variables``.
+
+        The first time that these are asked for it is chosen by probes, which takes a moment. Raises ``GatewayError``
+        (400) for a variable that the template does not read.
+        """
+        return self.variants.get(variables) if variables else self
 
     def check(self, messages: Messages, tools: Tools | None = None, *, calls_tools: bool = True) -> None:
         """Check that tools, tool calls and tool results of a request reach the prompt.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -60,6 +60,15 @@ def load_renderer(
     by_template = name in ("auto", "default")
     renderer = _by_template(vocabulary, origin, name, day) if by_template else _named(vocabulary, origin, name, day)
     renderer.plain_text = plain_text
+
+    def under(variables: Mapping[str, Any]) -> Renderer:
+        """The renderer under variables of the template: one that reproduces it with them, if there is one."""
+        way = "default" if name == "default" else "auto"
+        made = _by_template(vocabulary, origin, way, day or renderer.day, variables)
+        made.plain_text = plain_text
+        return made
+
+    renderer.variants.make = under
     if renderer.warning:
         _log.warning("%s", renderer.warning)
     return renderer
@@ -85,8 +94,10 @@ _FORKS = (
 )
 
 
-def _by_template(vocabulary: Vocabulary, origin: str, name: str, day: date | None) -> Renderer:
-    template = ChatTemplate(vocabulary, origin, day)
+def _by_template(
+    vocabulary: Vocabulary, origin: str, name: str, day: date | None, variables: Mapping[str, Any] | None = None
+) -> Renderer:
+    template = ChatTemplate(vocabulary, origin, day, variables)
     candidate = _best_candidate(vocabulary, template) if name == "auto" else None
     renderer = _renderer(vocabulary, template, candidate or _in_full(vocabulary, template), origin)
     if candidate is None and name == "auto" and (reasons := renderer.forks):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from agentrl.errors import ConfigError, GatewayError, one_line
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.nodes import Node
     from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     from agentrl.tokens.vocabulary import Vocabulary
 
@@ -124,8 +125,16 @@ def _short_id(call_id: str) -> str:
 class ChatTemplate:
     """Renders whole conversations with the tokenizer's Jinja template, all of them with the same date."""
 
-    def __init__(self, vocabulary: Vocabulary, origin: str, day: date | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        origin: str,
+        day: date | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         """``origin`` names the model in messages; ``day`` is the date that the template sees, today by default.
+
+        ``variables`` are further variables for the template, such as ``enable_thinking``.
 
         Raises ``ConfigError`` where the tokenizer has no template or its template is not valid Jinja.
         """
@@ -136,6 +145,8 @@ class ChatTemplate:
                 "template's file with model.chat_template",
             )
         self.vocabulary = vocabulary
+        self.variables = dict(variables or {})
+        """Further variables that the template sees."""
         self.day = day or date.today()
         """The date that the template sees."""
         self.form = Form()
@@ -151,6 +162,14 @@ class ChatTemplate:
             return self._text(asked, None, self.day) != self._text(asked, None, self.day + timedelta(days=400))
         except GatewayError:  # A template that refuses this message is reported when an agent's messages are rendered.
             return False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The names of the variables that the template looks up and that a request may set."""
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        sources = {self.vocabulary.get_chat_template(None, offered) for offered in (None, tools)}
+        read = frozenset[str]().union(*map(_read_by, sources))
+        return read - _OWN - frozenset(self.vocabulary.special_tokens_map)
 
     def text(self, messages: Messages, tools: Tools | None = None, *, prompt: bool = True) -> str:
         """Return the conversation as text, with the header of the next assistant turn if ``prompt``.
@@ -171,7 +190,7 @@ class ChatTemplate:
     def _text(self, messages: Messages, tools: Tools | None, day: date | None = None, *, prompt: bool = True) -> str:
         from jinja2 import TemplateError
 
-        named: dict[str, Any] = dict(self.vocabulary.special_tokens_map)  # Such as ``bos_token``.
+        named = {**self.vocabulary.special_tokens_map, **self.variables}  # The former are such as ``bos_token``.
         try:
             return _compiled(self.vocabulary.get_chat_template(None, tools)).render(
                 named,
@@ -199,8 +218,25 @@ class ChatTemplate:
                 ) from error
 
 
+_OWN = frozenset({"messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception"})
+"""What a template is given that no request may set by these names."""
+
+
 @lru_cache(16)
 def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
+
+
+def _read_by(template: str) -> frozenset[str]:
+    """The names that a template looks up, without those that every template knows."""
+    from jinja2.meta import find_undeclared_variables
+
+    environment = _environment()
+    return frozenset(find_undeclared_variables(environment.parse(template))) - environment.globals.keys()
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -218,7 +254,7 @@ def _compiled(template: str) -> Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    return environment.from_string(template)
+    return environment
 
 
 def _to_json(
