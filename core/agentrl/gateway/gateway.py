@@ -47,6 +47,7 @@ from agentrl.gateway.contract import (
     WireRequest,
 )
 from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.messages import Messages
 from agentrl.gateway.dialects.models import Models
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.openapi import Document
@@ -95,7 +96,8 @@ class Gateway:
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
         self.body_limit = body_limit
-        self._dialects: tuple[Dialect, ...] = (ChatCompletions(), Models()) if dialects is None else tuple(dialects)
+        own: tuple[Dialect, ...] = (ChatCompletions(), Messages(), Models())
+        self._dialects = own if dialects is None else tuple(dialects)
         self._resources: tuple[Resource, ...] = ()
         self.attach(Document(lambda: self._routes.owners))
         self._sessions = Sessions()
