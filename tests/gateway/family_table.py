@@ -148,10 +148,12 @@ def _thinking(family: FamilyGateway, name: str) -> str:
 
 def _extends(family: FamilyGateway, *, tools: bool) -> str:
     """Whether the next prompt begins with the very ids of the turn before it."""
-    session = family.session()
-    first = family.create(session, _answer(family, family.end)).choices[0].message
-    family.create(session, ANSWER, messages=[ASK, first, ASK])
-    forks = [session.calls[1].fork_reason]
+    forks = [_fork(family, family.end)]
+    if forks[0] is not None and not tools:
+        others = sorted(family.renderer.stop_ids - {family.end})
+        kept = [end for end in others if _fork(family, end) is None and _kept(family, end)]
+        if kept:
+            return "after " + " ".join(f"`{family.renderer.vocabulary.decode(end)}`" for end in kept)
     if tools:
         session = family.session()
         first = family.create(session, family.written_call(ARGUMENTS), tools=TOOLS).choices[0].message
@@ -161,6 +163,19 @@ def _extends(family: FamilyGateway, *, tools: bool) -> str:
     if set(forks) == {None}:
         return "yes"
     return "no" if None not in forks else "without tools" if forks[0] is None else "with tools"
+
+
+def _fork(family: FamilyGateway, end: int) -> str | None:
+    """Why a question after an answer that ends with ``end`` makes a fork, if it does."""
+    session = family.session()
+    first = family.create(session, _answer(family, end)).choices[0].message
+    family.create(session, ANSWER, messages=[ASK, first, ASK])
+    return session.calls[1].fork_reason
+
+
+def _kept(family: FamilyGateway, end: int) -> bool:
+    """Whether ``end`` stays in the history."""
+    return family.renderer.history_length([end]) == 1
 
 
 def _agents(family: FamilyGateway) -> str:

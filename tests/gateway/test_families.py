@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import openai
 import pytest
 from tests.gateway.conftest import CONTEXT, ScriptedBackend
+from tests.gateway.family_gateway import ASK as QUESTION
+from tests.gateway.family_gateway import TOOLS, family_gateway
 from tests.tokens.families import tokenizer
 
 from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
@@ -72,3 +75,36 @@ def test_a_turn_whose_thinking_the_prompt_opened_is_found_however_it_comes_back(
     assert second.parent == first.id
     assert second.fork_reason != "history edited"
     assert "Add." not in backend.renderer.vocabulary.decode(backend.requests[1].prompt_ids)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "mistral", "granite-4", "glm-4.5", "gpt-oss"])
+def test_a_loop_of_tools_is_one_chain_that_no_turn_encodes_again(name):
+    family = family_gateway(name)
+    session, messages = family.session(), [ASK]
+    family.backend.requests.clear()
+    for turn in range(5):
+        written = family.written_call({"expression": f"{turn} + 4"})
+        answer = family.create(session, written, messages=messages, tools=TOOLS).choices[0].message
+        result = {"role": "tool", "tool_call_id": answer.tool_calls[0].id, "content": str(turn + 4)}
+        messages = [*messages, answer.model_dump(exclude_none=True), result]
+    assert [call.fork_reason for call in session.calls] == [None] * 5
+    assert [call.parent for call in session.calls[1:]] == [call.id for call in session.calls[:-1]]
+    asked = [list(request.prompt_ids) for request in family.backend.requests]
+    for before, after in pairwise(asked):
+        assert after[: len(before)] == before
+    assert sum(span.sampled is not None for span in session.tree.spans) == 5
+    assert "3 + 4" in family.prompt
+
+
+def test_thinking_that_a_template_keeps_stays_though_the_client_leaves_it_out():
+    family = family_gateway("glm-4.5")
+    session, end = family.session(), family.renderer.vocabulary.special_id("<|observation|>")
+    called = family.renderer.vocabulary.decode(family.written_call({"expression": "3 + 4"}))
+    thought = called.replace("<think></think>", "<think>Add them.</think>").removesuffix("<|observation|>")
+    ids = [*family.renderer.vocabulary.encode(thought), end]
+    answer = family.create(session, ids, tools=TOOLS).choices[0].message.model_dump(exclude_none=True)
+    assert answer.pop("reasoning_content") == "Add them."
+    messages = [QUESTION, answer, {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "7"}]
+    family.create(session, "7", messages=messages, tools=TOOLS)
+    assert session.calls[1].fork_reason is None
+    assert "Add them." in family.prompt
