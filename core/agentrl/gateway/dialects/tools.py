@@ -17,17 +17,21 @@ from agentrl.gateway.dialects.schemas import check_schema
 
 __all__ = [
     "FREE_FORM",
+    "INPUT",
     "Toolbox",
+    "a_function",
     "custom_call",
     "custom_input",
     "custom_names",
     "free_text",
     "input_arguments",
+    "is_grammar",
     "read_choice",
     "read_tools",
 ]
 
 INPUT = "input"
+"""The argument of the function that stands for a custom tool."""
 FREE_FORM = "format"
 """What is unmet where a custom tool's text is to follow a grammar."""
 
@@ -64,9 +68,9 @@ def read_tools(value: Any) -> Toolbox:
             given = tool["custom"]
             functions.append(free_text(given, f"{where}.custom"))
             custom.add(given["name"])
-            formats = formats or _is_grammar(given.get("format"))
+            formats = formats or is_grammar(given.get("format"))
         elif kind == "function" and isinstance(tool.get("function"), dict):
-            functions.append(_function(tool, f"{where}.function"))
+            functions.append(a_function(tool, f"{where}.function"))
         else:
             raise wrong(where, "is not a function", fix="the policy calls functions and custom tools only")
     strict = any(tool["function"].get("strict") for tool in functions)
@@ -74,7 +78,7 @@ def read_tools(value: Any) -> Toolbox:
     return Toolbox(functions, frozenset(custom), strict, calls=True, unmet=unmet)
 
 
-def _function(tool: dict[str, Any], where: str) -> dict[str, Any]:
+def a_function(tool: dict[str, Any], where: str) -> dict[str, Any]:
     """``tool`` without ``strict: false``, which is the default, and which templates would show to the policy."""
     function = tool["function"]
     _check_name(function, where)
@@ -100,7 +104,7 @@ def free_text(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A custom tool as a function of one text. A grammar that the text is to follow goes into its description."""
     name, description = _check_name(tool, where), text(tool, "description", where) or ""
     form = tool.get("format")
-    if _is_grammar(form):
+    if is_grammar(form):
         grammar = form.get("grammar", form)
         definition = grammar.get("definition") if isinstance(grammar, dict) else None
         if not isinstance(definition, str):
@@ -113,7 +117,8 @@ def free_text(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **about, "parameters": parameters}}
 
 
-def _is_grammar(form: Any) -> TypeGuard[dict[str, Any]]:
+def is_grammar(form: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether the format of a custom tool is a grammar."""
     return isinstance(form, dict) and form.get("type") == "grammar"
 
 

@@ -1,0 +1,1 @@
+"""The dialect of the Responses API: ``dialect`` serves it, ``request`` reads, ``answer`` writes, ``store`` keeps."""
