@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from agentrl.errors import AgentRLError, BackendError, GatewayError, shown
+from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling, shown
+from agentrl.gateway.constraints import constraint, ill_formed, unmet
 from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
 from agentrl.gateway.sampling import Draw, resolve_sampling
@@ -143,7 +144,7 @@ class EngineCompleter:
         try:
             prompt = self._prompt(continues, request, tools, keys)
             draw = session.draws.take(prompt.ids, json.dumps(request.fields, sort_keys=True) if request.fields else "")
-            sampling = self._sampling(session, request, len(prompt.ids), draw)
+            sampling = self._sampling(session, request, prompt.ids, draw)
             asked = _Asked(session, request, overridden, began, tools, keys, continues, prompt, draw, sampling)
             if tell is None:
                 chunk = await self._generate(asked)
@@ -225,7 +226,7 @@ class EngineCompleter:
             completion_tokens=len(chunk.ids),
             fork_reason=prompt.fork_reason,
             overridden=asked.overridden,
-            unmet=request.unmet,
+            unmet=unmet(request, asked.sampling.grammar),
             control_tokens=self._control_tokens(asked.continues, request),
             normalised=request.normalised,
             seconds=time.monotonic() - asked.began,
@@ -238,7 +239,16 @@ class EngineCompleter:
             message=message,
             tool_call_ids=tuple(made["id"] for made in message.get("tool_calls") or ()),
         )
-        source = Sampled(call.id, chunk.logprobs, chunk.versions, asked.sampling.temperature or 1.0)
+        grammar = asked.sampling.grammar
+        source = Sampled(
+            call.id,
+            chunk.logprobs,
+            chunk.versions,
+            asked.sampling.temperature or 1.0,
+            constrained=grammar is not None,
+            grammar=grammar,
+            stop_ids=() if grammar is None else tuple(sorted(asked.sampling.stop_ids)),
+        )
         session.record(
             call,
             turn,
@@ -301,18 +311,20 @@ class EngineCompleter:
         writer = self.renderer.under(variables)
         return tuple(writer.render(*writer.marked(messages, offered)))
 
-    def _sampling(self, session: Session, request: ModelRequest, prompt_tokens: int, draw: Draw) -> Sampling:
-        room = self.capabilities.context_length - prompt_tokens
+    def _sampling(self, session: Session, request: ModelRequest, prompt_ids: list[int], draw: Draw) -> Sampling:
+        room = self.capabilities.context_length - len(prompt_ids)
         if room < 1:
             raise GatewayError(
-                f"the messages come to {prompt_tokens} tokens, which leaves no room in the context of "
+                f"the messages come to {len(prompt_ids)} tokens, which leaves no room in the context of "
                 f"{self.capabilities.context_length}",
                 code="context_length_exceeded",
                 param="messages",
                 fix="shorten the history, or use a model with a longer context",
             )
-        ends = self._writer(request).stop_ids
-        if request.one_call:
+        writer = self._writer(request)
+        grammar = constraint(request, writer.forms, self.capabilities, prompt_ids)
+        ends = writer.stop_ids
+        if request.one_call and grammar is None:
             if self.renderer.tool_end_id is None:
                 raise GatewayError(
                     "parallel_tool_calls=false cannot be kept with this model: no token ends its tool calls",
@@ -325,7 +337,8 @@ class EngineCompleter:
         # It is part of the digest: taken as it is, it would make the episodes of a group one and the same.
         digest = draw.call if request.fields.get("seed") is None else draw.request
         seed = int.from_bytes(digest[:8]) >> 1
-        return resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
+        sampling = resolve_sampling(request, session.settings, self.capabilities, room=room, seed=seed, stop_ids=ends)
+        return replace(sampling, grammar=grammar)
 
     async def _generate(
         self, asked: _Asked, *, chunks: list[Chunk] | None = None, new: Callable[[Chunk], None] = _ignore
@@ -334,7 +347,12 @@ class EngineCompleter:
         request = GenerationRequest(
             asked.prompt.ids, asked.sampling, stream=chunks is not None, session=asked.session.id
         )
-        whole = await generate(self.backend, request, chunks=chunks, new=new)
+        try:
+            whole = await generate(self.backend, request, chunks=chunks, new=new)
+        except UnsupportedSampling as error:
+            if asked.sampling.grammar is None:
+                raise
+            raise ill_formed(error, asked.request) from error
         if wrong := self._fault(whole, asked):
             raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
         return whole

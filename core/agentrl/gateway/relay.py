@@ -13,7 +13,7 @@ from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest
 from agentrl.gateway.conversations import Turn, message_key, tools_key
 from agentrl.gateway.session import Session
 from agentrl.gateway.streaming import delta_of
-from agentrl.inference.contract import ChatBackend, ChatCompletion, ChatRequest
+from agentrl.inference.contract import ChatBackend, ChatCompletion, ChatRequest, Grammar
 from agentrl.tokens.template import Message
 
 __all__ = ["RelayCompleter"]
@@ -107,9 +107,36 @@ def _chat_body(request: ModelRequest) -> Mapping[str, Any]:
     if request.tools:
         body |= {"tools": request.tools, "tool_choice": "auto" if request.calls_tools else "none"}
         body |= {"parallel_tool_calls": False} if request.one_call else {}
+        body |= {"tool_choice": _choice(request)} if request.must_call else {}
+    if request.grammar is not None:
+        body["response_format"] = _response_format(request.grammar)
     if request.logprobs:
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     return body
+
+
+def _choice(request: ModelRequest) -> str | dict[str, Any]:
+    """``ModelRequest.must_call`` as the field ``tool_choice``."""
+    named = [{"type": "function", "function": {"name": name}} for name in request.must_call]
+    if len(named) == 1:
+        return named[0]
+    if len(named) == len(request.tools or ()):
+        return "required"
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
+
+
+def _response_format(grammar: Grammar) -> dict[str, Any]:
+    if grammar.kind == "json_object":
+        return {"type": "json_object"}
+    if grammar.kind == "json_schema":
+        schema = {"name": "answer", "schema": json.loads(grammar.text), "strict": True}
+        return {"type": "json_schema", "json_schema": schema}
+    raise GatewayError(
+        f"an endpoint of the chat completions API keeps to no {grammar.kind}",
+        param="response_format",
+        code="unsupported_value",
+        fix="ask for a JSON schema, or evaluate a model that runs here",
+    )
 
 
 def _readable(message: Mapping[str, Any]) -> Message:

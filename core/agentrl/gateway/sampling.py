@@ -30,6 +30,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
 }
 """The fields that reshape the distribution, with the values at which they have no effect."""
+_MOST_BIAS = 100.0
+"""The largest bias of a token's logit, as in the chat completions API."""
 
 
 def resolve_sampling(
@@ -61,6 +63,7 @@ def resolve_sampling(
         stop=_stop(fields.get("stop")),
         stop_ids=stop_ids,
         top_logprobs=request.top_logprobs,
+        logit_bias=_biases(fields.get("logit_bias")),
     )
 
 
@@ -144,6 +147,23 @@ def _stop(value: Any) -> tuple[str, ...]:
             f"stop={shown(value, 80)} is neither a text nor a list of texts", param="stop", code="invalid_type"
         )
     return tuple(strings)
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    """What is added to the logits of ids, from an object whose keys are ids in decimal digits."""
+    given = {} if value is None else value
+    if not isinstance(given, dict) or not all(_is_bias(token, bias) for token, bias in given.items()):
+        raise GatewayError(
+            f"logit_bias={shown(value, 80)} is no object of ids and numbers from -{_MOST_BIAS:g} to {_MOST_BIAS:g}",
+            param="logit_bias",
+            code="invalid_type",
+        )
+    return tuple((int(token), float(bias)) for token, bias in given.items())
+
+
+def _is_bias(token: object, bias: object) -> bool:
+    number = isinstance(bias, int | float) and not isinstance(bias, bool) and -_MOST_BIAS <= bias <= _MOST_BIAS
+    return number and isinstance(token, str) and token.isascii() and token.isdigit()
 
 
 class Draw(NamedTuple):

@@ -355,14 +355,19 @@ def _tree(spans: str, ids: bytes, logprobs: bytes, versions: bytes) -> TokenTree
     # As many log-probabilities as versions: their size says which floats they are.
     drawn = _array("f" if len(logprobs) == len(versions) else "d", logprobs)
     rows, token, draw = [], 0, 0
-    for parent, fork, count, *sample in json.loads(spans):
+    shape = json.loads(spans)
+    for parent, fork, count, *sample in shape:
         row: dict[str, Any] = {"parent": parent, "fork": fork, "ids": tokens[token : token + count]}
         token += count
         if sample:
-            row["sampled"] = dict(zip(("call", "temperature", "constrained"), sample, strict=True)) | {
+            call, temperature, constrained, *grammar = sample
+            row["sampled"] = {"call": call, "temperature": temperature, "constrained": constrained} | {
                 "logprobs": drawn[draw : draw + count],
                 "versions": sampled_versions[draw : draw + count],
             }
+            if grammar:  # It is spelled out where it comes first; after that stands the index of that span.
+                kind, text, stop_ids = shape[grammar[0]][6] if isinstance(grammar[0], int) else grammar[0]
+                row["sampled"] |= {"grammar": {"kind": kind, "text": text}, "stop_ids": stop_ids}
             draw += count
         rows.append(row)
     return TokenTree.from_json(rows)

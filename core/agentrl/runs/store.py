@@ -23,6 +23,7 @@ from typing import Any
 
 from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
+from agentrl.inference.contract import Grammar
 from agentrl.rollout.contract import Episode
 from agentrl.runs.folder import FolderLock
 from agentrl.runs.schema import (
@@ -185,13 +186,18 @@ def _tree_row(tree: TokenTree) -> tuple[str, bytes, bytes, bytes]:
     """Log-probabilities take four bytes where single precision holds all of them exactly, else eight."""
     spans: list[list[Any]] = []
     ids, versions, logprobs = array("i"), array("i"), array("d")
-    for span in tree.spans:
+    grammars: dict[tuple[Grammar, tuple[int, ...]], int] = {}
+    for index, span in enumerate(tree.spans):
         ids.extend(span.ids)
         sampled = span.sampled
         if sampled is None:
             spans.append([span.parent, span.fork, len(span.ids)])
             continue
         spans.append([span.parent, span.fork, len(span.ids), sampled.call, sampled.temperature, sampled.constrained])
+        if sampled.grammar is not None:
+            first = grammars.setdefault((sampled.grammar, sampled.stop_ids), index)
+            spelled = [sampled.grammar.kind, sampled.grammar.text, sampled.stop_ids]
+            spans[-1].append(spelled if first == index else first)
         logprobs.extend(sampled.logprobs)
         versions.extend(sampled.versions)
     return _json(spans), _bytes(ids), _bytes(_single(logprobs) or logprobs), _bytes(versions)

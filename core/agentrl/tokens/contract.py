@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
+from agentrl.inference.contract import Grammar
+
 __all__ = ["ROOT", "Position", "Sampled", "Span", "TokenTree"]
 
 
@@ -43,6 +45,10 @@ class Sampled:
     """The temperature of the log-probabilities; 1 for a greedy completion."""
     constrained: bool = False
     """Whether a grammar constrained the sampling, so that the log-probabilities are not those of the policy alone."""
+    grammar: Grammar | None = None
+    """That grammar, from which and the ids follows which tokens were allowed where; ``None`` where it is not known."""
+    stop_ids: tuple[int, ...] = ()
+    """The ids that could end the completion where the grammar may end; empty without a grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +182,27 @@ def _sampled_to_json(sampled: Sampled) -> dict[str, Any]:
         "versions": list(sampled.versions),
         "temperature": sampled.temperature,
         "constrained": sampled.constrained,
-    }
+    } | (
+        {}
+        if sampled.grammar is None
+        else {
+            "grammar": {"kind": sampled.grammar.kind, "text": sampled.grammar.text},
+            "stop_ids": list(sampled.stop_ids),
+        }
+    )
 
 
 def _sampled_from_json(row: dict[str, Any]) -> Sampled:
-    return Sampled(row["call"], tuple(row["logprobs"]), tuple(row["versions"]), row["temperature"], row["constrained"])
+    grammar = row.get("grammar")
+    return Sampled(
+        row["call"],
+        tuple(row["logprobs"]),
+        tuple(row["versions"]),
+        row["temperature"],
+        row["constrained"],
+        None if grammar is None else Grammar(**grammar),
+        tuple(row.get("stop_ids", ())),
+    )
 
 
 def _common_prefix(left: tuple[int, ...], i: int, right: tuple[int, ...], j: int) -> int:

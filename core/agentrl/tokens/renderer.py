@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from agentrl.errors import GatewayError, encodable
 from agentrl.tokens.appending import OTHER_END, QUESTION, RESULTS, Appending
+from agentrl.tokens.forms import Forms, Text
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.tool_calls import read_call
 from agentrl.tokens.variants import Variants
@@ -54,9 +55,13 @@ class Renderer:
         *,
         abilities: Abilities,
         stop_ids: frozenset[int],
+        text: Text,
         origin: str = "the model",
     ) -> None:
-        """``template`` is ``None`` where ``candidate`` stands in its place; ``origin`` names the model in messages."""
+        """``template`` is ``None`` where ``candidate`` stands in its place; ``origin`` names the model in messages.
+
+        ``text`` renders messages and tools to text, with the header of the next turn if ``prompt``.
+        """
         self._template = template
         self._candidate = candidate
         self._thinking = Thinking(vocabulary)
@@ -84,6 +89,8 @@ class Renderer:
         """This model's renderers under other variables of its chat template."""
         self.plain_text = False
         """Whether control tokens that texts of users, systems and tools spell out are encoded as plain text."""
+        self.forms = Forms(text, vocabulary, self._thinking, stop_ids=stop_ids, origin=origin)
+        """Makes grammars of completions."""
 
     @property
     def forks(self) -> tuple[str, ...]:
@@ -383,9 +390,13 @@ class Thinking:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         template = str(vocabulary.chat_template or "")
-        self._known = (_USUAL, *(marks for marks in _OTHERS if marks[0] in template))
+        self.known = (_USUAL, *(marks for marks in _OTHERS if marks[0] in template))
+        """The marks around thinking: what opens it, and what closes it."""
+        self._written = [
+            marks for marks in self.known if marks[0] in template or vocabulary.special_id(marks[0]) is not None
+        ]
         self._usual = [vocabulary.special_id(mark) for mark in _USUAL]
-        self._openers = [vocabulary.special_id(opening) for opening, _ in self._known]
+        self._openers = [vocabulary.special_id(opening) for opening, _ in self.known]
 
     def split(self, completion_ids: list[int], prompt_ids: Sequence[int]) -> tuple[str, list[int]] | None:
         """Return the thinking at the start of a completion and the ids after it; ``None`` where there is none.
@@ -410,9 +421,21 @@ class Thinking:
         opening, closing = self._usual
         if self._opened(prompt_ids) is not None or opening in completion_ids or closing in completion_ids:
             return True
-        known = self._known if None in self._usual else self._known[1:]
+        known = self.known if None in self._usual else self.known[1:]
         text = self._vocabulary.decode(completion_ids) if known else ""
         return any(mark in text for marks in known for mark in marks)
+
+    def expected(self, prompt_ids: Sequence[int]) -> tuple[tuple[str, str], bool] | None:
+        """Return the marks around the thinking that a completion may begin with, and whether its prompt opened it.
+
+        ``None`` where the model has no thinking, or the prompt has closed it.
+        """
+        if (opened := self._opened(prompt_ids)) is not None:
+            return opened, True
+        header = self._vocabulary.decode(prompt_ids[-_TAIL:]).rstrip()
+        if not self._written or any(header.endswith(closing) for _, closing in self._written):
+            return None
+        return self._written[0], False
 
     def _opened(self, prompt_ids: Sequence[int]) -> _Marks | None:
         """The marks of the thinking that a prompt opens for its completion."""
@@ -420,10 +443,10 @@ class Thinking:
         if None not in self._openers and not any(token in tail for token in self._openers):
             return None  # A template never spells a mark that is a token in other tokens: no need to decode.
         header = self._vocabulary.decode(tail).rstrip()
-        return next((marks for marks in self._known if header.endswith(marks[0])), None)
+        return next((marks for marks in self.known if header.endswith(marks[0])), None)
 
     def _begun(self, text: str) -> _Marks | None:
-        return next((marks for marks in self._known if text.lstrip().startswith(marks[0])), None)
+        return next((marks for marks in self.known if text.lstrip().startswith(marks[0])), None)
 
     def _after(self, ids: list[int], mark: str) -> list[int]:
         """The ids after the first ``mark`` in the text; an id that holds more than the mark is encoded again."""

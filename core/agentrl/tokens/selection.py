@@ -139,6 +139,7 @@ def _renderer(vocabulary: Vocabulary, template: ChatTemplate | None, candidate: 
         candidate,
         abilities=measure(text, reads=candidate.reads),
         stop_ids=candidate.stop_ids | _file_ends(vocabulary) | written,
+        text=text,
         origin=origin,
     )
 
