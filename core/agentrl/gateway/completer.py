@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling, shown
+from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling
 from agentrl.gateway.constraints import constraint, ill_formed, unmet
 from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
@@ -134,7 +134,6 @@ class EngineCompleter:
     ) -> Completion:
         """Render, sample, parse and record one completion; see ``Completer.complete``."""
         began = time.monotonic()
-        _check_granted(request)
         request = await self._resolved(request)
         self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools = tools_key(request.tools, request.template_kwargs)
@@ -389,19 +388,3 @@ class EngineCompleter:
 
 def _finish_reason(chunk: Chunk, message: Mapping[str, Any]) -> str:
     return "tool_calls" if chunk.finish == "stop" and message.get("tool_calls") else str(chunk.finish)
-
-
-def _check_granted(request: ModelRequest) -> None:
-    """Refuse what a dialect can read and nothing behind it can grant."""
-    asked = {
-        "response_format": request.grammar,
-        "tool_choice": request.must_call,
-    }
-    for name, value in asked.items():
-        if value:
-            raise GatewayError(
-                f"{name}={shown(request.body.get(name), 80)} is not supported yet",
-                param=name,
-                code="unsupported_value",
-                fix=f"ask for it in the messages, and drop the field with rollout.override: {{{name}: null}}",
-            )
