@@ -19,6 +19,14 @@ from agentrl.tokens.selection import load_renderer
 ASK, MORE = {"role": "user", "content": "What is 3 + 4?"}, {"role": "user", "content": "And 5?"}
 
 
+THOUGHTS = {
+    "deepseek-r1": "Add.\n</think>\n\n7",
+    "deepseek-v3": "Add.\n</think>\n\n7",
+    "gpt-oss": "<|channel|>analysis<|message|>Add.<|end|><|start|>assistant<|channel|>final<|message|>7",
+}
+"""How a turn with thinking is sampled, where not between the usual marks."""
+
+
 @pytest.fixture(scope="module")
 def behind():
     """A family's gateway: texts that its backend writes in, the session and the agent's messages out."""
@@ -108,3 +116,26 @@ def test_thinking_that_a_template_keeps_stays_though_the_client_leaves_it_out():
     family.create(session, "7", messages=messages, tools=TOOLS)
     assert session.calls[1].fork_reason is None
     assert "Add them." in family.prompt
+
+
+@pytest.mark.parametrize("name", ["deepseek-r1", "deepseek-v3", "gpt-oss", "glm-4.5", "qwen3"])
+def test_where_an_answer_is_rewritten_nothing_before_its_question_is_encoded_again(name):
+    family, spoken = family_gateway(name), THOUGHTS.get(name, "<think>\nAdd.\n</think>\n\n7")
+    session, messages, renderer = family.session(), [QUESTION], family.renderer
+    family.backend.requests.clear()
+    rendered = []
+    renderer.render, render = lambda *given: rendered.append(given) or render(*given), renderer.render
+    try:
+        for turn in range(4):
+            answer = family.create(session, spoken, messages=messages).choices[0].message
+            messages = [*messages, answer.model_dump(exclude_none=True), {"role": "user", "content": f"And {turn}?"}]
+    finally:
+        del renderer.render
+    assert None not in [call.fork_reason for call in session.calls[1:]]
+    assert len(rendered) <= 1
+    asked = [list(request.prompt_ids) for request in family.backend.requests]
+    decode = renderer.vocabulary.decode
+    for n, (before, after) in enumerate(pairwise(asked)):
+        assert decode(after) == decode(renderer.render(messages[: 2 * n + 3]))
+        same = next((at for at, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(before))
+        assert len(before) - same <= 4

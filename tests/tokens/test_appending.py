@@ -106,6 +106,7 @@ def test_what_is_extended_decodes_to_what_the_template_writes(name, data):
     vocabulary, template = renderer.vocabulary, renderer._template
     messages = [SYSTEM] * (name not in ("gemma", "mistral") and data.draw(st.booleans())) + [ASK]
     recorded = renderer.render(messages, tools)
+    asked = len(recorded)
     for turn, new, resplit, cut in data.draw(conversations(tools=tools, system=name in ("qwen2.5", "smollm2"))):
         _, completion = written(renderer, [*messages, turn], tools)
         if resplit and FAMILIES.get(name, FAMILIES["smollm2"]).pieces == "bytes":
@@ -117,10 +118,15 @@ def test_what_is_extended_decodes_to_what_the_template_writes(name, data):
         longer = renderer.extend(recorded, completion, new, tools, history=messages[:known])
         whole = vocabulary.encode(template.text(messages, tools))
         if isinstance(longer, str):
-            longer = whole
+            question = max(n for n in range(known) if messages[n]["role"] == "user")
+            tail = [*messages[: messages[0]["role"] == "system"], *messages[question:known]]
+            again = renderer.render_again(recorded[:asked], tail, new, tools)
+            assert again is None or vocabulary.decode(again) == vocabulary.decode(whole)
+            longer = again or whole
         else:
             assert longer[: len(recorded) + len(completion)] == [*recorded, *completion]
             assert vocabulary.decode(longer) == vocabulary.decode(whole)
+        asked = len(longer) if new[-1]["role"] == "user" else asked if recorded == longer[: len(recorded)] else 0
         recorded = longer
 
 

@@ -31,7 +31,9 @@ _CONTRACT = (
     "mend the backend's generate and update_weights, or use another inference.backend; agentrl doctor and "
     "agentrl.testing.BackendConformance show what is asked of it"
 )
-_OPENING_ROLES = frozenset({"system", "developer", "user"})
+_SYSTEM_ROLES = frozenset({"system", "developer"})
+_OPENING_ROLES = _SYSTEM_ROLES | {"user"}
+_SPEAKERS = frozenset({"user", "assistant"})
 _REMEMBERED_OPENINGS = 256
 
 
@@ -237,6 +239,7 @@ class EngineCompleter:
             thinking=prompt.thinking or self.renderer.thinks(chunk.ids, prompt.ids),
             message=message,
             tool_call_ids=tuple(made["id"] for made in message.get("tool_calls") or ()),
+            asked_tokens=_asked_tokens(request.messages, prompt, parent),
         )
         grammar = asked.sampling.grammar
         source = Sampled(
@@ -273,6 +276,9 @@ class EngineCompleter:
             if not isinstance(extended, str):
                 return _Prompt(extended, True, turn.thinking, None)
             reason = extended
+            again = self._again(continues, turn, request)
+            if again is not None:
+                return _Prompt(again, False, turn.thinking and self.renderer.thinks(again), reason)
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
             return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
         writer = self._writer(request)
@@ -293,6 +299,21 @@ class EngineCompleter:
         prompt, completion = continues.history[: turn.prompt_tokens], continues.history[turn.prompt_tokens :]
         return self._writer(request).extend(
             prompt, completion, marked, tools, thinking=turn.thinking, history=request.messages[:known]
+        )
+
+    def _again(self, continues: Continuation, turn: Turn, request: ModelRequest) -> list[int] | None:
+        """The ids up to the last question, and what follows it rendered again; ``None`` where all of it has to be."""
+        messages, known = request.messages, continues.match.messages
+        question = next((n for n in reversed(range(known)) if messages[n]["role"] == "user"), None)
+        if question is None or not turn.asked_tokens or known == len(messages):
+            return None
+        opening = next(n for n, message in enumerate(messages) if message["role"] not in _SYSTEM_ROLES)
+        kept = [*range(opening), *range(question, len(messages))]
+        spelled = [continues.spelled[n] for n in kept]
+        marked, tools = self.renderer.marked([messages[n] for n in kept], request.tools, spelled)
+        new = len(messages) - known
+        return self._writer(request).render_again(
+            continues.history[: turn.asked_tokens], marked[:-new], marked[-new:], tools, thinking=turn.thinking
         )
 
     def _control_tokens(self, continues: Continuation, request: ModelRequest) -> tuple[str, ...]:
@@ -384,6 +405,14 @@ class EngineCompleter:
         if vocabulary.decode(ids[:count]) == before:
             return ids[:count], count
         return vocabulary.encode(before), None
+
+
+def _asked_tokens(messages: Sequence[Mapping[str, Any]], prompt: _Prompt, parent: Turn | None) -> int:
+    """How many tokens the prompt had when the last question was asked, for ``Turn.asked_tokens``."""
+    if messages[-1]["role"] == "user":
+        return len(prompt.ids)
+    newest = next((message["role"] for message in reversed(messages) if message["role"] in _SPEAKERS), "user")
+    return 0 if newest == "user" or parent is None or not prompt.extends else parent.asked_tokens
 
 
 def _finish_reason(chunk: Chunk, message: Mapping[str, Any]) -> str:

@@ -57,6 +57,8 @@ class Turn:
     message: Mapping[str, Any]
     """What the agent was given."""
     tool_call_ids: tuple[str, ...]
+    asked_tokens: int = 0
+    """How many tokens its prompt had when the last question was asked; 0 where that is not known."""
     position: Position | None = None
     """Where in the token tree the conversation goes on; ``None`` where what the agent saw ends inside a token, or
     where there are no tokens."""

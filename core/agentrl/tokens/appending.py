@@ -9,6 +9,9 @@ Most templates append the same text whatever came before the turn. The conversat
 system messages that open it, the last question, the turn and what is new, so that a late turn costs no more than an
 early one. Where a template looks further back, the whole conversation is rendered with and without what is new. Probe
 conversations tell which it is, for each kind of continuation when it first comes up, and why a kind cannot be extended.
+
+A template that rewrites what came before seldom rewrites more than what follows the last question, such as the thinking
+of its answer. Then the ids up to that question stay, and only what follows is rendered again.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, groupby, takewhile
 from typing import Any, Literal, NamedTuple
 
@@ -109,6 +112,7 @@ class Appending:
         self._special = re.compile("|".join(re.escape(token.content) for token in added.values()) or "(?!)")
         self._stand_in = f"turn{secrets.token_hex(8)}"  # No message holds it, because nobody knows it.
         self._found = lru_cache(_SHAPES)(self._find)
+        self._rewrites_little = lru_cache(_SHAPES)(self._rewrites_answers_only)
 
     def ids(self, history: Messages, messages: Messages, tools: Tools | None, *, thinking: bool) -> list[int] | str:
         """Return the ids that follow the last turn of ``history`` when ``messages`` do, or why all must be rendered.
@@ -125,6 +129,27 @@ class Appending:
         except GatewayError:  # What it is that the template refuses shows itself when everything is rendered.
             return REFUSED
         return REWRITTEN if appended is None else self._template.vocabulary.encode(appended)
+
+    def again(
+        self, asked_ids: Sequence[int], history: Messages, messages: Messages, tools: Tools | None, *, thinking: bool
+    ) -> list[int] | None:
+        """Return the prompt after ``messages``, rendered from the last question of ``history`` on.
+
+        ``asked_ids`` are the recorded prompt with that question, and stay up to the header of its answer. ``history``
+        may lack what came before the question, except for the system messages that open it. The result is ``None``
+        where that is not all that the template rewrites.
+        """
+        mark = self._header_mark
+        if mark is None or mark[1] not in asked_ids:
+            return None
+        if not self._rewrites_little(shape_of(history, messages, tools, thinking=thinking)):
+            return None
+        try:
+            rendered = self._from_header(history, messages, tools)
+        except GatewayError:
+            return None
+        kept = len(asked_ids) - 1 - list(reversed(asked_ids)).index(mark[1])
+        return None if rendered is None else [*asked_ids[:kept], *self._template.vocabulary.encode(rendered)]
 
     def fork(self, shape: Shape) -> str | None:
         """Return why continuations of ``shape`` are not extended; ``None`` where they are."""
@@ -164,6 +189,35 @@ class Appending:
         text = self._stand_in if text_of(turn).strip() else None
         return {"role": "assistant", "content": text, "tool_calls": put}
 
+    @cached_property
+    def _header_mark(self) -> tuple[str, int] | None:
+        """The last token of its own in the header of a turn, or behind the question, and its id."""
+        question = next(heads(system=False, calls=False, thinking=False))
+        with suppress(GatewayError):
+            header = self._template.text(question).rpartition(text_of(question[-1]))[2]
+            for mark in reversed(self._special.findall(_OPENED.sub("", header))):
+                return mark, self._template.vocabulary.encode(mark)[0]
+        return None
+
+    def _from_header(self, history: Messages, messages: Messages, tools: Tools | None) -> str | None:
+        """The text from the header of the answer to the last question on; ``None`` where the text before it changes."""
+        asked = _until_question(history)
+        if self._header_mark is None or not asked:
+            return None
+        before, after = self._template.text(asked, tools), self._template.text([*history, *messages], tools)
+        at = before.rfind(self._header_mark[0])
+        return after[at:] if at >= 0 and after.startswith(before[:at]) else None
+
+    def _rewrites_answers_only(self, shape: Shape) -> bool:
+        """Whether the text up to the last question stays in the probes of ``shape``, and the rest needs no more."""
+        same = []
+        for head, turn, new, tools in self._conversations(shape):
+            with suppress(GatewayError):
+                whole = self._from_header([*head, turn], new, tools)
+                tail = [*(_tail(head) or ()), *head[len(_until_question(head)) :], turn]
+                same.append(whole is not None and whole == self._from_header(tail, new, tools))
+        return bool(same) and all(same)
+
     def _find(self, shape: Shape) -> tuple[_Outcome, str | None]:
         """How continuations of ``shape`` are extended, and why they fork if they do."""
         tried = list(self._try(shape))
@@ -176,14 +230,19 @@ class Appending:
 
     def _try(self, shape: Shape) -> Iterator[_Tried]:
         """Each probe of ``shape`` that the template does not refuse."""
+        for head, turn, new, tools in self._conversations(shape):
+            with suppress(GatewayError):
+                yield self._tried(head, turn, new, tools)
+
+    def _conversations(self, shape: Shape) -> Iterator[tuple[list[Message], Message, list[Message], Tools | None]]:
+        """The probes of ``shape``: what comes before the turn, the turn, what is new, and the tools."""
         tools, new = TOOLS if shape.tools else None, news(shape.roles, calls=shape.calls)
         turn = self._standing_in(turn_of(text=shape.text, calls=shape.calls))
         called = shape.tools or shape.results or shape.calls > 0
         for head in heads(system=shape.system, calls=called, thinking=shape.thinking):
             if (head[-1]["role"] == "tool") == shape.results:
                 for spoken in _thinking(turn, head) if shape.thinking else (turn,):
-                    with suppress(GatewayError):
-                        yield self._tried(head, spoken, new, tools)
+                    yield head, spoken, new, tools
 
     def _tried(self, head: Messages, turn: Message, new: Messages, tools: Tools | None) -> _Tried:
         before, after = self._template.text(head, tools), self._template.text([*head, turn, *new], tools)
@@ -210,6 +269,12 @@ class Appending:
         seen = (one.reason for one in tried if one.reason is not None)
         easier = (reason for reason, easier in _easier(shape) if self.fork(easier) is None)
         return next(chain(seen, easier), REWRITTEN)
+
+
+def _until_question(messages: Messages) -> Messages:
+    """The messages up to the last question; none where there is no question."""
+    last = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return messages[: last + 1]
 
 
 def _tail(before: Messages) -> list[Mapping[str, Any]] | None:

@@ -73,9 +73,10 @@ class Renderer:
         """What this renderer costs, where a better one could exist; it has been logged."""
         self.stop_ids = stop_ids
         """Ids that end an assistant turn."""
-        self._appending = Appending(template, stop_ids) if template is not None and candidate.in_full else None
-        answered = frozenset[int]() if self._appending is None else self._appending.closing_ids()
-        self._closing_ids = candidate.closing_ids | answered
+        self._appending = None if template is None else Appending(template, stop_ids)
+        self._closing_ids = candidate.closing_ids
+        if self._appending is not None and candidate.in_full:
+            self._closing_ids |= self._appending.closing_ids()
         self.tool_end_id: int | None = vocabulary.special_id("</tool_call>")
         """The id that ends a tool call, if the vocabulary has one."""
         self.day: date | None = template.day if template is not None and template.writes_date else None
@@ -98,7 +99,7 @@ class Renderer:
 
         Also empty for a renderer that reproduces the template.
         """
-        if self._appending is None:
+        if self._appending is None or not self._candidate.in_full:
             return ()
         shapes = [QUESTION, *([QUESTION._replace(tools=True), RESULTS] if self.abilities.tools else [])]
         return tuple(dict.fromkeys(reason for reason in map(self._appending.fork, shapes) if reason is not None))
@@ -173,7 +174,7 @@ class Renderer:
             return "nothing new to answer"
         if "assistant" in roles:
             return "history edited"
-        if self._appending is not None:
+        if candidate.in_full and self._appending is not None:
             if thinking and self._thinking.unclosed(completion_ids, prompt_ids):
                 return "the turn was cut inside its thinking"
             appended = self._appending.ids(history, messages, tools, thinking=thinking)
@@ -185,6 +186,25 @@ class Renderer:
         if extended is None or extended[: len(recorded)] != recorded:
             return "the completion holds no turn to extend"
         return extended
+
+    def render_again(
+        self,
+        asked_ids: Sequence[int],
+        history: Messages,
+        messages: Messages,
+        tools: Tools | None = None,
+        *,
+        thinking: bool = False,
+    ) -> list[int] | None:
+        """Return the prompt after ``messages``, in which the template rewrites the answer to the last question alone.
+
+        ``asked_ids`` are the ids of the recorded prompt with the last question of ``history``, whose last message is a
+        turn and which may lack what came before the question, except for the system messages that open it. The result
+        begins with these ids up to the header of the answer. It is ``None`` where the template rewrites more.
+        """
+        if self._appending is None:
+            return None
+        return self._appending.again(asked_ids, history, messages, tools, thinking=thinking)
 
     def _joined(
         self, prompt_ids: Sequence[int], completion_ids: Sequence[int], appended: Sequence[int]
