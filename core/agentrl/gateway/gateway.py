@@ -49,6 +49,7 @@ from agentrl.gateway.contract import (
 from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.dialects.messages import Messages
 from agentrl.gateway.dialects.models import Models
+from agentrl.gateway.dialects.responses.dialect import Responses
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.openapi import Document
 from agentrl.gateway.resource import Resource, ResourceRequest
@@ -96,7 +97,7 @@ class Gateway:
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
         self.body_limit = body_limit
-        own: tuple[Dialect, ...] = (ChatCompletions(), Messages(), Models())
+        own: tuple[Dialect, ...] = (ChatCompletions(), Messages(), Models(), Responses())
         self._dialects = own if dialects is None else tuple(dialects)
         self._resources: tuple[Resource, ...] = ()
         self.attach(Document(lambda: self._routes.owners))
