@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from agentrl.errors import GatewayError, shown
@@ -40,16 +41,15 @@ class Stored:
         name = str(self.answer["id"]).removeprefix("resp_")
         return [_listed(item, f"{name}i{index:02x}") for index, item in enumerate(items)]
 
-    def known(self) -> Iterator[Sequence[Item]]:
-        """All items up to its end, in their order: input and output of what came before, then its own."""
-        chain: list[Stored] = []
-        link: Stored | None = self
-        while link is not None:
-            chain.append(link)
-            link = link.before
-        for each in reversed(chain):
+    def asked(self) -> Iterator[Sequence[Item]]:
+        """The items that it answers, in their order: input and output of what came before, then its own input."""
+        links = [self]
+        while (before := links[-1].before) is not None:
+            links.append(before)
+        for each in reversed(links[1:]):
             yield each.input
             yield each.output
+        yield self.input
 
 
 class Store:
@@ -63,7 +63,7 @@ class Store:
         stored = self._memory.get(response)
         if isinstance(stored, Stored):
             return stored
-        raise GatewayError(f"Response with id '{shown(response, 80)}' not found.", status=404)
+        raise GatewayError(f"Response with id {shown(response, 80)} not found.", status=404)
 
     def find(self, response: object) -> Stored | None:
         """The response with this id, if it is kept."""
@@ -89,7 +89,7 @@ class Store:
                 code="previous_response_not_found",
                 fix="send the history as input; a response is kept in its session, unless it has store: false",
             )
-        return stored.known()
+        return chain(stored.asked(), [stored.output])
 
     def referred(self, item: Any, where: str) -> Any:
         """``item``, or the one that it refers to. Raises ``GatewayError`` (404) where that is not kept."""
