@@ -115,7 +115,7 @@ def test_what_is_refused_says_what_there_is(in_process, open_session):
     session = open_session()
     missing = ask(in_process, "POST", f"{session.base_url}/embeddings")
     wrong = ask(in_process, "PUT", f"{session.base_url}/chat/completions")
-    for known in ("POST /v1/chat/completions", "POST /v1/messages", "GET /v1/models and GET /v1/models/NAME"):
+    for known in ("POST /v1/chat/completions", "POST /v1/messages", "GET /v1/models, GET /v1/models/NAME"):
         assert known in missing.json()["error"]["message"]
     assert "takes no PUT (use POST)" in wrong.json()["error"]["message"]
     assert len(session.refusals) == 2

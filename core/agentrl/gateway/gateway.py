@@ -337,9 +337,9 @@ class Gateway:
             raise refusal from error
 
     def _body(self, exchange: Exchange) -> dict[str, Any]:
-        """The JSON object in a request's body; empty where a method that needs no body has none."""
+        """The JSON object in a request's body; empty where it has none."""
         self.check_size(len(exchange.body))
-        if not exchange.body and exchange.method != "POST":
+        if not exchange.body:
             return {}
         try:
             body = read_json(exchange.body)
