@@ -47,7 +47,7 @@ from agentrl.gateway.contract import (
     WireRequest,
 )
 from agentrl.gateway.dialects.chat import ChatCompletions
-from agentrl.gateway.dialects.messages import Messages
+from agentrl.gateway.dialects.messages.dialect import Messages
 from agentrl.gateway.dialects.models import Models
 from agentrl.gateway.dialects.responses.dialect import Responses
 from agentrl.gateway.normalise import Normalisers

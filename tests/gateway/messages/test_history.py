@@ -73,7 +73,7 @@ def test_a_signature_of_another_session_is_counted_and_the_recorded_thinking_goe
     result = {"type": "tool_result", "tool_use_id": answer.content[-1].id, "content": "408"}
     whole.ask(session, [*ASK, *_turn(blocks), {"role": "user", "content": [result]}], tools=TOOLS)
     first, second = session.calls
-    assert (second.parent, second.fork_reason, second.unmet) == (first.id, None, ("signature",))
+    assert (second.parent, second.fork_reason, second.unmet) == (first.id, None, ("thinking.signature",))
 
 
 def test_thinking_of_elsewhere_is_not_rendered(whole, open_session, backend):
@@ -84,7 +84,7 @@ def test_thinking_of_elsewhere_is_not_rendered(whole, open_session, backend):
     session = open_session()
     whole.ask(session, [*ASK, {"role": "assistant", "content": [thinking, use]}, result], tools=TOOLS)
     whole.ask(open_session(), [*ASK, {"role": "assistant", "content": [use]}, result], tools=TOOLS)
-    assert session.calls[0].unmet == ("signature",)
+    assert session.calls[0].unmet == ("thinking.signature",)
     assert backend.requests[0].prompt_ids == backend.requests[1].prompt_ids
     assert "secret" not in backend.renderer.vocabulary.decode(backend.requests[0].prompt_ids)
 
@@ -141,4 +141,4 @@ def test_arguments_come_back_as_they_were_written(asks, open_session, backend, a
     turns = [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
     asks.ask(session, [*ASK, *turns], tools=TOOLS)
     first, second = session.calls
-    assert (second.parent, second.fork_reason, second.unmet) == (first.id, None, ("is_error",))
+    assert (second.parent, second.fork_reason, second.unmet) == (first.id, None, ("tool_result.is_error",))

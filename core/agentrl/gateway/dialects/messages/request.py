@@ -9,8 +9,8 @@ from typing import Any
 from agentrl.errors import shown
 from agentrl.gateway.contract import ModelRequest, WireRequest, new_call_id
 from agentrl.gateway.dialects.fields import SAMPLING_FIELDS, read_model, read_template_kwargs
-from agentrl.gateway.dialects.messages_blocks import Conversation
-from agentrl.gateway.dialects.messages_tools import read_choice, read_tools
+from agentrl.gateway.dialects.messages.blocks import Conversation
+from agentrl.gateway.dialects.messages.tools import read_choice, read_tools
 from agentrl.gateway.dialects.overrides import STRICT
 from agentrl.gateway.dialects.refusals import flag, unknown, unsupported, wrong
 from agentrl.gateway.dialects.schemas import check_schema
@@ -151,7 +151,7 @@ def _preferences(given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
             raise unsupported("output_config.effort", effort, f"is none of {', '.join(_EFFORTS)}")
         preferences["reasoning_effort"] = effort
     if config.get("task_budget"):
-        unmet.add("task_budget")
+        unmet.add("output_config.task_budget")
     thinking = given.get("thinking", {"type": "adaptive"})
     kind = thinking.get("type") if isinstance(thinking, dict) else None
     if kind not in _THINKING:
@@ -160,7 +160,7 @@ def _preferences(given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
         preferences["enable_thinking"] = kind == "enabled"
     if kind == "enabled" and thinking.get("budget_tokens") is not None:
         _check_budget(thinking["budget_tokens"])
-        unmet.add("budget_tokens")
+        unmet.add("thinking.budget_tokens")
     if kind == "between_tools":
         unmet.add("thinking")
     if _edits(given.get("context_management")):

@@ -7,10 +7,10 @@ from typing import Any
 
 from agentrl.errors import GatewayError
 from agentrl.gateway.contract import Completion, Event, ModelRequest, Reply, Route, WireRequest, new_call_id
-from agentrl.gateway.dialects.messages_blocks import answer_blocks
-from agentrl.gateway.dialects.messages_events import EventWriter, message_events
-from agentrl.gateway.dialects.messages_overrides import override_messages
-from agentrl.gateway.dialects.messages_request import read_request, tells_thinking
+from agentrl.gateway.dialects.messages.blocks import answer_blocks
+from agentrl.gateway.dialects.messages.events import EventWriter, message_events
+from agentrl.gateway.dialects.messages.override import override_fields
+from agentrl.gateway.dialects.messages.request import read_request, tells_thinking
 from agentrl.gateway.dialects.writing import EVENT_STREAM, written
 
 __all__ = ["Messages"]
@@ -42,7 +42,7 @@ class Messages:
 
     def override(self, body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Apply ``rollout.override``; see ``Dialect.override``."""
-        return override_messages(body, override)
+        return override_fields(body, override)
 
     def parse(self, request: WireRequest) -> ModelRequest | Reply:
         """Read a request for a message, or count the tokens of one; see ``Dialect.parse``."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentrl.errors import GatewayError
 from agentrl.gateway.contract import CallDelta, Completion, Delta, Event
-from agentrl.gateway.dialects.messages_blocks import INVALID_JSON, tool_input
+from agentrl.gateway.dialects.messages.blocks import INVALID_JSON, tool_input
 from agentrl.gateway.dialects.writing import server_event
 
 __all__ = ["EventWriter", "message_events"]

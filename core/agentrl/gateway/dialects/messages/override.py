@@ -1,4 +1,4 @@
-"""``rollout.override``, whose fields are named as in the chat completions API, for requests of the Messages API."""
+"""``rollout.override``, which names fields as in the chat completions API, applied to the Messages API."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ from typing import Any
 
 from agentrl.gateway.dialects.overrides import STRICT, apply_override
 
-__all__ = ["override_messages"]
+__all__ = ["override_fields"]
 
+_NAMES: Mapping[str, str] = {"stop": "stop_sequences"}
+"""Fields that have another name here."""
+_CONFIG: Mapping[str, str] = {"response_format": "format", "reasoning_effort": "effort"}
+"""Fields that are part of ``output_config`` here."""
+_PARALLEL = "parallel_tool_calls"
 _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
-def override_messages(body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def override_fields(body: Mapping[str, Any], override: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Apply ``override`` to a request's body; see ``Dialect.override``.
 
-    The names that are returned are those of ``override``, except that fields which the Messages API names otherwise
-    have its name there.
+    The names that are returned are those of this API.
     """
-    fields, changed = {name: value for name, value in override.items() if name not in _APART}, set[str]()
-    if "stop" in override:
-        stop = override["stop"]
-        fields["stop_sequences"] = [stop] if isinstance(stop, str) else stop
-    if "tool_choice" in override:
-        fields["tool_choice"] = _choice(override["tool_choice"])
-    result, names = apply_override(body, fields)
-    if "parallel_tool_calls" in override and _set_parallel(result, override["parallel_tool_calls"] is False):
-        changed.add("parallel_tool_calls")
-    for name, key in (("response_format", "format"), ("reasoning_effort", "effort")):
+    apart = (*_CONFIG, _PARALLEL, STRICT)
+    fields = {_NAMES.get(name, name): _value(name, value) for name, value in override.items() if name not in apart}
+    result, changed = apply_override(body, fields)
+    names = set(changed)
+    if _PARALLEL in override and _set_one_call(result, override[_PARALLEL] is False):
+        names.add("tool_choice.disable_parallel_tool_use")
+    for name, key in _CONFIG.items():
         if name in override and _set_config(result, key, override[name]):
-            changed.add(name)
+            names.add(f"output_config.{key}")
     if STRICT in override and _set_strict(result, bool(override[STRICT])):
-        changed.add(STRICT)
-    return result, tuple(sorted({*names, *changed}))
+        names.add(STRICT)
+    return result, tuple(sorted(names))
 
 
-_APART = frozenset({"stop", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort", STRICT})
+def _value(name: str, value: Any) -> Any:
+    if name == "stop" and isinstance(value, str):
+        return [value]
+    return _choice(value) if name == "tool_choice" else value
 
 
 def _choice(value: Any) -> Any:
@@ -46,7 +50,8 @@ def _choice(value: Any) -> Any:
     return {"type": "tool", "name": function.get("name")} if isinstance(function, dict) else value
 
 
-def _set_parallel(body: dict[str, Any], one: bool) -> bool:
+def _set_one_call(body: dict[str, Any], one: bool) -> bool:
+    """Set whether one call ends an answer. Returns whether the request had it otherwise."""
     choice = body.get("tool_choice")
     given = choice if isinstance(choice, dict) else {}
     changed = bool(given.get("disable_parallel_tool_use")) != one
@@ -56,7 +61,10 @@ def _set_parallel(body: dict[str, Any], one: bool) -> bool:
 
 
 def _set_config(body: dict[str, Any], key: str, value: Any) -> bool:
-    """Replace or drop what ``output_config`` has under ``key``, and the older name of the format."""
+    """Replace or drop what ``output_config`` has under ``key``. Returns whether the request had something else there.
+
+    The format has an older place too.
+    """
     config = body.get("output_config")
     given = config if isinstance(config, dict) else {}
     before = given.get(key)
@@ -78,10 +86,14 @@ def _format(value: Any) -> Any:
 
 
 def _set_strict(body: dict[str, Any], strict: bool) -> bool:
+    """Set ``strict`` of every tool that has a schema. Returns whether any had another."""
     tools = body.get("tools")
     if not isinstance(tools, list):
         return False
-    functions = [tool for tool in tools if isinstance(tool, dict) and "input_schema" in tool]
-    changed = any(bool(tool.get(STRICT)) != strict and STRICT in tool for tool in functions)
-    body["tools"] = [{**tool, STRICT: strict} if tool in functions else tool for tool in tools]
+    changed = any(_is_function(tool) and bool(tool.get(STRICT, strict)) != strict for tool in tools)
+    body["tools"] = [{**tool, STRICT: strict} if _is_function(tool) else tool for tool in tools]
     return changed
+
+
+def _is_function(tool: Any) -> bool:
+    return isinstance(tool, dict) and "input_schema" in tool

@@ -23,9 +23,9 @@ Message = dict[str, Any]
 
 INVALID_JSON = "INVALID_JSON"
 """The key of the text in an input that the policy did not write as a JSON object."""
-ERRORS = "is_error"
+ERRORS = "tool_result.is_error"
 """What is unmet where a tool result is marked as an error: the policy reads its text alone."""
-SIGNATURE = "signature"
+SIGNATURE = "thinking.signature"
 """What is unmet where thinking comes back with a signature that was not given in its session."""
 
 _BLOCK_FIELDS: Mapping[str, frozenset[str]] = {
