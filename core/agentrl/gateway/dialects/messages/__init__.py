@@ -1,1 +1,1 @@
-"""The dialect of the Messages API: ``dialect`` serves it, ``request`` reads, ``events`` streams, ``blocks`` translates."""
+"""The dialect of the Messages API: ``dialect`` serves it, ``request`` reads, ``blocks`` translates, ``events`` tell."""
