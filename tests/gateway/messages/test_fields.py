@@ -10,7 +10,7 @@ from tests.gateway.messages.conftest import ASK, CALL, TOOLS
 
 from agentrl.gateway.contract import SessionSettings, WireRequest
 from agentrl.gateway.dialects.messages.dialect import Messages
-from agentrl.inference.contract import Grammar
+from agentrl.inference.contract import Capabilities, Grammar
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 FORMAT = {"type": "json_schema", "schema": SCHEMA}
@@ -170,7 +170,10 @@ def test_what_cannot_be_read_or_granted_is_refused_in_the_shape_of_the_api(whole
     assert whole.ask(session).content[0].text == "It is 408."
 
 
-def test_tools_whose_input_the_api_defines_are_functions_of_the_policy(whole, open_session, backend):
+def test_tools_whose_input_the_api_defines_are_functions_of_the_policy(
+    whole, gateway, open_session, backend, monkeypatch
+):
+    monkeypatch.setattr(gateway.completer, "capabilities", Capabilities(context_length=8192, max_concurrency=8))
     backend.says('<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>')
     tools = [
         {"type": "bash_20250124", "name": "bash"},
