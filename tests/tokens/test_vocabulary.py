@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tests.tokens.families import tokenizer as _family
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from agentrl.tokens.vocabulary import Vocabulary
@@ -127,3 +129,29 @@ def test_many_threads_encode_at_once(vocabulary):
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(vocabulary.encode, texts))
     assert [vocabulary.decode(each) for each in ids] == texts
+
+
+@lru_cache
+def _vocabulary(family):
+    return Vocabulary(_family(family))
+
+
+@pytest.mark.parametrize("family", ["qwen2.5", "gemma", "phi-3"])
+@given(st.text(alphabet="It is408.é\n "), st.text(alphabet="It is408.é\n "))
+def test_a_text_goes_on_from_ids_as_the_text_that_they_are(family, first, rest):
+    """Phi-3's vocabulary encodes a text that begins as if a space came before it."""
+    vocabulary = _vocabulary(family)
+    ids = vocabulary.encode(f"It is {first}")
+    more = vocabulary.encode_after(ids[-1], rest)
+    assert vocabulary.decode([*ids, *more]) == vocabulary.decode(ids) + rest
+
+
+def test_what_a_tokenizer_puts_before_a_text_is_told(chat_tokenizer):
+    assert Vocabulary(chat_tokenizer).opening == []
+    tokenizer = _family("llama-3.2")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", tokenizer.bos_token_id)]
+    )
+    vocabulary = Vocabulary(tokenizer)
+    assert vocabulary.opening == [tokenizer.bos_token_id]
+    assert vocabulary.encode("It") == tokenizer.encode("It", add_special_tokens=False)

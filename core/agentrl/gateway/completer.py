@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling
@@ -140,7 +141,7 @@ class EngineCompleter:
         self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools = tools_key(request.tools, request.template_kwargs)
         keys = [message_key(message) for message in request.messages]
-        continues = session.continuation(tools, request.messages, keys)
+        continues = self._continuation(session, request, tools, keys)
         draw: Draw | None = None
         try:
             prompt = self._prompt(continues, request, tools, keys)
@@ -163,11 +164,18 @@ class EngineCompleter:
         self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools = tools_key(request.tools, request.template_kwargs)
         keys = [message_key(message) for message in request.messages]
-        continues = session.continuation(tools, request.messages, keys)
+        continues = self._continuation(session, request, tools, keys)
         try:
             return len(self._prompt(continues, request, tools, keys).ids)
         finally:
             session.abandon(continues)
+
+    def _continuation(
+        self, session: Session, request: ModelRequest, tools: str, keys: Sequence[MessageKey]
+    ) -> Continuation:
+        if request.prompt is not None:
+            return session.prompt_continuation(request.prompt)
+        return session.continuation(tools, request.messages, keys)
 
     def _writer(self, request: ModelRequest) -> Renderer:
         """The renderer under the variables of the chat template that a request sets."""
@@ -259,9 +267,16 @@ class EngineCompleter:
             continues=asked.continues,
             tokens=SampledTokens(prompt.ids, chunk.ids, source, shown, prompt.extends),
             spelled=self.renderer.control.spelled(message, chunk.ids, self.renderer.vocabulary.decode),
+            prompt=self._prompt_text(request.prompt),
         )
         handle = session.handle(call.id) if message.get("reasoning_content") else ""
-        return Completion(call, session.settings.model, self._tokens(chunk), handle=handle, stop=chunk.stop_string)
+        told = self._tokens(chunk)
+        return Completion(
+            call, session.settings.model, told, prompt_ids=prompt.ids, handle=handle, stop=chunk.stop_string
+        )
+
+    def _prompt_text(self, prompt: str | tuple[int, ...] | None) -> str | None:
+        return prompt if prompt is None or isinstance(prompt, str) else self.renderer.vocabulary.decode(prompt)
 
     def _tokens(self, chunk: Chunk, before: int | None = None) -> Tokens:
         return Tokens(chunk.ids, chunk.logprobs, chunk.top_logprobs, before, self.renderer.vocabulary.piece)
@@ -270,6 +285,8 @@ class EngineCompleter:
         self, continues: Continuation, request: ModelRequest, tools: str, keys: Sequence[MessageKey]
     ) -> _Prompt:
         """The matched turn's own ids, extended by what is new; where that is impossible, everything rendered."""
+        if request.prompt is not None:
+            return self._raw_prompt(continues, request.prompt)
         turn, reason = continues.match.turn, continues.match.fork_reason
         if turn is not None and reason is None:
             extended = self._extended(continues, turn, request)
@@ -287,6 +304,30 @@ class EngineCompleter:
         ids = writer.render(*writer.marked(request.messages, request.tools, continues.spelled))
         thinking = any(map(thinking_of, request.messages)) and self.renderer.thinks(ids)
         return _Prompt(ids, False, thinking, reason)
+
+    def _raw_prompt(self, continues: Continuation, prompt: str | tuple[int, ...]) -> _Prompt:
+        """A prompt without messages: the ids of the completion that it continues, and of what it adds to them."""
+        turn, vocabulary = continues.match.turn, self.renderer.vocabulary
+        if turn is not None and turn.position is not None:
+            rest = prompt[continues.known :]
+            added = vocabulary.encode_after(continues.history[-1], rest) if isinstance(rest, str) else rest
+            ids = [*continues.history, *added]
+        else:
+            ids = [*vocabulary.opening, *vocabulary.encode(prompt)] if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise GatewayError(
+                "prompt holds no token", param="prompt", code="invalid_value", fix="say what to complete"
+            )
+        if self._vocabulary is not None and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            raise GatewayError(
+                f"prompt holds an id that the model does not know: its ids go from 0 to {self._vocabulary - 1}",
+                param="prompt",
+                code="invalid_value",
+            )
+        if turn is None:
+            return _Prompt(ids, False, False, None)
+        cut = None if turn.position is not None else "a stop string cut the turn inside a token"
+        return _Prompt(ids, cut is None, turn.thinking, cut)
 
     def _extended(self, continues: Continuation, turn: Turn, request: ModelRequest) -> list[int] | str:
         """The matched turn's ids and those of the new messages, or why the one cannot follow the other."""
@@ -334,11 +375,12 @@ class EngineCompleter:
     def _sampling(self, session: Session, request: ModelRequest, prompt_ids: list[int], draw: Draw) -> Sampling:
         room = self.capabilities.context_length - len(prompt_ids)
         if room < 1:
+            part, come = ("messages", "messages come") if request.prompt is None else ("prompt", "prompt comes")
             raise GatewayError(
-                f"the messages come to {len(prompt_ids)} tokens, which leaves no room in the context of "
+                f"the {come} to {len(prompt_ids)} tokens, which leaves no room in the context of "
                 f"{self.capabilities.context_length}",
                 code="context_length_exceeded",
-                param="messages",
+                param=part,
                 fix="shorten the history, or use a model with a longer context",
             )
         writer = self._writer(request)
@@ -386,9 +428,14 @@ class EngineCompleter:
         """The message of a completion, and how many of its tokens it shows; ``None`` where it ends inside one."""
         ids, writer = list(chunk.ids), self._writer(request)
         shown: int | None = writer.history_length(ids)
+        if request.prompt is not None:  # What its client is shown is text: no token that ends a turn is in it.
+            ids = list(takewhile(lambda token: token not in writer.stop_ids, ids))
+            shown = len(ids)
         cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
         if cut is not None:
             ids, shown = cut
+        if request.prompt is not None:
+            return {"role": "assistant", "content": writer.vocabulary.decode(ids)}, shown
         tools = request.tools if request.calls_tools else None
         message = writer.parse(ids, tools, prompt_ids, call_ids=f"call_{digest.hex()[:24]}_")
         return message, shown
@@ -409,7 +456,7 @@ class EngineCompleter:
 
 def _asked_tokens(messages: Sequence[Mapping[str, Any]], prompt: _Prompt, parent: Turn | None) -> int:
     """How many tokens the prompt had when the last question was asked, for ``Turn.asked_tokens``."""
-    if messages[-1]["role"] == "user":
+    if not messages or messages[-1]["role"] == "user":  # A prompt without messages is a question as a whole.
         return len(prompt.ids)
     newest = next((message["role"] for message in reversed(messages) if message["role"] in _SPEAKERS), "user")
     return 0 if newest == "user" or parent is None or not prompt.extends else parent.asked_tokens

@@ -220,7 +220,7 @@ class ModelRequest:
     body: Mapping[str, Any]
     """What is recorded as ``Call.request``: the body of the ``WireRequest``."""
     messages: list[dict[str, Any]]
-    """The conversation in the shape of the chat completions API, plain JSON."""
+    """The conversation in the shape of the chat completions API, plain JSON; empty where there is a ``prompt``."""
     tools: list[dict[str, Any]] | None = None
     """The tools in the shape of the chat completions API; ``None`` where there are none."""
     calls_tools: bool = True
@@ -255,6 +255,8 @@ class ModelRequest:
     """Whether the answer is written while it is sampled, by ``Dialect.stream``."""
     call_id: str = field(default_factory=new_call_id)
     """The response id that the call will have."""
+    prompt: str | tuple[int, ...] | None = None
+    """A text, or token ids, to complete as they are, in the place of messages. The answer is content alone."""
     relay: Mapping[str, Any] | None = None
     """The body that an endpoint of the chat completions API is sent where the request is passed on; ``None`` has one
     made of the messages, tools and fields above."""
@@ -320,6 +322,8 @@ class Completion:
     """What was sampled; empty where the call was passed on to an endpoint."""
     answer: Mapping[str, Any] | None = None
     """The body with which an endpoint of the chat completions API answered, where the call was passed on to one."""
+    prompt_ids: Sequence[int] = ()
+    """The prompt's token ids; empty where the call was passed on."""
     handle: str = ""
     """An opaque text that stands for the call's thinking in its session: ``WireRequest.thinking`` takes it back.
     Protocols with signed or encrypted thinking hand it to clients. Empty where the answer has no thinking."""

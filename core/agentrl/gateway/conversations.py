@@ -88,6 +88,8 @@ class Continuation:
     """The token ids of the matched turn's conversation; empty where there is none."""
     spelled: list[frozenset[str]]
     """For each message of the request, the control tokens that the policy spelled out when it wrote it."""
+    known: int = 0
+    """How much of a prompt without messages the matched turn holds: characters of a text, or ids."""
 
 
 @dataclass(slots=True)

@@ -47,6 +47,7 @@ from agentrl.gateway.contract import (
     WireRequest,
 )
 from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.completions import Completions
 from agentrl.gateway.dialects.messages.dialect import Messages
 from agentrl.gateway.dialects.models import Models
 from agentrl.gateway.dialects.responses.dialect import Responses
@@ -97,7 +98,7 @@ class Gateway:
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
         self.body_limit = body_limit
-        own: tuple[Dialect, ...] = (ChatCompletions(), Messages(), Models(), Responses())
+        own: tuple[Dialect, ...] = (ChatCompletions(), Completions(), Messages(), Models(), Responses())
         self._dialects = own if dialects is None else tuple(dialects)
         self._resources: tuple[Resource, ...] = ()
         self.attach(Document(lambda: self._routes.owners))

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 from agentrl.errors import AgentRLError, ConfigError, GatewayError
 from agentrl.gateway.contract import Call, Exchange, SessionSettings
-from agentrl.gateway.conversations import Bodies, Continuation, Conversations, MessageKey, Turn
+from agentrl.gateway.conversations import Bodies, Continuation, Conversations, Match, MessageKey, Turn
+from agentrl.gateway.prompts import Prompts
 from agentrl.gateway.retries import Retries
 from agentrl.gateway.sampling import Draws
 from agentrl.loops import Interruptible
@@ -209,6 +210,7 @@ class Session:
         self._memories: dict[object, dict[str, Any]] = {}
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
+        self._prompts = Prompts()
         self._running: set[RunningCall] = set()
         self._waited = self._waiting_since = 0.0
         self._time = _loop_time()
@@ -306,11 +308,20 @@ class Session:
         """
         with self._lock:
             match = self._conversations.find(tools, messages, keys)
-            turn = match.turn
-            history = self.tree.path(turn.position) if turn is not None and turn.position is not None else []
-            if turn is not None:
-                turn.continued += 1
-            return Continuation(match, history, self._conversations.spelled(keys))
+            return Continuation(match, self._continued(match.turn), self._conversations.spelled(keys))
+
+    def prompt_continuation(self, prompt: str | Sequence[int]) -> Continuation:
+        """What a prompt without messages continues. It counts as ``continuation`` does."""
+        with self._lock:
+            turn, known = self._prompts.find(prompt)
+            return Continuation(Match(turn, 0, None), self._continued(turn), [], known)
+
+    def _continued(self, turn: Turn | None) -> list[int]:
+        """The ids of the conversation that ``turn``, which is being continued, ends."""
+        if turn is None:
+            return []
+        turn.continued += 1
+        return [] if turn.position is None else self.tree.path(turn.position)
 
     def abandon(self, continuation: Continuation) -> None:
         """A call that would have continued something has failed."""
@@ -333,8 +344,11 @@ class Session:
         continues: Continuation | None = None,
         tokens: SampledTokens | None = None,
         spelled: frozenset[str] = frozenset(),
+        prompt: str | None = None,
     ) -> None:
         """Record a completed call and its ``tokens``, if it has any.
+
+        ``prompt`` is the text of a prompt without messages; ``tools`` and ``keys`` then do not count.
 
         ``turn`` is the end of the conversation with ``tools`` and the ``keys`` of all messages, the turn's included;
         its position is set here. ``spelled`` are the control tokens that its text spells out in other tokens. Raises
@@ -346,7 +360,11 @@ class Session:
                 turn.position = self._grow(continues, tokens)
             self._calls[call.id] = call
             self._turns[call.id] = turn
-            self._conversations.add(tools, keys, turn, spelled)
+            if prompt is None or tokens is None:
+                self._conversations.add(tools, keys, turn, spelled)
+            elif tokens.shown != 0:  # After an answer without a text the prompt is the same as before.
+                ids = [*tokens.prompt_ids, *tokens.ids[: tokens.shown]]
+                self._prompts.add(f"{prompt}{turn.message['content']}", ids, turn)
 
     def _grow(self, continues: Continuation | None, tokens: SampledTokens) -> Position | None:
         """Add a call's tokens to the tree; where the conversation goes on from there."""

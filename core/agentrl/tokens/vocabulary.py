@@ -80,6 +80,24 @@ class Vocabulary:
             return lambda text: tuple(token for part in text.split(MARK) for token in self._encode(part))
         return _MarkedEncoder(backend).encode
 
+    def encode_after(self, before: int, text: str) -> list[int]:
+        """Return the ids of ``text`` where it goes on after the token ``before``.
+
+        Some vocabularies encode a text that begins otherwise than one that goes on, so that it is encoded together with
+        what comes before, or with another text that it does not grow together with.
+        """
+        for anchor in (self.decode([before]), ".", "a"):
+            alone, both = self.encode(anchor), self.encode(anchor + text)
+            if anchor.strip() and both[: len(alone)] == alone and self.decode(both) == anchor + text:
+                return both[len(alone) :]
+        return self.encode(text)
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The ids that the tokenizer itself puts before a text, such as the one that begins a document."""
+        opening = list(self._tokenizer("")["input_ids"])
+        return opening if opening == [self._tokenizer.bos_token_id] else []
+
     def decode(self, ids: int | Sequence[int], **_: object) -> str:
         """Return the text of ``ids``, special tokens included."""
         return self._decode([ids] if isinstance(ids, int) else list(ids))

@@ -12,9 +12,12 @@ from agentrl.gateway.contract import ModelRequest
 from agentrl.gateway.dialects.refusals import flag, unsupported, whole, wrong
 
 __all__ = [
+    "MOST_CHOICES",
     "NO_EFFECT",
     "SAMPLING_FIELDS",
+    "choice_count",
     "choices",
+    "numbered",
     "read_model",
     "read_preferences",
     "read_sampling",
@@ -52,7 +55,7 @@ NO_EFFECT = frozenset(
 )
 """Fields about accounts, caches and speed, which change nothing in what is sampled."""
 
-_MOST_CHOICES = 128
+MOST_CHOICES = 128
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 _LEVELS = {
     "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
@@ -130,12 +133,17 @@ def choices(asked: ModelRequest, count: Any) -> list[ModelRequest]:
     The calls after the first have its id and their number, and a seed of their own where the request has one: else all
     would be the same.
     """
+    return [asked, *(numbered(asked, number) for number in range(1, choice_count(count)))]
+
+
+def choice_count(count: Any) -> int:
+    """How many choices a field ``n`` asks for. Raises ``GatewayError`` (400)."""
     fix = "have one answer with rollout.override: {n: null}"
-    number = whole({"n": count}, "n", 1, _MOST_CHOICES, 1, fix=fix)
-    return [asked, *(_choice(asked, choice) for choice in range(1, number))]
+    return whole({"n": count}, "n", 1, MOST_CHOICES, 1, fix=fix)
 
 
-def _choice(asked: ModelRequest, number: int) -> ModelRequest:
+def numbered(asked: ModelRequest, number: int) -> ModelRequest:
+    """``asked`` as the choice of an answer with this ``number``, which is not the first."""
     relay = None if asked.relay is None else _apart(asked.relay, number)
     return replace(asked, call_id=f"{asked.call_id}-{number}", fields=_apart(asked.fields, number), relay=relay)
 
