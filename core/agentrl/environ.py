@@ -5,6 +5,9 @@ Every other variable that begins with ``AGENTRL_`` sets a configuration key; see
 
 from __future__ import annotations
 
+ADMIN_KEY = "AGENTRL_ADMIN_KEY"
+"""The key that opens and lists the sessions of ``agentrl serve``."""
+
 DEBUG = "AGENTRL_DEBUG"
 """Anything but empty: the command line shows the traceback of an error."""
 
@@ -22,5 +25,5 @@ WORKER = "AGENTRL_WORKER"
 
 PREFIX = "AGENTRL_"
 
-RESERVED = frozenset({DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA, WORKER})
+RESERVED = frozenset({ADMIN_KEY, DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA, WORKER})
 """Names below ``PREFIX`` that are no configuration keys."""

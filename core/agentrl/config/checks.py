@@ -26,6 +26,7 @@ __all__ = [
     "near_key",
     "unknown_key",
     "unused_by_evaluation",
+    "unused_by_serving",
     "without_former_keys",
 ]
 
@@ -92,6 +93,23 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
     """
     sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "scheduler")
     reasons = dict.fromkeys(sections, "evaluation does not train")
+    if endpoint:
+        reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
+    return [
+        Ineffective(key, place, reason)
+        for key, place in provenance.items()
+        if place == "command line" or place.startswith("environment ")
+        for section, reason in reasons.items()
+        if key == section or key.startswith(f"{section}.")
+    ]
+
+
+def unused_by_serving(provenance: Mapping[str, str], *, endpoint: bool = False) -> list[Ineffective]:
+    """As ``unused_by_evaluation``, for a service that runs no agent and trains nothing."""
+    sections = ("agent", "tasks", "reward", "evaluation", "training", "algorithm", "trackers", "scheduler")
+    rollout = ("group_size", "tasks_per_step", "mode", "max_workers", "episodes_per_worker", "episode_timeout")
+    others = (*rollout, "max_attempts", "failure_budget")
+    reasons = dict.fromkeys((*sections, *(f"rollout.{key}" for key in others)), "the agents are run elsewhere")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
     return [

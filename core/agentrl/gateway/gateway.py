@@ -56,7 +56,7 @@ from agentrl.gateway.openapi import Document
 from agentrl.gateway.resource import Resource, ResourceRequest
 from agentrl.gateway.retries import Attempt, parts
 from agentrl.gateway.routes import Routes, methods_of, split_path, wrong_method
-from agentrl.gateway.server import Server
+from agentrl.gateway.server import DEFAULT_LIMITS, LOOPBACK, ConnectionLimits, Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
 from agentrl.gateway.streaming import LiveAnswer, replayed, with_last_part
 from agentrl.gateway.transport import SharedClients
@@ -89,11 +89,15 @@ class Gateway:
         *,
         normalisers: Normalisers | None = None,
         body_limit: int = BODY_LIMIT,
+        address: tuple[str, int] = LOOPBACK,
+        connections: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         """Serve ``dialects``, by default those of agentrl itself. The first one writes errors for unknown routes.
 
-        ``normalisers`` apply to every request, by default none. ``body_limit`` is the most bytes of a request's body.
-        Raises ``ConfigError`` where there is no dialect, or where two serve one route.
+        ``normalisers`` apply to every request, by default none. ``body_limit`` is the most bytes of a request's body,
+        and ``connections`` limits what else a client may use of the server. ``address`` is the host and the port that
+        ``start`` serves at; port 0 is a free one. Raises ``ConfigError`` where there is no dialect, or where two serve
+        one route.
         """
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
@@ -103,7 +107,7 @@ class Gateway:
         self._resources: tuple[Resource, ...] = ()
         self.attach(Document(lambda: self._routes.owners))
         self._sessions = Sessions()
-        self._server = Server(self)
+        self._server = Server(self, connections, address=address)
         self._clients = SharedClients(self)
 
     def attach(self, resource: Resource) -> None:
@@ -118,9 +122,10 @@ class Gateway:
         return self._server.url or "http://gateway.invalid"
 
     def start(self) -> None:
-        """Serve over HTTP on a free port of this machine, which clients made from now on reach without a proxy.
+        """Serve over HTTP. Clients on this machine that are made from now on reach it without a proxy.
 
-        Raises ``RunError`` where the server does not start in time.
+        Raises ``ConfigError`` where the address cannot be taken, and ``RunError`` where the server does not start in
+        time.
         """
         reach_loopback_directly()
         self.http_client()  # Made now: the first episode does not wait for it.
@@ -172,6 +177,7 @@ class Gateway:
                     exchange, owner, route, parameters
                 )
             session = self._sessions.identify(exchange, capture)
+            session.touch()
             if not exchange.in_process:
                 session.served_by_this_loop()
             if owner is None or route is None or isinstance(owner, Resource):

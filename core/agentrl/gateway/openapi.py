@@ -33,7 +33,6 @@ _ERRORS = {
     500: "A fault of the gateway.",
     503: "The model cannot be asked at present, or its engine failed.",
 }
-_WITH_BODY = {400, 413}
 _AT_429 = {"retry-after": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _REFERENCE = "#/components/schemas/"
 
@@ -91,10 +90,12 @@ def document(owners: Sequence[Owner]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of all that ``owners`` serve, as plain JSON."""
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {}
+    schemes: dict[str, Any] = dict(_SCHEMES)
     names: set[str] = set()
     for owner in owners:
         name = _unused(type(owner).__name__, names)
         described = _described(owner, name)
+        schemes |= described["schemes"]
         schemas |= {f"{name}.{each}": schema for each, schema in described["schemas"].items()}
         for route, method in _methods(owner):
             path = shown_path(route)
@@ -112,7 +113,7 @@ def document(owners: Sequence[Owner]) -> dict[str, Any]:
         },
         "servers": _SERVERS,
         "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": _SCHEMES},
+        "components": {"schemas": schemas, "securitySchemes": schemes},
     }
 
 
@@ -128,8 +129,12 @@ def _unused(name: str, names: set[str]) -> str:
 def _described(owner: Owner, name: str) -> dict[str, Any]:
     """The paths and schemas of ``owner``, whose schemas are called by ``name`` too in references."""
     given = owner.describe() if isinstance(owner, Described) else {}
-    schemas = given.get("components", {}).get("schemas", {})
-    return {"paths": _renamed(given.get("paths", {}), name), "schemas": _renamed(schemas, name)}
+    components = given.get("components", {})
+    return {
+        "paths": _renamed(given.get("paths", {}), name),
+        "schemas": _renamed(components.get("schemas", {}), name),
+        "schemes": components.get("securitySchemes", {}),
+    }
 
 
 def _renamed(value: Any, name: str) -> Any:
@@ -156,7 +161,7 @@ def _operation(given: Mapping[str, Any], name: str, route: Route, method: str) -
     parameters = [*operation.pop("parameters", []), *_parameters(route, operation)]
     security = operation.pop("security", _SECURITY)
     for status, description in _ERRORS.items():
-        if str(status) not in responses and (status not in _WITH_BODY or method not in ("get", "delete")):
+        if str(status) not in responses:
             content = {} if error is None else {"content": error["content"]}
             headers = {"headers": _AT_429} if status == 429 else {}
             responses[str(status)] = {"description": description, **headers, **content}

@@ -7,6 +7,7 @@ may take to send a request, and word of which answers a client did not receive.
 from __future__ import annotations
 
 import asyncio
+import errno
 import http
 import ipaddress
 import logging
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from agentrl.errors import GatewayError, RunError
+from agentrl.errors import ConfigError, GatewayError, RunError
 from agentrl.gateway.contract import Exchange, Reply
 from agentrl.gateway.retries import LastPart
 from agentrl.loops import AwakeClock, Ticker
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 else:
     _Protocol = object
 
-__all__ = ["DEFAULT_LIMITS", "Application", "Connection", "ConnectionLimits", "Server"]
+__all__ = ["DEFAULT_LIMITS", "LOOPBACK", "Application", "Connection", "ConnectionLimits", "Server"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class ConnectionLimits:
 
 DEFAULT_LIMITS = ConnectionLimits()
 
+LOOPBACK = ("127.0.0.1", 0)
+"""A free port of the loopback interface."""
+
 DEADLINE_S = 30.0
 """Seconds that the server may take to start, or to stop."""
 
@@ -70,29 +74,40 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves a gateway on a free port of the loopback interface.
+    """Serves a gateway at an address of this machine.
 
     It has a thread and an event loop of its own, so that an agent that blocks its loop does not block other calls.
     """
 
     def __init__(
-        self, gateway: Gateway, limits: ConnectionLimits = DEFAULT_LIMITS, clock: AwakeClock | None = None
+        self,
+        gateway: Gateway,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
+        clock: AwakeClock | None = None,
+        address: tuple[str, int] = LOOPBACK,
     ) -> None:
-        """``clock`` measures the limits; by default one that stands still while the process is paused."""
+        """``clock`` measures the limits; by default one that stands still while the process is paused.
+
+        ``address`` is a host and a port; port 0 is a free one.
+        """
         self._gateway = gateway
+        self._address = address
         self._limits = limits
         self._clock = clock or AwakeClock()
         self._ticker: Ticker | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.url: str | None = None
-        """Where it serves; ``None`` while it does not."""
+        """Where clients of this machine reach it; ``None`` while nobody does."""
 
     def start(self) -> None:
-        """Start to serve, and return once clients can connect. Raises ``RunError`` where that takes too long."""
+        """Start to serve, and return once clients can connect.
+
+        Raises ``ConfigError`` where the address cannot be taken, and ``RunError`` where starting takes too long.
+        """
         if self._thread is not None:
             return
-        listener = _listener()
+        listener = _listener(*self._address)
         self._server = server = self._made()
         self._thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="agentrl-gateway", daemon=True
@@ -100,7 +115,7 @@ class Server:
         self._thread.start()
         self._ticker = Ticker(self._clock)
         self._wait_until_started(server, self._thread)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.url = _url(listener)
 
     def _made(self) -> uvicorn.Server:
         import uvicorn
@@ -155,20 +170,38 @@ class Server:
             raise RunError(f"the gateway's HTTP server did not end within {DEADLINE_S:g} s")
 
 
-def _listener() -> socket.socket:
-    """A socket that listens on a free port of the loopback interface.
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address of this machine. Raises ``ConfigError`` where that cannot be.
 
     Its protocol is named because asyncio sets TCP_NODELAY only then. Without it, every answer after a connection's
     first waits for the client's delayed acknowledgement of its header.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            if port:  # A port that was asked for is free again as soon as its last server has ended.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"the gateway cannot be served at {host}, port {port}: {error.strerror or error}",
+            fix="take another port, or 0 for a free one" if error.errno == errno.EADDRINUSE else "take another address",
+        ) from error
     return listener
+
+
+def _url(listener: socket.socket) -> str:
+    """Where clients of this machine reach ``listener``."""
+    host, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"http://{address}:{port}" if address.version == 4 else f"http://[{address}]:{port}"
 
 
 class Connection(_Protocol):

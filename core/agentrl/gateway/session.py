@@ -214,6 +214,7 @@ class Session:
         self._running: set[RunningCall] = set()
         self._waited = self._waiting_since = 0.0
         self._time = _loop_time()
+        self._used = self._time()
         self._servers: set[asyncio.AbstractEventLoop] = set()
         self._closed = False
 
@@ -241,6 +242,21 @@ class Session:
         """Seconds in which at least one call waited for the model, by the clock of deadlines."""
         with self._lock:
             return self._waited + (self._time() - self._waiting_since if self._running else 0.0)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since a request of it came in or a call ended, by the clock of deadlines; 0 while a call waits."""
+        with self._lock:
+            return 0.0 if self._running else self._time() - self._used
+
+    def touch(self) -> None:
+        """Note that a request of the session has come in."""
+        self._used = self._time()
+
+    def spans(self) -> list[dict[str, Any]]:
+        """The token tree as it is now, as ``TokenTree.to_json`` gives it."""
+        with self._lock:
+            return self.tree.to_json()
 
     def close(self) -> None:
         """End the session: refuse calls in flight and later ones, and record nothing more.
@@ -294,7 +310,8 @@ class Session:
         """Count a call as in flight no more."""
         with self._lock:
             if self._running == {call}:
-                self._waited += self._time() - self._waiting_since
+                self._used = self._time()
+                self._waited += self._used - self._waiting_since
             self._running.discard(call)
 
     def refuse(self, error: AgentRLError) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
@@ -14,10 +14,9 @@ from agentrl.errors import BackendError, ConfigError, PluginError
 from agentrl.inference.contract import Backend, BackendContext, ChatBackend, ChatContext
 from agentrl.plugins import Plugins
 
-if TYPE_CHECKING:
-    from agentrl.training.parts import EpisodeParts, Parts
-
 __all__ = [
+    "BackendParts",
+    "ChatParts",
     "StopBlocked",
     "build_backend",
     "build_chat_backend",
@@ -35,6 +34,23 @@ _STOP_S = 60.0
 _WARN_S = 5.0
 """Seconds after which a backend that is stopping is worth a warning."""
 _FIX_STOP = "have the backend's stop await instead of blocking"
+
+
+class ChatParts(Protocol):
+    """What a chat backend is built from."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def plugins(self) -> Plugins: ...
+
+
+class BackendParts(ChatParts, Protocol):
+    """What an inference engine is built from."""
+
+    @property
+    def model_folder(self) -> Path: ...
 
 
 class StopBlocked(BackendError):
@@ -87,7 +103,7 @@ def named_by_endpoint(config: Config) -> Config:
 
 
 def build_backend(
-    parts: Parts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
+    parts: BackendParts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Backend:
     """The backend that the config names, not started; the model folder's weights are of policy version ``version``.
 
@@ -110,7 +126,7 @@ def build_backend(
     return backend
 
 
-def build_chat_backend(parts: EpisodeParts, warn: Callable[[str], None]) -> ChatBackend:
+def build_chat_backend(parts: ChatParts, warn: Callable[[str], None]) -> ChatBackend:
     """The chat backend that the config names, not started; ``warn`` shows the user what it has to say."""
     config = parts.config
     context = ChatContext(

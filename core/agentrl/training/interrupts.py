@@ -52,6 +52,8 @@ class Interrupts:
         """Both functions are called from the thread that reads the signals."""
         self.arrived = False
         """Whether a signal has arrived."""
+        self.first: int | None = None
+        """The number of the first signal that has arrived."""
         self._announce = announce
         self._leave = leave
         self._end: Callable[[], None] = lambda: os._exit(_INTERRUPTED)
@@ -135,6 +137,7 @@ class Interrupts:
     def _answer(self, number: int) -> None:
         with self._lock:
             is_first, self.arrived, held = not self.arrived, True, self._held
+            self.first = number if is_first else self.first
             if is_first and held is not None:
                 held.cancel()
         if not is_first:

@@ -27,7 +27,7 @@ from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.parts import EpisodeParts, Parts
 from agentrl.training.serving import serve, serve_endpoint
 
-__all__ = ["measure", "measure_endpoint"]
+__all__ = ["measure", "measure_endpoint", "printed"]
 
 _MANY_CUT = 0.25
 """From this share of truncated completions on, the result says more about the limit of tokens than about the model."""
@@ -166,14 +166,14 @@ def _recording(config: Config, checkpoint: Path | None, reporter: Reporter) -> I
                 with contextlib.nullcontext() if outcome == "completed" else contextlib.suppress(AgentRLError):
                     folder.write_summary(summary)
     except BaseException:
-        if episodes or _printed(folder):
+        if episodes or printed(folder):
             reporter.note(f"what there is of the evaluation is in {folder.path}")
         else:
             folder.remove()
         raise
 
 
-def _printed(folder: RunFolder) -> bool:
+def printed(folder: RunFolder) -> bool:
     """Whether a process of an agent or of the backend has printed anything into the logs."""
     logs = [path for path in folder.logs.rglob("*.log*") if path.name != _LOG]
     return any(not line.startswith(b"--- ") for log in logs for line in log.read_bytes().splitlines())

@@ -14,7 +14,7 @@ from agentrl.errors import BackendError
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
 from agentrl.gateway.completer import generate
 from agentrl.gateway.gateway import registered_dialects
-from agentrl.inference.contract import Backend, Capabilities
+from agentrl.inference.contract import Backend, Capabilities, ChatBackend, ChatCapabilities
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rewards.scoring import REWARD, call_reward
 from agentrl.rollout.contract import AgentRunner, Episode, Executor, ExecutorContext
@@ -23,7 +23,17 @@ from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.training.backends import build_chat_backend, stop, untrainable, warned, within
 from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 
-__all__ = ["BackendBlocked", "EndpointServing", "Serving", "frozen_heap", "running_agent", "serve", "serve_endpoint"]
+__all__ = [
+    "BackendBlocked",
+    "EndpointServing",
+    "Serving",
+    "frozen_heap",
+    "running_agent",
+    "serve",
+    "serve_endpoint",
+    "started",
+    "started_endpoint",
+]
 
 _ENDPOINT_GRACE_S = 5.0
 """Seconds that an endpoint's own deadline comes earlier: its backend can say which endpoint was asked what."""
@@ -75,9 +85,7 @@ async def serve(
     """
     config = parts.config
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(stop, backend, unstopped or warned(warn), warn)
-        async with within(config.inference.timeout, "the inference engine to start"):
-            capabilities = await backend.start()
+        capabilities = await stack.enter_async_context(started(config, backend, warn, unstopped))
         if trains and not capabilities.trains:
             raise untrainable(config)
         check_sampling(config, capabilities, trains=trains)
@@ -85,6 +93,34 @@ async def serve(
         gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
         rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
+
+
+@contextlib.asynccontextmanager
+async def started(
+    config: Config,
+    backend: Backend,
+    warn: Callable[[str], None],
+    unstopped: Callable[[Exception], None] | None = None,
+) -> AsyncIterator[Capabilities]:
+    """Start an engine and yield what it can do; stop it at the end of the block. Arguments are as of ``serve``."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(stop, backend, unstopped or warned(warn), warn)
+        async with within(config.inference.timeout, "the inference engine to start"):
+            capabilities = await backend.start()
+        yield capabilities
+
+
+@contextlib.asynccontextmanager
+async def started_endpoint(
+    config: Config, backend: ChatBackend, warn: Callable[[str], None]
+) -> AsyncIterator[ChatCapabilities]:
+    """As ``started``, for an endpoint."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(stop, backend, warned(warn), warn)
+        # The backend's own deadlines come first: it can say which endpoint was asked what.
+        async with within(config.inference.timeout + _ENDPOINT_GRACE_S, "the endpoint to answer"):
+            capabilities = await backend.start()
+        yield capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +143,7 @@ async def serve_endpoint(
     """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
     backend = build_chat_backend(parts, warn)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(stop, backend, warned(warn), warn)
-        # The backend's own deadlines come first: it can say which endpoint was asked what.
-        async with within(parts.config.inference.timeout + _ENDPOINT_GRACE_S, "the endpoint to answer"):
-            capabilities = await backend.start()
+        capabilities = await stack.enter_async_context(started_endpoint(parts.config, backend, warn))
         completer = RelayCompleter(backend)
         gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
         rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
