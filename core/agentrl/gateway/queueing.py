@@ -31,6 +31,11 @@ class QueueLimit:
         """See ``Completer``."""
         return self._completer.relays
 
+    @property
+    def context_length(self) -> int | None:
+        """See ``Completer``."""
+        return self._completer.context_length
+
     async def complete(
         self,
         session: Session,
