@@ -62,7 +62,7 @@ def test_errors_have_the_shape_of_their_dialect_and_credentials_and_parameters_a
         for status, response in operation["responses"].items()
     }
     assert shapes.pop("200") == "#/components/schemas/Tally.Sum"
-    assert set(shapes) == {"401", "404", "408", "409", "429", "431", "500", "503"}
+    assert set(shapes) == {"400", "401", "404", "408", "409", "413", "429", "431", "500", "503"}
     assert set(shapes.values()) == {"#/components/schemas/Tally.Fault"}
     assert [(each["name"], each["in"]) for each in operation["parameters"]] == [("name", "path")]
     assert operation["security"] == [{"bearer": []}, {"apiKey": []}]
