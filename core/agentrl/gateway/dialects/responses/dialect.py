@@ -50,6 +50,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "user": None,
 }
 """Fields of a request that its response repeats, with what they are where the request has none."""
+_NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+"""What is called otherwise in the chat completions API."""
 _PAGE = 20
 _LARGEST_PAGE = 100
 
@@ -110,7 +112,21 @@ class Responses:
 
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
-        return openai_refusal(error)
+        return openai_refusal(_named_here(error))
+
+
+def _named_here(error: GatewayError) -> GatewayError:
+    """An error that names the field of this API, where the gateway has found fault with what it came to."""
+    if error.param not in _NAMES:
+        return error
+    return GatewayError(
+        error.message,
+        status=error.status,
+        code=error.code,
+        param=_NAMES[error.param],
+        fix=error.fix,
+        retry_after=error.retry_after,
+    )
 
 
 def _json(value: object) -> Reply:
@@ -144,7 +160,8 @@ async def _told(request: WireRequest, asked: ModelRequest, events: AsyncIterator
             if part := part + wire(answer.add(event)):
                 yield part
             part = b""
-    except GatewayError as error:
+    except GatewayError as refusal:
+        error = _named_here(refusal)
         failed = {**begun, "status": "failed", "error": {"code": "server_error", "message": str(error)}}
         what = {"code": error.code, "message": str(error), "param": error.param}
         yield wire([{"type": "error", **what}, state("failed", failed)])
