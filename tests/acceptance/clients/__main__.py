@@ -1,15 +1,17 @@
 """Play a tool loop through real clients, each in an environment of its own, and look at what was recorded.
 
-    python -m tests.acceptance.clients [NAME ...]
+    python -m tests.acceptance.clients [--record FOLDER] [NAME ...]
 
 A name is the beginning of a client's name, in any case; by default all run. Environments are made once, below
 ``.tox/clients``. Prints a line a client; the exit code is 1 where one failed. A client that cannot be installed here,
-such as a command of Node where there is no npm, is told of and fails nothing.
+such as a command of Node where there is no npm, is told of and fails nothing. ``--record`` keeps the requests that a
+client sent, for tests that replay them without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -22,7 +24,8 @@ from pathlib import Path
 from tests.acceptance.clients.table import CLIENTS, TURNS, Client
 
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
-from agentrl.gateway.gateway import registered_dialects
+from agentrl.gateway.contract import Exchange, Reply
+from agentrl.gateway.gateway import registered_dialects, split_path
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
 from agentrl.testing import ScriptedBackend
@@ -32,6 +35,7 @@ DRIVERS = Path(__file__).with_name("drivers")
 CONTEXT = 2**20
 INSTALL_S = 900
 RUN_S = 240
+HEADERS = ("anthropic-version", "anthropic-beta", "x-stainless-retry-count", "user-agent", "accept")
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Outcome:
         return f"{self.client.name:36} {self.seconds:8.1f}  {word}"
 
 
-def play(client: Client) -> Outcome:
-    """Install the client, run its loop, and judge what the gateway recorded."""
+def play(client: Client, record: Path | None = None) -> Outcome:
+    """Install the client, run its loop, judge what the gateway recorded, and keep the requests in ``record``."""
     try:
         runner = _installed(client)
     except (subprocess.SubprocessError, OSError) as error:
@@ -61,12 +65,45 @@ def play(client: Client) -> Outcome:
     gateway = Gateway(completer, registered_dialects(Plugins(), print))
     gateway.start()
     session = gateway.open_session(SessionSettings(training=True))
+    requests = _watched(gateway)
     try:
-        fault = _run(client, runner, session) or _judged(session)
+        fault = _run(client, runner, session) or judged(session)
     finally:
         session.close()
         gateway.stop()
+    if record is not None and fault is None:
+        _keep(record, client, requests)
     return Outcome(client, fault, time.monotonic() - began)
+
+
+def _watched(gateway: Gateway) -> list[Exchange]:
+    """Every request that reaches the gateway from now on."""
+    seen: list[Exchange] = []
+    answer = gateway.answer
+
+    async def watched(exchange: Exchange) -> Reply:
+        seen.append(exchange)
+        return await answer(exchange)
+
+    gateway.answer = watched  # type: ignore[method-assign]
+    return seen
+
+
+def _keep(folder: Path, client: Client, requests: list[Exchange]) -> None:
+    """Write what a client sent to the model, and the model's part, as JSON."""
+    kept = [
+        {
+            "path": split_path(request.path)[1],
+            "headers": {name: request.headers[name] for name in HEADERS if name in request.headers},
+            "body": json.loads(request.body),
+        }
+        for request in requests
+        if request.method == "POST"
+    ]
+    name = "-".join("".join(char if char.isalnum() else " " for char in client.name.lower()).split())
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"client": client.name, "script": client.script(), "requests": kept}, indent=1)
+    (folder / f"{name}.json").write_text(text + "\n")
 
 
 def _installed(client: Client) -> list[str]:
@@ -114,7 +151,7 @@ def _refused(session: Session) -> str:
     return "; ".join(str(error) for error in session.refusals[-3:]) or "nothing"
 
 
-def _judged(session: Session) -> str | None:
+def judged(session: Session) -> str | None:
     """What is wrong with the record of a loop of one chain, if anything."""
     loop = [call for call in session.calls if call.message.get("tool_calls") or call.parent]
     forks = [call.fork_reason for call in loop if call.fork_reason]
@@ -135,11 +172,13 @@ def _judged(session: Session) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.acceptance.clients", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    names = [name.lower() for name in parser.parse_args().names]
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="keep the requests of each client there")
+    options = parser.parse_args()
+    names = [name.lower() for name in options.names]
     chosen = [each for each in CLIENTS if not names or any(each.name.lower().startswith(name) for name in names)]
     outcomes = []
     for client in chosen:
-        outcomes.append(play(client))
+        outcomes.append(play(client, options.record))
         print(outcomes[-1].line(), flush=True)
     failed = sum(outcome.fault is not None for outcome in outcomes)
     print(f"\n{len(outcomes)} clients, {failed} failed, {sum(bool(each.skipped) for each in outcomes)} skipped")
