@@ -49,6 +49,7 @@ def _echo(turn: int) -> dict[str, Any]:
 PYDANTIC = ("pydantic-ai-slim[openai,anthropic]",)
 LANGGRAPH = ("langgraph", "langchain", "langchain-openai", "langchain-anthropic")
 STRANDS = ("strands-agents[openai,anthropic]",)
+CAMEL = ("camel-ai", "mcp<2")
 SMOLAGENTS = ("smolagents[openai,litellm]",)
 
 CLIENTS = (
@@ -72,8 +73,8 @@ CLIENTS = (
     Client("litellm, chat", "litellm_loop", ("litellm",), ("chat",)),
     Client("litellm, chat, streamed", "litellm_loop", ("litellm",), ("chat", "stream")),
     Client("litellm, Messages", "litellm_loop", ("litellm",), ("messages",)),
-    Client("CAMEL, chat", "camel_loop", ("camel-ai",), ("chat",)),
-    Client("CAMEL, chat, streamed", "camel_loop", ("camel-ai",), ("chat", "stream")),
+    Client("CAMEL, chat", "camel_loop", CAMEL, ("chat",)),
+    Client("CAMEL, chat, streamed", "camel_loop", CAMEL, ("chat", "stream")),
     Client("Codex CLI", "codex_loop", ("@openai/codex",), tool="exec_command", call=_run, node=True),
     Client("Claude Code", "claude_code_loop", ("@anthropic-ai/claude-code",), tool="Bash", call=_echo, node=True),
 )
