@@ -10,10 +10,11 @@ import pytest
 from tests.gateway.conftest import CONTEXT, ScriptedBackend
 from tests.gateway.family_gateway import ASK as QUESTION
 from tests.gateway.family_gateway import TOOLS, family_gateway
-from tests.tokens.families import tokenizer
+from tests.tokens.families import FAMILIES, tokenizer
 
 from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.inference.contract import Capabilities
+from agentrl.tokens.renderer import SEEN
 from agentrl.tokens.selection import load_renderer
 
 ASK, MORE = {"role": "user", "content": "What is 3 + 4?"}, {"role": "user", "content": "And 5?"}
@@ -139,3 +140,23 @@ def test_where_an_answer_is_rewritten_nothing_before_its_question_is_encoded_aga
         assert decode(after) == decode(renderer.render(messages[: 2 * n + 3]))
         same = next((at for at, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(before))
         assert len(before) - same <= 4
+
+
+@pytest.mark.parametrize("spoken", ["It is 7.", "<think>\nFour more.\n</think>\n\nIt is 7."])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_follows_a_prompt_depends_on_its_end_alone(name, spoken):
+    """So a turn costs nothing for the history before it: renderers are shown the end of the recorded prompt."""
+    family = family_gateway(name)
+    renderer, asked = family.renderer, [{"role": "user", "content": f"{n}: what is 3 + 4? " * 40} for n in range(4)]
+    history = [each for ask in asked[:3] for each in (ask, {"role": "assistant", "content": "7"})] + [asked[3]]
+    prompt, completion = renderer.render(history), [*renderer.vocabulary.encode(spoken), family.end]
+    assert len(prompt) > 4 * SEEN
+    before, seen = prompt[:-SEEN], prompt[-SEEN:]
+    turn = renderer.parse(completion, None, prompt)
+    assert renderer.parse(completion, None, seen) == turn
+    for new in ([MORE], [{"role": "system", "content": "Be brief."}, MORE], [{"role": "tool", "content": "7"}]):
+        whole, part = (
+            renderer.extend(ids, completion, new, thinking="<think>" in spoken, history=[*history, turn])
+            for ids in (prompt, seen)
+        )
+        assert (part if isinstance(part, str) else [*before, *part]) == whole

@@ -23,7 +23,7 @@ from agentrl.gateway.streaming import delta_of
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.loops import run_in_thread
 from agentrl.tokens.contract import Sampled
-from agentrl.tokens.renderer import Renderer
+from agentrl.tokens.renderer import SEEN, Renderer
 from agentrl.tokens.template import Message, thinking_of
 
 __all__ = ["EngineCompleter", "generate"]
@@ -100,8 +100,6 @@ class _Asked:
     request: ModelRequest
     overridden: tuple[str, ...]
     began: float
-    tools: str
-    keys: Sequence[MessageKey]
     continues: Continuation
     prompt: _Prompt
     draw: Draw
@@ -138,16 +136,15 @@ class EngineCompleter:
         """Render, sample, parse and record one completion; see ``Completer.complete``."""
         began = time.monotonic()
         request = await self._resolved(request)
-        self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools = tools_key(request.tools, request.template_kwargs)
-        keys = [message_key(message) for message in request.messages]
-        continues = self._continuation(session, request, tools, keys)
+        continues = self._continuation(session, request, tools)
         draw: Draw | None = None
         try:
-            prompt = self._prompt(continues, request, tools, keys)
-            draw = session.draws.take(prompt.ids, json.dumps(request.fields, sort_keys=True) if request.fields else "")
+            prompt = self._prompt(continues, request)
+            fields = json.dumps(request.fields, sort_keys=True) if request.fields else ""
+            draw = session.draws.take(prompt.ids, fields, continues.history.digested if prompt.extends else None)
             sampling = self._sampling(session, request, prompt.ids, draw)
-            asked = _Asked(session, request, overridden, began, tools, keys, continues, prompt, draw, sampling)
+            asked = _Asked(session, request, overridden, began, continues, prompt, draw, sampling)
             if tell is None:
                 chunk = await self._generate(asked)
                 return self._record(asked, chunk)
@@ -161,21 +158,17 @@ class EngineCompleter:
     def count(self, session: Session, request: ModelRequest) -> int:
         """Return how many tokens the prompt of a request comes to; see ``Completer.count``."""
         request = self._in_variables(request)
-        self._writer(request).check(request.messages, request.tools, calls_tools=request.calls_tools)
         tools = tools_key(request.tools, request.template_kwargs)
-        keys = [message_key(message) for message in request.messages]
-        continues = self._continuation(session, request, tools, keys)
+        continues = self._continuation(session, request, tools)
         try:
-            return len(self._prompt(continues, request, tools, keys).ids)
+            return len(self._prompt(continues, request).ids)
         finally:
             session.abandon(continues)
 
-    def _continuation(
-        self, session: Session, request: ModelRequest, tools: str, keys: Sequence[MessageKey]
-    ) -> Continuation:
+    def _continuation(self, session: Session, request: ModelRequest, tools: str) -> Continuation:
         if request.prompt is not None:
             return session.prompt_continuation(request.prompt)
-        return session.continuation(tools, request.messages, keys)
+        return session.continuation(tools, request.messages)
 
     def _writer(self, request: ModelRequest) -> Renderer:
         """The renderer under the variables of the chat template that a request sets."""
@@ -262,10 +255,9 @@ class EngineCompleter:
         session.record(
             call,
             turn,
-            asked.tools,
-            [*asked.keys, message_key(message)],
-            continues=asked.continues,
-            tokens=SampledTokens(prompt.ids, chunk.ids, source, shown, prompt.extends),
+            message_key(message),
+            asked.continues,
+            tokens=SampledTokens(prompt.ids, chunk.ids, source, shown, prompt.extends, asked.draw.prompt),
             spelled=self.renderer.control.spelled(message, chunk.ids, self.renderer.vocabulary.decode),
             prompt=self._prompt_text(request.prompt),
         )
@@ -281,10 +273,11 @@ class EngineCompleter:
     def _tokens(self, chunk: Chunk, before: int | None = None) -> Tokens:
         return Tokens(chunk.ids, chunk.logprobs, chunk.top_logprobs, before, self.renderer.vocabulary.piece)
 
-    def _prompt(
-        self, continues: Continuation, request: ModelRequest, tools: str, keys: Sequence[MessageKey]
-    ) -> _Prompt:
+    def _prompt(self, continues: Continuation, request: ModelRequest) -> _Prompt:
         """The matched turn's own ids, extended by what is new; where that is impossible, everything rendered."""
+        way, writer = continues.way, self._writer(request)
+        # What a recorded request had was checked with it.
+        writer.check(request.messages[way.repeated :], request.tools, calls_tools=request.calls_tools)
         if request.prompt is not None:
             return self._raw_prompt(continues, request.prompt)
         turn, reason = continues.match.turn, continues.match.fork_reason
@@ -297,8 +290,7 @@ class EngineCompleter:
             if again is not None:
                 return _Prompt(again, False, turn.thinking and self.renderer.thinks(again), reason)
         if all(message["role"] in _OPENING_ROLES for message in request.messages):
-            return _Prompt(list(self._openings(tools, *keys)), False, False, reason)
-        writer = self._writer(request)
+            return _Prompt(list(self._openings(way.tools, *way.keys)), False, False, reason)
         if writer.abilities.drops_text(request.messages):
             reason = "text beside tool calls dropped by the template"
         ids = writer.render(*writer.marked(request.messages, request.tools, continues.spelled))
@@ -310,8 +302,9 @@ class EngineCompleter:
         turn, vocabulary = continues.match.turn, self.renderer.vocabulary
         if turn is not None and turn.position is not None:
             rest = prompt[continues.known :]
-            added = vocabulary.encode_after(continues.history[-1], rest) if isinstance(rest, str) else rest
-            ids = [*continues.history, *added]
+            history = [*continues.history.prompt, *continues.history.completion]
+            added = vocabulary.encode_after(history[-1], rest) if isinstance(rest, str) else rest
+            ids = [*history, *added]
         else:
             ids = [*vocabulary.opening, *vocabulary.encode(prompt)] if isinstance(prompt, str) else list(prompt)
         if not ids:
@@ -337,16 +330,16 @@ class EngineCompleter:
             return "thinking without a question"  # Templates tell by the last question what thinking they keep.
         known = continues.match.messages
         marked, tools = self.renderer.marked(request.messages[known:], request.tools, continues.spelled[known:])
-        prompt, completion = continues.history[: turn.prompt_tokens], continues.history[turn.prompt_tokens :]
-        return self._writer(request).extend(
-            prompt, completion, marked, tools, thinking=turn.thinking, history=request.messages[:known]
-        )
+        prompt, completion, _ = continues.history
+        seen, before = prompt[-SEEN:], request.messages[:known]
+        extended = self._writer(request).extend(seen, completion, marked, tools, thinking=turn.thinking, history=before)
+        return extended if isinstance(extended, str) else [*prompt, *extended[len(seen) :]]
 
     def _again(self, continues: Continuation, turn: Turn, request: ModelRequest) -> list[int] | None:
         """The ids up to the last question, and what follows it rendered again; ``None`` where all of it has to be."""
         messages, known = request.messages, continues.match.messages
         question = next((n for n in reversed(range(known)) if messages[n]["role"] == "user"), None)
-        if question is None or not turn.asked_tokens or known == len(messages):
+        if question is None or turn.position is None or not turn.asked_tokens or known == len(messages):
             return None
         opening = next(n for n, message in enumerate(messages) if message["role"] not in _SYSTEM_ROLES)
         kept = [*range(opening), *range(question, len(messages))]
@@ -354,7 +347,7 @@ class EngineCompleter:
         marked, tools = self.renderer.marked([messages[n] for n in kept], request.tools, spelled)
         new = len(messages) - known
         return self._writer(request).render_again(
-            continues.history[: turn.asked_tokens], marked[:-new], marked[-new:], tools, thinking=turn.thinking
+            continues.history.prompt[: turn.asked_tokens], marked[:-new], marked[-new:], tools, thinking=turn.thinking
         )
 
     def _control_tokens(self, continues: Continuation, request: ModelRequest) -> tuple[str, ...]:
@@ -437,7 +430,7 @@ class EngineCompleter:
         if request.prompt is not None:
             return {"role": "assistant", "content": writer.vocabulary.decode(ids)}, shown
         tools = request.tools if request.calls_tools else None
-        message = writer.parse(ids, tools, prompt_ids, call_ids=f"call_{digest.hex()[:24]}_")
+        message = writer.parse(ids, tools, prompt_ids[-SEEN:], call_ids=f"call_{digest.hex()[:24]}_")
         return message, shown
 
     def _before_stop(self, ids: list[int], stop: str) -> tuple[list[int], int | None] | None:

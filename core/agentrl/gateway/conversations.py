@@ -16,10 +16,11 @@ import marshal
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from agentrl.gateway.sampling import Digested
 from agentrl.tokens.contract import Position
 from agentrl.tokens.template import Messages, text_of, thinking_of
 
@@ -27,9 +28,11 @@ __all__ = [
     "Bodies",
     "Continuation",
     "Conversations",
+    "History",
     "Match",
     "MessageKey",
     "Turn",
+    "Way",
     "message_key",
     "tools_key",
     "tools_of",
@@ -37,6 +40,8 @@ __all__ = [
 
 _MARKS = re.compile(r"</?think>|\s+")
 _NOTHING_SPELLED: frozenset[str] = frozenset()
+_REMEMBERED = 8
+"""How many of the last requests of a session are remembered whole: an agent has as many conversations at once."""
 
 MessageKey = tuple[Any, ...]
 """A message's meaning: role, name and text; for a turn of the assistant its role, text and tool calls."""
@@ -66,6 +71,8 @@ class Turn:
     """How many calls continue it, those under way included."""
     delivered: bool = True
     """Whether the agent has it, as far as is known."""
+    words: str | None = None
+    """What it says and thinks, without what frameworks change; ``None`` until it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,50 +86,113 @@ class Match:
     """Why the rest of the request cannot extend it, where that is known from the messages alone."""
 
 
+@dataclass(slots=True)
+class _Node:
+    children: dict[MessageKey, _Node] = field(default_factory=dict)
+    turns: dict[str, list[Turn]] | None = None
+    """The turns that end here, by their tools."""
+
+    def child(self, key: MessageKey) -> _Node:
+        """The node after one more message, made where there is none."""
+        child = self.children.get(key)
+        if child is None:
+            child = self.children[key] = _Node()
+        return child
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """The messages of a request, and where they lead among the recorded conversations."""
+
+    tools: str
+    messages: list[Mapping[str, Any]]
+    keys: list[MessageKey]
+    nodes: list[_Node]
+    """The nodes after the first messages, as far as there are any."""
+    repeated: int
+    """How many of the messages a recent request had as well, under the same tools."""
+    passed: int
+    """How many of the messages lead past no turn under the same tools that has other thinking than they have."""
+    over: _Recent | None = None
+    """The recent request all of which this one repeats."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recent:
+    """A recorded request whose continuation is likely to come next, with what that would have to find out again."""
+
+    way: Way
+    turn: Turn
+    history: History | None
+
+
+class History(NamedTuple):
+    """The token ids of a turn's conversation. They are not to be changed."""
+
+    prompt: list[int]
+    completion: Sequence[int]
+    """As far as the agent saw it."""
+    digested: Digested | None = None
+    """The digest of both, where it is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """How a request follows from what its session has recorded."""
 
     match: Match
-    history: list[int]
-    """The token ids of the matched turn's conversation; empty where there is none."""
+    way: Way
+    history: History
+    """The ids of the matched turn's conversation; empty where there is none."""
     spelled: list[frozenset[str]]
     """For each message of the request, the control tokens that the policy spelled out when it wrote it."""
     known: int = 0
     """How much of a prompt without messages the matched turn holds: characters of a text, or ids."""
 
 
-@dataclass(slots=True)
-class _Node:
-    children: dict[MessageKey, _Node] = field(default_factory=dict)
-    turns: list[Turn] = field(default_factory=list)
-
-
 class Conversations:
-    """Recorded turns by their messages. Not thread-safe: its session serialises access."""
+    """Recorded turns by their messages. Not thread-safe: its session serialises access.
+
+    What a request repeats of one of the last few is compared with that as a whole, which takes a fraction of the time
+    of reading it; so the turns of a long conversation cost what is new in them.
+    """
 
     def __init__(self) -> None:
-        self._roots: dict[str, _Node] = {}
+        self._root = _Node()
+        self._recent: list[_Recent] = []
+        self._tools: dict[str, str] = {}
         self._sampled: set[MessageKey] = set()
         self._spelled: dict[MessageKey, frozenset[str]] = {}
 
-    def add(self, tools: str, keys: Sequence[MessageKey], turn: Turn, spelled: frozenset[str] = frozenset()) -> None:
-        """Record ``turn`` under the ``keys`` of all messages that lead to it, its own included.
+    def add(
+        self,
+        way: Way,
+        key: MessageKey,
+        turn: Turn,
+        spelled: frozenset[str] = frozenset(),
+        *,
+        parent: Turn | None = None,
+        history: History | None = None,
+    ) -> None:
+        """Record ``turn`` after the messages of ``way``, under the ``key`` of its own message.
 
-        ``spelled`` are the control tokens that its text spells out in other tokens.
+        ``spelled`` are the control tokens that its text spells out in other tokens. ``parent`` is the turn that it
+        continues.
         """
-        node = self._roots.get(tools)
-        if node is None:
-            node = self._roots[tools] = _Node()
-        for key in keys:
-            child = node.children.get(key)
-            if child is None:
-                child = node.children[key] = _Node()
-            node = child
-        node.turns.append(turn)
-        self._sampled.add(keys[-1])
+        node = way.nodes[-1] if way.nodes else self._root
+        for each in way.keys[len(way.nodes) :]:
+            node = node.child(each)
+            way.nodes.append(node)
+        node = node.child(key)
+        if node.turns is None:
+            node.turns = {}
+        node.turns.setdefault(way.tools, []).append(turn)
+        self._sampled.add(key)
         if spelled:
-            self._spelled[keys[-1]] = spelled | self._spelled.get(keys[-1], _NOTHING_SPELLED)
+            self._spelled[key] = spelled | self._spelled.get(key, _NOTHING_SPELLED)
+        self._recent = [each for each in self._recent if each is not way.over and each.turn is not parent]
+        self._recent = [*self._recent[1 - _REMEMBERED :], _Recent(way, turn, history)]
+        way.over = None
 
     def spelled(self, keys: Sequence[MessageKey]) -> list[frozenset[str]]:
         """For each message the control tokens that recorded turns which read like it have spelled out."""
@@ -130,34 +200,100 @@ class Conversations:
             return [_NOTHING_SPELLED] * len(keys)
         return [self._spelled.get(key, _NOTHING_SPELLED) for key in keys]
 
-    def find(self, tools: str, messages: Messages, keys: Sequence[MessageKey]) -> Match:
+    def history(self, turn: Turn) -> History | None:
+        """The ids of the conversation of ``turn``, where that is one of the last few."""
+        return next((each.history for each in self._recent if each.turn is turn), None)
+
+    def find(self, tools: str, messages: Messages) -> tuple[Match, Way]:
         """The recorded turn that ``messages`` continue, preferably under the same tools."""
-        if not self._roots:
-            return Match(None, 0, None)
-        best, length, known = _longest(self._roots.get(tools), messages, keys)
-        for other, root in self._roots.items():
-            if other != tools:
-                turn, longer, _ = _longest(root, messages, keys)
-                if longer > length:
-                    same = other.partition("\n")[0] == tools.partition("\n")[0]
-                    return Match(turn, longer, "template variables changed" if same else "tools changed")
-        replaced = known < len(messages) and known > 0 and messages[known]["role"] == "assistant"
-        if replaced or not self._sampled.isdisjoint(keys[length:]):
-            return Match(best, length, "history edited")
-        return Match(best, length, None)
+        way = self._way(self._tools.setdefault(tools, tools), messages)
+        best, length, walked = self._longest(way)
+        for depth in range(len(way.nodes) - 1, length - 1, -1):
+            turns = way.nodes[depth].turns or {}
+            others = [turn for name, those in turns.items() if name is not way.tools for turn in those]
+            if others and (turn := _choose(others, way.messages[depth])) is not None:
+                same = any(turn in turns[name] for name in turns if _tools_alone(name) == _tools_alone(way.tools))
+                return Match(turn, depth + 1, "template variables changed" if same else "tools changed"), way
+        replaced = 0 < walked < len(messages) and messages[walked]["role"] == "assistant"
+        if replaced or not self._sampled.isdisjoint(way.keys[length:]):
+            return Match(best, length, "history edited"), way
+        return Match(best, length, None), way
+
+    def _way(self, tools: str, messages: Messages) -> Way:
+        nearest, common = _nearest(self._recent, messages)
+        known = nearest.way if nearest is not None else Way(tools, [], [], [], 0, 0)
+        repeated = common if known.tools is tools else 0
+        way = Way(
+            tools,
+            [*known.messages[:common], *messages[common:]],
+            [*known.keys[:common], *map(message_key, messages[common:])],
+            known.nodes[:common],
+            repeated,
+            min(known.passed, repeated),
+            nearest if common == len(known.messages) else None,
+        )
+        node = way.nodes[-1] if way.nodes else self._root
+        for key in way.keys[len(way.nodes) :]:
+            child = node.children.get(key)
+            if child is None:
+                break
+            way.nodes.append(child)
+            node = child
+        return way
+
+    def _longest(self, way: Way) -> tuple[Turn | None, int, int]:
+        """The last turn on the way under the same tools, how many messages lead to it, and how many were seen before.
+
+        A turn with other thinking than the message has ends the way: its ids are not those of the request.
+        """
+        walked = len(way.nodes)
+        for depth in range(way.passed, walked):
+            turns = _under(way.tools, way.nodes[depth])
+            if turns and _choose(turns, way.messages[depth]) is None:
+                walked = depth
+                break
+        self._pass(way, len(way.messages) if walked == len(way.nodes) else walked)
+        for depth in range(walked - 1, -1, -1):
+            if turns := _under(way.tools, way.nodes[depth]):
+                return _choose(turns, way.messages[depth]), depth + 1, walked
+        return None, 0, walked
+
+    def _pass(self, way: Way, most: int) -> None:
+        """Note how far the way leads whatever is recorded later: to a turn of the assistant that may still be."""
+        for depth in range(way.passed, most):
+            recorded = depth < len(way.nodes) and _under(way.tools, way.nodes[depth])
+            if not recorded and way.messages[depth]["role"] == "assistant":
+                most = depth
+                break
+        way.passed = most
 
 
-def _longest(root: _Node | None, messages: Messages, keys: Sequence[MessageKey]) -> tuple[Turn | None, int, int]:
-    """The last turn on the way, how many messages lead to it, and how many were seen in any conversation."""
-    best, length, node = None, 0, root
-    for depth, (message, key) in enumerate(zip(messages, keys, strict=True)):
-        node = node.children.get(key) if node is not None else None
-        turn = _choose(node.turns, message) if node is not None and node.turns else None
-        if node is None or (node.turns and turn is None):
-            return best, length, depth
-        if turn is not None:
-            best, length = turn, depth + 1
-    return best, length, len(keys)
+def _tools_alone(key: str) -> str:
+    """What ``tools_key`` makes of tools, without the variables."""
+    return key.partition("\n")[0]
+
+
+def _under(tools: str, node: _Node) -> list[Turn] | None:
+    return None if node.turns is None else node.turns.get(tools)
+
+
+def _nearest(recent: Sequence[_Recent], messages: Messages) -> tuple[_Recent | None, int]:
+    """The recent request that begins most like ``messages``, and how many messages both have."""
+    nearest, most = None, 0
+    for each in sorted(recent, key=lambda each: len(each.way.messages), reverse=True):
+        known = each.way.messages
+        if len(known) <= most:
+            break
+        if (common := _common(known, messages)) > most:
+            nearest, most = each, common
+    return nearest, most
+
+
+def _common(known: Sequence[Any], given: Sequence[Any]) -> int:
+    """How many items two lists have in common at their start. Whole lists are compared first, for speed."""
+    if known == given[: len(known)]:
+        return len(known)
+    return next((n for n, (one, other) in enumerate(zip(known, given, strict=False)) if one != other), len(given))
 
 
 def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
@@ -166,15 +302,16 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
     Preferred are, in this order, the turn with the message's thinking, the one with its tool call ids, one that the
     agent has, and the one least continued, so that each of several equal samples is continued once.
     """
-    turns = [turn for turn in turns if _given_back(turn.message, message)]
+    if thinking_of(message):
+        turns = [turn for turn in turns if _given_back(turn.message, message)]
     if len(turns) < 2:
         return turns[0] if turns else None
     ids = tuple(call.get("id") for call in message.get("tool_calls") or ())
-    all_of_it = _all_of(message)
+    words = _all_of(message)
     return min(
         turns,
         key=lambda turn: (
-            _all_of(turn.message) != all_of_it,
+            _words(turn) != words,
             turn.tool_call_ids != ids,
             not turn.delivered,
             turn.continued,
@@ -183,9 +320,15 @@ def _choose(turns: Sequence[Turn], message: Mapping[str, Any]) -> Turn | None:
     )
 
 
+def _words(turn: Turn) -> str:
+    if turn.words is None:
+        turn.words = _all_of(turn.message)
+    return turn.words
+
+
 def _given_back(given: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
-    """Whether ``message``, whose text is that of the turn ``given``, has the same thinking in any place, or none."""
-    if not thinking_of(message) or _all_of(message) == _all_of(given):
+    """Whether ``message``, whose text is that of the turn ``given``, has the same thinking, in any place."""
+    if _all_of(message) == _all_of(given):
         return True
     reasoning = _reasoning(message)
     return reasoning == _reasoning(given) if reasoning else _bare(text_of(message)) == _bare(text_of(given))
@@ -284,28 +427,80 @@ class Body(Mapping[str, Any]):
         return dict, (dict(self),)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """A list of a recent body, and its links."""
+
+    items: list[Mapping[str, Any]]
+    links: list[_Link]
+    exact: int
+    """How many items at its start are known to be those of another list if they are equal to them."""
+
+
 class Bodies:
     """Request bodies that share equal messages and tools. Not thread-safe: its session serialises access."""
 
     def __init__(self) -> None:
         self._links: dict[tuple[_Link | None, bytes], _Link] = {}
         self._items: dict[bytes, Mapping[str, Any]] = {}
+        self._recent: list[_Kept] = []
+
+    def recall(self, body: dict[str, Any]) -> dict[str, Any]:
+        """``body`` with the items that its lists repeat of recent ones replaced by those."""
+        for value in body.values():
+            if type(value) is list:
+                recent, common = self._nearest(value)
+                if recent is not None:
+                    value[:common] = recent.items[:common]
+        return body
 
     def keep(self, body: Mapping[str, Any]) -> Body:
         """``body`` as it is to be kept. The caller must not change it, or anything in it, afterwards."""
         return Body({name: self._kept(value) if type(value) is list else value for name, value in body.items()})
 
     def _kept(self, value: list[Any]) -> Any:
-        link: _Link | None = None
-        for item in value:
+        recent, common = self._nearest(value)
+        links = [] if recent is None else recent.links[:common]
+        link = links[-1] if links else None
+        for item in value[common:]:
             if type(item) is not dict:
                 return value
             digest = hashlib.blake2b(_exact(item), digest_size=16).digest()
             known = self._links.get((link, digest))
             if known is None:
                 known = self._links[link, digest] = _Link(link, self._items.setdefault(digest, item))
+            links.append(known)
             link = known
-        return value if link is None else link
+        if link is None:
+            return value
+        if recent is None or common < len(value):
+            self._remember(recent, common, links)
+        return link
+
+    def _nearest(self, value: list[Any]) -> tuple[_Kept | None, int]:
+        """The recent list that begins most like ``value``, and how many items can be taken from it."""
+        nearest, most = None, 0
+        for each in sorted(self._recent, key=lambda each: each.exact, reverse=True):
+            if each.exact <= most:
+                break
+            if (common := min(each.exact, _common(each.items, value))) > most:
+                nearest, most = each, common
+        return nearest, most
+
+    def _remember(self, recent: _Kept | None, common: int, links: list[_Link]) -> None:
+        """Keep a new list in the place of ``recent``, all of which it may begin with."""
+        items = [*(recent.items[:common] if recent is not None else ()), *(link.item for link in links[common:])]
+        exact = next((n for n in range(common, len(items)) if not _is_text(items[n])), len(items))
+        over = recent if recent is not None and common == len(recent.items) else None
+        self._recent = [each for each in self._recent if each is not over][1 - _REMEMBERED :]
+        self._recent.append(_Kept(items, links, exact))
+
+
+def _is_text(value: object) -> bool:
+    """Whether a JSON value holds texts alone: to Python other values are equal that are not the same, as 1 and true."""
+    if isinstance(value, dict):
+        return all(map(_is_text, value.values()))
+    return all(map(_is_text, value)) if isinstance(value, list) else value is None or isinstance(value, str)
 
 
 def _exact(item: dict[str, Any]) -> bytes:

@@ -185,7 +185,7 @@ class Gateway:
             dialect = owner
             if (early := self._by_method(exchange, dialect, route, session)) is not None:
                 return early
-            body = self._body(exchange)
+            body = session.recall(self._body(exchange))
             overridden: tuple[str, ...] = ()
             if body and session.settings.override:
                 body, overridden = dialect.override(body, session.settings.override)

@@ -38,8 +38,7 @@ class RelayCompleter:
         """Pass a request on and record the answer, which is told whole; see ``Completer.complete``."""
         began = time.monotonic()
         tools, messages = tools_key(request.tools), [_readable(message) for message in request.messages]
-        keys = [message_key(message) for message in messages]
-        continues = session.continuation(tools, messages, keys)
+        continues = session.continuation(tools, messages)
         try:
             completion = await self._ask(session, request)
             call = Call(
@@ -64,7 +63,7 @@ class RelayCompleter:
                 message=answer,
                 tool_call_ids=tuple(made["id"] for made in answer["tool_calls"]),
             )
-            session.record(call, turn, tools, [*keys, message_key(answer)])
+            session.record(call, turn, message_key(answer), continues)
         except BaseException:
             session.abandon(continues)
             raise

@@ -12,13 +12,14 @@ import sys
 import threading
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agentrl.errors import GatewayError, shown
 from agentrl.gateway.contract import ModelRequest, SessionSettings
 from agentrl.inference.contract import Capabilities, Sampling
 
-__all__ = ["Draw", "Draws", "resolve_sampling"]
+__all__ = ["Digested", "Draw", "Draws", "resolve_sampling"]
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_p": (1,),
@@ -166,6 +167,21 @@ def _is_bias(token: object, bias: object) -> bool:
     return number and isinstance(token, str) and token.isascii() and token.isdigit()
 
 
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """The digest of a session's seed and of token ids, to which that of further ids can be added."""
+
+    state: hashlib._Hash
+    count: int
+    """How many ids it holds."""
+
+    def further(self, ids: Sequence[int]) -> Digested:
+        """The digest with ``ids`` after the others."""
+        state = self.state.copy()
+        state.update(array("q", ids).tobytes())
+        return Digested(state, self.count + len(ids))
+
+
 class Draw(NamedTuple):
     """What a call's randomness derives from: digests that hold the session's seed."""
 
@@ -175,6 +191,8 @@ class Draw(NamedTuple):
     """Digest of the request and of ``number``, which is unique to the call."""
     number: int
     """The call's number among equal requests, from 0."""
+    prompt: Digested
+    """The digest of the prompt alone."""
 
 
 class _Numbers:
@@ -202,14 +220,16 @@ class Draws:
         self._numbers: dict[bytes, _Numbers] = {}
         self._lock = threading.Lock()
 
-    def take(self, prompt_ids: Sequence[int], fields: str) -> Draw:
+    def take(self, prompt_ids: Sequence[int], fields: str, begun: Digested | None = None) -> Draw:
         """What everything random about a request derives from. A request that fails must ``give_back`` its draw.
 
         Requests are equal where they have the same prompt, which stands for the parent chain and the messages as the
-        model sees them, and the same sampling ``fields``, as canonical JSON.
+        model sees them, and the same sampling ``fields``, as canonical JSON. ``begun`` is the digest of the first ids
+        of the prompt, where another draw of this session has led to it.
         """
-        shared = self._seed.copy()
-        shared.update(array("q", prompt_ids).tobytes())
+        begun = begun or Digested(self._seed, 0)
+        prompt = begun.further(prompt_ids[begun.count :])
+        shared = prompt.state.copy()
         shared.update(fields.encode())
         key = shared.digest()
         with self._lock:
@@ -217,7 +237,7 @@ class Draws:
             if numbers is None:
                 numbers = self._numbers[key] = _Numbers()
             number = numbers.take()
-        return Draw(key, hashlib.sha256(key + number.to_bytes(4)).digest(), number)
+        return Draw(key, hashlib.sha256(key + number.to_bytes(4)).digest(), number, prompt)
 
     def give_back(self, draw: Draw) -> None:
         """Let the next request equal to a failed one have its draw."""

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 
 from agentrl.errors import AgentRLError, ConfigError, GatewayError
 from agentrl.gateway.contract import Call, Exchange, SessionSettings
-from agentrl.gateway.conversations import Bodies, Continuation, Conversations, Match, MessageKey, Turn
+from agentrl.gateway.conversations import Bodies, Continuation, Conversations, History, Match, MessageKey, Turn, Way
 from agentrl.gateway.prompts import Prompts
 from agentrl.gateway.retries import Retries
-from agentrl.gateway.sampling import Draws
+from agentrl.gateway.sampling import Digested, Draws
 from agentrl.loops import Interruptible
 from agentrl.redaction import SECRET, redact
 from agentrl.tokens.contract import ROOT, Position, Sampled, TokenTree
@@ -155,6 +155,8 @@ class SampledTokens:
     """How many tokens of the completion the agent saw; ``None`` where that ends inside a token."""
     extends: bool
     """Whether the prompt begins with the ids of the matched turn's conversation."""
+    digested: Digested
+    """The digest of the prompt."""
 
 
 class RunningCall(Interruptible):
@@ -318,33 +320,46 @@ class Session:
         """Keep an error with which a call is being answered."""
         self._refusals.append(error)
 
-    def continuation(self, tools: str, messages: Sequence[Message], keys: Sequence[MessageKey]) -> Continuation:
+    def continuation(self, tools: str, messages: Sequence[Message]) -> Continuation:
         """What a request continues. It counts as continued, unless the call fails and ``abandon`` is called.
 
-        ``tools`` and ``keys`` are what ``tools_key`` and ``message_key`` make of the request's tools and messages.
+        ``tools`` is what ``tools_key`` makes of the request's tools.
         """
         with self._lock:
-            match = self._conversations.find(tools, messages, keys)
-            return Continuation(match, self._continued(match.turn), self._conversations.spelled(keys))
+            match, way = self._conversations.find(tools, messages)
+            return Continuation(match, way, self._continued(match.turn), self._conversations.spelled(way.keys))
 
     def prompt_continuation(self, prompt: str | Sequence[int]) -> Continuation:
         """What a prompt without messages continues. It counts as ``continuation`` does."""
         with self._lock:
             turn, known = self._prompts.find(prompt)
-            return Continuation(Match(turn, 0, None), self._continued(turn), [], known)
+            return Continuation(Match(turn, 0, None), Way("", [], [], [], 0, 0), self._continued(turn), [], known)
 
-    def _continued(self, turn: Turn | None) -> list[int]:
+    def _continued(self, turn: Turn | None) -> History:
         """The ids of the conversation that ``turn``, which is being continued, ends."""
         if turn is None:
-            return []
+            return History([], ())
         turn.continued += 1
-        return [] if turn.position is None else self.tree.path(turn.position)
+        if turn.position is None:
+            return History([], ())
+        if (recent := self._conversations.history(turn)) is not None:
+            return recent
+        ids = self.tree.path(turn.position)
+        return History(ids[: turn.prompt_tokens], ids[turn.prompt_tokens :])
 
     def abandon(self, continuation: Continuation) -> None:
         """A call that would have continued something has failed."""
         if continuation.match.turn is not None:
             with self._lock:
                 continuation.match.turn.continued -= 1
+
+    def recall(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request's ``body``, just read, in which what it repeats of a recent one is the same object as there.
+
+        To compare the two again then takes no time. What is in the body must not be changed.
+        """
+        with self._lock:
+            return self._bodies.recall(body)
 
     def keep(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """A request's body as ``Call.request``, sharing what earlier bodies hold. It must not be changed afterwards."""
@@ -355,39 +370,43 @@ class Session:
         self,
         call: Call,
         turn: Turn,
-        tools: str,
-        keys: Sequence[MessageKey],
+        key: MessageKey,
+        continues: Continuation,
         *,
-        continues: Continuation | None = None,
         tokens: SampledTokens | None = None,
         spelled: frozenset[str] = frozenset(),
         prompt: str | None = None,
     ) -> None:
         """Record a completed call and its ``tokens``, if it has any.
 
-        ``prompt`` is the text of a prompt without messages; ``tools`` and ``keys`` then do not count.
-
-        ``turn`` is the end of the conversation with ``tools`` and the ``keys`` of all messages, the turn's included;
-        its position is set here. ``spelled`` are the control tokens that its text spells out in other tokens. Raises
+        ``turn`` is the end of the conversation that ``continues`` tells of, and ``key`` is that of its message; its
+        position is set here. ``spelled`` are the control tokens that its text spells out in other tokens. ``prompt`` is
+        the text of a prompt without messages; ``key`` then does not count. Raises
         ``GatewayError`` (404) once the session is closed.
         """
+        told = None
+        if tokens is not None and tokens.shown is not None:
+            shown = tokens.ids[: tokens.shown]
+            told = History(tokens.prompt_ids, shown, tokens.digested.further(shown))
         with self._lock:
             self._check_open()
             if tokens is not None:
                 turn.position = self._grow(continues, tokens)
             self._calls[call.id] = call
             self._turns[call.id] = turn
+            parent = continues.match.turn
             if prompt is None or tokens is None:
-                self._conversations.add(tools, keys, turn, spelled)
+                self._conversations.add(continues.way, key, turn, spelled, parent=parent, history=told)
             elif tokens.shown != 0:  # After an answer without a text the prompt is the same as before.
                 ids = [*tokens.prompt_ids, *tokens.ids[: tokens.shown]]
                 self._prompts.add(f"{prompt}{turn.message['content']}", ids, turn)
 
-    def _grow(self, continues: Continuation | None, tokens: SampledTokens) -> Position | None:
+    def _grow(self, continues: Continuation, tokens: SampledTokens) -> Position | None:
         """Add a call's tokens to the tree; where the conversation goes on from there."""
         start, known = ROOT, 0
-        if tokens.extends and continues is not None and continues.match.turn is not None:
-            start, known = continues.match.turn.position or ROOT, len(continues.history)
+        if tokens.extends and continues.match.turn is not None:
+            start = continues.match.turn.position or ROOT
+            known = len(continues.history.prompt) + len(continues.history.completion)
         end = self.tree.add_given(tokens.prompt_ids[known:], start)
         end = self.tree.add_sampled(tokens.ids, tokens.source, end)
         return None if tokens.shown is None else Position(end.span, tokens.shown)

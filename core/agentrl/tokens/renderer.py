@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agentrl.tokens.probes import Abilities
 
 __all__ = [
+    "SEEN",
     "Candidate",
     "Kind",
     "Reader",
@@ -42,6 +43,11 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+SEEN = 256
+"""How many ids at the end of a prompt are more than ``extend`` and ``parse`` look at: they look for the header of the
+turn with which the prompt ends, and for the mark of its thinking. A turn then costs nothing for the history before it.
+"""
 
 
 class Renderer:

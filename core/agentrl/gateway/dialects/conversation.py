@@ -41,8 +41,7 @@ def read_messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise wrong("messages", f"is not a list of at least one message: {shown(value, 80)}")
     return [
-        dict(message) if _is_text(message) else _message(message, f"messages[{index}]")
-        for index, message in enumerate(value)
+        message if _is_text(message) else _message(message, f"messages[{index}]") for index, message in enumerate(value)
     ]
 
 
