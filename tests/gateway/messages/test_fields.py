@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import anthropic
 import pytest
@@ -10,6 +11,8 @@ from tests.gateway.messages.conftest import ASK, CALL, TOOLS
 
 from agentrl.gateway.contract import SessionSettings, WireRequest
 from agentrl.gateway.dialects.messages.dialect import Messages
+from agentrl.gateway.dialects.messages.request import FIELDS
+from agentrl.gateway.openapi import document
 from agentrl.inference.contract import Capabilities, Grammar
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -272,3 +275,13 @@ def test_without_a_limit_of_its_own_an_answer_has_that_of_the_run(whole, open_se
     backend.says("It is 408.")
     whole.ask(open_session(override={"max_tokens": None}, max_tokens=12))
     assert backend.requests[0].sampling.max_tokens == 12
+
+
+def test_the_document_names_the_fields_that_are_read():
+    schemas = Messages().describe()["components"]["schemas"]
+    for name in ("Request", "CountRequest"):
+        assert set(schemas[name]["properties"]) == FIELDS
+        assert not schemas[name]["additionalProperties"]
+    named = json.dumps(document([Messages()]))
+    for reference in re.findall(r"#/components/schemas/([\w.]+)", named):
+        assert reference.removeprefix("Messages.") in schemas

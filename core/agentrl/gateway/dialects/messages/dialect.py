@@ -11,6 +11,7 @@ from agentrl.gateway.dialects.messages.blocks import answer_blocks
 from agentrl.gateway.dialects.messages.events import EventWriter, message_events
 from agentrl.gateway.dialects.messages.override import override_fields
 from agentrl.gateway.dialects.messages.request import read_request, tells_thinking
+from agentrl.gateway.dialects.messages.schema import description
 from agentrl.gateway.dialects.writing import EVENT_STREAM, written
 
 __all__ = ["Messages"]
@@ -78,6 +79,10 @@ class Messages:
         """Write an error; see ``Dialect.refuse``."""
         sent = new_call_id("req_")
         return Reply(error.status, written(_error(error, sent)), _request_id(sent))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is served; see ``Described.describe``."""
+        return description()
 
 
 def _message(call: str, model: str, blocks: list[Any], prompt: int, sampled: int) -> dict[str, Any]:

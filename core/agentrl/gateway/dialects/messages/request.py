@@ -16,7 +16,7 @@ from agentrl.gateway.dialects.refusals import flag, unknown, unsupported, wrong
 from agentrl.gateway.dialects.schemas import check_schema
 from agentrl.inference.contract import Grammar
 
-__all__ = ["FIELDS", "read_request", "tells_thinking"]
+__all__ = ["CANNOT_BE_MET", "EFFORTS", "FIELDS", "NO_EFFECT", "THINKING", "read_request", "tells_thinking"]
 
 _READ = frozenset(
     {
@@ -34,7 +34,7 @@ _READ = frozenset(
         "tools",
     }
 )
-_NO_EFFECT = frozenset(
+NO_EFFECT = frozenset(
     {
         "betas",
         "billing_policy",
@@ -51,14 +51,15 @@ _NO_EFFECT = frozenset(
     }
 )
 """Fields about accounts, caches and speed, which change nothing in what is sampled."""
-_CANNOT_BE_MET = frozenset({"compaction", "container", "mcp_servers"})
+CANNOT_BE_MET = frozenset({"compaction", "container", "mcp_servers"})
 """Fields for what the API's servers would do beside the model. They are counted where they ask for something."""
-FIELDS = (SAMPLING_FIELDS - {"stop"}) | _READ | _NO_EFFECT | _CANNOT_BE_MET
+FIELDS = (SAMPLING_FIELDS - {"stop"}) | _READ | NO_EFFECT | CANNOT_BE_MET
 """The fields of a request that are known here. Fields of the chat completions API that say how to sample are taken too:
 ``rollout.override`` may set them."""
 
-_EFFORTS = ("low", "medium", "high", "xhigh", "max")
-_THINKING = ("enabled", "adaptive", "disabled", "between_tools")
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+THINKING = ("enabled", "adaptive", "disabled", "between_tools")
+"""The types of the field ``thinking``."""
 _KEEPS_ALL = ("all", {"type": "all"})
 
 
@@ -78,7 +79,7 @@ def read_request(request: WireRequest, *, counts: bool = False) -> ModelRequest:
         _check_end(conversation)
     tools, one_call = read_choice(given.get("tool_choice"), read_tools(given.get("tools")))
     preferences, unmet = _preferences(given)
-    unmet |= conversation.unmet | {*tools.unmet} | {name for name in _CANNOT_BE_MET if given.get(name)}
+    unmet |= conversation.unmet | {*tools.unmet} | {name for name in CANNOT_BE_MET if given.get(name)}
     return ModelRequest(
         body=request.body,
         messages=conversation.messages,
@@ -147,15 +148,15 @@ def _preferences(given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     unmet: set[str] = set()
     config = _config(given)
     if (effort := config.get("effort")) is not None:
-        if effort not in _EFFORTS:
-            raise unsupported("output_config.effort", effort, f"is none of {', '.join(_EFFORTS)}")
+        if effort not in EFFORTS:
+            raise unsupported("output_config.effort", effort, f"is none of {', '.join(EFFORTS)}")
         preferences["reasoning_effort"] = effort
     if config.get("task_budget"):
         unmet.add("output_config.task_budget")
     thinking = given.get("thinking", {"type": "adaptive"})
     kind = thinking.get("type") if isinstance(thinking, dict) else None
-    if kind not in _THINKING:
-        raise unsupported("thinking", thinking, "is no way of thinking", fix=f"one of {', '.join(_THINKING)}")
+    if kind not in THINKING:
+        raise unsupported("thinking", thinking, "is no way of thinking", fix=f"one of {', '.join(THINKING)}")
     if kind in ("enabled", "disabled"):
         preferences["enable_thinking"] = kind == "enabled"
     if kind == "enabled" and thinking.get("budget_tokens") is not None:
