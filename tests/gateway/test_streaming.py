@@ -157,6 +157,33 @@ def test_the_first_event_leaves_with_the_first_token(stepped, way):
     assert backend.requests[0].stream
 
 
+@pytest.mark.parametrize("way", ["in process", "HTTP"])
+def test_all_that_is_said_leaves_before_the_turn_ends(stepped, way):
+    gateway, backend, session = stepped(f"<think>\nMultiply.\n</think>\n\nLet me see.\n{CALL}")
+
+    async def run():
+        async with Connection(gateway, httpx2, way == "in process").client(session) as client, asyncio.timeout(60):
+            backend.allowed += 4
+            stream = await client.chat.completions.create(model="any", messages=ASK, tools=TOOLS, stream=True)
+            told = {"reasoning_content": "", "content": "", "arguments": ""}
+            async for chunk in stream:
+                delta = chunk.choices[0].delta
+                told["reasoning_content"] += getattr(delta, "reasoning_content", None) or ""
+                told["content"] += delta.content or ""
+                told["arguments"] += "".join(call.function.arguments for call in delta.tool_calls or ())
+                if told["reasoning_content"]:
+                    backend.allowed = max(backend.allowed, len(backend.ids) - 1)
+                if told["arguments"] == '{"n": 12}' and backend.allowed < len(backend.ids):
+                    assert session.in_flight == 1
+                    backend.allowed += 1
+            return told
+
+    told = asyncio.run(run())
+    assert told == {"reasoning_content": "Multiply.", "content": "Let me see.", "arguments": '{"n": 12}'}
+    (call,) = session.calls
+    assert call.message["tool_calls"][0]["function"]["arguments"] == told["arguments"]
+
+
 async def ended(session: Session) -> None:
     while session.in_flight:  # noqa: ASYNC110  # The call may be in another loop.
         await asyncio.sleep(0.005)

@@ -191,6 +191,18 @@ def test_whatever_json_a_policy_writes_an_sdk_can_send_back(chat_tokenizer, rend
             assert repr(json.loads(each["function"]["arguments"])) == repr({} if arguments is None else arguments)
 
 
-def test_a_completion_that_breaks_the_parser_is_text(read):
-    text = call('{"name": "calculate", "arguments": ' + "[" * 100_000)
-    assert read(f"{text}<|im_end|>") == {"role": "assistant", "content": text}
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_what_breaks_the_parser_is_a_call_with_what_the_policy_wrote_for_its_arguments(read, arguments):
+    text = call(f'{{"name": "calculate", "arguments": {arguments}}}')
+    message = read(f"<think>Hm.</think>See: {text}<|im_end|>")
+    assert (message["content"], message["reasoning_content"]) == ("See:", "Hm.")
+    assert message["tool_calls"][0]["function"] == {"name": "calculate", "arguments": arguments}
+
+
+def test_of_two_values_for_a_key_the_first_counts(read):
+    message = read(call('{"name": "f", "parameters": {"a": 1}, "arguments": {"a": 2}, "name": "g"}'))
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+def test_thinking_that_breaks_off_has_no_white_space_around_it(read):
+    assert read("<think>\nMultiply. ")["reasoning_content"] == "Multiply."

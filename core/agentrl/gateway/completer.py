@@ -15,14 +15,14 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling
 from agentrl.gateway.constraints import constraint, ill_formed, unmet
-from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
+from agentrl.gateway.contract import Call, CallDelta, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
 from agentrl.gateway.sampling import Draw, resolve_sampling
 from agentrl.gateway.session import SampledTokens, Session
-from agentrl.gateway.streaming import delta_of
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.loops import run_in_thread
 from agentrl.tokens.contract import Sampled
+from agentrl.tokens.incremental import Added
 from agentrl.tokens.renderer import SEEN, Renderer
 from agentrl.tokens.template import Message, thinking_of
 
@@ -191,11 +191,21 @@ class EngineCompleter:
     async def _stream(self, asked: _Asked, tell: Callable[[Delta], None]) -> Completion:
         """A completion that is told while it is sampled. Where that is cancelled midway, what there is is recorded."""
         chunks: list[Chunk] = []
+        request, prompt_ids = asked.request, asked.prompt.ids
+        parser = self._writer(request).incremental(
+            request.tools if request.calls_tools else None,
+            prompt_ids[-SEEN:],
+            call_ids=_call_ids(asked.draw.call),
+            stop=asked.sampling.stop,
+            text=request.prompt is not None,
+        )
 
         def new(chunk: Chunk) -> None:
+            added = parser.feed(chunk.ids)
             before = chunks[-2].ids[-1] if len(chunks) > 1 else None
-            tokens = self._tokens(chunk, before) if asked.request.logprobs else Tokens()
-            tell(Delta(tokens=tokens, prompt_tokens=len(asked.prompt.ids)))
+            tokens = self._tokens(chunk, before) if request.logprobs else Tokens()
+            if added or tokens.ids or len(chunks) == 1:
+                tell(_delta(added, tokens, len(prompt_ids)))
 
         try:
             chunk = await self._generate(asked, chunks=chunks, new=new)
@@ -204,7 +214,8 @@ class EngineCompleter:
             if chunks:
                 self._record_partial(asked, _joined(chunks))
             raise
-        tell(delta_of(completion.call.message))
+        if rest := parser.end(completion.call.message):
+            tell(_delta(rest, Tokens(), len(prompt_ids)))
         return completion
 
     def _record_partial(self, asked: _Asked, chunk: Chunk) -> None:
@@ -424,27 +435,24 @@ class EngineCompleter:
         if request.prompt is not None:  # What its client is shown is text: no token that ends a turn is in it.
             ids = list(takewhile(lambda token: token not in writer.stop_ids, ids))
             shown = len(ids)
-        cut = self._before_stop(ids, chunk.stop_string) if chunk.stop_string else None
+        cut = writer.vocabulary.before(ids, chunk.stop_string) if chunk.stop_string else None
         if cut is not None:
             ids, shown = cut
         if request.prompt is not None:
             return {"role": "assistant", "content": writer.vocabulary.decode(ids)}, shown
         tools = request.tools if request.calls_tools else None
-        message = writer.parse(ids, tools, prompt_ids[-SEEN:], call_ids=f"call_{digest.hex()[:24]}_")
+        message = writer.parse(ids, tools, prompt_ids[-SEEN:], call_ids=_call_ids(digest))
         return message, shown
 
-    def _before_stop(self, ids: list[int], stop: str) -> tuple[list[int], int | None] | None:
-        """Ids of the text before ``stop``, and how many of ``ids`` these are, if they are any."""
-        vocabulary = self.renderer.vocabulary
-        before, found, _ = vocabulary.decode(ids).partition(stop)
-        if not found:
-            return None
-        count = len(ids)
-        while count and len(vocabulary.decode(ids[:count])) > len(before):
-            count -= 1
-        if vocabulary.decode(ids[:count]) == before:
-            return ids[:count], count
-        return vocabulary.encode(before), None
+
+def _delta(added: Added, tokens: Tokens, prompt_tokens: int) -> Delta:
+    calls = tuple(CallDelta(call.index, call.id, call.name, call.arguments) for call in added.calls)
+    return Delta(0, added.reasoning, added.content, calls, tokens, prompt_tokens)
+
+
+def _call_ids(digest: bytes) -> str:
+    """How the ids of the tool calls of a call to the model begin."""
+    return f"call_{digest.hex()[:24]}_"
 
 
 def _asked_tokens(messages: Sequence[Mapping[str, Any]], prompt: _Prompt, parent: Turn | None) -> int:

@@ -13,11 +13,13 @@ import logging
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from agentrl.errors import GatewayError, encodable
 from agentrl.tokens.appending import OTHER_END, QUESTION, RESULTS, Appending
 from agentrl.tokens.forms import Forms, Text
+from agentrl.tokens.incremental import IncrementalParser, Notation, Opened, notation_of
 from agentrl.tokens.template import ChatTemplate, Message, Messages, Tools, plain, thinking_of
 from agentrl.tokens.tool_calls import read_call
 from agentrl.tokens.variants import Variants
@@ -234,8 +236,8 @@ class Renderer:
         The ids from the end of the turn on are left out. Thinking becomes ``reasoning_content``, whether the
         completion or its prompt opened it. Tool calls are read only if ``tools`` are offered; their arguments are the
         text that the policy wrote, valid JSON or not, and a call without a readable name stays in the content. Calls
-        are numbered ``call_ids``0, 1, 2 … unless the model writes ids of its own. A completion that cannot be parsed
-        is all content. Every text in the result can be encoded as UTF-8.
+        are numbered ``call_ids``0, 1, 2 … unless the model writes ids of its own. What of a completion cannot be
+        parsed is content. Every text in the result can be encoded as UTF-8.
         """
         spoken = list(itertools.takewhile(lambda token: token not in self.stop_ids, completion_ids))
         # A renderer of a family reads its own thinking; the template in full may be of any family.
@@ -244,17 +246,50 @@ class Renderer:
         try:
             before = prompt_ids if apart is None else ()
             parsed = self._candidate.parse(ids, tools, before)
-            if tools and not parsed.tool_calls and ids and ids[0] in self.vocabulary.special_ids:
+            silent = not (parsed.tool_calls or parsed.reasoning_content)
+            if tools and silent and ids and ids[0] in self.vocabulary.special_ids:
                 # Some families put a token before their calls that their templates leave out (<|python_tag|>).
                 called = self._candidate.parse(ids[1:], tools, before)
                 parsed, ids = (called, ids[1:]) if called.tool_calls else (parsed, ids)
             message = assistant_message(parsed, ids, self.vocabulary, tools_offered=bool(tools), call_ids=call_ids)
         except Exception as error:  # The boundary to the library: a policy may write what no parser expects.
             _log.debug("a completion of %d tokens does not parse: %s", len(ids), error)
+            if (own := self.incremental(tools, prompt_ids, call_ids=call_ids)).knows:
+                own.feed(spoken)
+                return own.conclude()
             message = {"role": "assistant", "content": self.vocabulary.decode(ids)}
         if apart is not None and message["content"]:
             message["content"] = message["content"].lstrip()
         return message | {"reasoning_content": thought} if thought else message
+
+    def incremental(
+        self,
+        tools: Tools | None,
+        prompt_ids: Sequence[int],
+        *,
+        call_ids: str = "call_",
+        stop: Collection[str] = (),
+        text: bool = False,
+    ) -> IncrementalParser:
+        """Return a parser that gives the message of ``parse`` bit by bit while the completion is sampled.
+
+        The arguments are those of ``parse``. ``stop`` are the strings that end the completion; ``parse`` is then
+        given the ids before the one that did. With ``text``, the message is to be the text of the completion.
+        """
+        notation, opened = self._notation, Opened()
+        if text:
+            tools, notation = None, None if notation is None else notation.bare()
+        elif self._candidate.in_full and (marks := self._thinking.opened(prompt_ids)) is not None:
+            opened = Opened(marks=marks)
+        elif notation is not None and self._candidate.prompt_thinks(self.vocabulary, prompt_ids):
+            opened, notation = Opened(thinking=True), None if self._candidate.in_full else notation
+        return IncrementalParser(notation, self.vocabulary, opened, tools=bool(tools), call_ids=call_ids, stop=stop)
+
+    @cached_property
+    def _notation(self) -> Notation | None:
+        candidate = self._candidate
+        marks = self._thinking.known if candidate.in_full else None
+        return notation_of(candidate.reader or candidate.library, self.vocabulary, self.stop_ids, marks)
 
     def history_length(self, completion_ids: Sequence[int]) -> int:
         """Return how many ids of a completion the next prompt may hold.
@@ -330,6 +365,13 @@ class Candidate:
         )
         return None if bridged is None else bridged.token_ids
 
+    def prompt_thinks(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> bool:
+        """Return whether the library takes a completion of the prompt to begin within thinking."""
+        from renderers.reasoning import prompt_ends_in_reasoning
+
+        stop_ids = frozenset(self.library.get_stop_token_ids())
+        return prompt_ends_in_reasoning(vocabulary, list(prompt_ids), stop_ids=stop_ids)
+
     def parse(self, completion_ids: list[int], tools: Tools | None, prompt_ids: Sequence[int]) -> ParsedResponse:
         """Return the parsed completion. Raises what the library raises."""
         return read(self.reader or self.library, completion_ids, tools, list(prompt_ids))
@@ -377,8 +419,8 @@ def assistant_message(
             call_id = encodable(attempt.id) if attempt.id else f"{call_ids}{len(calls)}"
             calls.append({"id": call_id, "type": "function", "function": function})
     message: Message = {"role": "assistant", "content": content if content or not calls else None}
-    if parsed.reasoning_content:
-        message["reasoning_content"] = parsed.reasoning_content
+    if thought := (parsed.reasoning_content or "").strip():
+        message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
     return message
@@ -430,7 +472,7 @@ class Thinking:
         No ids come after thinking that is not closed.
         """
         text = self._vocabulary.decode(completion_ids)
-        marks = self._opened(prompt_ids) or self._begun(text)
+        marks = self.opened(prompt_ids) or self._begun(text)
         if marks is None:
             return None
         thought, closed, _ = text.lstrip().removeprefix(marks[0]).partition(marks[1])
@@ -439,13 +481,13 @@ class Thinking:
     def unclosed(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
         """Return whether a completion ends inside its thinking."""
         text = self._vocabulary.decode(completion_ids)
-        marks = self._opened(prompt_ids) or self._begun(text)
+        marks = self.opened(prompt_ids) or self._begun(text)
         return marks is not None and marks[1] not in text
 
     def present(self, completion_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> bool:
         """Return whether a completion holds thinking, closed or not, opened by itself or by its prompt."""
         opening, closing = self._usual
-        if self._opened(prompt_ids) is not None or opening in completion_ids or closing in completion_ids:
+        if self.opened(prompt_ids) is not None or opening in completion_ids or closing in completion_ids:
             return True
         known = self.known if None in self._usual else self.known[1:]
         text = self._vocabulary.decode(completion_ids) if known else ""
@@ -456,15 +498,15 @@ class Thinking:
 
         ``None`` where the model has no thinking, or the prompt has closed it.
         """
-        if (opened := self._opened(prompt_ids)) is not None:
+        if (opened := self.opened(prompt_ids)) is not None:
             return opened, True
         header = self._vocabulary.decode(prompt_ids[-_TAIL:]).rstrip()
         if not self._written or any(header.endswith(closing) for _, closing in self._written):
             return None
         return self._written[0], False
 
-    def _opened(self, prompt_ids: Sequence[int]) -> _Marks | None:
-        """The marks of the thinking that a prompt opens for its completion."""
+    def opened(self, prompt_ids: Sequence[int]) -> _Marks | None:
+        """Return the marks of the thinking that a prompt opens for its completion."""
         tail = prompt_ids[-_TAIL:]
         if None not in self._openers and not any(token in tail for token in self._openers):
             return None  # A template never spells a mark that is a token in other tokens: no need to decode.

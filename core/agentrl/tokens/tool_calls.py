@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from agentrl.tokens.vocabulary import Vocabulary
 
-__all__ = ["Function", "JsonCalls", "learned", "read_call"]
+__all__ = ["Function", "JsonCalls", "calls_at", "learned", "read_call", "unescaped"]
 
 Function = dict[str, str]
 """The name and the arguments of a call; the arguments are text, as in the OpenAI API."""
@@ -41,11 +41,24 @@ def read_call(raw: str, name: object = None, arguments: object = None) -> Functi
     arguments may be ``arguments`` or ``parameters``. They keep every character that the policy wrote (escapes,
     digits, white space), because an agent sends them back. Missing or ``null`` arguments are an empty object.
     """
+    try:
+        return _read(raw, name, arguments)
+    except RecursionError:
+        return _broken(raw)
+
+
+def _read(raw: str, name: object, arguments: object) -> Function | None:
     if not isinstance(name, str) or not name or arguments is None:
         return _whole(raw) if _is_json(raw) else _broken(raw)
-    if arguments == {} and _is_json(raw) and (whole := _whole(raw)) is not None:
-        return whole  # Most parsers look for ``arguments`` only; Llama writes ``parameters``.
+    if _is_json(raw) and _holds(raw, name, arguments):
+        return _whole(raw)
     return {"name": encodable(name), "arguments": _as_written(raw, arguments)}
+
+
+def _holds(raw: str, name: str, arguments: object) -> bool:
+    """Whether the JSON ``raw`` is a whole call of ``name``, and not its arguments alone."""
+    value = json.loads(raw)
+    return isinstance(value, dict) and value.get("name") == name and repr(value) != repr(arguments)
 
 
 def _as_written(raw: str, arguments: object) -> str:
@@ -76,7 +89,7 @@ def _whole(raw: str) -> Function | None:
     name = json.loads(members.get("name", _EMPTY))
     if not isinstance(name, str) or not name:
         return None
-    text = members.get("arguments", members.get("parameters", _EMPTY))
+    text = next((text for key, text in members.items() if key in ("arguments", "parameters")), _EMPTY)
     arguments = json.loads(text) if text.startswith('"') else text
     return {"name": encodable(name), "arguments": _EMPTY if text == "null" else encodable(arguments)}
 
@@ -88,7 +101,7 @@ def _broken(raw: str) -> Function | None:
         return None
     text = raw[arguments.end() :].rstrip() if arguments else ""
     text = text.removesuffix("}") if _has_outer_brace(text) else text
-    return {"name": _unescaped(name.group(1)), "arguments": _EMPTY if text.rstrip() == "null" else text}
+    return {"name": unescaped(name.group(1)), "arguments": _EMPTY if text.rstrip() == "null" else text}
 
 
 def _is_json(raw: str) -> bool:
@@ -100,7 +113,10 @@ def _is_json(raw: str) -> bool:
 
 
 def _members(raw: str) -> Mapping[str, str]:
-    """The text of each member of a JSON object, by key; empty for other JSON. ``raw`` is known to parse."""
+    """The text of each member of a JSON object, by key; empty for other JSON. ``raw`` is known to parse.
+
+    Of members with the same key it is the first, because a client that reads a stream has it already.
+    """
     value, at = json.loads(raw), _after_space(raw, 0)
     members: dict[str, str] = {}
     while value and isinstance(value, dict) and raw[at] != "}":
@@ -108,7 +124,7 @@ def _members(raw: str) -> Mapping[str, str]:
         key, at = _DECODER.raw_decode(raw, _after_space(raw, at + 1))
         start = _after_space(raw, _after_space(raw, at) + 1)
         _, at = _DECODER.raw_decode(raw, start)
-        members[key] = raw[start:at]
+        members.setdefault(key, raw[start:at])
         at = _after_space(raw, at)
     return members
 
@@ -118,7 +134,8 @@ def _after_space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _unescaped(name: str) -> str:
+def unescaped(name: str) -> str:
+    """Return a name that is spelled as in a JSON string."""
     try:
         return encodable(json.loads(f'"{name}"', strict=False))
     except ValueError:
@@ -136,9 +153,10 @@ def learned(written: str, name: str, library: Library, vocabulary: Vocabulary) -
     ``written`` is a turn that consists of one call of the tool ``name``. ``library`` reads what is not a call.
     """
     for start, char in enumerate(written):
-        found = _calls_at(written, start) if char in "[{" else None
+        found = calls_at(written, start) if char in "[{" else None
         if found is not None and [call["name"] for call in map(json.loads, found[0])] == [name]:
-            return JsonCalls(written[:start].strip(), written[found[1] :].strip(), library, vocabulary)
+            opener, closer = written[:start].strip(), written[found[1] :].strip()
+            return JsonCalls(opener, closer, library, vocabulary, has_ids="id" in json.loads(found[0][0]))
     return None
 
 
@@ -150,6 +168,8 @@ class JsonCalls:
     closer: str
     library: Library
     vocabulary: Vocabulary
+    has_ids: bool = False
+    """Whether calls hold ids of their own, under the key ``id``."""
 
     def parse_response(
         self, token_ids: list[int], *, tools: list[ToolSpec] | None = None, prompt_ids: list[int] | None = None
@@ -165,11 +185,11 @@ class JsonCalls:
             text = text.partition("</think>")[2]
         content, calls = self._between_marks(text) if self.opener else self._bare(text)
         if calls:
-            parsed.content, parsed.tool_calls = content, [_parsed_call(raw) for raw in calls]
+            parsed.content, parsed.tool_calls = content, [self.attempt(raw) for raw in calls]
         return parsed
 
     def _bare(self, text: str) -> tuple[str, list[str]]:
-        found = _calls_at(text, len(text) - len(text.lstrip()))
+        found = calls_at(text, len(text) - len(text.lstrip()))
         if found is None or text[found[1] :].strip() not in ("", self.closer):
             return text, []
         return "", found[0]
@@ -182,7 +202,7 @@ class JsonCalls:
             content += before if mark or before.strip() else ""
             if not mark:
                 break
-            found = _calls_at(rest, len(rest) - len(rest.lstrip()))
+            found = calls_at(rest, len(rest) - len(rest.lstrip()))
             if found is None:
                 block, _, rest = rest.partition(self.closer) if self.closer else (rest, "", "")
                 calls.append(block.strip())
@@ -191,24 +211,26 @@ class JsonCalls:
                 rest = rest[found[1] :].lstrip().removeprefix(self.closer)
         return content, calls
 
+    def attempt(self, raw: str) -> ParsedToolCall:
+        """Return one call, whether its JSON is valid or not, as the parsers of the ``renderers`` package do."""
+        from renderers import ParsedToolCall, ToolCallParseStatus
 
-def _parsed_call(raw: str) -> ParsedToolCall:
-    from renderers import ParsedToolCall, ToolCallParseStatus
-
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return ParsedToolCall(raw=raw, status=ToolCallParseStatus.INVALID_JSON)
-    if not _is_call(value):
-        return ParsedToolCall(raw=raw, status=ToolCallParseStatus.MISSING_NAME)
-    call_id, arguments = value.get("id"), value.get("arguments", value.get("parameters", {}))
-    return ParsedToolCall(
-        raw=raw, name=value["name"], arguments=arguments, id=call_id if isinstance(call_id, str) else None
-    )
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError):
+            return ParsedToolCall(raw=raw, status=ToolCallParseStatus.INVALID_JSON)
+        if not _is_call(value):
+            return ParsedToolCall(raw=raw, status=ToolCallParseStatus.MISSING_NAME)
+        arguments, call_id = value.get("arguments", value.get("parameters", {})), value.get("id")
+        own = call_id if self.has_ids and isinstance(call_id, str) else None
+        return ParsedToolCall(raw=raw, name=value["name"], arguments=arguments, id=own)
 
 
-def _calls_at(text: str, start: int) -> tuple[list[str], int] | None:
-    """The text of each call in the JSON value at ``start``, one object or a list of them, and where the value ends."""
+def calls_at(text: str, start: int) -> tuple[list[str], int] | None:
+    """Return the text of each call in the JSON value at ``start``, one object or a list of them, and where it ends.
+
+    ``None`` is any other text.
+    """
     try:
         value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):

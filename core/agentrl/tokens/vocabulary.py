@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MARK", "ControlTokens", "Vocabulary"]
+__all__ = ["MARK", "ControlTokens", "Vocabulary", "byte_of_token"]
 
 MARK = "\ufdd0"
 _CACHED_TEXTS = 4096
@@ -102,6 +102,31 @@ class Vocabulary:
         """Return the text of ``ids``, special tokens included."""
         return self._decode([ids] if isinstance(ids, int) else list(ids))
 
+    def before(self, ids: Sequence[int], stop: str) -> tuple[list[int], int | None] | None:
+        """Return ids of the text before ``stop``, and how many of ``ids`` these are, if they are any.
+
+        ``None`` is a text without ``stop``. Where ``stop`` begins inside a token, the ids before that token stay.
+        """
+        before, found, _ = self.decode(ids).partition(stop)
+        if not found:
+            return None
+        count = len(ids)
+        while count and len(self.decode(ids[:count])) > len(before):
+            count -= 1
+        kept = list(ids[:count])
+        begun = self.decode(kept)
+        if begun == before:
+            return kept, count
+        for rest in (self.encode(before[len(begun) :]), self._byte_ids(before[len(begun) :])):
+            if self.decode([*kept, *rest]) == before:
+                return [*kept, *rest], None
+        return self.encode(before), None
+
+    def _byte_ids(self, text: str) -> list[int]:
+        """The ids of the bytes of ``text`` one by one, in a vocabulary that has byte tokens."""
+        ids = self.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in text.encode()])
+        return [token for token in ids if isinstance(token, int)]
+
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """Return the tokenizer's id of a token, cached, or its ids of several."""
         if isinstance(tokens, str):
@@ -131,7 +156,7 @@ class Vocabulary:
 
     def _byte_spelling(self) -> Callable[[str], bytes | None] | None:
         """How the vocabulary writes bytes, if it has tokens that stand for single bytes."""
-        for token, char, spelling in (("<0x41>", "A", _fallback_byte), ("\u0120", " ", _alphabet_bytes)):
+        for token, char, spelling in (("<0x41>", "A", byte_of_token), ("\u0120", " ", _alphabet_bytes)):
             token_id = self._tokenizer.convert_tokens_to_ids(token)
             if isinstance(token_id, int) and token_id != self.unk_token_id and self._decode([token_id]) == char:
                 return spelling
@@ -171,8 +196,8 @@ def _encoder_and_decoder(
     )
 
 
-def _fallback_byte(token: str) -> bytes | None:
-    """The byte of a byte-fallback token such as ``<0xC3>``; ``None`` for a token of text."""
+def byte_of_token(token: str) -> bytes | None:
+    """Return the byte of a byte-fallback token such as ``<0xC3>``; ``None`` for a token of text."""
     match = _FALLBACK.fullmatch(token)
     return bytes.fromhex(match[1]) if match else None
 

@@ -1,0 +1,184 @@
+"""Completions parsed while they are sampled: what is given, joined, is the message that is read of the whole."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import train_tokenizer
+from tests.tokens.families import FAMILIES, official, tokenizer
+
+from agentrl.config.models import ModelSection
+from agentrl.inference.model_folder import find_model
+from agentrl.plugins import Plugins
+from agentrl.tokens.selection import load_renderer
+from agentrl.tokens.vocabulary import Vocabulary
+
+ASK = {"role": "user", "content": "What is 12 * 34?"}
+TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
+
+
+GRANITE = FAMILIES["granite-4"].template.replace("<|start_of_role|>", "<|").replace("<|end_of_role|>", "|>")
+BARE = (
+    GRANITE.replace("'<tool_call>\\n{", "'{")
+    .replace("'}\\n</tool_call>'", "'}'")
+    .replace("m.tool_calls or []", "(m.tool_calls or [])[:2 - (m.tool_calls or []) | length]")
+)
+OWN = {
+    "marks of text": ("smollm2", GRANITE.replace("<|end_of_text|>", "<|im_end|>")),
+    "marks of text, byte tokens": ("mistral", GRANITE.replace("<|end_of_text|>", "</s>")),
+    "no marks": ("smollm2", BARE.replace("<|end_of_text|>", "<|im_end|>")),
+}
+"""Families of our own: a vocabulary and a template."""
+
+
+@lru_cache
+def renderer(name):
+    if name == "tiny":
+        return load_renderer(find_model(Plugins(), ModelSection(name="tiny")))
+    if name == "qwen3.5":
+        return load_renderer(train_tokenizer(official("qwen3_5_think")))
+    vocabulary, template = OWN.get(name, (name, None))
+    tokens = tokenizer(vocabulary)
+    tokens.chat_template = template or tokens.chat_template
+    return load_renderer(tokens)
+
+
+@dataclass
+class Message:
+    """What a client has of a stream."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list = field(default_factory=list)
+
+    def add(self, added):
+        self.reasoning += added.reasoning
+        self.content += added.content
+        for each in added.calls:
+            if each.index == len(self.calls):
+                assert each.id
+                assert each.name
+                self.calls.append([each.id, each.name, ""])
+            else:
+                assert (each.id, each.name) == ("", "")
+            self.calls[each.index][2] += each.arguments
+        return self
+
+
+def whole(message):
+    functions = [(call["id"], call["function"]) for call in message.get("tool_calls", [])]
+    calls = [[call_id, function["name"], function["arguments"]] for call_id, function in functions]
+    return Message(message.get("reasoning_content", ""), message["content"] or "", calls)
+
+
+def before_stop(vocabulary: Vocabulary, ids, stop):
+    cut = vocabulary.before(ids, stop) if stop else None
+    return ids if cut is None else cut[0]
+
+
+def check(renderer, ids, chunks, *, tools=TOOLS, prompt=(), stop=()):
+    """Feeds ``ids`` in pieces of the sizes ``chunks``, one by one where they run out."""
+    parser = renderer.incremental(tools, prompt, call_ids="c", stop=stop)
+    got, at, sizes = Message(), 0, iter(chunks)
+    while at < len(ids):
+        size = next(sizes, 1)
+        got.add(parser.feed(tuple(ids[at : at + size])))
+        at += size
+    text = renderer.vocabulary.decode(ids)
+    ended = min((each for each in stop if each in text), key=text.index, default=None)
+    message = renderer.parse(before_stop(renderer.vocabulary, list(ids), ended), tools, prompt, call_ids="c")
+    early = Message(got.reasoning, got.content, [list(call) for call in got.calls])
+    got.add(parser.end(message))
+    assert got == whole(message), (early, text)
+
+
+CALLS = [
+    '{"name": "calculate", "arguments": {"a": "12 * 34"}}',
+    '{"name": "now", "parameters": {"é": [1, {"b": "</tool_call>"}]}}',
+    '{"name": "a\\u0062", "arguments": [1], "id": "abc"}',
+    '{"name": "f", "arguments": {}, "arguments": {"b": 1}, "name": "g"}',
+    '{"name": "f", "arguments": null}',
+    '{"name": "f", "arguments": "{}"}',
+    '{"name": "f", "arguments": {"a": "}"}',
+    '{"name": "calculate", "arguments": {',
+    '{"arguments": {"name": "x"}}',
+    '{"a": 1}',
+    '"arguments": ',
+    '"name": "x"',
+]
+TEXTS = ["It is 408. ", " \n", "\n\n", "é🙂数", "\u00a0", "STOP", "ST", "OP", "function\ncalculate\n```json\n{}\n```"]
+TEXTS += [
+    '"}"',
+    "}",
+    "}}",
+    "]",
+    '"',
+    "\\",
+    ", ",
+    ":",
+    "null",
+    "{'a",
+    "[[[",
+    "9" * 5000,
+    "[" * 2000,
+    "<th",
+    "</thi",
+    "<tool",
+]
+MARKS = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[TOOL_CALLS] [",
+    "<|im_start|>assistant\n",
+]
+MARKS += ["analysis", "final", "commentary to=functions.calculate"]
+SNIPPETS = [*CALLS, *TEXTS, *MARKS]
+
+
+@lru_cache
+def tokens(name):
+    """Strategies of ids: those of marks, of texts and any."""
+    made = renderer(name)
+    vocabulary = made.vocabulary
+    marks = sorted({*vocabulary.special_ids, *made.stop_ids, *vocabulary.added_tokens_decoder})
+    known = len(vocabulary.get_vocab())
+    texts = [vocabulary.encode(text) for text in SNIPPETS]
+    split = [vocabulary.encode(text[:1]) + vocabulary.encode(text[1:]) for text in SNIPPETS if len(text) > 1]
+    one = st.one_of(st.sampled_from(marks), st.integers(0, known - 1)).map(lambda token: [token])
+    return st.lists(st.one_of(st.sampled_from(texts), st.sampled_from(split), one), max_size=14).map(
+        lambda parts: [token for part in parts for token in part]
+    )
+
+
+@lru_cache
+def prompts(name):
+    made = renderer(name)
+    think = made.vocabulary.encode("<think>\n")
+    asked = made.render([ASK])
+    return (tuple(asked), (*asked, *think), ())
+
+
+@pytest.fixture(autouse=True)
+def faults(caplog):
+    caplog.set_level(logging.ERROR, "agentrl")
+    yield
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OWN, "tiny", "qwen3.5"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_what_is_given_is_the_message_that_is_read_of_the_whole(name, data):
+    ids = data.draw(tokens(name))
+    chunks = data.draw(st.lists(st.integers(1, 40), max_size=20))
+    tools, prompt = data.draw(st.sampled_from([TOOLS, TOOLS, None])), data.draw(st.sampled_from(prompts(name)))
+    stop = data.draw(st.sampled_from([(), (), ("STOP",), ("OP", "408. \n", "<tool")]))
+    check(renderer(name), ids, chunks, tools=tools, prompt=prompt, stop=stop)
