@@ -61,6 +61,19 @@ SHAPES = {
         "reasoning_details": [{"type": "reasoning.text", "text": "Hm.", "format": None, "index": 0}],
         "refusal": None,
     },
+    "openrouter, details alone": {
+        "content": "",
+        "tool_calls": _calls(),
+        "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}, {"type": "reasoning.encrypted", "data": "x"}],
+    },
+    "litellm, blocks alone": {
+        "content": None,
+        "tool_calls": _calls(),
+        "thinking_blocks": [{"type": "thinking", "thinking": "Hm.", "signature": "s"}],
+    },
+    "smolagents": {"content": [{"type": "text", "text": ""}], "tool_calls": _calls()},
+    "strands": {"content": [{"type": "text", "text": "\n\n"}], "tool_calls": _calls()},
+    "google-adk": {"content": None, "tool_calls": _calls(), "name": None, "function_call": None, "audio": None},
     "nothing but the call": {"tool_calls": [{"id": "call_1", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
 }
 
@@ -94,6 +107,34 @@ def test_every_dump_of_the_openai_sdk_is_known_again(connection, backend, open_s
     session = open_session()
     talk(connection, backend, session, lambda message: {"role": "assistant"} | message.model_dump(**how))
     assert session.calls[1].parent == session.calls[0].id
+
+
+@pytest.mark.parametrize("send_back", [lambda message: message, lambda message: message.to_dict()], ids=["it", "dict"])
+def test_the_message_itself_and_its_dict_are_known_again(connection, backend, open_session, send_back):
+    session = open_session()
+    talk(connection, backend, session, send_back)
+    assert session.calls[1].parent == session.calls[0].id
+
+
+def test_a_refusal_is_what_the_policy_said(in_process, backend, open_session):
+    """The API has a field of its own for it, and a part of the content."""
+    prompts = []
+    for turn in (
+        {"content": "I will not."},
+        {"content": None, "refusal": "I will not."},
+        {"content": [{"type": "refusal", "refusal": "I will not."}]},
+        {"content": "I ", "refusal": "will not."},
+    ):
+        backend.says("It is 408.")
+
+        async def agent(turn):
+            async with in_process.client(open_session(), max_retries=0) as client:
+                messages = [ASK, {"role": "assistant", **turn}, ASK]
+                await client.chat.completions.create(model="x", messages=messages)
+
+        asyncio.run(agent(turn))
+        prompts.append(list(backend.requests[-1].prompt_ids))
+    assert prompts == prompts[:1] * 4
 
 
 @pytest.mark.parametrize("shape", ["langchain", "litellm, with what the provider said", "openrouter"])
