@@ -81,13 +81,19 @@ def test_a_variable_that_it_does_not_read_is_refused_and_the_override_drops_it(t
 
 
 def test_equal_variables_continue_a_conversation_and_others_fork_with_the_reason(thinker, session):
-    call(thinker, session, ASK, extra_body=OFF)
+    on = {"chat_template_kwargs": {"enable_thinking": True}}
+    call(thinker, session, ASK, extra_body=on)
+    call(thinker, session, ASK, SAID, ASK, extra_body=on)
     call(thinker, session, ASK, SAID, ASK, extra_body=OFF)
-    call(thinker, session, ASK, SAID, ASK)
     first, second, third = session.calls
     assert (second.parent, third.parent) == (first.id, first.id)
-    assert second.fork_reason != "template variables changed"
-    assert third.fork_reason == "template variables changed"
+    assert (second.fork_reason, third.fork_reason) == (None, "template variables changed")
+
+
+def test_where_the_template_rewrites_what_a_variable_wrote_it_forks_for_that_reason(thinker, session):
+    call(thinker, session, ASK, extra_body=OFF)
+    call(thinker, session, ASK, SAID, ASK, extra_body=OFF)
+    assert session.calls[1].fork_reason == "thinking dropped by the template"
 
 
 def test_choices_of_a_seeded_request_differ_and_repeat(thinker):
