@@ -73,16 +73,34 @@ def test_what_is_known_of_the_agent_is_known_once_it_is_loaded(agent_file, batch
     assert asyncio.run(in_time(main())) == AgentFacts(is_async=False, returns_answer=True)
 
 
-def test_an_agent_that_reads_only_the_environment_is_captured(agent_file, batches):
-    reference = agent_file(
-        "import os, openai\n"
-        "client = openai.OpenAI()\n"
-        "def agent(data):\n"
-        "    said = [{'role': 'user', 'content': 'How many?'}]\n"
-        "    reply = client.chat.completions.create(model='gpt-4o', messages=said)\n"
-        "    return float('46' in reply.choices[0].message.content)\n"
-    )
-    episodes = batches.run(reference, [{}] * 4)
+OPENAI = (
+    "import openai\n"
+    "client = openai.OpenAI()\n"
+    "def agent(data):\n"
+    "    said = [{'role': 'user', 'content': 'How many?'}]\n"
+    "    reply = client.chat.completions.create(model='gpt-4o', messages=said)\n"
+    "    return float('46' in reply.choices[0].message.content)\n"
+)
+ANTHROPIC = (
+    "import anthropic\n"
+    "client = anthropic.Anthropic()\n"
+    "asked = {'model': 'claude', 'max_tokens': 100, 'messages': [{'role': 'user', 'content': 'How many?'}]}\n"
+    "def agent(data):\n"
+    "    return float('46' in client.messages.create(**asked).content[0].text)\n"
+)
+STREAMED = (
+    "import os, anthropic\n"
+    "asked = {'model': 'claude', 'max_tokens': 100, 'messages': [{'role': 'user', 'content': 'How many?'}]}\n"
+    "async def agent(data):\n"
+    "    token = os.environ['ANTHROPIC_AUTH_TOKEN']\n"
+    "    async with anthropic.AsyncAnthropic(auth_token=token) as client, client.messages.stream(**asked) as stream:\n"
+    "        return float('46' in await stream.get_final_text())\n"
+)
+
+
+@pytest.mark.parametrize("source", [OPENAI, ANTHROPIC, STREAMED], ids=["openai", "anthropic", "anthropic, streamed"])
+def test_an_agent_that_reads_only_the_environment_is_captured(agent_file, batches, source):
+    episodes = batches.run(agent_file(source), [{}] * 4)
     assert [(episode.reward, len(episode.calls)) for episode in episodes] == [(1.0, 1)] * 4
 
 

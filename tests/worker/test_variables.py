@@ -6,13 +6,13 @@ import pytest
 
 from agentrl.worker.variables import endpoint_variables
 
-NAMES = ["OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"]
-PROCESS_ENDPOINT = ["http://127.0.0.1:9/process/v1", "process", "http://127.0.0.1:9/process", "process"]
+NAMES = ["OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"]
+PROCESS_ENDPOINT = ["http://127.0.0.1:9/process/v1", "process", "http://127.0.0.1:9/process", "process", "process"]
 
 
 def of_episode(number: int) -> list[str]:
     url, key = f"http://127.0.0.1:9/episode-{number}", f"key-{number}"
-    return [f"{url}/v1", key, url, key]
+    return [f"{url}/v1", key, url, key, key]
 
 
 def test_anthropics_url_lacks_the_version_that_its_sdk_appends():

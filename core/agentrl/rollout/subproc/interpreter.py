@@ -25,7 +25,10 @@ from agentrl.worker.protocol import PROTOCOL
 
 __all__ = ["AgentLaunch", "diagnose", "update_fix", "usable_interpreter", "worker_environment", "wrong_protocol"]
 
-ENDPOINT_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY")
+ENDPOINT_VARIABLES = (
+    *("OPENAI_BASE_URL", "OPENAI_API_KEY"),
+    *("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+)
 """Variables that the worker sets itself: an agent that reads them reaches its own episode."""
 
 _HARMLESS = (
