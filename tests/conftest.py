@@ -23,6 +23,7 @@ hypothesis.settings.load_profile("agentrl")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = {
+    "conformance/test_anthropic_agent.py",
     "cli/test_serve.py",
     "conformance/test_bundled_agents.py",
     "doctor/test_examination.py",

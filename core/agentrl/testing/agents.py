@@ -11,6 +11,7 @@ import pytest
 from agentrl.agents.binding import reference_of
 from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling
+from agentrl.gateway.contract import Call
 from agentrl.plugins import Plugins
 from agentrl.tasks import Task, TaskSet, load_tasks
 from agentrl.testing.episodes import EpisodePlayer, Played
@@ -120,8 +121,8 @@ class AgentConformance:
         if cls.tools:
             return Tool(cls.tools[0])
         (played,) = player.play(cls.completions, two_tasks[0])
-        offered = [tool["function"] for call in played.episode.calls for tool in call.request.get("tools") or ()]
-        tools = [Tool(function["name"], function.get("parameters") or {}) for function in offered]
+        offered = [tool for call in played.episode.calls for tool in call.request.get("tools") or ()]
+        tools = [tool for tool in map(_tool, offered) if tool is not None]
         return max(tools, key=lambda tool: len(tool.arguments()), default=Tool("calculator"))
 
     def test_it_is_found_and_takes_its_kwargs(self, player: EpisodePlayer) -> None:
@@ -265,10 +266,22 @@ def _failed(played: Played, side: str, why: str) -> None:
 def _shape(played: Played) -> tuple[object, ...]:
     """An episode's result and the lengths of its conversations, without their texts."""
     episode = played.episode
-    return episode.outcome, episode.reward, [len(call.request["messages"]) for call in episode.calls]
+    return episode.outcome, episode.reward, [len(_said(call)) for call in episode.calls]
 
 
 def _shape_and_texts(played: Played) -> tuple[object, ...]:
     """An episode's result and its conversations."""
     episode = played.episode
-    return episode.outcome, episode.reward, [call.request["messages"] for call in episode.calls]
+    return episode.outcome, episode.reward, [_said(call) for call in episode.calls]
+
+
+def _tool(offered: Mapping[str, Any]) -> Tool | None:
+    """A tool as any of the protocols writes it; ``None`` for one whose arguments the request does not say."""
+    function = offered.get("function", offered)
+    schema = function.get("parameters", function.get("input_schema"))
+    return Tool(function["name"], schema or {}) if "name" in function and (schema or "function" in offered) else None
+
+
+def _said(call: Call) -> Any:
+    """The conversation of a request, under the name that its protocol gives it."""
+    return call.request.get("messages") or call.request.get("input") or ()
