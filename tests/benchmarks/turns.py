@@ -1,15 +1,15 @@
 """CPU and wall milliseconds of the turns of one long session, and what of them is not the reading of its body.
 
-Each turn sends the whole history, a tool call and its result among it, and the backend answers at once, so that what
-is measured is the gateway: reading, finding the parent, rendering, recording. Requests are handed to the gateway as
-bytes, as a server hands them on; no client and no socket is in the figures. *Reading* is what passes until the dialect
-has read the body, and the digest of its bytes. *New* is what the turn costs beyond that. A turn's figure is the median
-of those around it, of several sessions.
+Each turn sends the whole history and the backend answers at once, so that what is measured is the gateway: reading,
+finding the parent, rendering, recording. Requests are handed to the gateway as bytes, as a server hands them on; no
+client and no socket is in the figures. *Reading* is what passes until the dialect has read the body, with the digest of
+its bytes and the forgetting of what was read before. *New* is what the turn costs beyond that. A turn's figure is the
+median of those around it, of several sessions.
 
-The bundled model extends a conversation's ids. ``--model`` measures another one, ``--full`` the bundled one with its
-template rendered in full each turn.
+The bundled model has a renderer that extends a conversation's ids. ``--model`` measures another one, and ``--template``
+its chat template without the renderer that reproduces it.
 
-    python tests/benchmarks/turns.py [--turns 200] [--sessions 3] [--full] [--model FOLDER] [--profile]
+    python tests/benchmarks/turns.py [--turns 200] [--sessions 3] [--template] [--model FOLDER] [--profile]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pstats
 import statistics
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,15 @@ def clocked(do: Callable[[], object]) -> float:
 
 
 class Timed(ChatCompletions):
-    """Chat completions, with the time at which the last request was read."""
+    """Chat completions, with the time at which the last request was read, and that before it forgotten."""
 
     def __init__(self) -> None:
         self.read_at = 0.0
+        self.read: Any = None
 
     def parse(self, request: WireRequest) -> Any:
         asked = super().parse(request)
+        self.read = request, asked
         self.read_at = time.process_time()
         return asked
 
@@ -142,12 +144,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=200)
     parser.add_argument("--sessions", type=int, default=3)
     parser.add_argument("--model", type=Path, default=None, help="a model folder; by default the bundled tiny model")
-    parser.add_argument("--full", action="store_true", help="render the template in full each turn")
+    parser.add_argument("--template", action="store_true", help="use the chat template without a renderer")
     parser.add_argument("--profile", action="store_true", help="show where the last turns spend their time")
     options = parser.parse_args()
-    renderer = load_renderer(options.model or _tiny())
-    if options.full:
-        renderer._candidate = replace(renderer._candidate, name="default")
+    renderer = load_renderer(options.model or _tiny(), "default" if options.template else "auto")
     completer = EngineCompleter(InstantBackend(renderer), Capabilities(10**6, max_concurrency=64), renderer)
     chat = Timed()
     gateway = Gateway(completer, [chat])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from agentrl.gateway import conversations
 from agentrl.gateway.conversations import Bodies, Conversations, Turn, Way, message_key
+from agentrl.gateway.dialects.conversation import read_messages
 from agentrl.gateway.sampling import Draws
 
 THOUGHTS = [None, None, "so", "or so"]
@@ -127,3 +128,16 @@ def test_a_digest_goes_on_from_that_of_the_history(history: list[int], new: list
     whole, further = draws.take([*history, *new], fields), Draws((0, "train")).take([*history, *new], fields, begun)
     assert (whole.request, whole.call) == (further.request, further.call)
     assert begun.further(new).state.digest() == further.prompt.state.digest() == whole.prompt.state.digest()
+
+
+def test_what_a_request_repeats_is_not_read_again_and_what_follows_it_is() -> None:
+    memory: dict[str, Any] = {}
+    results = [
+        {"role": "tool", "tool_call_id": f"{n}", "content": [{"type": "text", "text": f"{n}"}]} for n in range(4)
+    ]
+    first = read_messages(results, memory)
+    edited = [*results[:2], {"role": "user", "content": "b", "refusal": ""}, *results[2:]]
+    again = read_messages(edited, memory)
+    assert again == read_messages(copy.deepcopy(edited))
+    assert [one is other for one, other in zip(first, again, strict=False)] == [True, True, False, False]
+    assert read_messages(results[:1], memory) == first[:1]

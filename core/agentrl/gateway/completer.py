@@ -344,7 +344,7 @@ class EngineCompleter:
         prompt, completion, _ = continues.history
         seen, before = prompt[-SEEN:], request.messages[:known]
         extended = self._writer(request).extend(seen, completion, marked, tools, thinking=turn.thinking, history=before)
-        return extended if isinstance(extended, str) else [*prompt, *extended[len(seen) :]]
+        return extended if isinstance(extended, str) else prompt + extended[len(seen) :]
 
     def _again(self, continues: Continuation, turn: Turn, request: ModelRequest) -> list[int] | None:
         """The ids up to the last question, and what follows it rendered again; ``None`` where all of it has to be."""

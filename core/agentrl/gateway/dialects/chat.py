@@ -52,7 +52,7 @@ class ChatCompletions:
 
     def parse(self, request: WireRequest) -> Sequence[ModelRequest]:
         """Read a request for completions; see ``Dialect.parse``."""
-        return read_relayed(request.body) if request.relayed else read_request(request.body)
+        return read_relayed(request.body) if request.relayed else read_request(request.body, request.memory)
 
     def respond(self, request: WireRequest, asked: Sequence[ModelRequest], completions: Sequence[Completion]) -> Reply:
         """Write a completion; see ``Dialect.respond``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from agentrl.errors import GatewayError, shown
@@ -71,8 +71,11 @@ def read_relayed(body: Mapping[str, Any]) -> list[ModelRequest]:
     return choices(asked, body.get("n"))
 
 
-def read_request(body: Mapping[str, Any]) -> list[ModelRequest]:
-    """One request for each choice. Raises ``GatewayError`` (400), naming the field at fault."""
+def read_request(body: Mapping[str, Any], memory: MutableMapping[str, Any] | None = None) -> list[ModelRequest]:
+    """One request for each choice. Raises ``GatewayError`` (400), naming the field at fault.
+
+    ``memory`` is what the dialect keeps in the session.
+    """
     given = {name: value for name, value in body.items() if value is not None}
     if not given.keys() <= FIELDS:
         _refuse_fields(given)
@@ -85,7 +88,7 @@ def read_request(body: Mapping[str, Any]) -> list[ModelRequest]:
     several = "parallel_tool_calls" not in given or flag(given, "parallel_tool_calls")
     asked = ModelRequest(
         body=body,
-        messages=read_messages(given.get("messages")),
+        messages=read_messages(given.get("messages"), memory),
         tools=tools.functions,
         calls_tools=tools.calls,
         one_call=tools.functions is not None and not several,

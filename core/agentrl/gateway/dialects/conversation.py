@@ -7,7 +7,9 @@ refused with the path of the message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from itertools import takewhile
+from operator import is_
 from typing import Any
 
 from agentrl.errors import shown
@@ -27,6 +29,8 @@ _MESSAGE_FIELDS = {
 _ANY_MESSAGE_FIELDS = frozenset({"role", "content", "name"})
 _NOTES = frozenset({"provider_specific_fields", "parsed", "annotations", "cache_control", "id", "status"})
 """What SDKs add to a message about its origin, parsing or caching; none of it is for the model to read."""
+_LAST = "messages"
+"""Under which key the messages of the last request are remembered, as they were given and as they were read."""
 _THINKING = ("reasoning_content", "reasoning", "thinking_blocks", "reasoning_details")
 """Names under which SDKs send back thinking. The first that holds any is taken; the others hold the same."""
 _FIXES = {
@@ -36,13 +40,25 @@ _FIXES = {
 }
 
 
-def read_messages(value: Any) -> list[Message]:
-    """The ``messages`` of a request, plain. Raises ``GatewayError`` (400), naming the message at fault."""
+def read_messages(value: Any, memory: MutableMapping[str, Any] | None = None) -> list[Message]:
+    """The ``messages`` of a request, plain. Raises ``GatewayError`` (400), naming the message at fault.
+
+    ``memory`` is what the dialect keeps in the session: objects that begin its last request too were read then.
+    """
     if not isinstance(value, list) or not value:
         raise wrong("messages", f"is not a list of at least one message: {shown(value, 80)}")
-    return [
-        message if _is_text(message) else _message(message, f"messages[{index}]") for index, message in enumerate(value)
+    given, read = ((), ()) if memory is None else memory.get(_LAST, ((), ()))
+    known = sum(takewhile(bool, map(is_, value, given)))
+    messages = [
+        *read[:known],
+        *(
+            message if _is_text(message) else _message(message, f"messages[{index}]")
+            for index, message in enumerate(value[known:], known)
+        ),
     ]
+    if memory is not None:
+        memory[_LAST] = value, messages
+    return messages
 
 
 def _is_text(message: Any) -> bool:
