@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agentrl.gateway.contract import Call
+from agentrl.inference.contract import Grammar
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.tokens.contract import ROOT, Position, Sampled, TokenTree
 
@@ -33,13 +34,15 @@ class Recorder:
         temperature: float = 1.0,
         constrained: bool = False,
         version: int = 0,
+        grammar: Grammar | None = None,
+        stop_ids: tuple[int, ...] = (),
     ) -> str:
         """Record one call, by default continuing nothing; returns its response id."""
         name = f"call-{len(self.calls)}"
         at = self.tree.add_given(given, self.ends[after])
         ids = self.ids(sampled) if isinstance(sampled, int) else list(sampled)
         logprobs = tuple(self.random.uniform(-4.2, -3.6) for _ in ids)
-        made = Sampled(name, logprobs, (version,) * len(ids), temperature, constrained)
+        made = Sampled(name, logprobs, (version,) * len(ids), temperature, constrained, grammar, stop_ids)
         self.ends[name] = self.tree.add_sampled(ids, made, at)
         self.calls.append(Call(name, after, {}, {}, "stop", len(self.tree.path(at)), len(ids)))
         return name

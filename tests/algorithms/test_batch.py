@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.algorithms.algorithms import grpo
 from tests.algorithms.episodes import Recorder, chain, wander, wandering_groups
 
-from agentrl.algorithms.batch import build_batch, cover
+from agentrl.algorithms.batch import build_batch, cover, wholly_excluded
+from agentrl.inference.contract import Grammar
 from agentrl.rollout.contract import Group
 from agentrl.tokens.contract import Position
 
@@ -73,6 +74,95 @@ def test_what_a_grammar_or_greedy_sampling_chose_is_history_but_not_trained():
     assert batch.targets.token.tolist() == [2]
     assert counts["tokens/excluded"] == 5
     assert batch.paths[0].tolist() == [1, 2, 3, 3, 1, 4, 4, 4, 1]
+
+
+class Allowed:
+    """What each position of a completion allowed, by the text of its grammar, in a vocabulary of ``vocabulary`` ids."""
+
+    def __init__(self, vocabulary=12, known=12, **by_text):
+        self.vocabulary = vocabulary
+        self.everything = packed([range(known)])[0]
+        self.by_text = by_text
+
+    def masks(self, grammar, stop_ids, ids):
+        rows = self.by_text.get(grammar.text)
+        return None if rows is None else packed([set(row) | {token} for row, token in zip(rows, ids, strict=True)])
+
+
+def packed(sets):
+    rows = np.zeros((len(sets), 16), bool)
+    for row, allowed in zip(rows, sets, strict=True):
+        row[list(allowed)] = True
+    return np.packbits(rows, axis=1, bitorder="little")
+
+
+def under(text):
+    return {"constrained": True, "grammar": Grammar("regex", text), "stop_ids": (9,)}
+
+
+ALL = range(12)
+
+
+def test_tokens_at_which_a_grammar_forbade_nothing_are_trained():
+    """As those are that come before a call of a strict tool."""
+    made = recorder()
+    call = made.call([1, 2], [3, 4, 5, 6], **under("mixed"))
+    made.call([1], [7, 8], after=call)
+    groups = [Group(0, (made.episode(1.0),))]
+    batch, counts = build_batch(groups, GRPO, allowed=Allowed(mixed=[ALL, [], [2], ALL]))
+    assert batch.targets.token.tolist() == [7, 8, 3, 6]  # The last turn of a path comes first.
+    assert batch.targets.depth.tolist() == [6, 7, 1, 4]
+    assert batch.call.tolist() == [0, 0, 1, 1]
+    assert batch.targets.masks is None
+    assert counts["tokens/excluded"] == 2
+    assert batch.paths[0].tolist() == [1, 2, 3, 4, 5, 6, 1, 7]
+    before, after = (span.sampled.logprobs for span in made.tree.spans if span.sampled)
+    assert batch.logprob.tolist() == [*after, before[0], before[3]]
+
+
+def test_what_no_grammar_can_allow_is_left_out_of_the_distribution_of_free_tokens():
+    made = recorder()
+    made.call([1, 2], [3, 4], **under("free"))
+    batch, _ = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=Allowed(13, 12, free=[ALL, [0]]))
+    assert batch.targets.token.tolist() == [3]
+    assert batch.targets.masks.tolist() == packed([ALL]).tolist()
+    assert batch.targets.mask.tolist() == [0]
+
+
+def test_with_choices_tokens_are_trained_that_were_chosen_from_several():
+    made = recorder()
+    call = made.call([1, 2], [3, 4, 5, 6, 7], **under("mixed"))
+    made.call([1], [8], after=call)
+    allowed = Allowed(mixed=[ALL, [], [2], [1], [2, 5]])
+    batch, counts = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=allowed, choices=True)
+    assert batch.targets.token.tolist() == [8, 3, 5, 6, 7]
+    assert counts["tokens/excluded"] == 1
+    found = [batch.targets.masks[row].tolist() for row in batch.targets.mask[1:]]
+    assert found == packed([ALL, [2, 5], [1, 6], [2, 5, 7]]).tolist()
+    assert batch.targets.mask[0] == -1
+
+
+def test_a_call_whose_masks_are_not_known_is_excluded_whole():
+    made = recorder()
+    made.call([1, 2], [3, 4], **under("unknown"))
+    made.call([2], [5], constrained=True)
+    made.call([3], [6])
+    batch, counts = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=Allowed(), choices=True)
+    assert batch.targets.token.tolist() == [6]
+    assert counts["tokens/excluded"] == 3
+
+
+def test_an_episode_without_a_token_to_train_is_found():
+    trained, left_out, rejected = recorder(1), recorder(2), recorder(3)
+    trained.call([1, 2], [3, 4], **under("mixed"))
+    for made in (left_out, rejected):
+        made.call([1, 2], [3, 4], **under("forced"))
+    allowed = Allowed(mixed=[ALL, [0]], forced=[[5], []])
+    groups = [Group(0, (rejected.episode(None, 0), trained.episode(1.0, 1), left_out.episode(0.0, 2)))]
+    assert wholly_excluded(groups, allowed=allowed).key.sample == 2
+    assert wholly_excluded(groups, allowed=allowed, choices=True) is None
+    assert wholly_excluded(groups).key.sample == 1
+    assert wholly_excluded([Group(0, (trained.episode(1.0),))], allowed=allowed) is None
 
 
 @given(st.integers(0, 10_000))

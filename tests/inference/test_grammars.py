@@ -234,9 +234,16 @@ def test_without_a_tokenizer_a_grammar_is_refused(model: Any, tmp_path: Path) ->
     served(models.saved(model, tmp_path, with_tokenizer=False), use)
 
 
-def test_masks_of_ids_that_the_grammar_does_not_allow_are_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="does not allow token 1"):
-        Grammars(tokenizer, models.VOCABULARY).masks(SCHEMA_GRAMMAR, [], [1])
+def test_there_are_no_masks_of_ids_that_the_grammar_does_not_allow(tokenizer: PreTrainedTokenizerFast) -> None:
+    grammars = Grammars(tokenizer, models.VOCABULARY)
+    assert grammars.masks(SCHEMA_GRAMMAR, [], [1]) is None
+    assert grammars.masks(Grammar("regex", "("), [], [1]) is None
+
+
+def test_where_nothing_is_forbidden_every_token_is_allowed(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer()
+    grammars = Grammars(tokenizer, len(tokenizer) + 3)
+    assert np.unpackbits(grammars.everything, bitorder="little").nonzero()[0].tolist() == list(range(len(tokenizer)))
 
 
 def test_a_stream_under_a_grammar_is_the_same_completion(folder: Path, end: int) -> None:

@@ -43,6 +43,7 @@ _OF_TRAINING = (
     "rollout.group_size",
     "rollout.tasks_per_step",
     "rollout.temperature",
+    "rollout.constrained",
     "evaluation.every",
 )
 

@@ -245,6 +245,10 @@ class RolloutSection(Section):
     failure_budget: float = Field(0.5, ge=0, le=1)
     """Share of recent episodes that may fail, counted over as many episodes as a step has, and at least 16. The run
     stops when more of them fail, or when all episodes of a step or an evaluation do."""
+    constrained: Literal["exclude", "train"] = "exclude"
+    """What is done with tokens that a grammar constrained: those of forced tool calls, of response formats, and of the
+    arguments of strict tools. `exclude` leaves them out of the loss, and `train` trains those where the grammar left a
+    choice, under the distribution of the tokens that it allowed."""
     override: dict[str, Any] = {}
     """Request fields to replace in every request of the agent, or to drop where the value is null, such as
     `{temperature: 1.0, top_p: null}`. `strict: false` changes the tools of the request. Fields that cannot be

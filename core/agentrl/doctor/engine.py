@@ -21,6 +21,7 @@ from agentrl.algorithms.batch import build_batch
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import BackendError, RunError
 from agentrl.inference.contract import Backend, GenerationRequest, Sampling, completion_fault
+from agentrl.inference.grammars import grammars_of
 from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
@@ -182,7 +183,8 @@ async def step(case: Case) -> AsyncIterator[Finding]:
 
 
 def _learn(case: Case) -> dict[str, float]:
-    batch, counts = build_batch(case.groups, case.algorithm)
+    choices = case.config.rollout.constrained == "train"
+    batch, counts = build_batch(case.groups, case.algorithm, allowed=grammars_of(case.folder), choices=choices)
     return {**counts, **case.learner.step(batch)}
 
 

@@ -176,6 +176,9 @@ class Capabilities:
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "top_logprobs"})
     """The fields of ``Sampling`` that are honoured; every backend honours ``max_tokens`` and ``stop_ids`` as well.
     Beside the default's, a backend may name ``grammar`` and ``logit_bias``."""
+    masked_logprobs: bool = True
+    """Whether the logprobs of a completion under a grammar are those of the tokens that it allows, as the contract
+    says. Where an engine reports those of all tokens, it says so here, and such tokens are never trained."""
     temperatures: tuple[float, float] = (0.0, inf)
     """The lowest temperature above 0 and the highest that are honoured, where ``sampling`` names the field. Greedy
     sampling is always honoured."""

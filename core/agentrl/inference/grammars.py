@@ -16,24 +16,28 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from agentrl.errors import UnsupportedSampling, one_line, shortened, shown
+from agentrl.errors import BackendError, UnsupportedSampling, one_line, shortened, shown
 from agentrl.inference.contract import Grammar
+from agentrl.inference.model_folder import vocabulary_of
 from agentrl.loops import Threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from xgrammar import CompiledGrammar, GrammarCompiler, TokenizerInfo
 
-__all__ = ["GrammarState", "Grammars", "available"]
+__all__ = ["GrammarState", "Grammars", "available", "grammars_of"]
 
 Words = npt.NDArray[np.int32]
 """A packed mask."""
+Bits = npt.NDArray[np.uint8]
+"""A mask packed in bytes."""
 
 _KEPT = 256
 """Compiled grammars that are remembered; one takes kilobytes, of a large schema a few megabytes."""
@@ -54,13 +58,22 @@ def available() -> bool:
     return importlib.util.find_spec("xgrammar") is not None
 
 
+def grammars_of(folder: Path) -> Grammars | None:
+    """Returns the grammars of the model in a Hugging Face folder; ``None`` where xgrammar is not installed."""
+    return Grammars(folder, vocabulary_of(folder)) if available() else None
+
+
 class Grammars:
     """Compiles grammars for one model. Safe to use from any thread and event loop."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, *, deadline_s: float = _DEADLINE_S) -> None:
-        """``vocabulary`` is how many ids the model's logits have, which may be more than the tokenizer knows."""
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | Path, vocabulary: int, *, deadline_s: float = _DEADLINE_S
+    ) -> None:
+        """``tokenizer`` may be the folder of one, which is loaded when it is needed first. ``vocabulary`` may be more
+        than it knows."""
         self._tokenizer = tokenizer
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
+        """How many ids the model's logits have."""
         self._deadline_s = deadline_s
         self._threads = Threads("agentrl-grammars", _AT_ONCE)
         self._compiled: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
@@ -69,13 +82,6 @@ class Grammars:
         self._lock = threading.Lock()
         self._building = threading.Lock()
         self._compiler: GrammarCompiler | None = None
-
-    @classmethod
-    def of_folder(cls, folder: Path, vocabulary: int) -> Grammars:
-        """Returns the grammars of the model in a Hugging Face folder with a tokenizer. Raises what loading raises."""
-        from transformers import AutoTokenizer
-
-        return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), vocabulary)
 
     async def compiled(self, grammar: Grammar) -> CompiledGrammar:
         """Returns ``grammar`` compiled, in a thread of its own.
@@ -101,23 +107,43 @@ class Grammars:
         return self._result(self._begun(grammar))
 
     def state(self, compiled: CompiledGrammar, stop_ids: Iterable[int]) -> GrammarState:
-        """Returns where a completion begins whose text is to follow the grammar; ``stop_ids`` end it."""
-        return GrammarState(compiled, sorted(stop_ids), self._vocabulary)
+        """Returns where a completion begins whose text is to follow the grammar; ``stop_ids`` end it.
 
-    def masks(self, grammar: Grammar, stop_ids: Iterable[int], ids: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Returns which tokens were allowed at each position of a completion, as ``Targets.masks`` packs them.
-
-        The result has the shape (ids, ⌈vocabulary / 8⌉). Raises ``UnsupportedSampling`` as ``compiled`` does, and
-        ``ValueError`` where the grammar does not allow ``ids``.
+        Raises ``UnsupportedSampling`` where it cannot begin with any token of the vocabulary.
         """
-        state = self.state(self.compile(grammar), stop_ids)
+        state = GrammarState(compiled, sorted(stop_ids), self.vocabulary)
+        if not state.row.any():
+            raise UnsupportedSampling("no token of the vocabulary begins as the grammar demands", fix="change it")
+        return state
+
+    @cached_property
+    def everything(self) -> Bits:
+        """``[⌈vocabulary / 8⌉]``: the mask where a grammar forbids nothing. It leaves out ids that are no token."""
+        tag = {"type": "structural_tag", "format": {"type": "any_tokens"}}
+        row = self.state(self.compile(Grammar("structural_tag", json.dumps(tag))), ()).row
+        bits: Bits = self._packed(row[None])[0]
+        return bits
+
+    def masks(self, grammar: Grammar, stop_ids: Iterable[int], ids: Sequence[int]) -> Bits | None:
+        """Returns which tokens were allowed at each position of a completion ``ids``, as ``Targets.masks`` packs them.
+
+        The result has the shape (ids, ⌈vocabulary / 8⌉). ``None`` where the grammar does not compile, or does not
+        allow ``ids``.
+        """
+        try:
+            state = self.state(self.compile(grammar), stop_ids)
+        except UnsupportedSampling:
+            return None
         rows = np.empty((len(ids), len(state.row)), np.int32)
         for row, token in zip(rows, ids, strict=True):
             row[:] = state.row
             if not state.allows(token):
-                raise ValueError(f"the grammar does not allow token {token}: {shown(grammar, 200)}")
+                return None
             state.accept(token)
-        packed: npt.NDArray[np.uint8] = rows.astype("<i4").view(np.uint8)[:, : -(-self._vocabulary // 8)]
+        return self._packed(rows)
+
+    def _packed(self, rows: npt.NDArray[np.int32]) -> Bits:
+        packed: Bits = rows.astype("<i4").view(np.uint8)[:, : -(-self.vocabulary // 8)]
         return packed
 
     def _begun(self, grammar: Grammar) -> Future[CompiledGrammar]:
@@ -163,7 +189,7 @@ class Grammars:
         with self._building:
             if self._compiler is None:
                 try:
-                    info = _tokenizer_info(self._tokenizer, self._vocabulary)
+                    info = _tokenizer_info(_loaded(self._tokenizer), self.vocabulary)
                 except Exception as error:
                     raise UnsupportedSampling(
                         f"grammars do not work with this model's tokenizer: {_reason(error)}",
@@ -195,17 +221,32 @@ class GrammarState:
         return 0 <= token < self._vocabulary and bool(self._rows[0, token // 32] >> (token % 32) & 1)
 
     def accept(self, token: int) -> bool:
-        """Take the next token, one that is allowed. Returns whether nothing may follow it."""
+        """Take the next token, one that is allowed. Returns whether the completion ends with it.
+
+        Raises ``BackendError`` where it is not complete and no token can follow: the vocabulary cannot write it.
+        """
         self._matcher.accept_token(token)
         if self._matcher.is_terminated():
             return True
         self._fill()
-        return not self.row.any()
+        if self.row.any():
+            return False
+        if self._matcher.is_completed():
+            return True
+        raise BackendError("no token of the vocabulary goes on as the grammar demands", fix="change the grammar")
 
     def _fill(self) -> None:
         self._matcher.fill_next_token_bitmask(self._rows)
         # The row has a bit more than the vocabulary at least: that of the stop id beyond it, and of nothing else.
         self._rows[0, self._vocabulary // 32] &= (1 << (self._vocabulary % 32)) - 1
+
+
+def _loaded(tokenizer: PreTrainedTokenizerBase | Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if not isinstance(tokenizer, Path):
+        return tokenizer
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(tokenizer, local_files_only=True))
 
 
 def _tokenizer_info(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> TokenizerInfo:

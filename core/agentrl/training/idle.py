@@ -17,8 +17,8 @@ _FIXES = {
     "agent's reward tell better from worse",
     "the agent rejected every episode": "return a reward instead of None",
     "no episode had a reward": "see why episodes fail, and return a reward instead of None",
-    "none of the tokens could be trained": "let the model draw from its own distribution: no grammar, and no "
-    "temperature of 0",
+    "none of the tokens could be trained": "set rollout.constrained=train where a grammar constrained them, or let the "
+    "model draw from its own distribution: no grammar, and no temperature of 0",
     "the gradient was not a finite number": "return smaller rewards, lower training.learning_rate or set "
     "training.precision=float32",
 }

@@ -9,19 +9,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentrl.algorithms.batch import build_batch
+from agentrl.algorithms.batch import build_batch, wholly_excluded
 from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
+from agentrl.inference.grammars import Grammars
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
-from agentrl.rollout.contract import EpisodeKey, Group
+from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.dispatcher import GroupRequest
 from agentrl.rollout.staleness import MAX_STALENESS, oldest_version
 from agentrl.runs.tally import rollout_metrics
@@ -76,6 +77,8 @@ class TrainingLoop:
     recorder: RunRecorder
     conversing: Conversing
     """What a checkpoint keeps of how the model is talked to."""
+    grammars: Grammars | None = None
+    """Those of the model, for tokens that were sampled under one; ``None`` leaves all of these out of the loss."""
     before: Evaluation | None = None
     """The evaluation of the weights that training started from."""
     latest: Evaluation | None = None
@@ -152,8 +155,9 @@ class TrainingLoop:
         self._agreement.look(step, learned)
         if learned.get("policy/updated"):
             await self._prove(groups)
-        if warning := self._idle.add(step, metrics):
-            self.recorder.reporter.warning(warning)
+        for warning in (self._idle.add(step, metrics), self._mostly_excluded(metrics) if step == 1 else None):
+            if warning:
+                self.recorder.reporter.warning(warning)
 
     async def _prove(self, groups: Sequence[Group]) -> None:
         """Have the engine show, by a prompt of the step, that it has the newest weights."""
@@ -165,9 +169,23 @@ class TrainingLoop:
                 await self._agreement.prove(self.serving.backend, weights, prompt_ids, context)
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        batch, counts = build_batch(groups, self.algorithm)
+        choices = self.config.rollout.constrained == "train"
+        if self.learner.version == 0:
+            _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
+        batch, counts = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices)
         with self._writing:
             return {**counts, **self.learner.step(batch)}
+
+    def _mostly_excluded(self, metrics: Mapping[str, float]) -> str | None:
+        """A warning where grammars leave little to train, such as nothing but the beginnings of tool calls."""
+        excluded, trained = metrics["tokens/excluded"], metrics["tokens/trained"]
+        if not trained or excluded <= trained or self.config.rollout.constrained == "train":
+            return None
+        return (
+            f"{excluded:.0f} of {excluded + trained:.0f} tokens are left out of the loss because a grammar constrained "
+            "them (set rollout.constrained=train to train those where it left a choice, or give the policy its freedom "
+            "with rollout.override, such as {strict: false} for tools)"
+        )
 
     async def _roll_out(self) -> list[Group]:
         rollout = self.config.rollout
@@ -194,6 +212,19 @@ class TrainingLoop:
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
+
+
+def _check_trained(episode: Episode | None, choices: bool) -> None:
+    """Raise ``RunError`` for an ``episode`` of which grammars leave no token to train."""
+    if episode is None:
+        return
+    free = "free the policy with rollout.override: {response_format: null, tool_choice: null, strict: false}"
+    train = "set rollout.constrained=train, which trains tokens where a grammar left a choice; or "
+    raise RunError(
+        f"nothing of episode {episode.key} can be trained: every token of it was constrained by a grammar"
+        + (" that left no choice" if choices else ", and rollout.constrained=exclude leaves those out of the loss"),
+        fix=free if choices else train + free,
+    )
 
 
 def group_requests(config: Config, tasks: list[OrderedTask], version: int) -> list[GroupRequest]:

@@ -251,6 +251,12 @@ def check_sampling(config: Config, capabilities: Capabilities, *, trains: bool) 
 
     ``trains`` says whether there are training sessions beside those of evaluation.
     """
+    if trains and config.rollout.constrained == "train" and not capabilities.masked_logprobs:
+        raise ConfigError(
+            f"rollout.constrained=train cannot be with inference.backend={config.inference.backend.name!r}: it reports "
+            "log-probabilities of all tokens, and not of those that a grammar allows",
+            fix="set rollout.constrained=exclude, or inference.backend=torch",
+        )
     request = _overridden(config)
     for key, settings in _sessions(config, trains):
         try:

@@ -13,6 +13,7 @@ from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.presets import build_algorithm
 from agentrl.errors import AgentRLError
 from agentrl.inference.contract import Backend
+from agentrl.inference.grammars import grammars_of
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
@@ -177,6 +178,7 @@ class _Run:
                 order=TaskOrder(parts.train_tasks, config.seed),
                 recorder=recorder,
                 conversing=parts.conversing,
+                grammars=grammars_of(parts.model_folder),
             )
 
     async def _save(self) -> None:

@@ -390,7 +390,11 @@ class Engine:
                 likeliest = tuple(pairs)[: generation.sampling.top_logprobs]
                 # Where a grammar allows fewer tokens than are asked for, the rest are impossible.
                 generation.top_logprobs.append(tuple(pair for pair in likeliest if pair[1] > -math.inf))
-            finish = generation.add(token, logprob, self.version)
+            finish: FinishReason | BackendError | None
+            try:
+                finish = generation.add(token, logprob, self.version)
+            except BackendError as error:
+                finish = error
             if finish is not None:
                 ended.append((row, finish))
             elif generation.stream:
