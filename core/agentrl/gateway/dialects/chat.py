@@ -14,6 +14,7 @@ from typing import Any
 from agentrl.errors import GatewayError
 from agentrl.gateway.contract import CallDelta, Completion, Delta, Event, ModelRequest, Reply, Route, WireRequest
 from agentrl.gateway.dialects.chat_request import FIELDS, read_relayed, read_request
+from agentrl.gateway.dialects.chat_schema import DESCRIPTION
 from agentrl.gateway.dialects.fields import read_usage
 from agentrl.gateway.dialects.overrides import apply_override, check_override
 from agentrl.gateway.dialects.tools import custom_input, custom_names
@@ -89,6 +90,10 @@ class ChatCompletions:
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
         return openai_refusal(error)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is served; see ``Described.describe``."""
+        return DESCRIPTION
 
 
 def _message(message: Mapping[str, Any], custom: frozenset[str]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentrl.errors import GatewayError, shown
 from agentrl.gateway.contract import Completion, Delta, Event, ModelRequest, Reply, Route, Tokens, WireRequest
+from agentrl.gateway.dialects.completions_schema import DESCRIPTION
 from agentrl.gateway.dialects.fields import (
     MOST_CHOICES,
     NO_EFFECT,
@@ -102,6 +103,10 @@ class Completions:
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
         return openai_refusal(error)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is served; see ``Described.describe``."""
+        return DESCRIPTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentrl.errors import GatewayError
 from agentrl.gateway.contract import Completion, Event, ModelRequest, Reply, Route, WireRequest
+from agentrl.gateway.dialects.description import OPENAI_ERROR, open_object, operation, ref
 from agentrl.gateway.dialects.overrides import apply_override
 from agentrl.gateway.dialects.writing import openai_refusal, written
 
@@ -51,6 +52,33 @@ class Models:
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
         return openai_refusal(error)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is served; see ``Described.describe``."""
+        return _DESCRIPTION
+
+
+_MODEL = open_object({"id": {"type": "string"}}, ["id"])
+_VERSION = {
+    "name": "anthropic-version",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Whatever it is, the answer has the shape of the Anthropic API.",
+}
+_DESCRIPTION: Mapping[str, Any] = {
+    "paths": {
+        "/models": {"get": {**operation("List the session's model", "Models"), "parameters": [_VERSION]}},
+        "/models/{name}": {"get": {**operation("Read about a model", "Model"), "parameters": [_VERSION]}},
+    },
+    "components": {
+        "schemas": {
+            "Model": _MODEL,
+            "Models": open_object({"data": {"type": "array", "items": ref("Model")}}, ["data"]),
+            "Error": OPENAI_ERROR,
+        }
+    },
+}
 
 
 def _openai(name: str, length: int | None) -> dict[str, Any]:
