@@ -111,6 +111,8 @@ def _chat_body(request: ModelRequest) -> Mapping[str, Any]:
         body["response_format"] = _response_format(request.grammar)
     if request.logprobs:
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    if request.template_kwargs:
+        body["chat_template_kwargs"] = request.template_kwargs
     return body
 
 

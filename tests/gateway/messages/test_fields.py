@@ -7,6 +7,7 @@ import re
 
 import anthropic
 import pytest
+from tests.gateway.conftest import CONTEXT
 from tests.gateway.messages.conftest import ASK, CALL, TOOLS
 
 from agentrl.gateway.contract import SessionSettings, WireRequest
@@ -285,3 +286,40 @@ def test_the_document_names_the_fields_that_are_read():
     named = json.dumps(document([Messages()]))
     for reference in re.findall(r"#/components/schemas/([\w.]+)", named):
         assert reference.removeprefix("Messages.") in schemas
+
+
+FORCED = {
+    "any": ({"tool_choice": {"type": "any"}}, CALL, "tool_use"),
+    "one": ({"tool_choice": {"type": "tool", "name": "calculate"}}, CALL, "tool_use"),
+    "strict": ({"tools": [TOOLS[0] | {"strict": True, "input_schema": SCHEMA}]}, CALL, "tool_use"),
+    "a form": ({"output_config": {"format": FORMAT}}, '{"n": 12}', "end_turn"),
+}
+
+
+@pytest.mark.parametrize("what", FORCED)
+def test_what_has_to_be_written_is_sampled_under_a_grammar_where_there_are_grammars(
+    asks, gateway, open_session, backend, monkeypatch, what
+):
+    fields, said, reason = FORCED[what]
+    sampling = gateway.completer.capabilities.sampling | {"grammar"}
+    monkeypatch.setattr(gateway.completer, "capabilities", Capabilities(CONTEXT, 8, sampling=sampling))
+    backend.says(said)
+    session = open_session()
+    answer = asks.ask(session, extra_body={"tools": TOOLS} | fields)
+    assert answer.stop_reason == reason
+    assert backend.requests[0].sampling.grammar is not None
+    assert session.tree.spans[-1].sampled.constrained
+    assert session.calls[0].unmet == ()
+
+
+@pytest.mark.parametrize("what", ["any", "a form"])
+def test_without_grammars_it_is_refused_with_an_override_that_helps(whole, open_session, backend, what):
+    fields, said, _ = FORCED[what]
+    with pytest.raises(anthropic.BadRequestError, match="rollout") as caught:
+        whole.ask(open_session(), extra_body={"tools": TOOLS} | fields)
+    name = "tool_choice" if what == "any" else "response_format"
+    assert f"{{{name}: null}}" in caught.value.message
+    backend.says(said)
+    session = open_session(override={name: None})
+    whole.ask(session, extra_body={"tools": TOOLS} | fields)
+    assert len(session.calls[0].overridden) == 1

@@ -258,7 +258,7 @@ def answer_blocks(message: Mapping[str, Any], signature: str, *, tells_thinking:
     ``signature`` stands for its thinking, whose text is left out unless ``tells_thinking``.
     """
     blocks: list[Block] = []
-    if thought := message.get("reasoning_content"):
+    if thought := message.get("reasoning_content") or message.get("reasoning"):  # Endpoints differ in the name.
         blocks.append({"type": "thinking", "thinking": thought if tells_thinking else "", "signature": signature})
     content = message.get("content")
     if isinstance(content, str) and content.strip():
