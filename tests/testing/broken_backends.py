@@ -65,6 +65,30 @@ class Unstopped(Asking):
         return replace(sampling, stop=())
 
 
+class Formless(Asking):
+    """Claims to know grammars, and samples as without."""
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        return replace(sampling, grammar=None)
+
+
+class Unbiased(Asking):
+    """Claims to add biases, and does not."""
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        return replace(sampling, logit_bias=())
+
+
+class Unmasked(Asking):
+    """Reports logprobs of another distribution than that of the tokens that a grammar allows."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(super().generate(request)) as stream:
+            async for chunk in stream:
+                off = -0.5 if request.sampling.grammar is not None else 0.0
+                yield replace(chunk, logprobs=tuple(logprob + off for logprob in chunk.logprobs))
+
+
 class Unseeded(Asking):
     """Draws by when a request comes."""
 

@@ -10,6 +10,10 @@ LOGPROBS = "test_logprobs_are_of_the_distribution_after_temperature"
 OFTEN = "test_tokens_come_as_often_as_the_distribution_says"
 MOST, STOP_ID = "test_max_tokens_ends_a_completion", "test_a_stop_id_ends_a_completion_as_its_last_token"
 STOP, SEED = "test_a_stop_string_ends_a_completion_that_holds_it", "test_equal_seeds_give_equal_tokens"
+SCHEMA, WRONG = "test_completions_follow_a_json_schema", "test_a_grammar_that_is_wrong_is_refused and regular"
+PATTERN = "test_completions_match_a_whole_regular_expression"
+MASKED = "test_logprobs_under_a_grammar_are_of_the_allowed_tokens and json_schema"
+BIASES = "test_biases_are_added_to_logits"
 OTHERS = "test_alternatives_are_the_likeliest_tokens"
 UNCLAIMED = "test_a_field_that_it_does_not_honour_is_refused"
 BEYOND = "test_a_temperature_that_it_does_not_honour_is_refused"
@@ -34,6 +38,11 @@ ENDS = "test_it_stops_while_it_generates_and_stops_twice"
         ("Ending", MOST, "max_tokens=12 and no stop ids gave"),
         ("Swallowing", STOP_ID, "stopped by the id"),
         ("Unstopped", STOP, "came up, and the completion ended by finish='length'"),
+        ("Formless", SCHEMA, "which is no JSON"),
+        ("Formless", PATTERN, "under the regular expression '(yes|no), [0-9]{2,3}!' it wrote"),
+        ("Formless", WRONG, "raise UnsupportedSampling"),
+        ("Unmasked", MASKED, "logprobs of the allowed tokens are off by"),
+        ("Unbiased", BIASES, "with logit_bias="),
         ("Unseeded", SEED, "beside other requests"),
         ("Unalternative", OTHERS, "are not the likeliest"),
         ("Cut", UNCLAIMED, "raise UnsupportedSampling"),

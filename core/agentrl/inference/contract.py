@@ -177,8 +177,9 @@ class Capabilities:
     """The fields of ``Sampling`` that are honoured; every backend honours ``max_tokens`` and ``stop_ids`` as well.
     Beside the default's, a backend may name ``grammar`` and ``logit_bias``."""
     masked_logprobs: bool = True
-    """Whether the logprobs of a completion under a grammar are those of the tokens that it allows, as the contract
-    says. Where an engine reports those of all tokens, it says so here, and such tokens are never trained."""
+    """Whether the logprobs of a completion under a grammar are those of the tokens that ``agentrl.inference.grammars``
+    allows. Where an engine reports those of all tokens, or reads grammars in another way, it says so here: tokens that
+    were chosen under a grammar are never trained then."""
     temperatures: tuple[float, float] = (0.0, inf)
     """The lowest temperature above 0 and the highest that are honoured, where ``sampling`` names the field. Greedy
     sampling is always honoured."""

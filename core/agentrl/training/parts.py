@@ -253,8 +253,8 @@ def check_sampling(config: Config, capabilities: Capabilities, *, trains: bool) 
     """
     if trains and config.rollout.constrained == "train" and not capabilities.masked_logprobs:
         raise ConfigError(
-            f"rollout.constrained=train cannot be with inference.backend={config.inference.backend.name!r}: it reports "
-            "log-probabilities of all tokens, and not of those that a grammar allows",
+            f"rollout.constrained=train cannot be with inference.backend={config.inference.backend.name!r}: its "
+            "log-probabilities under a grammar are not known to be those that the learner would compute",
             fix="set rollout.constrained=exclude, or inference.backend=torch",
         )
     request = _overridden(config)

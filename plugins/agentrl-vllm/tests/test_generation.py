@@ -10,11 +10,11 @@ import pytest
 from stub import Answer, choice, stub
 
 from agentrl.errors import BackendError, UnsupportedSampling
-from agentrl.inference.contract import Capabilities, Chunk, Sampling
+from agentrl.inference.contract import Capabilities, Chunk, Grammar, Sampling
 from agentrl_vllm.client import Client, ServerFailed
 from agentrl_vllm.generation import complete, sampling_params, stream, versions_of
 
-ALL = Capabilities(2, 1).sampling
+ALL = Capabilities(2, 1).sampling | {"grammar", "logit_bias"}
 
 
 def test_every_field_is_told() -> None:
@@ -41,6 +41,31 @@ def test_the_context_bounds_the_completion() -> None:
     assert sampling_params(Sampling(max_tokens=3), 7, ALL)["max_tokens"] == 3
 
 
+@pytest.mark.parametrize(
+    ("grammar", "told"),
+    [
+        (Grammar("json_object"), {"json_object": True}),
+        (Grammar("regex", "[0-9]+"), {"regex": "[0-9]+"}),
+        (Grammar("json_schema", '{"type": "object"}'), {"json": {"type": "object"}}),
+        (Grammar("structural_tag", '{"type": "structural_tag"}'), {"structural_tag": '{"type": "structural_tag"}'}),
+    ],
+)
+def test_a_grammar_is_told_as_a_structured_output(grammar: Grammar, told: dict[str, object]) -> None:
+    assert sampling_params(Sampling(grammar=grammar), 7, ALL)["structured_outputs"] == told
+    assert "structured_outputs" not in sampling_params(Sampling(), 7, ALL)
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "structural_tag"])
+def test_a_grammar_that_is_no_json_is_refused(kind: Any) -> None:
+    with pytest.raises(UnsupportedSampling, match="no JSON"):
+        sampling_params(Sampling(grammar=Grammar(kind, "{")), 7, ALL)
+
+
+def test_biases_are_told_by_id() -> None:
+    assert sampling_params(Sampling(logit_bias=((7, 1.5),)), 7, ALL)["logit_bias"] == {"7": 1.5}
+    assert "logit_bias" not in sampling_params(Sampling(), 7, ALL)
+
+
 def test_text_is_made_only_to_look_for_stop_strings_in_it() -> None:
     assert sampling_params(Sampling(), 7, ALL)["detokenize"] is False
 
@@ -51,7 +76,17 @@ def test_a_temperature_that_vllm_would_change_or_refuse_is_refused(temperature: 
         sampling_params(Sampling(temperature), 7, ALL)
 
 
-@pytest.mark.parametrize("field", [{"top_p": 0.5}, {"top_k": 3}, {"stop": ("x",)}, {"top_logprobs": 2}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"top_p": 0.5},
+        {"top_k": 3},
+        {"stop": ("x",)},
+        {"top_logprobs": 2},
+        {"grammar": Grammar("json_object")},
+        {"logit_bias": ((1, 2.0),)},
+    ],
+)
 def test_a_field_that_the_servers_do_not_honour_is_refused(field: dict[str, object]) -> None:
     (name,) = field
     with pytest.raises(UnsupportedSampling, match=name):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentrl.errors import BackendError, PromptTooLong, UnsupportedSampling
-from agentrl.inference.contract import Chunk
+from agentrl.inference.contract import Chunk, Grammar
 from agentrl.testing.backends.bench import BackendSuite, Bench, ask, needs, read
 
 __all__ = ["Requests"]
@@ -26,6 +26,8 @@ _UNUSUAL: Mapping[str, Any] = {
     "seed": 7,
     "stop": ("x",),
     "top_logprobs": 2,
+    "grammar": Grammar("regex", "[0-9]"),
+    "logit_bias": ((1, 2.0),),
 }
 """A value of each field that a backend may not honour."""
 

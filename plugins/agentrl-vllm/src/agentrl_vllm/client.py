@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,7 +27,14 @@ from agentrl_vllm.connections import Connections
 __all__ = ["Client", "Reply", "ServerFailed", "ServerHangs", "one_line", "refusal"]
 
 _TOO_LONG = "maximum model length"
-_SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "logprobs", "max_tokens"})
+_SAMPLING = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "logprobs", "max_tokens"),
+        *("structured_outputs", "logit_bias"),
+    }
+)
+_FORM = re.compile(r"structured.?output|grammar|json.?schema|regex|structural.?tag", re.IGNORECASE)
+"""What a server calls the form of a completion, where it does not name the field."""
 
 
 class ServerFailed(BackendError):
@@ -47,7 +55,7 @@ def refusal(url: str, path: str, status: int, body: bytes) -> BackendError:
     message, parameter = _error_of(body)
     if _TOO_LONG in message:
         return PromptTooLong(message, fix="shorten the prompt, or use a model with a longer context")
-    if status == HTTPStatus.BAD_REQUEST and parameter in _SAMPLING:
+    if status == HTTPStatus.BAD_REQUEST and (parameter in _SAMPLING or _FORM.search(message)):
         return UnsupportedSampling(f"the server at {url} does not sample so: {message}")
     told = f"the server at {url} answered {path} with {status}: {message or 'nothing more'}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

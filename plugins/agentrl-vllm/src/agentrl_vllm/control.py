@@ -166,10 +166,13 @@ async def _call(client: Client, url: str, method: str, *args: str, seconds: floa
 
 
 _ALWAYS = frozenset({"temperature", "seed"})
-_SOMETIMES = frozenset({"stop", "top_logprobs", "top_p", "top_k"})
+_SOMETIMES = frozenset({"stop", "top_logprobs", "top_p", "top_k", "grammar", "logit_bias"})
 _MOST_LOGPROBS = 21
 """The most alternatives that clients may ask for, and the sampled token."""
 _PROBES = 4
+_BIASED = 7
+"""The id that a probe of biases forces."""
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,9 @@ def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
         max_concurrency=sum(server.sequences for server in servers),
         sampling=frozenset.intersection(*(server.sampling for server in servers)),
         temperatures=TEMPERATURES,
+        # They are of the tokens that vLLM allows, which are not those that the learner would compute: it compiles
+        # grammars with options of its own, and takes control tokens for text.
+        masked_logprobs=False,
     )
 
 
@@ -229,13 +235,40 @@ async def read_facts(client: Client, url: str, told: Description, patience: floa
         sampling |= {"top_logprobs"}
     if await _reports_unrestricted(client, url, patience):
         sampling |= {"top_p", "top_k"}
+    if told.text and await _keeps_to_grammars(client, url, patience):
+        sampling |= {"grammar"}
+    if await _reports_biased(client, url, patience):
+        sampling |= {"logit_bias"}
     version = (await client.get(url, "/version"))["version"]
     return Facts(told.context, told.sequences, sampling, f"vLLM {version} on {told.device} in {told.dtype}")
 
 
 async def _reports_unrestricted(client: Client, url: str, patience: float) -> bool:
     """Whether logprobs are those before ``top_p`` and ``top_k``: after a cut to one token they would be 0."""
-    params = {"temperature": 2.0, "top_k": 1, "seed": 0, "max_tokens": 1, "logprobs": 0, "ignore_eos": True}
+    return any(logprob < 0 for _, logprob in await _probed(client, url, patience, {"top_k": 1}))
+
+
+async def _keeps_to_grammars(client: Client, url: str, patience: float) -> bool:
+    """Whether it samples under grammars. One that cannot refuses them."""
+    try:
+        await _probed(client, url, patience, {"structured_outputs": {"regex": "0"}})
+    except ServerFailed:
+        raise
+    except BackendError:
+        return False
+    return True
+
+
+async def _reports_biased(client: Client, url: str, patience: float) -> bool:
+    """Whether logprobs are those after biases: a bias that leaves no choice makes them 0."""
+    drawn = await _probed(client, url, patience, {"logit_bias": {str(_BIASED): 100.0}})
+    return all(token == _BIASED and logprob > -_ROUNDING for token, logprob in drawn)
+
+
+async def _probed(client: Client, url: str, patience: float, fields: dict[str, Any]) -> list[tuple[int, float]]:
+    """The id and the logprob of a token that is sampled with ``fields``, after each of a few prompts."""
+    params = {"temperature": 2.0, "seed": 0, "max_tokens": 1, "logprobs": 0, "ignore_eos": True, **fields}
     bodies = [{"token_ids": [token], "sampling_params": params} for token in range(_PROBES)]
     answers = await asyncio.gather(*(client.post(url, PATH, body, seconds=patience) for body in bodies))
-    return any(answer["choices"][0]["logprobs"]["content"][0]["logprob"] < 0 for answer in answers)
+    contents = [answer["choices"][0]["logprobs"]["content"][0] for answer in answers]
+    return [(content["token_id"], content["logprob"]) for content in contents]

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from agentrl import BackendError, UnsupportedSampling
-from agentrl.inference.contract import Chunk, FinishReason, GenerationRequest, Sampling
+from agentrl.inference.contract import Chunk, FinishReason, GenerationRequest, Grammar, Sampling
 from agentrl_vllm.client import Client, ServerFailed
 
-__all__ = ["PATH", "TEMPERATURES", "Body", "complete", "request_body", "sampling_params", "stream", "versions_of"]
+__all__ = [
+    "PATH",
+    "TEMPERATURES",
+    "Body",
+    "complete",
+    "request_body",
+    "sampling_params",
+    "stream",
+    "structured_outputs",
+    "versions_of",
+]
 
 Body = dict[str, object]
 """A JSON object."""
@@ -28,6 +39,8 @@ def sampling_params(sampling: Sampling, room: int, honoured: frozenset[str]) -> 
     """
     _check(sampling, honoured)
     stops: Body = {"stop": list(sampling.stop), "skip_special_tokens": False} if sampling.stop else {}
+    forms: Body = {} if sampling.grammar is None else {"structured_outputs": structured_outputs(sampling.grammar)}
+    biases: Body = {"logit_bias": {str(token): bias for token, bias in sampling.logit_bias}}
     return {
         "temperature": sampling.temperature,
         # A nucleus of no mass is its likeliest token, which vLLM spells otherwise.
@@ -42,7 +55,37 @@ def sampling_params(sampling: Sampling, room: int, honoured: frozenset[str]) -> 
         # Nobody reads its text, which it needs for stop strings only.
         "detokenize": bool(sampling.stop),
         **stops,
+        **forms,
+        **(biases if sampling.logit_bias else {}),
     }
+
+
+def structured_outputs(grammar: Grammar) -> Body:
+    """Returns ``grammar`` as vLLM's ``StructuredOutputsParams``.
+
+    vLLM compiles it with options of its own, such as how much white space JSON may hold, and ends a completion under it
+    with the tokenizer's own end of a text. Raises ``UnsupportedSampling`` for a schema or a tag that is no JSON.
+    """
+    if grammar.kind == "json_object":
+        return {"json_object": True}
+    if grammar.kind == "regex":
+        return {"regex": grammar.text}
+    try:
+        value = json.loads(grammar.text)
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedSampling(f"the {grammar.kind} is no JSON: {error}", fix="mend it") from error
+    return {"structural_tag": grammar.text} if grammar.kind == "structural_tag" else {"json": value}
+
+
+_NEUTRAL: Mapping[str, object] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "stop": (),
+    "top_logprobs": 0,
+    "grammar": None,
+    "logit_bias": (),
+}
+"""The values of fields at which they ask nothing of a server."""
 
 
 def _check(sampling: Sampling, honoured: frozenset[str]) -> None:
@@ -53,10 +96,11 @@ def _check(sampling: Sampling, honoured: frozenset[str]) -> None:
             f"vLLM samples at temperature 0, and from {least:g} to {most:g}: not at {temperature:g}",
             fix="choose one of those",
         )
-    for name, neutral in (("top_p", 1.0), ("top_k", 0), ("stop", ()), ("top_logprobs", 0)):
+    for name, neutral in _NEUTRAL.items():
         if name not in honoured and getattr(sampling, name) != neutral:
             raise UnsupportedSampling(
-                f"{name}={getattr(sampling, name)!r} is beyond these vLLM servers, whose logprobs would be others",
+                f"{name}={getattr(sampling, name)!r} is beyond these vLLM servers: they refuse it, or their logprobs "
+                "would be others",
                 fix="let agentrl start the servers",
             )
 

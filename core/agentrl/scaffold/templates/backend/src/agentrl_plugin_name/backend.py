@@ -22,6 +22,7 @@ from transformers.utils import logging
 T = TypeVar("T")
 
 PLAIN = contract.Sampling()
+NOT_HERE = ("top_p", "top_k", "stop", "top_logprobs", "grammar", "logit_bias")
 
 
 @dataclass
@@ -105,7 +106,7 @@ class PluginNameBackend:
         """Refuses what this backend cannot do, before the first token."""
         prompt, sampling = list(request.prompt_ids), request.sampling
         known = self._model.get_input_embeddings().num_embeddings
-        for name in ("top_p", "top_k", "stop", "top_logprobs"):
+        for name in NOT_HERE:
             if getattr(sampling, name) != getattr(PLAIN, name):
                 raise UnsupportedSampling(f"this backend has no {name}")
         if not sampling.temperature >= 0:
