@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from tests.gateway.conftest import ScriptedBackend
 from agentrl.config import load_config
 from agentrl.errors import ConfigError, PluginError
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter, Session, SessionSettings
-from agentrl.gateway.contract import Call, ModelRequest, Replacement
+from agentrl.gateway.contract import Call, Exchange, ModelRequest, Replacement
+from agentrl.gateway.dialects.messages.dialect import Messages
 from agentrl.gateway.normalise import (
     Normalisers,
     claude_code_billing_header,
@@ -25,6 +27,7 @@ from agentrl.gateway.normalise import (
     tokens_left,
     uuids,
 )
+from agentrl.gateway.retries import parts
 from agentrl.inference.contract import Capabilities, ChatCompletion, ChatRequest
 from agentrl.plugins import Plugins
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
@@ -199,6 +202,35 @@ def test_each_rule_is_counted_by_its_name(renderer) -> None:
     episode = Episode(EpisodeKey("train", 0, 0, 0), {}, "rewarded", 1.0, calls=agent.session.calls)
     counted = {name: value for name, value in rollout_metrics([Group(0, (episode,))]).items() if "normalised" in name}
     assert counted == {"rollout/normalised/clock-times": 2}
+
+
+@pytest.mark.parametrize("asking", [{"stream": True}, {"n": 2}], ids=str)
+def test_streams_and_several_choices_are_of_the_rendered_text(renderer, asking: dict[str, Any]) -> None:
+    agent = Instructed(*gateway_with(renderer, [BILLING]), claude_code)
+    agent.backend.says(*["It is 408."] * 2)
+    body = {"model": "m", "messages": [{"role": "system", "content": claude_code(1)}, ASK], **asking}
+    asyncio.run(posted(agent.gateway, agent.session, "/chat/completions", body))
+    assert [len(call.normalised) for call in agent.session.calls] == [1] * asking.get("n", 1)
+    assert not any("billing" in prompt for prompt in agent.prompts)
+
+
+def test_the_tokens_of_a_request_are_counted_as_it_is_rendered(renderer) -> None:
+    body = {"model": "m", "messages": [ASK], "system": claude_code(1)}
+    completer = EngineCompleter(ScriptedBackend(renderer), Capabilities(1024, 8), renderer)
+    counts = []
+    for rules in ([BILLING], []):
+        gateway = Gateway(completer, [Messages()], normalisers=Normalisers(rules))
+        session = gateway.open_session(SessionSettings(training=True))
+        counts.append(json.loads(asyncio.run(posted(gateway, session, "/messages/count_tokens", body)))["input_tokens"])
+    assert counts[0] == len(renderer.render([{"role": "system", "content": "You add."}, ASK])) < counts[1]
+
+
+async def posted(gateway: Gateway, session: Session, path: str, body: dict[str, Any]) -> bytes:
+    """The whole answer to a request."""
+    headers = {"authorization": f"Bearer {session.api_key}"}
+    reply = await gateway.answer(Exchange("POST", f"/v1{path}", json.dumps(body).encode(), headers))
+    assert reply.status == 200, reply.body
+    return reply.body if isinstance(reply.body, bytes) else b"".join([part async for part in parts(reply.body)])
 
 
 @pytest.mark.parametrize(

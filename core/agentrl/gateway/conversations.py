@@ -40,8 +40,10 @@ __all__ = [
 
 _MARKS = re.compile(r"</?think>|\s+")
 _NOTHING_SPELLED: frozenset[str] = frozenset()
-_REMEMBERED = 8
-"""How many of the last requests of a session are remembered whole: an agent has as many conversations at once."""
+_REMEMBERED = 32
+"""How many of the last requests that nothing continues yet are remembered whole; an agent has fewer conversations."""
+_LONG = 8
+"""How many items a list of a body has that is worth remembering whole."""
 
 MessageKey = tuple[Any, ...]
 """A message's meaning: role, name and text; for a turn of the assistant its role, text and tool calls."""
@@ -117,8 +119,7 @@ class Way:
     """The recent request all of which this one repeats."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Recent:
+class _Recent(NamedTuple):
     """A recorded request whose continuation is likely to come next, with what that would have to find out again."""
 
     way: Way
@@ -280,11 +281,10 @@ def _under(tools: str, node: _Node) -> list[Turn] | None:
 def _nearest(recent: Sequence[_Recent], messages: Messages) -> tuple[_Recent | None, int]:
     """The recent request that begins most like ``messages``, and how many messages both have."""
     nearest, most = None, 0
-    for each in sorted(recent, key=lambda each: len(each.way.messages), reverse=True):
+    for each in recent:
         known = each.way.messages
-        if len(known) <= most:
-            break
-        if (common := _common(known, messages)) > most:
+        is_longer = most < len(known) and most < len(messages) and known[most] == messages[most]
+        if is_longer and (common := _common(known, messages)) > most:
             nearest, most = each, common
     return nearest, most
 
@@ -427,8 +427,7 @@ class Body(Mapping[str, Any]):
         return dict, (dict(self),)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
+class _Kept(NamedTuple):
     """A list of a recent body, and its links."""
 
     items: list[Mapping[str, Any]]
@@ -473,17 +472,16 @@ class Bodies:
             link = known
         if link is None:
             return value
-        if recent is None or common < len(value):
+        if len(value) >= _LONG and (recent is None or common < len(value)):
             self._remember(recent, common, links)
         return link
 
     def _nearest(self, value: list[Any]) -> tuple[_Kept | None, int]:
         """The recent list that begins most like ``value``, and how many items can be taken from it."""
         nearest, most = None, 0
-        for each in sorted(self._recent, key=lambda each: each.exact, reverse=True):
-            if each.exact <= most:
-                break
-            if (common := min(each.exact, _common(each.items, value))) > most:
+        for each in self._recent:
+            is_longer = most < each.exact and most < len(value) and each.items[most] == value[most]
+            if is_longer and (common := min(each.exact, _common(each.items, value))) > most:
                 nearest, most = each, common
         return nearest, most
 

@@ -12,7 +12,6 @@ import sys
 import threading
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agentrl.errors import GatewayError, shown
@@ -167,19 +166,18 @@ def _is_bias(token: object, bias: object) -> bool:
     return number and isinstance(token, str) and token.isascii() and token.isdigit()
 
 
-@dataclass(frozen=True, slots=True)
-class Digested:
+class Digested(NamedTuple):
     """The digest of a session's seed and of token ids, to which that of further ids can be added."""
 
     state: hashlib._Hash
-    count: int
+    length: int
     """How many ids it holds."""
 
     def further(self, ids: Sequence[int]) -> Digested:
         """The digest with ``ids`` after the others."""
         state = self.state.copy()
         state.update(array("q", ids).tobytes())
-        return Digested(state, self.count + len(ids))
+        return Digested(state, self.length + len(ids))
 
 
 class Draw(NamedTuple):
@@ -228,7 +226,7 @@ class Draws:
         of the prompt, where another draw of this session has led to it.
         """
         begun = begun or Digested(self._seed, 0)
-        prompt = begun.further(prompt_ids[begun.count :])
+        prompt = begun.further(prompt_ids[begun.length :])
         shared = prompt.state.copy()
         shared.update(fields.encode())
         key = shared.digest()
