@@ -44,6 +44,7 @@ UNKNOWN = "the messages before are not known"
 _SHAPES = 512
 _OPENED = re.compile(r"<think>\s*(</think>\s*)?$")
 """Thinking that a prompt opens, or closes as well, for the turn that it asks for."""
+_THOUGHTS = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
 _SYSTEM = frozenset({"system", "developer"})
 
 
@@ -140,15 +141,13 @@ class Appending:
         where that is not all that the template rewrites.
         """
         mark = self._header_mark
-        if mark is None or mark[1] not in asked_ids:
-            return None
-        if not self._rewrites_little(shape_of(history, messages, tools, thinking=thinking)):
+        kept = next((n for n in reversed(range(len(asked_ids))) if mark is not None and asked_ids[n] == mark[1]), None)
+        if kept is None or not self._rewrites_little(shape_of(history, messages, tools, thinking=thinking)):
             return None
         try:
             rendered = self._from_header(history, messages, tools)
         except GatewayError:
             return None
-        kept = len(asked_ids) - 1 - list(reversed(asked_ids)).index(mark[1])
         return None if rendered is None else [*asked_ids[:kept], *self._template.vocabulary.encode(rendered)]
 
     def fork(self, shape: Shape) -> str | None:
@@ -248,7 +247,8 @@ class Appending:
         before, after = self._template.text(head, tools), self._template.text([*head, turn, *new], tools)
         appended, thought = self._behind(after, turn), thinking_of(turn)
         if not after.startswith(before):
-            return _Tried("fork", appended, THINKING if after.startswith(_OPENED.sub("", before)) else None)
+            silent = _THOUGHTS.sub("", after).startswith(_THOUGHTS.sub("", before))
+            return _Tried("fork", appended, THINKING if silent else None)
         if appended is None:
             _, written, rest = after.rpartition(self._stand_in)
             other = OTHER_END if self._special.match(rest.lstrip()) else NO_END
