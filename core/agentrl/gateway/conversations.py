@@ -184,7 +184,10 @@ class Conversations:
         for each in way.keys[len(way.nodes) :]:
             node = node.child(each)
             way.nodes.append(node)
-        node = node.child(key)
+        before, node = node, node.child(key)
+        if (retold := _retold(turn.message)) is not None:
+            before.children.setdefault(retold, node)
+            self._sampled.add(retold)
         if node.turns is None:
             node.turns = {}
         node.turns.setdefault(way.tools, []).append(turn)
@@ -267,6 +270,32 @@ class Conversations:
                 most = depth
                 break
         way.passed = most
+
+
+def _retold(message: Mapping[str, Any]) -> MessageKey | None:
+    """The key of a turn with tool calls as smolagents writes it into history: the calls as a Python list, in its text.
+
+    ``None`` for turns without calls, and for those whose arguments are not JSON, which it does not send back.
+    """
+    calls = message.get("tool_calls")
+    if not calls or not all("function" in call for call in calls):
+        return None
+    try:
+        told = [
+            {
+                "id": call.get("id"),
+                "type": "function",
+                "function": {
+                    "name": call["function"]["name"],
+                    "arguments": json.loads(call["function"]["arguments"]),
+                },
+            }
+            for call in calls
+        ]
+    except (ValueError, RecursionError):
+        return None
+    text = text_of(message)
+    return (message["role"], f"{text}\nCalling tools:\n{told}".strip() if text else f"Calling tools:\n{told}")
 
 
 def _tools_alone(key: str) -> str:
