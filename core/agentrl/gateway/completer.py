@@ -15,14 +15,14 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling
 from agentrl.gateway.constraints import constraint, ill_formed, unmet
-from agentrl.gateway.contract import Call, CallDelta, Completion, Delta, ModelRequest, Tokens
+from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
 from agentrl.gateway.sampling import Draw, resolve_sampling
 from agentrl.gateway.session import SampledTokens, Session
+from agentrl.gateway.telling import Telling, delta, joined
 from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, Sampling, completion_fault
 from agentrl.loops import run_in_thread
 from agentrl.tokens.contract import Sampled
-from agentrl.tokens.incremental import Added
 from agentrl.tokens.renderer import SEEN, Renderer
 from agentrl.tokens.template import Message, thinking_of
 
@@ -64,20 +64,7 @@ async def generate(
         raise
     except Exception as error:
         raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
-    return _joined(chunks)
-
-
-def _joined(chunks: Sequence[Chunk]) -> Chunk:
-    if len(chunks) == 1:
-        return chunks[0]
-    return Chunk(
-        ids=tuple(token for chunk in chunks for token in chunk.ids),
-        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
-        versions=tuple(version for chunk in chunks for version in chunk.versions),
-        top_logprobs=tuple(top for chunk in chunks for top in chunk.top_logprobs),
-        finish=chunks[-1].finish if chunks else None,
-        stop_string=chunks[-1].stop_string if chunks else None,
-    )
+    return joined(chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +177,6 @@ class EngineCompleter:
 
     async def _stream(self, asked: _Asked, tell: Callable[[Delta], None]) -> Completion:
         """A completion that is told while it is sampled. Where that is cancelled midway, what there is is recorded."""
-        chunks: list[Chunk] = []
         request, prompt_ids = asked.request, asked.prompt.ids
         parser = self._writer(request).incremental(
             request.tools if request.calls_tools else None,
@@ -200,22 +186,19 @@ class EngineCompleter:
             text=request.prompt is not None,
         )
 
-        def new(chunk: Chunk) -> None:
-            added = parser.feed(chunk.ids)
-            before = chunks[-2].ids[-1] if len(chunks) > 1 else None
-            tokens = self._tokens(chunk, before) if request.logprobs else Tokens()
-            if added or tokens.ids or len(chunks) == 1:
-                tell(_delta(added, tokens, len(prompt_ids)))
-
+        telling = Telling(tell, parser, self._tokens if request.logprobs else None, len(prompt_ids))
         try:
-            chunk = await self._generate(asked, chunks=chunks, new=new)
+            chunk = await self._generate(asked, chunks=telling.chunks, new=telling.soon)
+            telling.now()
             completion = self._record(asked, chunk)
         except asyncio.CancelledError:
-            if chunks:
-                self._record_partial(asked, _joined(chunks))
+            if telling.chunks:
+                self._record_partial(asked, joined(telling.chunks))
             raise
+        finally:
+            telling.stop()
         if rest := parser.end(completion.call.message):
-            tell(_delta(rest, Tokens(), len(prompt_ids)))
+            tell(delta(rest, Tokens(), len(prompt_ids)))
         return completion
 
     def _record_partial(self, asked: _Asked, chunk: Chunk) -> None:
@@ -443,11 +426,6 @@ class EngineCompleter:
         tools = request.tools if request.calls_tools else None
         message = writer.parse(ids, tools, prompt_ids[-SEEN:], call_ids=_call_ids(digest))
         return message, shown
-
-
-def _delta(added: Added, tokens: Tokens, prompt_tokens: int) -> Delta:
-    calls = tuple(CallDelta(call.index, call.id, call.name, call.arguments) for call in added.calls)
-    return Delta(0, added.reasoning, added.content, calls, tokens, prompt_tokens)
 
 
 def _call_ids(digest: bytes) -> str:
