@@ -226,12 +226,14 @@ def test_a_form_that_is_wrong_says_what_and_where(in_process, backend, open_sess
 def test_the_sdks_own_helper_reads_the_stream(connection, backend, open_session):
     session = open_session()
     arguments = json.dumps({"n": 12})
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    strict = function("add", strict=True, parameters=schema | {"additionalProperties": False})  # openai 2 wants it.
     backend.says("<think>\nHm.\n</think>\n\nLet me see.\n" + CALL.format(name="add", arguments=arguments))
 
     async def read():
         async with connection.client(session, max_retries=0) as client:
             manager = client.chat.completions.stream(
-                model="x", messages=[ASK], tools=[ADD], stream_options={"include_usage": True}
+                model="x", messages=[ASK], tools=[strict], stream_options={"include_usage": True}
             )
             async with manager as stream:
                 events = [event async for event in stream]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx2
 import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.gateway.conftest import CONTEXT, Connection
+from tests.gateway.test_streaming import SteppedBackend
 
+from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.gateway.conversations import Turn
 from agentrl.gateway.prompts import Prompts
+from agentrl.inference.contract import Capabilities
 
 PROMPT = "What is 12 * 34? It is"
 
@@ -117,6 +122,27 @@ def test_a_stream_comes_to_the_text_and_ends_with_its_usage(connection, backend,
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "stop"
     assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], session.calls[0].completion_tokens)
     assert {chunk.id for chunk in chunks} == {session.calls[0].id}
+
+
+def test_the_first_text_leaves_with_the_first_tokens(renderer):
+    vocabulary = renderer.vocabulary
+    backend = SteppedBackend([*vocabulary.encode(" 408. That is it."), next(iter(renderer.stop_ids))])
+    gateway = Gateway(EngineCompleter(backend, Capabilities(CONTEXT, 8), renderer))
+    session = gateway.open_session(SessionSettings(training=True))
+
+    async def read():
+        async with Connection(gateway, httpx2, in_process=True).client(session, max_retries=0) as client:
+            backend.allowed = 2
+            stream = aiter(await client.completions.create(model="x", prompt=PROMPT, stream=True))
+            early = (await anext(stream)).choices[0].text
+            assert session.in_flight == 1
+            backend.allowed = 100
+            return early, [chunk.choices[0].text async for chunk in stream]
+
+    early, late = asyncio.run(read())
+    gateway.stop()
+    assert early
+    assert "".join([early, *late]) == " 408. That is it."
 
 
 @pytest.mark.parametrize("as_ids", [False, True])
