@@ -38,9 +38,9 @@ ADDER = Agent(name="Adder", tools=[add])
 ASKING = Agent(name="Asking", tools=[ADDER.as_tool("ask_adder", "Adds.")])
 
 
-def test_a_tool_that_raises_is_told_to_the_policy_as_the_sdk_does(play: Any) -> None:
+def test_a_tool_that_raises_is_told_to_the_policy_as_the_sdk_does(play: Any, heard: Any) -> None:
     played = play(ADDER, tool_call("add", {"left": -1, "right": 2}), "It is 85.")
-    assert "An error occurred" in played.episode.calls[-1].request["messages"][-1]["content"]
+    assert "An error occurred" in heard(played.episode.calls[-1])[-1]["content"]
     assert played.episode.reward == 1.0
 
 
@@ -114,8 +114,11 @@ def test_a_ring_of_handoffs_is_no_trap() -> None:
     assert AdaptedAgent(one)
 
 
-def test_a_hosted_tool_that_shows_itself_in_the_run_only_fails_the_agent(play: Any) -> None:
+def test_a_hosted_tool_that_shows_itself_in_the_run_only_fails_the_agent_or_is_counted(play: Any, api: str) -> None:
     asking = Agent(name="Asking", tools=[HOSTED.as_tool("search", "Searches.")])
-    failure = play(asking, tool_call("search", {"input": "x"}), "It is 85.").episode.failure
-    assert failure.side == "agent"
-    assert "FileSearchTool" in failure.reason
+    episode = play(asking, tool_call("search", {"input": "x"}), "It is 85.", "It is 85.").episode
+    if api == "chat":
+        assert episode.failure.side == "agent"
+        assert "FileSearchTool" in episode.failure.reason
+    else:
+        assert [call.unmet for call in episode.calls if "file_search" in call.unmet] == [("file_search",)]

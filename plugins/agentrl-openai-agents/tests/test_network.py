@@ -38,9 +38,8 @@ class Recorder(TracingProcessor):
         """Nothing waits."""
 
 
-@pytest.fixture
-def addressed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Who is looked up or connected to; everybody is refused."""
+def without_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Who is looked up or connected to from now on; everybody is refused."""
     addressed: list[object] = []
 
     def refuse(*arguments: Any, **_: Any) -> None:
@@ -53,9 +52,7 @@ def addressed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return addressed
 
 
-def test_a_run_traces_nothing_and_reaches_nobody(
-    player_of: Any, addressed: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_traces_nothing_and_reaches_nobody(player_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-somebody-pays-for-this")
     recorder = Recorder()
     agents.set_trace_processors([recorder])
@@ -63,7 +60,7 @@ def test_a_run_traces_nothing_and_reaches_nobody(
     last = Agent(name="Last", model="o3")
     agent = Agent(name="Any", model="gpt-4.1", tools=[helper.as_tool("help", "Helps.")], handoffs=[last])
     with player_of(agent) as running:
-        addressed.clear()  # Starting the gateway's server is not the agent's doing.
+        addressed = without_network(monkeypatch)  # The gateway's server is there by now.
         script = [tool_call("help", {"input": "?"}), "85", tool_call("transfer_to_last", {}), "It is 85."]
         (played,) = running.play(script, {"question": "?", "answer": "85"})
     assert (played.episode.reward, len(played.episode.calls)) == (1.0, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from agents import Agent, Runner, function_tool
 from agents.tool_context import ToolContext
 
@@ -26,9 +27,19 @@ ADD = tool_call("add", {"left": 47, "right": 38})
 ASK = tool_call("ask_adder", {"input": "Add 47 and 38."})
 
 
-def systems(played: Any) -> list[str]:
-    """The instructions that each call was made under."""
-    return [call.request["messages"][0]["content"] for call in played.episode.calls]
+@pytest.fixture
+def systems(heard: Any) -> Any:
+    """Gives the instructions that each call of an episode was made under."""
+
+    def systems(played: Any) -> list[str]:
+        return [heard(call)[0]["content"] for call in played.episode.calls]
+
+    return systems
+
+
+def tools(call: Any) -> list[str]:
+    """The names of the tools that a call offers."""
+    return [tool.get("function", tool)["name"] for tool in call.request["tools"]]
 
 
 def sampled(played: Any) -> list[int]:
@@ -36,21 +47,21 @@ def sampled(played: Any) -> list[int]:
     return [len(span.ids) for span in played.episode.tree.spans if span.sampled is not None]
 
 
-def test_a_handoff_swaps_instructions_and_tools_and_forks_the_tree_there(play: Any) -> None:
+def test_a_handoff_swaps_instructions_and_tools_and_forks_the_tree_there(play: Any, heard: Any, systems: Any) -> None:
     played = play(TRIAGE, HAND_OVER, ADD, "It is 85.")
     first, second, third = played.episode.calls
     assert systems(played) == ["Hand over.", "Add.", "Add."]
-    assert [tool["function"]["name"] for tool in first.request["tools"]] == ["transfer_to_adder", "transfer_to_poet"]
-    assert [tool["function"]["name"] for tool in second.request["tools"]] == ["add"]
+    assert tools(first) == ["transfer_to_adder", "transfer_to_poet"]
+    assert tools(second) == ["add"]
     assert [call.fork_reason for call in played.episode.calls] == [None, "history edited", None]
     assert [call.parent for call in played.episode.calls] == [None, None, second.id]
-    assert third.request["messages"][1:3] == second.request["messages"][1:3]
+    assert heard(third)[1:3] == heard(second)[1:3]
     assert played.episode.reward == 1.0
 
 
-def test_what_was_written_before_a_handoff_is_history_after_it(play: Any) -> None:
+def test_what_was_written_before_a_handoff_is_history_after_it(play: Any, heard: Any) -> None:
     played = play(TRIAGE, f"A sum.\n{HAND_OVER}", "It is 85.")
-    user, handing_over, answered = played.episode.calls[1].request["messages"][1:]
+    user, handing_over, answered = heard(played.episode.calls[1])[1:]
     assert user == {"role": "user", "content": "What is 47 + 38?"}
     assert (handing_over["content"], len(handing_over["tool_calls"])) == ("A sum.", 1)
     assert answered["content"] == '{"assistant": "Adder"}'
@@ -63,14 +74,14 @@ def test_every_token_that_any_agent_samples_is_recorded_once(play: Any) -> None:
         assert len(sampled(played)) == len(script)
 
 
-def test_an_agent_used_as_a_tool_is_captured_in_a_conversation_of_its_own(play: Any) -> None:
+def test_an_agent_used_as_a_tool_is_captured_in_a_conversation_of_its_own(play: Any, heard: Any, systems: Any) -> None:
     played = play(ASKING, ASK, ADD, "85", "It is 85.")
     assert systems(played) == ["Ask.", "Add.", "Add.", "Ask."]
     outer, inner, last_inner, last = played.episode.calls
-    assert inner.request["messages"][1] == {"role": "user", "content": "Add 47 and 38."}
+    assert heard(inner)[1] == {"role": "user", "content": "Add 47 and 38."}
     assert (outer.parent, inner.parent, last_inner.parent, last.parent) == (None, None, inner.id, outer.id)
     assert [call.fork_reason for call in played.episode.calls] == [None] * 4
-    assert last.request["messages"][-1]["content"] == "85"
+    assert heard(last)[-1]["content"] == "85"
 
 
 @function_tool
@@ -79,15 +90,15 @@ async def consult(context: ToolContext[Any]) -> str:
     return str((await Runner.run(ADDER, "Add 47 and 38.", run_config=context.run_config)).final_output)
 
 
-def test_an_agent_that_a_tool_runs_with_the_runs_own_config_is_captured(play: Any) -> None:
+def test_an_agent_that_a_tool_runs_with_the_runs_own_config_is_captured(play: Any, systems: Any) -> None:
     played = play(Agent(name="Consulting", instructions="Consult.", tools=[consult]), CONSULT, ADD, "85", "It is 85.")
     assert systems(played) == ["Consult.", "Add.", "Add.", "Consult."]
     assert played.episode.reward == 1.0
 
 
-def test_an_unknown_tool_is_told_to_agents_used_as_tools_too(play: Any) -> None:
+def test_an_unknown_tool_is_told_to_agents_used_as_tools_too(play: Any, heard: Any) -> None:
     played = play(ASKING, ASK, tool_call("subtract", {}), "85", "It is 85.")
-    assert played.episode.calls[2].request["messages"][-1]["content"] == "Tool 'subtract' not found."
+    assert heard(played.episode.calls[2])[-1]["content"] == "Tool 'subtract' not found."
     assert played.episode.reward == 1.0
 
 

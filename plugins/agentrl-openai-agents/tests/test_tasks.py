@@ -17,24 +17,29 @@ PLAIN = Agent(name="Plain", instructions="Be brief.")
 SYSTEM = ("system", "Be brief.")
 
 
-def said(played: Any, call: int = -1) -> list[tuple[str, Any]]:
-    """Roles and texts of a call's messages."""
-    return [(message["role"], message["content"]) for message in played.episode.calls[call].request["messages"]]
+@pytest.fixture
+def said(heard: Any) -> Any:
+    """Gives roles and texts of the messages of an episode's call."""
+
+    def said(played: Any, call: int = -1) -> list[tuple[str, Any]]:
+        return [(message["role"], message["content"]) for message in heard(played.episode.calls[call])]
+
+    return said
 
 
 @pytest.mark.parametrize("field", ["question", "prompt", "input"])
-def test_a_text_is_what_the_user_says(play: Any, field: str) -> None:
+def test_a_text_is_what_the_user_says(play: Any, said: Any, field: str) -> None:
     played = play(PLAIN, "It is 85.", data={"id": "7", field: "47 + 38?", "answer": "85"})
     assert said(played) == [SYSTEM, ("user", "47 + 38?")]
     assert played.episode.reward == 1.0
 
 
-def test_the_config_may_name_the_field(play: Any) -> None:
+def test_the_config_may_name_the_field(play: Any, said: Any) -> None:
     data = {"question": "no", "problem": "47 + 38?", "answer": "85"}
     assert said(play(PLAIN, "It is 85.", data=data, input="problem"))[-1] == ("user", "47 + 38?")
 
 
-def test_messages_are_a_conversation_that_goes_on(play: Any) -> None:
+def test_messages_are_a_conversation_that_goes_on(play: Any, said: Any) -> None:
     messages = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi"},
@@ -44,7 +49,7 @@ def test_messages_are_a_conversation_that_goes_on(play: Any) -> None:
     assert said(played) == [SYSTEM, ("user", "Hello"), ("assistant", "Hi"), ("user", "47 + 38?")]
 
 
-def test_several_texts_are_turns_of_one_session(play: Any) -> None:
+def test_several_texts_are_turns_of_one_session(play: Any, said: Any) -> None:
     played = play(PLAIN, "47, yes.", "It is 85.", data={"question": ["Take 47.", "Add 38."], "answer": "85"})
     assert said(played) == [SYSTEM, ("user", "Take 47."), ("assistant", "47, yes."), ("user", "Add 38.")]
     assert [call.fork_reason for call in played.episode.calls] == [None, None]
@@ -98,13 +103,13 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [(False, "None"), (True, "{'question': '?', 'answer': '85'}"), ("its_module:make", "Shelf(number='85')")],
 )
 def test_tools_are_given_the_context_that_the_config_asks_for(
-    play: Any, module: ModuleType, context: Any, seen: str
+    play: Any, heard: Any, module: ModuleType, context: Any, seen: str
 ) -> None:
     module.make = lambda data: Shelf(data["answer"])
     agent = Agent(name="Reader", tools=[look_up])
     data = {"question": "?", "answer": "85"}
     played = play(agent, tool_call("look_up", {}), "It is 85.", data=data, context=context)
-    assert played.episode.calls[-1].request["messages"][-1]["content"] == seen
+    assert heard(played.episode.calls[-1])[-1]["content"] == seen
 
 
 class Remembering(SQLiteSession):
@@ -120,13 +125,15 @@ class Remembering(SQLiteSession):
         self.closed = True
 
 
-def test_each_episode_has_a_session_of_the_authors_kind_and_ends_it(player_of: Any, module: ModuleType) -> None:
+def test_each_episode_has_a_session_of_the_authors_kind_and_ends_it(
+    player_of: Any, heard: Any, module: ModuleType
+) -> None:
     module.Remembering = Remembering
     Remembering.made.clear()
     task = {"question": "47 + 38?", "answer": "85"}
     with player_of(PLAIN, session="its_module:Remembering") as running:
         episodes = running.play(["It is 85."], task, task, task)
-    assert [len(played.episode.calls[0].request["messages"]) for played in episodes] == [2, 2, 2]
+    assert [len(heard(played.episode.calls[0])) for played in episodes] == [2, 2, 2]
     assert [session.closed for session in Remembering.made] == [True, True, True]
 
 

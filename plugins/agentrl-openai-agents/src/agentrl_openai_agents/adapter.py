@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from agents import Agent, FunctionTool
+import agents
+from agents import Agent
 
 from agentrl import ConfigError, Plugins
 from agentrl_openai_agents.conversation import converse, user_turns
 from agentrl_openai_agents.model import PolicyEndpoint
 
 __all__ = ["AdaptedAgent"]
+
+_SERVED = tuple(getattr(agents, name) for name in ("FunctionTool", "CustomTool") if hasattr(agents, name))
+"""The tools that the policy can call; those of free text are newer than some releases of the SDK."""
 
 
 class AdaptedAgent:
@@ -21,7 +25,7 @@ class AdaptedAgent:
     returns_answer = True
 
     def __init__(self, agent: Agent[Any]) -> None:
-        """Raises ``ConfigError`` for an agent that needs what only OpenAI's Responses API has."""
+        """Raises ``ConfigError`` for an agent that needs what only OpenAI's servers have."""
         _refuse_hosted(agent)
         self._agent = agent
 
@@ -37,18 +41,20 @@ class AdaptedAgent:
         max_turns: int | None = None,
         context: bool | str = False,
         session: str | None = None,
+        api: str = "chat",
     ) -> Any:
         """Do the task and return the final output; raises what ``converse`` raises.
 
-        The last four parameters are keys of ``agent.kwargs``. ``input`` is the field of the task that the agent is
+        The last five parameters are keys of ``agent.kwargs``. ``input`` is the field of the task that the agent is
         asked (see ``user_turns``). ``max_turns`` limits the model calls for each thing that the user says. ``context``
         is ``true`` to give tools the task as their context, or a reference to a function that makes the context from
         the task. ``session`` is a reference to a callable without parameters that makes an SDK session for an episode.
+        ``api`` is the protocol in which the policy is asked: ``chat`` or ``responses``.
         """
         return await converse(
             self._agent,
             user_turns(data, input),
-            PolicyEndpoint(base_url, api_key, http_client, model),
+            PolicyEndpoint(base_url, api_key, http_client, model, api),
             max_turns=max_turns,
             context=_referred(context, "context")(data) if isinstance(context, str) else data if context else None,
             new_session=_referred(session, "session") if session else None,
@@ -78,10 +84,10 @@ def _refuse_hosted(agent: Agent[Any]) -> None:
     instructions that are kept at OpenAI."""
     for each in _with_handoffs(agent, []):
         for tool in each.tools:
-            if not isinstance(tool, FunctionTool):
+            if not isinstance(tool, _SERVED):
                 raise ConfigError(
                     f"agent {each.name!r} has the tool {tool.name!r} ({type(tool).__name__}), "
-                    "which chat completions do not have",
+                    "which the policy cannot be offered",
                     fix="give it a function tool that does the same",
                 )
         if each.prompt is not None:

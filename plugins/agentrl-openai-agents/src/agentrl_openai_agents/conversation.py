@@ -33,7 +33,7 @@ from pydantic_core import to_jsonable_python
 
 import agentrl
 from agentrl import AgentError, ConfigError, PolicyError
-from agentrl_openai_agents.model import PolicyEndpoint, PolicyModel
+from agentrl_openai_agents.model import PolicyEndpoint, PolicyModel, policy_model
 
 __all__ = ["UserTurn", "converse", "user_turns"]
 
@@ -108,7 +108,7 @@ async def converse(
     ``new_session`` makes the session, which is closed at the end. Raises ``PolicyError`` for a mistake of the policy,
     ``AgentError`` for a run that cannot end by itself, and what the agent's own code and the gateway raise.
     """
-    model = PolicyModel(endpoint)
+    model = policy_model(endpoint)
     options: dict[str, Any] = {"run_config": _run_config(model), "context": context} | _limit(max_turns)
     async with AsyncExitStack() as stack:
         if new_session is not None or len(turns) > 1:
