@@ -8,11 +8,16 @@ from tests.gateway.conftest import CONTEXT, ScriptedBackend
 from tests.gateway.telegraph import Telegraph
 
 from agentrl.gateway import EngineCompleter, Gateway
-from agentrl.gateway.contract import Route
+from agentrl.gateway.contract import Described, Route
+from agentrl.gateway.dialects import chat_request, completions
 from agentrl.gateway.dialects.chat import ChatCompletions
+from agentrl.gateway.dialects.messages import request as messages_request
 from agentrl.gateway.dialects.models import Models
+from agentrl.gateway.dialects.responses import request as responses_request
+from agentrl.gateway.gateway import registered_dialects
 from agentrl.gateway.openapi import document
 from agentrl.inference.contract import Capabilities
+from agentrl.plugins import Plugins
 
 
 class Tally:
@@ -81,3 +86,39 @@ def test_it_is_served_to_anybody(renderer, path):
         gateway.stop()
     assert response.json()["openapi"] == "3.1.0"
     assert "/openapi.json" in response.json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "read"),
+    [
+        ("ChatCompletions.ChatRequest", chat_request.FIELDS),
+        ("Completions.CompletionRequest", completions._FIELDS),
+        ("Responses.Request", responses_request.FIELDS),
+        ("Messages.Request", messages_request.FIELDS),
+        ("Messages.CountRequest", messages_request.FIELDS),
+    ],
+)
+def test_the_fields_in_it_are_those_that_are_read_and_no_others_are_allowed(schema, read):
+    described = document(registered_dialects(Plugins(), pytest.fail))["components"]["schemas"][schema]
+    assert set(described["properties"]) == read
+    assert described["additionalProperties"] is False
+
+
+def test_every_dialect_of_ours_describes_each_of_its_routes_and_every_reference_leads_somewhere():
+    dialects = registered_dialects(Plugins(), pytest.fail)
+    assert all(isinstance(dialect, Described) for dialect in dialects)
+    described = document(dialects)
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            assert operation.get("summary"), (path, method)
+            assert "content" in operation["responses"]["400"], (path, method)
+    schemas = described["components"]["schemas"]
+
+    def check(value):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            if name == "$ref":
+                assert each.removeprefix("#/components/schemas/") in schemas, each
+            elif isinstance(each, dict | list):
+                check(each)
+
+    check(described)

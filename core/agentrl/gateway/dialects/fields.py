@@ -12,6 +12,7 @@ from agentrl.gateway.contract import ModelRequest
 from agentrl.gateway.dialects.refusals import flag, unsupported, whole, wrong
 
 __all__ = [
+    "LEVELS",
     "MOST_CHOICES",
     "NO_EFFECT",
     "SAMPLING_FIELDS",
@@ -57,7 +58,7 @@ NO_EFFECT = frozenset(
 
 MOST_CHOICES = 128
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
-_LEVELS = {
+LEVELS = {
     "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "verbosity": ("low", "medium", "high"),
 }
@@ -106,7 +107,7 @@ def read_usage(given: Mapping[str, Any]) -> bool:
 def read_preferences(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a chat template may read or not; see ``ModelRequest.preferences``."""
     preferences = {}
-    for name, levels in _LEVELS.items():
+    for name, levels in LEVELS.items():
         value = given.get(name)
         if value is None:
             continue

@@ -15,6 +15,7 @@ from agentrl.gateway.contract import Completion, Event, ModelRequest, Reply, Rou
 from agentrl.gateway.dialects.responses.answer import Answer
 from agentrl.gateway.dialects.responses.override import override_fields
 from agentrl.gateway.dialects.responses.request import read_request
+from agentrl.gateway.dialects.responses.schema import DESCRIPTION
 from agentrl.gateway.dialects.responses.spoken import Spoken
 from agentrl.gateway.dialects.responses.store import Store
 from agentrl.gateway.dialects.writing import EVENT_STREAM, openai_refusal, server_event, written
@@ -113,6 +114,10 @@ class Responses:
     def refuse(self, error: GatewayError) -> Reply:
         """Write an error; see ``Dialect.refuse``."""
         return openai_refusal(_named_here(error))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is served; see ``Described``."""
+        return DESCRIPTION
 
 
 def _named_here(error: GatewayError) -> GatewayError:

@@ -23,12 +23,12 @@ from agentrl.gateway.dialects.responses.store import Store
 from agentrl.gateway.dialects.schemas import read_format
 from agentrl.gateway.dialects.tools import FREE_FORM, Toolbox, a_function, free_text, is_grammar, read_choice
 
-__all__ = ["ENCRYPTED", "FIELDS", "LOGPROBS", "read_request", "summarised"]
+__all__ = ["ALSO_NO_EFFECT", "ENCRYPTED", "FIELDS", "INCLUDABLE", "LOGPROBS", "read_request", "summarised"]
 
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
 """What ``include`` may ask for that can be served."""
-_INCLUDABLE = (
+INCLUDABLE = (
     ENCRYPTED,
     LOGPROBS,
     "file_search_call.results",
@@ -62,11 +62,11 @@ _READ = frozenset(
         "truncation",
     }
 )
-_ALSO_NO_EFFECT = frozenset({"access_programs", "background_options", "client_metadata", "image", "max_tool_calls"})
+ALSO_NO_EFFECT = frozenset({"access_programs", "background_options", "client_metadata", "image", "max_tool_calls"})
 """Fields about accounts, about images, and about tools that others run."""
 _SAMPLING = SAMPLING_FIELDS - {"max_tokens"}
 """Some of these only other servers and ``rollout.override`` know."""
-FIELDS = _READ | NO_EFFECT | _ALSO_NO_EFFECT | _SAMPLING
+FIELDS = _READ | NO_EFFECT | ALSO_NO_EFFECT | _SAMPLING
 """The fields of a request that are known here."""
 _REFUSED: Mapping[str, str] = {
     "background": "ask for the answer itself, streamed or not",
@@ -202,8 +202,8 @@ def _included(given: Mapping[str, Any]) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise unsupported("include", value, "is not a list of texts")
     for each in value:
-        if each not in _INCLUDABLE:
-            raise wrong("include", f"has {shown(each, 80)}", fix=f"there are {', '.join(_INCLUDABLE)}")
+        if each not in INCLUDABLE:
+            raise wrong("include", f"has {shown(each, 80)}", fix=f"there are {', '.join(INCLUDABLE)}")
     return frozenset(value)
 
 
