@@ -9,7 +9,9 @@ of it again when it comes back.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Set
+from itertools import takewhile
+from operator import is_
 from typing import Any, NoReturn
 
 from agentrl.errors import shown
@@ -56,14 +58,20 @@ _MESSAGE_NOTES = frozenset(
 )
 """What an SDK writes beside the content of an answer."""
 _ROLES = ("user", "assistant", "system")
+_LAST = "messages"
+"""Under which key the messages of the last request are remembered, as they were given and as they were read."""
 
 
 class Conversation:
     """Reads the messages of a request."""
 
-    def __init__(self, thinking: Callable[[str], str | None]) -> None:
-        """``thinking`` gives what a signature stands for; see ``WireRequest.thinking``."""
+    def __init__(self, thinking: Callable[[str], str | None], memory: MutableMapping[str, Any]) -> None:
+        """``thinking`` gives what a signature stands for; see ``WireRequest.thinking``.
+
+        ``memory`` is what the dialect keeps in the session: objects that begin its last request too were read then.
+        """
         self._thinking = thinking
+        self._memory = memory
         self.messages: list[Message] = []
         """The conversation so far in the shape of the chat completions API."""
         self.unmet: set[str] = set()
@@ -78,75 +86,97 @@ class Conversation:
         """Add the ``messages`` of a request. Raises ``GatewayError`` (400), naming the block at fault."""
         if not isinstance(value, list) or not value:
             raise wrong("messages", f"is not a list of at least one message: {shown(value, 80)}")
-        for index, message in enumerate(value):
-            where = f"messages.{index}"
-            role, content = _role(message, where), message.get("content")
-            if role == "system":
-                self.messages.append({"role": role, "content": _texts(content, f"{where}.content")})
-            elif role == "assistant":
-                self._add_turn(_turn(content, f"{where}.content", self._thought))
-            elif isinstance(content, str):
-                self.messages.append({"role": role, "content": content})
-            else:
-                self._add_user(_listed(content, f"{where}.content"), f"{where}.content")
+        given, read = self._memory.get(_LAST, ((), ()))
+        known = sum(takewhile(bool, map(is_, value, given)))
+        reads: list[_Read] = [
+            *read[:known],
+            *(
+                _read(message, f"messages.{index}", self._thinking)
+                for index, message in enumerate(value[known:], known)
+            ),
+        ]
+        self._memory[_LAST] = value, reads
+        for messages, unmet in reads:
+            self.unmet |= unmet
+            for message in messages:
+                self._add(message)
 
-    def _add_user(self, blocks: Sequence[Any], where: str) -> None:
-        """Texts of the user and results of tools, in their order."""
-        texts: list[Block] = []
-        for index, block in enumerate(blocks):
-            at = f"{where}.{index}"
-            kind = _kind(block, at)
-            if kind == "tool_result":
-                self._flush(texts)
-                self.messages.append(self._result(block, at))
-            elif kind == "text":
-                texts.append({"type": "text", "text": _needed(block, "text", at)})
-            else:
-                _refuse_block(kind, at)
-        if texts or not blocks:
-            self._flush(texts or [{"type": "text", "text": ""}])
-
-    def _flush(self, texts: list[Block]) -> None:
-        if texts:
-            self.messages.append({"role": "user", "content": _content(list(texts))})
-            texts.clear()
-
-    def _result(self, block: Block, where: str) -> Message:
-        if block.get("is_error"):
-            self.unmet.add(ERRORS)
-        content = block.get("content")
-        shown_text = content if isinstance(content, str) else _result_text(content, f"{where}.content")
-        return {"role": "tool", "tool_call_id": _needed(block, "tool_use_id", where), "content": shown_text}
-
-    def _thought(self, signature: str) -> str:
-        """The thinking that a signature stands for; empty for one that was not given in this session."""
-        thought = self._thinking(signature)
-        if thought is None:
-            self.unmet.add(SIGNATURE)
-        return thought or ""
-
-    def _add_turn(self, turn: Message) -> None:
-        """Add a turn of the assistant; two in a row are one, as the API has it."""
+    def _add(self, message: Message) -> None:
+        """Add a message; two turns of the assistant in a row are one, as the API has it."""
         last = self.messages[-1] if self.messages else None
-        if last is None or last["role"] != "assistant":
-            self.messages.append(turn)
-            return
-        last["content"] += turn["content"]
-        if thought := turn.get("reasoning_content"):
-            known = last.get("reasoning_content", "")
-            last["reasoning_content"] = known if known == thought else known + thought
-        if calls := turn.get("tool_calls"):
-            last["tool_calls"] = [*last.get("tool_calls", ()), *calls]
+        if last is not None and last["role"] == message["role"] == "assistant":
+            self.messages[-1] = _joined(last, message)
+        else:
+            self.messages.append(message)
 
 
-def _turn(content: Any, where: str, thought: Callable[[str], str]) -> Message:
-    """A turn of the assistant: its text, its thinking and its calls."""
+_Read = tuple[Sequence[Message], Set[str]]
+"""What one message of a request is, and what of it is unmet."""
+
+
+def _read(message: Any, where: str, thinking: Callable[[str], str | None]) -> _Read:
+    unmet: set[str] = set()
+    role, content = _role(message, where), message.get("content")
+    where = f"{where}.content"
+    if role == "system":
+        return [{"role": role, "content": _texts(content, where)}], unmet
     if isinstance(content, str):
-        return {"role": "assistant", "content": content}
+        return [{"role": role, "content": content}], unmet
+    if role == "user":
+        return list(_of_the_user(_listed(content, where), where, unmet)), unmet
+
+    def thought(signature: str) -> str:
+        known = thinking(signature)
+        if known is None:
+            unmet.add(SIGNATURE)
+        return known or ""
+
+    return [_turn(_listed(content, where), where, thought)], unmet
+
+
+def _of_the_user(blocks: Sequence[Any], where: str, unmet: set[str]) -> Iterator[Message]:
+    """Texts of the user and results of tools, in their order."""
+    texts: list[Block] = []
+    for index, block in enumerate(blocks):
+        at = f"{where}.{index}"
+        kind = _kind(block, at)
+        if kind == "tool_result":
+            if texts:
+                yield {"role": "user", "content": _content(texts)}
+                texts = []
+            yield _result(block, at, unmet)
+        elif kind == "text":
+            texts.append({"type": "text", "text": _needed(block, "text", at)})
+        else:
+            _refuse_block(kind, at)
+    if texts or not blocks:
+        yield {"role": "user", "content": _content(texts)}
+
+
+def _result(block: Block, where: str, unmet: set[str]) -> Message:
+    if block.get("is_error"):
+        unmet.add(ERRORS)
+    content = block.get("content")
+    told = content if isinstance(content, str) else _result_text(content, f"{where}.content")
+    return {"role": "tool", "tool_call_id": _needed(block, "tool_use_id", where), "content": told}
+
+
+def _joined(turn: Message, more: Message) -> Message:
+    """Two messages of the assistant as one turn."""
+    joined: Message = {"role": "assistant", "content": turn["content"] + more["content"]}
+    thoughts = [each["reasoning_content"] for each in (turn, more) if "reasoning_content" in each]
+    if thoughts:
+        joined["reasoning_content"] = "".join(dict.fromkeys(thoughts))
+    calls = [*turn.get("tool_calls", ()), *more.get("tool_calls", ())]
+    return joined | {"tool_calls": calls} if calls else joined
+
+
+def _turn(blocks: Sequence[Any], where: str, thought: Callable[[str], str]) -> Message:
+    """A turn of the assistant: its text, its thinking and its calls."""
     texts: list[str] = []
     thinking: dict[str, str] = {}
     calls: list[Block] = []
-    for index, block in enumerate(_listed(content, where)):
+    for index, block in enumerate(blocks):
         at = f"{where}.{index}"
         match kind := _kind(block, at):
             case "text":

@@ -72,7 +72,7 @@ def read_request(request: WireRequest, *, counts: bool = False) -> ModelRequest:
     for name in sorted(given.keys() - FIELDS):
         raise unknown(name, given[name], FIELDS)
     read_model(given)
-    conversation = Conversation(request.thinking)
+    conversation = Conversation(request.thinking, request.memory)
     conversation.add_system(given.get("system"))
     conversation.add_messages(given.get("messages"))
     if not counts:
