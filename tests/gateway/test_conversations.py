@@ -116,12 +116,21 @@ def test_bodies_are_kept_to_the_letter_whatever_python_takes_for_equal(written: 
             assert json.dumps(dict(kept.keep(recalled)), sort_keys=True) == text
 
 
-def test_what_is_repeated_is_the_same_object() -> None:
+@pytest.mark.parametrize("called_with", ["12", 12, True, {"n": [1.5, None]}])
+def test_what_is_repeated_is_the_same_object(called_with: Any) -> None:
     kept = Bodies()
-    messages = [{"role": "user", "content": f"{n}"} for n in range(20)]
+    messages = [{"role": "user", "content": [{"type": "tool_use", "input": called_with}, f"{n}"]} for n in range(20)]
     first = kept.keep({"messages": copy.deepcopy(messages[:15])})
     again = kept.recall({"messages": copy.deepcopy(messages)})
     assert [a is b for a, b in zip(again["messages"], first["messages"], strict=False)] == [True] * 15
+
+
+def test_what_python_alone_takes_for_equal_is_not_repeated() -> None:
+    kept = Bodies()
+    texts = [{"input": f"{n}"} for n in range(15)]
+    first = kept.keep({"messages": [*texts, {"input": 1}, {"input": "b"}]})
+    again = kept.recall({"messages": [*copy.deepcopy(texts), {"input": True}, {"input": "b"}]})
+    assert [a is b for a, b in zip(again["messages"], first["messages"], strict=False)] == [True] * 15 + [False] * 2
 
 
 @given(st.lists(st.integers(0, 2**31)), st.lists(st.integers(0, 2**31)), st.text())

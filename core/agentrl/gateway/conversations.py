@@ -461,8 +461,18 @@ class _Kept(NamedTuple):
 
     items: list[Mapping[str, Any]]
     links: list[_Link]
-    exact: int
-    """How many items at its start are known to be those of another list if they are equal to them."""
+    exact: Mapping[int, bytes]
+    """Digests of the items that hold more than texts, by index, the smallest first."""
+
+    def repeated(self, value: list[Any]) -> int:
+        """How many items at the start of ``value`` are the same as here."""
+        common = _common(self.items, value)
+        for index, exact in self.exact.items():
+            if index >= common:
+                break
+            if value[index] is not self.items[index] and _digest(value[index]) != exact:
+                return index
+        return common
 
 
 class Bodies:
@@ -493,7 +503,7 @@ class Bodies:
         for item in value[common:]:
             if type(item) is not dict:
                 return value
-            digest = hashlib.blake2b(_exact(item), digest_size=16).digest()
+            digest = _digest(item)
             known = self._links.get((link, digest))
             if known is None:
                 known = self._links[link, digest] = _Link(link, self._items.setdefault(digest, item))
@@ -509,15 +519,16 @@ class Bodies:
         """The recent list that begins most like ``value``, and how many items can be taken from it."""
         nearest, most = None, 0
         for each in self._recent:
-            is_longer = most < each.exact and most < len(value) and each.items[most] == value[most]
-            if is_longer and (common := min(each.exact, _common(each.items, value))) > most:
+            is_longer = most < min(len(each.items), len(value)) and each.items[most] == value[most]
+            if is_longer and (common := each.repeated(value)) > most:
                 nearest, most = each, common
         return nearest, most
 
     def _remember(self, recent: _Kept | None, common: int, links: list[_Link]) -> None:
         """Keep a new list in the place of ``recent``, all of which it may begin with."""
         items = [*(recent.items[:common] if recent is not None else ()), *(link.item for link in links[common:])]
-        exact = next((n for n in range(common, len(items)) if not _is_text(items[n])), len(items))
+        exact = {n: told for n, told in recent.exact.items() if n < common} if recent is not None else {}
+        exact |= {n: _digest(items[n]) for n in range(common, len(items)) if not _is_text(items[n])}
         over = recent if recent is not None and common == len(recent.items) else None
         self._recent = [each for each in self._recent if each is not over][1 - _REMEMBERED :]
         self._recent.append(_Kept(items, links, exact))
@@ -528,6 +539,11 @@ def _is_text(value: object) -> bool:
     if isinstance(value, dict):
         return all(map(_is_text, value.values()))
     return all(map(_is_text, value)) if isinstance(value, list) else value is None or isinstance(value, str)
+
+
+def _digest(item: dict[str, Any]) -> bytes:
+    """A digest that is equal for the same JSON value alone."""
+    return hashlib.blake2b(_exact(item), digest_size=16).digest()
 
 
 def _exact(item: dict[str, Any]) -> bytes:

@@ -7,6 +7,8 @@ import json
 import pytest
 from tests.gateway.messages.conftest import ASK, CALL, TOOLS
 
+from agentrl.gateway.dialects.messages.blocks import ERRORS, SIGNATURE, Conversation
+
 SAID = f"<think>\nMultiply.\n</think>\n\nLet me see.\n{CALL}"
 
 
@@ -142,3 +144,25 @@ def test_arguments_come_back_as_they_were_written(asks, open_session, backend, a
     asks.ask(session, [*ASK, *turns], tools=TOOLS)
     first, second = session.calls
     assert (second.parent, second.fork_reason, second.unmet) == (first.id, None, ("tool_result.is_error",))
+
+
+def test_what_a_request_repeats_is_not_read_again_and_what_follows_it_is():
+    memory, asked = {}, []
+
+    def read(messages, remembered=memory):
+        conversation = Conversation(lambda signature: asked.append(signature), remembered)
+        conversation.add_messages(messages)
+        return conversation.messages, conversation.unmet
+
+    thinking = {"type": "thinking", "thinking": "Hm.", "signature": "x"}
+    turns = [{"role": "assistant", "content": [thinking, {"type": "text", "text": "one"}]}] * 2
+    failed = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "is_error": True}]}
+    history = [*ASK, *turns, failed]
+    first = read(history)
+    assert first == ([*ASK, {"role": "assistant", "content": "oneone"}, *first[0][2:]], {SIGNATURE, ERRORS})
+    assert asked == ["x", "x"]
+    assert read([*history, *ASK]) == ([*first[0], *ASK], first[1])
+    assert asked == ["x", "x"]
+    edited = [*ASK, {"role": "assistant", "content": "two"}, turns[0], failed]
+    assert read(edited) == read(edited, {})
+    assert asked == ["x"] * 4
