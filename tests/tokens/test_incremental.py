@@ -15,6 +15,7 @@ from tests.tokens.families import FAMILIES, official, tokenizer
 from agentrl.config.models import ModelSection
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
+from agentrl.tokens.incremental.decoding import Decoder, pieces_of
 from agentrl.tokens.selection import load_renderer
 from agentrl.tokens.vocabulary import Vocabulary
 
@@ -174,7 +175,7 @@ def faults(caplog):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *OWN, "tiny", "qwen3.5"])
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_what_is_given_is_the_message_that_is_read_of_the_whole(name, data):
     ids = data.draw(tokens(name))
@@ -182,3 +183,87 @@ def test_what_is_given_is_the_message_that_is_read_of_the_whole(name, data):
     tools, prompt = data.draw(st.sampled_from([TOOLS, TOOLS, None])), data.draw(st.sampled_from(prompts(name)))
     stop = data.draw(st.sampled_from([(), (), ("STOP",), ("OP", "408. \n", "<tool")]))
     check(renderer(name), ids, chunks, tools=tools, prompt=prompt, stop=stop)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OWN, "tiny"])
+def test_a_text_leaves_with_its_tokens(name):
+    made = renderer(name)
+    text = "It is 408. The sum of 57 and 28 is 85. "  # In tokens of text only: bytes are certain when their run ends.
+    parser, got = made.incremental(TOOLS, made.render([ASK])), Message()
+    got.add(parser.feed(made.vocabulary.encode("<|channel|>final<|message|>" if name == "gpt-oss" else "")))
+    ids = made.vocabulary.encode(text)
+    for count, token in enumerate(ids, 1):
+        got.add(parser.feed([token]))
+        if count > 2:  # The first ones may be the beginning of a mark of thinking.
+            assert (got.reasoning or got.content).rstrip() == made.vocabulary.decode(ids[:count]).rstrip()
+
+
+BETWEEN = {
+    **dict.fromkeys(
+        ["qwen2.5", "qwen3", "granite-4", "tiny", "marks of text"], '<tool_call>{"name": "f", "arguments": '
+    ),
+    "gpt-oss": "<|channel|>commentary to=functions.f <|constrain|>json<|message|>",
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_arguments_leave_with_their_tokens(name):
+    made = renderer(name)
+    arguments = '{"a": "{12} * 34", "b": [1, {"c": null}]}'
+    parser, got = made.incremental(TOOLS, made.render([ASK])), Message()
+    got.add(parser.feed(made.vocabulary.encode(BETWEEN[name])))
+    ids = made.vocabulary.encode(arguments)
+    for count, token in enumerate(ids, 1):
+        got.add(parser.feed([token]))
+        assert got.calls[0][:2] == ["call_0", "f"]
+        assert made.vocabulary.decode(ids[:count]).rstrip(" }") == got.calls[0][2].rstrip(" }")
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "glm-4.5", "mistral", "deepseek-v3"])
+def test_thinking_and_content_leave_before_a_call(name):
+    made = renderer(name)
+    call = {"mistral": "[TOOL_CALLS] ", "deepseek-v3": "<｜tool▁calls▁begin｜>"}.get(name, "<tool_call>")
+    opens = "<think>" * (name != "deepseek-v3")
+    parser, got = made.incremental(TOOLS, made.render([ASK])), Message()
+    ids = made.vocabulary.encode(f"{opens}\nMultiply first.\n</think>\n\nSo: {call}")
+    for token in ids:
+        before = got.reasoning
+        got.add(parser.feed([token]))
+        assert not got.content or got.reasoning == before
+    assert (got.reasoning, got.content) == ("Multiply first.", "So: ")
+    assert not got.calls
+
+
+def test_what_may_become_a_stop_string_waits():
+    made = renderer("tiny")
+    parser, got = made.incremental(None, made.render([ASK]), stop=("Observation:", "\n\n")), Message()
+    for piece, content in [
+        ("So: Obs", "So:"),
+        ("ess", "So: Obsess"),
+        (" Observa", "So: Obsess"),
+        ("tion: 7", "So: Obsess"),
+    ]:
+        assert got.add(parser.feed(made.vocabulary.encode(piece))).content == content
+    assert got.add(parser.end({"role": "assistant", "content": "So: Obsess"})).content == "So: Obsess"
+
+
+def test_a_text_that_is_asked_for_as_such_is_all_content():
+    made = renderer("tiny")
+    text = "<think> So.</think> <tool_call>{} \n"
+    parser = made.incremental(None, (), text=True)
+    assert parser.feed(made.vocabulary.encode(text)).content == text
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "tiny"])
+@settings(max_examples=30)
+@given(data=st.data())
+def test_decoded_bit_by_bit_a_text_is_the_same(name, data):
+    ids, vocabulary = data.draw(tokens(name)), renderer(name).vocabulary
+    known = len(vocabulary.get_vocab())
+    ids += data.draw(st.lists(st.integers(0, known + 3), max_size=20))
+    pieces = pieces_of(vocabulary)
+    assert pieces is not None
+    decoder = Decoder(pieces)
+    cut = data.draw(st.integers(0, len(ids)))
+    whole = decoder.add(ids[:cut]) + "".join(decoder.add([token]) for token in ids[cut:]) + decoder.end()
+    assert whole == vocabulary.decode(ids)

@@ -12,18 +12,21 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from agentrl.errors import GatewayError
+from agentrl.tokens.incremental.notation import Channels
 from agentrl.tokens.probes import CONTINUATIONS, Continuation, written_ends
 from agentrl.tokens.renderer import Candidate, Reader, assistant_message, read
 from agentrl.tokens.response_template import response_template
 from agentrl.tokens.template import ChatTemplate, Messages, Tools
 from agentrl.tokens.tool_calls import learned
-from agentrl.tokens.vocabulary import Vocabulary
+from agentrl.tokens.vocabulary import MARK, Vocabulary
 
 if TYPE_CHECKING:
     from renderers import ParsedResponse, ToolSpec
     from renderers import Renderer as Library
 
 __all__ = [
+    "Harmony",
+    "LlamaTurns",
     "build",
     "buildable",
     "default",
@@ -60,14 +63,15 @@ def build(name: str, vocabulary: Vocabulary, day: date | None = None) -> Candida
 
     Raises what the library raises.
     """
-    from renderers import create_renderer
+    from renderers import Llama3Renderer, create_renderer
 
     config = _configs()[name]
     options: dict[str, Any] = {"thinking_retention": "all"}
     if day is not None:
         options |= {field: day.strftime(form) for field, form in _DATES.items() if field in config.model_fields}
     library = create_renderer(cast(Any, vocabulary), config(**options))
-    return Candidate(name, library, frozenset(library.get_stop_token_ids()))
+    reader = LlamaTurns(library, vocabulary) if isinstance(library, Llama3Renderer) else None
+    return Candidate(name, library, frozenset(library.get_stop_token_ids()), reader=reader)
 
 
 def has_date(name: str) -> bool:
@@ -215,30 +219,47 @@ def _learned(template: ChatTemplate, library: Library) -> Reader | None:
     return None
 
 
+class LlamaTurns:
+    """Reads Llama's turns. The package's reader leaves out all before the last header that a policy writes."""
+
+    def __init__(self, library: Library, vocabulary: Vocabulary) -> None:
+        header = "<|end_header_id|>"
+        self._library = library
+        self._header = vocabulary.convert_tokens_to_ids(header)
+        self._spelled = vocabulary.encode(f"{header[0]}{MARK}{header[1:]}")
+
+    def parse_response(
+        self, token_ids: list[int], *, tools: list[ToolSpec] | None = None, prompt_ids: list[int] | None = None
+    ) -> ParsedResponse:
+        spelled = [each for token in token_ids for each in (self._spelled if token == self._header else (token,))]
+        return self._library.parse_response(spelled, tools=tools, prompt_ids=prompt_ids)
+
+
 def harmony_reader(vocabulary: Vocabulary) -> Reader | None:
     """Return the reader of gpt-oss's channels if the vocabulary has their tokens."""
     names = ("start", "end", "return", "call", "channel", "message", "constrain")
     marks = {f"{name}_id": vocabulary.special_id(f"<|{name}|>") for name in names}
     if None in marks.values():
         return None
-    return _Harmony(vocabulary, cast("dict[str, int]", marks))
+    return Harmony(vocabulary, cast("dict[str, int]", marks))
 
 
-class _Harmony:
+class Harmony:
     """Reads gpt-oss's channels. The package's own renderer for them needs a vocabulary that it downloads."""
 
     def __init__(self, vocabulary: Vocabulary, marks: dict[str, int]) -> None:
-        self._vocabulary, self._marks = vocabulary, marks
+        """``marks`` are the ids of the tokens around messages, by the names of the package's parser."""
+        self._vocabulary, self.marks = vocabulary, marks
+        start, end, call = (marks[f"{name}_id"] for name in ("start", "end", "call"))
+        self.channels = Channels(start, marks["channel_id"], marks["message_id"], frozenset({start, end, call}))
 
     def parse_response(
         self, token_ids: list[int], *, tools: list[ToolSpec] | None = None, prompt_ids: list[int] | None = None
     ) -> ParsedResponse:
         from renderers.parsing import parse_gpt_oss
 
-        start, prompt = self._marks["start_id"], prompt_ids or []
-        opened = next((n for n in reversed(range(len(prompt))) if prompt[n] == start), len(prompt))
-        header = prompt[opened:] if token_ids[:1] != [start] else []
-        parsed = parse_gpt_oss(self._vocabulary, [*header, *token_ids], **self._marks)
+        header = self.channels.header(prompt_ids or []) if token_ids[:1] != [self.channels.start] else ()
+        parsed = parse_gpt_oss(self._vocabulary, [*header, *token_ids], **self.marks)
         for call in parsed.tool_calls:
             if call.token_span is not None:
                 begin, end = call.token_span

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -283,6 +283,8 @@ class Renderer:
             opened = Opened(marks=marks)
         elif notation is not None and self._candidate.prompt_thinks(self.vocabulary, prompt_ids):
             opened, notation = Opened(thinking=True), None if self._candidate.in_full else notation
+        if notation is not None and notation.channels is not None:
+            opened = replace(opened, header=notation.channels.header(prompt_ids))
         return IncrementalParser(notation, self.vocabulary, opened, tools=bool(tools), call_ids=call_ids, stop=stop)
 
     @cached_property

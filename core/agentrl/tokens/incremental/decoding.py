@@ -84,6 +84,11 @@ class Decoder:
         """Whether the last ids hold bytes that are not in the text yet."""
         return bool(self._pending)
 
+    @property
+    def settled(self) -> bool:
+        """Whether what has come before no longer matters to what an id adds."""
+        return not (self._pending or self._leading)
+
     def copy(self) -> Decoder:
         """Return a decoder of the same text so far."""
         other = Decoder(self._pieces)
