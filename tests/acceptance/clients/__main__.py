@@ -20,6 +20,7 @@ import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.acceptance.clients.table import CLIENTS, TURNS, Client
 
@@ -35,6 +36,7 @@ DRIVERS = Path(__file__).with_name("drivers")
 CONTEXT = 2**20
 INSTALL_S = 900
 RUN_S = 240
+LONGEST = 500
 HEADERS = ("anthropic-version", "anthropic-beta", "x-stainless-retry-count", "user-agent", "accept")
 
 
@@ -90,20 +92,33 @@ def _watched(gateway: Gateway) -> list[Exchange]:
 
 
 def _keep(folder: Path, client: Client, requests: list[Exchange]) -> None:
-    """Write what a client sent to the model, and the model's part, as JSON."""
+    """Write what a client sent to the model, and the model's part, as JSON, a request a line.
+
+    Instructions of the client's own are left out: they are its makers' text.
+    """
     kept = [
         {
             "path": split_path(request.path)[1],
             "headers": {name: request.headers[name] for name in HEADERS if name in request.headers},
-            "body": json.loads(request.body),
+            "body": _without_instructions(json.loads(request.body)),
         }
         for request in requests
         if request.method == "POST"
     ]
     name = "-".join("".join(char if char.isalnum() else " " for char in client.name.lower()).split())
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"client": client.name, "script": client.script(), "requests": kept}, indent=1)
-    (folder / f"{name}.json").write_text(text + "\n")
+    head = json.dumps({"client": client.name, "script": client.script()})[:-1]
+    lines = ",\n".join(map(json.dumps, kept))
+    (folder / f"{name}.json").write_text(f'{head}, "requests": [\n{lines}\n]}}\n')
+
+
+def _without_instructions(value: Any) -> Any:
+    """``value`` with texts that are longer than anything the drivers say cut to a remark."""
+    if isinstance(value, dict):
+        return {key: _without_instructions(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_instructions(each) for each in value]
+    return "(instructions of the client)" if isinstance(value, str) and len(value) > LONGEST else value
 
 
 def _installed(client: Client) -> list[str]:

@@ -12,7 +12,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.errors import GatewayError
-from agentrl.gateway.contract import CallDelta, Completion, Delta, Event, ModelRequest, Reply, Route, WireRequest
+from agentrl.gateway.contract import (
+    CallDelta,
+    Completion,
+    Delta,
+    Event,
+    ModelRequest,
+    Reply,
+    Route,
+    Tokens,
+    WireRequest,
+)
 from agentrl.gateway.dialects.chat_request import FIELDS, read_relayed, read_request
 from agentrl.gateway.dialects.chat_schema import DESCRIPTION
 from agentrl.gateway.dialects.fields import read_usage
@@ -20,7 +30,7 @@ from agentrl.gateway.dialects.overrides import apply_override, check_override
 from agentrl.gateway.dialects.tools import custom_input, custom_names
 from agentrl.gateway.dialects.writing import (
     EVENT_STREAM,
-    logprobs_of,
+    listed_logprobs,
     openai_error,
     openai_refusal,
     server_event,
@@ -75,7 +85,9 @@ class ChatCompletions:
                     "index": index,
                     "message": _message(each.call.message, custom),
                     "finish_reason": each.call.finish_reason,
-                    "logprobs": {"content": logprobs_of(each.tokens), "refusal": None} if asked[0].logprobs else None,
+                    "logprobs": {"content": listed_logprobs(each.tokens), "refusal": None}
+                    if asked[0].logprobs
+                    else None,
                 }
                 for index, each in enumerate(completions)
             ],
@@ -141,7 +153,7 @@ async def _chunks(
                 yield part + b"data: [DONE]\n\n"
                 return
             tokens = happened.tokens
-            told = {"content": logprobs_of(tokens), "refusal": None} if tokens.ids else None
+            told = _listed(tokens) if tokens.ids else None
             delta = writers[happened.choice].next(happened)
             if delta or told:
                 yield server_event({**head, "choices": [_choice(happened.choice, delta, told, None)], **tail})
@@ -188,3 +200,7 @@ def _call(call: CallDelta) -> dict[str, Any]:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _listed(tokens: Tokens) -> dict[str, Any]:
+    return {"content": listed_logprobs(tokens), "refusal": None}
