@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.gateway.family_gateway import TOOLS
-from tests.tokens.families import FAMILIES, tokenizer
+from tests.tokens.families import FAMILIES, official, tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +25,9 @@ NUMBERED = (
 )
 """Appends only, but what it appends depends on how many messages came before."""
 APPENDING = ["qwen2.5", "gemma", "gemma-3", "phi-3.5", "smollm2", "olmo-2", "granite-4", "glm-4.5", "mistral"]
-WITH_TOOLS = {"qwen2.5", "granite-4", "glm-4.5", "mistral", "gpt-oss"}
+WITH_TOOLS = {"qwen2.5", "granite-4", "glm-4.5", "mistral", "gpt-oss", "qwen3.8"}
+THINKING = {"glm-4.5", "qwen3.8"}
+"""The one drops thinking when a question follows, the other keeps it for good."""
 
 
 def called(*names, text=None):
@@ -40,7 +42,9 @@ def result(text, n=0):
 
 @lru_cache
 def family(name):
-    return load_renderer(tokenizer(name))
+    if name == "qwen3.8":
+        return with_template("qwen3", official("qwen3_8"))
+    return with_template("smollm2", NUMBERED) if name == "numbered" else load_renderer(tokenizer(name))
 
 
 def with_template(name, template):
@@ -70,13 +74,15 @@ SAID = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_siz
 
 
 @st.composite
-def conversations(draw, *, tools, system):
+def conversations(draw, *, tools, system, thinks):
     """A list of exchanges: a turn of the assistant, and the messages after it."""
     exchanges = []
     for _ in range(draw(st.integers(1, 4))):
         turn, kinds = {"role": "assistant", "content": draw(SAID)}, ["user"]
         if tools and draw(st.booleans()):
             turn, kinds = called(*["calculate"] * draw(st.integers(1, 2))), ["tool"]
+        if thinks:
+            turn["reasoning_content"] = draw(SAID)
         new = [{"role": "user", "content": draw(TEXT)}]
         if kinds == ["tool"]:
             new = [result(draw(TEXT), n) for n in range(len(turn["tool_calls"]))]
@@ -97,17 +103,19 @@ def split(vocabulary, ids):
     return found
 
 
-@pytest.mark.parametrize("name", [*APPENDING, "gpt-oss", "numbered"])
+@pytest.mark.parametrize("name", [*APPENDING, "gpt-oss", "numbered", "qwen3.8"])
 @settings(max_examples=15)
 @given(data=st.data())
 def test_what_is_extended_decodes_to_what_the_template_writes(name, data):
-    renderer = with_template("smollm2", NUMBERED) if name == "numbered" else family(name)
+    renderer, thinking = family(name), False
     tools = TOOLS if name in WITH_TOOLS and data.draw(st.booleans()) else None
     vocabulary, template = renderer.vocabulary, renderer._template
     messages = [SYSTEM] * (name not in ("gemma", "mistral") and data.draw(st.booleans())) + [ASK]
     recorded = renderer.render(messages, tools)
     asked = len(recorded)
-    for turn, new, resplit, cut in data.draw(conversations(tools=tools, system=name in ("qwen2.5", "smollm2"))):
+    thinks, system = name in THINKING and data.draw(st.booleans()), name in ("qwen2.5", "smollm2")
+    thinks = thinks or name == "qwen3.8"
+    for turn, new, resplit, cut in data.draw(conversations(tools=tools, system=system, thinks=thinks)):
         _, completion = written(renderer, [*messages, turn], tools)
         if resplit and FAMILIES.get(name, FAMILIES["smollm2"]).pieces == "bytes":
             completion = split(vocabulary, completion)
@@ -115,14 +123,16 @@ def test_what_is_extended_decodes_to_what_the_template_writes(name, data):
             completion = completion[:-1]
         messages = [*messages, turn, *new]
         known = len(messages) - len(new)
-        longer = renderer.extend(recorded, completion, new, tools, history=messages[:known])
+        thinking = thinking or renderer.thinks(completion, recorded)
+        longer = renderer.extend(recorded, completion, new, tools, thinking=thinking, history=messages[:known])
         whole = vocabulary.encode(template.text(messages, tools))
         if isinstance(longer, str):
             question = max(n for n in range(known) if messages[n]["role"] == "user")
             tail = [*messages[: messages[0]["role"] == "system"], *messages[question:known]]
-            again = renderer.render_again(recorded[:asked], tail, new, tools)
+            again = renderer.render_again(recorded[:asked], tail, new, tools, thinking=thinking)
             assert again is None or vocabulary.decode(again) == vocabulary.decode(whole)
             longer = again or whole
+            thinking = renderer.thinks(longer)
         else:
             assert longer[: len(recorded) + len(completion)] == [*recorded, *completion]
             assert vocabulary.decode(longer) == vocabulary.decode(whole)
@@ -207,6 +217,14 @@ def test_a_turn_cut_inside_its_thinking_is_not_extended():
     assert reason == "the turn was cut inside its thinking"
 
 
+def test_thinking_stays_through_a_question_where_the_template_keeps_it_for_good():
+    renderer, thought = family("qwen3.8"), ANSWER | {"reasoning_content": "Multiply."}
+    prompt, completion = written(renderer, [ASK, thought])
+    assert renderer.thinks(completion, prompt)
+    longer = renderer.extend(prompt, completion, [MORE], thinking=True, history=[ASK, ANSWER])
+    assert renderer.vocabulary.decode(longer) == renderer.vocabulary.decode(renderer.render([ASK, thought, MORE]))
+
+
 def test_an_end_that_a_template_writes_in_the_middle_only_stays_where_the_policy_samples_it(tmp_path):
     tokens = tokenizer("olmo-3")
     tokens.save_pretrained(tmp_path)
@@ -275,7 +293,7 @@ class Counted:
 
 @pytest.mark.parametrize(("name", "same"), [("smollm2", True), ("numbered", False)])
 def test_a_late_turn_renders_no_more_messages_than_an_early_one_where_the_tail_decides(name, same):
-    renderer = with_template("smollm2", NUMBERED) if name == "numbered" else family(name)
+    renderer = family(name)
     rendered = []
     for turns in (5, 200):
         history = [ASK, ANSWER] * turns

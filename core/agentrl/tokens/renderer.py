@@ -172,8 +172,8 @@ class Renderer:
         """Return the prompt after a completion and new ``messages``, or the reason to render it in full.
 
         The result begins with ``prompt_ids`` and ``completion_ids``. ``thinking`` says whether the conversation so
-        far holds thinking of the policy, and ``history`` are its messages, the completion's own last; a template that
-        no renderer reproduces cannot be extended without them. A prompt is extended only where the result equals what
+        far holds thinking of the policy, and ``history`` are its messages, the completion's own last; without them only
+        what a renderer of the package extends can be extended. A prompt is extended only where the result equals what
         the chat template makes of the whole conversation, except for how texts are split into tokens and how the
         template would write the policy's turns.
         """
@@ -182,13 +182,14 @@ class Renderer:
             return "nothing new to answer"
         if "assistant" in roles:
             return "history edited"
-        if candidate.in_full and self._appending is not None:
+        if kind_of(roles, thinking) not in candidate.extends:
+            if self._appending is None:
+                dropped = "thinking dropped by the template"
+                return dropped if thinking else f"renderer {self.name!r} does not extend here"
             if thinking and self._thinking.unclosed(completion_ids, prompt_ids):
                 return "the turn was cut inside its thinking"
             appended = self._appending.ids(history, messages, tools, thinking=thinking)
             return appended if isinstance(appended, str) else self._joined(prompt_ids, completion_ids, appended)
-        if kind_of(roles, thinking) not in candidate.extends:
-            return "thinking dropped by the template" if thinking else f"renderer {self.name!r} does not extend here"
         recorded = [*prompt_ids, *completion_ids]
         extended = candidate.bridge(prompt_ids, completion_ids, [plain(message) for message in messages], tools)
         if extended is None or extended[: len(recorded)] != recorded:
