@@ -8,6 +8,8 @@ import pytest
 from tests.gateway.messages.conftest import ASK, CALL, TOOLS, Caller
 from tests.gateway.test_streaming import ended, stepped  # noqa: F401  # A fixture.
 
+from agentrl.gateway.dialects.messages import events
+
 WAYS = ["in process", "HTTP"]
 
 
@@ -35,10 +37,10 @@ def test_events_leave_while_the_rest_is_sampled(stepped, way):  # noqa: F811
             events += [event async for event in stream]
             return events
 
-    events = asyncio.run(run())
+    told = asyncio.run(run())
     (call,) = session.calls
-    assert events[0].message.usage.input_tokens == call.prompt_tokens
-    kinds = [event.content_block.type for event in events if event.type == "content_block_start"]
+    assert told[0].message.usage.input_tokens == call.prompt_tokens
+    kinds = [event.content_block.type for event in told if event.type == "content_block_start"]
     assert kinds == ["thinking", "text", "tool_use"]
     assert call.delivered
 
@@ -58,6 +60,33 @@ def test_a_client_that_leaves_midway_has_nothing(stepped, way):  # noqa: F811
     asyncio.run(run())
     (call,) = session.calls
     assert (call.finish_reason, call.delivered) == ("cancelled", False)
+
+
+@pytest.mark.parametrize(("seconds", "pings"), [(-1.0, True), (3600.0, False)])
+def test_a_client_hears_of_a_call_whose_arguments_are_still_written(stepped, monkeypatch, seconds, pings):  # noqa: F811
+    monkeypatch.setattr(events, "_PING_S", seconds)
+    gateway, backend, session = stepped(CALL)
+
+    async def run():
+        async with Caller(gateway, True, "").client(session) as client:
+            asked = {"model": "any", "max_tokens": 500, "messages": ASK, "tools": TOOLS, "stream": True}
+            backend.allowed += 1
+            async with client.messages.with_streaming_response.create(**asked) as response:
+                parts = []
+                async for part in response.iter_bytes():
+                    parts.append(part)
+                return b"".join(parts)
+
+    async def stepping():
+        task = asyncio.create_task(run())
+        while not task.done():
+            backend.allowed += 1
+            await asyncio.sleep(0.005)
+        return task.result()
+
+    told = asyncio.run(stepping())
+    assert (b'event: ping\ndata: {"type":"ping"}\n\n' in told) == pings
+    assert told.count(b"input_json_delta") == 1
 
 
 def test_an_answer_that_was_lost_is_told_again_with_the_same_signature(gateway, open_session, backend):
