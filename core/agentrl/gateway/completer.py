@@ -164,7 +164,7 @@ class EngineCompleter:
     async def _resolved(self, request: ModelRequest) -> ModelRequest:
         """``request`` as ``_in_variables`` returns it, and its renderer ready: the first of its kind takes a moment."""
         request = self._in_variables(request)
-        if not self.renderer.variants.known(request.template_kwargs):
+        if request.template_kwargs and not self.renderer.variants.known(request.template_kwargs):
             await run_in_thread(self._writer, request)
         return request
 

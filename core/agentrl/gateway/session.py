@@ -212,7 +212,7 @@ class Session:
         self._memories: dict[object, dict[str, Any]] = {}
         self._refusals: list[AgentRLError] = []
         self._conversations = Conversations()
-        self._prompts = Prompts()
+        self._prompts: Prompts | None = None  # Few agents complete prompts.
         self._running: set[RunningCall] = set()
         self._waited = self._waiting_since = 0.0
         self._time = _loop_time()
@@ -332,7 +332,7 @@ class Session:
     def prompt_continuation(self, prompt: str | Sequence[int]) -> Continuation:
         """What a prompt without messages continues. It counts as ``continuation`` does."""
         with self._lock:
-            turn, known = self._prompts.find(prompt)
+            turn, known = (None, 0) if self._prompts is None else self._prompts.find(prompt)
             return Continuation(Match(turn, 0, None), Way("", [], [], [], 0, 0), self._continued(turn), [], known)
 
     def _continued(self, turn: Turn | None) -> History:
@@ -399,6 +399,7 @@ class Session:
                 self._conversations.add(continues.way, key, turn, spelled, parent=parent, history=told)
             elif tokens.shown != 0:  # After an answer without a text the prompt is the same as before.
                 ids = [*tokens.prompt_ids, *tokens.ids[: tokens.shown]]
+                self._prompts = self._prompts or Prompts()
                 self._prompts.add(f"{prompt}{turn.message['content']}", ids, turn)
 
     def _grow(self, continues: Continuation, tokens: SampledTokens) -> Position | None:

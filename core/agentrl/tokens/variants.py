@@ -32,7 +32,7 @@ class Variants:
 
     def known(self, variables: Mapping[str, Any]) -> bool:
         """Return whether the renderer under ``variables`` is there already."""
-        return not variables or _written(variables) in self._made
+        return _written(variables) in self._made
 
     def get(self, variables: Mapping[str, Any]) -> Renderer:
         """Return the renderer under ``variables``. Raises ``GatewayError`` (400) for one that the template ignores."""

@@ -93,7 +93,7 @@ def read_request(body: Mapping[str, Any], memory: MutableMapping[str, Any] | Non
         calls_tools=tools.calls,
         one_call=tools.functions is not None and not several,
         must_call=tools.must_call,
-        grammar=read_format(given.get("response_format")),
+        grammar=read_format(given["response_format"]) if "response_format" in given else None,
         fields=read_sampling(given),
         logprobs=flag(given, "logprobs"),
         top_logprobs=_top_logprobs(given),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from agentrl.errors import GatewayError, shown
+from agentrl.errors import GatewayError, shortened, shown
 from agentrl.gateway.dialects.overrides import misspelled
 
 __all__ = ["flag", "text", "unknown", "unsupported", "whole", "wrong"]
@@ -25,7 +25,7 @@ def unknown(name: str, value: object, known: Set[str]) -> GatewayError:
     """The error (400) for a field that is none of ``known``."""
     near = misspelled(name, known)
     return GatewayError(
-        f"{shown(name, 80).strip(chr(39))}={shown(value, 80)} is not a field that can be honoured here",
+        f"{shortened(name, 80)}={shown(value, 80)} is not a field that can be honoured here",
         param=name,
         code="unknown_parameter",
         fix=f"did you mean {near!r}?" if near else f"drop it, or set rollout.override: {{{name}: null}}",

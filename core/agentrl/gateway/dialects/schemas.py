@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentrl.errors import shown
@@ -13,9 +14,6 @@ from agentrl.inference.contract import Grammar
 __all__ = ["check_schema", "read_format"]
 
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-_SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DEPTH = 100
 
@@ -26,37 +24,62 @@ def check_schema(schema: Any, where: str, depth: int = 0) -> None:
         raise wrong(where, f"is no JSON schema: {shown(schema, 80)}")
     if depth > _DEPTH:
         raise wrong(where, f"is nested over {_DEPTH} schemas deep")
-    kinds = schema.get("type", [])
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
+    for name, value in schema.items():
+        if (check := _CHECKS.get(name)) is not None:  # By what is there: a schema has few of the keywords.
+            check(value, f"{where}.{name}", depth)
+
+
+def _check_type(value: Any, where: str, depth: int) -> None:
+    for kind in value if isinstance(value, list) else (value,):
         if not isinstance(kind, str) or kind not in _TYPES:
-            raise wrong(f"{where}.type", f"is {shown(kind, 80)}", fix="one of " + ", ".join(_TYPES))
-    required = schema.get("required", [])
-    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        raise wrong(f"{where}.required", f"is no list of names: {shown(required, 80)}")
-    if not isinstance(schema.get("enum", []), list):
-        raise wrong(f"{where}.enum", f"is no list: {shown(schema['enum'], 80)}")
-    if not isinstance(schema.get("$ref", ""), str):
-        raise wrong(f"{where}.$ref", f"is not a text: {shown(schema['$ref'], 80)}")
-    for name in _BY_NAME:
-        by_name = schema.get(name, {})
-        if not isinstance(by_name, dict):
-            raise wrong(f"{where}.{name}", f"is not an object: {shown(by_name, 80)}")
-        for key, part in by_name.items():
-            _check_part(part, f"{where}.{name}.{key}", depth)
-    for name in _OF_SCHEMAS:
-        parts = schema.get(name, [])
-        if not isinstance(parts, list):
-            raise wrong(f"{where}.{name}", f"is no list of schemas: {shown(parts, 80)}")
-        for index, part in enumerate(parts):
-            _check_part(part, f"{where}.{name}[{index}]", depth)
-    for name in _SCHEMAS:
-        if name in schema:
-            _check_part(schema[name], f"{where}.{name}", depth)
+            raise wrong(where, f"is {shown(kind, 80)}", fix="one of " + ", ".join(_TYPES))
+
+
+def _check_names(value: Any, where: str, depth: int) -> None:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise wrong(where, f"is no list of names: {shown(value, 80)}")
+
+
+def _check_list(value: Any, where: str, depth: int) -> None:
+    if not isinstance(value, list):
+        raise wrong(where, f"is no list: {shown(value, 80)}")
+
+
+def _check_text(value: Any, where: str, depth: int) -> None:
+    if not isinstance(value, str):
+        raise wrong(where, f"is not a text: {shown(value, 80)}")
+
+
+def _check_by_name(value: Any, where: str, depth: int) -> None:
+    if not isinstance(value, dict):
+        raise wrong(where, f"is not an object: {shown(value, 80)}")
+    for name, schema in value.items():
+        _check_part(schema, f"{where}.{name}", depth)
+
+
+def _check_several(value: Any, where: str, depth: int) -> None:
+    if not isinstance(value, list):
+        raise wrong(where, f"is no list of schemas: {shown(value, 80)}")
+    for index, schema in enumerate(value):
+        _check_part(schema, f"{where}[{index}]", depth)
 
 
 def _check_part(schema: Any, where: str, depth: int) -> None:
     if not isinstance(schema, bool):  # True allows anything, and False nothing.
         check_schema(schema, where, depth + 1)
+
+
+_CHECKS: Mapping[str, Callable[[Any, str, int], None]] = {
+    "type": _check_type,
+    "required": _check_names,
+    "enum": _check_list,
+    "$ref": _check_text,
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), _check_by_name),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "prefixItems"), _check_several),
+    **dict.fromkeys(("items", "additionalProperties", "not", "if", "then", "else"), _check_part),
+    **dict.fromkeys(("contains", "propertyNames"), _check_part),
+}
+"""What a keyword's value must be."""
 
 
 def read_format(value: Any, where: str = "response_format") -> Grammar | None:
