@@ -278,6 +278,36 @@ def test_a_search_finds_what_was_committed_a_moment_ago_and_what_was_indexed_lon
     assert open_run(folder.path).count(text="bird") == 601
 
 
+REQUESTS = [
+    {"instructions": "heron", "input": "egret", "tools": [{"type": "function", "name": "swan"}]},
+    {
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "heron"}]},
+            {"type": "custom_tool_call", "call_id": "1", "name": "x", "input": "egret"},
+            {"type": "custom_tool_call_output", "call_id": "1", "output": "stork"},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "crane"}]},
+        ],
+        "metadata": {"text": "swan"},
+    },
+    {
+        "system": [{"type": "text", "text": "heron"}],
+        "messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "egret"}]}],
+        "metadata": {"user_id": "swan"},
+    },
+    {"system": "heron", "messages": [{"role": "user", "content": "egret"}]},
+    {"prompt": "heron, egret"},
+]
+
+
+@pytest.mark.parametrize("request_body", REQUESTS)
+def test_a_search_reads_the_messages_of_every_protocol(folder: RunFolder, request_body: dict[str, object]) -> None:
+    call = Call("call-1", None, request_body, {"role": "assistant", "content": "ibis"}, "stop", 3, 2)
+    with EpisodeStore(folder.episodes) as store:
+        store.submit([make_episode(0, 0, calls=(call,)), make_episode(0, 1)]).result()
+        run = open_run(folder.path)
+        assert [run.count(text=word) for word in ("heron", "egret", "ibis", "swan")] == [1, 1, 1, 0]
+
+
 def test_a_run_that_was_killed_before_its_messages_were_indexed_is_searched_and_indexed_by_the_next_writer(
     folder: RunFolder,
 ) -> None:

@@ -20,6 +20,7 @@ from agentrl.errors import (
     Side,
 )
 from agentrl.gateway.contract import SessionSettings
+from agentrl.gateway.dialects.sent import sent_messages
 from agentrl.gateway.session import Session
 from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.episodes import EpisodeRunner
@@ -183,7 +184,7 @@ def _conversation(episode: Episode) -> list[Message]:
     requests: dict[str, Sequence[Message]] = {}
     messages: list[Message] = []
     for call in episode.calls:
-        sent: Sequence[Message] = call.request.get("messages") or ()
+        sent = sent_messages(call.request)
         known = requests.get(call.parent or "", ())
         given = sent[_common(known, sent) :]
         messages += [message for message in given if call.parent is None or message.get("role") != "assistant"]

@@ -127,15 +127,20 @@ TREE_COLUMNS = ("episode", "spans", "ids", "logprobs", "versions")
 
 _BUSY_SECONDS = 30.0
 
-TEXT_KEYS = ("content", "text", "arguments", "name", "reasoning_content")
+TEXT_KEYS = ("content", "text", "arguments", "name", "reasoning_content", "thinking", "input", "output")
 """Under which keys of messages the texts are that a search looks at."""
+_LISTS = ("messages", "input", "system")
+"""Fields of requests that hold messages, in one protocol or another."""
+_LONE_TEXTS = ("$.input", "$.instructions", "$.system", "$.prompt")
+"""Paths in requests at which one text may be."""
 BETWEEN_TEXTS = "\ue000"
 """A word of no text, which stands between two texts of an episode so that no phrase goes across them."""
 _TEXTS = f"j.type = 'text' AND j.key IN {TEXT_KEYS}"
+_IN_LISTS = " OR ".join(f"j.path LIKE '$.{name}[%'" for name in _LISTS)
 MESSAGE_TEXTS = f"""
 SELECT episode, 2 * ordinal AS position, j.id AS item, j.atom AS text
-FROM calls, json_tree(CASE WHEN json_valid(request) THEN request ELSE '{{}}' END, '$.messages') AS j
-WHERE episode >= :first AND {_TEXTS}
+FROM calls, json_tree(CASE WHEN json_valid(request) THEN request ELSE '{{}}' END) AS j
+WHERE episode >= :first AND ({_TEXTS} AND ({_IN_LISTS}) OR j.type = 'text' AND j.fullkey IN {_LONE_TEXTS})
 UNION ALL
 SELECT episode, 2 * ordinal + 1, j.id, j.atom
 FROM calls, json_tree(CASE WHEN json_valid(message) THEN message ELSE '{{}}' END) AS j
