@@ -30,6 +30,7 @@ from agentrl.gateway.gateway import registered_dialects, split_path
 from agentrl.inference.contract import Capabilities
 from agentrl.plugins import Plugins
 from agentrl.testing import ScriptedBackend
+from agentrl.worker.variables import endpoint_variables
 
 ENVIRONMENTS = Path(__file__).parents[3] / ".tox" / "clients"
 DRIVERS = Path(__file__).with_name("drivers")
@@ -146,10 +147,7 @@ def _run(client: Client, command: list[str], session: Session) -> str | None:
     """Run the driver; why it failed, if it did."""
     variables = {
         **os.environ,
-        "OPENAI_BASE_URL": session.base_url,
-        "OPENAI_API_KEY": session.api_key,
-        "ANTHROPIC_BASE_URL": session.base_url.removesuffix("/v1"),
-        "ANTHROPIC_API_KEY": session.api_key,
+        **endpoint_variables(session.base_url, session.api_key),
         "NO_PROXY": "127.0.0.1",
         "PYTHONWARNINGS": "ignore",
     }
