@@ -160,3 +160,18 @@ def test_what_follows_a_prompt_depends_on_its_end_alone(name, spoken):
             for ids in (prompt, seen)
         )
         assert (part if isinstance(part, str) else [*before, *part]) == whole
+
+
+@pytest.mark.parametrize("name", ["smollm2", "glm-4.5", "phi-3.5"])
+def test_a_turn_that_a_limit_cut_goes_on_with_its_end_as_a_given_token(name):
+    family, session = family_gateway(name), family_gateway(name).session()
+    cut = family.backend.chunk(family.renderer.vocabulary.encode("It is 40"), finish="length")
+    answer = family.create(session, cut).choices[0]
+    assert answer.finish_reason == "length"
+    family.create(session, "8.", messages=[QUESTION, answer.message, MORE])
+    assert session.calls[1].fork_reason is None
+    first, between = (span for span in session.tree.spans[1:3])
+    assert first.sampled is not None
+    assert first.ids == cut.ids
+    assert between.sampled is None
+    assert between.ids[0] == family.end
