@@ -239,6 +239,17 @@ def test_an_end_that_a_template_writes_in_the_middle_only_stays_where_the_policy
     assert other == "the template ends an answered turn with another token"
 
 
+def test_a_question_that_the_template_does_not_take_for_one_is_looked_at_in_the_whole_conversation():
+    template = (
+        "{%- set asked = messages | selectattr('role', 'eq', 'user') | rejectattr('content', 'eq', '=> 408') | list -%}"
+        "{%- if not asked -%}{{- raise_exception('No question.') -}}{%- endif -%}" + FAMILIES["smollm2"].template
+    )
+    renderer = with_template("smollm2", template)
+    history = [ASK, ANSWER, {"role": "user", "content": "=> 408"}, ANSWER]
+    longer = extended(renderer, history, [MORE])
+    assert longer == renderer.render([*history, MORE])
+
+
 def test_arguments_that_are_no_json_do_not_keep_a_conversation_from_going_on():
     renderer = family("granite-4")
     turn = called("calculate")

@@ -108,9 +108,8 @@ class Appending:
         """``stop_ids`` are the ids that end a turn of the policy."""
         self._template = template
         added = template.vocabulary.added_tokens_decoder
-        ends = sorted((added[end].content for end in stop_ids if end in added), key=len, reverse=True)
-        self._end = re.compile("|".join(map(re.escape, ends)) or "(?!)")
-        self._special = re.compile("|".join(re.escape(token.content) for token in added.values()) or "(?!)")
+        self._end = _any_of(added[end].content for end in stop_ids if end in added)
+        self._special = _any_of(token.content for token in added.values())
         self._stand_in = f"turn{secrets.token_hex(8)}"  # No message holds it, because nobody knows it.
         self._found = lru_cache(_SHAPES)(self._find)
         self._rewrites_little = lru_cache(_SHAPES)(self._rewrites_answers_only)
@@ -125,11 +124,11 @@ class Appending:
         outcome, reason = self._found(shape_of(history, messages, tools, thinking=thinking))
         if reason is not None:
             return reason
-        try:
-            appended = self._appended(history, messages, tools, tail=outcome == "tail")
-        except GatewayError:  # What it is that the template refuses shows itself when everything is rendered.
-            return REFUSED
-        return REWRITTEN if appended is None else self._template.vocabulary.encode(appended)
+        for tail in (True, False) if outcome == "tail" else (False,):
+            with suppress(GatewayError):  # A template may refuse what begins in the middle.
+                appended = self._appended(history, messages, tools, tail=tail)
+                return REWRITTEN if appended is None else self._template.vocabulary.encode(appended)
+        return REFUSED
 
     def again(
         self, asked_ids: Sequence[int], history: Messages, messages: Messages, tools: Tools | None, *, thinking: bool
@@ -269,6 +268,11 @@ class Appending:
         seen = (one.reason for one in tried if one.reason is not None)
         easier = (reason for reason, easier in _easier(shape) if self.fork(easier) is None)
         return next(chain(seen, easier), REWRITTEN)
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches the longest of ``tokens`` at a position; it matches nothing where there are none."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _until_question(messages: Messages) -> Messages:
