@@ -142,10 +142,20 @@ def test_a_custom_tool_takes_free_text_and_its_call_comes_back(connection, backe
     assert (second.parent, second.fork_reason) == (first.id, None)
 
 
-def test_a_call_of_a_custom_tool_that_holds_no_text_gives_what_was_written(in_process, backend, open_session):
-    backend.says(CALL.format(name="run", arguments="{ls}"))
-    (made,) = call(in_process, open_session(), tools=[RUN]).message.tool_calls
-    assert made.custom.input == "{ls}"
+@pytest.mark.parametrize("arguments", ["{ls}", '{"command": "ls"}', '{"input":"ls",  "cwd": "/"}'])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_policy_wrote_in_another_form_is_known_when_it_comes_back(
+    in_process, backend, open_session, arguments, stream
+):
+    session = open_session()
+    backend.says(CALL.format(name="run", arguments=arguments), "It is 408.")
+    answer = call(in_process, session, tools=[RUN], stream=stream)
+    made = answer[0]["tool_calls"][0] if stream else answer.message.tool_calls[0].model_dump()
+    assert made["custom"]["input"] == ("ls" if '"input"' in arguments else arguments)
+    turn = {"role": "assistant", "tool_calls": [{key: made[key] for key in ("id", "type", "custom")}]}
+    call(in_process, session, ASK, turn, {"role": "tool", "tool_call_id": made["id"], "content": "1"}, tools=[RUN])
+    assert session.calls[1].fork_reason is None
+    assert session.calls[1].parent == session.calls[0].id
 
 
 def test_a_grammar_of_a_custom_tool_is_shown_to_the_policy_and_counted(in_process, backend, open_session):

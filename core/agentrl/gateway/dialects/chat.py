@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from agentrl.errors import GatewayError
@@ -27,7 +27,7 @@ from agentrl.gateway.dialects.chat_request import FIELDS, read_relayed, read_req
 from agentrl.gateway.dialects.chat_schema import DESCRIPTION
 from agentrl.gateway.dialects.fields import read_usage
 from agentrl.gateway.dialects.overrides import apply_override, check_override
-from agentrl.gateway.dialects.tools import custom_input, custom_names
+from agentrl.gateway.dialects.tools import custom_answer, custom_names
 from agentrl.gateway.dialects.writing import (
     EVENT_STREAM,
     listed_logprobs,
@@ -83,7 +83,7 @@ class ChatCompletions:
             "choices": [
                 {
                     "index": index,
-                    "message": _message(each.call.message, custom),
+                    "message": _message(each.call.message, custom, request.memory),
                     "finish_reason": each.call.finish_reason,
                     "logprobs": {"content": listed_logprobs(each.tokens), "refusal": None}
                     if asked[0].logprobs
@@ -108,19 +108,14 @@ class ChatCompletions:
         return DESCRIPTION
 
 
-def _message(message: Mapping[str, Any], custom: frozenset[str]) -> Mapping[str, Any]:
+def _message(message: Mapping[str, Any], custom: frozenset[str], memory: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """An answer as its client reads it: calls of ``custom`` tools have a type of their own."""
     if not custom or not message.get("tool_calls"):
         return message
-    return {**message, "tool_calls": [_whole_call(call, custom) for call in message["tool_calls"]]}
-
-
-def _whole_call(call: Mapping[str, Any], custom: frozenset[str]) -> Mapping[str, Any]:
-    function = call["function"]
-    if function["name"] not in custom:
-        return call
-    given = {"name": function["name"], "input": custom_input(function["arguments"])}
-    return {"id": call["id"], "type": "custom", "custom": given}
+    calls = [
+        custom_answer(call, memory) if call["function"]["name"] in custom else call for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 async def _chunks(
@@ -136,7 +131,7 @@ async def _chunks(
         "model": request.settings.model,
     }
     tail = {"usage": None} if counted else {}
-    writers = [_DeltaWriter(custom) for _ in asked]
+    writers = [_DeltaWriter(custom, request.memory) for _ in asked]
     completions: list[Completion] = []
     try:
         async for happened in events:
@@ -168,8 +163,8 @@ def _choice(index: int, delta: dict[str, Any], told: Any, finish_reason: str | N
 class _DeltaWriter:
     """Writes the deltas of one choice. A call of a custom tool is written whole, when all of it is there."""
 
-    def __init__(self, custom: frozenset[str]) -> None:
-        self._custom = custom
+    def __init__(self, custom: frozenset[str], memory: MutableMapping[str, Any]) -> None:
+        self._custom, self._memory = custom, memory
         self._held: set[int] = set()
         self._begun = False
 
@@ -191,7 +186,7 @@ class _DeltaWriter:
         if not self._held:
             return {}
         calls = completion.call.message["tool_calls"]
-        held = [{"index": index, **_whole_call(calls[index], self._custom)} for index in sorted(self._held)]
+        held = [{"index": index, **custom_answer(calls[index], self._memory)} for index in sorted(self._held)]
         return {"tool_calls": held}
 
 

@@ -52,7 +52,7 @@ def read_messages(value: Any, memory: MutableMapping[str, Any] | None = None) ->
     messages = [
         *read[:known],
         *(
-            message if _is_text(message) else _message(message, f"messages[{index}]")
+            message if _is_text(message) else _message(message, f"messages[{index}]", memory or {})
             for index, message in enumerate(value[known:], known)
         ),
     ]
@@ -71,7 +71,7 @@ def _is_text(message: Any) -> bool:
     )
 
 
-def _message(value: Any, where: str) -> Message:
+def _message(value: Any, where: str, memory: Mapping[str, Any]) -> Message:
     if not isinstance(value, dict):
         raise wrong(where, f"is not an object: {shown(value, 80)}")
     role = value.get("role")
@@ -80,7 +80,7 @@ def _message(value: Any, where: str) -> Message:
         raise wrong(f"{where}.role", f"is {shown(role, 80)}", fix=fix)
     message: Message = {name: given for name, given in value.items() if given is not None}
     if role == "assistant":
-        _assistant(message, where)
+        _assistant(message, where, memory)
     if unread := message.keys() - _MESSAGE_FIELDS.get(role, _ANY_MESSAGE_FIELDS):
         _leave_out(role, message, unread, where)
     text(message, "name", where)
@@ -129,7 +129,7 @@ def _part(part: Any, where: str) -> dict[str, str]:
     )
 
 
-def _assistant(message: Message, where: str) -> None:
+def _assistant(message: Message, where: str, memory: Mapping[str, Any]) -> None:
     """Read what only turns of the assistant have: thinking, refusals and tool calls."""
     _read_thinking(message, where)
     if refused := text(message, "refusal", where):
@@ -142,7 +142,9 @@ def _assistant(message: Message, where: str) -> None:
         return
     if not isinstance(calls, list):
         raise wrong(f"{where}.tool_calls", f"is not a list: {shown(calls, 80)}")
-    message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    message["tool_calls"] = [
+        _tool_call(call, f"{where}.tool_calls[{index}]", memory) for index, call in enumerate(calls)
+    ]
     if not calls:
         del message["tool_calls"]
 
@@ -174,13 +176,13 @@ def _thought(block: Any) -> str:
     return next((block[name] for name in ("thinking", "text", "summary") if isinstance(block.get(name), str)), "")
 
 
-def _tool_call(call: Any, where: str) -> Message:
+def _tool_call(call: Any, where: str, memory: Mapping[str, Any]) -> Message:
     """A tool call without what SDKs add to it, such as its index or its parsed arguments."""
     if not isinstance(call, dict):
         raise wrong(where, f"is not an object: {shown(call, 80)}")
-    call = custom_call(call, where)
+    call = custom_call(call, where, memory)
     function = call.get("function")
-    if not isinstance(function, Mapping) or call.get("type", "function") != "function":
+    if not isinstance(function, Mapping) or call.get("type") not in (None, "function"):
         raise wrong(where, "is not a call of a function")
     for name in ("name", "arguments"):
         if not isinstance(function.get(name), str):

@@ -7,7 +7,7 @@ written back as the client's protocol writes calls of custom tools.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -20,6 +20,7 @@ __all__ = [
     "INPUT",
     "Toolbox",
     "a_function",
+    "custom_answer",
     "custom_call",
     "custom_input",
     "custom_names",
@@ -34,6 +35,8 @@ INPUT = "input"
 """The argument of the function that stands for a custom tool."""
 FREE_FORM = "format"
 """What is unmet where a custom tool's text is to follow a grammar."""
+_WRITTEN = "arguments of "
+"""What the names in a memory begin with, under which arguments are kept; the id of their call follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +148,30 @@ def input_arguments(given: str) -> str:
     return json.dumps({INPUT: given}, ensure_ascii=False)
 
 
-def custom_call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A call in a history as one of a function, if it is one of a custom tool."""
+def custom_answer(call: Mapping[str, Any], memory: MutableMapping[str, Any]) -> dict[str, Any]:
+    """A call of the function that stands for a custom tool, as the chat completions API writes it.
+
+    Arguments that hold more than the text, or no text, are kept in ``memory`` until the call comes back.
+    """
+    function = call["function"]
+    given = custom_input(function["arguments"])
+    if function["arguments"] != input_arguments(given):
+        memory[_WRITTEN + call["id"]] = function["arguments"]
+    return {"id": call["id"], "type": "custom", "custom": {"name": function["name"], INPUT: given}}
+
+
+def custom_call(call: Mapping[str, Any], where: str, memory: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call in a history as one of a function, if it is one of a custom tool; ``memory`` as in ``custom_answer``."""
     custom = call.get("custom")
     if call.get("type") != "custom" or not isinstance(custom, dict):
         return call
     for name in ("name", INPUT):
         if not isinstance(custom.get(name), str):
             raise wrong(f"{where}.custom.{name}", f"is not a text: {shown(custom.get(name), 80)}")
-    function = {"name": custom["name"], "arguments": input_arguments(custom[INPUT])}
+    arguments = memory.get(f"{_WRITTEN}{call.get('id')}")
+    if arguments is None or custom_input(arguments) != custom[INPUT]:
+        arguments = input_arguments(custom[INPUT])
+    function = {"name": custom["name"], "arguments": arguments}
     return {"id": call.get("id"), "type": "function", "function": function}
 
 
