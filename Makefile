@@ -9,7 +9,7 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
-.PHONY: help setup train check test lint docs dist acceptance pretrained servers benchmarks clean
+.PHONY: help setup train check test lint docs dist acceptance clients pretrained servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
@@ -53,7 +53,10 @@ test: lint
 
 acceptance: setup
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
-	$(MAKE) pretrained servers SHORT=$(SHORT)
+	$(MAKE) clients pretrained servers SHORT=$(SHORT)
+
+clients: setup
+	$(BIN)/python -m tests.acceptance.clients $(if $(SHORT),--short)
 
 pretrained: dist
 	$(BIN)/tox run -e smollm2 -- -m slow -s $(if $(SHORT),-k "learns_sums or would_learn")

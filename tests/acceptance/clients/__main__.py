@@ -1,6 +1,6 @@
 """Play a tool loop through real clients, each in an environment of its own, and look at what was recorded.
 
-    python -m tests.acceptance.clients [--record FOLDER] [NAME ...]
+    python -m tests.acceptance.clients [--short] [--record FOLDER] [NAME ...]
 
 A name is the beginning of a client's name, in any case; by default all run. Environments are made once, below
 ``.tox/clients``. Prints a line a client; the exit code is 1 where one failed. A client that cannot be installed here,
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.clients.table import CLIENTS, TURNS, Client
+from tests.acceptance.clients.table import CLIENTS, SHORT, TURNS, Client
 
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.gateway.contract import Exchange, Reply
@@ -186,8 +186,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.acceptance.clients", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="keep the requests of each client there")
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(map(repr, SHORT))}")
     options = parser.parse_args()
-    names = [name.lower() for name in options.names]
+    names = [name.lower() for name in (SHORT if options.short else options.names)]
     chosen = [each for each in CLIENTS if not names or any(each.name.lower().startswith(name) for name in names)]
     outcomes = []
     for client in chosen:

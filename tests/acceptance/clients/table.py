@@ -46,11 +46,15 @@ def _echo(turn: int) -> dict[str, Any]:
     return {"command": f"echo {turn}", "description": "say a number"}
 
 
-PYDANTIC = ("pydantic-ai-slim[openai,anthropic]",)
-LANGGRAPH = ("langgraph", "langchain", "langchain-openai", "langchain-anthropic")
-STRANDS = ("strands-agents[openai,anthropic]",)
-CAMEL = ("camel-ai", "mcp<2")
-SMOLAGENTS = ("smolagents[openai,litellm]",)
+PYDANTIC = ("pydantic-ai-slim[openai,anthropic]==2.68.0",)
+LANGGRAPH = ("langgraph==1.2.24", "langchain==1.5.2", "langchain-openai==1.7.4", "langchain-anthropic==1.7.10")
+LITELLM = ("litellm==1.110.2",)
+STRANDS = ("strands-agents[openai,anthropic]==1.62.0",)
+CAMEL = ("camel-ai==0.2.90", "mcp<2")
+SMOLAGENTS = ("smolagents[openai,litellm]==1.26.0",)
+
+SHORT = ("codex", "claude", "litellm, chat")
+"""The clients of a short run, by the beginnings of their names."""
 
 CLIENTS = (
     Client("pydantic-ai, Responses", "pydantic_ai_loop", PYDANTIC, ("responses",)),
@@ -70,11 +74,13 @@ CLIENTS = (
     Client("strands, chat", "strands_loop", STRANDS, ("chat",)),
     Client("strands, Responses", "strands_loop", STRANDS, ("responses",)),
     Client("strands, Messages", "strands_loop", STRANDS, ("messages",)),
-    Client("litellm, chat", "litellm_loop", ("litellm",), ("chat",)),
-    Client("litellm, chat, streamed", "litellm_loop", ("litellm",), ("chat", "stream")),
-    Client("litellm, Messages", "litellm_loop", ("litellm",), ("messages",)),
+    Client("litellm, chat", "litellm_loop", LITELLM, ("chat",)),
+    Client("litellm, chat, streamed", "litellm_loop", LITELLM, ("chat", "stream")),
+    Client("litellm, Messages", "litellm_loop", LITELLM, ("messages",)),
     Client("CAMEL, chat", "camel_loop", CAMEL, ("chat",)),
     Client("CAMEL, chat, streamed", "camel_loop", CAMEL, ("chat", "stream")),
-    Client("Codex CLI", "codex_loop", ("@openai/codex",), tool="exec_command", call=_run, node=True),
-    Client("Claude Code", "claude_code_loop", ("@anthropic-ai/claude-code",), tool="Bash", call=_echo, node=True),
+    Client("Codex CLI", "codex_loop", ("@openai/codex@0.171.0",), tool="exec_command", call=_run, node=True),
+    Client(
+        "Claude Code", "claude_code_loop", ("@anthropic-ai/claude-code@2.1.197",), tool="Bash", call=_echo, node=True
+    ),
 )
