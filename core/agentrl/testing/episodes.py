@@ -17,14 +17,14 @@ from agentrl.environments import locate_agent
 from agentrl.errors import AgentRLError
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.gateway.normalise import Normalisers
-from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
+from agentrl.inference.contract import Chunk, GenerationRequest
 from agentrl.plugins import Plugins
 from agentrl.rewards import call_reward, load_reward
 from agentrl.rollout.contract import AgentRunner, Episode, EpisodeKey
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.rollout.inline import InlineExecutor
 from agentrl.testing.loop_thread import LoopThread
-from agentrl.testing.scripted import Script, ScriptedBackend
+from agentrl.testing.scripted import Script, ScriptedBackend, capabilities
 from agentrl.training.parts import check_override, resolve_executor
 from agentrl.training.serving import running_agent
 
@@ -77,7 +77,7 @@ class EpisodePlayer:
         self.warnings: list[str] = []
         """The warnings that a run would have given."""
         self.backend = GatheringBackend([""], context_length=_CONTEXT)
-        completer = EngineCompleter(self.backend, Capabilities(_CONTEXT, 64), self.backend.renderer)
+        completer = EngineCompleter(self.backend, capabilities(_CONTEXT, 64), self.backend.renderer)
         self.gateway = Gateway(completer, normalisers=Normalisers.build(plugins, config.gateway.normalise))
         self._loop = LoopThread()
         self._running = contextlib.AsyncExitStack()

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, cast
 
 from agentrl.errors import BackendError, PromptTooLong
@@ -17,7 +17,7 @@ from agentrl.inference.engine.sampler import StopStrings, TextDecoder
 from agentrl.testing.parts import tiny_renderer
 from agentrl.tokens.renderer import Renderer
 
-__all__ = ["Hangs", "Script", "ScriptedBackend", "ScriptedCompletion", "Truncated"]
+__all__ = ["Hangs", "Script", "ScriptedBackend", "ScriptedCompletion", "Truncated", "capabilities"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,12 @@ ScriptedCompletion = str | Sequence[int] | Truncated | Hangs | Exception
 
 Script = Sequence[ScriptedCompletion] | Callable[[str], ScriptedCompletion | Awaitable[ScriptedCompletion]]
 """Completions in order, or a function from the prompt's text to one."""
+
+
+def capabilities(context_length: int, max_concurrency: int) -> Capabilities:
+    """Returns the capabilities of a backend that says what its script says, whatever form is asked for."""
+    known = Capabilities(context_length, max_concurrency)
+    return replace(known, sampling=known.sampling | {"grammar", "logit_bias"})
 
 
 class ScriptedBackend:
@@ -66,7 +72,7 @@ class ScriptedBackend:
     ) -> None:
         self.renderer = tiny_renderer() if renderer is None else renderer
         self.version = version
-        self._capabilities = Capabilities(context_length, max_concurrency)
+        self._capabilities = capabilities(context_length, max_concurrency)
         self._lock = threading.Lock()
         self._stopped: Future[None] = Future()
         self.play(completions)
