@@ -27,6 +27,9 @@ class Telegraph:
         if request.route is self.routes[1]:
             parts = [json.dumps({**request.parameters, "agent": request.headers["user-agent"]}).encode(), b"\n"]
             return Reply(200, parts)
+        for name in request.body:
+            if name != "text":
+                raise GatewayError(f"{name} is no field of a telegram", param=name, code="no_field")
         if not isinstance(text := request.body.get("text"), str):
             raise GatewayError("there is no text", code="no_text")
         if text == "a fault":
@@ -43,7 +46,8 @@ class Telegraph:
         yield from [*words, b"STOP"]
 
     async def _slowly(self, words: list[bytes], request: WireRequest) -> AsyncIterator[bytes]:
-        yield words[0]
+        for word in words[:1]:
+            yield word
         while not GATE.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         if "x-break" in request.headers:
@@ -55,6 +59,24 @@ class Telegraph:
     def refuse(self, error: GatewayError) -> Reply:
         if error.code == "no_text":
             raise ZeroDivisionError("nor can it say so")
-        return Reply(
-            error.status, f"REFUSED {error.status} {error.message}".encode(), {"content-type": "text/telegram"}
-        )
+        refused = f"REFUSED {error.status} {error}".encode("utf-8", "replace")
+        return Reply(error.status, refused, {"content-type": "text/telegram"})
+
+    def describe(self) -> Mapping[str, Any]:
+        written = {"text/telegram": {"schema": {"type": "string"}}}
+        telegram = {
+            "type": "object",
+            "properties": {"text": {"type": "string"}},
+            "required": ["text"],
+            "additionalProperties": False,
+        }
+        send = {
+            "summary": "Send a telegram",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": telegram}}},
+            "responses": {
+                "200": {"description": "The answer.", "content": written},
+                "default": {"description": "A refusal.", "content": written},
+            },
+        }
+        line = {"summary": "Find a line", "responses": {name: send["responses"][name] for name in ("200", "default")}}
+        return {"paths": {"/telegraph": {"post": send}, "/offices/{office}/{line}": {"get": line}}}

@@ -46,7 +46,8 @@ def failures(tmp_path: Path) -> Failures:
         module = f"test_broken_{next(_NUMBERS)}"  # A module's name is imported once only.
         (tmp_path / f"{module}.py").write_text(
             f"from agentrl.testing import {suite}\n"
-            "from tests.testing import broken_agents, broken_backends, broken_rewards, broken_task_sets\n"
+            "from tests.testing import broken_agents, broken_backends, broken_dialects\n"
+            "from tests.testing import broken_rewards, broken_task_sets\n"
             'pytest_plugins = ["agentrl.testing"]\n\n'
             f"class TestBroken({suite}):\n{lines}\n"
         )

@@ -29,6 +29,12 @@ A task set::
     class TestMine(TaskSetConformance):
         tasks = {"name": "my-tasks", "split": "test"}
 
+A dialect, with requests that it should answer, and how a client reads the answers::
+
+    class TestMine(DialectConformance):
+        dialect = "my-protocol"
+        asks = ({"prompt": "Hello."},)
+
 What else a suite can be told is written at its class attributes. For tests of an author's own, ``play`` runs one
 episode with given completions, and ``ScriptedBackend`` is a whole ``Backend``::
 
@@ -40,6 +46,7 @@ The suites need the extra ``agentrl-core[train]``, and pytest. (PYTEST_DONT_REWR
 
 from agentrl.testing.agents import AgentConformance
 from agentrl.testing.backends import BackendConformance
+from agentrl.testing.dialects import DialectConformance
 from agentrl.testing.fixtures import play, scripted, tiny_model
 from agentrl.testing.mistakes import MISTAKES, tool_call
 from agentrl.testing.rewards import RewardConformance
@@ -50,6 +57,7 @@ __all__ = [
     "MISTAKES",
     "AgentConformance",
     "BackendConformance",
+    "DialectConformance",
     "Hangs",
     "RewardConformance",
     "ScriptedBackend",
