@@ -71,12 +71,12 @@ def usage_of(completions: Sequence[Completion]) -> dict[str, int]:
 
 def listed_logprobs(tokens: Tokens) -> orjson.Fragment:
     """What ``logprobs_of`` lists, as JSON that ``written`` takes for a value; long ones in a fraction of the time."""
-    if tokens.top_logprobs:
+    if tokens.top_logprobs or not tokens.ids:
         return orjson.Fragment(orjson.dumps(logprobs_of(tokens)))
     pieces = map(tokens.piece, tokens.ids, (tokens.before, *tokens.ids[:-1]))
     values = orjson.dumps([max(value, _IMPOSSIBLE) for value in tokens.logprobs])[1:-1].split(b",")
     entries = [_opened(piece) + value for piece, value in zip(pieces, values, strict=True)]
-    return orjson.Fragment(b"[" + b"},".join(entries) + b"}]" if entries else b"[]")
+    return orjson.Fragment(b"[" + b"},".join(entries) + b"}]")
 
 
 @lru_cache(2**16)
