@@ -57,6 +57,8 @@ def call_chains(draw: st.DrawFn) -> tuple[Call, ...]:
         parent = draw(st.none() | st.sampled_from(calls)) if calls else None
         history = list(parent.request.get("messages", [])) if parent else []
         kept = history[: draw(st.integers(0, len(history)))]
+        if kept and draw(st.booleans()):  # As the first message of an agent that writes the time into it.
+            kept[draw(st.integers(0, len(kept) - 1))] = draw(objects)
         request = draw(objects) | {"messages": kept + draw(st.lists(objects, max_size=2))}
         if parent and draw(st.booleans()):
             request = {**parent.request, **request}
@@ -140,11 +142,13 @@ def test_logprobs_that_single_precision_holds_take_half_the_space() -> None:
     assert len(packed(-0.125)) == 400
 
 
-def test_a_long_conversation_is_stored_once(store: EpisodeStore) -> None:
-    history: list[dict[str, Any]] = []
+@pytest.mark.parametrize("begins", ["alike", "with another message each time"])
+def test_a_long_conversation_is_stored_once(store: EpisodeStore, begins: str) -> None:
+    history: list[dict[str, Any]] = [{"role": "system", "content": ""}]
     calls: list[Call] = []
     for turn in range(50):
-        history = [*history, {"role": "user", "content": f"{turn}" * 500}]
+        first = {"role": "system", "content": "It is now." if begins == "alike" else f"It is {turn}."}
+        history = [first, *history[1:], {"role": "user", "content": f"{turn}" * 500}]
         request = {"messages": history, "tools": [{"name": "t" * 1000}]}
         parent = calls[-1].id if calls else None
         calls.append(Call(f"call-{turn}", parent, request, {"content": "ok"}, "stop", 1, 1))

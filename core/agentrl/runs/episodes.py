@@ -13,6 +13,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack, cast, get_args
 
@@ -345,8 +346,13 @@ def _calls(rows: Iterable[Sequence[Any]]) -> Iterator[Call]:
 
 def _joined(parent: Mapping[str, Any], added: Mapping[str, Any], repeated: Mapping[str, Any]) -> dict[str, Any]:
     request = {name: parent[name] for name in repeated["fields"]} | dict(added)
-    for name, count in repeated["items"].items():
-        request[name] = [*parent[name][:count], *added[name]]
+    for name, equal in repeated["items"].items():
+        rows = [(0, equal)] if isinstance(equal, int) else equal
+        items, own = list[Any](), iter(added[name])
+        for start, length in rows:
+            items += islice(own, start - len(items))
+            items += parent[name][start : start + length]
+        request[name] = [*items, *own]
     return request
 
 

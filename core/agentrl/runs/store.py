@@ -17,6 +17,8 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import eq
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -161,25 +163,35 @@ def _call_rows(calls: Sequence[Call]) -> Iterable[tuple[Any, ...]]:
 def _beyond(parent: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What ``request`` adds to ``parent``, and what it repeats of it.
 
-    The latter is ``{"fields": names of equal fields, "items": {field: number of equal leading items}}``.
+    The latter is ``{"fields": names of equal fields, "items": {field: equal items}}``: of a list how many leading items
+    are equal, or, where the equal ones lie elsewhere too, the first index and the length of each row of them.
     """
     fields = [name for name in request if name in parent and parent[name] == request[name]]
-    items = {
-        name: count for name in request if name not in fields and (count := _common(parent.get(name), request[name]))
-    }
-    added = {
-        name: value[items[name] :] if name in items else value for name, value in request.items() if name not in fields
-    }
+    rows = {name: rows for name in request if name not in fields and (rows := _equal(parent.get(name), request[name]))}
+    items = {name: each[0][1] if len(each) == 1 and each[0][0] == 0 else each for name, each in rows.items()}
+    added = {name: _without(value, rows.get(name, ())) for name, value in request.items() if name not in fields}
     return added, {"fields": fields, "items": items} if fields or items else None
 
 
-def _common(left: object, right: object) -> int:
+def _equal(left: object, right: object) -> list[tuple[int, int]]:
+    """The rows of items that two lists have in the same places: the first index and the length of each."""
     if not isinstance(left, list) or not isinstance(right, list):
-        return 0
-    count = 0
-    while count < min(len(left), len(right)) and left[count] == right[count]:
-        count += 1
-    return count
+        return []
+    rows, start = [], 0
+    for equal, row in groupby(map(eq, left, right)):
+        length = sum(1 for _ in row)
+        rows += [(start, length)] if equal else []
+        start += length
+    return rows
+
+
+def _without(value: Any, rows: Sequence[tuple[int, int]]) -> Any:
+    """A list without ``rows`` of its items."""
+    left, end = [], 0
+    for start, length in rows:
+        left += value[end:start]
+        end = start + length
+    return [*left, *value[end:]] if rows else value
 
 
 def _tree_row(tree: TokenTree) -> tuple[str, bytes, bytes, bytes]:
