@@ -134,6 +134,18 @@ def test_what_python_alone_takes_for_equal_is_not_repeated() -> None:
     assert [a is b for a, b in zip(again["messages"], first["messages"], strict=False)] == [True] * 15 + [False] * 2
 
 
+def test_what_follows_a_message_that_is_another_one_each_time_is_kept_once() -> None:
+    """As the system prompt of an agent that writes the time into it."""
+    kept, messages = Bodies(), [{"role": "user", "content": f"{n}"} for n in range(20)]
+    for turn in range(21):
+        body = {"messages": [{"role": "system", "content": f"It is {turn}."}, *copy.deepcopy(messages[:turn])]}
+        recalled = kept.recall(copy.deepcopy(body))
+        assert kept.keep(recalled) == body
+    again = kept.keep(body)["messages"]
+    assert [one is other for one, other in zip(recalled["messages"][1:], again[1:], strict=True)] == [True] * 20
+    assert len(kept._links) == len(messages)
+
+
 @given(st.lists(st.integers(0, 2**31)), st.lists(st.integers(0, 2**31)), st.text())
 def test_a_digest_goes_on_from_that_of_the_history(history: list[int], new: list[int], fields: str) -> None:
     draws, begun = Draws((0, "train")), Draws((0, "train")).take(history, "").prompt

@@ -430,6 +430,17 @@ class _Link:
         return items
 
 
+class _List(NamedTuple):
+    """A list whose first item stands apart: where that is another one each time, what follows it is still shared."""
+
+    first: Mapping[str, Any]
+    rest: _Link | None
+
+    def items(self) -> list[Mapping[str, Any]]:
+        """The whole list."""
+        return [self.first, *(self.rest.items() if self.rest is not None else ())]
+
+
 class Body(Mapping[str, Any]):
     """A request's body, plain JSON, whose lists of objects are assembled when they are read."""
 
@@ -440,7 +451,7 @@ class Body(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self._fields[name]
-        return value.items() if isinstance(value, _Link) else value
+        return value.items() if isinstance(value, _List) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
@@ -457,7 +468,7 @@ class Body(Mapping[str, Any]):
 
 
 class _Kept(NamedTuple):
-    """A list of a recent body, and its links."""
+    """What follows the first item of a list of a recent body, and its links."""
 
     items: list[Mapping[str, Any]]
     links: list[_Link]
@@ -486,10 +497,11 @@ class Bodies:
     def recall(self, body: dict[str, Any]) -> dict[str, Any]:
         """``body`` with the items that its lists repeat of recent ones replaced by those."""
         for value in body.values():
-            if type(value) is list:
-                recent, common = self._nearest(value)
+            if type(value) is list and value and type(value[0]) is dict:
+                value[0] = self._items.get(_digest(value[0]), value[0])
+                recent, common = self._nearest(value[1:])
                 if recent is not None:
-                    value[:common] = recent.items[:common]
+                    value[1 : common + 1] = recent.items[:common]
         return body
 
     def keep(self, body: Mapping[str, Any]) -> Body:
@@ -497,20 +509,21 @@ class Bodies:
         return Body({name: self._kept(value) if type(value) is list else value for name, value in body.items()})
 
     def _kept(self, value: list[Any]) -> Any:
+        if set(map(type, value)) != {dict}:
+            return value
+        return _List(self._items.setdefault(_digest(value[0]), value[0]), self._linked(value[1:]))
+
+    def _linked(self, value: list[Any]) -> _Link | None:
         recent, common = self._nearest(value)
         links = [] if recent is None else recent.links[:common]
         link = links[-1] if links else None
         for item in value[common:]:
-            if type(item) is not dict:
-                return value
             digest = _digest(item)
             known = self._links.get((link, digest))
             if known is None:
                 known = self._links[link, digest] = _Link(link, self._items.setdefault(digest, item))
             links.append(known)
             link = known
-        if link is None:
-            return value
         if len(value) >= _LONG and (recent is None or common < len(value)):
             self._remember(recent, common, links)
         return link
