@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from agentrl.errors import UnsupportedSampling
 from agentrl.inference.contract import Chunk, Grammar
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.sampler import LogitChanges
+from agentrl.inference.engine.sampler import LogitChanges, unpacked_anywhere
 from agentrl.inference.grammars import Grammars
 
 PROMPT = [5, 6, 7]
@@ -280,6 +281,84 @@ def test_a_bias_without_meaning_is_refused(bias, ask) -> None:
         ask({"max_tokens": 2, "logit_bias": bias})
 
 
+leaves = st.one_of(
+    st.builds(lambda least, size: {"type": "integer", "minimum": least, "maximum": least + size},
+              st.integers(-50, 50), st.integers(0, 99)),
+    st.lists(st.sampled_from(["the", "answer", 'qu"ote', "é😀", "a b", ""]), min_size=1, max_size=3, unique=True).map(
+        lambda values: {"enum": values}),
+    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"const": {"a": [1, None]}}]),
+)  # fmt: skip
+
+
+def objects(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.dictionaries(st.sampled_from(["the", "end", "é", "a b"]), inner, max_size=3)
+    return st.builds(
+        lambda properties, required: {
+            "type": "object",
+            "properties": properties,
+            "required": [name for name in properties if name in required],
+            "additionalProperties": False,
+        },
+        names,
+        st.sets(st.sampled_from(["the", "end", "é", "a b"])),
+    )
+
+
+schemas = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        objects(inner),
+        st.builds(lambda items, most: {"type": "array", "items": items, "maxItems": most}, inner, st.integers(1, 3)),
+        st.lists(inner, min_size=1, max_size=2).map(lambda several: {"anyOf": several}),
+    ),
+    max_leaves=5,
+)
+
+
+def follows(schema: dict[str, Any], value: Any) -> bool:
+    """Whether ``value`` is valid, for the schemas above."""
+    if "enum" in schema or "const" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    if "anyOf" in schema:
+        return any(follows(each, value) for each in schema["anyOf"])
+    match schema["type"]:
+        case "integer":
+            return type(value) is int and schema["minimum"] <= value <= schema["maximum"]
+        case "boolean":
+            return type(value) is bool
+        case "null":
+            return value is None
+        case "array":
+            small = isinstance(value, list) and len(value) <= schema["maxItems"]
+            return small and all(follows(schema["items"], each) for each in value)
+    known = isinstance(value, dict) and set(schema["required"]) <= value.keys() <= schema["properties"].keys()
+    return known and all(follows(schema["properties"][name], each) for name, each in value.items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(schema=schemas, seed=st.integers(0, 2**32))
+def test_whatever_is_drawn_under_a_schema_follows_it(
+    schema: dict[str, Any], seed: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """And the masks that are computed again afterwards are those that it was drawn under."""
+    grammars, end = Grammars(tokenizer, models.VOCABULARY), models.VOCABULARY - 1
+    grammar, source = Grammar("json_schema", json.dumps(schema)), random.Random(seed)
+    state = grammars.state(grammars.compile(grammar), [end])
+    ids: list[int] = []
+    rows: list[np.ndarray] = []
+    while end not in ids and len(ids) < 400:
+        allowed = np.flatnonzero(np.unpackbits(state.row.view(np.uint8), bitorder="little")).tolist()
+        written = [token for token in allowed if token == end or not tokenizer.decode([token]).isspace()]
+        rows.append(state.row.copy())
+        ids.append(source.choice(written or allowed))
+        state.accept(ids[-1])
+    masks = grammars.masks(grammar, [end], ids)
+    assert masks is not None
+    assert masks.tolist() == np.stack(rows).view(np.uint8)[:, : masks.shape[1]].tolist()
+    if ids[-1] == end:
+        assert follows(schema, json.loads(tokenizer.decode(ids[:-1])))
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), rows=st.integers(1, 5), width=st.integers(1, 100))
 def test_changes_are_those_of_each_row(data: st.DataObject, rows: int, width: int) -> None:
@@ -299,3 +378,5 @@ def test_changes_are_those_of_each_row(data: st.DataObject, rows: int, width: in
         expected[row][~torch.from_numpy(mask)] = -torch.inf
     LogitChanges.of(list(zip(masked, words, strict=True)), biased, torch.device("cpu")).apply(logits)
     assert torch.equal(logits, expected)
+    bits = torch.from_numpy(words.view(np.uint8).copy())
+    assert unpacked_anywhere(bits)[:, :width].tolist() == allowed.tolist()

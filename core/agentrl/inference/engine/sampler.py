@@ -30,6 +30,7 @@ __all__ = [
     "TextDecoder",
     "sample",
     "uniforms",
+    "unpacked_anywhere",
 ]
 
 _COLDEST = 1e-6
@@ -230,6 +231,11 @@ def _unpacked(bits_MK: torch.Tensor) -> torch.Tensor:
     """The bits of bytes, lowest first, as booleans: ``[M, 8 * K]``."""
     if not bits_MK.is_cuda:  # numpy does it in a tenth of the time.
         return torch.from_numpy(np.unpackbits(bits_MK.numpy(), axis=1, bitorder="little")).view(torch.bool)
+    return unpacked_anywhere(bits_MK)
+
+
+def unpacked_anywhere(bits_MK: torch.Tensor) -> torch.Tensor:
+    """As ``_unpacked``, by operations that every device has."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits_MK.device)
     return ((bits_MK[:, :, None] >> shifts) & 1).bool().flatten(1)
 
