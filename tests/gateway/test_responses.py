@@ -10,9 +10,10 @@ import httpx2
 import openai
 import pytest
 from tests.gateway.conftest import CONTEXT, Connection, ScriptedBackend
+from tests.gateway.test_relay import ScriptedEndpoint
 from tests.gateway.test_streaming import SteppedBackend
 
-from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
+from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter, SessionSettings
 from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.dialects.responses.dialect import Responses
 from agentrl.inference.contract import Capabilities
@@ -434,3 +435,72 @@ def test_an_answer_that_breaks_off_has_failed(renderer, way):
     assert last.response.error.message == "the engine broke"
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert not session.calls
+
+
+TALK = f"{THOUGHT}\n{CALL}\n{PATCH}"
+STEPS = {
+    "response.reasoning_text.delta": "It is 12 * 34.",
+    "response.output_text.delta": "It is 408.",
+    "response.function_call_arguments.delta": '{"n": 12}',
+    "response.custom_tool_call_input.delta": 'a "b"\n\u00fc',
+}
+
+
+@pytest.mark.parametrize("way", ["in process", "HTTP"])
+def test_what_is_told_token_by_token_is_the_response_that_is_kept(renderer, way):
+    vocabulary = renderer.vocabulary
+    backend = SteppedBackend([*vocabulary.encode(TALK), vocabulary.convert_tokens_to_ids("<|im_end|>")])
+    gateway = Gateway(EngineCompleter(backend, Capabilities(CONTEXT, 8), renderer))
+    gateway.start()
+    session = gateway.open_session(SessionSettings(training=True))
+
+    async def allow():
+        while True:  # One at a time, so that none are told together.
+            backend.allowed += 1
+            await asyncio.sleep(0.005)
+
+    async def talk(client):
+        allowing = asyncio.ensure_future(allow())
+        stream = await client.responses.create(model="any", input=ASK, tools=[CALCULATE, CUSTOM], stream=True)
+        events = [event async for event in stream]
+        allowing.cancel()
+        return events, await client.responses.retrieve(events[-1].response.id)
+
+    events, kept = run(Connection(gateway, httpx2, way == "in process"), session, talk)
+    gateway.stop()
+    for kind, text in STEPS.items():
+        told = [event.delta for event in events if event.type == kind]
+        assert "".join(told).strip() == text
+        assert len(told) > 1, kind
+    assert kept == events[-1].response
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done == kept.output
+    added = [event.item for event in events if event.type == "response.output_item.added"]
+    assert [(item.id, item.type) for item in added] == [(item.id, item.type) for item in kept.output]
+    assert {item.status for item in added} == {"in_progress"}
+    parts = {(event.type, event.output_index) for event in events if hasattr(event, "output_index")}
+    assert {index for kind, index in parts if kind == "response.content_part.done"} == {0, 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_endpoint_elsewhere_is_asked_for_chat_completions(stream):
+    call = {"id": "c1", "type": "function", "function": {"name": "patch", "arguments": '{"input": "a"}'}}
+    endpoint = ScriptedEndpoint([{"role": "assistant", "content": "So.", "tool_calls": [call]}])
+    gateway = Gateway(RelayCompleter(endpoint))
+    session = gateway.open_session(SessionSettings(training=False))
+    connection = Connection(gateway, httpx2, in_process=True)
+    fields = {"instructions": "Calculate.", "tools": [CUSTOM], "max_output_tokens": 9, "tool_choice": "required"}
+    response = streamed(connection, session, **fields)[-1].response if stream else ask(connection, session, **fields)
+    gateway.stop()
+    assert [(item.type, getattr(item, "input", None)) for item in response.output] == [
+        ("message", None),
+        ("custom_tool_call", "a"),
+    ]
+    assert (response.status, response.usage.input_tokens, response.usage.output_tokens) == ("completed", 9, 1)
+    (request,) = endpoint.requests
+    assert request.body["messages"] == [
+        {"role": "system", "content": "Calculate."},
+        {"role": "user", "content": ASK},
+    ]
+    assert request.body["tools"][0]["function"]["name"] == "patch"
+    assert (request.body["max_tokens"], request.body["tool_choice"]["function"]) == (9, {"name": "patch"})
