@@ -1,7 +1,8 @@
 """What the dialect's rules are."""
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import pytest
 from agentrl import GatewayError
@@ -12,10 +13,27 @@ from agentrl.gateway.contract import (
     SessionSettings,
     WireRequest,
 )
+from agentrl.testing import DialectConformance
 
 from agentrl_plugin_name.dialect import PluginNameDialect
 
+pytest_plugins = ["agentrl.testing"]
+
 DIALECT = PluginNameDialect()
+
+
+class TestContract(DialectConformance):
+    """What every dialect owes to its clients and to the gateway."""
+
+    dialect = "plugin-name"
+    asks: ClassVar[Sequence[Mapping[str, Any]]] = ({"prompt": "What is 40 + 2?"},)
+    streams = True
+
+    @classmethod
+    def read(cls, body: bytes, *, streamed: bool) -> Any:
+        answers = [json.loads(line) for line in body.splitlines()]
+        text = "".join(answer.get("text", "") for answer in answers)
+        return text, answers[-1]["id"], answers[-1]["complete"]
 
 
 def request(**body: Any) -> WireRequest:
