@@ -53,6 +53,7 @@ test: lint
 
 acceptance: setup
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
+	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(MAKE) clients pretrained servers SHORT=$(SHORT)
 
 clients: setup

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
+from tests.snippets import snippets
 from tests.warm import WarmInterpreter, WarmProcess
 
 from agentrl.cli import main
@@ -148,6 +149,22 @@ def test_keys_are_neither_narrated_nor_kept(serve: Serve) -> None:
     assert "training.steps (command line) has no effect: the agents are run elsewhere" in served.narration
     assert "rollout.group_size" in served.narration
     assert "rollout.temperature" not in served.narration
+
+
+def test_the_script_of_the_documentation_opens_asks_rewards_and_closes(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (script,) = [each for each in snippets("python") if each.page == "serve.md"]
+    served = serve()
+    monkeypatch.setenv("AGENTRL_ADMIN_KEY", ADMIN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    names: dict[str, object] = {}
+    exec(script.text.replace("http://127.0.0.1:8000", served.url), names)
+    names["service"].close()
+    assert "'outcome': 'rewarded'" in capsys.readouterr().out
+    assert served.end(signal.SIGTERM) == 0
+    (episode,) = open_run(served.run).load_episodes()
+    assert episode.data["metadata"] == {"answer": 46}
 
 
 def test_without_an_admin_key_one_is_made_and_told_once_and_idle_sessions_expire_and_are_counted(serve: Serve) -> None:

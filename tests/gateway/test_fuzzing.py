@@ -36,6 +36,22 @@ def test_what_the_document_forbids_is_refused_and_leaves_no_trace(served, method
     fuzz(served, method, path, broken=True, known=True, examples=EXAMPLES)
 
 
+FOUND = {
+    "/chat/completions": {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": {}}]},
+    },
+}
+"""By path, what fuzzing has once found to be answered with a 5xx."""
+
+
+@pytest.mark.parametrize("path", FOUND)
+def test_what_was_found_once_is_refused(served, path):
+    key = {"x-api-key": served.session.api_key}
+    response = requests.post(f"{served.gateway.url}/v1{path}", json=FOUND[path], headers=key, timeout=60)
+    assert response.status_code == 400, response.text
+
+
 def test_sessions_are_closed_as_the_document_says():
     with target() as alone:
         for broken in (True, False):

@@ -215,7 +215,8 @@ def _allowed(value: Mapping[str, Any], tools: Toolbox) -> Toolbox:
 
 def _named(value: Any, known: Collection[str], where: str) -> str:
     """The name in a choice of one tool, which is written flat or below its type."""
-    named = value.get(value.get("type"), value) if isinstance(value, dict) else None
+    kind = value.get("type") if isinstance(value, dict) else None
+    named = value.get(kind, value) if isinstance(kind, str) else value
     name = named.get("name") if isinstance(named, dict) else None
     if not isinstance(name, str) or name not in known:
         raise wrong(where, f"names none of the tools: {shown(value, 80)}", fix=f"one of {', '.join(known) or 'none'}")
