@@ -7,9 +7,9 @@ import asyncio
 import httpx2
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.gateway.conftest import CONTEXT, Connection
+from tests.gateway.conftest import CONTEXT, Connection, ScriptedBackend
 from tests.gateway.test_streaming import SteppedBackend
 
 from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
@@ -237,9 +237,51 @@ def test_what_changes_nothing_is_accepted(in_process, backend, open_session):
     assert call(in_process, open_session(), **request).choices[0].text == " 408."
 
 
+def test_an_id_that_the_model_does_not_know_is_refused(renderer):
+    backend = ScriptedBackend(renderer)
+    gateway = Gateway(EngineCompleter(backend, Capabilities(CONTEXT, 8), renderer, vocabulary=10))
+    with pytest.raises(openai.BadRequestError, match="its ids go from 0 to 9") as error:
+        call(
+            Connection(gateway, httpx2, in_process=True),
+            gateway.open_session(SessionSettings(training=True)),
+            prompt=[10],
+        )
+    assert error.value.param == "prompt"
+    gateway.stop()
+
+
+TEXTS = st.text(alphabet="ab é\n<", max_size=6)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 5), TEXTS, TEXTS, st.booleans()), min_size=1, max_size=8))
+def test_whatever_goes_on_from_whatever_the_tree_holds_what_the_engine_was_given(in_process, backend, steps):
+    """Prompts go on from earlier answers, from the middle of them, or from nothing; answers are split at random."""
+    session = in_process.gateway.open_session(SessionSettings(training=True))
+    vocabulary = backend.renderer.vocabulary
+    backend.requests.clear()
+    said, known = [], [""]
+    for base, more, answer, cut in steps:
+        prompt = f"{known[base % len(known)]}{more}" or "a"
+        ids = [token for char in answer for token in vocabulary.encode(char)]
+        ids = ids if cut and ids else [*ids, backend.end]
+        backend.script = [backend.chunk(ids, finish="length" if cut and ids[-1] != backend.end else "stop")]
+        text = call(in_process, session, prompt=prompt).choices[0].text
+        assert text == answer
+        assert vocabulary.decode(list(backend.requests[-1].prompt_ids)) == prompt
+        said.append(tuple(ids))
+        known += [prompt + text, prompt + text[: len(text) // 2]]
+    sampled = [span for span in session.tree.spans if span.sampled]
+    assert [span.ids for span in sampled] == said
+    assert [span.sampled.call for span in sampled] == [made.id for made in session.calls]
+    for request in backend.requests:
+        assert session.tree.walk(request.prompt_ids)[1] == len(request.prompt_ids)
+    session.close()
+
+
 def test_an_override_of_fields_that_prompts_have_not_is_left_out(in_process, backend, open_session):
     backend.says(" 408.")
-    session = open_session(override={"max_tokens": 4, "tool_choice": "none", "response_format": None})
+    session = open_session(override={"max_tokens": 4, "tool_choice": "none", "response_format": None, "logprobs": True})
     call(in_process, session)
     assert backend.requests[0].sampling.max_tokens == 4
 

@@ -17,6 +17,7 @@ from agentrl.errors import AgentRLError, BackendError, GatewayError, Unsupported
 from agentrl.gateway.constraints import constraint, ill_formed, unmet
 from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
+from agentrl.gateway.prompts import prompt_ids
 from agentrl.gateway.sampling import Draw, resolve_sampling
 from agentrl.gateway.session import SampledTokens, Session
 from agentrl.gateway.telling import Telling, delta, joined
@@ -292,25 +293,9 @@ class EngineCompleter:
         return _Prompt(ids, False, thinking, reason)
 
     def _raw_prompt(self, continues: Continuation, prompt: str | tuple[int, ...]) -> _Prompt:
-        """A prompt without messages: the ids of the completion that it continues, and of what it adds to them."""
-        turn, vocabulary = continues.match.turn, self.renderer.vocabulary
-        if turn is not None and turn.position is not None:
-            rest = prompt[continues.known :]
-            history = [*continues.history.prompt, *continues.history.completion]
-            added = vocabulary.encode_after(history[-1], rest) if isinstance(rest, str) else rest
-            ids = [*history, *added]
-        else:
-            ids = [*vocabulary.opening, *vocabulary.encode(prompt)] if isinstance(prompt, str) else list(prompt)
-        if not ids:
-            raise GatewayError(
-                "prompt holds no token", param="prompt", code="invalid_value", fix="say what to complete"
-            )
-        if self._vocabulary is not None and not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            raise GatewayError(
-                f"prompt holds an id that the model does not know: its ids go from 0 to {self._vocabulary - 1}",
-                param="prompt",
-                code="invalid_value",
-            )
+        """A prompt without messages."""
+        ids = prompt_ids(prompt, continues, self.renderer.vocabulary, self._vocabulary)
+        turn = continues.match.turn
         if turn is None:
             return _Prompt(ids, False, False, None)
         cut = None if turn.position is not None else "a stop string cut the turn inside a token"

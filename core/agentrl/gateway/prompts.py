@@ -11,9 +11,11 @@ from array import array
 from bisect import insort
 from collections.abc import Sequence
 
-from agentrl.gateway.conversations import Turn
+from agentrl.errors import GatewayError
+from agentrl.gateway.conversations import Continuation, Turn
+from agentrl.tokens.vocabulary import Vocabulary
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "prompt_ids"]
 
 
 class Prompts:
@@ -48,6 +50,32 @@ def _of_ids(ids: Sequence[int]) -> bytes:
 def _least_continued(turns: Sequence[Turn]) -> Turn | None:
     """One of several turns that read alike, so that each of them is continued once."""
     return min(turns, key=lambda turn: (not turn.delivered, turn.continued, turn.digest), default=None)
+
+
+def prompt_ids(
+    prompt: str | Sequence[int], continues: Continuation, vocabulary: Vocabulary, known: int | None
+) -> list[int]:
+    """The token ids of a raw prompt: those of the completion that it continues, and of what it adds to them.
+
+    ``known`` is how many ids the model knows, if that is known. Raises ``GatewayError`` (400) for a prompt without any
+    token, or with one that the model does not know.
+    """
+    turn, history = continues.match.turn, continues.history
+    if turn is not None and turn.position is not None:
+        recorded = [*history.prompt, *history.completion]
+        rest = prompt[continues.known :]
+        ids = recorded + (vocabulary.encode_after(recorded[-1], rest) if isinstance(rest, str) else list(rest))
+    else:
+        ids = [*vocabulary.opening, *vocabulary.encode(prompt)] if isinstance(prompt, str) else list(prompt)
+    if not ids:
+        raise GatewayError("prompt holds no token", param="prompt", code="invalid_value", fix="say what to complete")
+    if known is not None and not 0 <= min(ids) <= max(ids) < known:
+        raise GatewayError(
+            f"prompt holds an id that the model does not know: its ids go from 0 to {known - 1}",
+            param="prompt",
+            code="invalid_value",
+        )
+    return ids
 
 
 class _Beginnings:

@@ -68,8 +68,10 @@ class Completions:
 
         See ``Dialect.override``.
         """
-        dropped = {name: None for name in override if override[name] is None}
-        return apply_override(body, {name: override[name] for name in override if name in _FIELDS} | dropped)
+        fields = {name: value for name, value in override.items() if value is None or name in _FIELDS}
+        if isinstance(fields.get("logprobs"), bool):  # In chat completions it is true or false, and here a number.
+            del fields["logprobs"]
+        return apply_override(body, fields)
 
     def parse(self, request: WireRequest) -> Sequence[ModelRequest]:
         """Read a request: one call for each choice of each prompt; see ``Dialect.parse``."""
