@@ -191,7 +191,8 @@ class WireRequest:
     headers: Mapping[str, str]
     """Values by name in lower case, credentials included."""
     body: Mapping[str, Any]
-    """The JSON object in the body, under ``rollout.override``; empty where the request has no body."""
+    """The JSON object in the body, under ``rollout.override``; empty where the request has no body. Nothing in it may
+    be changed: what it repeats of an earlier request of the session is the same object, by which that can be told."""
     settings: SessionSettings
     """The settings of the session."""
     context_length: int | None = None
