@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import openai
+import pydantic
 import pytest
 
 from agentrl.errors import GatewayError, UnsupportedSampling
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.gateway.contract import Completion, ModelRequest
+from agentrl.gateway.relay import _chat_body
 from agentrl.inference.contract import BackendContext, Capabilities, Grammar
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.tokens.contract import Sampled
@@ -189,6 +192,60 @@ def test_biases_of_logits_are_for_evaluations(engine: Engine) -> None:
         assert refused.value.status == 400
     with pytest.raises(UnsupportedSampling, match="logit_bias"):
         engine.complete(engine.session(training=False), fields={"logit_bias": {"99999999": 1}})
+
+
+class Step(pydantic.BaseModel):
+    """What an agent may want as an answer."""
+
+    a: int = pydantic.Field(ge=0, le=99)
+    op: Literal["+", "*"]
+    units: list[Literal["cm", "kg"]] = pydantic.Field(max_length=2)
+    after: Literal["stop", "go on"] | None
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_sdk_parses_what_it_asked_for(streamed: bool, engine: Engine) -> None:
+    session = engine.session(max_tokens=300)
+
+    async def ask() -> tuple[Any, Any]:
+        async with openai.AsyncOpenAI(
+            base_url=session.base_url, api_key=session.api_key, http_client=engine.gateway.http_client(), max_retries=0
+        ) as client:
+            chat = client.chat.completions
+            asked = {"model": "x", "messages": ASK}
+            forced = {"tools": [openai.pydantic_function_tool(Step)], "tool_choice": "required"}
+            if not streamed:
+                return (await chat.parse(**asked, response_format=Step), await chat.parse(**asked, **forced))
+            async with chat.stream(**asked, response_format=Step) as stream:
+                answer = await stream.get_final_completion()
+            async with chat.stream(**asked, **forced) as stream:
+                return answer, await stream.get_final_completion()
+
+    answer, called = engine.runner.run(ask())
+    assert isinstance(answer.choices[0].message.parsed, Step)
+    assert isinstance(called.choices[0].message.tool_calls[0].function.parsed_arguments, Step)
+    assert not called.choices[0].message.content
+    assert {call.unmet for call in session.calls} == {()}
+
+
+def test_an_endpoint_is_asked_for_the_same_form() -> None:
+    tools = [tool("calculate"), tool("other")]
+
+    def body(**asked: Any) -> dict[str, Any]:
+        return dict(_chat_body(ModelRequest(**{"body": {}, "messages": ASK, "tools": tools} | asked)))
+
+    named = {"type": "function", "function": {"name": "other"}}
+    assert body()["tool_choice"] == "auto"
+    assert body(must_call=("other",))["tool_choice"] == named
+    assert body(must_call=("calculate", "other"))["tool_choice"] == "required"
+    several = body(must_call=("calculate", "other"), tools=[*tools, tool("third")])["tool_choice"]
+    assert several["allowed_tools"]["mode"] == "required"
+    assert named in several["allowed_tools"]["tools"]
+    assert body(grammar=Grammar("json_object"))["response_format"] == {"type": "json_object"}
+    form = body(grammar=Grammar("json_schema", json.dumps(SCHEMA)))["response_format"]
+    assert form["json_schema"]["schema"] == SCHEMA
+    with pytest.raises(GatewayError, match="keeps to no regex"):
+        body(grammar=Grammar("regex", "a"))
 
 
 def test_capabilities_say_what_the_engine_can_do(engine: Engine) -> None:

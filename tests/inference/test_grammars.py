@@ -226,6 +226,23 @@ def test_a_grammar_is_compiled_once(tokenizer: PreTrainedTokenizerFast, monkeypa
     assert len(compiled) == 1
 
 
+def test_grammars_that_were_not_asked_for_the_longest_are_forgotten(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars = Grammars(tokenizer, models.VOCABULARY)
+    first, second, third = (Grammar("regex", text) for text in ("a", "b", "c"))
+    kept = grammars.compile(first)
+    monkeypatch.setattr("agentrl.inference.grammars._KEPT", 2)
+    grammars.compile(second)
+    assert grammars.compile(first) is kept
+    grammars.compile(third)
+    assert grammars.compile(first) is kept
+    assert list(grammars._compiled) == [third, first]
+    monkeypatch.setattr("agentrl.inference.grammars._KEPT_BYTES", 1)
+    grammars.compile(second)
+    assert list(grammars._compiled) == [second]
+
+
 def test_without_a_tokenizer_a_grammar_is_refused(model: Any, tmp_path: Path) -> None:
     async def use(backend: TorchBackend) -> None:
         assert (await backend.start()).sampling.isdisjoint({"grammar", "stop"})

@@ -40,7 +40,9 @@ Bits = npt.NDArray[np.uint8]
 """A mask packed in bytes."""
 
 _KEPT = 256
-"""Compiled grammars that are remembered; one takes kilobytes, of a large schema a few megabytes."""
+"""Compiled grammars that are remembered, at most."""
+_KEPT_BYTES = 1 << 28
+"""How much memory they may take; one takes kilobytes, or megabytes where the vocabulary or the schema is large."""
 _DEADLINE_S = 20.0
 """Seconds that a grammar may take to compile: ordinary ones take milliseconds."""
 _LONGEST = 1 << 20
@@ -153,11 +155,17 @@ class Grammars:
             if call is None or call.cancelled():
                 # In a context of its own, because it goes on when the agent that needs it first has ended.
                 call = Context().run(self._threads.submit, self._compile, grammar)
+                self._forget()
                 self._compiled[grammar] = call
-                if len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
             self._compiled.move_to_end(grammar)
             return call
+
+    def _forget(self) -> None:
+        """Make room for one more grammar: forget those that were not asked for the longest."""
+        sizes = {grammar: _size(call) for grammar, call in self._compiled.items()}
+        while len(self._compiled) >= _KEPT or sum(sizes.values()) > _KEPT_BYTES:
+            grammar, _ = self._compiled.popitem(last=False)
+            del sizes[grammar]
 
     def _result(self, call: Future[CompiledGrammar]) -> CompiledGrammar:
         try:
@@ -272,6 +280,13 @@ def _tokenizer_info(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Toke
         stop_token_ids=[vocabulary],
         add_prefix_space=known.add_prefix_space,
     )
+
+
+def _size(call: Future[CompiledGrammar]) -> int:
+    """The bytes that a compiled grammar takes; 0 while it is not there."""
+    if not call.done() or call.cancelled() or call.exception() is not None:
+        return 0
+    return int(call.result().memory_size_bytes)
 
 
 def _heard(future: asyncio.Future[Any]) -> None:
