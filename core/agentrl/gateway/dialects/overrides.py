@@ -11,7 +11,7 @@ from typing import Any
 
 from agentrl.errors import ConfigError, GatewayError, near_matches, shown
 
-__all__ = ["ALIASES", "STRICT", "apply_override", "check_override", "misspelled"]
+__all__ = ["ALIASES", "STRICT", "apply_override", "check_override", "has_pattern", "misspelled"]
 
 ALIASES: Mapping[str, str] = {"max_completion_tokens": "max_tokens"}
 """Second names of fields."""
@@ -53,7 +53,7 @@ def apply_override(body: Mapping[str, Any], override: Mapping[str, Any]) -> tupl
     tools = result.get("tools")
     if STRICT in override and isinstance(tools, list):
         strict = bool(override[STRICT])
-        if any(bool(_function(tool).get("strict", strict)) != strict for tool in tools):
+        if any(_is_strict(tool, strict) != strict for tool in tools):
             changed.add(STRICT)
         result["tools"] = [_with_strict(tool, strict) for tool in tools]
     return result, tuple(sorted(changed))
@@ -110,8 +110,25 @@ def _names(canonical: str) -> tuple[str, ...]:
     return (canonical, *(alias for alias, field in ALIASES.items() if field == canonical))
 
 
+def has_pattern(tool: Any) -> bool:
+    """Whether a custom tool's text is to match a regular expression, to which it is kept unless ``strict`` is false."""
+    form = tool.get("format") if isinstance(tool, dict) else None
+    grammar = form.get("grammar", form) if isinstance(form, dict) else None
+    return isinstance(grammar, dict) and grammar.get("syntax") == "regex"
+
+
+def _is_strict(tool: Any, default: bool) -> bool:
+    """Whether ``tool`` is strict; ``default`` where it does not say."""
+    custom = tool.get("custom") if isinstance(tool, dict) else None
+    if isinstance(custom, dict) and has_pattern(custom):
+        return bool(custom.get("strict", True))
+    return bool(_function(tool).get("strict", default))
+
+
 def _with_strict(tool: Any, strict: bool) -> Any:
-    """``tool`` with the field ``strict``; unchanged where it is no function."""
+    """``tool`` with the field ``strict``; unchanged where it has none."""
+    if isinstance(tool, dict) and has_pattern(tool.get("custom")):
+        return {**tool, "custom": {**tool["custom"], "strict": strict}}
     if not _function(tool):
         return tool
     function = {name: given for name, given in tool["function"].items() if name != "strict"}

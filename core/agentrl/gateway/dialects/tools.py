@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from agentrl.errors import shown
+from agentrl.gateway.dialects.overrides import STRICT
+from agentrl.gateway.dialects.patterns import fits_json
 from agentrl.gateway.dialects.refusals import text, unsupported, wrong
 from agentrl.gateway.dialects.schemas import check_schema
 
@@ -26,15 +28,15 @@ __all__ = [
     "custom_names",
     "free_text",
     "input_arguments",
-    "is_grammar",
     "read_choice",
     "read_tools",
+    "unkept",
 ]
 
 INPUT = "input"
 """The argument of the function that stands for a custom tool."""
 FREE_FORM = "format"
-"""What is unmet where a custom tool's text is to follow a grammar."""
+"""What is unmet where a custom tool's text is to follow a grammar that cannot be kept."""
 _WRITTEN = "arguments of "
 """What the names in a memory begin with, under which arguments are kept; the id of their call follows."""
 
@@ -71,7 +73,7 @@ def read_tools(value: Any) -> Toolbox:
             given = tool["custom"]
             functions.append(free_text(given, f"{where}.custom"))
             custom.add(given["name"])
-            formats = formats or is_grammar(given.get("format"))
+            formats = formats or unkept(given)
         elif kind == "function" and isinstance(tool.get("function"), dict):
             functions.append(a_function(tool, f"{where}.function"))
         else:
@@ -104,10 +106,14 @@ def _check_name(tool: Mapping[str, Any], where: str) -> str:
 
 
 def free_text(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A custom tool as a function of one text. A grammar that the text is to follow goes into its description."""
+    """A custom tool as a function of one text.
+
+    A grammar that the text is to follow goes into its description. One that can be kept is the text's pattern as well,
+    and the function is strict.
+    """
     name, description = _check_name(tool, where), text(tool, "description", where) or ""
     form = tool.get("format")
-    if is_grammar(form):
+    if _is_grammar(form):
         grammar = form.get("grammar", form)
         definition = grammar.get("definition") if isinstance(grammar, dict) else None
         if not isinstance(definition, str):
@@ -115,12 +121,35 @@ def free_text(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
         description = f"{description}\n\nThe input follows this grammar:\n{definition}".strip()
     elif form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
         raise wrong(f"{where}.format", f"is neither text nor a grammar: {shown(form, 80)}")
-    parameters = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
-    about = {"description": description} if description else {}
-    return {"type": "function", "function": {"name": name, **about, "parameters": parameters}}
+    parameters: dict[str, Any] = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
+    function: dict[str, Any] = {
+        "name": name,
+        **({"description": description} if description else {}),
+        "parameters": parameters,
+    }
+    if (pattern := _pattern(tool)) is not None:
+        parameters["properties"][INPUT]["pattern"] = pattern
+        parameters["additionalProperties"] = False
+        function[STRICT] = True
+    return {"type": "function", "function": function}
 
 
-def is_grammar(form: Any) -> TypeGuard[dict[str, Any]]:
+def unkept(tool: Mapping[str, Any]) -> bool:
+    """Whether the text of a custom tool is to follow a grammar that cannot be kept."""
+    return _is_grammar(tool.get("format")) and _pattern(tool) is None
+
+
+def _pattern(tool: Mapping[str, Any]) -> str | None:
+    """The regular expression that the text of a custom tool is kept to, unless it is not to be ``strict``."""
+    form = tool.get("format")
+    grammar = form.get("grammar", form) if _is_grammar(form) else {}
+    if not isinstance(grammar, dict) or grammar.get("syntax") != "regex" or tool.get(STRICT) is False:
+        return None
+    definition = grammar.get("definition")
+    return definition if isinstance(definition, str) and fits_json(definition) else None
+
+
+def _is_grammar(form: Any) -> TypeGuard[dict[str, Any]]:
     """Whether the format of a custom tool is a grammar."""
     return isinstance(form, dict) and form.get("type") == "grammar"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agentrl.gateway.dialects.overrides import STRICT, apply_override
+from agentrl.gateway.dialects.overrides import STRICT, apply_override, has_pattern
 
 __all__ = ["override_fields"]
 
@@ -70,10 +70,18 @@ def _include(body: dict[str, Any], wanted: bool) -> bool:
 
 
 def _set_strict(body: dict[str, Any], strict: bool) -> bool:
-    """Set the field ``strict`` of every function. Returns whether any had the other value."""
+    """Set the field ``strict`` of every tool that has one. Returns whether any had the other value."""
     tools = body.get("tools")
     if not isinstance(tools, list):
         return False
-    functions = [tool for tool in tools if isinstance(tool, dict) and tool.get("type") == "function"]
-    body["tools"] = [{**tool, "strict": strict} if any(tool is each for each in functions) else tool for tool in tools]
-    return any(bool(tool.get("strict", strict)) != strict for tool in functions)
+    body["tools"] = [{**tool, STRICT: strict} if _may_be_strict(tool) else tool for tool in tools]
+    return any(_is_strict(tool, strict) != strict for tool in tools if _may_be_strict(tool))
+
+
+def _may_be_strict(tool: Any) -> bool:
+    return isinstance(tool, dict) and (tool.get("type") == "function" or has_pattern(tool))
+
+
+def _is_strict(tool: Mapping[str, Any], default: bool) -> bool:
+    given = tool.get(STRICT)
+    return bool((has_pattern(tool) or default) if given is None else given)

@@ -21,7 +21,7 @@ from agentrl.gateway.dialects.refusals import flag, text, unknown, unsupported, 
 from agentrl.gateway.dialects.responses.items import Conversation
 from agentrl.gateway.dialects.responses.store import Store
 from agentrl.gateway.dialects.schemas import read_format
-from agentrl.gateway.dialects.tools import FREE_FORM, Toolbox, a_function, free_text, is_grammar, read_choice
+from agentrl.gateway.dialects.tools import FREE_FORM, Toolbox, a_function, free_text, read_choice, unkept
 
 __all__ = ["ALSO_NO_EFFECT", "ENCRYPTED", "FIELDS", "INCLUDABLE", "LOGPROBS", "read_request", "summarised"]
 
@@ -183,7 +183,7 @@ def _tools(value: Any) -> Toolbox:
             continue
         functions.append(free_text(tool, where))
         custom.add(tool["name"])
-        if is_grammar(tool.get("format")):
+        if unkept(tool):
             unmet.add(FREE_FORM)
     strict = any(tool["function"].get("strict") for tool in functions)
     return Toolbox(functions or None, frozenset(custom), strict, bool(functions), unmet=tuple(unmet))
