@@ -192,7 +192,7 @@ JSON = st.recursive(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
 def test_a_request_changed_at_random_is_answered_or_refused(gateway, protocol, data):
@@ -213,10 +213,10 @@ def test_a_request_changed_at_random_is_answered_or_refused(gateway, protocol, d
 
 
 @every_protocol
-@pytest.mark.parametrize("body", MALFORMED[:8], ids=repr)
+@pytest.mark.parametrize("body", MALFORMED[:4], ids=repr)
 def test_over_http_it_is_the_same(gateway, session, protocol, body):
     url = f"{session.base_url}{protocol.path}"
-    with httpx2.Client(trust_env=False) as client:
+    with httpx2.Client(trust_env=False, verify=False) as client:
         response = client.post(url, content=body)
         assert response.status_code == 400
         protocol.error(response.json(), 400)

@@ -171,6 +171,28 @@ def test_choices_and_streams_are_made_of_whole_answers(relay, endpoint):
     assert all(request.body.keys() == {"model", "messages"} for request in endpoint.requests)
 
 
+def test_an_endpoints_calls_of_custom_tools_are_passed_back_in_choices_and_streams(relay, endpoint):
+    message = {"role": "assistant", "content": None, "tool_calls": [CALL, CUSTOM]}
+    endpoint.script = [message] * 3
+    tools = [{"type": "custom", "custom": {"name": "g"}}, {"type": "function", "function": {"name": "f"}}]
+    asked = {"messages": [ASK], "tools": tools}
+
+    async def streamed(session):
+        client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key, http_client=session.http_client)
+        options = {"include_usage": True, "continuous_usage_stats": False}  # The latter is an endpoint's own.
+        stream = await client.chat.completions.create(model="x", stream=True, stream_options=options, **asked)
+        return [chunk async for chunk in stream]
+
+    (several,), session = talk(relay, asked | {"n": 2})
+    for choice in several.choices:
+        assert [call.model_dump(exclude_none=True) for call in choice.message.tool_calls] == [CALL, CUSTOM]
+    chunks = asyncio.run(streamed(session))
+    calls = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or ()]
+    told = [call.model_dump(exclude_none=True) for call in calls]
+    assert sorted(told, key=lambda call: call["index"]) == [{"index": 0, **CALL}, {"index": 1, **CUSTOM}]
+    assert chunks[-1].usage is not None
+
+
 def test_what_the_endpoint_refuses_reaches_the_agent_in_its_words(relay, endpoint):
     endpoint.script = [GatewayError("too warm", status=422, code="odd_value", param="temperature")]
     with pytest.raises(openai.UnprocessableEntityError) as caught:

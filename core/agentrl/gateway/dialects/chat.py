@@ -25,7 +25,6 @@ from agentrl.gateway.contract import (
 )
 from agentrl.gateway.dialects.chat_request import FIELDS, read_relayed, read_request
 from agentrl.gateway.dialects.chat_schema import DESCRIPTION
-from agentrl.gateway.dialects.fields import read_usage
 from agentrl.gateway.dialects.overrides import apply_override, check_override
 from agentrl.gateway.dialects.tools import custom_answer, custom_names
 from agentrl.gateway.dialects.writing import (
@@ -112,17 +111,20 @@ def _message(message: Mapping[str, Any], custom: frozenset[str], memory: Mutable
     """An answer as its client reads it: calls of ``custom`` tools have a type of their own."""
     if not custom or not message.get("tool_calls"):
         return message
-    calls = [
-        custom_answer(call, memory) if call["function"]["name"] in custom else call for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
+    return {**message, "tool_calls": [_answered(call, custom, memory) for call in message["tool_calls"]]}
+
+
+def _answered(call: Mapping[str, Any], custom: frozenset[str], memory: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """A call as its client reads it. An endpoint's own call of a custom tool has its type already."""
+    return custom_answer(call, memory) if call.get("function", {}).get("name") in custom else call
 
 
 async def _chunks(
     request: WireRequest, asked: Sequence[ModelRequest], events: AsyncIterator[Event]
 ) -> AsyncIterator[bytes]:
     """The chunks of a streamed completion, one for each event, and at the end its usage if it was asked for."""
-    counted = read_usage(request.body)
+    options = request.body.get("stream_options")  # Which an endpoint may have judged, and not this dialect.
+    counted = isinstance(options, dict) and options.get("include_usage") is True
     custom = custom_names(request.body.get("tools"))
     head = {
         "id": asked[0].call_id,
@@ -176,7 +178,10 @@ class _DeltaWriter:
             out["reasoning_content"] = delta.reasoning
         if delta.content:
             out["content"] = delta.content
-        self._held.update(call.index for call in delta.calls if call.name in self._custom)
+        # A call without a name is an endpoint's own call of a custom tool.
+        self._held.update(
+            call.index for call in delta.calls if call.name in self._custom or (call.id and not call.name)
+        )
         if calls := [_call(call) for call in delta.calls if call.index not in self._held]:
             out["tool_calls"] = calls
         return out
@@ -186,7 +191,7 @@ class _DeltaWriter:
         if not self._held:
             return {}
         calls = completion.call.message["tool_calls"]
-        held = [{"index": index, **custom_answer(calls[index], self._memory)} for index in sorted(self._held)]
+        held = [{"index": n, **_answered(calls[n], self._custom, self._memory)} for n in sorted(self._held)]
         return {"tool_calls": held}
 
 
