@@ -146,7 +146,7 @@ def test_several_calls_follow_each_other_unless_one_alone_is_asked_for(name: str
     assert model.refused(model.grammar(strict, one_call=True), two)
 
 
-@pytest.mark.parametrize("name", sorted(set(KNOWN) - set(SPACED)))
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {*SPACED, "gpt-oss"}))
 def test_arguments_of_a_strict_tool_follow_its_schema_when_it_is_called(name: str, family: Any) -> None:
     model = family(name)
     strict = model.grammar([tool("weather", strict=True), tool("time_of_day")])
@@ -155,6 +155,25 @@ def test_arguments_of_a_strict_tool_follow_its_schema_when_it_is_called(name: st
     assert model.refused(strict, model.written(("time_of_day", {"place": "Rome"}))) is None
     closed = "A thought.</think>" if model.prompt[-1:] and model.renderer.forms._thinking(model.prompt) else ""
     assert model.refused(strict, model.ids(f"{closed}It is late, and no call is made.")) is None
+
+
+def test_where_a_call_begins_with_plain_text_strict_tools_are_left_free(family: Any) -> None:
+    """A grammar of text would forbid the channels of gpt-oss, or allow its calls without their schema."""
+    model = family("gpt-oss")
+    assert model.renderer.forms.grammar(model.prompt, [tool("weather", strict=True)]) is None
+
+
+@pytest.mark.parametrize("text", ["<|python_tag|>x = 1", "It is {late}.", ""])
+def test_a_turn_that_does_not_begin_like_a_bare_call_is_free(text: str, family: Any) -> None:
+    model = family("llama-3.1")
+    grammar = model.grammar([tool("weather", strict=True)])
+    assert model.refused(grammar, model.ids(text + "<|eot_id|>")) is None
+    ids = model.renderer.vocabulary.encode(text)
+    state = model.grammars.state(model.grammars.compile(grammar), model.renderer.stop_ids)
+    for at, token in enumerate(ids):
+        free = all(state.allows(other) for other in range(len(model.tokenizer)))
+        assert free or at == 0
+        state.accept(token)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2.5", "deepseek-v3", "granite-4"])

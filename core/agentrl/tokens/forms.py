@@ -35,7 +35,6 @@ _SOME_SPACE: _Format = {"type": "regex", "pattern": r"[ \n]{0,2}"}
 _HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
 """Between what gpt-oss writes its thinking."""
 
-
 Text = Callable[..., str]
 """Renders messages and tools to text, with the header of the next turn if ``prompt``. Raises ``GatewayError``."""
 
@@ -102,7 +101,8 @@ class Forms:
     ) -> Grammar | None:
         """Return the grammar of a completion of ``prompt_ids``; ``None`` where nothing is asked of it.
 
-        ``tools`` are those that may be called: the arguments of a strict one follow its schema. One of ``must_call``
+        ``tools`` are those that may be called: the arguments of a strict one follow its schema, wherever a mask can
+        tell that one is being called. One of ``must_call``
         is called if there are any. Without, the answer's text looks like ``content``, or there are calls in its place.
         With ``one_call`` there is at most one. Raises ``GatewayError`` (400) where the model's form of calls cannot
         be told, or ``content`` is no JSON.
@@ -203,25 +203,29 @@ class Forms:
 
     def _free(
         self, prompt_ids: Sequence[int], form: CallForm, functions: Sequence[Mapping[str, Any]], one_call: bool
-    ) -> Grammar:
-        """Any tokens, except that whatever begins like a call is one."""
+    ) -> Grammar | None:
+        """Any tokens, except that whatever begins like a call is one.
+
+        ``None`` where a call begins with plain text in the middle of others, as gpt-oss's do: no mask tells it from
+        them without forbidding more.
+        """
         calls = self._calls(form, functions, one_call)
         first = self._spellings.match(form.opening)
-        if first is None and form.opening[:1] in ("{", "["):  # A turn that begins like this is a call, or no JSON.
-            other = _sequence([{"type": "regex", "pattern": r"[^{\[]"}, {"type": "any_tokens"}])
-            turn = _sequence([*self._literal(form.opening), *calls])
-            return self._tag(prompt_ids, [("", {"type": "optional", "content": _one_of([turn, other])})])
-        if first is None:
-            rules: list[Any] = [[form.opening, _sequence(calls)]]
-            free: _Format = {"type": "dispatch", "rules": rules, "loop": not one_call}
-            return self._tag(prompt_ids, [("", free)])
-        rest = [*self._literal(form.opening[first.end() :]), *calls]
-        free = {
-            "type": "token_dispatch",
-            "rules": [[self._ids[first.group()], _sequence(rest)]],
-            "loop": not one_call,
-        }
-        return _grammar(self._open(prompt_ids, free))
+        if first is not None:
+            rest = _sequence([*self._literal(form.opening[first.end() :]), *calls])
+            rules = [[self._ids[first.group()], rest]]
+            free: _Format = {"type": "token_dispatch", "rules": rules, "loop": not one_call}
+            return _grammar(self._open(prompt_ids, free))
+        if form.opening[:1] not in ("{", "["):
+            return None
+        # A turn that begins like JSON is a call, whatever else it begins with is none.
+        marks: list[_Format] = [
+            {"type": "token", "token": token} for token in self._ids.values() if token not in self._stop_ids
+        ]
+        start = _one_of([{"type": "regex", "pattern": r"[^{\[]"}, *marks])
+        turn = _sequence([*self._literal(form.opening), *calls])
+        other = _sequence([start, {"type": "any_tokens"}])
+        return self._tag(prompt_ids, [("", {"type": "optional", "content": _one_of([turn, other])})])
 
     def _open(self, prompt_ids: Sequence[int], free: _Format) -> _Format:
         """``free``, also after thinking in which no call begins. The thinking may end the completion, as it always may,
