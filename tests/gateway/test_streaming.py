@@ -28,6 +28,8 @@ class SteppedBackend:
         self.requests: list[GenerationRequest] = []
         self.cancelled = 0
         self.fails = False
+        self.stop: str | None = None
+        """The stop string that the last token completes."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         self.requests.append(request)
@@ -38,7 +40,7 @@ class SteppedBackend:
                 if self.fails and number == len(self.ids):
                     raise BackendError("the engine broke")
                 finish = "stop" if number == len(self.ids) else None
-                yield Chunk((token,), (-0.5,), (0,), finish=finish)
+                yield Chunk((token,), (-0.5,), (0,), finish=finish, stop_string=self.stop if finish else None)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
@@ -182,6 +184,23 @@ def test_all_that_is_said_leaves_before_the_turn_ends(stepped, way):
     assert told == {"reasoning_content": "Multiply.", "content": "Let me see.", "arguments": '{"n": 12}'}
     (call,) = session.calls
     assert call.message["tool_calls"][0]["function"]["arguments"] == told["arguments"]
+
+
+@pytest.mark.parametrize("stop", ["408", "08.", "me se", "\n"])
+def test_nothing_of_a_stop_string_is_told(stepped, stop):
+    gateway, backend, session = stepped("Let me see.\nIt is 408. So.")
+    decode = gateway.completer.renderer.vocabulary.decode
+    end = next(n for n in range(len(backend.ids)) if stop in decode(backend.ids[:n]))
+    backend.ids, backend.stop, backend.allowed = backend.ids[:end], stop, end
+
+    async def run():
+        async with Connection(gateway, httpx2, in_process=True).client(session) as client:
+            stream = await client.chat.completions.create(model="any", messages=ASK, stop=[stop], stream=True)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    told = asyncio.run(run())
+    (call,) = session.calls
+    assert told == call.message["content"] == "Let me see.\nIt is 408. So.".partition(stop)[0].strip()
 
 
 async def ended(session: Session) -> None:

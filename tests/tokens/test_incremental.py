@@ -35,6 +35,7 @@ OWN = {
     "no marks": ("smollm2", BARE.replace("<|end_of_text|>", "<|im_end|>")),
 }
 """Families of our own: a vocabulary and a template."""
+ALL = [*FAMILIES, *OWN, "tiny", "qwen3.5"]
 
 
 @lru_cache
@@ -142,6 +143,35 @@ MARKS = [
 ]
 MARKS += ["analysis", "final", "commentary to=functions.calculate"]
 SNIPPETS = [*CALLS, *TEXTS, *MARKS]
+HEAD = '{"name": "f", "arguments": '
+CORNERS = [
+    *(f"<tool_call>\n{call}\n</tool_call>" for call in CALLS),
+    *(f"[TOOL_CALLS] [{call}, {call}]" for call in CALLS[:4]),
+    f'<tool_call>{HEAD}{{"a": "}}"}}',  # The brace of a string, at the end of a call that breaks off.
+    f'<tool_call>{HEAD}{{"a": "}}}}',
+    f'<tool_call>{HEAD}{{"a": 1 }} }} </tool_call> So.',
+    f'<tool_call>{HEAD}{{"a": "</tool_call>"}}}}</tool_call>',
+    f'<tool_call>{HEAD}{{"a": "</tool_call>", x}}}}</tool_call> So. <tool_call>{HEAD}[2]}}</tool_call>',
+    f'<tool_call>{HEAD}{{"a": </tool_call> So. <tool_call>{HEAD}[2]}}</tool_call>',
+    f"<tool_call>{HEAD}[1]}} So. </tool_call> \n ",
+    f"<tool_call>{HEAD}[1]}}</tool_call> \n ",
+    f"<tool_call>{HEAD}{'[' * 2000}</tool_call><tool_call>{HEAD}{'9' * 5000}}}</tool_call>",
+    "<tool_call>calculate</tool_call>\n<tool_call>" + CALLS[0] + "</tool_call>",
+    "<think>\nHm. <tool_call>" + CALLS[0] + "</tool_call> No.\n</think>\n\nSo.",
+    "<think>\nHm. <tool_call>" + CALLS[0] + "</tool_call>",
+    "<think>\n\n</think>\n\n<think>Hm.</think> So.",
+    " \n<think>Hm.</think> \n",
+    "So. <think>Hm.</think> So.",
+    "<|im_start|>assistant\n<think>Hm.</think> So.",
+    "<|python_tag|>" + CALLS[0],
+    " " + CALLS[0],
+    "Hi <|end_header_id|> So.",
+    *(f"<|channel|>{head}<|message|>{{\"a\": 1}} <|end|><|start|>assistant<|channel|>final<|message|> So. "
+      for head in ("analysis", "final", "commentary to=functions.f", "final to=functions.f", "o=functions.f", "other")),
+    "<|start|>o=functions.f<|channel|>final<|message|>{}",
+    "<|message|>to=functions.f<|end|><|start|>assistant<|channel|>final<|message|>So.",
+]  # fmt: skip
+"""What is easily read in another way at first than at the end, in one family or another."""
 
 
 @lru_cache
@@ -151,7 +181,7 @@ def tokens(name):
     vocabulary = made.vocabulary
     marks = sorted({*vocabulary.special_ids, *made.stop_ids, *vocabulary.added_tokens_decoder})
     known = len(vocabulary.get_vocab())
-    texts = [vocabulary.encode(text) for text in SNIPPETS]
+    texts = [vocabulary.encode(text) for text in (*SNIPPETS, *CORNERS)]
     split = [vocabulary.encode(text[:1]) + vocabulary.encode(text[1:]) for text in SNIPPETS if len(text) > 1]
     one = st.one_of(st.sampled_from(marks), st.integers(0, known - 1)).map(lambda token: [token])
     return st.lists(st.one_of(st.sampled_from(texts), st.sampled_from(split), one), max_size=14).map(
@@ -174,7 +204,7 @@ def faults(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *OWN, "tiny", "qwen3.5"])
+@pytest.mark.parametrize("name", ALL)
 @settings(max_examples=30)
 @given(data=st.data())
 def test_what_is_given_is_the_message_that_is_read_of_the_whole(name, data):
@@ -183,6 +213,25 @@ def test_what_is_given_is_the_message_that_is_read_of_the_whole(name, data):
     tools, prompt = data.draw(st.sampled_from([TOOLS, TOOLS, None])), data.draw(st.sampled_from(prompts(name)))
     stop = data.draw(st.sampled_from([(), (), ("STOP",), ("OP", "408. \n", "<tool")]))
     check(renderer(name), ids, chunks, tools=tools, prompt=prompt, stop=stop)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_easily_read_in_two_ways_is_given_once(name):
+    made = renderer(name)
+    for text in CORNERS:
+        ids = made.vocabulary.encode(text)
+        for tools in (TOOLS, None):
+            for chunks in ([], [len(ids)]):
+                check(made, ids, chunks, tools=tools, prompt=prompts(name)[0])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "tiny", "qwen2.5", "deepseek-r1"])
+def test_a_mark_that_is_spelled_in_other_tokens_within_thinking(name):
+    made = renderer(name)
+    ids = [
+        token for part in ("<think>So </th", "ink> and", " so.</think>It is.") for token in made.vocabulary.encode(part)
+    ]
+    check(made, ids, [], prompt=prompts(name)[0])
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *OWN, "tiny"])

@@ -20,14 +20,14 @@ def answer(part: Part, text: str, ids: Sequence[int]) -> Steps[None]:
     whole = notation.whole_calls and begun[:1] == "{" and (part.tools or begun != text)
     json = notation.json if part.tools else None
     special = part.tools and bool(ids) and ids[0] in notation.special_ids
-    if whole:
+    if whole or begun.startswith(HEADER):
         yield from unknown(part, text)
     elif json is not None and json.opener:
         if special and not begun.startswith(json.opener):  # Calls may be read without this token.
             yield from unknown(part, text)
         else:
             yield from say_json(part, json, text)
-    elif special or begun.startswith(HEADER) or (json is not None and begun[:1] in ("{", "[")):
+    elif special or (json is not None and begun[:1] in ("{", "[")):
         yield from unknown(part, text)
     elif (yield from _say(part, text)):
         if notation.hermes and part.tools:
