@@ -42,6 +42,7 @@ _MARKS = re.compile(r"</?think>|\s+")
 _NOTHING_SPELLED: frozenset[str] = frozenset()
 _REMEMBERED = 32
 """How many of the last requests that nothing continues yet are remembered whole; an agent has fewer conversations."""
+_FIRSTS = 4
 _LONG = 8
 """How many items a list of a body has that is worth remembering whole."""
 
@@ -107,7 +108,7 @@ class Way:
     """The messages of a request, and where they lead among the recorded conversations."""
 
     tools: str
-    messages: list[Mapping[str, Any]]
+    messages: Messages
     keys: list[MessageKey]
     nodes: list[_Node]
     """The nodes after the first messages, as far as there are any."""
@@ -227,10 +228,12 @@ class Conversations:
         nearest, common = _nearest(self._recent, messages)
         known = nearest.way if nearest is not None else Way(tools, [], [], [], 0, 0)
         repeated = common if known.tools is tools else 0
+        keys = known.keys[:common]
+        keys += map(message_key, messages[common:])
         way = Way(
             tools,
-            [*known.messages[:common], *messages[common:]],
-            [*known.keys[:common], *map(message_key, messages[common:])],
+            messages,
+            keys,
             known.nodes[:common],
             repeated,
             min(known.passed, repeated),
@@ -493,28 +496,45 @@ class Bodies:
         self._links: dict[tuple[_Link | None, bytes], _Link] = {}
         self._items: dict[bytes, Mapping[str, Any]] = {}
         self._recent: list[_Kept] = []
+        self._firsts: list[tuple[Mapping[str, Any], bytes | None]] = []
+        """The first items of the last lists, with the digests of those that hold more than texts."""
 
     def recall(self, body: dict[str, Any]) -> dict[str, Any]:
         """``body`` with the items that its lists repeat of recent ones replaced by those."""
         for value in body.values():
             if type(value) is list and value and type(value[0]) is dict:
-                value[0] = self._items.get(_digest(value[0]), value[0])
+                value[0] = self._recalled(value[0])
                 recent, common = self._nearest(value[1:])
                 if recent is not None:
                     value[1 : common + 1] = recent.items[:common]
         return body
+
+    def _recalled(self, item: dict[str, Any]) -> Mapping[str, Any]:
+        equal = ((first, told) for first, told in self._firsts if first == item)
+        return next((first for first, told in equal if told is None or told == _digest(item)), item)
 
     def keep(self, body: Mapping[str, Any]) -> Body:
         """``body`` as it is to be kept. The caller must not change it, or anything in it, afterwards."""
         return Body({name: self._kept(value) if type(value) is list else value for name, value in body.items()})
 
     def _kept(self, value: list[Any]) -> Any:
-        if set(map(type, value)) != {dict}:
+        if not value or type(value[0]) is not dict:
             return value
-        return _List(self._items.setdefault(_digest(value[0]), value[0]), self._linked(value[1:]))
+        rest = value[1:]
+        recent, common = self._nearest(rest)
+        if any(type(item) is not dict for item in rest[common:]):
+            return value
+        return _List(self._first(value[0]), self._linked(rest, recent, common))
 
-    def _linked(self, value: list[Any]) -> _Link | None:
-        recent, common = self._nearest(value)
+    def _first(self, item: dict[str, Any]) -> Mapping[str, Any]:
+        if any(item is first for first, _ in self._firsts):
+            return item
+        digest = _digest(item)
+        kept = self._items.setdefault(digest, item)
+        self._firsts = [(kept, None if _is_text(kept) else digest), *self._firsts[: _FIRSTS - 1]]
+        return kept
+
+    def _linked(self, value: list[Any], recent: _Kept | None, common: int) -> _Link | None:
         links = [] if recent is None else recent.links[:common]
         link = links[-1] if links else None
         for item in value[common:]:
@@ -539,7 +559,8 @@ class Bodies:
 
     def _remember(self, recent: _Kept | None, common: int, links: list[_Link]) -> None:
         """Keep a new list in the place of ``recent``, all of which it may begin with."""
-        items = [*(recent.items[:common] if recent is not None else ()), *(link.item for link in links[common:])]
+        items = recent.items[:common] if recent is not None else []
+        items += [link.item for link in links[common:]]
         exact = {n: told for n, told in recent.exact.items() if n < common} if recent is not None else {}
         exact |= {n: _digest(items[n]) for n in range(common, len(items)) if not _is_text(items[n])}
         over = recent if recent is not None and common == len(recent.items) else None
@@ -554,12 +575,12 @@ def _is_text(value: object) -> bool:
     return all(map(_is_text, value)) if isinstance(value, list) else value is None or isinstance(value, str)
 
 
-def _digest(item: dict[str, Any]) -> bytes:
+def _digest(item: Mapping[str, Any]) -> bytes:
     """A digest that is equal for the same JSON value alone."""
     return hashlib.blake2b(_exact(item), digest_size=16).digest()
 
 
-def _exact(item: dict[str, Any]) -> bytes:
+def _exact(item: Mapping[str, Any]) -> bytes:
     """Bytes that are equal for the same JSON value alone: 1, 1.0 and true, which are equal to Python, differ in them.
 
     orjson writes them in a fraction of the time of ``marshal``; but it writes NaN as null, and not every text.
@@ -567,5 +588,5 @@ def _exact(item: dict[str, Any]) -> bytes:
     try:
         written = orjson.dumps(item)
     except TypeError:
-        return marshal.dumps(item, 2)
-    return marshal.dumps(item, 2) if b"null" in written else written
+        return marshal.dumps(dict(item), 2)
+    return marshal.dumps(dict(item), 2) if b"null" in written else written
