@@ -7,6 +7,8 @@ from tests.tokens.families import official
 
 from agentrl.errors import GatewayError
 from agentrl.tokens.selection import load_renderer
+from agentrl.tokens.template import ChatTemplate
+from agentrl.tokens.vocabulary import Vocabulary
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 SAID = {"role": "assistant", "content": "It is 408.", "reasoning_content": "Multiply."}
@@ -83,6 +85,23 @@ def test_an_effort_that_the_template_reads_reaches_it(make_tokenizer):
     low = renderer.under({"reasoning_effort": "low"})
     assert renderer.vocabulary.decode(low.render([ASK])) == "low:user What is 12 * 34?"
     assert renderer.vocabulary.decode(renderer.render([ASK])) == "usual:user What is 12 * 34?"
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("{{ a }}{% if b is defined %}x{% endif %}{{ c | default('y') }}", {"a", "b", "c"}),
+        ("{% if a is not defined %}{% set a = 1 %}{% endif %}{{ a }}", {"a"}),
+        ("{% for m in messages %}{% if m.x %}{% set text = 1 %}{% endif %}{{ text }}{% endfor %}", set()),
+        ("{% macro f(x) %}{{ x }}{{ y }}{% endmacro %}{{ f(z) }}{{ namespace(a=1).a }}{{ range(2) }}", {"y", "z"}),
+        ("{{ bos_token }}{{ tools }}{{ add_generation_prompt }}{{ strftime_now('%Y') }}", set()),
+    ],
+)
+def test_what_a_template_is_to_be_given_is_told_by_its_source(make_tokenizer, source, reads):
+    turns = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
+    tokenizer = make_tokenizer(source + turns)
+    tokenizer.bos_token = "<|im_start|>"
+    assert ChatTemplate(Vocabulary(tokenizer), "the model").reads == reads
 
 
 def test_control_tokens_are_kept_as_text_under_variables_too(make_tokenizer):

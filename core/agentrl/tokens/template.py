@@ -218,7 +218,10 @@ class ChatTemplate:
                 ) from error
 
 
-_OWN = frozenset({"messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception"})
+_OWN = frozenset(
+    {"messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception"}
+    | {f"{special}_token" for special in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
+)
 """What a template is given that no request may set by these names."""
 
 
@@ -228,11 +231,21 @@ def _compiled(template: str) -> Template:
 
 
 def _read_by(template: str) -> frozenset[str]:
-    """The names that a template looks up, without those that every template knows."""
+    """The names that a template looks up and is to be given, without those that every template knows.
+
+    A name that the template sets by itself is one only where it asks whether it was given.
+    """
+    from jinja2 import nodes
     from jinja2.meta import find_undeclared_variables
 
     environment = _environment()
-    return frozenset(find_undeclared_variables(environment.parse(template))) - environment.globals.keys()
+    tree = environment.parse(template)
+    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    asked: set[str] = set()
+    for question in tree.find_all((nodes.Test, nodes.Filter)):
+        if question.name in ("defined", "undefined", "default", "d") and isinstance(question.node, nodes.Name):
+            asked.add(question.node.name)
+    return frozenset(find_undeclared_variables(tree)) - (own - asked) - environment.globals.keys()
 
 
 @cache
