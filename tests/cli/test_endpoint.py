@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from agentrl import open_run
@@ -172,7 +175,7 @@ def test_an_agent_in_the_model_s_place_is_told_apart(agentrl, server):
     ("override", "said"),
     [
         ("{stream: null}", "rollout.override.stream cannot be: an override does not change stream"),
-        ("{n: 2}", "with rollout.override.n every call would be refused"),
+        ("{n: 0}", "with rollout.override.n every call would be refused"),
     ],
 )
 def test_an_override_under_which_no_call_could_be_answered_is_refused_before_the_endpoint_is_asked(
@@ -225,3 +228,29 @@ def test_an_agent_that_fails_is_told_of_with_an_episode_and_in_debug_mode_with_i
     assert "2 of 4 episodes failed; commonest: 2x agent: LookupError: no such page: It is 4. at " in err
     assert "[eval-1-1-0]" in err
     assert err.count('raise LookupError("no such page: "') == debug
+
+
+def test_serve_passes_sessions_on_to_the_model_that_is_named(server, tmp_path, warm):
+    """What they ask and what they earn is kept; tokens there are none."""
+    options = ("--model", "gpt-4o", "--backend", "openai", "--port", "0", "--json", "run.name=served")
+    url = f"inference.backend.url=http://127.0.0.1:{server.server_port}/v1"
+    environ = {**os.environ, "AGENTRL_ADMIN_KEY": "an-admin-key"}
+    process = warm.start("serve", *options, url, cwd=tmp_path, environ=environ, stdout=subprocess.PIPE)
+    try:
+        service = json.loads(process.stdout.readline())["url"]
+        with httpx2.Client(trust_env=False, timeout=60) as client:
+            opened = client.post(f"{service}/v1/sessions", headers={"x-api-key": "an-admin-key"}).json()
+            own = {"x-api-key": opened["api_key"]}
+            body = {"messages": [{"role": "user", "content": "2 + 2"}]}
+            answer = client.post(f"{opened['base_url']}/chat/completions", json=body, headers=own).json()
+            assert answer["choices"][0]["message"]["content"] == "It is 4."
+            rewards = f"{service}/v1/sessions/current/rewards"
+            assert client.post(rewards, json={"reward": 1, "call": answer["id"]}, headers=own).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+    (episode,) = open_run(tmp_path / "runs/served").load_episodes()
+    assert (episode.reward, list(episode.call_rewards)) == (1.0, [answer["id"]])
+    assert server.asked[-1][0] == "gpt-4o"

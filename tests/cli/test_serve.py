@@ -217,6 +217,7 @@ def test_limits_of_the_command_line_hold(serve: Serve) -> None:
         (["rollout.override={stream: true}"], ADMIN, "an override does not change stream"),
         (["--model", "no-such-model"], ADMIN, "no-such-model"),
         (["--port", "70000"], ADMIN, "70000"),
+        (["--backend", "openai"], ADMIN, "which of the endpoint's models to serve (name the endpoint's model: --model"),
     ],
 )
 def test_what_cannot_be_served_is_a_usage_error(

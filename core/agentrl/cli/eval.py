@@ -125,17 +125,18 @@ _KEYS = ("model.name", "inference.backend.model")
 _HERE = "command line"
 
 
-def named(resolved: Resolved, plugins: Plugins) -> Resolved:
+def named(resolved: Resolved, plugins: Plugins, *, do: str = "measure", say: str = "agentrl eval MODEL") -> Resolved:
     """``resolved`` with one name for the model: a chat backend's own key, unless only the other is from here.
 
-    Raises ``ConfigError`` where the command line has both, where nobody has named one, and for the name of an agent.
+    ``do`` says what is done with the model, and ``say`` how it is named. Raises ``ConfigError`` where the command line
+    has both, where nobody has named one, and for the name of an agent.
     """
     from agentrl.errors import ConfigError
     from agentrl.training.backends import is_chat, named_by_endpoint
 
     if not is_chat(resolved.config, plugins):
         return resolved
-    _refuse_nobody_s_choice(resolved)
+    _refuse_nobody_s_choice(resolved, do, say)
     _refuse_agent(resolved, plugins)
     config = named_by_endpoint(resolved.config)
     of_model, of_backend = (resolved.provenance.get(key) == _HERE for key in _KEYS)
@@ -148,13 +149,13 @@ def named(resolved: Resolved, plugins: Plugins) -> Resolved:
     return replace(resolved, config=config.model_copy(update={"model": given}) if of_model else config)
 
 
-def _refuse_nobody_s_choice(resolved: Resolved) -> None:
+def _refuse_nobody_s_choice(resolved: Resolved, do: str, say: str) -> None:
     from agentrl.errors import ConfigError
 
     if all(resolved.provenance.get(key, "default") == "default" for key in _KEYS):
         raise ConfigError(
-            "nothing says which of the endpoint's models to measure",
-            fix="name the endpoint's model: agentrl eval MODEL, or inference.backend.model=MODEL",
+            f"nothing says which of the endpoint's models to {do}",
+            fix=f"name the endpoint's model: {say}, or inference.backend.model=MODEL",
         )
 
 

@@ -144,8 +144,9 @@ def serve(
     if given is not None and model is not None:
         raise ConfigError(f"the model is named twice, as {given!r} and as {model!r}", fix="leave one of them out")
     if backend is not None:
-        settings = (*settings, f"inference.backend={backend}")
-    resolved = named(resolve_config(file, *settings, model=model or given), app.plugins)
+        settings = (f"inference.backend.name={backend}", *settings)
+    resolved = resolve_config(file, *settings, model=model or given)
+    resolved = named(resolved, app.plugins, do="serve", say="--model MODEL")
     service = _options(**options)
     reporter = default_reporter(tracebacks=app.debug)
     try:

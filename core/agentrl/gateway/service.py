@@ -88,6 +88,7 @@ class _Ended:
     """Of its key."""
     key: EpisodeKey
     summary: Mapping[str, Any]
+    """Without its metadata."""
 
 
 class SessionService(Resource):
@@ -147,7 +148,7 @@ class SessionService(Resource):
         name = request.parameters["id"]
         found = self._find(name, given)
         if request.route is _SESSION:
-            return _json(found.summary if isinstance(found, _Ended) else self._summary(found))
+            return _json(await self._told(found))
         if request.route is _CALLS:
             return _json(await self._recorded(found))
         if request.route is _CLOSE:
@@ -298,7 +299,7 @@ class SessionService(Resource):
         body = _only(given, ("failure",))
         failure = _name(body, "failure", longest=_LONGEST_FAILURE)
         if isinstance(found, _Ended):
-            return found.summary
+            return await self._told(found)
         if failure is not None and (found.reward is not None or found.call_rewards):
             raise GatewayError(
                 "the session has rewards, and an episode that failed has none",
@@ -307,7 +308,7 @@ class SessionService(Resource):
                 param="failure",
                 fix="close it without a failure, or without having rewarded it",
             )
-        return (await self._end(found, "closed", failure)).summary
+        return await self._told(await self._end(found, "closed", failure))
 
     async def _end(self, open_: _Open, ending: Ending, failure: str | None = None) -> _Ended:
         """End a session and store its episode, once, whoever else would end it meanwhile."""
@@ -333,7 +334,9 @@ class SessionService(Resource):
                 open_.ending = None  # Whoever ends it next tries again.
             ended.set_exception(_not_stored(error))
             return
-        remembered = _Ended(_digest(session.api_key), open_.key, self._summary(open_, ending, episode))
+        summary = self._summary(open_, ending, episode)
+        del summary["metadata"]  # It may be large, and is in the episode.
+        remembered = _Ended(_digest(session.api_key), open_.key, summary)
         with self._lock:
             self._open.pop(session.id, None)
             self._ended[session.id] = remembered
@@ -403,6 +406,13 @@ class SessionService(Resource):
             "outcome": None if episode is None else episode.outcome,
             "failure": None if episode is None or episode.failure is None else episode.failure.reason,
         }
+
+    async def _told(self, found: _Open | _Ended) -> dict[str, Any]:
+        """The summary of a session."""
+        if isinstance(found, _Open):
+            return self._summary(found)
+        episode = await asyncio.to_thread(self._recall, found.key)
+        return {**found.summary, "metadata": episode.data["metadata"]}
 
     async def _recorded(self, found: _Open | _Ended) -> dict[str, Any]:
         """The calls and the token tree of a session."""

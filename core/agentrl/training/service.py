@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import secrets
 import socket
 import time
@@ -48,6 +49,8 @@ AGENT = "serve"
 
 _SHORTEST_KEY = 16
 """Fewest characters of the admin key where other machines may try keys."""
+_SAYS_S = 5.0
+"""Fewest seconds between two lines that count the episodes."""
 _LOOKS_S = 1.0
 """Most seconds between two looks for sessions that have expired."""
 
@@ -173,6 +176,8 @@ class _Recorder:
     fault: Exception | None = None
     """What a hook raised."""
     began: float = field(default_factory=time.monotonic)
+    said: float = -math.inf
+    """When the episodes were counted last."""
 
     async def episode(self, loop: asyncio.AbstractEventLoop, episode: Episode) -> None:
         """Store an episode durably, then have it reported by ``loop``. Raises ``RunError`` where it is not stored."""
@@ -183,6 +188,12 @@ class _Recorder:
         self.tokens += sum(call.completion_tokens for call in episode.calls)
         self.tally.add(episode)
         self.reporter.episode_finished(episode)
+        if time.monotonic() - self.said >= _SAYS_S:
+            self.said = time.monotonic()
+            failed = self.tally.count("failed")
+            self.reporter.activity_started(
+                f"serving, {self.tally.episodes:,} episodes" + (f", {failed:,} failed" if failed else "")
+            )
         try:
             self.plugins.hook.agentrl_episode_finished(episode=episode)
         except Exception as error:  # It is to end the service, and not only this callback.
