@@ -264,6 +264,15 @@ def test_a_tool_that_is_not_there_cannot_be_chosen(family: Any) -> None:
         family("qwen3").grammar(must_call=("nothing",))
 
 
+def test_where_no_token_ends_a_call_a_grammar_keeps_to_one(family: Any) -> None:
+    model = family("deepseek-v3")
+    one = model.grammar(one_call=True)
+    assert model.refused(one, model.written(("weather", {"city": "Rome"}))) is None
+    assert model.refused(one, model.written(("weather", {"city": "Rome"}), ("weather", {"city": "Oslo"})))
+    assert model.refused(one, model.ids("Hm.</think>It is late.")) is None
+    assert model.renderer.forms.grammar(model.prompt, None, one_call=True) is None
+
+
 def test_without_a_wish_there_is_no_grammar(family: Any) -> None:
     model = family("qwen3")
     assert model.renderer.forms.grammar(model.prompt, TOOLS) is None

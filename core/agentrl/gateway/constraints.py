@@ -28,7 +28,7 @@ def constraint(
     Raises ``GatewayError`` (400) where the backend has no grammars, or the model's form of tool calls is unknown.
     """
     tools = request.tools if request.calls_tools else None
-    if not (request.must_call or request.grammar or _strict(request)):
+    if not (request.must_call or request.grammar or request.one_call or _strict(request)):
         return None
     if "grammar" in capabilities.sampling:
         return forms.grammar(

@@ -77,6 +77,8 @@ class Forms:
         self._ids = vocabulary.added_ids(str(vocabulary.chat_template or ""))
         self._spellings = re.compile("|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) or r"(?!)")
         self._stops = {token for token, token_id in self._ids.items() if token_id in stop_ids}
+        self._ends_calls = vocabulary.special_id("</tool_call>") is not None
+        """Whether a completion can be ended by the token after its first call, without a grammar."""
         self._harmony = all(mark in self._ids for mark in ("<|channel|>", "<|message|>", "<|end|>", "<|start|>"))
         self._thoughts = (_HARMONY,) if self._harmony else thinking.known
 
@@ -113,7 +115,8 @@ class Forms:
             return self._tag(prompt_ids, [self._turn(self._known_form("tool_choice"), called, one_call)])
         if content is not None:
             return self._answer(prompt_ids, content, list(offered.values()), one_call)
-        if any(function.get("strict") for function in offered.values()) and self.calls is not None:
+        strict = any(function.get("strict") for function in offered.values())
+        if (strict or (one_call and offered and not self._ends_calls)) and self.calls is not None:
             return self._free(prompt_ids, self.calls, list(offered.values()), one_call)
         return None
 
