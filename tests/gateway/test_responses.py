@@ -278,7 +278,7 @@ def test_what_others_would_have_to_run_is_left_out_and_counted(in_process, open_
         {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}},
         {"type": "mcp_list_tools", "id": "x", "server_label": "x", "tools": []},
         {"type": "compaction", "encrypted_content": "x"},
-        {"role": "user", "content": ASK, "mood": "good"},
+        {"type": None, "role": "user", "content": ASK, "mood": "good"},
     ]
     wishes = {"truncation": "auto", "reasoning": {"effort": "high"}, "text": {"verbosity": "low"}}
     response = ask(in_process, session, input=history, tools=[*hosted, CALCULATE], **wishes)

@@ -137,7 +137,7 @@ def _refuse_fields(given: Mapping[str, Any]) -> None:
 
 def _conversation(given: Mapping[str, Any], request: WireRequest, store: Store) -> Conversation:
     """The conversation so far: instructions, what a previous response knew and said, and the input."""
-    conversation = Conversation(store.made, request.thinking)
+    conversation = Conversation(store.made, request.thinking, request.memory)
     if instructions := text(given, "instructions", ""):
         conversation.say("system", instructions)
     if previous := text(given, "previous_response_id", ""):
@@ -147,7 +147,7 @@ def _conversation(given: Mapping[str, Any], request: WireRequest, store: Store) 
     if isinstance(asked, str):
         conversation.say("user", asked)
     elif isinstance(asked, list):
-        conversation.add([store.referred(item, f"input[{index}]") for index, item in enumerate(asked)])
+        conversation.add_input([store.referred(item, f"input[{index}]") for index, item in enumerate(asked)])
     else:
         raise wrong("input", f"is neither a text nor a list of items: {shown(asked, 80)}")
     return conversation
