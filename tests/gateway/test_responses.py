@@ -28,7 +28,8 @@ CUSTOM = {"type": "custom", "name": "patch", "description": "Patches."}
 
 @pytest.fixture(scope="module")
 def served(renderer) -> Iterator[Gateway]:
-    capabilities = Capabilities(CONTEXT, 8, frozenset({"temperature", "seed", "stop", "top_logprobs"}))
+    sampling = frozenset({"temperature", "seed", "stop", "top_logprobs", "grammar"})
+    capabilities = Capabilities(CONTEXT, 8, sampling=sampling)
     dialects = [ChatCompletions(), Responses()]
     gateway = Gateway(EngineCompleter(ScriptedBackend(renderer), capabilities, renderer), dialects)
     gateway.start()
@@ -504,3 +505,52 @@ def test_an_endpoint_elsewhere_is_asked_for_chat_completions(stream):
     ]
     assert request.body["tools"][0]["function"]["name"] == "patch"
     assert (request.body["max_tokens"], request.body["tool_choice"]["function"]) == (9, {"name": "patch"})
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+FORMS = [
+    ({"text": {"format": {"type": "json_object"}}}, ()),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}}, ()),
+    ({"tools": [CALCULATE, CUSTOM], "tool_choice": "required"}, ("calculate", "patch")),
+    ({"tools": [CALCULATE, CUSTOM], "tool_choice": {"type": "function", "name": "calculate"}}, ("calculate",)),
+    ({"tools": [CALCULATE, CUSTOM], "tool_choice": {"type": "custom", "name": "patch"}}, ("patch",)),
+    (
+        {
+            "tools": [CALCULATE, CUSTOM, {"type": "web_search"}],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "custom", "name": "patch"}, {"type": "web_search"}],
+            },
+        },
+        ("patch",),
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "called"), FORMS)
+def test_a_form_is_a_grammar(in_process, open_session, backend, fields, called):
+    backend.says('{"n": 1}')
+    ask(in_process, open_session(), **fields)
+    grammar = backend.requests[0].sampling.grammar
+    assert ('"required": ["n"]' in grammar.text) == ("json_schema" in str(fields))
+    assert {name for name in ("calculate", "patch") if name in grammar.text} == set(called)
+
+
+def test_a_form_that_nobody_can_keep_is_refused_by_its_name_here(renderer):
+    gateway = Gateway(EngineCompleter(ScriptedBackend(renderer), Capabilities(CONTEXT, 8), renderer))
+    session = gateway.open_session(SessionSettings(training=True))
+    connection = Connection(gateway, httpx2, in_process=True)
+    error = failed(lambda: ask(connection, session, text={"format": {"type": "json_object"}}))
+    gateway.stop()
+    assert (error.status_code, error.param) == (400, "text.format")
+    assert "rollout.override: {response_format: null}" in error.message
+
+
+def test_only_allowed_tools_are_offered(in_process, open_session, backend):
+    backend.says("It is 408.", "It is 408.")
+    session = open_session()
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "calculate"}]}
+    ask(in_process, session, tools=[CALCULATE, CUSTOM], tool_choice=choice)
+    ask(in_process, session, tools=[CALCULATE])
+    assert backend.requests[0].prompt_ids == backend.requests[1].prompt_ids

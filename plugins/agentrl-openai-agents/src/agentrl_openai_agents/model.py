@@ -94,11 +94,12 @@ class _ResponsesModel(PolicyModel, OpenAIResponsesModel):
 
     def __init__(self, model: str, client: AsyncOpenAI) -> None:
         super().__init__(model, client)
-        create: Callable[..., Awaitable[Response]] = client.responses.create
+        create: Callable[..., Awaitable[object]] = client.responses.create
 
-        async def noted(**request: Any) -> Response:
+        async def noted(**request: Any) -> object:
             response = await create(**request)
-            self.note(response.output)  # The SDK drops an answer that was cut off, and the policy's words with it.
+            if isinstance(response, Response):  # And no stream.
+                self.note(response.output)  # The SDK drops an answer that was cut off, and the policy's words with it.
             return response
 
         client.responses.create = noted  # type: ignore[method-assign, assignment]
