@@ -25,7 +25,7 @@ from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.runs.episodes import _tree
 from agentrl.runs.store import _tree_row
 from agentrl.tokens.selection import load_renderer
-from agentrl.training.loop import _check_trained
+from agentrl.training.loop import _check_trained, _mostly_excluded
 from agentrl.training.parts import check_sampling
 
 SCHEMA = {
@@ -131,6 +131,16 @@ def test_an_episode_that_grammars_leave_nothing_of_stops_the_run(group) -> None:
         _check_trained(episode, choices=True)
     assert "rollout.override" in str(stopped.value.fix)
     assert "constrained=train" not in str(stopped.value.fix)
+
+
+def test_where_most_tokens_are_left_out_that_is_said() -> None:
+    """As with strict tools, of whose calls little but the beginning is the policy's own."""
+    said = _mostly_excluded({"tokens/excluded": 30.0, "tokens/trained": 12.0})
+    assert said is not None
+    assert said.startswith("30 of 42 tokens")
+    assert "rollout.constrained=train" in said
+    assert _mostly_excluded({"tokens/excluded": 12.0, "tokens/trained": 30.0}) is None
+    assert _mostly_excluded({"tokens/excluded": 12.0, "tokens/trained": 0.0}) is None
 
 
 def test_a_backend_that_reports_other_logprobs_cannot_train_constrained_tokens() -> None:

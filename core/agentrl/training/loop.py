@@ -155,7 +155,8 @@ class TrainingLoop:
         self._agreement.look(step, learned)
         if learned.get("policy/updated"):
             await self._prove(groups)
-        for warning in (self._idle.add(step, metrics), self._mostly_excluded(metrics) if step == 1 else None):
+        first = step == 1 and self.config.rollout.constrained == "exclude"
+        for warning in (self._idle.add(step, metrics), _mostly_excluded(metrics) if first else None):
             if warning:
                 self.recorder.reporter.warning(warning)
 
@@ -175,17 +176,6 @@ class TrainingLoop:
         batch, counts = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices)
         with self._writing:
             return {**counts, **self.learner.step(batch)}
-
-    def _mostly_excluded(self, metrics: Mapping[str, float]) -> str | None:
-        """A warning where grammars leave little to train, such as nothing but the beginnings of tool calls."""
-        excluded, trained = metrics["tokens/excluded"], metrics["tokens/trained"]
-        if not trained or excluded <= trained or self.config.rollout.constrained == "train":
-            return None
-        return (
-            f"{excluded:.0f} of {excluded + trained:.0f} tokens are left out of the loss because a grammar constrained "
-            "them (set rollout.constrained=train to train those where it left a choice, or give the policy its freedom "
-            "with rollout.override, such as {strict: false} for tools)"
-        )
 
     async def _roll_out(self) -> list[Group]:
         rollout = self.config.rollout
@@ -224,6 +214,18 @@ def _check_trained(episode: Episode | None, choices: bool) -> None:
         f"nothing of episode {episode.key} can be trained: every token of it was constrained by a grammar"
         + (" that left no choice" if choices else ", and rollout.constrained=exclude leaves those out of the loss"),
         fix=free if choices else train + free,
+    )
+
+
+def _mostly_excluded(metrics: Mapping[str, float]) -> str | None:
+    """A warning where grammars leave little to train, such as nothing but the beginnings of tool calls."""
+    excluded, trained = metrics["tokens/excluded"], metrics["tokens/trained"]
+    if not trained or excluded <= trained:
+        return None
+    return (
+        f"{excluded:.0f} of {excluded + trained:.0f} tokens are left out of the loss because a grammar constrained "
+        "them (set rollout.constrained=train to train those where it left a choice, or give the policy its freedom "
+        "with rollout.override, such as {strict: false} for tools)"
     )
 
 
