@@ -47,7 +47,7 @@ class FreeText:
         """Return what is left of the text once the arguments are whole."""
         if self._at is not None:
             return ""
-        self.text = custom_input(self._raw)
+        self.text = _whole(custom_input(self._raw))
         return self.text
 
     @property
@@ -87,4 +87,9 @@ def _unescaped(escaped: str) -> str:
         text = str(json.loads(f'"{escaped}"', strict=False))
     except ValueError:
         return escaped[1:]
+    return _whole(text)
+
+
+def _whole(text: str) -> str:
+    """``text`` with a mark in place of each half of a character, which no client could send back."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
