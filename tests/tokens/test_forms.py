@@ -273,6 +273,17 @@ def test_where_no_token_ends_a_call_a_grammar_keeps_to_one(family: Any) -> None:
     assert model.renderer.forms.grammar(model.prompt, None, one_call=True) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("json_schema", "{"), *(("structural_tag", text) for text in ("{", "[1]", "{}", '{"format": 1}'))],
+)
+def test_a_form_that_is_none_is_refused(kind: Any, text: str, family: Any) -> None:
+    model = family("qwen3")
+    with pytest.raises(GatewayError, match="response_format holds no") as refused:
+        model.grammar(None, content=Grammar(kind, text))
+    assert refused.value.status == 400
+
+
 def test_without_a_wish_there_is_no_grammar(family: Any) -> None:
     model = family("qwen3")
     assert model.renderer.forms.grammar(model.prompt, TOOLS) is None

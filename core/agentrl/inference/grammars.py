@@ -311,7 +311,8 @@ _WHERE = re.compile(r"^(\[[\d:]+\] \S+ )?(Check failed: \(.*?\) is false: )?")
 
 
 def _reason(error: Exception) -> str:
-    return shortened(_WHERE.sub("", one_line(error)), 300)
+    message = one_line(error)
+    return shortened(_WHERE.sub("", message).strip() or message or type(error).__name__, 300)
 
 
 _UNENFORCED = (

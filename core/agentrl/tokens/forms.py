@@ -296,14 +296,13 @@ def _content(grammar: Grammar) -> _Format:
         return _json({"type": "object"})
     try:
         value = json.loads(grammar.text)
-    except (ValueError, RecursionError) as error:
+        return _json(value) if grammar.kind == "json_schema" else dict(value["format"])
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise GatewayError(
-            f"response_format holds no JSON: {shown(grammar.text, 120)}", param="response_format", code="invalid_value"
+            f"response_format holds no {grammar.kind.replace('_', ' ')}: {shown(grammar.text, 120)}",
+            param="response_format",
+            code="invalid_value",
         ) from error
-    if grammar.kind == "structural_tag":
-        form: _Format = value["format"]
-        return form
-    return _json(value)
 
 
 # Learning
