@@ -207,6 +207,21 @@ def test_a_response_is_kept_and_forgotten(ask, in_process, backend):
     asyncio.run(kept())
 
 
+def test_what_refers_to_what_is_kept_can_be_continued(ask, in_process, backend):
+    backend.says("It is 408.", "Yes.", "Bye.")
+    first = ask(ASK)
+    question = {"role": "user", "content": "Sure?"}
+    second = ask([{"role": "user", "content": ASK}, {"id": first.output[0].id}, question])
+    ask("Thanks.", previous_response_id=second.id)
+    assert [call.parent for call in ask.session.calls] == [None, first.id, second.id]
+
+    async def listed() -> list[str]:
+        async with in_process.client(ask.session) as client:
+            return [item.id async for item in client.responses.input_items.list(second.id, order="asc")]
+
+    assert asyncio.run(listed())[1] == first.output[0].id
+
+
 @pytest.mark.parametrize("stored", [None, True, False])
 def test_what_is_not_to_be_stored_is_not(ask, in_process, open_session, backend, stored):
     backend.says("It is 408.")

@@ -84,7 +84,7 @@ class Responses:
                 fix="close the connection of a response that is being made",
             )
         if request.route is _ITEMS:
-            return _json(_page([item for items in stored.asked() for item in items], request.query))
+            return _json(_page([item for items in store.asked(stored) for item in items], request.query))
         if request.method == "DELETE":
             store.delete(name)
             return _json({"id": name, "object": "response", "deleted": True})

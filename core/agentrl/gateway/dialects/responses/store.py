@@ -89,7 +89,12 @@ class Store:
                 code="previous_response_not_found",
                 fix="send the history as input; a response is kept in its session, unless it has store: false",
             )
-        return chain(stored.asked(), [stored.output])
+        return chain(self.asked(stored), [stored.output])
+
+    def asked(self, stored: Stored) -> Iterator[Sequence[Item]]:
+        """The items that a response answers, with those that they refer to. Raises as ``referred``."""
+        for items in stored.asked():
+            yield [self.referred(item, "input") for item in items]
 
     def referred(self, item: Any, where: str) -> Any:
         """``item``, or the one that it refers to. Raises ``GatewayError`` (404) where that is not kept."""
@@ -127,7 +132,7 @@ _PREFIXES: Mapping[str, str] = {
 
 def _listed(item: Mapping[str, Any], name: str) -> dict[str, Any]:
     """An item of the input as the API lists it: with an id, a type and a status, and its text as content."""
-    kind = item.get("type") or "message"
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
     listed = {**item, "id": item.get("id") or f"{_PREFIXES.get(kind, 'item')}_{name}", "type": kind}
     if kind == "message":
         if isinstance(said := item.get("content"), str):
