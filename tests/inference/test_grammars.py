@@ -162,6 +162,20 @@ WRONG = [
     (Grammar("json_schema", '{"properties": {"a": {"not": {}}}}'), "not"),
     (Grammar("json_schema", '{"allOf": [{"type": "integer"}, {"minimum": 3}]}'), "allOf"),
     (Grammar("json_schema", '{"$ref": "#/$defs/a", "minimum": 3, "$defs": {"a": {}}}'), "minimum"),
+    (Grammar("json_schema", '{"type": "string", "pattern": "a(?!b)"}'), "lookahead"),
+    (Grammar("json_schema", r'{"type": "string", "pattern": "[(?=]\\\\(?=b)"}'), "lookahead"),
+    (Grammar("json_schema", '{"type": "object", "patternProperties": {"^(?!x)": {}}}'), "lookahead"),
+    (Grammar("json_schema", '{"type": "string", "pattern": "^a+$", "maxLength": 2}'), "maxLength"),
+    (Grammar("json_schema", '{"type": "string", "format": "email", "minLength": 9}'), "minLength"),
+    (Grammar("json_schema", '{"type": "string", "format": "date", "pattern": "^a$"}'), "format"),
+    (Grammar("json_schema", '{"type": "number", "multipleOf": 0.5}'), "multipleOf"),
+    (Grammar("json_schema", '{"type": "integer", "multipleOf": 5, "minimum": 3}'), "multipleOf"),
+    (Grammar("json_schema", '{"minimum": 3}'), "without a type"),
+    (Grammar("json_schema", '{"type": "string", "enum": ["a", "bb"], "maxLength": 1}'), "maxLength"),
+    (Grammar("json_schema", '{"type": "string", "enum": [1, "a"]}'), "another type"),
+    (Grammar("json_schema", '{"type": "integer", "const": "a"}'), "another type"),
+    (Grammar("json_schema", '{"type": "object", "required": ["a"]}'), "'a'"),
+    (Grammar("json_schema", '{"dependencies": {"a": ["b"]}}'), "dependencies"),
     (Grammar("structural_tag", '{"type": "structural_tag", "format": {"type": "nope"}}'), "nope"),
     (Grammar("structural_tag", '{"format": {"type": "json_schema", "json_schema": {"if": {}}}}'), "if"),
     (Grammar("regex", "a" * (1 << 20) + "b"), "characters"),
@@ -175,6 +189,24 @@ def test_a_wrong_grammar_is_refused_with_what_is_wrong(grammar, named, ask) -> N
             ask({"max_tokens": 2, "grammar": grammar})
         assert refused.value.fix
     assert ask({"max_tokens": 2})[0].finish == "length"
+
+
+KEPT = [
+    {"type": "string", "pattern": r"[(?=]\(\?!x"},
+    {"type": "string", "pattern": "^a$", "minLength": 0},
+    {"type": "string", "format": "date"},
+    {"type": "integer", "multipleOf": 5},
+    {"type": ["string", "null"], "enum": ["a", None], "description": "One of them."},
+    {"type": "number", "enum": [1, 2.5]},
+    {"type": "integer", "const": 2.0},
+    {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}, "required": ["a"]},
+]
+
+
+@pytest.mark.parametrize("schema", KEPT, ids=json.dumps)
+def test_a_schema_that_masks_keep_is_taken_and_nothing_of_it_is_passed_over(schema, tokenizer, capfd) -> None:
+    Grammars(tokenizer, models.VOCABULARY).compile(Grammar("json_schema", json.dumps(schema)))
+    assert "Warning" not in capfd.readouterr().err
 
 
 def test_a_wrong_grammar_harms_no_other(ask, end) -> None:

@@ -13,7 +13,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from functools import cached_property
@@ -296,7 +296,8 @@ def _heard(future: asyncio.Future[Any]) -> None:
 
 
 def _refused(grammar: Grammar, what: str, *, fix: str = "mend it, or leave it out") -> UnsupportedSampling:
-    given = f" {shown(grammar.text, 120)}" if grammar.text else ""
+    # A structural tag is what the gateway has made of a request, whose author has never seen it.
+    given = f" {shown(grammar.text, 120)}" if grammar.text and grammar.kind != "structural_tag" else ""
     return UnsupportedSampling(f"the {_NAMES[grammar.kind]}{given} {what}", fix=fix)
 
 
@@ -304,7 +305,7 @@ _NAMES = {
     "json_schema": "JSON schema",
     "json_object": "JSON object",
     "regex": "regular expression",
-    "structural_tag": "structural tag",
+    "structural_tag": "form",
 }
 _WHERE = re.compile(r"^(\[[\d:]+\] \S+ )?(Check failed: \(.*?\) is false: )?")
 """The time, the source file and the check at the beginning of xgrammar's messages."""
@@ -316,8 +317,8 @@ def _reason(error: Exception) -> str:
 
 
 _UNENFORCED = (
-    *("contains", "dependentRequired", "dependentSchemas", "dynamicRef", "else", "if", "maxContains", "minContains"),
-    *("not", "recursiveRef", "then", "uniqueItems", "unevaluatedItems", "unevaluatedProperties"),
+    *("contains", "dependencies", "dependentRequired", "dependentSchemas", "dynamicRef", "else", "if", "maxContains"),
+    *("minContains", "not", "recursiveRef", "then", "uniqueItems", "unevaluatedItems", "unevaluatedProperties"),
 )
 """Keywords that xgrammar passes over."""
 _NEUTRAL: Mapping[str, object] = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
@@ -330,6 +331,21 @@ _BESIDE = {
     "oneOf": _NOTES | {"$defs", "definitions", "discriminator"},
 }
 """Keywords beside which xgrammar passes over others, and those that may stand there."""
+_LENGTHS = ("minLength", "maxLength")
+_RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_TYPED = ("pattern", *_LENGTHS, *_RANGE, "multipleOf")
+"""Keywords that xgrammar passes over in a schema without a type, or where the values are listed."""
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0,
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+_LOOKAHEAD = re.compile(r"(?:\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[^\\\[(]|\((?!\?[=!]))*+\(\?[=!]", re.DOTALL)
+"""A regular expression up to its first lookahead, which is neither escaped nor in brackets."""
 
 
 def _not_enforced(grammar: Grammar) -> Iterator[str]:
@@ -369,6 +385,7 @@ def _unenforced(schema: Any) -> Iterator[str]:
         yield "'allOf' of several schemas"
     if isinstance(reference := schema.get("$ref"), str) and not re.match(r"#(/|$)", reference):
         yield f"the schema elsewhere {reference!r}"
+    yield from _unenforced_values(schema)
     for name, value in schema.items():
         if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
             for inner in value.values():
@@ -378,3 +395,32 @@ def _unenforced(schema: Any) -> Iterator[str]:
         elif name in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
             for inner in value:
                 yield from _unenforced(inner)
+
+
+def _unenforced_values(schema: Mapping[str, Any]) -> Iterator[str]:
+    """What xgrammar would pass over in the keywords of one type, as far as their values have the right types."""
+    given = schema.get("type")
+    kinds = given if isinstance(given, list) else [given]
+    listed = next((name for name in ("const", "enum") if name in schema), None)
+    if listed or given is None:
+        why = f"beside {listed!r}" if listed else "without a type"
+        yield from (f"{name!r} {why}" for name in _TYPED if name in schema)
+    allowed = [_TYPES[kind] for kind in kinds if isinstance(kind, str) and kind in _TYPES]
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if allowed and isinstance(values, list):
+        yield from (f"{value!r} of another type" for value in values if not any(test(value) for test in allowed))
+    patterns = schema.get("patternProperties")
+    for pattern in (schema.get("pattern"), *(patterns if isinstance(patterns, dict) else ())):
+        if isinstance(pattern, str) and _LOOKAHEAD.match(pattern):
+            yield f"a lookahead in {shown(pattern, 80)}"
+    text = [name for name in ("pattern", "format") if name in schema]
+    beside = [name for name in _LENGTHS if schema.get(name, 0) != 0]
+    if text and (others := text[1:] + beside):
+        yield f"{others[0]!r} beside {text[0]!r}"
+    if "multipleOf" in schema:
+        if "number" in kinds:
+            yield "'multipleOf' of numbers that are not integers"
+        yield from (f"'multipleOf' beside {name!r}" for name in _RANGE if name in schema)
+    required, properties = schema.get("required", []), schema.get("properties", {})
+    if isinstance(required, list) and isinstance(properties, dict):
+        yield from (f"the property {name!r} without a schema" for name in required if name not in properties)
