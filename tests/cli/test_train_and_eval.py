@@ -167,7 +167,7 @@ def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, mo
     [
         ("rollout.temperature=0", "set rollout.temperature above 0"),
         ("rollout.override={stream: null}", "rollout.override.stream cannot be"),
-        ("rollout.override={n: 4}", "with rollout.override.n every call would be refused"),
+        ("rollout.override={n: 0}", "with rollout.override.n every call would be refused"),
         ("rollout.override={temprature: 1.0}", "did you mean 'temperature'?"),
         ("rollout.override={temperature: hot}", "rollout.override.temperature='hot'"),
         ("rollout.override={top_p: 0.9}", "rollout.override.top_p=0.9"),

@@ -65,7 +65,7 @@ async def generate(
         raise
     except Exception as error:
         raise BackendError(f"the inference backend failed: {type(error).__name__}: {error}") from error
-    return joined(chunks)
+    return chunks[0] if len(chunks) == 1 else joined(chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class EngineCompleter:
             completion_tokens=len(chunk.ids),
             fork_reason=prompt.fork_reason,
             overridden=asked.overridden,
-            unmet=unmet(request, asked.sampling.grammar),
+            unmet=unmet(request, asked.sampling.grammar) if request.unmet else (),
             control_tokens=self._control_tokens(asked.continues, request),
             normalised=request.normalised,
             seconds=time.monotonic() - asked.began,
@@ -356,7 +356,8 @@ class EngineCompleter:
                 fix="shorten the history, or use a model with a longer context",
             )
         writer = self._writer(request)
-        grammar = constraint(request, writer.forms, self.capabilities, prompt_ids)
+        bound = request.must_call or request.grammar or request.tools
+        grammar = constraint(request, writer.forms, self.capabilities, prompt_ids) if bound else None
         ends = writer.stop_ids
         if request.one_call and grammar is None:
             if self.renderer.tool_end_id is None:

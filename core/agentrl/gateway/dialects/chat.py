@@ -73,7 +73,7 @@ class ChatCompletions:
         first = completions[0]
         if first.answer is not None and len(completions) == 1:
             return Reply(200, json.dumps({**first.answer, "id": first.call.id}).encode())
-        custom = custom_names(request.body.get("tools"))
+        custom = custom_names(request.body["tools"]) if request.body.get("tools") else frozenset[str]()
         response = {
             "id": first.call.id,
             "object": "chat.completion",

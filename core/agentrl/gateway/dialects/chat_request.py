@@ -21,7 +21,7 @@ from agentrl.gateway.dialects.fields import (
 from agentrl.gateway.dialects.overrides import STRICT
 from agentrl.gateway.dialects.refusals import flag, unknown, unsupported, whole
 from agentrl.gateway.dialects.schemas import read_format
-from agentrl.gateway.dialects.tools import read_choice, read_tools
+from agentrl.gateway.dialects.tools import Toolbox, read_choice, read_tools
 
 __all__ = ["FIELDS", "read_relayed", "read_request"]
 
@@ -84,7 +84,9 @@ def read_request(body: Mapping[str, Any], memory: MutableMapping[str, Any] | Non
     if given.get("modalities", ["text"]) != ["text"]:
         fix = "the policy writes text only; have it with rollout.override: {modalities: null}"
         raise unsupported("modalities", given["modalities"], "is not supported", fix=fix)
-    tools = read_choice(given.get("tool_choice"), read_tools(given.get("tools")))
+    tools = Toolbox()
+    if "tools" in given or "tool_choice" in given:
+        tools = read_choice(given.get("tool_choice"), read_tools(given.get("tools")))
     several = "parallel_tool_calls" not in given or flag(given, "parallel_tool_calls")
     asked = ModelRequest(
         body=body,
