@@ -209,6 +209,20 @@ def test_a_schema_that_masks_keep_is_taken_and_nothing_of_it_is_passed_over(sche
     assert "Warning" not in capfd.readouterr().err
 
 
+def test_one_of_several_schemas_is_any_of_them(tokenizer: PreTrainedTokenizerFast, capfd: Any) -> None:
+    """And nothing is printed of it."""
+    several = [{"type": "integer", "minimum": 1}, {"type": "integer", "maximum": 5}, {"const": {"oneOf": 1}}]
+    grammars = Grammars(tokenizer, models.VOCABULARY)
+    state = grammars.state(grammars.compile(Grammar("json_schema", json.dumps({"oneOf": several}))), [])
+    (token,) = tokenizer.encode("3")
+    assert state.allows(token)
+    for token in tokenizer.encode('{"oneOf":1}'):
+        assert state.allows(token)
+        state.accept(token)
+    printed = capfd.readouterr()
+    assert printed.out + printed.err == ""
+
+
 def test_a_wrong_grammar_harms_no_other(ask, end) -> None:
     good = {"max_tokens": 60, "stop_ids": frozenset({end}), "grammar": SCHEMA_GRAMMAR}
     with pytest.raises(UnsupportedSampling):

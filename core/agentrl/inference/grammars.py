@@ -184,9 +184,10 @@ class Grammars:
         try:
             if grammar.kind == "regex":
                 return compiler.compile_regex(grammar.text)
+            text = json.dumps(_any_of(json.loads(grammar.text))) if '"oneOf"' in grammar.text else grammar.text
             if grammar.kind == "structural_tag":
-                return compiler.compile_structural_tag(grammar.text)
-            schema = grammar.text if grammar.kind == "json_schema" else '{"type": "object"}'
+                return compiler.compile_structural_tag(text)
+            schema = text if grammar.kind == "json_schema" else '{"type": "object"}'
             return compiler.compile_json_schema(schema, max_whitespace_cnt=_SPACE)
         except Exception as error:  # The boundary to the library, which raises RuntimeError for whatever is wrong.
             raise _refused(grammar, f"does not compile: {_reason(error)}") from error
@@ -357,6 +358,16 @@ def _not_enforced(grammar: Grammar) -> Iterator[str]:
         schemas = [value] if grammar.kind == "json_schema" else _schemas_in(value)
         for schema in schemas:
             yield from _unenforced(schema)
+
+
+def _any_of(value: Any) -> Any:
+    """``value`` with ``anyOf`` in the place of ``oneOf``, as which xgrammar reads it, and says so on stderr."""
+    if isinstance(value, dict):
+        return {
+            "anyOf" if name == "oneOf" else name: inner if name in ("const", "enum", "default") else _any_of(inner)
+            for name, inner in value.items()
+        }
+    return [_any_of(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _schemas_in(tag: Any) -> Iterator[Any]:
