@@ -16,10 +16,8 @@ CALL = '<tool_call>\n{"name": "calculate", "arguments": {"n": 12}}\n</tool_call>
 OTHER = '<tool_call>\n{"name": "calculate", "arguments": {"n": 34}}\n</tool_call>'
 PATCH = '<tool_call>\n{"name": "patch", "arguments": {"input": "*** Begin"}}\n</tool_call>'
 ODD = '<tool_call>\n{"name": "patch", "arguments": {"text": "*** Begin"}}\n</tool_call>'
-TOOLS = [
-    {"type": "function", "name": "calculate", "parameters": {"type": "object"}},
-    {"type": "custom", "name": "patch"},
-]
+FUNCTION = {"type": "function", "name": "calculate", "parameters": {"type": "object"}}
+TOOLS = [FUNCTION, {"type": "custom", "name": "patch"}]
 ENCRYPTED = ["reasoning.encrypted_content"]
 
 Dump = Callable[[Response], list[dict]]
@@ -220,6 +218,34 @@ def test_what_refers_to_what_is_kept_can_be_continued(ask, in_process, backend):
             return [item.id async for item in client.responses.input_items.list(second.id, order="asc")]
 
     assert asyncio.run(listed())[1] == first.output[0].id
+
+
+def test_a_conversation_goes_on_in_another_protocol(ask, in_process, backend):
+    backend.says(f"{THOUGHT}Let me see.\n{CALL}", CALL, "It is 408.")
+    function = {"type": "function", "function": {name: FUNCTION[name] for name in ("name", "parameters")}}
+    system = {"role": "system", "content": "Calculate."}
+
+    async def chat(*messages: dict) -> dict:
+        async with in_process.client(ask.session) as client:
+            asked = [system, {"role": "user", "content": ASK}, *messages]
+            answer = await client.chat.completions.create(model="any", messages=asked, tools=[function])
+            return answer.choices[0].message.model_dump(exclude_none=True)
+
+    first = asyncio.run(chat())
+    call = first["tool_calls"][0]
+    turn = [
+        {"role": "assistant", "content": first["content"]},
+        {"type": "function_call", "call_id": call["id"], **call["function"]},
+        {"type": "function_call_output", "call_id": call["id"], "output": "408"},
+    ]
+    second = ask([{"role": "user", "content": ASK}, *turn], instructions="Calculate.", tools=[FUNCTION])
+    made = second.output[0]
+    again = {"id": made.call_id, "type": "function", "function": {"name": made.name, "arguments": made.arguments}}
+    results = [{"role": "tool", "tool_call_id": each["id"], "content": "408"} for each in (call, again)]
+    asyncio.run(chat(first, results[0], {"role": "assistant", "tool_calls": [again]}, results[1]))
+    calls = ask.session.calls
+    assert [each.parent for each in calls] == [None, calls[0].id, calls[1].id]
+    assert [each.fork_reason for each in calls] == [None] * 3
 
 
 @pytest.mark.parametrize("stored", [None, True, False])
