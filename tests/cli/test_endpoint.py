@@ -238,7 +238,7 @@ def test_serve_passes_sessions_on_to_the_model_that_is_named(server, tmp_path, w
     process = warm.start("serve", *options, url, cwd=tmp_path, environ=environ, stdout=subprocess.PIPE)
     try:
         service = json.loads(process.stdout.readline())["url"]
-        with httpx2.Client(trust_env=False, timeout=60) as client:
+        with httpx2.Client(verify=False, trust_env=False, timeout=60) as client:
             opened = client.post(f"{service}/v1/sessions", headers={"x-api-key": "an-admin-key"}).json()
             own = {"x-api-key": opened["api_key"]}
             body = {"messages": [{"role": "user", "content": "2 + 2"}]}

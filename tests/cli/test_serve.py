@@ -38,7 +38,7 @@ class Served:
     http: httpx2.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.http = httpx2.Client(base_url=self.url, trust_env=False, timeout=60)
+        self.http = httpx2.Client(base_url=self.url, verify=False, trust_env=False, timeout=60)
 
     @property
     def narration(self) -> str:
