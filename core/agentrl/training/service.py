@@ -176,8 +176,8 @@ class _Recorder:
     fault: Exception | None = None
     """What a hook raised."""
     began: float = field(default_factory=time.monotonic)
-    said: float = -math.inf
-    """When the episodes were counted last."""
+    said: tuple[float, int] = (-math.inf, 0)
+    """When the episodes were counted last, and how many there were."""
 
     async def episode(self, loop: asyncio.AbstractEventLoop, episode: Episode) -> None:
         """Store an episode durably, then have it reported by ``loop``. Raises ``RunError`` where it is not stored."""
@@ -188,16 +188,19 @@ class _Recorder:
         self.tokens += sum(call.completion_tokens for call in episode.calls)
         self.tally.add(episode)
         self.reporter.episode_finished(episode)
-        if time.monotonic() - self.said >= _SAYS_S:
-            self.said = time.monotonic()
-            failed = self.tally.count("failed")
-            self.reporter.activity_started(
-                f"serving, {self.tally.episodes:,} episodes" + (f", {failed:,} failed" if failed else "")
-            )
         try:
             self.plugins.hook.agentrl_episode_finished(episode=episode)
         except Exception as error:  # It is to end the service, and not only this callback.
             self.fault = self.fault or error
+
+    def tell(self) -> None:
+        """Have it shown how many episodes there are, if that is news and was not shown a moment ago."""
+        count, failed = self.tally.episodes, self.tally.count("failed")
+        if count == self.said[1] or time.monotonic() - self.said[0] < _SAYS_S:
+            return
+        self.said = (time.monotonic(), count)
+        episodes = f"{count:,} episode{'s' if count > 1 else ''}"
+        self.reporter.activity_started(f"serving, {episodes}" + (f", {failed:,} failed" if failed else ""))
 
     def recall(self, key: EpisodeKey) -> Episode:
         """An episode that was stored."""
@@ -305,6 +308,7 @@ class _Service:
         pause = min(_LOOKS_S, self.options.sessions.idle_s / 4)
         while True:
             await asyncio.sleep(pause)
+            self.recorder.tell()
             if self.recorder.fault is not None:
                 raise self.recorder.fault
             try:
