@@ -27,6 +27,7 @@ SLOW = {
     "cli/test_serve.py",
     "conformance/test_bundled_agents.py",
     "doctor/test_examination.py",
+    "gateway/test_fuzzing.py",
     "gateway/test_memory.py",
     "rollout/test_subproc_faults.py",
     "test_agent_workflow.py",
@@ -39,7 +40,8 @@ SLOW = {
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",
 }
-"""Modules whose tests train whole runs, start processes or install: ``make check`` leaves them to ``make test``."""
+"""Modules whose tests train whole runs, start processes, install or send requests by the hundred: ``make check`` leaves
+them to ``make test``."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
