@@ -109,6 +109,7 @@ def test_the_version_is_printed(run: Run) -> None:
             ["train", "--dry-runn"],
             "No such option '--dry-runn'. Did you mean '--dry-run'? (see 'agentrl train --help')",
         ),
+        (["serve", "--modle", "tiny"], "No such option '--modle'. (Did you mean one of: '--idle', '--model'?)"),
         (["-p", "camel", "list-agents"], "Invalid value for '-p': 'camel' should be no:NAME"),
         (
             ["-p", "no:agentrl-cor", "list-agents"],

@@ -217,6 +217,8 @@ def test_limits_of_the_command_line_hold(serve: Serve) -> None:
         (["rollout.override={stream: true}"], ADMIN, "an override does not change stream"),
         (["--model", "no-such-model"], ADMIN, "no-such-model"),
         (["--port", "70000"], ADMIN, "70000"),
+        (["--url", "agents.example.com"], ADMIN, "--url='agents.example.com' is not where clients can reach"),
+        (["--body-timeout", "nan"], ADMIN, "nan is not a number"),
         (["--backend", "openai"], ADMIN, "which of the endpoint's models to serve (name the endpoint's model: --model"),
     ],
 )

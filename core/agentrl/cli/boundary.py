@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -27,6 +28,9 @@ __all__ = ["INTERRUPTED", "interruptible", "leave", "open_streams", "report_erro
 INTERRUPTED = 130
 _CANNOT_WRITE = 1
 """The exit code that click uses when it meets a closed pipe itself."""
+
+_SURE = 0.8
+"""How similar an unknown option must be to a known one before a setting is thought of, from 0 to 1."""
 
 _GRACE_S = 2.0
 """Seconds for which the process waits at its end for threads that other code has left."""
@@ -163,7 +167,8 @@ def _report(message: str) -> None:
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption) and context is not None:
-        setting = _near_setting(error.option_name, context.command)
+        is_option = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1, cutoff=_SURE)
+        setting = None if is_option else _near_setting(error.option_name, context.command)
         if setting is not None:
             return f"No such option {error.option_name!r} (settings are written KEY=VALUE: did you mean {setting}=…?)"
     hint = f" (see '{context.command_path} --help')" if context else ""

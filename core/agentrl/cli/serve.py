@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from functools import partial
@@ -25,6 +26,8 @@ __all__ = ["serve"]
 
 _STOPPING = "stopping: the sessions that are open are stored (Ctrl-C again to stop at once)"
 _MIB = 2**20
+_MOST = 1e9
+"""Most seconds, and most MiB: decades, and more than any machine has."""
 
 _EPILOG = """\b
 Examples:
@@ -42,6 +45,20 @@ GET /openapi.json describes everything that is served.
 \b
 Exit codes: 0 stopped by SIGTERM, 1 it failed, 2 usage, 3 plugin or environment, 130 stopped by Ctrl-C.
 """
+
+
+class _Amount(click.FloatRange):
+    """Seconds or MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(0, _MOST, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a number above 0. What is no number, ``nan`` among it, is a usage error."""
+        amount = super().convert(value, param, ctx)
+        if math.isnan(amount):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return amount
 
 
 @click.command(epilog=_EPILOG)
@@ -76,7 +93,7 @@ Exit codes: 0 stopped by SIGTERM, 1 it failed, 2 usage, 3 plugin or environment,
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(0, min_open=True),
+    type=_Amount(),
     default=3600,
     show_default=True,
     metavar="SECONDS",
@@ -84,7 +101,7 @@ Exit codes: 0 stopped by SIGTERM, 1 it failed, 2 usage, 3 plugin or environment,
 )
 @click.option(
     "--max-body",
-    type=click.FloatRange(0, min_open=True),
+    type=_Amount(),
     default=32,
     show_default=True,
     metavar="MIB",
@@ -100,7 +117,7 @@ Exit codes: 0 stopped by SIGTERM, 1 it failed, 2 usage, 3 plugin or environment,
 )
 @click.option(
     "--header-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=_Amount(),
     default=30,
     show_default=True,
     metavar="SECONDS",
@@ -108,7 +125,7 @@ Exit codes: 0 stopped by SIGTERM, 1 it failed, 2 usage, 3 plugin or environment,
 )
 @click.option(
     "--body-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=_Amount(),
     default=120,
     show_default=True,
     metavar="SECONDS",

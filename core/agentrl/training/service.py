@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agentrl.config.models import Config
-from agentrl.errors import AgentRLError, ConfigError, about
+from agentrl.errors import AgentRLError, ConfigError, about, shown
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter, Session
 from agentrl.gateway.contract import Completer, SessionSettings
 from agentrl.gateway.gateway import BODY_LIMIT, registered_dialects
@@ -113,7 +114,17 @@ def serve_sessions(
 
 
 def _check_address(options: ServiceOptions) -> None:
-    """Raise ``ConfigError`` where other machines could open sessions without a key that is hard to guess."""
+    """Raise ``ConfigError`` where other machines could open sessions without a key that is hard to guess.
+
+    Also for a ``url`` that leads nowhere.
+    """
+    if options.url is not None:
+        given = urlsplit(options.url)
+        if given.scheme not in ("http", "https") or not given.hostname or given.query or given.fragment:
+            raise ConfigError(
+                f"--url={shown(options.url, 80)} is not where clients can reach the service",
+                fix="write it like https://example.com/agentrl",
+            )
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
     except OSError as error:
