@@ -117,6 +117,16 @@ def test_a_session_is_opened_used_rewarded_and_closed_and_is_then_an_episode(des
     assert len(desk.stored) == 1
 
 
+def test_the_last_call_is_one_whose_answer_the_client_has_if_there_is_any(desk):
+    opened = desk.open()
+    first, left = desk.call(opened), desk.call(opened, "It is 409.")
+    session = desk.gateway._sessions.of_key(opened["api_key"])
+    session.arrived(left, False)
+    assert desk.reward(opened, reward=1, call="last").json()["call"] == first
+    session.arrived(first, False)
+    assert desk.reward(opened, reward=1, call="last").json()["call"] == left
+
+
 def test_calls_are_rewarded_by_their_ids_and_the_last_by_that_word(desk):
     opened = desk.open()
     first, second = desk.call(opened), desk.call(opened, "It is 407.")

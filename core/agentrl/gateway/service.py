@@ -43,7 +43,7 @@ _CLOSE = Route("/sessions/{id}/close", ("POST",))
 _CURRENT = "current"
 """Stands in a path for the session whose key the request has."""
 _LAST = "last"
-"""Stands in a reward for the call that was completed last."""
+"""Stands in a reward for the call that was completed last, of those whose answers the client has."""
 _LONGEST_NAME = 200
 _LONGEST_FAILURE = 2000
 _REMEMBERED = 100_000
@@ -543,10 +543,14 @@ def _number(name: str, value: Any) -> float:
 
 
 def _known_call(session: Session, call: str) -> str:
-    """The response id of a completed call, or of the last one."""
-    known = [each.id for each in session.calls]
+    """The response id of a completed call, or of the last one.
+
+    A stream that its client has left is the last one only where there is no other.
+    """
+    calls = session.calls
+    known = [each.id for each in calls]
     if call == _LAST and known:
-        return known[-1]
+        return next((each.id for each in reversed(calls) if each.delivered), known[-1])
     if call in known:
         return call
     raise GatewayError(
