@@ -20,7 +20,7 @@ from tests.inference import models
 from tests.inference.torch_backends import chunks, complete, plain_logprobs, served, serving
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from agentrl.errors import UnsupportedSampling
+from agentrl.errors import BackendError, UnsupportedSampling
 from agentrl.inference.contract import Chunk, Grammar
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.sampler import LogitChanges, unpacked_anywhere
@@ -252,6 +252,33 @@ def test_a_grammar_that_takes_too_long_is_refused_at_the_deadline(
         leave.set()
         monkeypatch.setattr(grammars, "_deadline_s", 20)
         await grammars.compiled(Grammar("regex", "a"))
+
+    asyncio.run(use())
+
+
+def test_a_grammar_that_waits_for_slow_ones_is_not_to_blame(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars = Grammars(tokenizer, models.VOCABULARY, deadline_s=0.2)
+    leave, made = threading.Event(), grammars._make_compiler
+
+    def slow() -> Any:
+        leave.wait(20)
+        return made()
+
+    monkeypatch.setattr(grammars, "_make_compiler", slow)
+    waits = Grammar("regex", "b")
+
+    async def use() -> None:
+        slow_ones = (grammars.compiled(Grammar("regex", text)) for text in ("a", "aa"))
+        *blamed, waited, again = await asyncio.gather(
+            *slow_ones, grammars.compiled(waits), grammars.compiled(waits), return_exceptions=True
+        )
+        assert [type(error) for error in blamed] == [UnsupportedSampling] * 2
+        assert [type(error) for error in (waited, again)] == [BackendError] * 2
+        leave.set()
+        monkeypatch.setattr(grammars, "_deadline_s", 20)
+        await grammars.compiled(waits)
 
     asyncio.run(use())
 

@@ -89,19 +89,23 @@ class Grammars:
         """Returns ``grammar`` compiled, in a thread of its own.
 
         Raises ``UnsupportedSampling`` for one that is wrong, that xgrammar cannot enforce in every part, or that takes
-        too long.
+        too long, and ``BackendError`` for one that waited too long for others.
         """
         call = self._begun(grammar)
         if not call.done() and grammar not in self._slow:
             waiter = asyncio.wrap_future(call)
             waiter.add_done_callback(_heard)
             await asyncio.wait([waiter], timeout=self._deadline_s)
-        if not call.done():
+        # So that another may be compiled meanwhile: a thread that has begun cannot be stopped.
+        if not call.done() and not call.cancel():
             self._slow.add(grammar)
-            call.cancel()  # So that another may be compiled meanwhile: the thread cannot be stopped.
             what = f"is not compiled after {self._deadline_s:g} seconds"
             raise _refused(grammar, what, fix="make it smaller: fewer alternatives, lower limits of repetition")
         self._slow.discard(grammar)
+        if call.cancelled():
+            raise BackendError(
+                f"other grammars were being compiled for {self._deadline_s:g} seconds", fix="send the request again"
+            )
         return self._result(call)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
