@@ -168,6 +168,17 @@ def test_deep_nesting_is_no_fault_anywhere(gateway, session, protocol):
     goes_on(gateway, session, protocol)
 
 
+@every_protocol
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(gateway, session, protocol, monkeypatch, renderer):
+    text = "word " * 100 * CONTEXT
+    body = json.dumps(put(protocol.request, protocol.texts[-1], text)).encode()
+    monkeypatch.setattr(type(renderer), "render", lambda *_, **__: pytest.fail("it was rendered"))
+    monkeypatch.setattr(type(renderer.vocabulary), "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    assert check(gateway, session, protocol, body) == 400
+    monkeypatch.undo()
+    goes_on(gateway, session, protocol)
+
+
 WRONG = (5, -1, 1.5, 10**40, "x", "", True, [], {}, [[]], [{}], ["x"], {"type": "x"}, {"type": 5}, {"a": {}}, None)
 
 

@@ -37,6 +37,8 @@ _SYSTEM_ROLES = frozenset({"system", "developer"})
 _OPENING_ROLES = _SYSTEM_ROLES | {"user"}
 _SPEAKERS = frozenset({"user", "assistant"})
 _REMEMBERED_OPENINGS = 256
+_LONG = 2**17
+"""Characters from which texts are encoded in a thread: here they take some hundredths of a second."""
 
 
 def _ignore(chunk: Chunk) -> None:
@@ -128,7 +130,13 @@ class EngineCompleter:
         continues = self._continuation(session, request, tools)
         draw: Draw | None = None
         try:
-            prompt = self._prompt(continues, request)
+            size = self._checked_size(continues, request)
+            # To encode megabytes takes seconds, in which no other session would get on.
+            prompt = (
+                await run_in_thread(self._prompt, continues, request)
+                if size > _LONG
+                else self._prompt(continues, request)
+            )
             fields = json.dumps(request.fields, sort_keys=True) if request.fields else ""
             draw = session.draws.take(prompt.ids, fields, continues.history.digested if prompt.extends else None)
             sampling = self._sampling(session, request, prompt.ids, draw)
@@ -152,6 +160,24 @@ class EngineCompleter:
             return len(self._prompt(continues, request).ids)
         finally:
             session.abandon(continues)
+
+    def _checked_size(self, continues: Continuation, request: ModelRequest) -> int:
+        """How many characters of a request are new. Raises ``GatewayError`` (400) where they can fit in no encoding.
+
+        Turns of the assistant do not count, since templates drop thinking from them.
+        """
+        new = request.messages[continues.way.repeated :]
+        texts = [each.get("content") for each in new if each["role"] != "assistant"]
+        size = sum(map(_length, texts if request.prompt is None else [request.prompt]))
+        if size > self.context_length and size // self.renderer.vocabulary.longest >= self.context_length:
+            part = "messages" if request.prompt is None else "prompt"
+            raise GatewayError(
+                f"the {part} of {size} characters cannot fit in the context of {self.context_length} tokens",
+                code="context_length_exceeded",
+                param=part,
+                fix="shorten the history, or use a model with a longer context",
+            )
+        return size
 
     def _continuation(self, session: Session, request: ModelRequest, tools: str) -> Continuation:
         if request.prompt is not None:
@@ -412,6 +438,14 @@ class EngineCompleter:
         tools = request.tools if request.calls_tools else None
         message = writer.parse(ids, tools, prompt_ids[-SEEN:], call_ids=_call_ids(digest))
         return message, shown
+
+
+def _length(content: Any) -> int:
+    """How many characters the text of a message has, given whole or in parts; 0 for ids."""
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else ()
+    return sum(len(part["text"]) for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
 def _call_ids(digest: bytes) -> str:

@@ -98,6 +98,11 @@ class Vocabulary:
         opening = list(self._tokenizer("")["input_ids"])
         return opening if opening == [self._tokenizer.bos_token_id] else []
 
+    @cached_property
+    def longest(self) -> int:
+        """The most characters of a text that one token can stand for."""
+        return max(map(len, self._tokenizer.get_vocab()))
+
     def decode(self, ids: int | Sequence[int], **_: object) -> str:
         """Return the text of ``ids``, special tokens included."""
         return self._decode([ids] if isinstance(ids, int) else list(ids))
