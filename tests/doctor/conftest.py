@@ -48,6 +48,10 @@ async def cuts(data, *, base_url, api_key, http_client):
     await ask(data["question"], base_url, api_key, http_client, max_tokens=1)
     return float(len(data["question"]) % 2)
 
+async def asks(data, *, base_url, api_key, http_client):
+    await ask(data["question"], base_url, api_key, http_client, verbosity="low")
+    return float(len(data["question"]) % 2)
+
 async def strict(data, *, base_url, api_key, http_client):
     tool = {"type": "function", "function": {"name": "add", "strict": True, "parameters": {"type": "object"}}}
     await ask(data["question"], base_url, api_key, http_client, tools=[tool])

@@ -166,10 +166,11 @@ def _calls(episode: Episode) -> Iterator[Finding]:
         )
     unmet = Counter(field for call in episode.calls for field in call.unmet)
     if unmet:
-        names, calls = ", ".join(unmet), len(episode.calls)
-        lacking = f"{unmet.total()} of {calls} calls did without {names}, which this backend cannot do"
-        fix = "to accept arguments that may break their tool's schema, set rollout.override: {strict: false}"
-        yield note(f"{lacking} ({fix})", unmet=dict(unmet))
+        lacking = f"{sum(map(bool, (call.unmet for call in episode.calls)))} of {len(episode.calls)} calls"
+        fix = "docs/gateway.md says what can be granted"
+        if "strict" in unmet:
+            fix = "to accept arguments that may break their tool's schema, set rollout.override: {strict: false}"
+        yield note(f"{lacking} did without {', '.join(unmet)}, which cannot be granted here ({fix})", unmet=dict(unmet))
     tokens = Counter(token for call in episode.calls for token in call.control_tokens)
     if tokens:
         said = f"the agent's texts hold {', '.join(tokens)}, which the model reads as control tokens"

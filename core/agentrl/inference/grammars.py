@@ -12,6 +12,7 @@ import importlib.util
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -81,6 +82,8 @@ class Grammars:
         self._compiled: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._slow: set[Grammar] = set()
         """Those whose compilation has missed the deadline, and still runs."""
+        self._since: dict[Grammar, float] = {}
+        """When the compilations that run now have begun."""
         self._lock = threading.Lock()
         self._building = threading.Lock()
         self._compiler: GrammarCompiler | None = None
@@ -97,16 +100,23 @@ class Grammars:
             waiter.add_done_callback(_heard)
             await asyncio.wait([waiter], timeout=self._deadline_s)
         # So that another may be compiled meanwhile: a thread that has begun cannot be stopped.
-        if not call.done() and not call.cancel():
+        running = not call.done() and not call.cancel()
+        # One that has just begun has waited for others.
+        waited = running and grammar not in self._slow and self._runs_s(grammar) < self._deadline_s / 2
+        if waited or call.cancelled():
+            raise BackendError(
+                f"other grammars were being compiled for {self._deadline_s:g} seconds", fix="send the request again"
+            )
+        if running:
             self._slow.add(grammar)
             what = f"is not compiled after {self._deadline_s:g} seconds"
             raise _refused(grammar, what, fix="make it smaller: fewer alternatives, lower limits of repetition")
         self._slow.discard(grammar)
-        if call.cancelled():
-            raise BackendError(
-                f"other grammars were being compiled for {self._deadline_s:g} seconds", fix="send the request again"
-            )
         return self._result(call)
+
+    def _runs_s(self, grammar: Grammar) -> float:
+        """For how many seconds the compilation of ``grammar`` has run."""
+        return time.monotonic() - self._since.get(grammar, time.monotonic())
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Returns ``grammar`` compiled, in this thread, without a deadline. Raises as ``compiled`` does."""
@@ -158,7 +168,7 @@ class Grammars:
             call = self._compiled.get(grammar)
             if call is None or call.cancelled():
                 # In a context of its own, because it goes on when the agent that needs it first has ended.
-                call = Context().run(self._threads.submit, self._compile, grammar)
+                call = Context().run(self._threads.submit, self._timed, grammar)
                 self._forget()
                 self._compiled[grammar] = call
             self._compiled.move_to_end(grammar)
@@ -176,6 +186,13 @@ class Grammars:
             return call.result()
         except UnsupportedSampling as error:  # A new one each time: every reader adds its own traceback.
             raise UnsupportedSampling(error.message, fix=error.fix) from error.__cause__
+
+    def _timed(self, grammar: Grammar) -> CompiledGrammar:
+        self._since[grammar] = time.monotonic()
+        try:
+            return self._compile(grammar)
+        finally:
+            self._since.pop(grammar, None)
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         if len(grammar.text) > _LONGEST:
