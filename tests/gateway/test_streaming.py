@@ -28,6 +28,7 @@ class SteppedBackend:
         self.requests: list[GenerationRequest] = []
         self.cancelled = 0
         self.fails = False
+        self.given = 0
         self.stop: str | None = None
         """The stop string that the last token completes."""
 
@@ -40,6 +41,7 @@ class SteppedBackend:
                 if self.fails and number == len(self.ids):
                     raise BackendError("the engine broke")
                 finish = "stop" if number == len(self.ids) else None
+                self.given = number
                 yield Chunk((token,), (-0.5,), (0,), finish=finish, stop_string=self.stop if finish else None)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
@@ -234,7 +236,9 @@ def test_what_a_client_kept_of_a_stream_that_it_left_is_continued(stepped):
             backend.allowed += len(backend.ids) - 1  # All but its end.
             async with await client.chat.completions.create(model="any", messages=ASK, stream=True) as stream:
                 await anext(aiter(stream))
-                await asyncio.sleep(0.1)
+                while backend.given < len(backend.ids) - 1:  # noqa: ASYNC110  # It counts in this loop, a turn a token.
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.01)
             await ended(session)
             backend.allowed += 100
             history = [*ASK, {"role": "assistant", "content": "It is"}, {"role": "user", "content": "Go on."}]

@@ -233,7 +233,7 @@ def test_a_wrong_grammar_harms_no_other(ask, end) -> None:
 def test_a_grammar_that_takes_too_long_is_refused_at_the_deadline(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grammars = Grammars(tokenizer, models.VOCABULARY, deadline_s=0.05)
+    grammars = Grammars(tokenizer, models.VOCABULARY, deadline_s=0.5)
     leave, made = threading.Event(), grammars._make_compiler
 
     def slow() -> Any:
@@ -245,7 +245,7 @@ def test_a_grammar_that_takes_too_long_is_refused_at_the_deadline(
 
     async def use() -> None:
         for _ in range(3):  # More than are compiled at once.
-            with pytest.raises(UnsupportedSampling, match=r"not compiled after 0\.05 seconds"):
+            with pytest.raises(UnsupportedSampling, match=r"not compiled after 0\.5 seconds"):
                 await grammars.compiled(SCHEMA_GRAMMAR)
         with pytest.raises(UnsupportedSampling, match="not compiled"):
             await grammars.compiled(Grammar("json_object"))
@@ -259,7 +259,7 @@ def test_a_grammar_that_takes_too_long_is_refused_at_the_deadline(
 def test_a_grammar_that_waits_for_slow_ones_is_not_to_blame(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grammars = Grammars(tokenizer, models.VOCABULARY, deadline_s=0.2)
+    grammars = Grammars(tokenizer, models.VOCABULARY, deadline_s=1.0)
     leave, made = threading.Event(), grammars._make_compiler
 
     def slow() -> Any:
