@@ -270,5 +270,5 @@ async def _probed(client: Client, url: str, patience: float, fields: dict[str, A
     params = {"temperature": 2.0, "seed": 0, "max_tokens": 1, "logprobs": 0, "ignore_eos": True, **fields}
     bodies = [{"token_ids": [token], "sampling_params": params} for token in range(_PROBES)]
     answers = await asyncio.gather(*(client.post(url, PATH, body, seconds=patience) for body in bodies))
-    contents = [answer["choices"][0]["logprobs"]["content"][0] for answer in answers]
-    return [(content["token_id"], content["logprob"]) for content in contents]
+    choices = [answer["choices"][0] for answer in answers]
+    return [(choice["token_ids"][0], choice["logprobs"]["content"][0]["logprob"]) for choice in choices]
