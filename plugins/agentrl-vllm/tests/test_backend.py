@@ -88,8 +88,8 @@ def test_a_server_is_looked_at_then_given_its_weights_then_asked_for_tokens(tmp_
         "generate",
     ]
     assert said == [
-        "vLLM 0.32.0 on cpu in float32: context 300, 16 sequences at once; samples temperature 0.01 to 2, grammar, seed, "
-        "stop, top_k, top_logprobs, top_p; not logit_bias"
+        "vLLM 0.32.0 on cpu in float32: context 300, 16 sequences at once; samples temperature 0.01 to 2, grammar, "
+        "seed, stop, top_k, top_logprobs, top_p; not logit_bias"
     ]
 
 
