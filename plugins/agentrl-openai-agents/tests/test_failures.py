@@ -67,14 +67,26 @@ def test_a_conversation_ends_where_it_has_to_wait(play: Any) -> None:
     ("agent", "key"),
     [
         (Agent(name="Narrow", model_settings=ModelSettings(top_p=0.5)), "rollout.override: {top_p: null}"),
-        (Agent(name="Forced", tools=[add], model_settings=ModelSettings(tool_choice="required")), "tool_choice"),
-        (Agent(name="Form", output_type=list[int]), "response_format"),
+        (Agent(name="Greedy", model_settings=ModelSettings(temperature=0)), "rollout.override.temperature"),
     ],
 )
 def test_settings_that_cannot_be_trained_with_are_refused_by_the_gateway(play: Any, agent: Any, key: str) -> None:
     failure = play(agent, "It is 85.").episode.failure
     assert failure.side == "gateway"
     assert key in failure.reason
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        Agent(name="Forced", tools=[add], model_settings=ModelSettings(tool_choice="required")),
+        Agent(name="Form", output_type=list[int]),
+    ],
+)
+def test_forms_that_a_grammar_keeps_are_granted(play: Any, agent: Any) -> None:
+    played = play(agent, tool_call("add", {"a": 47, "b": 38}), '{"response": [85]}')
+    assert played.episode.failure is None
+    assert [call.unmet for call in played.episode.calls] == [()] * len(played.episode.calls)
 
 
 def test_what_breaks_inside_an_agent_used_as_a_tool_fails_the_episode(play: Any) -> None:
