@@ -12,6 +12,10 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``engine``
     Tokens a second of the torch engine beside ``model.generate``, on equal lengths (64 requests of 32 tokens) and
     on ragged ones (256 requests over 64 slots, log-normal lengths capped at 128). To reach: 1 and 2 times it.
+``gateway``
+    Server CPU and wall milliseconds of a recorded call over HTTP, whole and streamed, memory an open session, and the
+    wait for a stream's first event beside the engine's first token. To reach: 1 ms for 16 tokens, 1.5 ms for 256 with
+    log-probabilities at 64 clients, streamed twice that.
 ``learner``
     Tokens a second of an optimiser step, the forest beside padded rows, on 8 groups of 8 with a shared prompt of
     512 tokens. To reach: 3 times the rows.
@@ -42,7 +46,7 @@ import sys
 
 from tests.benchmarks.models import PRETRAINED, is_registered
 
-NAMES = ("call", "engine", "learner", "list_agents", "modes", "train_step")
+NAMES = ("call", "engine", "gateway", "learner", "list_agents", "modes", "train_step")
 ON_THE_PRETRAINED = {
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",

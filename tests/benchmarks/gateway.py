@@ -44,10 +44,16 @@ class BareClient:
 
     def __init__(self, base_url: str, key: str) -> None:
         parts = urlsplit(base_url)
-        self._host, self._port, self._path = parts.hostname, parts.port, parts.path
-        self._head = f"host: {parts.netloc}\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+        self._host, self._port = parts.hostname, parts.port
+        self.enter(base_url, key)
         self.first = 0.0
         """When the first byte of the latest body came."""
+
+    def enter(self, base_url: str, key: str) -> None:
+        """Go on in another session, on the same connection."""
+        parts = urlsplit(base_url)
+        self._path = parts.path
+        self._head = f"host: {parts.netloc}\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
 
     async def open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=2**24)
@@ -93,19 +99,21 @@ async def converse(client: BareClient, turns: int, **fields: Any) -> None:
 
 
 async def short_calls(served: Served, calls: int, **fields: Any) -> Spent:
-    """Calls one after another, each in a session of its own, by one kept connection each for 50 of them."""
-    clients = [BareClient(*each) for each in served.sessions(calls)]
-    for client in clients:
-        await client.open()
-    body = {"model": "any", "messages": [SYSTEM, ASK, MORE], "max_tokens": 16, **fields}
-    return await measured(served, calls, lambda: one_by_one(clients, body))
+    """Calls one after another on one kept connection, each in a session of its own."""
+    sessions = served.sessions(calls)
+    client = BareClient(*sessions[0])
+    await client.open()
+    body = {"model": "any", "max_tokens": 16, **fields}
+    spent = await measured(served, calls, lambda: one_by_one(client, sessions, body))
+    client.close()
+    return spent
 
 
-async def one_by_one(clients: list[BareClient], body: dict[str, Any]) -> None:
-    for number, client in enumerate(clients):
+async def one_by_one(client: BareClient, sessions: list[tuple[str, str]], body: dict[str, Any]) -> None:
+    for number, session in enumerate(sessions):
+        client.enter(*session)
         ask = {**ASK, "content": f"{number // 8}: {ASK['content']}"}
         await client.ask("/chat/completions", {**body, "messages": [SYSTEM, ask, MORE]})
-        client.close()
 
 
 async def long_sessions(served: Served, clients: int, **fields: Any) -> Spent:
