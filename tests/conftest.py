@@ -19,8 +19,9 @@ from agentrl.plugins import Plugins
 hypothesis.settings.register_profile("agentrl", deadline=None)  # A busy machine is no failure.
 hypothesis.settings.load_profile("agentrl")
 
-# Ignored where the tests run in the background (`make test &`); what they interrupt would inherit that.
+# Ignored where the tests run in the background (`make test &`, `nohup make test`); what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SLOW = {
     "conformance/test_anthropic_agent.py",
