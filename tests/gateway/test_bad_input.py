@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.gateway.conftest import CONTEXT, ScriptedBackend
 from tests.gateway.protocols import PROTOCOLS, WireProtocol
 
+from agentrl.errors import GatewayError
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.gateway.contract import Exchange
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
@@ -177,6 +178,24 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(gateway, session
     assert check(gateway, session, protocol, body) == 400
     monkeypatch.undo()
     goes_on(gateway, session, protocol)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("messages/count_tokens", "messages"), ("responses/input_tokens", "input")]
+)
+def test_nor_is_a_text_counted_that_cannot_fit(gateway, session, path, field, monkeypatch, renderer):
+    monkeypatch.setattr(type(renderer.vocabulary), "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    body = {"model": "any", field: [{"role": "user", "content": "word " * 100 * CONTEXT}]}
+    key = {"authorization": f"Bearer {session.api_key}"}
+    exchange = Exchange("POST", f"/v1/{path}", json.dumps(body).encode(), key, in_process=True)
+    reply = asyncio.run(gateway.answer(exchange))
+    assert (reply.status, b"cannot fit in the context" in reply.body) == (400, True)
+
+
+def test_a_session_remembers_the_latest_of_many_refusals(gateway, session):
+    for number in range(1100):
+        session.refuse(GatewayError(f"{number}"))
+    assert [str(error) for error in (session.refusals[0], session.refusals[-1])] == ["100", "1099"]
 
 
 WRONG = (5, -1, 1.5, 10**40, "x", "", True, [], {}, [[]], [{}], ["x"], {"type": "x"}, {"type": 5}, {"a": {}}, None)

@@ -157,6 +157,7 @@ class EngineCompleter:
         tools = tools_key(request.tools, request.template_kwargs)
         continues = self._continuation(session, request, tools)
         try:
+            self._checked_size(continues, request)
             return len(self._prompt(continues, request).ids)
         finally:
             session.abandon(continues)
