@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from agentrl.gateway.dialects.chat_request import read_request
+from agentrl.gateway.dialects.chat import read_request
 
 ASK = {"role": "user", "content": "What is 12 * 34?"}
 CALL = '<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'

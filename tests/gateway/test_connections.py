@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from agentrl.gateway.connection import ConnectionLimits
 from agentrl.gateway.contract import Exchange, Reply
-from agentrl.gateway.server import Application, ConnectionLimits, Server
+from agentrl.gateway.server import Application, Server
 from agentrl.loops import AwakeClock
 
 ASK = json.dumps({"messages": [{"role": "user", "content": "What is 12 * 34?"}]}).encode()

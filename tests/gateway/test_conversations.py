@@ -6,7 +6,6 @@ Beside the session that remembers is one that remembers nothing, and walks all m
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.gateway import conversations
-from agentrl.gateway.conversations import Bodies, Conversations, Turn, Way, message_key
+from agentrl.gateway.conversations import Conversations, Turn, Way, message_key
 from agentrl.gateway.dialects.conversation import read_messages
 from agentrl.gateway.sampling import Draws
 
@@ -96,54 +95,6 @@ def test_two_calls_at_once_are_recorded_as_one_after_the_other() -> None:
         recorder.conversations.add(way, ("assistant", "c"), Turn("late", b"", 0, False, {"content": "c"}, ()))
         again = [*messages, {"role": "assistant", "content": "c"}, messages[0]]
         assert recorder.ask("", again, thought, record=False) == (None, 0, "history edited")
-
-
-alike = st.sampled_from([1, 1.0, True])
-values = alike | st.sampled_from([0, False, "1", None, [], {}, "\ud83d", 2**70]) | st.lists(alike, max_size=1)
-items = st.dictionaries(st.just("a"), values, max_size=1)
-bodies = st.fixed_dictionaries({"messages": st.lists(items, max_size=4)}, optional={"n": values, "tools": st.just([1])})
-
-
-@given(st.lists(bodies, max_size=8), st.lists(items, max_size=3))
-def test_bodies_are_kept_to_the_letter_whatever_python_takes_for_equal(written: list[Any], begin: list[Any]) -> None:
-    kept = Bodies()
-    for body in written:
-        body["messages"] = [*begin, *body["messages"]]
-        text = json.dumps(body, sort_keys=True)
-        recalled = kept.recall(json.loads(text))
-        assert json.dumps(recalled, sort_keys=True) == text
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(conversations, "_LONG", 1)
-            assert json.dumps(dict(kept.keep(recalled)), sort_keys=True) == text
-
-
-@pytest.mark.parametrize("called_with", ["12", 12, True, {"n": [1.5, None]}])
-def test_what_is_repeated_is_the_same_object(called_with: Any) -> None:
-    kept = Bodies()
-    messages = [{"role": "user", "content": [{"type": "tool_use", "input": called_with}, f"{n}"]} for n in range(20)]
-    first = kept.keep({"messages": copy.deepcopy(messages[:15])})
-    again = kept.recall({"messages": copy.deepcopy(messages)})
-    assert [a is b for a, b in zip(again["messages"], first["messages"], strict=False)] == [True] * 15
-
-
-def test_what_python_alone_takes_for_equal_is_not_repeated() -> None:
-    kept = Bodies()
-    texts = [{"input": f"{n}"} for n in range(15)]
-    first = kept.keep({"messages": [*texts, {"input": 1}, {"input": "b"}]})
-    again = kept.recall({"messages": [*copy.deepcopy(texts), {"input": True}, {"input": "b"}]})
-    assert [a is b for a, b in zip(again["messages"], first["messages"], strict=False)] == [True] * 15 + [False] * 2
-
-
-def test_what_follows_a_message_that_is_another_one_each_time_is_kept_once() -> None:
-    """As the system prompt of an agent that writes the time into it."""
-    kept, messages = Bodies(), [{"role": "user", "content": f"{n}"} for n in range(20)]
-    for turn in range(21):
-        body = {"messages": [{"role": "system", "content": f"It is {turn}."}, *copy.deepcopy(messages[:turn])]}
-        recalled = kept.recall(copy.deepcopy(body))
-        assert kept.keep(recalled) == body
-    again = kept.keep(body)["messages"]
-    assert [one is other for one, other in zip(recalled["messages"][1:], again[1:], strict=True)] == [True] * 20
-    assert len(kept._links) == len(messages)
 
 
 @given(st.lists(st.integers(0, 2**31)), st.lists(st.integers(0, 2**31)), st.text())

@@ -6,8 +6,7 @@ import pytest
 
 from agentrl.errors import GatewayError
 from agentrl.gateway.contract import SessionSettings, WireRequest
-from agentrl.gateway.dialects.chat import ChatCompletions
-from agentrl.gateway.dialects.chat_request import FIELDS
+from agentrl.gateway.dialects.chat import FIELDS, ChatCompletions
 from agentrl.gateway.dialects.completions import Completions
 
 DIALECTS = {

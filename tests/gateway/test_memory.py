@@ -13,8 +13,8 @@ import tracemalloc
 import pytest
 
 from agentrl.gateway import Gateway, RelayCompleter, SessionSettings
+from agentrl.gateway.bodies import Bodies
 from agentrl.gateway.contract import Exchange
-from agentrl.gateway.conversations import Bodies
 from agentrl.inference.contract import Capabilities, ChatCompletion
 
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]

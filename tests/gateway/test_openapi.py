@@ -9,7 +9,7 @@ from tests.gateway.telegraph import Telegraph
 
 from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.gateway.contract import Described, Route
-from agentrl.gateway.dialects import chat_request, completions
+from agentrl.gateway.dialects import chat, completions
 from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.dialects.messages import request as messages_request
 from agentrl.gateway.dialects.models import Models
@@ -91,7 +91,7 @@ def test_it_is_served_to_anybody(renderer, path):
 @pytest.mark.parametrize(
     ("schema", "read"),
     [
-        ("ChatCompletions.ChatRequest", chat_request.FIELDS),
+        ("ChatCompletions.ChatRequest", chat.FIELDS),
         ("Completions.CompletionRequest", completions._FIELDS),
         ("Responses.Request", responses_request.FIELDS),
         ("Messages.Request", messages_request.FIELDS),

@@ -195,7 +195,7 @@ def _options(
     header_timeout: float,
     body_timeout: float,
 ) -> ServiceOptions:
-    from agentrl.gateway.server import ConnectionLimits
+    from agentrl.gateway.connection import ConnectionLimits
     from agentrl.gateway.service import ServiceLimits
     from agentrl.training.service import ServiceOptions
 

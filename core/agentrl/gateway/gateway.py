@@ -33,6 +33,7 @@ from agentrl.errors import (
     one_line,
     shown,
 )
+from agentrl.gateway.connection import DEFAULT_LIMITS, ConnectionLimits
 from agentrl.gateway.contract import (
     Completer,
     Completion,
@@ -56,7 +57,7 @@ from agentrl.gateway.openapi import Document
 from agentrl.gateway.resource import Resource, ResourceRequest
 from agentrl.gateway.retries import Attempt, parts
 from agentrl.gateway.routes import Routes, methods_of, split_path, wrong_method
-from agentrl.gateway.server import DEFAULT_LIMITS, LOOPBACK, ConnectionLimits, Server
+from agentrl.gateway.server import LOOPBACK, Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
 from agentrl.gateway.streaming import LiveAnswer, replayed, with_last_part
 from agentrl.gateway.transport import SharedClients

@@ -10,15 +10,16 @@ import hmac
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, NoReturn
 
 from agentrl.errors import AgentRLError, ConfigError, GatewayError
+from agentrl.gateway.bodies import Bodies
 from agentrl.gateway.contract import Call, Exchange, SessionSettings
-from agentrl.gateway.conversations import Bodies, Continuation, Conversations, History, Match, MessageKey, Turn, Way
+from agentrl.gateway.conversations import Continuation, Conversations, History, Match, MessageKey, Turn, Way
 from agentrl.gateway.prompts import Prompts
 from agentrl.gateway.retries import Retries
 from agentrl.gateway.sampling import Digested, Draws
@@ -44,6 +45,8 @@ _HEARD_S = 2.0
 """Most seconds to wait for these turns."""
 _SEAL_BYTES = 16
 """How much of a handle proves that it was given in its session."""
+_REFUSALS = 1000
+"""How many errors a session remembers; a client may be refused for ever."""
 _REMEMBERED = 100_000
 """How many closed sessions are remembered, so that a late call can be told so."""
 
@@ -210,7 +213,7 @@ class Session:
         self._turns: dict[str, Turn] = {}
         self._bodies = Bodies()
         self._memories: dict[object, dict[str, Any]] = {}
-        self._refusals: list[AgentRLError] = []
+        self._refusals: deque[AgentRLError] = deque(maxlen=_REFUSALS)
         self._conversations = Conversations()
         self._prompts: Prompts | None = None  # Few agents complete prompts.
         self._running: set[RunningCall] = set()
@@ -231,7 +234,7 @@ class Session:
 
     @property
     def refusals(self) -> tuple[AgentRLError, ...]:
-        """The errors with which calls were answered, oldest first."""
+        """The errors with which the latest calls that failed were answered, oldest first."""
         return tuple(self._refusals)
 
     @property

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 from agentrl.config.models import Config
 from agentrl.errors import AgentRLError, ConfigError, about, shown
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter, Session
+from agentrl.gateway.connection import DEFAULT_LIMITS, ConnectionLimits
 from agentrl.gateway.contract import Completer, SessionSettings
 from agentrl.gateway.gateway import BODY_LIMIT, registered_dialects
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.queueing import QueueLimit
-from agentrl.gateway.server import DEFAULT_LIMITS, ConnectionLimits
 from agentrl.gateway.service import ServiceLimits, SessionService
 from agentrl.inference.model_folder import find_model, vocabulary_of
 from agentrl.plugins import Plugins

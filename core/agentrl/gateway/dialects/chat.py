@@ -1,7 +1,7 @@
 """The chat completions API: ``POST /v1/chat/completions``.
 
-Where requests are passed on to an endpoint of the same API, only what recording needs is read, and the endpoint judges
-the rest.
+Requests are read strictly: what could not be honoured is refused, never dropped. Where they are passed on to an
+endpoint of the same API, only what recording needs is read, and the endpoint judges the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from agentrl.errors import GatewayError
+from agentrl.errors import GatewayError, shown
 from agentrl.gateway.contract import (
     CallDelta,
     Completion,
@@ -23,10 +23,22 @@ from agentrl.gateway.contract import (
     Tokens,
     WireRequest,
 )
-from agentrl.gateway.dialects.chat_request import FIELDS, read_relayed, read_request
 from agentrl.gateway.dialects.chat_schema import DESCRIPTION
-from agentrl.gateway.dialects.overrides import apply_override, check_override
-from agentrl.gateway.dialects.tools import custom_answer, custom_names
+from agentrl.gateway.dialects.conversation import read_messages
+from agentrl.gateway.dialects.fields import (
+    NO_EFFECT,
+    SAMPLING_FIELDS,
+    choices,
+    read_model,
+    read_preferences,
+    read_sampling,
+    read_template_kwargs,
+    read_usage,
+)
+from agentrl.gateway.dialects.overrides import STRICT, apply_override, check_override
+from agentrl.gateway.dialects.refusals import flag, unknown, unsupported, whole
+from agentrl.gateway.dialects.schemas import read_format
+from agentrl.gateway.dialects.tools import Toolbox, custom_answer, custom_names, read_choice, read_tools
 from agentrl.gateway.dialects.writing import (
     EVENT_STREAM,
     listed_logprobs,
@@ -37,7 +49,39 @@ from agentrl.gateway.dialects.writing import (
     written,
 )
 
-__all__ = ["ChatCompletions"]
+__all__ = ["FIELDS", "ChatCompletions", "read_relayed", "read_request"]
+
+_READ = frozenset(
+    {
+        "messages",
+        "model",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "n",
+        "stream",
+        "stream_options",
+        "response_format",
+        "modalities",
+        "reasoning_effort",
+        "verbosity",
+        "chat_template_kwargs",
+    }
+)
+FIELDS = SAMPLING_FIELDS | _READ | NO_EFFECT
+"""The fields of a request that are known here."""
+_REFUSED = {
+    "functions": "send tools; calls then come as tool_calls",
+    "function_call": "send tool_choice",
+    "audio": "the policy writes text only; drop it, or set rollout.override: {audio: null}",
+    "web_search_options": "give the policy a search tool; drop it, or set rollout.override: {web_search_options: null}",
+    "moderation": "nothing is moderated here; drop it, or set rollout.override: {moderation: null}",
+}
+"""Fields of the API that cannot be honoured, with what to do instead."""
+_MAX_TOP_LOGPROBS = 20
 
 
 class ChatCompletions:
@@ -84,9 +128,7 @@ class ChatCompletions:
                     "index": index,
                     "message": _message(each.call.message, custom, request.memory),
                     "finish_reason": each.call.finish_reason,
-                    "logprobs": {"content": listed_logprobs(each.tokens), "refusal": None}
-                    if asked[0].logprobs
-                    else None,
+                    "logprobs": _listed(each.tokens) if asked[0].logprobs else None,
                 }
                 for index, each in enumerate(completions)
             ],
@@ -204,3 +246,69 @@ def _call(call: CallDelta) -> dict[str, Any]:
 
 def _listed(tokens: Tokens) -> dict[str, Any]:
     return {"content": listed_logprobs(tokens), "refusal": None}
+
+
+def read_relayed(body: Mapping[str, Any]) -> list[ModelRequest]:
+    """A request that is passed on as it is: an endpoint of the same API judges its fields."""
+    stream = flag(body, "stream")
+    messages, tools = body.get("messages"), body.get("tools")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise GatewayError(
+            f"messages is not a list of messages: {shown(messages, 80)}", param="messages", code="invalid_value"
+        )
+    relay = {name: value for name, value in body.items() if name not in ("stream", "stream_options", "n")}
+    asked = ModelRequest(body, messages, tools if isinstance(tools, list) else None, stream=stream, relay=relay)
+    return choices(asked, body.get("n"))
+
+
+def read_request(body: Mapping[str, Any], memory: MutableMapping[str, Any] | None = None) -> list[ModelRequest]:
+    """One request for each choice. Raises ``GatewayError`` (400), naming the field at fault.
+
+    ``memory`` is what the dialect keeps in the session.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    if not given.keys() <= FIELDS:
+        _refuse_fields(given)
+    read_model(given)
+    read_usage(given)
+    if given.get("modalities", ["text"]) != ["text"]:
+        fix = "the policy writes text only; have it with rollout.override: {modalities: null}"
+        raise unsupported("modalities", given["modalities"], "is not supported", fix=fix)
+    tools = Toolbox()
+    if "tools" in given or "tool_choice" in given:
+        tools = read_choice(given.get("tool_choice"), read_tools(given.get("tools")))
+    several = "parallel_tool_calls" not in given or flag(given, "parallel_tool_calls")
+    asked = ModelRequest(
+        body=body,
+        messages=read_messages(given.get("messages"), memory),
+        tools=tools.functions,
+        calls_tools=tools.calls,
+        one_call=tools.functions is not None and not several,
+        must_call=tools.must_call,
+        grammar=read_format(given["response_format"]) if "response_format" in given else None,
+        fields=read_sampling(given),
+        logprobs=flag(given, "logprobs"),
+        top_logprobs=_top_logprobs(given),
+        template_kwargs=read_template_kwargs(given),
+        preferences=read_preferences(given),
+        unmet=((STRICT,) if tools.strict else ()) + tools.unmet,
+        stream=flag(given, "stream"),
+    )
+    return choices(asked, given.get("n"))
+
+
+def _refuse_fields(given: Mapping[str, Any]) -> None:
+    """Raise ``GatewayError`` for the first field that is not known, unless it asks for nothing."""
+    for name in sorted(given.keys() - FIELDS):
+        if name in _REFUSED:
+            if given[name] in ([], {}):
+                continue
+            raise unsupported(name, given[name], "cannot be honoured", fix=_REFUSED[name])
+        raise unknown(name, given[name], FIELDS)
+
+
+def _top_logprobs(given: Mapping[str, Any]) -> int:
+    count = whole(given, "top_logprobs", 0, _MAX_TOP_LOGPROBS, 0)
+    if count and not given.get("logprobs"):
+        raise unsupported("top_logprobs", count, "is of no use without logprobs", fix="set logprobs: true")
+    return count
