@@ -34,7 +34,7 @@ QUICK = f"{SOME} and not {BROKE}"
         ("endless", QUICK, {MISTAKES}, "would have gone on: limit its turns"),
         ("waiting", "of_the_policy and empty", {MISTAKE}, "the agent blocked the event loop"),
         ("Remembering()", QUICK, {FORGETS, APART}, "and then to"),
-        ("Mixing()", QUICK, {APART}, "it went otherwise than by itself"),
+        ("Mixing()", f"{QUICK} and not {ENDS}", {APART}, "it went otherwise than by itself"),  # ENDS: by chance.
         ("blocking", APART, {APART}, "while one episode waits for the model, no other goes on"),
         ("unrewarding", ENDS, {ENDS}, "return a number"),
         ("swallowing", SOME, {REFUSED, BROKE}, "as if nothing were wrong: rewarded with 0.0"),
