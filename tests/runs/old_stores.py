@@ -87,17 +87,22 @@ def write(path: Path, version: int, episodes: Sequence[tuple[int, Episode]]) -> 
 
 
 LATER_COLUMNS = {7: ["normalised"]}
-"""The columns of ``calls`` that a schema brought. Since 6 nothing else has changed."""
+"""The columns of ``calls`` that a schema brought."""
+LATER_TABLES = {8: ["steps"]}
+"""The tables that a schema brought. Since 6 nothing else has changed."""
 
 
 def write_without_later_columns(path: Path, version: int, episodes: Sequence[Episode]) -> None:
-    """Write a store of 6 or later: one of today without the columns that came afterwards."""
+    """Write a store of 6 or later: one of today without the columns and tables that came afterwards."""
     with EpisodeStore(path) as store:
         store.submit(episodes).result()
     connection = sqlite3.connect(path, isolation_level=None)
     for since, columns in LATER_COLUMNS.items():
         for column in columns if since > version else ():
             connection.execute(f"ALTER TABLE calls DROP COLUMN {column}")
+    for since, tables in LATER_TABLES.items():
+        for table in tables if since > version else ():
+            connection.execute(f"DROP TABLE {table}")
     connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 

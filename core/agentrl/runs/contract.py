@@ -15,6 +15,7 @@ __all__ = [
     "EpisodeFilter",
     "EpisodeRow",
     "GroupRow",
+    "Membership",
     "MetricsLine",
     "RunInfo",
     "RunState",
@@ -165,6 +166,23 @@ class GroupRow:
         """Mean over the episodes that have a reward; ``None`` where none has one."""
         rewards = [episode.reward for episode in self.episodes if episode.reward is not None]
         return sum(rewards) / len(rewards) if rewards else None
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What an optimiser step takes, which is on disk before the step begins: a resumed run repeats the step from it.
+
+    Groups are named by their ordinals, each of which is the group's position in the task order.
+    """
+
+    step: int
+    """Number of the step, from 1; its weights have this policy version."""
+    trained: tuple[int, ...]
+    """Groups whose episodes it trains."""
+    left_out: tuple[int, ...] = ()
+    """Groups that it consumes without training them, because the algorithm's filter leaves them out."""
+    stale: tuple[int, ...] = ()
+    """Groups that were dropped before it because tokens in them had become too old; their tasks come again."""
 
 
 @dataclass(frozen=True, slots=True)

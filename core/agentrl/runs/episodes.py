@@ -20,13 +20,22 @@ from typing import Any, Unpack, cast, get_args
 from agentrl.errors import ConfigError, RunError
 from agentrl.gateway.contract import Call, Replacement
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Outcome, Phase
-from agentrl.runs.contract import CountKey, EpisodeFilter, EpisodeRow, GroupRow, SortKey
-from agentrl.runs.migrations import FIRST_WITH_TABLES, call_columns, call_rows, call_texts, shadow, tree_row
+from agentrl.runs.contract import CountKey, EpisodeFilter, EpisodeRow, GroupRow, Membership, SortKey
+from agentrl.runs.migrations import (
+    FIRST_WITH_STEPS,
+    FIRST_WITH_TABLES,
+    call_columns,
+    call_rows,
+    call_texts,
+    shadow,
+    tree_row,
+)
 from agentrl.runs.schema import (
     BETWEEN_TEXTS,
     CALL_COLUMNS,
     EPISODE_COLUMNS,
     MESSAGE_TEXTS,
+    STEP_COLUMNS,
     TREE_COLUMNS,
     database_error,
     has_search,
@@ -47,6 +56,12 @@ _ROW_COLUMNS = (
     *("attempts", "call_count", "sampled_tokens", "failure_side", "failure_reason", "mistake"),
 )
 _ROWS = f"SELECT {', '.join(_ROW_COLUMNS)} FROM episodes"
+
+_UNTAKEN = """
+SELECT id FROM episodes WHERE phase = 'train' AND group_ordinal NOT IN (
+    SELECT value FROM steps, json_each(trained) UNION ALL SELECT value FROM steps, json_each(left_out)
+) ORDER BY id
+"""
 
 _CONDITIONS = {
     "phase": "phase = :phase",
@@ -187,6 +202,34 @@ class EpisodeReader:
             if len(ids) < _PAGE:
                 return
             after = ids[-1]
+
+    def memberships(self, after: int = 0) -> tuple[Membership, ...]:
+        """Which groups each step took that was about to begin, in order, from the step after ``after`` on.
+
+        A store of a schema before 8 has none.
+        """
+        with self._opened() as (connection, version):
+            if version < FIRST_WITH_STEPS:
+                return ()
+            found = connection.execute(
+                f"SELECT {', '.join(STEP_COLUMNS)} FROM steps WHERE step > ? ORDER BY step", (after,)
+            )
+            return tuple(Membership(step, *(tuple(json.loads(each)) for each in groups)) for step, *groups in found)
+
+    def untaken(self) -> Iterator[Episode]:
+        """The training episodes whose groups no step has trained or left out, in the order of their commits.
+
+        Those of groups that were dropped, and are to be rolled out again, are among them. Memory holds a page of them
+        at most. Raises ``RunError`` where a store of a schema before 8 cannot tell.
+        """
+        with self._opened() as (connection, version):
+            if version < FIRST_WITH_STEPS:
+                raise RunError(f"{self.path} does not tell which groups a step took: an older version has written it")
+            ids = [id for (id,) in connection.execute(_UNTAKEN)]
+        for start in range(0, len(ids), _PAGE):
+            with self._opened() as (connection, version):
+                episodes = _episodes(connection, version, ids[start : start + _PAGE])
+            yield from episodes
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[sqlite3.Connection, int]]:

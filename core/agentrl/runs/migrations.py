@@ -1,8 +1,8 @@
-"""Episode stores of the schemas 1 to 6, read with the tables of the present one or rewritten in them.
+"""Episode stores of the schemas 1 to 7, read with the tables of the present one or rewritten in them.
 
 1: all of an episode in one row. 2: ``mistake``. 3: tasks in a table of their own. 4: ``reward_parts``. 5: the ordinal
 of the group, the policy version and the trained step in the place of ``step``. 6: calls and token trees in tables of
-their own, failures in columns. 7: ``normalised``.
+their own, failures in columns. 7: ``normalised``. 8: the table ``steps``.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ import hashlib
 import json
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agentrl.runs.schema import BETWEEN_TEXTS, CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
 
 __all__ = [
+    "FIRST_WITH_STEPS",
     "FIRST_WITH_TABLES",
+    "add_to",
     "call_columns",
     "call_rows",
     "call_texts",
     "rewrite",
-    "rewrite_calls",
     "shadow",
     "tree_row",
 ]
 
 FIRST_WITH_TABLES = 6
 """The first schema that keeps calls and trees in tables; before it they are columns of ``episodes``."""
+
+FIRST_WITH_STEPS = 8
+"""The first schema that keeps which groups a step takes."""
 
 _LATER = {"normalised": (7, "'[]'")}
 """Columns of ``calls`` that a later schema brought, and their value before it."""
@@ -87,17 +91,21 @@ def call_columns(version: int) -> str:
     return ", ".join(name if version >= first else f"{value} AS {name}" for name, (first, value) in since.items())
 
 
-def rewrite_calls(connection: sqlite3.Connection, version: int, create: str) -> None:
-    """Rewrite the table ``calls`` of a store of ``version`` inside the open transaction; ``create`` makes it.
+def add_to(connection: sqlite3.Connection, version: int, create: Mapping[str, str]) -> None:
+    """Add what is new since ``version``, which has the tables, inside the open transaction.
 
-    Raises what SQLite raises.
+    ``create`` holds the SQL that makes each table, by the table's name. Raises what SQLite raises.
     """
-    connection.execute("ALTER TABLE calls RENAME TO old_calls")
-    connection.execute(create)
-    connection.execute(
-        f"INSERT INTO calls ({', '.join(CALL_COLUMNS)}) SELECT {call_columns(version)} FROM old_calls ORDER BY rowid"
-    )
-    connection.execute("DROP TABLE old_calls")
+    if any(since > version for since, _ in _LATER.values()):
+        columns = ", ".join(CALL_COLUMNS)
+        connection.execute("ALTER TABLE calls RENAME TO old_calls")
+        connection.execute(create["calls"])
+        connection.execute(
+            f"INSERT INTO calls ({columns}) SELECT {call_columns(version)} FROM old_calls ORDER BY rowid"
+        )
+        connection.execute("DROP TABLE old_calls")
+    if version < FIRST_WITH_STEPS:
+        connection.execute(create["steps"])
 
 
 def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "MESSAGE_TEXTS",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "STEP_COLUMNS",
     "TEXT_KEYS",
     "TREE_COLUMNS",
     "JournalMode",
@@ -44,7 +45,7 @@ JournalMode = Literal["wal", "delete"]
 
 Row = Sequence[Any]
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """``PRAGMA user_version`` of the files that are written; ``agentrl.runs.migrations`` reads the versions before it."""
 
 APPLICATION_ID = 0x61726C31
@@ -108,6 +109,12 @@ CREATE TABLE trees (
     logprobs BLOB NOT NULL,             -- float32 or float64: a log-probability for each sampled token
     versions BLOB NOT NULL              -- int32: the policy version of each sampled token
 );
+CREATE TABLE steps (
+    step INTEGER PRIMARY KEY,           -- number of the optimiser step; the row is there before the step begins
+    trained TEXT NOT NULL,              -- JSON: ordinals of the training groups that the step trains
+    left_out TEXT NOT NULL,             -- JSON: ordinals of those that it consumes without training them
+    stale TEXT NOT NULL                 -- JSON: ordinals of those that were dropped before it, to be rolled out again
+);
 """
 
 SEARCH = "CREATE VIRTUAL TABLE search USING fts5(text, content='', tokenize='unicode61 remove_diacritics 0')"
@@ -124,6 +131,7 @@ CALL_COLUMNS = (
     "normalised",
 )
 TREE_COLUMNS = ("episode", "spans", "ids", "logprobs", "versions")
+STEP_COLUMNS = ("step", "trained", "left_out", "stale")
 
 _BUSY_SECONDS = 30.0
 
@@ -195,10 +203,12 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
 
 def _make(connection: sqlite3.Connection, version: int) -> None:
     """Make the tables in a new file, or rewrite a file of an older schema ``version`` with them."""
-    from agentrl.runs.migrations import FIRST_WITH_TABLES, rewrite, rewrite_calls
+    from agentrl.runs.migrations import FIRST_WITH_TABLES, add_to, rewrite
+
+    statements = SCHEMA.split(";\n")
 
     def create() -> None:
-        for statement in SCHEMA.split(";\n"):
+        for statement in statements:
             connection.execute(statement)
         with contextlib.suppress(sqlite3.OperationalError):  # Not every SQLite has FTS5.
             connection.execute(SEARCH)
@@ -210,7 +220,8 @@ def _make(connection: sqlite3.Connection, version: int) -> None:
     elif version < FIRST_WITH_TABLES:
         rewrite(connection, version, create)
     else:
-        rewrite_calls(connection, version, next(each for each in SCHEMA.split(";\n") if "TABLE calls" in each))
+        made = {each.split()[2]: each for each in statements if "CREATE TABLE" in each}
+        add_to(connection, version, made)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -27,10 +27,12 @@ from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
 from agentrl.inference.contract import Grammar
 from agentrl.rollout.contract import Episode
+from agentrl.runs.contract import Membership
 from agentrl.runs.folder import FolderLock
 from agentrl.runs.schema import (
     CALL_COLUMNS,
     EPISODE_COLUMNS,
+    STEP_COLUMNS,
     TREE_COLUMNS,
     JournalMode,
     close_for_writing,
@@ -239,6 +241,8 @@ class _Commit:
     groups: Sequence[int] = ()
     """Ordinals of training groups that the optimiser step ``step`` has trained."""
     step: int = 0
+    begins: Membership | None = None
+    """The step that is about to begin, with its groups."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -318,6 +322,17 @@ class EpisodeStore:
         self._enqueue(_Commit(done, [_encoded(episode) for episode in episodes]))
         return done
 
+    def begin_step(self, membership: Membership) -> Future[None]:
+        """Record which groups a step takes. The step may begin when the future is done: then it is on disk.
+
+        It is written together with the commits that wait at that moment. The future's exception is the ``RunError``
+        where that fails, or where the step has begun before.
+        """
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()
+        self._enqueue(_Commit(done, begins=membership))
+        return done
+
     def mark_trained(self, groups: Sequence[int], step: int) -> Future[None]:
         """Set ``trained_step`` of the committed training groups with the ordinals ``groups`` to ``step``.
 
@@ -382,6 +397,8 @@ class EpisodeStore:
             with transaction(self._connection):
                 self._insert([rows for commit in commits for rows in commit.rows])
                 for commit in commits:
+                    if commit.begins is not None:
+                        self._begin(commit.begins)
                     self._mark(commit.groups, commit.step)
         except Exception as error:  # whatever it is, those who wait have to learn of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
@@ -418,6 +435,10 @@ class EpisodeStore:
                 f"VALUES {', '.join([values] * len(some))}",
                 [value for row in some for value in row],
             )
+
+    def _begin(self, membership: Membership) -> None:
+        groups = (membership.trained, membership.left_out, membership.stale)
+        self._insert_into("steps", STEP_COLUMNS, [(membership.step, *(_json(list(each)) for each in groups))])
 
     def _mark(self, groups: Sequence[int], step: int) -> None:
         for start in range(0, len(groups), self._most_values - 1):

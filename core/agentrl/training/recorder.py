@@ -12,7 +12,7 @@ from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.contract import Episode, Group
-from agentrl.runs.contract import RunInfo, Summary
+from agentrl.runs.contract import Membership, RunInfo, Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
@@ -66,6 +66,10 @@ class RunRecorder:
         self.tally.add(episode)
         self._hook.agentrl_episode_finished(episode=episode)
         self.reporter.episode_finished(episode)
+
+    async def begin_step(self, membership: Membership) -> None:
+        """Return once it is on disk which groups the next step takes. Raises ``RunError`` where that fails."""
+        await asyncio.wrap_future(self._store.begin_step(membership))
 
     def batch(self, groups: Sequence[Group]) -> None:
         """The groups of a step are complete and about to be trained."""
