@@ -1,36 +1,98 @@
-"""The rule of staleness: which versions an episode may hold."""
+"""The rule of staleness: which groups may start, and which of the finished ones a step trains."""
 
 from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.rollout.staleness import oldest_version
+from agentrl.rollout.staleness import Candidate, StalenessBound
 
-versions = st.integers(0, 1000)
-bounds = st.integers(0, 20)
-
-
-@given(versions)
-def test_without_staleness_all_tokens_are_of_the_newest_version(version):
-    assert oldest_version(version, 0) == version
+NOTHING: Mapping[int, int] = {}
 
 
-@given(versions, bounds)
-def test_the_oldest_version_is_at_most_so_many_older_and_as_old_as_the_bound_and_the_first_version_let_it(
-    version, bound
-):
-    oldest = oldest_version(version, bound)
-    assert 0 <= oldest <= version
-    assert version - oldest == min(bound, version)
+def test_synchronous_training_takes_a_steps_groups_at_once_and_starts_no_other_beside_them():
+    bound = StalenessBound(max_staleness=0, per_step=2)
+    assert [bound.may_start(outstanding) for outstanding in range(4)] == [True, True, False, False]
+    assert bound.deadline(7) == 7
+    assert bound.choose(7, [Candidate(4, 7)], {7: 1}) is None
+    assert bound.choose(7, [Candidate(5, 7), Candidate(4, 7)], NOTHING) == (4, 5)
 
 
-@given(versions, bounds)
-def test_a_wider_bound_takes_no_less(version, bound):
-    assert oldest_version(version, bound + 1) <= oldest_version(version, bound)
+def test_what_has_to_be_trained_now_comes_before_lower_ordinals():
+    bound = StalenessBound(max_staleness=1, per_step=2)
+    finished = [Candidate(1, 5), Candidate(2, 5), Candidate(9, 4), Candidate(3, 5)]
+    assert bound.choose(5, finished, NOTHING) == (1, 9)
 
 
-@pytest.mark.parametrize(("version", "bound", "oldest"), [(0, 0, 0), (0, 3, 0), (2, 3, 0), (7, 3, 4)])
-def test_there_is_no_version_before_the_first(version, bound, oldest):
-    assert oldest_version(version, bound) == oldest
+def test_a_step_waits_for_a_group_that_no_later_step_may_train():
+    bound = StalenessBound(max_staleness=1, per_step=1)
+    assert bound.choose(4, [Candidate(1, 4)], {4: 1}) == (1,)
+    assert bound.choose(4, [Candidate(1, 4)], {3: 1}) is None
+    assert bound.choose(4, [Candidate(1, 4)], NOTHING) == (1,)
+
+
+def test_a_group_without_tokens_is_never_due():
+    bound = StalenessBound(max_staleness=0, per_step=1)
+    assert bound.choose(9, [Candidate(1, None), Candidate(2, 9)], NOTHING) == (2,)
+    assert bound.choose(9, [Candidate(1, None)], NOTHING) == (1,)
+
+
+@pytest.mark.parametrize(("max_staleness", "per_step"), [(-1, 1), (0, 0)])
+def test_a_bound_that_makes_no_sense_is_refused(max_staleness, per_step):
+    with pytest.raises(ValueError, match="the staleness is 0 or more"):
+        StalenessBound(max_staleness, per_step)
+
+
+# A state of the brute-force oracle: the oldest versions of the finished groups by ordinal, and of the running ones.
+
+
+@st.composite
+def states(draw: st.DrawFn) -> tuple[StalenessBound, int, list[Candidate], list[int]]:
+    """A bound, a version, and groups finished and running, few enough to try everything."""
+    bound = StalenessBound(draw(st.integers(0, 3)), draw(st.integers(1, 3)))
+    version = draw(st.integers(3, 5))
+    oldest = st.integers(version - bound.max_staleness, version)
+    olds = draw(st.lists(oldest, max_size=min(7, bound.slots)))
+    finished = draw(st.integers(0, len(olds)))
+    ordinals = draw(st.permutations(range(len(olds))))
+    return bound, version, [Candidate(*each) for each in zip(ordinals, olds[:finished], strict=False)], olds[finished:]
+
+
+def trainable(bound: StalenessBound, version: int, olds: Sequence[int]) -> bool:
+    """Whether steps from ``version`` on can train all groups in time, by trying every assignment to steps."""
+    if not olds:
+        return True
+    due = [old for old in olds if bound.deadline(old) >= version]
+    if len(due) < len(olds):
+        return False
+    size = min(bound.per_step, len(olds))
+    return any(
+        trainable(bound, version + 1, [old for place, old in enumerate(olds) if place not in step])
+        for step in itertools.combinations(range(len(olds)), size)
+    )
+
+
+@given(states())
+def test_a_step_waits_only_where_every_choice_would_leave_a_group_that_cannot_be_trained_in_time(state):
+    bound, version, finished, running = state
+    chosen = bound.choose(version, finished, Counter(running))
+    left = {
+        each: [old for ordinal, old in finished if ordinal not in each] + running
+        for each in itertools.combinations(sorted(ordinal for ordinal, _ in finished), bound.per_step)
+    }
+    good = {each for each, olds in left.items() if trainable(bound, version + 1, olds)}
+    if trainable(bound, version, [old for _, old in finished] + running):
+        assert chosen in good if good else chosen is None
+
+
+@given(states())
+def test_a_start_is_refused_only_where_the_group_could_not_be_trained_in_time_with_the_others(state):
+    bound, version, finished, running = state
+    olds = [old for _, old in finished] + running
+    if trainable(bound, version, olds):
+        assert bound.may_start(len(olds)) == trainable(bound, version, [*olds, version])

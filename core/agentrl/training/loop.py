@@ -24,7 +24,7 @@ from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.dispatcher import GroupRequest
-from agentrl.rollout.staleness import MAX_STALENESS, oldest_version
+from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
 from agentrl.training.checkpoints import Conversing, save_checkpoint
@@ -257,12 +257,13 @@ def group_requests(config: Config, tasks: list[OrderedTask], version: int) -> li
 def training_session(config: Config, key: EpisodeKey, version: int) -> SessionSettings:
     """How the session of the training episode ``key`` samples under weights of ``version``."""
     rollout = config.rollout
+    newest = StalenessBound(0, rollout.tasks_per_step).deadline(version)
     return SessionSettings(
         training=True,
         model=config.model.name,
         temperature=rollout.temperature,
         max_tokens=rollout.max_tokens,
         override=rollout.override,
-        versions=(oldest_version(version, MAX_STALENESS), version),
+        versions=(version, newest),
         seed_key=(config.seed, key.phase, version, key.task, key.sample),
     )
