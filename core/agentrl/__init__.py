@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         RunFolderError,
         UnsupportedSampling,
     )
+    from agentrl.inference.digests import tensor_digest
     from agentrl.loops import finish_in_thread, run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
@@ -71,6 +72,7 @@ __all__ = [
     "load_config",
     "open_run",
     "run_in_thread",
+    "tensor_digest",
     "worker_environment",
 ]
 
@@ -84,6 +86,7 @@ __getattr__, __dir__ = attributes(
         "agentrl.environments.environment": ["environment_of", "find_environment"],
         "agentrl.errors": [name for name in __all__ if name.endswith("Error")]
         + ["EpisodeTimeout", "PromptTooLong", "UnsupportedSampling"],
+        "agentrl.inference.digests": ["tensor_digest"],
         "agentrl.loops": ["finish_in_thread", "run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
     DeepseekV3Config,
@@ -185,3 +186,9 @@ def saved(model: PreTrainedModel, folder: Path, *, with_tokenizer: bool = True) 
     if with_tokenizer:
         tokenizer().save_pretrained(folder)
     return folder
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    """The model in ``folder``, in float32."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()

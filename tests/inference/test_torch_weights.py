@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests.inference import models
-from tests.inference.torch_backends import complete, off_by, plain_greedy, served, settled
+from tests.inference.torch_backends import complete, off_by, plain_greedy, plain_logprobs, served, settled
 from transformers import PreTrainedModel
 
-from agentrl.errors import BackendError
-from agentrl.inference.contract import Chunk, GenerationRequest, Sampling
+from agentrl.errors import BackendError, PromptTooLong
+from agentrl.inference.contract import Chunk, GenerationRequest, HeldWeights, Sampling
 from agentrl.inference.engine.backend import TorchBackend
+from agentrl.learner.learner import LentWeights
+from agentrl.learner.policy import Policy
 
 PROMPT = list(range(50, 80))
 EXACT = 1e-5
@@ -175,3 +177,70 @@ def test_weights_that_diverged_fail_requests_and_better_ones_heal(folder: Path) 
 
     for chunk in served(folder, use):
         assert off_by(sound, [9, 9], chunk) < EXACT
+
+
+@pytest.mark.parametrize(
+    "build", [models.qwen3, partial(models.qwen3, tied=True), models.qwen2, models.gemma3], ids=lambda build: str(build)
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_engine_tells_what_it_holds_from_its_own_memory(build: Build, dtype: str, tmp_path: Path) -> None:
+    folder = models.saved(build(), tmp_path)
+    new = build().eval()
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.3)
+
+    async def use(backend: TorchBackend) -> list[HeldWeights]:
+        before = await backend.held_weights()
+        await backend.update_weights(ModelWeights(new, 3))
+        after = await backend.held_weights()
+        _, engine = backend._running()
+        with torch.inference_mode():
+            fused = getattr(engine._decoder._network, "_layers", None)
+            touched = fused[1]._joined[0] if fused else engine._decoder.model.get_parameter("model.norm.weight")
+            touched.view(-1)[5] += 1
+        return [before, after, await backend.held_weights()]
+
+    held = served(folder, use, version=2, dtype=dtype)
+    assert [each.version for each in held] == [2, 3, 3]
+    for found, model in zip(held, (models.loaded(folder), new), strict=False):
+        names = {name: dtype for name, _ in model.named_parameters()}
+        lent = LentWeights(Policy(model), found.version, folder, borrower="the engine")
+        assert found.tensors == lent.digests(names)
+        assert {each.dtype for each in found.tensors.values()} == {dtype}
+    changed = {name for name, tensor in held[1].tensors.items() if held[2].tensors[name] != tensor}
+    assert len(changed) == 1, "only what its kernels read counts, and it is read anew"
+
+
+def test_a_tied_tensor_has_its_digest_under_both_names(tmp_path: Path) -> None:
+    model = models.qwen3(tied=True)
+    lent = LentWeights(Policy(model), 1, tmp_path, borrower="the engine")
+    both = lent.digests({"lm_head.weight": "float32", "model.embed_tokens.weight": "bfloat16", "nothing": "float32"})
+    assert both.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
+    assert both["lm_head.weight"] == lent.digests({"model.embed_tokens.weight": "float32"})["model.embed_tokens.weight"]
+    assert both["lm_head.weight"].digest != both["model.embed_tokens.weight"].digest
+
+
+@pytest.mark.parametrize("length", [2, 5, 16, 17, 18, 90])
+def test_given_tokens_are_scored_as_requests_are(length: int, folder: Path) -> None:
+    ids = [index * 7 % models.VOCABULARY for index in range(length)]
+
+    async def use(backend: TorchBackend) -> tuple[Sequence[float], Sequence[float], Chunk]:
+        first = await backend.score(ids)
+        return first, await backend.score(ids), await complete(backend, ids, max_tokens=2)
+
+    first, again, _ = served(folder, use, max_batch_tokens=32)
+    expected = plain_logprobs(models.loaded(folder), ids[:1], ids[1:])
+    expected = expected.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    assert first == again == pytest.approx(expected, abs=EXACT)
+
+
+def test_what_cannot_be_scored_is_refused(folder: Path) -> None:
+    async def use(backend: TorchBackend) -> None:
+        assert list(await backend.score([3])) == []
+        with pytest.raises(PromptTooLong):
+            await backend.score([1] * 65)
+        with pytest.raises(BackendError, match="token id 99999"):
+            await backend.score([1, 99999])
+
+    served(folder, use, context_length=64)

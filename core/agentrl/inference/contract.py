@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 FinishReason = Literal["stop", "length", "cancelled"]
+InFlight = Literal["keep", "recompute"]
+"""What becomes of the KV of requests in flight at a change of weights: see ``BackendContext.in_flight``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,32 @@ class Capabilities:
         return least <= temperature <= most
 
 
+@dataclass(frozen=True, slots=True)
+class TensorDigest:
+    """What a tensor is, by its bits. Two are equal exactly where type, shape and digest are."""
+
+    dtype: str
+    """The type that it is held in, by torch's name without the prefix: ``bfloat16``."""
+    shape: tuple[int, ...]
+    digest: str
+    """``agentrl.tensor_digest`` of the tensor: of its bits in that type, the same on every device."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeights:
+    """The weights that an engine serves with, as it finds them in its own memory."""
+
+    version: int
+    """The policy version that its next token will carry."""
+    tensors: Mapping[str, TensorDigest] | None
+    """Every parameter by its Hugging Face name, in the shape and order of numbers that the Hugging Face model has it
+    in: projections that the engine has joined are split again, rows that it has added are left out. A tensor that is
+    tied to another comes once, under either name, where the engine holds it once, and under both names where it
+    holds two. ``None`` where the engine cannot tell, for the reason in ``inability``."""
+    inability: str = ""
+    """Why there are no digests, as a part of a sentence such as "its weights are kept in 4 bits"."""
+
+
 class Weights(Protocol):
     """The learner's weights of one policy version, under the names of the Hugging Face model.
 
@@ -221,6 +249,14 @@ class Weights(Protocol):
         """
         ...
 
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        """Returns the digests of the parameters that ``dtypes`` names, each as it is after ``tensor.to(dtype)``.
+
+        ``dtypes`` has torch's names without the prefix. A parameter that is tied to others may go by any of its names;
+        a name that the model does not have is left out.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
@@ -240,6 +276,10 @@ class BackendContext:
     """Call it, from any thread, to say what a long start waits for, or which fault the backend handles by itself."""
     timeout: float | None = None
     """Seconds after which a start or an update of weights that has not ended is cancelled; ``None`` for never."""
+    in_flight: InFlight = "keep"
+    """What a change of weights does with requests in flight: with ``keep`` they go on with the KV that they have, with
+    ``recompute`` the KV of their prompt and tokens is computed anew under the new weights before their next token. A
+    backend that cannot do what is asked for raises ``ConfigError`` when it is built."""
 
 
 class Backend(Protocol):
@@ -265,9 +305,30 @@ class Backend(Protocol):
     async def update_weights(self, weights: Weights) -> None:
         """Put new weights in place.
 
-        Tokens sampled after it returns carry ``weights.version``. Requests in flight keep their tokens and go on
-        under the new weights. No prefix that was computed under old weights is used again. The weights are borrowed:
-        they may be read until this method returns, and not later. Raises ``BackendError`` where they cannot be taken.
+        Tokens sampled after it returns carry ``weights.version``. Requests in flight pause between two tokens, keep
+        what they have, and go on under the new weights, with their KV or without it as ``BackendContext.in_flight``
+        says; a token's version is that of the weights that produced its logits. No prefix that was computed under
+        old weights, even in part, is used for another request. The weights are borrowed: they may be read until this
+        method returns, and not later. Raises ``BackendError`` where they cannot be taken.
+        """
+        ...
+
+    async def held_weights(self) -> HeldWeights:
+        """Returns what weights the engine holds, from the memory that it computes with.
+
+        A run asks after every update, and stops where a digest is not the learner's. So nothing may be remembered
+        from the update: each call reads the tensors anew. An engine of several replicas answers for all of them:
+        where one differs from the others, it returns what that one holds. Raises ``BackendError`` where the engine
+        does not answer.
+        """
+        ...
+
+    async def score(self, ids: Sequence[int]) -> Sequence[float]:
+        """Returns the engine's natural log-probabilities of ``ids[1:]`` at temperature 1, each given all before it.
+
+        They are computed under the weights that the engine has now, by the kernels that requests are computed with,
+        and without KV that was kept from before. Raises ``PromptTooLong`` where ``ids`` are longer than its context,
+        and ``BackendError`` where the engine fails.
         """
         ...
 

@@ -12,7 +12,7 @@ It knows no group, episode or reward: a batch says what is trained and how much,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import ConfigError, RunError, one_line
+from agentrl.inference.contract import TensorDigest
+from agentrl.inference.digests import tensor_digest
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.contract import Correction, Objective, ObjectiveTerms, Scores, Targets, TrainBatch
 from agentrl.learner.folder import save_model, stored_dtype, write_state
@@ -246,6 +248,25 @@ class LentWeights:
         targets = Targets(np.zeros(count, dtype=np.int64), np.arange(count), path[1:], np.ones(count))
         logprobs: list[float] = self._policy.exact().score_paths(targets, [path], len(path)).logprob.tolist()
         return logprobs
+
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        """Return the digests of the parameters that ``dtypes`` names, each as it is after ``tensor.to(dtype)``.
+
+        ``dtypes`` has torch's names without the prefix. A parameter that is tied to others goes by any of its names,
+        and is read once for each type; a name that the model does not have is left out.
+        """
+        found: dict[tuple[int, str], TensorDigest] = {}
+        named: dict[str, TensorDigest] = {}
+        for name, parameter in self._model().named_parameters(remove_duplicate=False):
+            if name not in dtypes:
+                continue
+            self._model()
+            key = id(parameter), dtypes[name]
+            if key not in found:
+                cast = parameter.detach().to(getattr(torch, dtypes[name]))
+                found[key] = TensorDigest(dtypes[name], tuple(parameter.shape), tensor_digest(cast))
+            named[name] = found[key]
+        return named
 
     def _model(self) -> PreTrainedModel:
         if self._returned:

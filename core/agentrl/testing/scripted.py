@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import NoReturn, cast
 
 from agentrl.errors import BackendError, PromptTooLong
-from agentrl.inference.contract import Capabilities, Chunk, FinishReason, GenerationRequest, Sampling, Weights
+from agentrl.inference.contract import (
+    Capabilities,
+    Chunk,
+    FinishReason,
+    GenerationRequest,
+    HeldWeights,
+    Sampling,
+    Weights,
+)
 from agentrl.inference.engine.sampler import StopStrings, TextDecoder
 from agentrl.testing.parts import tiny_renderer
 from agentrl.tokens.renderer import Renderer
@@ -100,6 +108,14 @@ class ScriptedBackend:
     async def update_weights(self, weights: Weights) -> None:
         """Give later tokens the version of ``weights``; the completions stay those of the script."""
         self.version = weights.version
+
+    async def held_weights(self) -> HeldWeights:
+        """See ``Backend``: there are none, and it says so."""
+        return HeldWeights(self.version, None, "its completions come from a script")
+
+    async def score(self, ids: Sequence[int]) -> Sequence[float]:
+        """Returns the log-probabilities that the tokens have in completions."""
+        return [_logprob(token) for token in ids[1:]]
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Play the next completion. Raises an exception of the script, and ``PromptTooLong``."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from agentrl.inference.contract import (
     Chunk,
     GenerationRequest,
     Grammar,
+    HeldWeights,
     Sampling,
     Weights,
 )
@@ -43,6 +45,7 @@ from agentrl.processors import find_device
 __all__ = ["TorchBackend"]
 
 Message = Callable[[Engine], None]
+Result = TypeVar("Result")
 
 
 class TorchBackend:
@@ -101,20 +104,38 @@ class TorchBackend:
 
         Raises ``BackendError``, with the old weights intact, where the new ones do not fit the model.
         """
+        await self._between_steps(lambda engine: engine.update(weights))
+
+    async def held_weights(self) -> HeldWeights:
+        """Returns the digests of the tensors that the engine computes with; see ``Backend``."""
+        return await self._between_steps(lambda engine: engine.held())
+
+    async def score(self, ids: Sequence[int]) -> Sequence[float]:
+        """Returns the engine's log-probabilities of ``ids[1:]``; see ``Backend``."""
+        _, engine = self._running()
+        checked = _checked_prompt(ids, engine.limits.vocabulary)
+        if len(checked) > engine.limits.context_length:
+            raise PromptTooLong(
+                f"{len(checked)} tokens cannot be scored in a context of {engine.limits.context_length}"
+            )
+        return await self._between_steps(lambda engine: engine.score(checked)) if len(checked) > 1 else ()
+
+    async def _between_steps(self, do: Callable[[Engine], Result]) -> Result:
+        """Returns what ``do`` makes of the engine in its thread, between two steps, or raises its error."""
         thread, _ = self._running()
-        done: Future[None] = Future()
+        done: Future[Result] = Future()
 
-        def update(engine: Engine) -> None:
+        def answer(engine: Engine) -> None:
             try:
-                engine.update(weights)
-            except Exception as error:
+                done.set_result(do(engine))
+            except BackendError as error:
                 done.set_exception(error)
-            else:
-                done.set_result(None)
+            except Exception as error:
+                done.set_exception(model_failed(error, "the engine failed between two steps"))
 
-        if not thread.send(update):
+        if not thread.send(answer):
             raise thread.failure()
-        await asyncio.shield(asyncio.wrap_future(done))
+        return await asyncio.shield(asyncio.wrap_future(done))
 
     def counters(self) -> Counters:
         """Returns what the engine has done since it started. Raises ``BackendError`` where it is not running."""
@@ -152,7 +173,12 @@ def _generation(request: GenerationRequest, limits: EngineLimits) -> Generation:
     """
     sampling = request.sampling
     _check_sampling(sampling, limits)
-    prompt = _checked_prompt(request, limits)
+    prompt = _checked_prompt(request.prompt_ids, limits.vocabulary)
+    if len(prompt) + 1 > limits.context_length:
+        raise PromptTooLong(
+            f"the prompt's {len(prompt)} tokens leave no room in a context of {limits.context_length}",
+            fix="shorten the prompt, or raise inference.backend.context_length where the model allows it",
+        )
     room = limits.context_length - len(prompt)
     stops = StopStrings(limits.tokenizer, sampling.stop) if sampling.stop and limits.tokenizer else None
     sampling = replace(sampling, stop_ids=frozenset(sampling.stop_ids))
@@ -164,23 +190,18 @@ async def _begun(sampling: Sampling, grammar: Grammar, grammars: Grammars) -> Gr
     return grammars.state(await grammars.compiled(grammar), sampling.stop_ids)
 
 
-def _checked_prompt(request: GenerationRequest, limits: EngineLimits) -> Ids:
-    """The prompt as an array. Raises ``BackendError``, and ``PromptTooLong`` where it leaves no room for a token."""
-    ids = np.asarray(request.prompt_ids)
+def _checked_prompt(prompt_ids: Sequence[int], vocabulary: int) -> Ids:
+    """The prompt as an array. Raises ``BackendError``."""
+    ids = np.asarray(prompt_ids)
     if ids.ndim != 1 or not len(ids):
         raise BackendError("the prompt has no token ids", fix="send at least one")
     if ids.dtype.kind not in "iu":
         raise BackendError(f"the prompt's token ids are {ids.dtype}, not integers", fix="send integers")
-    outside = ids[(ids < 0) | (ids >= limits.vocabulary)]
+    outside = ids[(ids < 0) | (ids >= vocabulary)]
     if len(outside):
         raise BackendError(
-            f"prompt holds token id {outside[0]}, the model's vocabulary has {limits.vocabulary}",
+            f"prompt holds token id {outside[0]}, the model's vocabulary has {vocabulary}",
             fix="encode the prompt with the tokenizer in the model's folder",
-        )
-    if len(ids) + 1 > limits.context_length:
-        raise PromptTooLong(
-            f"the prompt's {len(ids)} tokens leave no room in a context of {limits.context_length}",
-            fix="shorten the prompt, or raise inference.backend.context_length where the model allows it",
         )
     return ids.astype(np.int64)
 

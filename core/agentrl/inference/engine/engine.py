@@ -18,10 +18,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from agentrl.errors import BackendError, one_line, shortened
-from agentrl.inference.contract import Chunk, FinishReason, Sampling, Weights
-from agentrl.inference.engine.cache import Ids, PrefillBatch, PrefixCache, Prompt, Segment, prefill_groups
+from agentrl.inference.contract import Chunk, FinishReason, HeldWeights, Sampling, TensorDigest, Weights
+from agentrl.inference.digests import tensor_digest
+from agentrl.inference.engine.cache import (
+    FEWEST_ROWS,
+    Ids,
+    KVBlock,
+    PrefillBatch,
+    PrefixCache,
+    Prompt,
+    Segment,
+    prefill_groups,
+    round_up,
+)
 from agentrl.inference.engine.model import Decoder
 from agentrl.inference.engine.sampler import DecodeBatch, DrawnTokens, StopStrings, TextDecoder, sample
 from agentrl.inference.grammars import Grammars, GrammarState
@@ -29,6 +41,9 @@ from agentrl.inference.grammars import Grammars, GrammarState
 __all__ = ["ChunkQueue", "Counters", "Engine", "EngineLimits", "Generation", "Outbox", "model_failed"]
 
 Item = Chunk | BaseException
+
+_SCORED_ROWS = 4
+"""Rows of a step that scores given tokens, in multiples of the fewest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +269,36 @@ class Engine:
         self._epoch += 1
         self._prefixes.clear()
         self._pending.clear()
+
+    def held(self) -> HeldWeights:
+        """Returns the digests of the parameters as they are in the decoder's memory now."""
+        parameters = self._decoder.model.named_parameters()
+        tensors = {
+            name: TensorDigest(str(each.dtype).removeprefix("torch."), tuple(each.shape), tensor_digest(each))
+            for name, each in parameters
+        }
+        return HeldWeights(self.version, tensors)
+
+    def score(self, ids: Ids) -> list[float]:
+        """Returns the log-probabilities of ``ids[1:]`` at temperature 1, computed as a request's are.
+
+        Each comes from a decoding step of its own row, over KV that is computed for this call and not kept.
+        """
+        prompt = Prompt(ids[:-1], [])
+        prefill = PrefillBatch([prompt], self._decoder, self._epoch)
+        while not prefill.finished:
+            prefill.run(self._prefill_budget)
+        known, logprobs = prefill.prefix(0), []
+        block = KVBlock(self._decoder.layout, FEWEST_ROWS * _SCORED_ROWS, round_up(len(ids)))
+        for row in range(block.rows):
+            block.write(row, 0, known)
+        for start in range(0, len(ids) - 1, block.rows):
+            positions = np.arange(start, min(start + block.rows, len(ids) - 1))
+            # Each row writes the KV of its one token again, which rounding alone can change.
+            logits_BV = self._decoder.decode(ids[positions], positions, block).float()
+            next_B1 = torch.from_numpy(ids[positions + 1]).to(logits_BV.device)[:, None]
+            logprobs += logits_BV.log_softmax(-1).gather(1, next_B1)[:, 0].tolist()
+        return logprobs
 
     def step(self) -> None:
         """Advance everything in flight by one round. What a request or the model breaks is told to its readers."""

@@ -7,13 +7,19 @@ method owes to a run is written in ``agentrl.inference.contract``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from agentrl import AgentRLError, BackendError, PromptTooLong, UnsupportedSampling
+from agentrl import (
+    AgentRLError,
+    BackendError,
+    PromptTooLong,
+    UnsupportedSampling,
+    tensor_digest,
+)
 from agentrl.inference import contract
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM
@@ -55,6 +61,7 @@ class PluginNameBackend:
         self._folder = context.model_folder
         self._version = context.version
         self._device = settings.device
+        self._recomputes = context.in_flight == "recompute"
         self._model: Any = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="plugin-name")
 
@@ -77,6 +84,12 @@ class PluginNameBackend:
 
     async def update_weights(self, weights: contract.Weights) -> None:
         await self._in_thread(self._replace, weights)
+
+    async def held_weights(self) -> contract.HeldWeights:
+        return await self._in_thread(self._held)
+
+    async def score(self, ids: Sequence[int]) -> Sequence[float]:
+        return await self._in_thread(self._score, list(ids))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
@@ -144,8 +157,8 @@ class PluginNameBackend:
         return contract.Chunk((token,), (logprob,), (self._version,), finish=finish)
 
     def _logits(self, completion: Generation) -> torch.Tensor:
-        """Logits of the next token, from nothing that older weights have computed."""
-        if completion.version != self._version:
+        """Logits of the next token; the run says whether older keys go on."""
+        if self._recomputes and completion.version != self._version:
             completion.cache, completion.version = None, self._version
         new = completion.tokens if completion.cache is None else completion.tokens[-1:]
         output = self._model(
@@ -168,3 +181,23 @@ class PluginNameBackend:
         for name, parameter in old.items():
             parameter.copy_(new[name])
         self._version = weights.version
+
+    def _held(self) -> contract.HeldWeights:
+        """What the model holds now, read anew at every call."""
+        tensors = {}
+        for name, parameter in self._model.named_parameters():
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            shape = tuple(parameter.shape)
+            tensors[name] = contract.TensorDigest(
+                dtype, shape, tensor_digest(parameter)
+            )
+        return contract.HeldWeights(self._version, tensors)
+
+    @torch.inference_mode()
+    def _score(self, ids: list[int]) -> list[float]:
+        if len(ids) > self._context:
+            raise PromptTooLong(f"{len(ids)} tokens are more than a context")
+        logits = self._model(torch.tensor([ids], device=self._device)).logits[0, :-1]
+        chosen = torch.tensor(ids[1:], device=self._device)[:, None]
+        logprobs = logits.float().log_softmax(-1).gather(1, chosen)[:, 0]
+        return [float(each) for each in logprobs]
