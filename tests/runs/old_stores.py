@@ -86,8 +86,8 @@ def write(path: Path, version: int, episodes: Sequence[tuple[int, Episode]]) -> 
     connection.close()
 
 
-LATER_COLUMNS = {7: ["normalised"]}
-"""The columns of ``calls`` that a schema brought."""
+LATER_COLUMNS = {7: ["calls.normalised"], 8: ["episodes.mistake_fingerprint", "episodes.setbacks"]}
+"""The columns that a schema brought."""
 LATER_TABLES = {8: ["steps"]}
 """The tables that a schema brought. Since 6 nothing else has changed."""
 
@@ -99,7 +99,8 @@ def write_without_later_columns(path: Path, version: int, episodes: Sequence[Epi
     connection = sqlite3.connect(path, isolation_level=None)
     for since, columns in LATER_COLUMNS.items():
         for column in columns if since > version else ():
-            connection.execute(f"ALTER TABLE calls DROP COLUMN {column}")
+            table, name = column.split(".")
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {name}")
     for since, tables in LATER_TABLES.items():
         for table in tables if since > version else ():
             connection.execute(f"DROP TABLE {table}")

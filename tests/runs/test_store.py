@@ -396,3 +396,13 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
 def test_no_store_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no episode store at"):
         list(EpisodeReader(tmp_path / "episodes.sqlite").load())
+
+
+def test_what_is_counted_of_an_episode_is_stored_with_it(tmp_path: Path) -> None:
+    setbacks = (Failure("backend", "lost 1 \ud83d", "lost"), Failure("worker", "gone"))
+    stored = make_episode(mistake="no such tool", mistake_fingerprint="tool \ud83d", setbacks=setbacks)
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit([stored]).result()
+        (read,) = stored_in(store)
+    assert read.mistake_fingerprint == stored.mistake_fingerprint
+    assert [(each, each.kind) for each in read.setbacks] == [(each, each.kind) for each in setbacks]

@@ -119,10 +119,9 @@ class Episode:
     trained_step: int | None = None
     """The optimiser step whose batch its group was in; ``None`` where it has not been in one, or not yet."""
     mistake_fingerprint: str = field(default="", compare=False)
-    """A text that mistakes of the same origin share, as in ``Failure``. Not stored."""
+    """A text that mistakes of the same origin share, as in ``Failure``."""
     setbacks: tuple[Failure, ...] = field(default=(), compare=False)
-    """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts. Not
-    stored."""
+    """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts."""
 
 
 def delivered_calls(episode: Episode) -> tuple[Call, ...]:

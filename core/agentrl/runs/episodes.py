@@ -27,6 +27,7 @@ from agentrl.runs.migrations import (
     call_columns,
     call_rows,
     call_texts,
+    episode_columns,
     shadow,
     tree_row,
 )
@@ -313,9 +314,12 @@ def _group(members: Sequence[EpisodeRow]) -> GroupRow:
 def _episodes(connection: sqlite3.Connection, version: int, ids: Sequence[int]) -> list[Episode]:
     """The whole episodes of ``ids``, in the same order."""
     among = f"IN ({', '.join(map(str, ids))})"
+    # The temporary table that stands for an older one has the present columns.
+    own = ", ".join(EPISODE_COLUMNS) if version < FIRST_WITH_TABLES else episode_columns(version)
     columns = ", ".join("tasks.data" if name == "data" else f"e.{name}" for name in EPISODE_COLUMNS)
     found = connection.execute(
-        f"SELECT {columns} FROM episodes AS e JOIN tasks ON digest = e.data WHERE e.id {among} ORDER BY e.id"
+        f"SELECT {columns} FROM (SELECT {own} FROM episodes WHERE id {among}) AS e JOIN tasks ON digest = e.data "
+        "ORDER BY e.id"
     ).fetchall()
     calls: dict[int, list[Sequence[Any]]] = {id: [] for id in ids}
     trees: dict[int, Sequence[Any]] = {}
@@ -352,6 +356,8 @@ def _episode(values: Sequence[Any], calls: Iterable[Sequence[Any]], tree: Sequen
         answer=json.loads(value["answer"]),
         failure=failure,
         mistake=value["mistake"],
+        mistake_fingerprint=stored_text(value["mistake_fingerprint"]),
+        setbacks=tuple(Failure(*each) for each in json.loads(value["setbacks"])),
         seconds=value["seconds"],
         attempts=value["attempts"],
         version=value["version"],

@@ -2,7 +2,8 @@
 
 1: all of an episode in one row. 2: ``mistake``. 3: tasks in a table of their own. 4: ``reward_parts``. 5: the ordinal
 of the group, the policy version and the trained step in the place of ``step``. 6: calls and token trees in tables of
-their own, failures in columns. 7: ``normalised``. 8: the table ``steps``.
+their own, failures in columns. 7: ``normalised``. 8: the table ``steps``,
+and what was tried again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.runs.schema import BETWEEN_TEXTS, CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
@@ -23,6 +24,7 @@ __all__ = [
     "call_columns",
     "call_rows",
     "call_texts",
+    "episode_columns",
     "rewrite",
     "shadow",
     "tree_row",
@@ -34,8 +36,9 @@ FIRST_WITH_TABLES = 6
 FIRST_WITH_STEPS = 8
 """The first schema that keeps which groups a step takes."""
 
-_LATER = {"normalised": (7, "'[]'")}
+_LATER_OF_CALLS = {"normalised": (7, "'[]'")}
 """Columns of ``calls`` that a later schema brought, and their value before it."""
+_LATER_OF_EPISODES = {"mistake_fingerprint": (8, "''"), "setbacks": (8, "'[]'")}
 
 _TREE_HEAD = struct.Struct("<cI")
 
@@ -46,7 +49,7 @@ _TRAINED = "CASE phase WHEN 'train' THEN step END"
 
 def _columns(version: int) -> dict[str, str]:
     """How each column of the present ``episodes`` is computed from a row of the schema ``version``."""
-    columns = {name: name for name in EPISODE_COLUMNS} | {
+    columns = dict(zip(EPISODE_COLUMNS, _since(EPISODE_COLUMNS, _LATER_OF_EPISODES, version), strict=True)) | {
         "call_count": "old_call_count(calls)",
         "failure_side": "old_failure(failure, 'side')",
         "failure_reason": "old_failure(failure, 'reason')",
@@ -87,25 +90,54 @@ def shadow(connection: sqlite3.Connection, version: int) -> None:
 
 def call_columns(version: int) -> str:
     """The columns of ``calls`` as a store of ``version``, which has the table, gives them."""
-    since = {name: _LATER.get(name, (FIRST_WITH_TABLES, "")) for name in CALL_COLUMNS}
-    return ", ".join(name if version >= first else f"{value} AS {name}" for name, (first, value) in since.items())
+    return _named(CALL_COLUMNS, _since(CALL_COLUMNS, _LATER_OF_CALLS, version))
 
 
-def add_to(connection: sqlite3.Connection, version: int, create: Mapping[str, str]) -> None:
-    """Add what is new since ``version``, which has the tables, inside the open transaction.
+def episode_columns(version: int) -> str:
+    """The columns of ``episodes`` as a store of ``version``, which has tables for calls and trees, gives them."""
+    return _named(EPISODE_COLUMNS, _since(EPISODE_COLUMNS, _LATER_OF_EPISODES, version))
 
-    ``create`` holds the SQL that makes each table, by the table's name. Raises what SQLite raises.
+
+def _named(columns: Sequence[str], values: Sequence[str]) -> str:
+    return ", ".join(
+        name if name == value else f"{value} AS {name}" for name, value in zip(columns, values, strict=True)
+    )
+
+
+def _since(columns: Sequence[str], later: Mapping[str, tuple[int, str]], version: int) -> list[str]:
+    """How a store of ``version`` gives each of ``columns``: by its name, or by its value before ``later``."""
+    since = (later.get(name, (0, "")) for name in columns)
+    return [name if version >= first else value for name, (first, value) in zip(columns, since, strict=True)]
+
+
+def add_to(connection: sqlite3.Connection, version: int, statements: Sequence[str]) -> None:
+    """Add what is new since ``version``, which has tables for calls and trees, inside the open transaction.
+
+    ``statements`` make the present tables and indexes. Raises what SQLite raises.
     """
-    if any(since > version for since, _ in _LATER.values()):
-        columns = ", ".join(CALL_COLUMNS)
-        connection.execute("ALTER TABLE calls RENAME TO old_calls")
-        connection.execute(create["calls"])
-        connection.execute(
-            f"INSERT INTO calls ({columns}) SELECT {call_columns(version)} FROM old_calls ORDER BY rowid"
-        )
-        connection.execute("DROP TABLE old_calls")
+    # Otherwise the tables that refer to `episodes` would refer to its old rows from now on.
+    connection.execute("PRAGMA legacy_alter_table = ON")
+    for table, columns, select, later in (
+        ("episodes", EPISODE_COLUMNS, episode_columns(version), _LATER_OF_EPISODES),
+        ("calls", CALL_COLUMNS, call_columns(version), _LATER_OF_CALLS),
+    ):
+        if any(since > version for since, _ in later.values()):
+            connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+            for (index,) in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND sql NOT NULL AND tbl_name = ?",
+                (f"old_{table}",),
+            ).fetchall():
+                connection.execute(f"DROP INDEX {index}")
+            for statement in statements:
+                if f"CREATE TABLE {table} " in statement or f" ON {table} " in statement:
+                    connection.execute(statement)
+            connection.execute(
+                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {select} FROM old_{table} ORDER BY rowid"
+            )
+            connection.execute(f"DROP TABLE old_{table}")
+    connection.execute("PRAGMA legacy_alter_table = OFF")
     if version < FIRST_WITH_STEPS:
-        connection.execute(create["steps"])
+        connection.execute(next(each for each in statements if "CREATE TABLE steps " in each))
 
 
 def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], None]) -> None:

@@ -74,6 +74,8 @@ CREATE TABLE episodes (
     failure_reason TEXT,                -- what failed
     failure_fingerprint TEXT,           -- what failures of the same origin share; may be empty
     mistake TEXT,                       -- the policy's mistake that ended the episode, if one did
+    mistake_fingerprint TEXT NOT NULL,  -- what mistakes of the same origin share; may be empty
+    setbacks TEXT NOT NULL,             -- JSON: [side, reason, fingerprint] of each failure that was tried again
     data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,               -- JSON: what the agent returned for a reward function to score
     call_rewards TEXT NOT NULL,         -- JSON: rewards of single calls by call id
@@ -123,7 +125,7 @@ SEARCH = "CREATE VIRTUAL TABLE search USING fts5(text, content='', tokenize='uni
 EPISODE_COLUMNS = (
     *("id", "phase", "group_ordinal", "task", "sample", "version", "trained_step", "outcome", "reward", "seconds"),
     *("attempts", "call_count", "sampled_tokens", "failure_side", "failure_reason", "failure_fingerprint", "mistake"),
-    *("data", "answer", "call_rewards", "reward_parts"),
+    *("mistake_fingerprint", "setbacks", "data", "answer", "call_rewards", "reward_parts"),
 )
 CALL_COLUMNS = (
     *("episode", "ordinal", "id", "parent", "request", "repeated", "message", "finish_reason", "prompt_tokens"),
@@ -220,8 +222,7 @@ def _make(connection: sqlite3.Connection, version: int) -> None:
     elif version < FIRST_WITH_TABLES:
         rewrite(connection, version, create)
     else:
-        made = {each.split()[2]: each for each in statements if "CREATE TABLE" in each}
-        add_to(connection, version, made)
+        add_to(connection, version, statements)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

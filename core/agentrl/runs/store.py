@@ -98,6 +98,8 @@ def to_rows(episode: Episode) -> EpisodeRows:
             None if failure is None else storable(failure.reason),
             None if failure is None else storable(failure.fingerprint),
             None if episode.mistake is None else encodable(episode.mistake),
+            storable(episode.mistake_fingerprint),
+            _json([[each.side, each.reason, each.fingerprint] for each in episode.setbacks]),
             _json(plain(episode.answer)),
             _json(dict(episode.call_rewards)),
             _json(dict(episode.reward_parts)),
