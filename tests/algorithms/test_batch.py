@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.algorithms.episodes import Recorder, chain, wander, wandering_groups
 from agentrl.algorithms.batch import build_batch, cover, wholly_excluded
 from agentrl.inference.contract import Grammar
 from agentrl.rollout.contract import Group
-from agentrl.tokens.contract import Position
+from agentrl.tokens.contract import Position, TokenTree
 
 GRPO = grpo()
 
@@ -70,9 +71,9 @@ def test_what_a_grammar_or_greedy_sampling_chose_is_history_but_not_trained():
     first = made.call([1, 2], [3, 3], constrained=True)
     second = made.call([1], [4, 4, 4], after=first, temperature=0.0)
     made.call([1], [2], after=second)
-    batch, counts = build_batch([Group(0, (made.episode(1.0),))], GRPO)
+    batch, account = build_batch([Group(0, (made.episode(1.0),))], GRPO)
     assert batch.targets.token.tolist() == [2]
-    assert counts["tokens/excluded"] == 5
+    assert account.counts["tokens/excluded"] == 5
     assert batch.paths[0].tolist() == [1, 2, 3, 3, 1, 4, 4, 4, 1]
 
 
@@ -109,12 +110,12 @@ def test_tokens_at_which_a_grammar_forbade_nothing_are_trained():
     call = made.call([1, 2], [3, 4, 5, 6], **under("mixed"))
     made.call([1], [7, 8], after=call)
     groups = [Group(0, (made.episode(1.0),))]
-    batch, counts = build_batch(groups, GRPO, allowed=Allowed(mixed=[ALL, [], [2], ALL]))
+    batch, account = build_batch(groups, GRPO, allowed=Allowed(mixed=[ALL, [], [2], ALL]))
     assert batch.targets.token.tolist() == [7, 8, 3, 6]  # The last turn of a path comes first.
     assert batch.targets.depth.tolist() == [6, 7, 1, 4]
     assert batch.call.tolist() == [0, 0, 1, 1]
     assert batch.targets.masks is None
-    assert counts["tokens/excluded"] == 2
+    assert account.counts["tokens/excluded"] == 2
     assert batch.paths[0].tolist() == [1, 2, 3, 4, 5, 6, 1, 7]
     before, after = (span.sampled.logprobs for span in made.tree.spans if span.sampled)
     assert batch.logprob.tolist() == [*after, before[0], before[3]]
@@ -134,9 +135,9 @@ def test_with_choices_tokens_are_trained_that_were_chosen_from_several():
     call = made.call([1, 2], [3, 4, 5, 6, 7], **under("mixed"))
     made.call([1], [8], after=call)
     allowed = Allowed(mixed=[ALL, [], [2], [1], [2, 5]])
-    batch, counts = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=allowed, choices=True)
+    batch, account = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=allowed, choices=True)
     assert batch.targets.token.tolist() == [8, 3, 5, 6, 7]
-    assert counts["tokens/excluded"] == 1
+    assert account.counts["tokens/excluded"] == 1
     found = [batch.targets.masks[row].tolist() for row in batch.targets.mask[1:]]
     assert found == packed([ALL, [2, 5], [1, 6], [2, 5, 7]]).tolist()
     assert batch.targets.mask[0] == -1
@@ -147,9 +148,9 @@ def test_a_call_whose_masks_are_not_known_is_excluded_whole():
     made.call([1, 2], [3, 4], **under("unknown"))
     made.call([2], [5], constrained=True)
     made.call([3], [6])
-    batch, counts = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=Allowed(), choices=True)
+    batch, account = build_batch([Group(0, (made.episode(1.0),))], GRPO, allowed=Allowed(), choices=True)
     assert batch.targets.token.tolist() == [6]
-    assert counts["tokens/excluded"] == 3
+    assert account.counts["tokens/excluded"] == 3
 
 
 def test_an_episode_without_a_token_to_train_is_found():
@@ -184,6 +185,59 @@ def test_a_path_is_called_after_its_episode():
     assert batch.labels == ("episode train-0-0-4",)
 
 
+def aged(versions, reward, *, turns=1, sample=0, **ways):
+    """An episode of ``turns`` calls whose tokens are of ``versions``."""
+    made, last = recorder(sample), None
+    for _ in range(turns):
+        last = made.call([1, 2], [3] * len(versions), after=last, **ways)
+    tree = TokenTree()
+    for span in made.tree.spans:
+        tree._add(span if span.sampled is None else replace(span, sampled=replace(span.sampled, versions=versions)))
+    return replace(made.episode(reward, sample), tree=tree)
+
+
+def test_tokens_older_than_the_bound_are_left_out_and_the_rest_trains_with_its_advantage():
+    """Versions rise within an episode whose weights changed while it ran."""
+    group = Group(0, (aged((2, 3, 3), 1.0), aged((1, 2, 2), 0.0, sample=1), aged((3, 4, 4), 0.0, sample=2)))
+    batch, account = build_batch([group], GRPO, oldest=3)
+    whole, _ = build_batch([group], GRPO)
+    assert batch.version.tolist() == [3, 3, 3, 4, 4]
+    kept = whole.version >= 3
+    assert batch.advantage.tolist() == whole.advantage[kept].tolist()
+    assert batch.targets.depth.tolist() == whole.targets.depth[kept].tolist()
+    assert batch.logprob.tolist() == whole.logprob[kept].tolist()
+    assert [path.tolist() for path in batch.paths] == [[1, 2, 3, 3]] * 2  # History is computed, whatever its age.
+    assert account.counts["tokens/stale"] == 4
+    assert account.fates == (("trained", "stale", "trained"),)
+    assert np.isclose(batch.weight.sum(), 1)
+
+
+def test_old_tokens_under_a_grammar_keep_the_masks_of_the_others():
+    made = aged((1, 2, 2), 1.0, **under("free"))
+    allowed = Allowed(13, 12, free=[ALL, ALL, [4]])
+    batch, account = build_batch([Group(0, (made,))], GRPO, allowed=allowed, choices=True, oldest=2)
+    assert batch.targets.depth.tolist() == [2, 3]
+    found = [batch.targets.masks[row].tolist() for row in batch.targets.mask]
+    assert found == packed([ALL, [3, 4]]).tolist()
+    assert account.counts == {
+        "groups/zero_variance": 1,
+        "groups/filtered": 0,
+        "tokens/excluded": 0,
+        "tokens/stale": 1,
+    }
+
+
+def test_an_episode_longer_than_a_pass_votes_and_has_no_terms():
+    short, long = aged((0, 0), 1.0, turns=2), aged((0, 0), 0.0, turns=3, sample=1)
+    assert (short.tree.longest_path(), long.tree.longest_path()) == (7, 11)
+    group = Group(0, (short, long))
+    batch, account = build_batch([group], GRPO, longest=10)
+    assert set(batch.labels) == {"episode train-0-0-0"}
+    assert batch.advantage.tolist() == [1.0] * 4
+    assert account.fates == (("trained", "over_long"),)
+    assert build_batch([group], GRPO, longest=11)[1].fates == (("trained", "trained"),)
+
+
 def even_and_uneven():
     """A group whose episodes all earned the same, one in which they did not, and an empty one."""
     even, uneven = [], []
@@ -191,30 +245,30 @@ def even_and_uneven():
         made = recorder(sample)
         made.call([1, 2], [3, sample])
         even.append(made.episode(0.5, sample))
-        uneven.append(made.episode(float(sample), sample))
+        uneven.append(made.episode(float(sample), sample, task=1))
     return [Group(0, tuple(even)), Group(1, tuple(uneven)), Group(2, ())]
 
 
 def test_groups_without_a_difference_are_counted():
-    batch, counts = build_batch(even_and_uneven(), GRPO)
-    assert counts["groups/zero_variance"] == 2
-    assert counts["groups/filtered"] == 0
+    batch, account = build_batch(even_and_uneven(), GRPO)
+    assert account.counts["groups/zero_variance"] == 2
+    assert account.counts["groups/filtered"] == 0
     assert len(batch.targets.token) == 12
 
 
 def test_a_filter_leaves_groups_out_of_the_batch_and_of_its_mean():
     groups = even_and_uneven()
-    filtered, counts = build_batch(groups, grpo(filter="zero_variance"))
+    filtered, account = build_batch(groups, grpo(filter="zero_variance"))
     alone, _ = build_batch(groups[1:2], GRPO)
-    assert counts["groups/zero_variance"] == counts["groups/filtered"] == 2
+    assert account.counts["groups/zero_variance"] == account.counts["groups/filtered"] == 2
     assert filtered.targets.token.tolist() == alone.targets.token.tolist()
     assert filtered.weight.tolist() == alone.weight.tolist()
     assert filtered.weight.sum() == pytest.approx(1.0)
 
 
 def test_a_filter_that_keeps_nothing_makes_an_empty_batch():
-    batch, counts = build_batch(even_and_uneven()[:1], grpo(filter="zero_variance"))
-    assert (batch.paths, len(batch.weight), counts["groups/filtered"]) == ((), 0, 1)
+    batch, account = build_batch(even_and_uneven()[:1], grpo(filter="zero_variance"))
+    assert (batch.paths, len(batch.weight), account.counts["groups/filtered"]) == ((), 0, 1)
 
 
 def test_a_completion_without_a_prompt_cannot_be_trained():

@@ -47,8 +47,8 @@ class GroupLearner(Learner):
         self.algorithm = algorithm
 
     def step(self, groups):
-        batch, counts = build_batch(groups, self.algorithm)
-        return {**counts, **super().step(batch)}
+        batch, account = build_batch(groups, self.algorithm)
+        return {**account.counts, **super().step(batch)}
 
 
 def learner(folder, algorithm=GRPO, **training):
@@ -109,7 +109,7 @@ def test_at_learning_rate_zero_sampler_and_learner_agree(folder):
 
 def test_a_step_reports_what_it_trained_on(folder):
     groups = shared_prompts()
-    groups.append(Group(9, (replace(groups[0].episodes[0], outcome="failed", reward=None),)))
+    groups.append(Group(0, (replace(groups[0].episodes[0], outcome="failed", reward=None),)))
     metrics = learner(folder, tokens_per_batch=40).step(groups)
     sampled = sum(len(span.ids) for g in groups[:3] for e in g.episodes for span in e.tree.spans if span.sampled)
     assert metrics["tokens/trained"] == sampled
@@ -142,7 +142,7 @@ def test_many_passes_are_one_batch(folder, tokens_per_batch):
 
 def test_even_groups_weigh_in_the_metrics_and_the_mean_alone(folder):
     groups = shared_prompts()
-    groups += [Group(7, tuple(replace(e, reward=0.3) for e in g.episodes)) for g in shared_prompts(1)[:2]]
+    groups += [Group(g.task, tuple(replace(e, reward=0.3) for e in g.episodes)) for g in shared_prompts(1)[:2]]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     loss, gradient = reference_gradient(model, groups, GRPO)
     metrics = learner(folder).step(groups)
@@ -159,7 +159,7 @@ def test_where_nothing_can_be_learned_weights_stay_and_the_step_counts(folder):
     made = learner(folder, weight_decay=0.1)
     made.step(shared_prompts())
     before = state(made)
-    even = [Group(0, tuple(replace(e, reward=0.3) for e in g.episodes)) for g in shared_prompts(1)]
+    even = [Group(g.task, tuple(replace(e, reward=0.3) for e in g.episodes)) for g in shared_prompts(1)]
     metrics = made.step(even)
     assert metrics["policy/updated"] == metrics["policy/grad_norm"] == 0.0
     assert metrics["policy/entropy"] > 0

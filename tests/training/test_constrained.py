@@ -74,7 +74,7 @@ def grammars(tiny_folder: Path) -> Grammars:
 def test_at_learning_rate_zero_learner_and_engine_agree(choices, group, grammars, tiny_folder) -> None:
     """On every trained token: the learner computes again what the grammar allowed."""
     algorithm = grpo()
-    batch, counts = build_batch([group], algorithm, allowed=grammars, choices=choices)
+    batch, account = build_batch([group], algorithm, allowed=grammars, choices=choices)
     settings = TrainingSection(learning_rate=0.0, precision="float32")
     learner = Learner(tiny_folder, settings, algorithm.correction, algorithm.objective, 0)
     scores = learner.score(batch.targets, batch.paths)
@@ -82,9 +82,9 @@ def test_at_learning_rate_zero_learner_and_engine_agree(choices, group, grammars
     metrics = learner.step(batch)
     assert metrics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
-    assert counts["tokens/excluded"] > 0
+    assert account.counts["tokens/excluded"] > 0
     tokens = sum(len(span.ids) for episode in group.episodes for span in episode.tree.spans if span.sampled)
-    assert metrics["tokens/trained"] + counts["tokens/excluded"] == tokens
+    assert metrics["tokens/trained"] + account.counts["tokens/excluded"] == tokens
 
 
 def test_without_its_masks_the_learner_would_not_agree(group, grammars, tiny_folder) -> None:

@@ -2,8 +2,9 @@
 
 Every rewarded episode of a group that the filter keeps gives paths, runs of token ids from the root of its token tree,
 and one loss term for each sampled token on them that is trained. Left out are tokens that a grammar constrained or that
-were sampled greedily, calls that no reward reaches, calls whose answers the agent never had, and given tokens that no
-trained token follows.
+were sampled greedily, tokens older than the bound of staleness, calls that no reward reaches, calls whose answers the
+agent never had, given tokens that no trained token follows, and episodes that are longer than a pass. What became of
+every single episode is told beside the batch.
 
 A grammar that forbids nothing at a position, as that of a strict tool does before it is called, leaves the token to the
 policy alone. With ``choices`` those are trained too where a grammar left more than one token to choose from, under the
@@ -13,23 +14,27 @@ distribution of the allowed tokens, with which they were sampled.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from agentrl.algorithms.contract import Algorithm, ComparedGroup, Membership
 from agentrl.learner.contract import Targets, TrainBatch
-from agentrl.rollout.contract import Episode, Group, delivered_calls
+from agentrl.rollout.contract import Episode, Fate, Group, delivered_calls
 from agentrl.tokens.contract import Sampled, TokenTree
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from agentrl.algorithms.contract import ByCall
     from agentrl.inference.contract import Grammar
     from agentrl.learner.contract import Bits, Ints
 
-__all__ = ["AllowedTokens", "Path", "build_batch", "compare", "cover", "wholly_excluded"]
+    Bools = npt.NDArray[np.bool_]
+
+__all__ = ["Account", "AllowedTokens", "Path", "build_batch", "compare", "cover", "wholly_excluded"]
 
 
 class AllowedTokens(Protocol):
@@ -53,40 +58,69 @@ class AllowedTokens(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of the groups of which a batch was made."""
+
+    counts: Mapping[str, float]
+    """By metric name: ``groups/zero_variance`` (groups in which no call is better than another, whether they enter or
+    not), ``groups/filtered`` (groups that the filter left out), ``tokens/excluded`` (tokens of calls with an advantage
+    that were not drawn from the policy alone) and ``tokens/stale`` (further ones that were too old)."""
+    fates: tuple[tuple[Fate, ...], ...]
+    """The fate of every episode, group by group, in the order given."""
+
+
 def build_batch(
-    groups: Sequence[Group], algorithm: Algorithm, *, allowed: AllowedTokens | None = None, choices: bool = False
-) -> tuple[TrainBatch, dict[str, float]]:
-    """Return the batch of a step's ``groups``, and counts of what did not enter it, by metric name.
+    groups: Sequence[Group],
+    algorithm: Algorithm,
+    *,
+    allowed: AllowedTokens | None = None,
+    choices: bool = False,
+    oldest: int | None = None,
+    longest: int | None = None,
+) -> tuple[TrainBatch, Account]:
+    """Return the batch of a step's ``groups``, and what became of each of their episodes.
 
     ``allowed`` tells what grammars allowed; without it no token of a call under one is trained. ``choices`` says
-    whether those are that were chosen from several that were allowed.
-
-    The counts are ``groups/zero_variance`` (groups in which no call is better than another, whether they enter or
-    not), ``groups/filtered`` (groups that the filter left out) and ``tokens/excluded`` (tokens of calls with an
-    advantage that were not drawn from the policy alone). Raises ``ValueError`` for a completion without a prompt: no
-    position predicts its first token.
+    whether those are that were chosen from several that were allowed. Tokens of policy versions below ``oldest`` have
+    no loss terms; the others of their episode do, with its advantage. An episode of which a single path is longer than
+    ``longest`` tokens has none at all, since a path is not cut; its reward counts in its group as any other does.
+    ``None`` bounds nothing. Raises ``ValueError`` for a completion without a prompt: no position predicts its first
+    token.
     """
+    keeping = _Keeping(allowed, choices, oldest, longest)
     compared = [compare(group, algorithm) for group in groups]
-    kept = [group for group, enters in zip(compared, algorithm.filter(compared), strict=True) if enters]
+    enters = list(algorithm.filter(compared))
     paths: list[Ints] = []
     labels: list[str] = []
     samples: list[_Sample] = []
-    episodes = excluded = 0
-    for group in kept:
-        for episode, advantages in zip(_rewarded(group.group), group.advantages, strict=True):
-            trained, left_out = _trained_spans(episode, advantages, allowed, choices)
-            for path in cover(episode.tree, trained):
-                samples += _samples(episode, path, trained, advantages, len(paths), episodes)
-                paths.append(path.ids)
-                labels.append(f"episode {episode.key}")
-            excluded += left_out
-            episodes += 1
+    fates: list[tuple[Fate, ...]] = []
+    episodes = excluded = stale = 0
+    for group, entered in zip(compared, enters, strict=True):
+        of_group: list[Fate] = []
+        advantages = iter(group.advantages)
+        for episode in group.group.episodes:
+            if episode.outcome != "rewarded":
+                of_group.append(episode.outcome)
+                continue
+            selection = keeping.of(episode, next(advantages))
+            if entered:
+                for path in cover(episode.tree, selection.spans):
+                    samples += _samples(episode, path, selection, len(paths), episodes)
+                    paths.append(path.ids)
+                    labels.append(f"episode {episode.key}")
+                excluded += selection.excluded
+                stale += selection.stale
+                episodes += 1
+            of_group.append(selection.fate if entered else "without_difference")
+        fates.append(tuple(of_group))
     counts = {
         "groups/zero_variance": float(sum(not group.tells_apart for group in compared)),
-        "groups/filtered": float(len(compared) - len(kept)),
+        "groups/filtered": float(enters.count(False)),
         "tokens/excluded": float(excluded),
+        "tokens/stale": float(stale),
     }
-    return _tabulate(samples, algorithm, paths, labels), counts
+    return _tabulate(samples, algorithm, paths, labels), Account(counts, tuple(fates))
 
 
 def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:
@@ -120,7 +154,7 @@ def wholly_excluded(
         constrained = [(ids, sampled) for ids, sampled in spans if sampled.constrained]
         if not spans or len(constrained) < len(spans):
             continue
-        if all(_kept(ids, sampled, allowed, choices) is None for ids, sampled in constrained):
+        if not any(len(_kept(ids, sampled, allowed, choices).at) for ids, sampled in constrained):
             return episode
     return None
 
@@ -134,41 +168,96 @@ class _Kept:
     masks: Bits | None = None
     """What was allowed at each of them; ``None`` where every token was."""
 
-
-def _trained_spans(
-    episode: Episode, advantages: ByCall, allowed: AllowedTokens | None, choices: bool
-) -> tuple[dict[int, _Kept], int]:
-    """What to train of each span, by index, and how many tokens of calls with an advantage cannot be trained."""
-    trained: dict[int, _Kept] = {}
-    excluded = 0
-    for index, span in enumerate(episode.tree.spans):
-        if span.sampled is None or span.sampled.call not in advantages:
-            continue
-        kept = _kept(span.ids, span.sampled, allowed, choices)
-        excluded += len(span.ids)
-        if kept is not None:
-            trained[index] = kept
-            excluded -= len(kept.at)
-    return trained, excluded
+    def where(self, chosen: Bools) -> _Kept:
+        """Those of them that are ``chosen``."""
+        return _Kept(self.at[chosen], None if self.masks is None else self.masks[chosen])
 
 
-def _kept(ids: tuple[int, ...], sampled: Sampled, allowed: AllowedTokens | None, choices: bool) -> _Kept | None:
-    """What of a span is trained; ``None`` for nothing."""
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """What of an episode is trained."""
+
+    fate: Fate
+    """What becomes of the episode, where its group enters the batch."""
+    advantages: ByCall
+    spans: Mapping[int, _Kept] = field(default_factory=dict)
+    """What to train of each span, by index."""
+    excluded: int = 0
+    """Tokens of calls with an advantage that were not drawn from the policy alone."""
+    stale: int = 0
+    """Further ones that are too old."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeping:
+    """The bounds of ``build_batch``, by which tokens are trained or left out."""
+
+    allowed: AllowedTokens | None
+    choices: bool
+    oldest: int | None
+    longest: int | None
+
+    def of(self, episode: Episode, advantages: ByCall) -> _Selection:
+        """What of a rewarded ``episode`` is trained."""
+        if self.longest is not None and episode.tree.longest_path() > self.longest:
+            return _Selection("over_long", advantages)
+        spans: dict[int, _Kept] = {}
+        excluded = stale = 0
+        fates: set[Fate] = {"without_tokens"}
+        for index, span in enumerate(episode.tree.spans):
+            if span.sampled is None or span.sampled.call not in advantages:
+                continue
+            kept = _kept(span.ids, span.sampled, self.allowed, self.choices)
+            fresh = self._fresh(kept, span.sampled)
+            drawn = len(kept.at)
+            excluded += len(span.ids) - drawn
+            stale += drawn - len(fresh.at)
+            if len(fresh.at):
+                spans[index] = fresh
+            differs = advantages[span.sampled.call] != 0
+            fates.add(_fate_of_span(differs, drawn=drawn > 0, fresh=len(fresh.at) > 0))
+        return _Selection(min(fates, key=_MOST_TELLING.index), advantages, spans, excluded, stale)
+
+    def _fresh(self, kept: _Kept, sampled: Sampled) -> _Kept:
+        """Those tokens of ``kept`` that are not too old."""
+        if self.oldest is None or min(sampled.versions, default=self.oldest) >= self.oldest:
+            return kept
+        return kept.where(np.array(sampled.versions, dtype=np.int64)[kept.at] >= self.oldest)
+
+
+_MOST_TELLING: Final[tuple[Fate, ...]] = ("trained", "stale", "constrained", "without_difference", "without_tokens")
+"""Of the fates of an episode's completions the first of these is the episode's."""
+
+
+def _fate_of_span(differs: bool, *, drawn: bool, fresh: bool) -> Fate:
+    """What becomes of a completion.
+
+    ``differs`` says whether it has an advantage other than 0, ``drawn`` whether the policy alone drew a token of it,
+    and ``fresh`` whether such a token is new enough.
+    """
+    if not differs:
+        return "without_difference"
+    if not drawn:
+        return "constrained"
+    return "trained" if fresh else "stale"
+
+
+def _kept(ids: tuple[int, ...], sampled: Sampled, allowed: AllowedTokens | None, choices: bool) -> _Kept:
+    """What of a span is trained, whatever its age."""
+    nothing = _Kept(np.arange(0))
     if sampled.temperature == 0:
-        return None
+        return nothing
     if not sampled.constrained:
         return _Kept(np.arange(len(ids)))
     if allowed is None or sampled.grammar is None:
-        return None
+        return nothing
     masks = allowed.masks(sampled.grammar, sampled.stop_ids, ids)
     if masks is None:
-        return None
+        return nothing
     if choices:
         at = np.flatnonzero(np.unpackbits(masks, axis=1).sum(axis=1) > 1)
     else:
         at = np.flatnonzero((masks & allowed.everything == allowed.everything).all(axis=1))
-    if not len(at):
-        return None
     whole = not choices and np.unpackbits(allowed.everything).sum() == allowed.vocabulary
     return _Kept(at, None if whole else masks[at])
 
@@ -234,9 +323,7 @@ class _Sample:
         return values if len(self.kept.at) == len(values) else (values[index] for index in self.kept.at)
 
 
-def _samples(
-    episode: Episode, path: Path, trained: Mapping[int, _Kept], advantages: ByCall, index: int, number: int
-) -> list[_Sample]:
+def _samples(episode: Episode, path: Path, selection: _Selection, index: int, number: int) -> list[_Sample]:
     """The spans of ``path``, which is path ``index`` of the batch and of its episode ``number``."""
     samples: list[_Sample] = []
     for span_index, start in path.spans:
@@ -246,8 +333,9 @@ def _samples(
                 f"episode {episode.key} has a completion without a prompt: no position predicts its first token"
             )
         if span.sampled is not None:
-            advantage = advantages[span.sampled.call]
-            samples.append(_Sample(span.ids, span.sampled, trained[span_index], index, start, number, advantage))
+            advantage = selection.advantages[span.sampled.call]
+            kept = selection.spans[span_index]
+            samples.append(_Sample(span.ids, span.sampled, kept, index, start, number, advantage))
     return samples
 
 

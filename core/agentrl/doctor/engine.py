@@ -184,8 +184,8 @@ async def step(case: Case) -> AsyncIterator[Finding]:
 
 def _learn(case: Case) -> dict[str, float]:
     choices = case.config.rollout.constrained == "train"
-    batch, counts = build_batch(case.groups, case.algorithm, allowed=grammars_of(case.folder), choices=choices)
-    return {**counts, **case.learner.step(batch)}
+    batch, account = build_batch(case.groups, case.algorithm, allowed=grammars_of(case.folder), choices=choices)
+    return {**account.counts, **case.learner.step(batch)}
 
 
 def _learned(learned: Mapping[str, float], seconds: float) -> Finding:

@@ -8,7 +8,7 @@ yields an ``AgentRunner`` for any number of episodes at once; and when that cont
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "Executor",
     "ExecutorContext",
     "Failure",
+    "Fate",
     "Group",
     "Outcome",
     "Phase",
@@ -40,6 +41,26 @@ __all__ = [
 Phase = Literal["train", "eval", "eval-greedy"]
 """Episodes that train, and the two readings of an evaluation: sampled and greedy."""
 Outcome = Literal["rewarded", "rejected", "failed"]
+Fate = Literal[
+    "trained",
+    "without_difference",
+    "rejected",
+    "failed",
+    "stale",
+    "over_long",
+    "constrained",
+    "without_tokens",
+    "unfinished",
+]
+"""What became of an episode that was started for training; each has exactly one.
+
+``trained``: at least one of its tokens is in the loss, with an advantage that is not 0. ``without_difference``: all its
+advantages are 0, or its group was left out since none of its episodes was better than another. ``rejected`` and
+``failed``: its outcome. ``stale``: its group, or every token of it that could have been trained, was older than
+``rollout.max_staleness`` allows. ``over_long``: it does not fit a pass of the learner. ``constrained``: grammars or
+greedy sampling chose every token of it. ``without_tokens``: its reward reaches no sampled token, such as where the
+first prompt was too long for the context. ``unfinished``: it was in no step when the run ended.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,8 @@ class Episode:
     """How many times it was run; a failure of what surrounds the agent is tried again."""
     version: int = 0
     """The policy version when the episode was dispatched; every sampled token carries its own."""
+    agent: str = field(default="", compare=False)
+    """The agent that ran it, as the config names it; empty where that is not known. Not stored: a run has one."""
     trained_step: int | None = None
     """The optimiser step whose batch its group was in; ``None`` where it has not been in one, or not yet."""
     mistake_fingerprint: str = field(default="", compare=False)
@@ -138,16 +161,36 @@ def delivered_calls(episode: Episode) -> tuple[Call, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The episodes of one task that are compared with each other, failed ones included."""
+    """The episodes of one task that are compared with each other, failed ones included.
+
+    Raises ``ValueError`` for episodes of different tasks, agents or phases: a comparison of these tells nothing about
+    the policy.
+    """
 
     task: int
     """Index of the task in its set."""
     episodes: tuple[Episode, ...]
 
+    def __post_init__(self) -> None:
+        for episode in self.episodes:
+            if episode.key.task != self.task:
+                raise ValueError(
+                    f"episode {episode.key} of task {episode.key.task} cannot be in a group of task {self.task}: only "
+                    "episodes of one task are compared with each other"
+                )
+        _check_alike("agents", {episode.agent for episode in self.episodes} - {""})
+        _check_alike("phases", {episode.key.phase for episode in self.episodes})
+
     @property
     def ordinal(self) -> int:
         """The number that the keys of its episodes carry as ``group``."""
         return self.episodes[0].key.group
+
+
+def _check_alike(what: str, values: Set[str]) -> None:
+    if len(values) > 1:
+        named = " and ".join(map(repr, sorted(values)))
+        raise ValueError(f"a group holds episodes of the {what} {named}: make a group of each")
 
 
 class Activity(NamedTuple):

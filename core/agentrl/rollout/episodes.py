@@ -35,6 +35,8 @@ class EpisodeRunner:
     """Seconds that the agent may take, and then the reward."""
     max_attempts: int
     """How often an episode is run at most."""
+    agent_name: str = ""
+    """What its episodes say of who ran them: ``Episode.agent``."""
 
     async def run_episode(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
         """Run one episode to its outcome. Nothing is raised but ``CancelledError``: a failure is an outcome.
@@ -49,7 +51,8 @@ class EpisodeRunner:
             attempts, setbacks = attempts + 1, (*setbacks, *episode.setbacks, episode.failure)
             episode = await self._attempt(key, data, settings, alone=True)
         version = 0 if settings.versions is None else settings.versions[1]
-        return replace(episode, attempts=attempts, setbacks=(*setbacks, *episode.setbacks), version=version)
+        setbacks = (*setbacks, *episode.setbacks)
+        return replace(episode, attempts=attempts, setbacks=setbacks, version=version, agent=self.agent_name)
 
     async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings, *, alone: bool = False) -> Episode:
         began = time.monotonic()

@@ -95,6 +95,14 @@ class TokenTree:
             index, offset = span.parent, span.fork
         return list(chain.from_iterable(reversed(pieces)))
 
+    def longest_path(self) -> int:
+        """Return how many ids come before the last token of a completion, at most over all completions."""
+        starts: list[int] = []
+        for span in self._spans:
+            starts.append(span.fork + (starts[span.parent] if span.parent >= 0 else 0))
+        ends = (start + len(span.ids) for start, span in zip(starts, self._spans, strict=True) if span.sampled)
+        return max(ends, default=1) - 1
+
     def walk(self, ids: Sequence[int], start: Position = ROOT) -> tuple[Position, int]:
         """Follow ``ids`` from ``start`` as far as recorded tokens equal them.
 

@@ -173,9 +173,9 @@ class TrainingLoop:
         choices = self.config.rollout.constrained == "train"
         if self.learner.version == 0:
             _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
-        batch, counts = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices)
+        batch, account = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices)
         with self._writing:
-            return {**counts, **self.learner.step(batch)}
+            return {**account.counts, **self.learner.step(batch)}
 
     async def _roll_out(self) -> list[Group]:
         rollout = self.config.rollout

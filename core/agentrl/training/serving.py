@@ -205,6 +205,7 @@ def _dispatcher(
         score=parts.score,
         timeout=config.rollout.episode_timeout,
         max_attempts=config.rollout.max_attempts,
+        agent_name=config.agent.name,
     )
     step = config.rollout.tasks_per_step * config.rollout.group_size
     return Dispatcher(
