@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,29 @@ def test_one_that_raises_is_off_with_a_warning_and_counted(config: Config, verb:
     assert warnings == [
         f"tracker 'bad' raised in {verb} and is off for the rest of the run: ZeroDivisionError: by zero"
     ]
+
+
+@pytest.mark.parametrize("verb", ["start", "log", "finish"])
+def test_one_that_hangs_is_off_with_a_warning_and_counted(config: Config, verb: str) -> None:
+    good, warnings, end = Recorder(), [], threading.Event()
+
+    class Hung(Recorder):
+        def _hear(self, heard: str, *said: Any) -> None:
+            if heard == verb:
+                assert end.wait(30)
+            super()._hear(heard, *said)
+
+    try:
+        trackers = Trackers([("hung", Hung()), ("good", good)], warnings.append, patience=0.2)
+        run_all(trackers, config)
+    finally:
+        end.set()
+    assert len(good.told) == 4
+    assert trackers.failed == ["hung"]
+    (warning,) = warnings
+    assert warning.startswith("tracker 'hung' ")
+    assert f"{verb} within 0.2 s" in warning or "calls left 0.2 s later" in warning
+    assert warning.endswith("is off for the rest of the run")
 
 
 def test_one_that_refuses_the_run_at_its_start_is_heard(config: Config) -> None:

@@ -35,9 +35,9 @@ def agentrl_run_finished(run, outcome): heard.append(outcome)
 SMALL = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2", "run.name=run")
 
 
-def train(tmp_path):
-    config = load_config(None, f"run.dir={tmp_path}", *SMALL, environ={})
-    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+def train(tmp_path, *settings, told=None):
+    config = load_config(None, f"run.dir={tmp_path}", *SMALL, *settings, environ={})
+    with Trainer(config, reporter=PlainReporter(told or io.StringIO())) as trainer:
         return trainer.train("math")
 
 
@@ -66,6 +66,29 @@ def test_a_hook_that_raises_ends_the_run_with_its_name_and_what_was_learned_save
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "ZeroDivisionError" in summary["outcome"]
     assert summary["checkpoint"].endswith("step-000001")
+
+
+HUNG = """
+import threading
+end = threading.Event()
+"""
+
+
+@pytest.mark.parametrize("hook", ["run_started", "episode_finished", "step_finished", "run_finished"])
+def test_a_hook_that_hangs_is_given_up_with_its_name_and_the_run_goes_on(site, tmp_path, hook):  # noqa: F811
+    arguments = {"run_started": "run", "episode_finished": "episode", "step_finished": "step", "run_finished": "run"}
+    hung = f"@hookimpl\ndef agentrl_{hook}({arguments[hook]}): end.wait(30)\n"
+    listen(site, HUNG + "from agentrl import hookimpl\n" + hung)
+    told = io.StringIO()
+    try:
+        assert train(tmp_path, "run.hook_timeout=0.2", told=told).outcome == "completed"
+    finally:
+        import listener_mod
+
+        listener_mod.end.set()
+    assert "plugin 'agentrl-listener/listener' " in told.getvalue()
+    assert "is called no more in this run" in told.getvalue()
+    assert "-p no:agentrl-listener/listener" in told.getvalue()
 
 
 def test_a_plugin_that_does_not_load_takes_no_part_and_is_named(site, tmp_path):  # noqa: F811

@@ -157,6 +157,9 @@ class RunSection(Section):
     """Name of the run's folder. Null makes one from the agent's name and the time."""
     dir: Annotated[Path, Strict(False)] = Path("runs")
     """Folder in which run folders are made."""
+    hook_timeout: float = Field(60, gt=0)
+    """Seconds that one call of a tracker or of a plugin's hook may take. One that takes longer is called no more in the
+    run, with a warning, and the run goes on. The end of the run waits as long for the calls that are left."""
 
 
 class AgentSection(Section):

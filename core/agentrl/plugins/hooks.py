@@ -30,6 +30,16 @@ class Hooks:
     def __getattr__(self, hook: str) -> Callable[..., Any]:
         return partial(self._call, getattr(self._manager.hook, hook))
 
+    def by_plugin(self, hook: str) -> dict[str, Callable[..., Any]]:
+        """For each plugin that implements ``hook``, by its name and in the order of calls, what calls it alone."""
+        plugins = self._manager.get_plugins()
+        implemented = reversed(getattr(self._manager.hook, hook).get_hookimpls())
+        owners = {implementation.plugin_name: implementation.plugin for implementation in implemented}
+        return {
+            name: partial(self._call, self._manager.subset_hook_caller(hook, plugins - {owner}))
+            for name, owner in owners.items()
+        }
+
     def load(self, entry: Entry) -> tuple[Entry, ...]:
         """Load one plugin and return the names that it registers.
 

@@ -9,7 +9,9 @@ implements is a function of the hook's name, marked with ``hookimpl``, taking an
     def agentrl_step_finished(step, metrics):
         print(step, metrics["reward/mean"])
 
-What a hook raises ends the run, with the plugin's name in the error.
+What a hook raises ends the run, with the plugin's name in the error. From ``agentrl_run_started`` on, the hooks of a
+plugin are called one after another in a thread of their own, while the run goes on; a plugin with a hook that does not
+return within ``run.hook_timeout`` is called no more.
 """
 
 from __future__ import annotations

@@ -60,10 +60,11 @@ class Reporter(Protocol):
 
 
 class Tracker(Protocol):
-    """Takes the numbers of one run; called from one thread, and expected to return soon.
+    """Takes the numbers of one run; called in a thread of its own, one call after another, while the run goes on.
 
-    A tracker that raises is not called again, and the run goes on. Raising an ``AgentRLError`` from the
-    constructor or from ``start`` refuses the run instead, for example where a package or an API key is missing.
+    A tracker that raises, or does not return within ``run.hook_timeout``, is not called again, and the run goes on.
+    Raising an ``AgentRLError`` from the constructor or from ``start`` refuses the run instead, for example where a
+    package or an API key is missing.
     """
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:

@@ -1,13 +1,15 @@
-"""All trackers of a run as one; a tracker that fails is left out and never ends the run."""
+"""All trackers of a run as one; a tracker that fails or hangs is left out and never ends or delays the run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from agentrl.errors import AgentRLError, one_line
 from agentrl.reporting.contract import Tracker
+from agentrl.reporting.listener import Failure, Listener, settle
 from agentrl.runs.contract import RunInfo
 
 if TYPE_CHECKING:
@@ -18,37 +20,58 @@ __all__ = ["Trackers"]
 
 
 class Trackers:
-    """Calls every tracker; one that raises is disabled with a warning, and its name added to ``failed``.
+    """Calls every tracker, each in a thread of its own.
 
-    ``trackers`` are names and trackers. Leaving the ``with`` block calls ``finish`` where nobody has.
+    One that raises, or does not return within ``patience`` seconds, is disabled with a warning, and its name added to
+    ``failed``. ``trackers`` are names and trackers. Leaving the ``with`` block calls ``finish`` where nobody has.
     """
 
-    def __init__(self, trackers: Iterable[tuple[str, Tracker]], warn: Callable[[str], None]) -> None:
-        self._trackers = list(trackers)
+    def __init__(
+        self, trackers: Iterable[tuple[str, Tracker]], warn: Callable[[str], None], patience: float = 60.0
+    ) -> None:
+        self._trackers = [(Listener(name, patience, self._off), tracker) for name, tracker in trackers]
         self._warn = warn
+        self._refusals: list[AgentRLError] = []
+        self._starting = False
         self.failed: list[str] = []
         """Names of the trackers that were disabled."""
 
     @classmethod
-    def build(cls, plugins: Plugins, parts: Iterable[Part], warn: Callable[[str], None]) -> Self:
+    def build(
+        cls, plugins: Plugins, parts: Iterable[Part], warn: Callable[[str], None], patience: float = 60.0
+    ) -> Self:
         """Build the trackers that ``trackers`` in the config names.
 
         Raises ``ConfigError`` for a name or key that is not known and ``PluginError`` for a missing package.
         """
-        return cls([(part.name, plugins.build("trackers", part)) for part in parts], warn)
+        return cls([(part.name, plugins.build("trackers", part)) for part in parts], warn, patience)
 
     def start(self, run: RunInfo, config: Config) -> None:
-        """Call ``start`` of every tracker. Raises the ``AgentRLError`` by which a tracker refuses the run."""
+        """Call ``start`` of every tracker, and wait for it: one may refuse the run by the ``AgentRLError`` it raises.
+
+        That error is raised here. A tracker that hangs is waited for as long as any call of it may take.
+        """
         plain = config.model_dump(mode="json")
-        self._call("start", lambda tracker: tracker.start(run, plain), passes=(AgentRLError,))
+        self._starting = True
+        self._tell("start", lambda tracker: tracker.start(run, plain))
+        settle(listener for listener, _ in self._trackers)
+        self._starting = False
+        for refusal in self._refusals:
+            raise refusal
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Call ``log`` of every tracker that has not failed."""
-        self._call("log", lambda tracker: tracker.log(step, metrics))
+        """Have ``log`` of every tracker called that has not failed; nothing is waited for."""
+        self._tell("log", lambda tracker: tracker.log(step, metrics))
 
     def finish(self, outcome: str) -> None:
-        """Call ``finish`` of every tracker that has not failed. Safe to call twice."""
-        self._call("finish", lambda tracker: tracker.finish(outcome))
+        """Call ``finish`` of every tracker that has not failed, and wait for it. Safe to call twice.
+
+        All of them together are waited for as long as one call may take.
+        """
+        self._tell("finish", lambda tracker: tracker.finish(outcome))
+        settle(listener for listener, _ in self._trackers)
+        for listener, _ in self._trackers:
+            listener.close()
         self._trackers.clear()
 
     def __enter__(self) -> Self:
@@ -59,15 +82,16 @@ class Trackers:
     ) -> None:
         self.finish("completed" if error is None else f"failed: {error}")
 
-    def _call(self, verb: str, method: Callable[[Tracker], None], passes: tuple[type[BaseException], ...] = ()) -> None:
-        for entry in tuple(self._trackers):
-            name, tracker = entry
-            try:
-                method(tracker)
-            except passes:
-                raise
-            except Exception as error:
-                self._trackers.remove(entry)
-                self.failed.append(name)
-                reason = one_line(f"{type(error).__name__}: {error}")
-                self._warn(f"tracker {name!r} raised in {verb} and is off for the rest of the run: {reason}")
+    def _tell(self, verb: str, method: Callable[[Tracker], None]) -> None:
+        for listener, tracker in self._trackers:
+            listener.tell(verb, partial(method, tracker))
+
+    def _off(self, failure: Failure) -> None:
+        if self._starting and isinstance(failure.error, AgentRLError):
+            self._refusals.append(failure.error)
+            return
+        self.failed.append(failure.name)
+        what, reason = failure.why, ""
+        if failure.error is not None:
+            what, reason = f"raised in {failure.call}", one_line(f": {type(failure.error).__name__}: {failure.error}")
+        self._warn(f"tracker {failure.name!r} {what} and is off for the rest of the run{reason}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from agentrl.config.models import Config
-from agentrl.plugins import Plugins
+from agentrl.loops import run_in_thread
 from agentrl.reporting.contract import Reporter
+from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.contract import Episode, Group
 from agentrl.runs.contract import Membership, RunInfo, Summary
@@ -31,7 +34,7 @@ class RunRecorder:
         store: EpisodeStore,
         metrics: MetricsLog,
         trackers: Trackers,
-        plugins: Plugins,
+        hooks: RunHooks,
         reporter: Reporter,
     ) -> None:
         self.folder = folder
@@ -45,16 +48,16 @@ class RunRecorder:
         self._store = store
         self._metrics = metrics
         self._trackers = trackers
-        self._hook = plugins.hook
+        self._hooks = hooks
         self._run: RunInfo | None = None
         self._marked: Future[None] | None = None
         """Done when the groups of the newest step are recorded as trained."""
 
-    def start(self, config: Config) -> None:
+    async def start(self, config: Config) -> None:
         """Training is about to begin. Raises the error by which a tracker or a plugin refuses the run."""
         run = self.folder.info(config)
-        self._trackers.start(run, config)
-        self._hook.agentrl_run_started(run=run)
+        await run_in_thread(self._trackers.start, run, config)
+        await run_in_thread(partial(self._hooks.ask, "agentrl_run_started", run=run))
         self._run = run
         self.reporter.run_started(run)
 
@@ -64,7 +67,7 @@ class RunRecorder:
         self.episodes += 1
         self.tokens += sum(call.completion_tokens for call in episode.calls)
         self.tally.add(episode)
-        self._hook.agentrl_episode_finished(episode=episode)
+        self._tell("agentrl_episode_finished", episode=episode)
         self.reporter.episode_finished(episode)
 
     async def begin_step(self, membership: Membership) -> None:
@@ -73,7 +76,7 @@ class RunRecorder:
 
     def batch(self, groups: Sequence[Group]) -> None:
         """The groups of a step are complete and about to be trained."""
-        self._hook.agentrl_batch_ready(batch=groups)
+        self._tell("agentrl_batch_ready", batch=groups)
 
     async def trained(self, groups: Sequence[Group], step: int) -> None:
         """Record in the store that the optimiser step ``step``, which counts from 1, has trained ``groups``.
@@ -88,7 +91,7 @@ class RunRecorder:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written."""
         self._log(step, metrics)
-        self._hook.agentrl_step_finished(step=step, metrics=metrics)
+        self._tell("agentrl_step_finished", step=step, metrics=metrics)
         self.reporter.step_finished(step, metrics)
 
     def evaluation(self, evaluation: Evaluation) -> None:
@@ -98,20 +101,35 @@ class RunRecorder:
 
     def checkpoint(self, path: Path) -> None:
         """The checkpoint in the folder ``path`` is complete."""
-        self._hook.agentrl_checkpoint_saved(path=path)
+        self._tell("agentrl_checkpoint_saved", path=path)
 
-    def finish(self, summary: Summary) -> None:
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        """Have a hook called. Raises what one has raised, now or since the last call: it ends the run."""
+        self._hooks.tell(hook, **arguments)
+        self._hooks.check()
+
+    async def settle(self) -> None:
+        """Wait until the hooks have heard of everything so far. Raises what one of them has raised."""
+        await run_in_thread(self._hooks.settle)
+
+    async def finish(self, summary: Summary) -> None:
         """The run has ended: write the summary and report it. Raises ``RunError`` where it cannot be written."""
-        self._trackers.finish(summary.outcome)
+        await run_in_thread(self._trackers.finish, summary.outcome)
         if self._marked is not None:
-            self._marked.result()
+            await asyncio.wrap_future(self._marked)
         self.folder.write_summary(summary)
         if self._run is not None:
-            self._hook.agentrl_run_finished(run=self._run, outcome=summary.outcome)
+            try:
+                await run_in_thread(
+                    partial(self._hooks.ask, "agentrl_run_finished", run=self._run, outcome=summary.outcome)
+                )
+            finally:
+                self._hooks.close()
         self.reporter.run_finished(summary)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if failed := len(self._trackers.failed):
-            metrics = {**metrics, "trackers/failed": failed}
+        for name, listeners in (("trackers/failed", self._trackers), ("hooks/failed", self._hooks)):
+            if failed := len(listeners.failed):
+                metrics = {**metrics, name: failed}
         self._metrics.append(step, metrics)
         self._trackers.log(step, metrics)

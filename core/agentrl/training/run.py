@@ -18,6 +18,7 @@ from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
 from agentrl.reporting.contract import Reporter
+from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
 from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
@@ -63,7 +64,8 @@ async def train(parts: Parts, reporter: Reporter, interrupts: Interrupts) -> Sum
     ):
         for note in store.notes:
             told.note(note)
-        recorder = RunRecorder(folder, store, metrics, built.trackers, parts.plugins, told)
+        hooks = RunHooks(parts.plugins, told.warning, parts.config.run.hook_timeout)
+        recorder = RunRecorder(folder, store, metrics, built.trackers, hooks, told)
         return await _Run(parts, built, recorder).to_its_end(interrupts)
 
 
@@ -86,7 +88,9 @@ def build(parts: Parts, reporter: Reporter, logs: Path | None = None) -> Built:
     return Built(
         backend=build_backend(parts, version=0, logs=logs, say=reporter.note),
         algorithm=build_algorithm(parts.plugins, parts.config.algorithm),
-        trackers=Trackers.build(parts.plugins, parts.config.trackers, warn=reporter.warning),
+        trackers=Trackers.build(
+            parts.plugins, parts.config.trackers, warn=reporter.warning, patience=parts.config.run.hook_timeout
+        ),
     )
 
 
@@ -110,7 +114,7 @@ class _Run:
             outcome = "interrupted"
         summary = self._summary(outcome)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
-            self.recorder.finish(summary)
+            await self.recorder.finish(summary)
         if error is not None:
             raise error
         return summary
@@ -122,6 +126,7 @@ class _Run:
             with interrupts.cancelling(task, rescue=self._rescue):
                 async with self._started() as self.loop:
                     await self.loop.run()
+                    await self.recorder.settle()
         except asyncio.CancelledError:
             task.uncancel()
             return "interrupted", None
@@ -168,7 +173,7 @@ class _Run:
             trains=True,
             logs=recorder.folder.logs,
         ) as serving:
-            recorder.start(config)
+            await recorder.start(config)
             yield TrainingLoop(
                 config=config,
                 learner=learner,

@@ -27,6 +27,7 @@ from agentrl.gateway.service import ServiceLimits, SessionService
 from agentrl.inference.model_folder import find_model, vocabulary_of
 from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
+from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog
 from agentrl.reporting.reporter import Reporters
 from agentrl.rollout.contract import Episode, EpisodeKey
@@ -178,14 +179,12 @@ class _Recorder:
     """Stores the episodes of a service, reports them and sums them up."""
 
     folder: RunFolder
-    plugins: Plugins
+    hooks: RunHooks
     reporter: Reporters
     store: EpisodeStore
     tally: Tally = field(default_factory=Tally)
     tokens: int = 0
     outcome: str = "completed"
-    fault: Exception | None = None
-    """What a hook raised."""
     began: float = field(default_factory=time.monotonic)
     said: tuple[float, int] = (-math.inf, 0)
     """When the episodes were counted last, and how many there were."""
@@ -199,10 +198,7 @@ class _Recorder:
         self.tokens += sum(call.completion_tokens for call in episode.calls)
         self.tally.add(episode)
         self.reporter.episode_finished(episode)
-        try:
-            self.plugins.hook.agentrl_episode_finished(episode=episode)
-        except Exception as error:  # It is to end the service, and not only this callback.
-            self.fault = self.fault or error
+        self.hooks.tell("agentrl_episode_finished", episode=episode)
 
     def tell(self) -> None:
         """Have it shown how many episodes there are, if that is news and was not shown a moment ago."""
@@ -239,16 +235,20 @@ def _recording(config: Config, plugins: Plugins, reporter: Reporter) -> Iterator
             contextlib.closing(RunLog(folder.logs / "run.log")) as log,
             EpisodeStore(folder.episodes) as store,
         ):
-            recorder = _Recorder(folder, plugins, Reporters(reporter, log), store)
+            told = Reporters(reporter, log)
+            hooks = RunHooks(plugins, told.warning, config.run.hook_timeout)
+            recorder = _Recorder(folder, hooks, told, store)
             for note in store.notes:
                 recorder.reporter.note(note)
             try:
                 yield recorder
+                hooks.settle()
             except Exception as error:
                 reason = str(error) if isinstance(error, AgentRLError) else type(error).__name__
                 recorder.outcome = f"failed: {reason}"
                 raise
             finally:
+                hooks.close()
                 summary = recorder.summary()
                 log.run_finished(summary)
                 with contextlib.suppress(AgentRLError) if recorder.outcome != "completed" else contextlib.nullcontext():
@@ -320,8 +320,7 @@ class _Service:
         while True:
             await asyncio.sleep(pause)
             self.recorder.tell()
-            if self.recorder.fault is not None:
-                raise self.recorder.fault
+            self.recorder.hooks.check()
             try:
                 await service.expire()
             except AgentRLError as error:
