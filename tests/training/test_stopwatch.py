@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentrl.training.loop import Stopwatch
+from agentrl.training.stopwatch import Stopwatch
 
 
 def test_parts_add_up_until_they_are_taken() -> None:

@@ -228,6 +228,16 @@ class RolloutSection(Section):
     """Tasks in one optimiser step."""
     concurrency: int = Field(64, ge=1)
     """Most episodes that run at the same time."""
+    max_staleness: int = Field(0, ge=0)
+    """How many optimiser steps older than the weights that a step changes its oldest token may be. 0 rolls out and
+    learns by turns; above, episodes go on while the learner learns, and while the weights change."""
+    on_stale: Literal["wait", "mask", "drop"] = "wait"
+    """What is done with an episode that would become older than `rollout.max_staleness`: `wait` has the learner wait
+    for it, so that nothing is lost; `mask` leaves its older tokens out of the loss; `drop` leaves its group out, and
+    rolls out the group's task again."""
+    dynamic_sampling: int = Field(0, ge=0)
+    """How many groups a step may replace that the algorithm's filter leaves out, as a multiple of
+    `rollout.tasks_per_step`. 0 trains on what is left."""
     mode: Part = PartModel(name="auto")
     """The executor that runs agents: `inline` as coroutines in the trainer's process, or `subproc` in worker processes,
     where an agent may block, be synchronous or read its endpoint from environment variables. `auto` is `subproc` for an
@@ -303,6 +313,9 @@ class EvaluationSection(Section):
     """Number of held-out tasks in an evaluation."""
     samples_per_task: int = Field(1, ge=1)
     """Sampled episodes of each task."""
+    overlap: bool = False
+    """Whether episodes of training run beside an evaluation. Otherwise those in flight end first, and none starts
+    before the evaluation is over. The weights change in neither case."""
     temperature: float = Field(1.0, ge=0)
     """Temperature of the sampled episodes. One greedy episode of each task is run as well."""
 

@@ -26,7 +26,7 @@ from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.runs.tally import normalised_by
 from agentrl.tokens.probes import LOST
-from agentrl.training.loop import training_session
+from agentrl.training.requests import training_session
 from agentrl.training.task_order import TaskOrder
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from agentrl.rollout.contract import Episode, Group
 from agentrl.rollout.dispatcher import FailureBudget
 from agentrl.runs.tally import Reasons, mean
 from agentrl.tokens.contract import TokenTree
-from agentrl.training.loop import group_requests
+from agentrl.training.requests import group_request
 from agentrl.training.task_order import TaskOrder
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ _TELL_APART = (
 async def group(case: Case) -> AsyncIterator[Finding]:
     """Run the first groups that training would run, and compare their rewards."""
     config = case.config
-    tasks = TaskOrder(case.parts.train_tasks, config.seed).take(min(_TASKS, config.rollout.tasks_per_step))
-    requests = group_requests(config, tasks, case.learner.version)
-    total = len(tasks) * config.rollout.group_size
+    order = TaskOrder(case.parts.train_tasks, config.seed)
+    ordinals = range(min(_TASKS, config.rollout.tasks_per_step))
+    requests = [group_request(config, order, ordinal, lambda: case.learner.version) for ordinal in ordinals]
+    total = len(ordinals) * config.rollout.group_size
     case.episode_ended = lambda: case.doing(f"running groups of episodes, {len(case.episodes)} of {total} done")
     began = time.monotonic()
     case.groups = []

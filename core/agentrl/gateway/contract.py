@@ -74,9 +74,11 @@ class SessionSettings:
     """``rollout.override``: request fields, by their names in the chat completions API, that are replaced, or dropped
     where the value is ``None``; the additional name ``strict`` is that field of every tool."""
     versions: tuple[int, int] | None = None
-    """The oldest and the newest policy version that sampled tokens may have; ``None`` accepts any."""
+    """The policy version under which the session is opened, and the newest that its tokens may have when weights change
+    meanwhile: an older or a newer one is refused. ``None`` accepts any."""
     seed_key: tuple[int | str, ...] = ()
-    """What the seed of every call derives from: run seed, phase, version, task and sample."""
+    """What the seed of every call derives from: run seed, phase, task, sample, and a number that tells apart when the
+    task comes again: the policy version of an evaluation, the block of the task order in training."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,7 +356,7 @@ class SessionService(Resource):
             for name, value in each.items():
                 parts[name] = parts.get(name, 0.0) + value
         data = {"session": session.id, "group": open_.group, "metadata": dict(open_.metadata)}
-        version = 0 if session.settings.versions is None else session.settings.versions[1]
+        version = 0 if session.settings.versions is None else session.settings.versions[0]
         episode = Episode(
             open_.key,
             data,

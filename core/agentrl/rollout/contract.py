@@ -186,6 +186,12 @@ class Group:
         """The number that the keys of its episodes carry as ``group``."""
         return self.episodes[0].key.group
 
+    @property
+    def oldest_version(self) -> int | None:
+        """The policy version of its oldest sampled token; ``None`` where none was sampled."""
+        spans = (span.sampled for episode in self.episodes for span in episode.tree.spans)
+        return min((min(sampled.versions) for sampled in spans if sampled is not None), default=None)
+
 
 def _check_alike(what: str, values: Set[str]) -> None:
     if len(values) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import RunError, one_line, shortened
@@ -36,7 +36,7 @@ class GroupRequest:
     task: int
     """Index of the task in its set."""
     data: Task
-    samples: range
+    samples: Sequence[int]
     """The sample numbers of its episodes; there is at least one."""
     settings: Callable[[EpisodeKey], SessionSettings]
     """How the session of each episode samples."""

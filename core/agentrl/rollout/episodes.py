@@ -50,7 +50,7 @@ class EpisodeRunner:
         while attempts < self.max_attempts and episode.failure is not None and episode.failure.transient:
             attempts, setbacks = attempts + 1, (*setbacks, *episode.setbacks, episode.failure)
             episode = await self._attempt(key, data, settings, alone=True)
-        version = 0 if settings.versions is None else settings.versions[1]
+        version = 0 if settings.versions is None else settings.versions[0]
         setbacks = (*setbacks, *episode.setbacks)
         return replace(episode, attempts=attempts, setbacks=setbacks, version=version, agent=self.agent_name)
 

@@ -1,29 +1,33 @@
-"""The training loop: evaluate, then over and over roll out, learn, and give the engine the new weights.
+"""The training loop: evaluate, then over and over take groups, learn, and give the engine the new weights.
 
-It knows no agent, reward, backend or algorithm by name. It is synchronous: every token of a batch is
-sampled under the weights that the batch then changes.
+It knows no agent, reward, backend or algorithm by name. Groups roll out beside it as far as ``rollout.max_staleness``
+lets them; at 0 none starts before the step before is over, and every token of a batch is sampled under the weights that
+the batch then changes. A step, on one page::
+
+    take the step's groups             waits for those that have to be trained now
+    write down which they are          so that the step can be repeated from the store
+    learn from them, in a thread       episodes go on under the weights that the engine has
+    lend the weights to the engine     requests pause between two tokens, and go on under the new ones
+    free the slots of the groups       others start
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentrl.algorithms.batch import build_batch, wholly_excluded
+from agentrl.algorithms.batch import build_batch, compare, wholly_excluded
 from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.errors import RunError
-from agentrl.gateway.contract import SessionSettings
 from agentrl.inference.grammars import Grammars
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
-from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.rollout.dispatcher import GroupRequest
+from agentrl.rollout.buffer import GroupBuffer, Taken
+from agentrl.rollout.contract import Episode, Group
 from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
@@ -33,35 +37,11 @@ from agentrl.training.idle import IdleSteps
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import Serving
-from agentrl.training.task_order import OrderedTask, TaskOrder
+from agentrl.training.stopwatch import Stopwatch
+from agentrl.training.supply import GroupSupply
+from agentrl.training.task_order import TaskOrder
 
-__all__ = ["Stopwatch", "TrainingLoop", "group_requests", "training_session"]
-
-
-class Stopwatch:
-    """Adds up the wall-clock seconds of named parts of a step between two readings.
-
-    For one thread. Parts may nest, and each counts in full.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Add the time of the block to ``seconds/NAME``, also where it raises."""
-        started = self._clock()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
-
-    def take(self) -> dict[str, float]:
-        """The seconds since the last reading, as metrics: ``{"seconds/rollout": 1.2, …}``."""
-        taken = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
-        self._seconds.clear()
-        return taken
+__all__ = ["TrainingLoop"]
 
 
 @dataclass
@@ -86,14 +66,30 @@ class TrainingLoop:
     saved: Path | None = None
     """The newest checkpoint."""
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    _cursor: int = field(init=False)
+    """The position in the task order from which the weights as they are now go on."""
     _saved_version: int = -1
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
+    _supply: GroupSupply = field(init=False)
+    _evaluating: asyncio.Task[Evaluation] | None = None
+    """An evaluation that episodes of training run beside."""
     _idle: IdleSteps = field(init=False)
 
     def __post_init__(self) -> None:
+        self._cursor = self.order.cursor
         self._idle = IdleSteps(self.config.training.steps)
         self._agreement = MismatchWatch(self.recorder.reporter.warning)
+        rollout = self.config.rollout
+        bound = StalenessBound(rollout.max_staleness, rollout.tasks_per_step)
+        self._supply = GroupSupply(
+            self.config,
+            self.serving.dispatcher,
+            self.order,
+            GroupBuffer(bound, rollout.on_stale, self.learner.version),
+            qualifies=self._qualifies,
+            stopwatch=self._stopwatch,
+        )
 
     @property
     def current_evaluation(self) -> Evaluation | None:
@@ -104,12 +100,15 @@ class TrainingLoop:
         """Train for ``training.steps`` steps; whatever stops it, ``save`` may be called afterwards."""
         await self._evaluate()
         self.before = self.latest
-        while self.learner.version < self.config.training.steps:
-            await self._step()
-            if self._due(self.config.evaluation.every):
-                await self._evaluate()
-            if self._due(self.config.training.checkpoint_every):
-                await self.save()
+        try:
+            async with self._supply:
+                while self.learner.version < self.config.training.steps:
+                    await self._step()
+                    if self._due(self.config.training.checkpoint_every):
+                        await self.save()
+                await self._evaluated()
+        finally:
+            await self._stop_evaluating()
         if self.current_evaluation is None:
             await self._evaluate()
         await self.save()
@@ -126,7 +125,7 @@ class TrainingLoop:
             path = self.recorder.folder.checkpoint(version)
             if self._saved_version != version:
                 with self.recorder.folder.new_checkpoint(version) as folder:
-                    save_checkpoint(folder, self.learner, cursor=self.order.cursor, conversing=self.conversing)
+                    save_checkpoint(folder, self.learner, cursor=self._cursor, conversing=self.conversing)
                 self._saved_version, self.saved = version, path
             return path
 
@@ -139,26 +138,46 @@ class TrainingLoop:
     async def _step(self) -> None:
         step = self.learner.version + 1
         with self._stopwatch.time("step"):
-            groups = await self._roll_out()
+            taken = await self._taken()
+            groups = taken.groups
             self._check_recorded(groups)
             self.recorder.batch(groups)
             self.recorder.reporter.activity_started("learning")
             with self._stopwatch.time("learner"):
                 learned = await finish_in_thread(self._learn, groups)
+            await self._evaluated()
             with self._stopwatch.time("weights"):
-                async with within(self.config.inference.timeout, "the inference engine to take new weights"):
-                    with self.learner.lend("the inference engine") as weights:
-                        await self.serving.backend.update_weights(weights)
+                await self._serve_weights()
             await self.recorder.trained(groups, step)
-        metrics = {**rollout_metrics(groups), **learned, **self._stopwatch.take()}
+        metrics = {**rollout_metrics((*groups, *taken.left_out)), **learned, **self._stopwatch.take()}
         self.recorder.step(step, metrics)
         self._agreement.look(step, learned)
+        if self._due(self.config.evaluation.every):
+            await self._evaluate_beside()
+        self._supply.served(step)
+        self._cursor = self._supply.cursor
         if learned.get("policy/updated"):
             await self._prove(groups)
         first = step == 1 and self.config.rollout.constrained == "exclude"
         for warning in (self._idle.add(step, metrics), _mostly_excluded(metrics) if first else None):
             if warning:
                 self.recorder.reporter.warning(warning)
+
+    async def _taken(self) -> Taken:
+        """The groups of the next step, once they are there."""
+        rollout = self.config.rollout
+        self.recorder.reporter.activity_started("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
+        with self._stopwatch.time("rollout"):
+            taken = await self._supply.take()
+        episodes = [episode for group in (*taken.groups, *taken.left_out) for episode in group.episodes]
+        failed = sum(episode.failure is not None for episode in episodes)
+        self.serving.dispatcher.budget.conclude(len(episodes), failed)
+        return taken
+
+    async def _serve_weights(self) -> None:
+        async with within(self.config.inference.timeout, "the inference engine to take new weights"):
+            with self.learner.lend("the inference engine") as weights:
+                await self.serving.backend.update_weights(weights)
 
     async def _prove(self, groups: Sequence[Group]) -> None:
         """Have the engine show, by a prompt of the step, that it has the newest weights."""
@@ -169,6 +188,10 @@ class TrainingLoop:
             with self.learner.lend("the proof of the engine's weights") as weights:
                 await self._agreement.prove(self.serving.backend, weights, prompt_ids, context)
 
+    def _qualifies(self, group: Group) -> bool:
+        """Whether the algorithm's filter would let ``group`` enter a batch."""
+        return all(self.algorithm.filter([compare(group, self.algorithm)]))
+
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         choices = self.config.rollout.constrained == "train"
         if self.learner.version == 0:
@@ -177,20 +200,42 @@ class TrainingLoop:
         with self._writing:
             return {**account.counts, **self.learner.step(batch)}
 
-    async def _roll_out(self) -> list[Group]:
-        rollout = self.config.rollout
-        self.recorder.reporter.activity_started("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
-        requests = group_requests(self.config, self.order.take(rollout.tasks_per_step), self.learner.version)
-        with self._stopwatch.time("rollout"):
-            return await self.serving.dispatcher.collect(requests)
-
-    async def _evaluate(self) -> None:
+    async def _evaluate_beside(self) -> None:
+        """Evaluate the weights: alone, or beside episodes of training where ``evaluation.overlap`` says so."""
         if self.evaluator is None:
             return
-        self.recorder.reporter.activity_started("evaluating", episodes=self.evaluator.episodes)
+        if self.config.evaluation.overlap:
+            self._evaluating = asyncio.get_running_loop().create_task(self._measure(self.evaluator))
+            return
+        self._supply.pause()
+        with self._stopwatch.time("rollout"):
+            await self._supply.at_rest()
+        await self._evaluate()
+        self._supply.resume()
+
+    async def _evaluate(self) -> None:
+        if self.evaluator is not None:
+            self._record(await self._measure(self.evaluator))
+
+    async def _evaluated(self) -> None:
+        """Wait for the evaluation that is running, if one is: no weights may change before."""
+        evaluating, self._evaluating = self._evaluating, None
+        if evaluating is not None:
+            self._record(await evaluating)
+
+    async def _measure(self, evaluator: Evaluator) -> Evaluation:
+        self.recorder.reporter.activity_started("evaluating", episodes=evaluator.episodes)
         with self._stopwatch.time("evaluation"):
-            self.latest = await self.evaluator.run(self.learner.version)
-        self.recorder.evaluation(self.latest)
+            return await evaluator.run(self.learner.version)
+
+    def _record(self, evaluation: Evaluation) -> None:
+        self.latest = evaluation
+        self.recorder.evaluation(evaluation)
+
+    async def _stop_evaluating(self) -> None:
+        if self._evaluating is not None:
+            self._evaluating.cancel()
+            await asyncio.wait({self._evaluating})
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.learner.version % every == 0 and self.learner.version < self.config.training.steps
@@ -226,44 +271,4 @@ def _mostly_excluded(metrics: Mapping[str, float]) -> str | None:
         f"{excluded:.0f} of {excluded + trained:.0f} tokens are left out of the loss because a grammar constrained "
         "them (set rollout.constrained=train to train those where it left a choice, or give the policy its freedom "
         "with rollout.override, such as {strict: false} for tools)"
-    )
-
-
-def group_requests(config: Config, tasks: list[OrderedTask], version: int) -> list[GroupRequest]:
-    """The groups of one step: ``rollout.group_size`` episodes of each task, under weights of ``version``.
-
-    Where a small set repeats a task within the step, its sample numbers go on, so that no two episodes of the step
-    sample the same tokens.
-    """
-    size = config.rollout.group_size
-    taken: Counter[int] = Counter()
-    requests = []
-    for task in tasks:
-        samples = range(taken[task.index], taken[task.index] + size)
-        taken[task.index] += size
-        requests.append(
-            GroupRequest(
-                phase="train",
-                ordinal=task.position,
-                task=task.index,
-                data=task.data,
-                samples=samples,
-                settings=lambda key: training_session(config, key, version),
-            )
-        )
-    return requests
-
-
-def training_session(config: Config, key: EpisodeKey, version: int) -> SessionSettings:
-    """How the session of the training episode ``key`` samples under weights of ``version``."""
-    rollout = config.rollout
-    newest = StalenessBound(0, rollout.tasks_per_step).deadline(version)
-    return SessionSettings(
-        training=True,
-        model=config.model.name,
-        temperature=rollout.temperature,
-        max_tokens=rollout.max_tokens,
-        override=rollout.override,
-        versions=(version, newest),
-        seed_key=(config.seed, key.phase, version, key.task, key.sample),
     )

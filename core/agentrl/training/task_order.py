@@ -34,7 +34,19 @@ class TaskOrder:
         """The next ``count`` tasks; where an epoch ends between them, the next one begins."""
         positions = range(self.cursor, self.cursor + count)
         self.cursor += count
-        return [OrderedTask(position, index := self._index(position), self._tasks[index]) for position in positions]
+        return [self.at(position) for position in positions]
+
+    def at(self, position: int) -> OrderedTask:
+        """The task at ``position``, counted from 0; the cursor stays where it is."""
+        index = self._index(position)
+        return OrderedTask(position, index, self._tasks[index])
+
+    def repeats(self, position: int, first: int) -> int:
+        """How often the task at ``position`` comes at the positions from ``first`` up to it, itself left out."""
+        if first // len(self._tasks) == position // len(self._tasks):
+            return 0  # An epoch holds every task once.
+        index = self._index(position)
+        return sum(self._index(each) == index for each in range(first, position))
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._tasks))

@@ -1,0 +1,154 @@
+"""The supply of groups: keeps them rolling out within the staleness bound, and hands each step those that it trains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
+from typing import Self
+
+from agentrl.config.models import Config
+from agentrl.rollout.buffer import GroupBuffer, Taken
+from agentrl.rollout.contract import Group
+from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
+from agentrl.training.requests import group_request
+from agentrl.training.stopwatch import Stopwatch
+from agentrl.training.task_order import TaskOrder
+
+__all__ = ["GroupSupply"]
+
+
+class GroupSupply:
+    """Rolls out groups while its ``async with`` block lasts; what is in flight at the end is ended.
+
+    A group starts as soon as the rule of staleness admits it and an episode of it can run. Near the end of the run no
+    group starts that no step would train. For one event loop and one consumer.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dispatcher: Dispatcher,
+        order: TaskOrder,
+        buffer: GroupBuffer,
+        *,
+        qualifies: Callable[[Group], bool],
+        stopwatch: Stopwatch,
+    ) -> None:
+        """``qualifies`` says of a finished group whether the algorithm's filter would let it enter a batch.
+
+        It is asked where ``rollout.dynamic_sampling`` replaces groups that do not. The time in which an episode could
+        have run and the rule admitted none is added to ``stopwatch`` as ``held``.
+        """
+        self._config = config
+        self._dispatcher = dispatcher
+        self._order = order
+        self._buffer = buffer
+        self._qualifies = qualifies
+        self._stopwatch = stopwatch
+        self._replaceable = config.rollout.dynamic_sampling * config.rollout.tasks_per_step
+        self._replaced = 0
+        """Groups of the step in preparation that others replace."""
+        self._again: deque[int] = deque()
+        """Ordinals of groups that are to be rolled out once more."""
+        self._attempts: Counter[int] = Counter()
+        self._rolling = 0
+        self._paused = False
+        self._changed = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._pump = asyncio.get_running_loop().create_task(self._roll_out())
+        self._pump.add_done_callback(lambda _: self._wake())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._pump is not None
+        self._pump.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # `take` has raised it, or nobody needs it.
+            await self._pump
+
+    async def take(self) -> Taken:
+        """Wait for the groups of the step at the present version, and take them.
+
+        Raises what stops the rollout, such as the ``RunError`` of a failure budget that is spent.
+        """
+        while (taken := self._buffer.take()) is None:
+            await self._change()
+        self._replaced = 0
+        for group in taken.stale:
+            self._attempts[group.ordinal] += 1
+            self._again.append(group.ordinal)
+        self._wake()
+        return taken
+
+    def served(self, version: int) -> None:
+        """The step is over and the engine serves ``version``: the slots of the step's groups are free."""
+        self._buffer.served(version)
+        self._wake()
+
+    @property
+    def cursor(self) -> int:
+        """The first position of the task order whose group no step has taken for good."""
+        return min(self._buffer.outstanding, default=self._order.cursor)
+
+    def pause(self) -> None:
+        """From now on no group starts, until ``resume``."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let groups start again."""
+        self._paused = False
+        self._wake()
+
+    async def at_rest(self) -> None:
+        """Wait until nothing is in flight, which comes only after ``pause``. Raises as ``take`` does."""
+        while self._rolling:
+            await self._change()
+
+    async def _roll_out(self) -> None:
+        async with contextlib.aclosing(self._dispatcher.dispatch(self._requests())) as groups:
+            async for group in groups:
+                self._finish(group)
+
+    async def _requests(self) -> AsyncGenerator[GroupRequest, None]:
+        """The groups to roll out, each as soon as it is admitted; without end."""
+        while True:
+            with self._stopwatch.time("held"):
+                while not self._admits():
+                    await self._change()
+            ordinal = self._again.popleft() if self._again else self._order.take(1)[0].position
+            self._buffer.start(ordinal)
+            self._rolling += 1
+            attempt = self._attempts[ordinal]
+            yield group_request(self._config, self._order, ordinal, self._version, attempt=attempt)
+
+    def _version(self) -> int:
+        return self._buffer.version
+
+    def _admits(self) -> bool:
+        steps_left = self._config.training.steps - self._buffer.version
+        needed = steps_left * self._config.rollout.tasks_per_step
+        return not self._paused and self._buffer.may_start() and len(self._buffer.outstanding) < needed
+
+    def _finish(self, group: Group) -> None:
+        self._rolling -= 1
+        qualifies = self._replaced >= self._replaceable or self._qualifies(group)
+        self._replaced += not qualifies
+        self._buffer.finish(group, group.oldest_version, qualifies)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self) -> None:
+        """Wait for the next change. Raises what has ended the rollout."""
+        assert self._pump is not None
+        if self._pump.done():
+            self._pump.result()
+        await self._changed.wait()
