@@ -151,7 +151,8 @@ class TrainingLoop:
             await self.recorder.trained(groups, step)
         metrics = {**rollout_metrics((*groups, *taken.left_out)), **learned, **self._stopwatch.take()}
         self.recorder.step(step, metrics)
-        self._agreement.look(step, learned)
+        if not learned.get("staleness/max"):  # Tokens of older weights differ from those of the newest.
+            self._agreement.look(step, learned)
         if self._due(self.config.evaluation.every):
             await self._evaluate_beside()
         self._supply.served(step)
