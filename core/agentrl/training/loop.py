@@ -29,6 +29,7 @@ from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.buffer import GroupBuffer, Taken
 from agentrl.rollout.contract import Episode, Group
 from agentrl.rollout.staleness import StalenessBound
+from agentrl.runs.contract import Membership
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
 from agentrl.training.checkpoints import Conversing, save_checkpoint
@@ -141,6 +142,7 @@ class TrainingLoop:
             taken = await self._taken()
             groups = taken.groups
             self._check_recorded(groups)
+            await self.recorder.begin_step(_membership(step, taken))
             self.recorder.batch(groups)
             self.recorder.reporter.activity_started("learning")
             with self._stopwatch.time("learner"):
@@ -248,6 +250,13 @@ class TrainingLoop:
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
+
+
+def _membership(step: int, taken: Taken) -> Membership:
+    trained, left_out, stale = (
+        tuple(group.ordinal for group in groups) for groups in (taken.groups, taken.left_out, taken.stale)
+    )
+    return Membership(step, trained, left_out, stale)
 
 
 def _check_trained(episode: Episode | None, choices: bool) -> None:
