@@ -91,7 +91,7 @@ def test_groups_come_in_the_order_of_their_ordinals_with_their_samples_in_order(
     assert [[episode.key for episode in group.episodes] for group in groups] == [
         [EpisodeKey("train", 10 + task, task, sample) for sample in range(2)] for task in range(4)
     ]
-    assert {episode.version for group in groups for episode in group.episodes} == {3}
+    assert {episode.version for group in groups for episode in group.episodes} == {2}
 
 
 def test_a_group_is_yielded_once_its_last_episode_is_stored_and_waits_for_no_other():
