@@ -121,7 +121,7 @@ class GroupSupply:
             with self._stopwatch.time("held"):
                 while not self._admits():
                     await self._change()
-            ordinal = self._again.popleft() if self._again else self._order.take(1)[0].position
+            ordinal = self._again.popleft() if self._again else self._order.advance()
             self._buffer.start(ordinal)
             self._rolling += 1
             attempt = self._attempts[ordinal]

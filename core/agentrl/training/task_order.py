@@ -36,6 +36,11 @@ class TaskOrder:
         self.cursor += count
         return [self.at(position) for position in positions]
 
+    def advance(self) -> int:
+        """Take the next task without reading it. Returns its position."""
+        self.cursor += 1
+        return self.cursor - 1
+
     def at(self, position: int) -> OrderedTask:
         """The task at ``position``, counted from 0; the cursor stays where it is."""
         index = self._index(position)
