@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.inference import models
 from tests.inference.torch_backends import complete, off_by, plain_greedy, plain_logprobs, served, settled
+from tests.inference.torch_backends import held as held_still
 from transformers import PreTrainedModel
 
 from agentrl.errors import BackendError, PromptTooLong
@@ -113,6 +114,75 @@ def test_requests_in_flight_go_on_under_the_new_weights_and_share_nothing(folder
     assert off_by(new, PROMPT, during) < EXACT
     assert off_by(new, [*PROMPT, *flown.ids[:30]], after) < EXACT, "what a mixed request left is not reused"
     assert parts[-1].finish == "length"
+
+
+def test_what_is_in_flight_can_begin_its_kv_anew_and_is_then_the_new_weights_own(folder: Path) -> None:
+    old, new = models.qwen3().eval(), models.qwen3(seed=1).eval()
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, Chunk]:
+        flying = backend.generate(GenerationRequest(PROMPT, Sampling(seed=5, max_tokens=120), stream=True))
+        parts = [await anext(flying) for _ in range(3)]
+        await backend.update_weights(ModelWeights(new, 1))
+        flown = _joined(parts + [part async for part in flying])
+        switch = flown.versions.index(1)
+        return flown, await complete(backend, [*PROMPT, *flown.ids[:switch]], seed=5, max_tokens=120 - switch)
+
+    flown, fresh = served(folder, use, in_flight="recompute")
+    switch = flown.versions.index(1)
+    assert flown.versions == (0,) * switch + (1,) * (120 - switch)
+    assert off_by(old, PROMPT, _part(flown, slice(switch))) < EXACT
+    assert off_by(new, [*PROMPT, *flown.ids[:switch]], _part(flown, slice(switch, None))) < EXACT
+    assert (flown.ids[switch:], flown.logprobs[switch:]) == (fresh.ids, fresh.logprobs), "bit for bit"
+
+
+def test_whatever_waits_runs_or_is_being_computed_goes_on_after_it_begins_anew(folder: Path) -> None:
+    """Two rows for seven requests, two of which share a long prompt that is being computed at the update."""
+    new = models.qwen3(seed=1).eval()
+    long = [index % models.VOCABULARY for index in range(120)]
+    prompts = [PROMPT, long, long, PROMPT[:5], PROMPT[:9], long[:60], PROMPT]
+
+    async def use(backend: TorchBackend) -> list[Chunk]:
+        asked = [
+            asyncio.create_task(complete(backend, prompt, seed=seed, max_tokens=40))
+            for seed, prompt in enumerate(prompts)
+        ]
+        await settled(lambda: backend.counters().tokens > 3)
+        with held_still(backend):
+            cancelled = asyncio.create_task(complete(backend, [7, 8, 9], max_tokens=40))
+            await asyncio.sleep(0)
+            update = asyncio.create_task(backend.update_weights(ModelWeights(new, 1)))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.sleep(0)
+        await update
+        return await asyncio.gather(*asked)
+
+    done = served(folder, use, concurrency=2, in_flight="recompute", max_batch_tokens=4)
+    for prompt, chunk in zip(prompts, done, strict=True):
+        assert len(chunk.ids) == 40
+        switch = chunk.versions.index(1)
+        assert chunk.versions == (0,) * switch + (1,) * (40 - switch)
+        assert off_by(new, [*prompt, *chunk.ids[:switch]], _part(chunk, slice(switch, None))) < EXACT
+
+
+@pytest.mark.parametrize("in_flight", ["keep", "recompute"])
+def test_identical_weights_of_a_new_version_change_no_number(in_flight: str, folder: Path) -> None:
+    same = models.qwen3().eval()
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, Chunk]:
+        undisturbed = await complete(backend, PROMPT, seed=5, max_tokens=120)
+        flying = backend.generate(GenerationRequest(PROMPT, Sampling(seed=5, max_tokens=120), stream=True))
+        parts = [await anext(flying) for _ in range(3)]
+        await backend.update_weights(ModelWeights(same, 1))
+        return undisturbed, _joined(parts + [part async for part in flying])
+
+    undisturbed, flown = served(folder, use, in_flight=in_flight)
+    assert set(flown.versions) == {0, 1}
+    assert (flown.ids, flown.logprobs) == (undisturbed.ids, undisturbed.logprobs), "a ratio of 1 exactly"
+
+
+def _part(chunk: Chunk, part: slice) -> Chunk:
+    return Chunk(chunk.ids[part], chunk.logprobs[part], chunk.versions[part])
 
 
 def _joined(parts: list[Chunk]) -> Chunk:

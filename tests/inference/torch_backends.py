@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, Sampling
+from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest, InFlight, Sampling
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.engine import Engine
 
@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *, concurrency: int = 8, version: int = 0, **options: object
+    folder: Path, *, concurrency: int = 8, version: int = 0, in_flight: InFlight = "keep", **options: object
 ) -> AsyncIterator[TorchBackend]:
-    backend = TorchBackend(BackendContext(folder, version=version, max_concurrency=concurrency, options=options))
+    context = BackendContext(folder, version=version, max_concurrency=concurrency, options=options, in_flight=in_flight)
+    backend = TorchBackend(context)
     await backend.start()
     try:
         yield backend

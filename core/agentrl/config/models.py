@@ -281,6 +281,9 @@ class InferenceSection(Section):
     timeout: float = Field(600, gt=0)
     """Seconds that the engine may take to start, and to load new weights, and that an endpoint may take to answer a
     call."""
+    in_flight: Literal["keep", "recompute"] = "keep"
+    """What new weights do with completions under way: `keep` goes on with the keys and values of their tokens so far;
+    `recompute` computes these anew, so that later log-probabilities are the new weights' own. No token is lost."""
 
 
 class TrainingSection(Section):

@@ -120,6 +120,7 @@ def build_backend(
         logs=logs,
         say=say,
         timeout=parts.config.inference.timeout,
+        in_flight=parts.config.inference.in_flight,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     _check_is_engine(parts.config, backend)

@@ -5,7 +5,8 @@ A prompt's KV is computed for all its tokens but the last, which then goes throu
 So sampling happens in one place, and a prompt whose KV is known costs no forward of its own.
 
 KV is shared only within an *epoch*, the time between two changes of weights: what is computed, even partly, under
-older weights serves the generations that began with it and nobody else.
+older weights serves the generations that began with it and nobody else, and not even those where they are to begin it
+anew.
 """
 
 from __future__ import annotations
@@ -197,7 +198,8 @@ class Engine:
     """Single-threaded: its owner calls ``submit``, ``cancel``, ``update`` and ``step`` in turn.
 
     ``prefill_budget`` is the most prompt tokens that one step computes; ``version`` is the policy version of the
-    decoder's weights.
+    decoder's weights. ``recomputes`` says whether what is in flight at a change of weights begins its KV anew under the
+    new ones; else it goes on with what it has.
     """
 
     def __init__(
@@ -209,6 +211,7 @@ class Engine:
         *,
         prefill_budget: int,
         version: int,
+        recomputes: bool = False,
     ) -> None:
         self.limits = limits
         self.version = version
@@ -218,6 +221,7 @@ class Engine:
         self._batch = batch
         self._prefixes = prefixes
         self._prefill_budget = prefill_budget
+        self._recomputes = recomputes
         self._epoch = 0
         self._waiting: deque[Generation] = deque()
         self._prefills: deque[PrefillBatch] = deque()
@@ -255,7 +259,7 @@ class Engine:
     def fail_all(self, error: BackendError) -> None:
         """End everything in flight with an error. Asks nothing of the device, which may be what failed."""
         live = list(self._live.values())
-        for held in (self._batch.generations, self._waiting, self._prefills, self._pending, self._live):
+        for held in (self._batch, self._waiting, self._prefills, self._pending, self._live):
             held.clear()
         self._send_error(live, error)
 
@@ -269,6 +273,15 @@ class Engine:
         self._epoch += 1
         self._prefixes.clear()
         self._pending.clear()
+        if self._recomputes:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Let everything in flight wait again, oldest first, with the tokens that it has and without their KV."""
+        waiting = set(self._waiting)
+        self._waiting.extendleft(reversed([each for each in self._live.values() if each not in waiting]))
+        self._prefills.clear()
+        self._batch.clear()
 
     def held(self) -> HeldWeights:
         """Returns the digests of the parameters as they are in the decoder's memory now."""
@@ -412,7 +425,7 @@ class Engine:
             drawn = sample(self._decoder.decode(batch.ids, batch.positions, batch.block), rules)
         except Exception as error:
             failed = list(batch.generations)
-            batch.generations.clear()
+            batch.clear()
             self._fail(failed, model_failed(error))
             return
         batch.advance(drawn.ids)

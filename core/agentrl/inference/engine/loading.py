@@ -72,7 +72,15 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
     batch = DecodeBatch(decoder.layout, context.max_concurrency, context_length, kv_tokens)
     kept = settings.prefix_cache_tokens
     prefixes = PrefixCache(min(affordable // 4, _PREFIX_TOKENS) if kept is None else kept)
-    return Engine(decoder, limits, batch, prefixes, prefill_budget=settings.max_batch_tokens, version=context.version)
+    return Engine(
+        decoder,
+        limits,
+        batch,
+        prefixes,
+        prefill_budget=settings.max_batch_tokens,
+        version=context.version,
+        recomputes=context.in_flight == "recompute",
+    )
 
 
 def threads_for(model: nn.Module) -> int:

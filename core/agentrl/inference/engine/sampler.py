@@ -116,6 +116,10 @@ class DecodeBatch:
             self.generations[row] = self.generations[last]
         self.generations.pop()
 
+    def clear(self) -> None:
+        """Free all rows."""
+        self.generations.clear()
+
     def make_room(self) -> Iterator[Generation]:
         """Make room for one more token in every row. Yields the generations that had to give way, youngest first."""
         while len(self) > 1 and len(self) * round_up(self._longest()) > self._max_tokens:

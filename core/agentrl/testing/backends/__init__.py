@@ -12,6 +12,7 @@ from agentrl.inference.contract import Chunk, Sampling
 from agentrl.testing.backends.bench import Bench, ask, read
 from agentrl.testing.backends.exactness import Exactness
 from agentrl.testing.backends.forms import Forms
+from agentrl.testing.backends.held_weights import HeldTensors
 from agentrl.testing.backends.requests import Requests
 from agentrl.testing.backends.weight_updates import WeightUpdates
 
@@ -20,7 +21,7 @@ __all__ = ["BackendConformance"]
 _ALWAYS_HONOURED = {"max_tokens", "stop_ids"}
 
 
-class BackendConformance(WeightUpdates, Exactness, Forms, Requests):
+class BackendConformance(HeldTensors, WeightUpdates, Exactness, Forms, Requests):
     """Tests of one inference backend. Subclass it with a name that begins with ``Test``, and set ``backend``.
 
     The backend is started once for all of them. Pytest runs the tests of the last base first, so updates come late.

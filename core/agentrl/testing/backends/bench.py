@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pytest
 
-from agentrl.inference.contract import Backend, BackendContext, Capabilities, Chunk, GenerationRequest, Sampling
+from agentrl.errors import ConfigError
+from agentrl.inference.contract import (
+    Backend,
+    BackendContext,
+    Capabilities,
+    Chunk,
+    GenerationRequest,
+    InFlight,
+    Sampling,
+)
 from agentrl.plugins import Plugins
 from agentrl.testing.backends.reference import Reference, load_reference
 from agentrl.testing.loop_thread import LoopThread
@@ -49,12 +58,20 @@ QUESTIONS = (
 
 
 def build_backend(
-    backend: PartName, options: Mapping[str, Any], folder: Path, *, version: int = 0, concurrency: int
+    backend: PartName,
+    options: Mapping[str, Any],
+    folder: Path,
+    *,
+    version: int = 0,
+    concurrency: int,
+    in_flight: InFlight = "keep",
 ) -> Backend:
     """Returns the backend that ``backend`` and ``options`` name, on a model folder, not started."""
     named = {"name": backend} if isinstance(backend, str) else backend
     part = as_part({**named, **options})
-    context = BackendContext(folder, version=version, max_concurrency=concurrency, options=part.options)
+    context = BackendContext(
+        folder, version=version, max_concurrency=concurrency, options=part.options, in_flight=in_flight
+    )
     built: Backend = Plugins().build("backends", part, context=context)
     return built
 
@@ -222,6 +239,16 @@ class BackendSuite:
         """Returns the backend on a model folder, not started. Fails the test where it cannot be built."""
         with failing_tests():
             return build_backend(required(cls, "backend"), cls.options, folder, concurrency=cls.concurrency)
+
+    @classmethod
+    def recomputing(cls, folder: Path) -> Any:
+        """As ``started``, of a backend that begins the KV of what is in flight anew; skips one that refuses to."""
+        settings: dict[str, Any] = {"concurrency": cls.concurrency, "in_flight": "recompute"}
+        try:
+            backend = build_backend(required(cls, "backend"), cls.options, folder, **settings)
+        except ConfigError as error:
+            pytest.skip(f"it goes on with the KV that it has: {error}")
+        return started_bench(lambda _: backend, folder, timeout=cls.timeout, start_timeout=cls.start_timeout)
 
     @classmethod
     def started(cls, folder: Path) -> Any:

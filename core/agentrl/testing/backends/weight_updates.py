@@ -62,6 +62,19 @@ class WeightUpdates(BackendSuite):
                 assert not before, f"{how}, tokens of the old version are not those of the old weights: {before}"
                 assert not after, f"{how}, tokens of the new version are not those of the new weights: {after}"
 
+    def test_where_kv_is_to_be_computed_anew_tokens_are_wholly_the_new_weights_own(self, bench: Bench) -> None:
+        needs_training(bench)
+        if not self.other_models:
+            pytest.skip("it cannot be started a second time: `other_models` is false")
+        with self.recomputing(bench.reference.folder) as anew:
+            for across in _across_updates(anew, self.update_tokens, 1.0):
+                for how, chunk in across.completions.items():
+                    switch = across.switch(how)
+                    before = _fault(across.old, across.prompt, chunk, 1.0, self.tolerance, slice(switch))
+                    after = _fault(across.new, across.prompt, chunk, 1.0, self.tolerance, slice(switch, None))
+                    assert not before, f"{how}, tokens of the old version are not those of the old weights: {before}"
+                    assert not after, f"{how}, tokens of the new version rest on KV of the old weights: {after}"
+
     @sampled_or_greedy
     def test_what_is_under_way_leaves_no_stale_prefix_to_others(self, temperature: float, bench: Bench) -> None:
         needs_training(bench)
