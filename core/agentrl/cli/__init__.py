@@ -1,7 +1,7 @@
 """The command line: a thin shell over what a script can do, one module a verb, each imported when it is used.
 
 Results go to stdout and narration to stderr. Exit codes: 0 done, 1 the run failed, 2 usage, 3 plugin or
-environment, 130 interrupted.
+environment, 75 stopped by SIGTERM and resumable, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -23,9 +23,12 @@ import click
 from agentrl.errors import AgentRLError, one_line
 from agentrl.extras import missing_extras
 
-__all__ = ["INTERRUPTED", "interruptible", "leave", "open_streams", "report_errors"]
+__all__ = ["INTERRUPTED", "RESUMABLE", "interruptible", "leave", "open_streams", "report_errors"]
 
 INTERRUPTED = 130
+RESUMABLE = 75
+"""The exit code of a run that SIGTERM has stopped, as a machine does that is about to be taken away: it can be resumed.
+In ``sysexits.h`` the number means that a command should be tried again later."""
 _CANNOT_WRITE = 1
 """The exit code that click uses when it meets a closed pipe itself."""
 

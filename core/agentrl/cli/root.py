@@ -196,7 +196,8 @@ Examples:
   agentrl COMMAND --help
 
 \b
-Exit codes: 0 done, 1 the run failed, 2 usage, 3 plugin or environment, 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 usage, 3 plugin or environment, 75 stopped by SIGTERM
+and resumable, 130 interrupted.
 """
 
 

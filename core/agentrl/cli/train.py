@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentrl.cli.boundary import INTERRUPTED
+from agentrl.cli.boundary import INTERRUPTED, RESUMABLE
 from agentrl.cli.completion import complete_training
 from agentrl.cli.output import print_columns
 from agentrl.cli.root import App
@@ -59,7 +59,9 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
             trainer.reporter.warning(str(key))
         summary = trainer.train()
     _print(resolved.config, summary, as_json)
-    return INTERRUPTED if summary.outcome == "interrupted" else 0
+    if summary.outcome != "interrupted":
+        return 0
+    return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
 
 
 def _dry_run(app: App, resolved: Resolved) -> int:

@@ -96,6 +96,8 @@ class Summary:
     """Calls with texts of users, systems or tools that the model read as control tokens."""
     normalised: int = 0
     """Calls in whose texts of the system a rule of ``gateway.normalise`` replaced something."""
+    signal: str | None = None
+    """The signal that interrupted the run, such as ``SIGTERM``; ``None`` where none did."""
     reasons: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """For each of the counts above that is not 0, by its name, the commonest reasons: ``count``, ``reason`` and
     ``episode``, the key of the first episode."""

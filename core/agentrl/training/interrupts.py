@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTED = 130
+_RESUMABLE = 75
 _PATIENCE_S = 5.0
 """Seconds within which a running event loop notices a cancellation."""
 _GRACE_S = 5.0
@@ -39,7 +40,7 @@ class Interrupts:
     """A context in which SIGINT, SIGTERM and SIGHUP end the run cleanly; a signal that was ignored before stays so.
 
     The first signal calls ``announce`` and cancels the task that ``cancelling`` was given, or the next one that it is
-    given. A second signal calls ``leave`` and ends the process with exit code 130, whatever runs in it: the code of an
+    given. A second signal calls ``leave`` and ends the process with ``exit_code``, whatever runs in it: the code of an
     agent that will not end must not be waited for. SIGHUP does not count as a second signal, because a terminal that
     closes sends it twice, once itself and once through its shell.
 
@@ -48,15 +49,19 @@ class Interrupts:
     raised inside the agent. Only the main thread can install handlers; in any other thread this context does nothing.
     """
 
-    def __init__(self, announce: Callable[[], None], leave: Callable[[], None]) -> None:
-        """Both functions are called from the thread that reads the signals."""
+    def __init__(self, announce: Callable[[], None], leave: Callable[[], None], *, resumable: bool = False) -> None:
+        """Both functions are called from the thread that reads the signals.
+
+        ``resumable`` says that what is interrupted can be taken up again.
+        """
+        self._resumable = resumable
         self.arrived = False
         """Whether a signal has arrived."""
         self.first: int | None = None
         """The number of the first signal that has arrived."""
         self._announce = announce
         self._leave = leave
-        self._end: Callable[[], None] = lambda: os._exit(_INTERRUPTED)
+        self._end: Callable[[], None] = lambda: os._exit(self.exit_code)
         self._held: _Cancelling | None = None
         self._lock = threading.Lock()
         self._before: dict[int, Any] = {}
@@ -78,6 +83,16 @@ class Interrupts:
         os.close(self._written)
         self._thread.join()
         os.close(self._read)
+
+    @property
+    def exit_code(self) -> int:
+        """130, or 75 where SIGTERM came first to what can be taken up again: so ends the run of a preempted machine."""
+        return _RESUMABLE if self._resumable and self.first == signal.SIGTERM else _INTERRUPTED
+
+    @property
+    def name(self) -> str | None:
+        """The name of the first signal that has arrived, such as ``SIGTERM``."""
+        return None if self.first is None else signal.Signals(self.first).name
 
     def leave_by(self, end: Callable[[], None]) -> None:
         """Make the second signal call ``end`` instead of ending the process."""

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from agentrl.algorithms.contract import Algorithm
@@ -112,7 +113,7 @@ class _Run:
             outcome, error = (outcome, error) if error else (f"failed: {unsaved}", unsaved)
         if interrupts.arrived and error is None:
             outcome = "interrupted"
-        summary = self._summary(outcome)
+        summary = self._summary(outcome, interrupts)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
             await self.recorder.finish(summary)
         if error is not None:
@@ -123,7 +124,7 @@ class _Run:
         task = asyncio.current_task()
         assert task is not None
         try:
-            with interrupts.cancelling(task, rescue=self._rescue):
+            with interrupts.cancelling(task, rescue=partial(self._rescue, interrupts)):
                 async with self._started() as self.loop:
                     await self.loop.run()
                     await self.recorder.settle()
@@ -138,14 +139,14 @@ class _Run:
             return f"failed: {reason}", error
         return "completed", None
 
-    def _rescue(self) -> None:
+    def _rescue(self, interrupts: Interrupts) -> None:
         """Save what was learned from another thread, while an agent's code blocks the event loop."""
         reporter = self.recorder.reporter
         reporter.warning("the event loop is blocked: what was learned is saved from another thread")
         try:
             if self.loop is not None and self.loop.learner.version > 0:
                 self.loop.write_checkpoint()
-            summary = self._summary("interrupted")
+            summary = self._summary("interrupted", interrupts)
             self.recorder.folder.write_summary(summary)
         except AgentRLError as error:
             reporter.warning(str(error))
@@ -190,13 +191,14 @@ class _Run:
         if self.loop is not None and self.loop.learner.version > 0:
             await self.loop.save()
 
-    def _summary(self, outcome: str) -> Summary:
+    def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
         tally = self.recorder.tally
         counted = Summary(
             outcome=outcome,
             episodes=self.recorder.episodes,
             tokens=self.recorder.tokens,
             seconds=time.monotonic() - self._began,
+            signal=interrupts.name if outcome == "interrupted" else None,
             **tally.counts(),
             reasons=tally.reasons(),
         )

@@ -104,7 +104,7 @@ class Trainer:
             return self._measured(lambda: measure(parts, self.reporter))
 
     def _trained(self, parts: Parts) -> Summary:
-        with self._interrupts(_SAVING) as interrupts:
+        with self._interrupts(_SAVING, resumable=True) as interrupts:
             return run_to_end(lambda: train(parts, self.reporter, interrupts), interrupts)
 
     def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Evaluation]]) -> Evaluation:
@@ -125,8 +125,8 @@ class Trainer:
             raise KeyboardInterrupt
         return measured
 
-    def _interrupts(self, what: str) -> Interrupts:
-        return Interrupts(partial(self.reporter.note, what), self.reporter.close)
+    def _interrupts(self, what: str, *, resumable: bool = False) -> Interrupts:
+        return Interrupts(partial(self.reporter.note, what), self.reporter.close, resumable=resumable)
 
     def _trainable(self, config: Config, target: Any) -> Parts:
         check_trainable(config)
