@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agentrl.errors import RunError
 from agentrl.runs.contract import MetricsLine
-from agentrl.runs.metrics import MetricsLog, MetricsReader
+from agentrl.runs.metrics import MetricsLog, MetricsReader, cut_after
 
 
 def test_a_line_holds_step_time_and_flat_numbers(tmp_path: Path) -> None:
@@ -115,3 +115,28 @@ def test_a_line_without_its_step_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"time": 5}\n')
     with pytest.raises(RunError, match="line 1 is not a JSON object with a step and a time"):
         MetricsReader(tmp_path / "metrics.jsonl").read()
+
+
+def test_lines_of_later_steps_are_cut_and_told_and_one_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step, name in ((0, "evaluation/reward"), (1, "a"), (2, "a"), (2, "evaluation/reward"), (3, "a")):
+            log.append(step, {name: 0.1 + 0.2, "gone": math.nan})
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, "ti')
+    reader = MetricsReader(path)
+    before = reader.read()
+    cut = cut_after(path, 2)
+    assert [line.step for line in cut] == [3]
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:4])
+    assert [each.name for each in tmp_path.iterdir()] == ["metrics.jsonl"]
+    with MetricsLog(path) as log:
+        for step in range(3, 9):
+            log.append(step, {"a": 1.0})
+    assert reader.read()[:4] == before[:4]
+    assert [line.step for line in reader.read()[4:]] == list(range(3, 9))
+
+
+def test_a_run_without_metrics_has_none_to_cut(tmp_path: Path) -> None:
+    assert cut_after(tmp_path / "metrics.jsonl", 0) == []

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def test_the_config_in_the_folder_is_the_config_of_the_run(tmp_path: Path) -> No
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     first = create(tmp_path, "mine")
     before = sorted(first.path.iterdir())
-    with pytest.raises(ConfigError, match=r"the run folder .*mine exists already \(set run\.name to another name\)"):
+    with pytest.raises(
+        ConfigError, match=r"the run folder .*mine exists already \(resume it with .*, or set run\.name to"
+    ):
         create(tmp_path, "mine", seed=1)
     assert sorted(first.path.iterdir()) == before
     assert YAML(typ="safe").load(first.config)["seed"] == 0
@@ -175,6 +178,12 @@ def save_and_die(folder: RunFolder, step: int, after: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def dies(counts: bool, left: Iterator[int]) -> None:
+    """End the process at an operation that counts, once no more are left."""
+    if counts and next(left, None) is None:
+        os._exit(9)
+
+
 def test_a_process_that_is_killed_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
     folder = create(tmp_path)
     assert save_and_die(folder, 10, after=1000) == 0
@@ -196,6 +205,30 @@ def test_a_process_that_is_killed_at_any_moment_leaves_the_old_checkpoint_or_the
     with folder.new_checkpoint(30):
         pass
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-000010", "step-000030"]
+
+
+def test_a_checkpoint_whose_removal_is_killed_is_none_any_more(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    for after in range(100):
+        for step in (10, 20):
+            if not folder.checkpoint(step).exists():
+                assert save_and_die(folder, step, after=1000) == 0
+        child = os.fork()
+        if child == 0:
+            left = iter(range(after))
+            touched = {"os.remove", "os.rmdir", "os.scandir", "os.rename", "shutil.rmtree"}
+            sys.addaudithook(lambda event, _, left=left, touched=touched: dies(event in touched, left))
+            folder.prune([folder.checkpoint(10)])
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for saved in Run(folder.path).checkpoints():
+            assert (saved.path / "nested" / "model.safetensors").read_text() == f"{saved.step}" * 1000
+        if status == 0:
+            break
+    assert (status, after > 3) == (0, True)
+    with folder.new_checkpoint(30):
+        pass
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-000020", "step-000030"]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +272,7 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "unmet",
         "control_tokens",
         "normalised",
+        "signal",
         "reasons",
     }
     assert read_summary(folder.summary) == summary

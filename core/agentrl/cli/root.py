@@ -172,6 +172,7 @@ VERBS = {
     "train": Verb("agentrl.cli.train:train", "Train the model behind an agent."),
     "eval": Verb("agentrl.cli.eval:evaluate", "Measure a checkpoint on held-out tasks."),
     "serve": Verb("agentrl.cli.serve:serve", "Serve a model to agents that run elsewhere."),
+    "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
     "config": Verb("agentrl.cli.config:config", "Show the keys of a configuration, and what they mean."),
     "doctor": Verb("agentrl.cli.doctor:doctor", "Find out whether an agent can be trained here."),
     "list-agents": Verb("agentrl.cli.listing:list_agents", "List the agents that can be trained."),

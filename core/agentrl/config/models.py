@@ -307,6 +307,9 @@ class TrainingSection(Section):
     """Device to train on: `auto`, `cpu`, `cuda` or `cuda:N`."""
     checkpoint_every: int = Field(20, ge=0)
     """Steps between checkpoints. 0 saves one at the end only."""
+    keep: int = Field(3, ge=1)
+    """How many checkpoints a run keeps: the newest ones. Beside them it keeps the best by evaluation, and the one that
+    it was resumed from."""
 
 
 class EvaluationSection(Section):

@@ -20,8 +20,8 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,6 +141,7 @@ class RunFolder:
         try:
             for left in self.checkpoints.glob(".step-*.part"):  # Of a process that was killed meanwhile.
                 shutil.rmtree(left, ignore_errors=True)
+            self.checkpoints.mkdir(exist_ok=True)
             aside.mkdir()
             yield aside
             sync_tree(aside)
@@ -152,6 +153,30 @@ class RunFolder:
             if unwritable is not None:
                 raise cannot_write(path, unwritable) from error
             raise
+
+    def prune(self, checkpoints: Collection[Path]) -> None:
+        """Remove ``checkpoints``; what is left of one when the process ends in the middle does not look like one."""
+        for path in checkpoints:
+            aside = path.with_name(f".{path.name}.part")
+            with suppress(OSError):  # Somebody else removes it too; the next checkpoint tries again.
+                path.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def reopen(self, config: Config) -> None:
+        """Make the folder of a run that has ended ready for another process of the run, which goes by ``config``.
+
+        The caller holds the folder's lock. Raises ``RunFolderError`` where the folder cannot be written to.
+        """
+        from agentrl.config.loader import dump_yaml
+
+        try:
+            for name in ("checkpoints", "logs"):
+                (self.path / name).mkdir(exist_ok=True)
+            write_atomically(self.config, dump_yaml(config, self.path))
+            reserve(self.summary)
+            self.summary.unlink(missing_ok=True)  # It told how the run ended the last time.
+        except OSError as error:
+            raise _cannot_write_to(self.path, error) from error
 
     def info(self, config: Config) -> RunInfo:
         """The run that ``config`` describes, in this folder."""
@@ -222,7 +247,10 @@ def _path(parent: Path, name: str) -> Path:
 
 
 def _taken(path: Path) -> ConfigError:
-    return ConfigError(f"the run folder {path} exists already", fix="set run.name to another name")
+    return ConfigError(
+        f"the run folder {path} exists already",
+        fix=f"resume it with `agentrl train --resume {path}`, or set run.name to another name",
+    )
 
 
 def _make_unique(parent: Path, name: str) -> Path:
@@ -272,6 +300,13 @@ def _cannot_make(parent: Path, error: OSError) -> RunFolderError:
         fix="free some space there, or set run.dir to another disk"
         if disk_is_full(error)
         else "set run.dir to a folder that you can write to",
+    )
+
+
+def _cannot_write_to(folder: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"cannot resume the run in {folder}: {error.strerror or error}",
+        fix="free some space there" if disk_is_full(error) else "have the folder owned by whoever resumes the run",
     )
 
 

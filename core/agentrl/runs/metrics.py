@@ -15,8 +15,9 @@ from typing import SupportsFloat
 
 from agentrl.errors import RunError, cannot_write
 from agentrl.runs.contract import MetricsLine
+from agentrl.runs.folder import write_atomically
 
-__all__ = ["MetricsLog", "MetricsReader"]
+__all__ = ["MetricsLog", "MetricsReader", "cut_after"]
 
 
 class MetricsLog:
@@ -38,10 +39,8 @@ class MetricsLog:
         """
         if clash := {"step", "time"} & set(metrics):
             raise ValueError(f"metrics may not be called {' or '.join(sorted(clash))}: every line has its own")
-        row = {"step": step, "time": round(self._clock(), 3)} | {
-            name: _number(value) for name, value in metrics.items()
-        }
-        self._write(json.dumps(row).encode() + b"\n")
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        self._write(_text(MetricsLine(step, round(self._clock(), 3), numbers)).encode())
 
     def _write(self, line: bytes) -> None:
         end = self._file.tell()
@@ -52,6 +51,13 @@ class MetricsLog:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
+            raise cannot_write(self._path, error) from error
+
+    def sync(self) -> None:
+        """Return once every line is on the disk. Raises ``RunError`` where that fails."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
             raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
@@ -67,6 +73,25 @@ class MetricsLog:
         self.close()
 
 
+def cut_after(path: Path, step: int) -> list[MetricsLine]:
+    """Take the lines of steps after ``step`` out of the file at ``path``, and return them.
+
+    A last line that was not written to its end goes too. The file is replaced whole or not at all. Raises ``RunError``
+    where it cannot be read or written.
+    """
+    lines = MetricsReader(path).read()
+    kept = [line for line in lines if line.step <= step]
+    try:
+        write_atomically(path, "".join(_text(line) for line in kept))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return [line for line in lines if line.step > step]
+
+
+def _text(line: MetricsLine) -> str:
+    return json.dumps({"step": line.step, "time": line.time} | line.metrics) + "\n"
+
+
 class MetricsReader:
     """Reads ``path``, also while it is written; what was read before is not read again. May be used by any thread."""
 
@@ -74,6 +99,8 @@ class MetricsReader:
         self._path = path
         self._lines: list[MetricsLine] = []
         self._end = 0
+        self._file = 0
+        """The inode of the file that was read: a run that is resumed puts another in its place."""
         self._reading = threading.Lock()
 
     def read(self) -> list[MetricsLine]:
@@ -90,8 +117,9 @@ class MetricsReader:
     def _added(self) -> list[bytes]:
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._end:  # It is another file now.
-                    self._lines, self._end = [], 0
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._file or found.st_size < self._end:  # It is another file now.
+                    self._lines, self._end, self._file = [], 0, found.st_ino
                 file.seek(self._end)
                 return file.read().split(b"\n")[:-1]
         except FileNotFoundError:

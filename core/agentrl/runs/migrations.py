@@ -40,6 +40,14 @@ _LATER_OF_CALLS = {"normalised": (7, "'[]'")}
 """Columns of ``calls`` that a later schema brought, and their value before it."""
 _LATER_OF_EPISODES = {"mistake_fingerprint": (8, "''"), "setbacks": (8, "'[]'")}
 
+_STEPS = """
+INSERT INTO steps (step, trained, left_out, stale)
+SELECT trained_step, json_group_array(group_ordinal), '[]', '[]'
+FROM (SELECT DISTINCT trained_step, group_ordinal FROM episodes WHERE trained_step NOT NULL ORDER BY 1, 2)
+GROUP BY trained_step
+"""
+"""Before there was the table, a step consumed the groups that it trained, and no others."""
+
 _TREE_HEAD = struct.Struct("<cI")
 
 _STEP = "CASE phase WHEN 'train' THEN max(step - 1, 0) ELSE step END"
@@ -138,6 +146,7 @@ def add_to(connection: sqlite3.Connection, version: int, statements: Sequence[st
     connection.execute("PRAGMA legacy_alter_table = OFF")
     if version < FIRST_WITH_STEPS:
         connection.execute(next(each for each in statements if "CREATE TABLE steps " in each))
+        connection.execute(_STEPS)
 
 
 def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], None]) -> None:
@@ -163,6 +172,7 @@ def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], N
         _insert(connection, "trees", TREE_COLUMNS, (id, *tree_row(tree)))
     connection.execute("DROP TABLE old_episodes")
     connection.execute("DROP TABLE IF EXISTS old_tasks")
+    connection.execute(_STEPS)
 
 
 def _insert(connection: sqlite3.Connection, table: str, columns: tuple[str, ...], row: tuple[Any, ...]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agentrl.errors import ConfigError
-from agentrl.learner.learner import Learner
+from agentrl.learner.learner import STATE, Learner
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.reader import Run
 
-__all__ = ["CheckpointInfo", "Conversing", "read_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointInfo", "Conversing", "is_whole", "read_checkpoint", "save_checkpoint", "superseded"]
 
 _INFO = "checkpoint.json"
 _TEMPLATE = "chat_template.jinja"
@@ -37,25 +40,49 @@ class CheckpointInfo:
     version: int
     """Policy version of the weights, in optimiser steps; sampling seeds derive from it."""
     cursor: int
-    """How many tasks the run had taken from its task order."""
+    """The position in the task order before which every group was trained, left out or dropped. Which ones were taken
+    after it, the episode store knows."""
     chat_template: str | None = None
     """The file whose chat template the run used and the folder keeps; ``None`` where it is the model's own."""
     date: str | None = None
     """The date in the run's prompts, where its chat template writes one."""
+    seconds: float = 0.0
+    """Wall-clock time that the run had taken."""
 
 
-def save_checkpoint(folder: Path, learner: Learner, *, cursor: int, conversing: Conversing = _OWN) -> None:
-    """Write the learner's weights and state, ``cursor`` and ``conversing`` as plain files into ``folder``.
+def save_checkpoint(
+    folder: Path, learner: Learner, *, cursor: int, conversing: Conversing = _OWN, seconds: float = 0.0
+) -> None:
+    """Write the learner's weights and state and the content of ``checkpoint.json`` as plain files into ``folder``.
 
-    ``cursor`` counts the tasks that were taken from the task order. The folder is one that
+    ``cursor``, ``conversing`` and ``seconds`` are as in ``CheckpointInfo``. The folder is one that
     ``RunFolder.new_checkpoint`` stages. Raises ``RunError`` or ``OSError`` where a file cannot be written.
     """
     learner.save(folder)
     learner.save_state(folder)
     if conversing.template is not None:
         (folder / _TEMPLATE).write_text(conversing.template, encoding="utf-8")
-    info = CheckpointInfo(learner.version, cursor, conversing.source, conversing.date)
+    info = CheckpointInfo(learner.version, cursor, conversing.source, conversing.date, round(seconds, 3))
     (folder / _INFO).write_text(json.dumps(asdict(info)) + "\n", encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a run can go on from the checkpoint in ``folder``: its files are there, and none is empty."""
+    wanted = ("config.json", _INFO, STATE)
+    names = [name for name in wanted if not _has_content(folder / name)]
+    return not names and any(map(_has_content, folder.glob("*.safetensors")))
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
+def superseded(folder: RunFolder, keep: int, spared: Collection[Path | None]) -> list[Path]:
+    """The checkpoints of a run that are not kept: all but the newest ``keep``, the best and ``spared``."""
+    run = Run(folder.path)
+    best = run.best_checkpoint()
+    stay = {None if best is None else best.path, *spared}
+    return [saved.path for saved in run.checkpoints()[:-keep] if saved.path not in stay]
 
 
 def read_checkpoint(folder: Path) -> CheckpointInfo:

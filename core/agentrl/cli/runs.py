@@ -1,0 +1,127 @@
+"""``agentrl runs``: the runs in a folder, and how each of them is."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentrl.cli.output import print_columns, print_json
+from agentrl.cli.root import App
+
+if TYPE_CHECKING:
+    from agentrl.runs.reader import Run
+
+__all__ = ["runs"]
+
+_EPILOG = """\b
+Examples:
+  agentrl runs
+  agentrl runs elsewhere/runs --json
+  agentrl train --resume NAME
+"""
+_COLUMNS = ("name", "state", "steps", "reward", "agent", "model", "started")
+_TO_RESUME = ("interrupted", "failed", "killed")
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
+def runs(app: App, folder: Path | None, as_json: bool) -> None:
+    """List the runs in FOLDER, by default `run.dir`, the last one that was started at the end.
+
+    A run is running, completed, interrupted, failed, or killed, where no process writes to it and none has said how it
+    ended. The steps are those done and those to do, and the reward is the mean on held-out tasks, before and now.
+    """
+    from agentrl.config import load_config
+    from agentrl.errors import ConfigError
+    from agentrl.runs.folder import run_names
+    from agentrl.runs.reader import Run
+
+    place = load_config().run.dir if folder is None else folder
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}", fix="name the folder that holds the runs, such as `runs`")
+    listed = sorted((_described(Run(place / name)) for name in run_names(place)), key=lambda each: each["started"])
+    if as_json:
+        print_json({"runs": listed})
+        return
+    if listed:
+        print_columns([_COLUMNS, *map(_row, listed)], [[], *map(_below, listed)])
+    else:
+        click.echo(f"there are no runs in {place}", err=True)
+    if any(each["state"] in _TO_RESUME and each["kind"] == "training" for each in listed):
+        click.echo("resume one with `agentrl train --resume NAME`", err=True)
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """A run as plain JSON."""
+    from agentrl.errors import AgentRLError
+
+    described: dict[str, Any] = {
+        "name": run.name,
+        "path": str(run.path),
+        "kind": "training" if (run.path / "checkpoints").is_dir() else "other",
+        "state": None,
+        "steps": None,
+        "steps_to_do": None,
+        "reward_before": None,
+        "reward": None,
+        "agent": None,
+        "model": None,
+        "started": datetime.fromtimestamp((run.path / "config.yaml").stat().st_mtime).isoformat(timespec="seconds"),
+        "outcome": None,
+        "checkpoint": None,
+        "error": None,
+    }
+    try:
+        described |= _state(run)
+        described |= _progress(run)
+        info = run.info
+        described |= {"agent": info.agent, "model": info.model, "steps_to_do": info.steps}
+    except AgentRLError as error:  # Of another version, or damaged: the others are listed all the same.
+        described["error"] = str(error)
+    return described
+
+
+def _state(run: Run) -> dict[str, Any]:
+    state, newest = run.state, run.newest_checkpoint()
+    summary = None if state == "running" else run.summary
+    return {
+        "state": state,
+        "outcome": None if summary is None else summary.outcome,
+        "checkpoint": None if newest is None else str(newest.path),
+    }
+
+
+def _progress(run: Run) -> dict[str, Any]:
+    steps, evaluations = run.steps(), run.evaluations()
+    rewards = [line.metrics["evaluation/reward"] for line in sorted(evaluations, key=lambda line: line.step)]
+    return {
+        "steps": max((line.step for line in steps), default=0),
+        "reward_before": rewards[0] if rewards and min(line.step for line in evaluations) == 0 else None,
+        "reward": rewards[-1] if rewards else None,
+    }
+
+
+def _row(described: dict[str, Any]) -> tuple[str, ...]:
+    steps, to_do = described["steps"], described["steps_to_do"]
+    is_training = described["kind"] == "training" and steps is not None
+    before, reward = described["reward_before"], described["reward"]
+    return (
+        described["name"],
+        described["state"] or "?",
+        f"{steps}/{'?' if to_do is None else to_do}" if is_training else "",
+        "" if reward is None else f"{reward:.3f}" if before is None else f"{before:.3f} → {reward:.3f}",
+        described["agent"] or "",
+        described["model"] or "",
+        described["started"].replace("T", " "),
+    )
+
+
+def _below(described: dict[str, Any]) -> list[str]:
+    """Why a run failed, and why it cannot be read."""
+    outcome = described["outcome"] or ""
+    return [line for line in (outcome if outcome.startswith("failed: ") else "", described["error"]) if line]
