@@ -51,6 +51,7 @@ def run(workload: Workload, parent: Connection) -> None:
             f"rollout.group_size={workload.group_size}",
             f"rollout.concurrency={workload.groups * workload.group_size}",
             f"rollout.max_tokens={workload.max_tokens}",
+            f"rollout.max_staleness={workload.max_staleness}",
             f"training.steps={workload.steps}",
             f"training.learning_rate={workload.learning_rate}",
             "training.checkpoint_every=0",

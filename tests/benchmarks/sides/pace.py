@@ -27,6 +27,8 @@ class Workload:
     blocks: int
     """Blocks that count; one more, the first, warms up."""
     block_steps: int
+    max_staleness: int = 0
+    """Versions that agentrl's rollout may be ahead of its learner; TRL's side takes turns."""
     threads: int | None = None
     """CPU threads of TRL's side; ``None`` for torch's own number."""
     seed: int = 0
