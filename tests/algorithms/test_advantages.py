@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.algorithms.advantages import GroupAdvantage
+from agentrl.algorithms.advantages import BatchAdvantage, BatchBaseline, GroupAdvantage
 
 returns = st.lists(
     st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), max_size=4).map(
@@ -98,3 +98,34 @@ def test_advantages_do_not_depend_on_the_unit_of_rewards(values, power):
 def test_without_scaling_no_square_is_taken(large):
     made = [advantage["call"] for advantage in group_advantage("none")(one_each(large, 0.0))]
     assert made == [large / 2, -large / 2]
+
+
+steps = st.lists(returns, max_size=4)
+
+
+@given(returns)
+def test_of_a_step_with_one_group_the_batch_compares_as_the_group_does(group):
+    whole = group_advantage()(group)
+    assert BatchAdvantage(BatchAdvantage.Settings()).of_step([group]) == [whole]
+    assert BatchBaseline(group_advantage()).of_step([group]) == [whole]
+
+
+@given(steps)
+def test_the_batch_compares_with_the_whole_step(step):
+    made = BatchAdvantage(BatchAdvantage.Settings()).of_step(step)
+    assert [len(group) for group in made] == [len(group) for group in step]
+    assert [episode for group in made for episode in group] == group_advantage()([e for group in step for e in group])
+
+
+@given(steps, st.sampled_from(["std", "none"]))
+def test_episodes_that_are_alone_are_compared_with_the_step_and_groups_in_themselves(step, scale):
+    group = group_advantage(scale)
+    made = BatchBaseline(group).of_step(step)
+    batch = BatchAdvantage(BatchAdvantage.Settings(scale=scale)).of_step(step)
+    for given_, here, there in zip(step, made, batch, strict=True):
+        assert here == (there if len(given_) == 1 else group(given_))
+
+
+def test_people_who_bring_a_task_each_are_told_apart_by_the_batch():
+    made = BatchBaseline(group_advantage()).of_step([one_each(1.0), one_each(0.0), one_each(0.0, 1.0)])
+    assert made == [one_each(1.0), one_each(-1.0), one_each(-1.0, 1.0)]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from agentrl.algorithms.contract import Algorithm, ComparedGroup, Membership
+from agentrl.algorithms.contract import Algorithm, ComparedGroup, Membership, StepAdvantage
 from agentrl.learner.contract import Targets, TrainBatch
 from agentrl.rollout.contract import Episode, Fate, Group, delivered_calls
 from agentrl.tokens.contract import Sampled, TokenTree
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Account", "AllowedTokens", "Path", "build_batch", "compare", "cover", "wholly_excluded"]
+__all__ = ["Account", "AllowedTokens", "Path", "build_batch", "compare", "compare_step", "cover", "wholly_excluded"]
 
 
 class AllowedTokens(Protocol):
@@ -89,7 +89,7 @@ def build_batch(
     token.
     """
     keeping = _Keeping(allowed, choices, oldest, longest)
-    compared = [compare(group, algorithm) for group in groups]
+    compared = compare_step(groups, algorithm)
     enters = list(algorithm.filter(compared))
     paths: list[Ints] = []
     labels: list[str] = []
@@ -125,10 +125,18 @@ def build_batch(
 
 def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:
     """Return what the rewarded episodes of ``group`` earned and how they compare, as ``algorithm`` has it."""
-    returns = [algorithm.credit(_as_delivered(episode)) for episode in _rewarded(group)]
-    advantages = algorithm.advantage(returns)
-    tells_apart = any(value for by_call in advantages for value in by_call.values())
-    return ComparedGroup(group, returns, advantages, tells_apart)
+    return compare_step([group], algorithm)[0]
+
+
+def compare_step(groups: Sequence[Group], algorithm: Algorithm) -> list[ComparedGroup]:
+    """As ``compare``, for the groups of a step, which an advantage may compare with each other."""
+    advantage = algorithm.advantage
+    returns = [[algorithm.credit(_as_delivered(episode)) for episode in _rewarded(group)] for group in groups]
+    of_step = advantage.of_step(returns) if isinstance(advantage, StepAdvantage) else map(advantage, returns)
+    return [
+        ComparedGroup(group, earned, advantages, any(value for by_call in advantages for value in by_call.values()))
+        for group, earned, advantages in zip(groups, returns, of_step, strict=True)
+    ]
 
 
 def _rewarded(group: Group) -> list[Episode]:

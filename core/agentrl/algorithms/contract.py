@@ -3,7 +3,7 @@
 From a step's groups of episodes to its gradient::
 
     credit         an episode                    → a return for every call that earned one
-    advantage      the returns of one group      → an advantage for every such call
+    advantage      the returns of one group      → an advantage for every such call (``StepAdvantage``: of a step)
     filter         the groups, with advantages   → which of them are trained on
     normalisation  which term is of which call   → a weight for every sampled token
     correction     learner and sampler logprobs  → the anchor of the ratio, and an importance weight
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from agentrl.learner.contract import Correction, Objective
 from agentrl.rollout.contract import Episode, Group
@@ -40,6 +40,7 @@ __all__ = [
     "Membership",
     "Normalisation",
     "Preset",
+    "StepAdvantage",
 ]
 
 ByCall = Mapping[str, float]
@@ -62,6 +63,18 @@ class Advantage(Protocol):
 
         ``returns`` holds the group's rewarded episodes only; they may have any number of calls.
         """
+        ...
+
+
+@runtime_checkable
+class StepAdvantage(Advantage, Protocol):
+    """An advantage whose baseline is not that of one group: it compares all groups of a step at once.
+
+    ``of_step`` is called for a step instead of calling the part for each group.
+    """
+
+    def of_step(self, groups: Sequence[Sequence[ByCall]]) -> Sequence[Sequence[ByCall]]:
+        """Return the advantages of each group, as for ``Advantage``; a group without rewarded episodes is empty."""
         ...
 
 
