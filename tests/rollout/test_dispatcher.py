@@ -4,58 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.rollout.dispatching import dispatcher_of, in_time
 from tests.rollout.requests import requests_of
 
-from agentrl.agents.binding import bind_agent
 from agentrl.errors import RunError
 from agentrl.gateway import SessionSettings
-from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import EpisodeKey
-from agentrl.rollout.dispatcher import Dispatcher, FailureBudget, GroupRequest
-from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.rollout.inline import InlineRunner
-from agentrl.tokens.contract import TokenTree
-
-
-@dataclass
-class Unused:
-    """A session of an agent that never calls the model."""
-
-    base_url: str = "http://gateway.invalid/v1"
-    api_key: str = "none"
-    http_client: object = None
-    in_flight: int = 0
-    waited: float = 0.0
-    refusals: tuple[Exception, ...] = ()
-    calls: tuple[Call, ...] = ()
-    tree: TokenTree = field(default_factory=TokenTree)
-
-    def close(self) -> None:
-        pass
-
-    async def deliveries_known(self) -> None:
-        pass
-
+from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
 
 SETTINGS = SessionSettings(training=True, versions=(2, 3))
 ROWS = [{"number": number} for number in range(12)]
-
-
-def dispatcher_of(agent, *, concurrency=4, budget=0.5, window=1000, kept=None):
-    """A dispatcher of an agent that makes no calls; finished episodes are appended to ``kept``."""
-
-    async def finished(episode):
-        await asyncio.sleep(0)
-        if kept is not None:
-            kept.append(episode)
-
-    runner = EpisodeRunner(InlineRunner(bind_agent(agent, {}, name="agent")), lambda _: Unused(), None, 30.0, 1)
-    return Dispatcher(runner, concurrency, FailureBudget(budget, window), finished)
 
 
 def requests(count=4, samples=2, rows=ROWS):
@@ -67,14 +29,6 @@ async def taken(dispatcher, feeder, tasks):
     async with contextlib.aclosing(dispatcher.dispatch(feeder)) as groups:
         async for group in groups:
             tasks.append(group.task)
-
-
-def in_time(scenario):
-    async def main():
-        async with asyncio.timeout(30):
-            return await scenario
-
-    return asyncio.run(main())
 
 
 async def at_once(data):
