@@ -66,7 +66,10 @@ def _name(value: Any) -> Any:
     if not isinstance(value, BaseModel):
         return value
     written = value.model_dump()
-    return written.get("name", written.get("type")) if isinstance(written, dict) else written
+    if not isinstance(written, dict):
+        return written
+    name = written.get("name", written.get("type"))
+    return f"{{{', '.join(f'{key}: {inner}' for key, inner in written.items())}}}" if name is None else name
 
 
 def _text(description: str | None) -> str:

@@ -31,6 +31,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 Side = Literal["agent", "policy", "reward", "backend", "gateway", "config", "plugin", "worker", "run"]
+Limit = Literal["context", "turns", "tokens", "pass"]
+"""What a policy may run into: the model's context, an agent's limit of turns, a call's limit of tokens, and the most
+tokens that a pass of the learner takes."""
 
 __all__ = [
     "AgentError",
@@ -39,6 +42,7 @@ __all__ = [
     "ConfigError",
     "EpisodeTimeout",
     "GatewayError",
+    "Limit",
     "ModelTimeout",
     "PluginError",
     "PolicyError",
@@ -128,16 +132,25 @@ class PolicyError(AgentRLError):
     """The policy did something wrong: it called a tool that does not exist, or never came to an end.
 
     An agent may raise it instead of returning: the episode is an outcome, not a failure. ``answer`` is then
-    what a reward function scores; where the agent returns its own reward, the reward is 0.
+    what a reward function scores; where the agent returns its own reward, the reward is 0. ``limit`` says that the
+    policy ran into that limit, such as ``"turns"``: unless a reward function has an answer to score, the outcome is
+    then what ``rollout.on_overflow`` says.
     """
 
     side = "policy"
 
     def __init__(
-        self, message: str, *, answer: Any = "", fix: str | None = None, fingerprint: str | None = None
+        self,
+        message: str,
+        *,
+        answer: Any = "",
+        limit: Limit | None = None,
+        fix: str | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         super().__init__(message, fix=fix, fingerprint=fingerprint)
         self.answer = answer
+        self.limit = limit
 
 
 class WorkerError(AgentRLError):

@@ -162,17 +162,6 @@ def test_an_agent_that_raises_fails_on_its_own_side_and_keeps_what_it_did(run):
     assert len(episode.calls) == 1
 
 
-def test_a_prompt_longer_than_the_context_is_named_as_such(run):
-    async def agent(data, *, base_url, api_key, http_client):
-        await ask(base_url, api_key, http_client, "1 + 1 is 2. " * 2000)
-        return 1.0
-
-    episode = run(lambda stack: stack.episode(agent))
-    assert episode.outcome == "failed"
-    assert "context" in episode.failure.reason
-    assert "tokens" in episode.failure.reason
-
-
 def test_an_engine_that_broke_is_tried_again_with_the_same_tokens_as_a_first_try(run):
     async def scenario(stack):
         generate, broken = stack.backend.generate, iter([True])

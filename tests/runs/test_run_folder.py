@@ -265,6 +265,8 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "failed",
         "rejected",
         "mistaken",
+        "limited",
+        "ledger",
         "retried",
         "truncated",
         "undelivered",

@@ -15,6 +15,7 @@ FORGETS = "test_an_episode_leaves_nothing_behind_for_the_next"
 APART = "test_episodes_at_once_do_not_mix"
 MISTAKE, MISTAKES = "test_a_mistake_of_the_policy_is_an_outcome", "test_a_mistake_that_is_made_for_ever_is_an_outcome"
 REFUSED = "test_a_request_that_is_refused_for_good_fails_the_episode"
+OUTGROWN = "test_a_prompt_that_outgrows_the_context_is_an_outcome"
 BROKE = "test_a_backend_that_fails_fails_the_episode"
 CLIENT = "test_the_client_that_all_share_is_as_it_was"
 CREDENTIAL = "test_either_credential_is_enough"
@@ -38,7 +39,7 @@ QUICK = f"{SOME} and not {BROKE}"
         ("blocking", APART, {APART}, "while one episode waits for the model, no other goes on"),
         ("unrewarding", ENDS, {ENDS}, "return a number"),
         ("swallowing", SOME, {REFUSED, BROKE}, "as if nothing were wrong: rewarded with 0.0"),
-        ("insisting", QUICK, {REFUSED}, "it asked 30 times"),
+        ("insisting", QUICK, {REFUSED, OUTGROWN}, "it asked 30 times"),
         ("blaming", SOME, {REFUSED, BROKE}, "it was put down to the agent: ValueError"),
         ("marking", QUICK, {CLIENT}, "x-agent"),
         ("particular", QUICK, {CREDENTIAL}, "a strange key"),

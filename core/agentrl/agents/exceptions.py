@@ -21,6 +21,8 @@ __all__ = [
     "fingerprint_of",
     "is_api_error",
     "is_breakage",
+    "is_cut_off",
+    "texts_of",
     "without_details",
 ]
 
@@ -88,8 +90,25 @@ def authors_traceback(error: BaseException) -> str:
 
 
 def is_api_error(error: BaseException) -> bool:
-    """Whether ``error`` or one that it was raised from comes from an HTTP client, whichever library that is."""
-    return any(hasattr(each, "status_code") or hasattr(each, "request") for each in _chain(error))
+    """Whether ``error`` or one that it was raised from comes from an HTTP client, whichever library that is.
+
+    A group of exceptions, such as a task group raises, does if all of its exceptions do.
+    """
+    return any(_of_a_client(each) for each in _chain(error))
+
+
+def is_cut_off(error: BaseException) -> bool:
+    """Whether ``error`` or one that it was raised from complains of a completion that ended at its limit of tokens.
+
+    SDKs raise such an error where they were to parse the completion; it holds the ``completion``.
+    """
+    return any(_holds_cut_completion(each) for each in _chain(error))
+
+
+def texts_of(error: BaseException) -> str:
+    """The texts of ``error`` and of all that it was raised from, those within groups included."""
+    members = (error.exceptions if isinstance(error, BaseExceptionGroup) else () for error in _chain(error))
+    return "\n".join([*map(_text, _chain(error)), *(texts_of(each) for group in members for each in group)])
 
 
 def is_breakage(error: BaseException) -> bool:
@@ -128,6 +147,19 @@ def fingerprint_of(error: BaseException) -> str:
 def without_details(text: str) -> str:
     """``text`` with addresses, quoted texts and words that hold a digit replaced by an ellipsis."""
     return _DETAILS.sub(_ELIDED, redact(one_line(text[:_LOOKED_AT])))[:_FINGERPRINT_CHARACTERS]
+
+
+def _of_a_client(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_api_error, error.exceptions))
+    return hasattr(error, "status_code") or hasattr(error, "request")
+
+
+def _holds_cut_completion(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_cut_off, error.exceptions))
+    choices = getattr(getattr(error, "completion", None), "choices", None)
+    return isinstance(choices, list) and any(getattr(each, "finish_reason", None) == "length" for each in choices)
 
 
 def _blames_the_server(error: BaseException) -> bool:

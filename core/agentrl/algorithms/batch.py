@@ -101,7 +101,7 @@ def build_batch(
         advantages = iter(group.advantages)
         for episode in group.group.episodes:
             if episode.outcome != "rewarded":
-                of_group.append(episode.outcome)
+                of_group.append(episode.fate or episode.outcome)
                 continue
             selection = keeping.of(episode, next(advantages))
             if entered:
@@ -112,7 +112,7 @@ def build_batch(
                 excluded += selection.excluded
                 stale += selection.stale
                 episodes += 1
-            of_group.append(selection.fate if entered else "without_difference")
+            of_group.append(selection.fate if entered or selection.fate == "over_long" else "without_difference")
         fates.append(tuple(of_group))
     counts = {
         "groups/zero_variance": float(sum(not group.tells_apart for group in compared)),
@@ -207,7 +207,7 @@ class _Keeping:
 
     def of(self, episode: Episode, advantages: ByCall) -> _Selection:
         """What of a rewarded ``episode`` is trained."""
-        if self.longest is not None and episode.tree.longest_path() > self.longest:
+        if episode.fate or (self.longest is not None and episode.tree.longest_path() > self.longest):
             return _Selection("over_long", advantages)
         spans: dict[int, _Kept] = {}
         excluded = stale = 0

@@ -109,7 +109,7 @@ def unused_by_serving(provenance: Mapping[str, str], *, endpoint: bool = False) 
     """As ``unused_by_evaluation``, for a service that runs no agent and trains nothing."""
     sections = ("agent", "tasks", "reward", "evaluation", "training", "algorithm", "trackers", "scheduler")
     rollout = ("group_size", "tasks_per_step", "mode", "max_workers", "episodes_per_worker", "episode_timeout")
-    others = (*rollout, "max_attempts", "failure_budget")
+    others = (*rollout, "max_attempts", "failure_budget", "on_overflow")
     reasons = dict.fromkeys((*sections, *(f"rollout.{key}" for key in others)), "the agents are run elsewhere")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")

@@ -221,6 +221,24 @@ class TasksSection(Section):
         return values
 
 
+class OverflowSection(Section):
+    reward: float | None = 0.0
+    """The reward of an episode in which the policy ran into a limit. Null rejects it, as `rollout.on_overflow=reject`
+    does."""
+
+    @model_serializer
+    def _short(self) -> Any:
+        return "reject" if self.reward is None else {"reward": self.reward}
+
+
+def _overflow(value: Any) -> Any:
+    if value == "reject":
+        return {"reward": None}
+    if isinstance(value, str | int | float):
+        raise ValueError(f"should be reject, or {{reward: 0}} with any number, not {value!r}")
+    return value
+
+
 class RolloutSection(Section):
     group_size: int = Field(8, ge=1)
     """Episodes of one task that are compared with each other."""
@@ -258,6 +276,10 @@ class RolloutSection(Section):
     failure_budget: float = Field(0.5, ge=0, le=1)
     """Share of recent episodes that may fail, counted over as many episodes as a step has, and at least 16. The run
     stops when more of them fail, or when all episodes of a step or an evaluation do."""
+    on_overflow: Annotated[OverflowSection, BeforeValidator(_overflow)] = OverflowSection()
+    """What becomes of an episode in which the policy ran into a limit: a prompt that outgrew the context, a turn or
+    token limit that the agent reports, or more tokens in one conversation than `training.tokens_per_batch`.
+    `{reward: 0}`, or another number, is its reward; `reject` leaves it out of its group's comparison."""
     constrained: Literal["exclude", "train"] = "exclude"
     """What is done with tokens that a grammar constrained: those of forced tool calls, of response formats, and of the
     arguments of strict tools. `exclude` leaves them out of the loss, and `train` trains those where the grammar left a

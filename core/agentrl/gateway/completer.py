@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling
 from agentrl.gateway.constraints import constraint, ill_formed, unmet
-from agentrl.gateway.contract import Call, Completion, Delta, ModelRequest, Tokens
+from agentrl.gateway.contract import CONTEXT_EXCEEDED, Call, Completion, Delta, ModelRequest, Tokens
 from agentrl.gateway.conversations import Continuation, MessageKey, Turn, message_key, tools_key, tools_of
 from agentrl.gateway.prompts import prompt_ids
 from agentrl.gateway.sampling import Draw, resolve_sampling
@@ -174,7 +174,7 @@ class EngineCompleter:
             part = "messages" if request.prompt is None else "prompt"
             raise GatewayError(
                 f"the {part} of {size} characters cannot fit in the context of {self.context_length} tokens",
-                code="context_length_exceeded",
+                code=CONTEXT_EXCEEDED,
                 param=part,
                 fix="shorten the history, or use a model with a longer context",
             )
@@ -378,7 +378,7 @@ class EngineCompleter:
             raise GatewayError(
                 f"the {come} to {len(prompt_ids)} tokens, which leaves no room in the context of "
                 f"{self.capabilities.context_length}",
-                code="context_length_exceeded",
+                code=CONTEXT_EXCEEDED,
                 param=part,
                 fix="shorten the history, or use a model with a longer context",
             )

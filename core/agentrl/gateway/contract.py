@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from agentrl.errors import GatewayError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agentrl.inference.contract import Grammar
 
 __all__ = [
+    "CONTEXT_EXCEEDED",
     "Call",
     "CallDelta",
     "Completer",
@@ -47,6 +48,9 @@ __all__ = [
     "WireRequest",
     "new_call_id",
 ]
+
+CONTEXT_EXCEEDED: Final = "context_length_exceeded"
+"""The ``code`` of a ``GatewayError`` that refuses a prompt because it leaves no room in the model's context."""
 
 _CALL_IDS = random.Random()
 """Seeded by the operating system, and apart from the module's own generator, which agents may seed alike."""

@@ -35,6 +35,7 @@ from agentrl.errors import (
 )
 from agentrl.gateway.connection import DEFAULT_LIMITS, ConnectionLimits
 from agentrl.gateway.contract import (
+    CONTEXT_EXCEEDED,
     Completer,
     Completion,
     Delta,
@@ -465,7 +466,7 @@ def _as_refusal(error: Exception) -> GatewayError:
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, PromptTooLong):
-        return GatewayError(error.message, code="context_length_exceeded", param="messages", fix=error.fix)
+        return GatewayError(error.message, code=CONTEXT_EXCEEDED, param="messages", fix=error.fix)
     if isinstance(error, UnsupportedSampling):
         return GatewayError(error.message, code="unsupported_value", fix=error.fix)
     if isinstance(error, BackendError):

@@ -214,6 +214,7 @@ class Session:
         self._bodies = Bodies()
         self._memories: dict[object, dict[str, Any]] = {}
         self._refusals: deque[AgentRLError] = deque(maxlen=_REFUSALS)
+        self._completed_before_refusal = -1
         self._conversations = Conversations()
         self._prompts: Prompts | None = None  # Few agents complete prompts.
         self._running: set[RunningCall] = set()
@@ -236,6 +237,11 @@ class Session:
     def refusals(self) -> tuple[AgentRLError, ...]:
         """The errors with which the latest calls that failed were answered, oldest first."""
         return tuple(self._refusals)
+
+    @property
+    def refused_last(self) -> bool:
+        """Whether no call was completed after the last one that failed."""
+        return len(self._calls) == self._completed_before_refusal
 
     @property
     def in_flight(self) -> int:
@@ -322,6 +328,7 @@ class Session:
     def refuse(self, error: AgentRLError) -> None:
         """Keep an error with which a call is being answered."""
         self._refusals.append(error)
+        self._completed_before_refusal = len(self._calls)
 
     def continuation(self, tools: str, messages: Sequence[Message]) -> Continuation:
         """What a request continues. It counts as continued, unless the call fails and ``abandon`` is called.

@@ -12,14 +12,15 @@ from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from agentrl.agents.contract import Data, LoadedAgent
-from agentrl.errors import Side
+from agentrl.errors import Limit, Side
 from agentrl.gateway.contract import Call
 from agentrl.tokens.contract import TokenTree
 
 __all__ = [
+    "LIMIT_NAMES",
     "Activity",
     "AgentFacts",
     "AgentRunner",
@@ -61,6 +62,15 @@ advantages are 0, or its group was left out since none of its episodes was bette
 greedy sampling chose every token of it. ``without_tokens``: its reward reaches no sampled token, such as where the
 first prompt was too long for the context. ``unfinished``: it was in no step when the run ended.
 """
+
+
+LIMIT_NAMES: Final[Mapping[Limit, str]] = {
+    "context": "context overflow",
+    "turns": "turn limit",
+    "tokens": "token limit",
+    "pass": "longer than a pass",
+}
+"""What the ``mistake`` of an episode begins with, before a colon, where the policy ran into a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +140,8 @@ class Episode:
     """What ``run`` returned where a reward function scored it, as plain JSON."""
     failure: Failure | None = None
     mistake: str | None = None
-    """What the policy did wrong where that ended the episode, in the agent's words; the outcome is a reward."""
+    """What the policy did wrong where that ended the episode, in the agent's words. The outcome is a reward, or a
+    rejection where the policy ran into a limit and ``rollout.on_overflow`` says so."""
     seconds: float = 0.0
     """Wall-clock time of the last attempt, its reward included."""
     attempts: int = 1
@@ -145,6 +156,19 @@ class Episode:
     """A text that mistakes of the same origin share, as in ``Failure``."""
     setbacks: tuple[Failure, ...] = field(default=(), compare=False)
     """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts."""
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit that the policy ran into, as its ``mistake`` says; ``None`` where that was something else."""
+        name = "" if self.mistake is None else self.mistake.partition(": ")[0]
+        return next((limit for limit, known in LIMIT_NAMES.items() if known == name), None)
+
+    @property
+    def fate(self) -> Fate | None:
+        """What becomes of it in training whatever its group does; ``None`` where that depends on its group."""
+        if self.limit == "pass":
+            return "over_long"
+        return None if self.outcome == "rewarded" else self.outcome
 
 
 def delivered_calls(episode: Episode) -> tuple[Call, ...]:

@@ -14,8 +14,17 @@ from agentrl.agents.result import as_result, parts_of, sums_of_parts
 from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
-from agentrl.rollout.contract import Activity, AgentRunner, Episode, EpisodeKey, EpisodeView, Failure, delivered_calls
-from agentrl.rollout.failures import attribute
+from agentrl.rollout.contract import (
+    LIMIT_NAMES,
+    Activity,
+    AgentRunner,
+    Episode,
+    EpisodeKey,
+    EpisodeView,
+    Failure,
+    delivered_calls,
+)
+from agentrl.rollout.failures import attribute, mistake_of, too_long
 
 __all__ = ["EpisodeRunner", "Score"]
 
@@ -37,6 +46,10 @@ class EpisodeRunner:
     """How often an episode is run at most."""
     agent_name: str = ""
     """What its episodes say of who ran them: ``Episode.agent``."""
+    on_overflow: float | None = 0.0
+    """The reward of an episode in which the policy ran into a limit; ``None`` rejects it."""
+    longest: int | None = None
+    """Most tokens of a path of an episode that is trained; a longer one has run into a limit."""
 
     async def run_episode(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
         """Run one episode to its outcome. Nothing is raised but ``CancelledError``: a failure is an outcome.
@@ -62,9 +75,9 @@ class EpisodeRunner:
             session.close()
             await session.deliveries_known()
             ended = Episode(key, data, "rewarded", None, calls=session.calls, tree=session.tree)
-            if mistake is not None:
-                ended = replace(ended, mistake=one_line(mistake), mistake_fingerprint=fingerprint_of(mistake))
-            episode = await self._rewarded(ended, returned)
+            if returned is not None and settings.training:
+                mistake = self._too_long(ended) or mistake
+            episode = await self._rewarded(ended, returned) if mistake is None else await self._marked(ended, mistake)
         except Exception as error:  # The boundary at which every failure gets its side.
             session.close()
             failure = attribute(error, session.refusals)
@@ -77,7 +90,7 @@ class EpisodeRunner:
     async def _returned(
         self, data: Data, session: Session, settings: SessionSettings, alone: bool
     ) -> tuple[Any, PolicyError | None]:
-        """What the agent returned; where a mistake of the policy ended it, what that is worth, and the mistake."""
+        """What the agent returned; where a mistake of the policy ended it, its answer, and the mistake."""
         connection = {
             "base_url": session.base_url,
             "api_key": session.api_key,
@@ -88,9 +101,29 @@ class EpisodeRunner:
             returned = await self.agent.run(
                 data, connection, deadline_s=self.timeout, activity=lambda: _activity(session), alone=alone
             )
-        except PolicyError as error:
-            return (0.0 if self.score is None else error.answer), error
+        except Exception as error:
+            mistake = mistake_of(error, session.refusals, refused_last=session.refused_last)
+            if mistake is None:
+                raise
+            return _answer_of(mistake), mistake
         return returned, None
+
+    def _too_long(self, episode: Episode) -> PolicyError | None:
+        length = 0 if self.longest is None else episode.tree.longest_path()
+        return too_long(length, self.longest) if self.longest is not None and length > self.longest else None
+
+    async def _marked(self, episode: Episode, mistake: PolicyError) -> Episode:
+        """The episode with its mistake, and the reward of that."""
+        limit = getattr(mistake, "limit", None)
+        opening = "" if limit is None else f"{LIMIT_NAMES[limit]}: "
+        told = opening + one_line(mistake)
+        marked = replace(episode, mistake=told, mistake_fingerprint=opening + fingerprint_of(mistake))
+        answer = _answer_of(mistake)
+        said_nothing = isinstance(answer, str) and not answer
+        if limit is not None and (self.score is None or said_nothing):
+            rejected = self.on_overflow is None
+            return replace(marked, outcome="rejected" if rejected else "rewarded", reward=self.on_overflow)
+        return await self._rewarded(marked, 0.0 if self.score is None else answer)
 
     async def _rewarded(self, episode: Episode, returned: Any) -> Episode:
         if returned is None:
@@ -117,6 +150,11 @@ class EpisodeRunner:
                 fix="raise rollout.episode_timeout, or make the reward faster",
                 fingerprint="the reward did not score the answer in time",
             ) from error
+
+
+def _answer_of(mistake: PolicyError) -> Any:
+    """A class derived elsewhere need not have called ours when it was made."""
+    return getattr(mistake, "answer", "")
 
 
 def _setbacks(refusals: Sequence[AgentRLError], failure: Failure | None) -> tuple[Failure, ...]:

@@ -82,6 +82,12 @@ class Summary:
     """Episodes that the agent rejected."""
     mistaken: int = 0
     """Episodes that ended with a mistake of the policy; they have a reward."""
+    limited: int = 0
+    """Episodes in which the policy ran into a limit, of the context, of turns, of tokens, or of a pass of the learner;
+    ``rollout.on_overflow`` decided on their reward."""
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """What became of the episodes that were started for training, as ``agentrl.runs.ledger.Ledger`` writes it: its
+    counts sum to ``received``. Empty where nothing was trained."""
     retried: int = 0
     """Failed calls and failed attempts that were tried again."""
     truncated: int = 0

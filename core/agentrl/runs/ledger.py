@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, get_args
 
 from agentrl.rollout.contract import Episode, Fate, Group
 
@@ -126,10 +126,10 @@ def step_ledger(
     told = list(chain.from_iterable(fates))
     if len(told) != len(trained):
         raise RuntimeError(f"the fates of {len(told)} episodes are told, and the groups hold {len(trained)}")
-    known = [
+    known: list[tuple[Episode, Fate]] = [
         *zip(trained, told, strict=True),
-        *((episode, _unless_ended(episode, "without_difference")) for episode in even),
-        *((episode, _unless_ended(episode, "stale")) for episode in old),
+        *((episode, episode.fate or "without_difference") for episode in even),
+        *((episode, episode.fate or "stale") for episode in old),
     ]
     failures = (episode.failure for episode, fate in known if fate == "failed")
     return Ledger(
@@ -141,8 +141,3 @@ def step_ledger(
 
 def _episodes(groups: Iterable[Group]) -> list[Episode]:
     return [episode for group in groups for episode in group.episodes]
-
-
-def _unless_ended(episode: Episode, fate: Fate) -> Fate:
-    """The fate of an episode of a group that was not trained as a whole: what ended the episode comes first."""
-    return fate if episode.outcome == "rewarded" else cast(Fate, episode.outcome)

@@ -19,6 +19,7 @@ Kind = Literal[
     "failed",
     "rejected",
     "mistaken",
+    "limited",
     "retried",
     "truncated",
     "undelivered",
@@ -38,12 +39,14 @@ _MOST_REASONS = 1000
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """The metrics of a step's groups: counts of episodes, calls and tokens, and means over the rewarded episodes.
 
-    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/setbacks`` failures of calls
-    and of whole attempts that were tried again, ``rollout/forks`` calls whose history had to be rendered anew,
-    ``rollout/overridden`` calls whose fields ``rollout.override`` changed, ``rollout/unmet`` calls that did without
-    something that they asked for, ``rollout/undelivered`` calls whose answers came too late for their client, and
-    ``rollout/control_tokens`` calls whose texts the model read as control tokens, and ``rollout/normalised/RULE`` calls
-    in whose texts of the system a rule of ``gateway.normalise`` replaced something; rules that replaced nothing have no
+    ``rollout/mistakes`` counts episodes that an error of the policy has ended, ``rollout/limited`` those in which it
+    ran into a limit, which ``rollout/limits/LIMIT`` counts apart where there were any (``context``, ``turns``,
+    ``tokens``, ``pass``), ``rollout/setbacks`` failures of calls and of whole attempts that were tried again,
+    ``rollout/forks`` calls whose history had to be rendered anew, ``rollout/overridden`` calls whose fields
+    ``rollout.override`` changed, ``rollout/unmet`` calls that did without something that they asked for,
+    ``rollout/undelivered`` calls whose answers came too late for their client, and ``rollout/control_tokens`` calls
+    whose texts the model read as control tokens, and ``rollout/normalised/RULE`` calls in whose texts of the system a
+    rule of ``gateway.normalise`` replaced something; rules that replaced nothing have no
     metric. ``reward/parts/NAME`` is the mean of a named part of the rewards, over the episodes that have it.
     ``episode/seconds`` is a mean.
     """
@@ -54,7 +57,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/episodes": len(episodes),
         "rollout/failed": sum(episode.outcome == "failed" for episode in episodes),
         "rollout/rejected": sum(episode.outcome == "rejected" for episode in episodes),
-        "rollout/mistakes": sum(episode.mistake is not None for episode in episodes),
+        "rollout/mistakes": sum(episode.mistake is not None and episode.limit is None for episode in episodes),
+        "rollout/limited": sum(episode.limit is not None for episode in episodes),
         "rollout/retried": sum(episode.attempts > 1 for episode in episodes),
         "rollout/setbacks": sum(len(episode.setbacks) for episode in episodes),
         "rollout/calls": len(calls),
@@ -72,6 +76,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if rewards:
         metrics["reward/mean"] = mean(rewards)
         metrics["reward/std"] = statistics.pstdev(rewards)
+    limits = Counter(episode.limit for episode in episodes if episode.limit is not None)
+    metrics |= {f"rollout/limits/{limit}": count for limit, count in sorted(limits.items())}
     rules = Counter(rule for call in calls for rule in normalised_by(call))
     metrics |= {f"rollout/normalised/{rule}": count for rule, count in sorted(rules.items())}
     return metrics | {f"reward/parts/{name}": value for name, value in mean_parts(episodes).items()}
@@ -189,6 +195,7 @@ _TEXTS: Final[dict[Kind, str]] = {
     "failed": "{count:,} of {episodes:,} episodes failed",
     "rejected": "{count:,} of {episodes:,} episodes were rejected",
     "mistaken": "{count:,} of {episodes:,} episodes ended with a mistake of the policy",
+    "limited": "in {count:,} of {episodes:,} episodes the policy ran into a limit",
     "retried": "{count:,} failed call{s} or attempt{s} {were} tried again",
     "truncated": "{count:,} completion{s} {were} cut at {their} limit of tokens",
     "undelivered": "{count:,} completion{s} could not be delivered",
@@ -215,9 +222,10 @@ def _occurrences(episode: Episode) -> Iterator[tuple[Kind, str, str, Failure | N
     if (failure := episode.failure) is not None:
         yield "failed", failure.kind, str(failure), failure
     if episode.outcome == "rejected":
-        yield "rejected", "", "the agent returned None", None
+        yield "rejected", episode.mistake_fingerprint, episode.mistake or "the agent returned None", None
     if episode.mistake is not None:
-        yield "mistaken", episode.mistake_fingerprint, episode.mistake, None
+        kind: Kind = "mistaken" if episode.limit is None else "limited"
+        yield kind, episode.mistake_fingerprint, episode.mistake, None
     for setback in episode.setbacks:
         yield "retried", setback.kind, str(setback), setback
     for call in episode.calls:

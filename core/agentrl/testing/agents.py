@@ -192,12 +192,14 @@ class AgentConformance:
             pytest.fail(f"it made {self.most_calls} calls and would have gone on: limit its turns", pytrace=False)
         _ended(played)
 
-    @pytest.mark.parametrize("error", [PromptTooLong, UnsupportedSampling], ids=lambda kind: kind.__name__)
-    def test_a_request_that_is_refused_for_good_fails_the_episode(
-        self, error: type[BackendError], player: EpisodePlayer, task: Task
-    ) -> None:
-        (played,) = player.play([error("refused by the test")], task)
+    def test_a_request_that_is_refused_for_good_fails_the_episode(self, player: EpisodePlayer, task: Task) -> None:
+        (played,) = player.play([UnsupportedSampling("refused by the test")], task)
         _failed(played, "gateway", "its call was refused with status 400")
+        assert played.asked <= _AGAIN, f"it asked {played.asked} times for what was refused for good"
+
+    def test_a_prompt_that_outgrows_the_context_is_an_outcome(self, player: EpisodePlayer, task: Task) -> None:
+        (played,) = player.play([PromptTooLong("refused by the test")], task)
+        _ended(played)
         assert played.asked <= _AGAIN, f"it asked {played.asked} times for what was refused for good"
 
     def test_a_backend_that_fails_fails_the_episode(self, player: EpisodePlayer, task: Task) -> None:

@@ -206,6 +206,8 @@ def _dispatcher(
         timeout=config.rollout.episode_timeout,
         max_attempts=config.rollout.max_attempts,
         agent_name=config.agent.name,
+        on_overflow=config.rollout.on_overflow.reward,
+        longest=config.training.tokens_per_batch,
     )
     step = config.rollout.tasks_per_step * config.rollout.group_size
     return Dispatcher(

@@ -38,10 +38,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from json import JSONEncoder, loads
-from typing import Any
+from typing import Any, Final
 
 from agentrl import errors
-from agentrl.agents.exceptions import authors_traceback, describe, fingerprint_of, is_api_error
+from agentrl.agents.exceptions import authors_traceback, describe, fingerprint_of, is_api_error, is_cut_off
 from agentrl.agents.result import Reward, as_number, parts_of
 from agentrl.errors import AgentError, AgentRLError, shown
 from agentrl.redaction import redact
@@ -67,6 +67,9 @@ LONGEST = 64 * 2**20
 """Most bytes of one message."""
 
 Message = dict[str, Any]
+
+_OF_A_MISTAKE: Final[Mapping[str, Any]] = {"answer": "", "limit": None}
+"""What a ``PolicyError`` has beside its message, and what it has where nothing was said."""
 
 _WHOLE = "episode"
 _CALLS = "calls"
@@ -149,17 +152,20 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
     """What an agent, or loading one, raised."""
     fingerprint, traceback = fingerprint_of(error), authors_traceback(error)
     told = {"fix": getattr(error, "fix", None), "fingerprint": fingerprint, "traceback": traceback}
+    seen = {"api_error": is_api_error(error), "cut_off": is_cut_off(error)}
     if isinstance(error, AgentRLError):
-        answer = {"answer": getattr(error, "answer", "")} if isinstance(error, errors.PolicyError) else {}
-        return {"kind": _kind(error), "message": _message(error), **told, **answer}
-    return {"kind": None, "message": describe(error), **told, "fix": None, "api_error": is_api_error(error)}
+        answer = {name: getattr(error, name, default) for name, default in _OF_A_MISTAKE.items()}
+        mistake = {**answer, **seen} if isinstance(error, errors.PolicyError) else {}
+        return {"kind": _kind(error), "message": _message(error), **told, **mistake}
+    return {"kind": None, "message": describe(error), **told, "fix": None, **seen}
 
 
 def error_from_json(error: Mapping[str, Any]) -> AgentRLError:
     """One of our own errors again; any other is the agent's. A note of it holds its traceback there."""
     named = getattr(errors, str(error["kind"]), None)
     kind = named if isinstance(named, type) and issubclass(named, AgentRLError) else AgentError
-    extra = {"answer": error["answer"]} if kind is errors.PolicyError else {}
+    known = kind is errors.PolicyError
+    extra = {name: error.get(name, default) for name, default in _OF_A_MISTAKE.items()} if known else {}
     made: AgentRLError = kind(error["message"], fix=error["fix"], fingerprint=error.get("fingerprint"), **extra)
     return with_traceback(made, error)
 

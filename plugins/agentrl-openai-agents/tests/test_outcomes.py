@@ -66,7 +66,7 @@ def test_arguments_that_do_not_fit_are_told_to_the_policy_which_goes_on(play: An
 def test_the_turn_limit_leaves_the_last_words_to_be_scored(play: Any) -> None:
     played = play(ADDER, f"I think 85.\n{CALL}", CALL, max_turns=2)
     assert (played.episode.outcome, played.episode.answer, played.episode.reward) == ("rewarded", "I think 85.", 1.0)
-    assert played.episode.mistake == "Max turns (2) exceeded"
+    assert played.episode.mistake == "turn limit: Max turns (2) exceeded"
 
 
 def test_a_policy_that_never_says_anything_has_said_nothing(play: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import AgentError, AgentRLError, ConfigError, EpisodeTimeout, PluginError, WorkerError
+from agentrl.errors import AgentError, AgentRLError, ConfigError, EpisodeTimeout, PluginError, PolicyError, WorkerError
 from agentrl.plugins.entries import core_version
 from agentrl.rollout.contract import Activity, AgentFacts, ProcessEndpoint
 from agentrl.rollout.failures import RaisedElsewhere, too_late
@@ -225,12 +225,17 @@ async def _done(answer: asyncio.Future[Any], seconds: float) -> bool:
 
 
 def _error(error: Mapping[str, Any]) -> AgentRLError:
+    raised = RaisedElsewhere(
+        error["message"],
+        api_error=bool(error.get("api_error")),
+        cut_off=bool(error.get("cut_off")),
+        fingerprint=error.get("fingerprint"),
+    )
     if error["kind"] is None:
-        raised = RaisedElsewhere(
-            error["message"], api_error=bool(error["api_error"]), fingerprint=error.get("fingerprint")
-        )
         return with_traceback(raised, error)
-    return error_from_json(error)
+    ours = error_from_json(error)
+    ours.__cause__ = raised if isinstance(ours, PolicyError) else None
+    return ours
 
 
 async def load(

@@ -64,7 +64,8 @@ def _answer(agent: ChatAgent, response: Any, policy: Policy) -> Any:
         reasons = ", ".join(map(str, response.info["termination_reasons"]))
         raise AgentError(f"the agent stopped without an answer: {reasons}")
     if _was_cut_off(agent, response):
-        raise PolicyError(f"the policy had not come to an end after {agent.max_iteration} calls", answer=policy.said)
+        mistake = f"the policy had not come to an end after {agent.max_iteration} calls"
+        raise PolicyError(mistake, answer=policy.said, limit="turns")
     parsed = response.msgs[-1].parsed
     return parsed.model_dump(mode="json") if isinstance(parsed, BaseModel) else response.msgs[-1].content
 

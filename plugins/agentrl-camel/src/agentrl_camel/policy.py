@@ -161,7 +161,8 @@ class PolicyBackend(OpenAICompatibleModel):
 
     def _cut(self, error: LengthFinishReasonError) -> PolicyError:
         said = error.completion.choices[0].message.content or self.policy.said
-        return PolicyError("the policy did not come to the end of a structured answer", answer=said)
+        mistake = "the policy did not come to the end of a structured answer"
+        return PolicyError(mistake, answer=said, limit="tokens")
 
 
 def _written(value: Any) -> Any:

@@ -46,13 +46,12 @@ _FIELDS = ("question", "prompt", "input", "messages")
 """The fields in which a task's text is looked for, in this order."""
 
 _MISTAKES = (
-    MaxTurnsExceeded,
     ModelBehaviorError,
     ModelRefusalError,
     ToolInputGuardrailTripwireTriggered,
     ToolOutputGuardrailTripwireTriggered,
 )
-"""The exceptions of the SDK that are mistakes of the policy."""
+"""The exceptions of the SDK that are mistakes of the policy, beside that of its limit of turns."""
 
 _LIBRARIES = (*(os.path.dirname(str(each.__file__)) for each in (agentrl, agents)), sysconfig.get_path("stdlib"), "<")
 """What the file names of frames begin with that are not an author's: those of agentrl, of the SDK and of Python."""
@@ -191,6 +190,8 @@ def _outcome_of(error: AgentsException, last_words: str) -> Exception:
             )
         case UserError(__cause__=Exception() as cause):
             return AgentError(f"{error.message}{_raised_at(cause)}")
+        case MaxTurnsExceeded():
+            return PolicyError(str(error), answer=last_words, limit="turns")
         case _ if isinstance(error, _MISTAKES):
             return PolicyError(str(error), answer=last_words)
     return error

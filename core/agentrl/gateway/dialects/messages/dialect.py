@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from agentrl.errors import GatewayError
-from agentrl.gateway.contract import Completion, Event, ModelRequest, Reply, Route, WireRequest, new_call_id
+from agentrl.gateway.contract import (
+    CONTEXT_EXCEEDED,
+    Completion,
+    Event,
+    ModelRequest,
+    Reply,
+    Route,
+    WireRequest,
+    new_call_id,
+)
 from agentrl.gateway.dialects.messages.blocks import answer_blocks
 from agentrl.gateway.dialects.messages.events import EventWriter, message_events
 from agentrl.gateway.dialects.messages.override import override_fields
@@ -118,7 +127,7 @@ def _stopped(request: WireRequest, answer: Completion) -> dict[str, Any]:
 
 def _error(error: GatewayError, sent: str) -> dict[str, Any]:
     kind = _ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    message = f"{_TOO_LONG if error.code == 'context_length_exceeded' else ''}{error}"
+    message = f"{_TOO_LONG if error.code == CONTEXT_EXCEEDED else ''}{error}"
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": sent}
 
 
