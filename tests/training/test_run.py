@@ -265,7 +265,7 @@ def test_a_step_whose_episodes_were_all_rejected_says_so(train):
     watcher = Watcher(-1, lambda: None)
     small = ("training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=2", "rollout.group_size=2")
     train(picky, *small, reporter=watcher)
-    assert watcher.warnings[0].startswith("step 1 changed nothing: the agent rejected every episode")
+    assert watcher.warnings[0].startswith("health: no_update: step 1 changed nothing: the agent rejected every episode")
 
 
 @pytest.mark.parametrize("mode", ["inline", "subproc"])

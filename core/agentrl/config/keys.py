@@ -82,9 +82,9 @@ def type_at(model: type[BaseModel], path: Sequence[str]) -> Any:
 
 
 def has_short_form(model: type[BaseModel]) -> bool:
-    """Whether a name may stand for the whole section, because the name is its only required key."""
+    """Whether a name may stand for the whole section, because it is the section's only required key."""
     required = [name for name, field in model.model_fields.items() if field.is_required()]
-    return required in (["name"], ["type"])
+    return required in (["name"], ["type"], ["action"])
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

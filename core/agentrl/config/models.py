@@ -33,6 +33,9 @@ __all__ = [
     "Config",
     "EvaluationSection",
     "GatewaySection",
+    "HealthAction",
+    "HealthRuleModel",
+    "HealthSection",
     "InferenceSection",
     "ModelSection",
     "OptionalPart",
@@ -348,6 +351,85 @@ class EvaluationSection(Section):
     """Temperature of the sampled episodes. One greedy episode of each task is run as well."""
 
 
+HealthAction = Literal["off", "warn", "stop", "rollback"]
+
+
+class HealthRuleModel(Section):
+    """What is done when a rule of learning health finds something, and from where on it does."""
+
+    action: HealthAction
+    """`off`, `warn`, `stop` or `rollback`."""
+    threshold: float | None = Field(None, gt=0)
+    """Threshold of the rule. Null takes the documented one."""
+
+    @model_serializer
+    def _short(self) -> Any:
+        """A rule without a threshold of its own is written as its action."""
+        return self.action if self.threshold is None else {"action": self.action, "threshold": self.threshold}
+
+
+def _acted(value: Any) -> Any:
+    """``{action: …}`` for a rule that is written as its action alone, or whose action other sources call a name."""
+    if isinstance(value, dict) and "name" in value:
+        return {"action": value["name"], **{key: held for key, held in value.items() if key != "name"}}
+    return {"action": value} if isinstance(value, str) else value
+
+
+HealthRule = Annotated[HealthRuleModel, BeforeValidator(_acted)]
+_WARN = HealthRuleModel(action="warn")
+
+
+class HealthSection(Section):
+    no_update: HealthRule = _WARN
+    """A step changes no weights, or nothing at all is learned."""
+    zero_variance: HealthRule = _WARN
+    """In most groups no episode does better than another."""
+    entropy_collapse: HealthRule = _WARN
+    """The policy's entropy falls to a fraction of what it was: it hardly explores any more."""
+    length_growth: HealthRule = _WARN
+    """Episodes grow longer, and rewards do not rise."""
+    truncation: HealthRule = _WARN
+    """Many completions are cut at their limit of tokens."""
+    mismatch_kl: HealthRule = HealthRuleModel(action="stop")
+    """Tokens are trained that the learner's policy would hardly have sampled."""
+    clip_fraction: HealthRule = _WARN
+    """The objective cuts off the gradient of many tokens."""
+    staleness: HealthRule = _WARN
+    """The trained tokens are of much older weights."""
+    stale_share: HealthRule = _WARN
+    """Many episodes or tokens are left out because they are too old."""
+    reward_gap: HealthRule = _WARN
+    """Rewards of training rise, and those of held-out tasks do not."""
+    stage_wait: HealthRule = _WARN
+    """Learner or rollouts spend most of their time waiting for the other, though `rollout.max_staleness` is above 0."""
+    most_rollbacks: int = Field(2, ge=0)
+    """How often a run goes back to its best checkpoint before it stops instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keeping_actions(cls, values: Any) -> Any:
+        """A rule of which only the threshold is set keeps its default action."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: {"action": cls.model_fields[name].default.action, **value}
+            if isinstance(value, dict) and name in cls.model_fields and not {"action", "name"} & value.keys()
+            else value
+            for name, value in values.items()
+        }
+
+    def choice(self, name: str, threshold: float) -> tuple[HealthAction, float]:
+        """The action and the threshold of the rule ``name``, whose documented threshold is ``threshold``."""
+        rule: HealthRuleModel = getattr(self, name)
+        return rule.action, threshold if rule.threshold is None else rule.threshold
+
+    @property
+    def rolling_back(self) -> list[str]:
+        """The rules that go back to the best checkpoint."""
+        rules = {name: value for name, value in self if isinstance(value, HealthRuleModel)}
+        return [name for name, rule in rules.items() if rule.action == "rollback"]
+
+
 class SchedulerModel(Selectable):
     """The scheduler, whose name is called its type, and beside it the keys that it takes."""
 
@@ -418,6 +500,9 @@ class Config(Section):
     """The algorithm: a preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
     training: TrainingSection = TrainingSection()
     """How the model's weights are changed."""
+    health: HealthSection = HealthSection()
+    """What is done when the metrics show that learning is in trouble: for each rule `off`, `warn`, `stop`, `rollback`
+    (to the best checkpoint), or `{action: warn, threshold: 0.2}`."""
     evaluation: EvaluationSection = EvaluationSection()
     """How the model is measured on held-out tasks."""
     scheduler: Annotated[SchedulerModel, BeforeValidator(_typed)] = SchedulerModel(type="local")
@@ -470,4 +555,19 @@ def check_trainable(config: Config) -> None:
         raise ConfigError(
             f"{key}=0 samples all episodes of a group alike, so nothing can be learned from comparing them",
             fix=f"set {key} above 0",
+        )
+    if config.health.rolling_back:
+        _check_evaluated(config)
+
+
+def _check_evaluated(config: Config) -> None:
+    """Raise ``ConfigError`` where there will never be an evaluated checkpoint to go back to."""
+    evaluated, saved = config.evaluation.every, config.training.checkpoint_every
+    missing = "tasks.eval is null" if config.tasks.eval is None else "evaluation.every is 0" if not evaluated else None
+    missing = missing or ("training.checkpoint_every is 0" if not saved else None)
+    if missing:
+        raise ConfigError(
+            f"health.{config.health.rolling_back[0]}=rollback has no checkpoint to go back to: {missing}, and only "
+            "checkpoints that were evaluated are known to be good",
+            fix="name held-out tasks, evaluate and save checkpoints, or set it to stop",
         )

@@ -181,6 +181,20 @@ class Learner:
                     parameter.copy_(state["masters"][name])
         torch.set_rng_state(state["random"].cpu())
 
+    def go_back(self, folder: Path, version: int) -> None:
+        """Take up the weights and the optimiser's state of the checkpoint in ``folder``, as policy version ``version``.
+
+        The version goes on, since tokens may have been sampled under the one that the weights had before. Raises
+        ``ConfigError`` for a folder that does not load, and ``RuntimeError`` while weights are lent.
+        """
+        self._refuse_while_lent("go back")
+        saved = dict(_load(folder, torch.device("cpu")).named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(saved[name])
+        self.load_state(folder)
+        self.version = version
+
 
 class LentWeights:
     """The weights of one policy version while somebody has them: an ``agentrl.inference.contract.Weights``.

@@ -48,7 +48,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     whose texts the model read as control tokens, and ``rollout/normalised/RULE`` calls in whose texts of the system a
     rule of ``gateway.normalise`` replaced something; rules that replaced nothing have no
     metric. ``reward/parts/NAME`` is the mean of a named part of the rewards, over the episodes that have it.
-    ``episode/seconds`` is a mean.
+    ``episode/seconds``, ``episode/calls`` and ``episode/tokens``, of sampled tokens, are means.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     calls = [call for episode in episodes for call in episode.calls]
@@ -72,6 +72,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "tokens/completion": sum(call.completion_tokens for call in calls),
         "episode/seconds": statistics.fmean(episode.seconds for episode in episodes),
         "episode/calls": len(calls) / len(episodes),
+        "episode/tokens": sum(call.completion_tokens for call in calls) / len(episodes),
     }
     if rewards:
         metrics["reward/mean"] = mean(rewards)

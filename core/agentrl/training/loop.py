@@ -29,12 +29,13 @@ from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.buffer import GroupBuffer, Taken
 from agentrl.rollout.contract import Episode, Group
 from agentrl.rollout.staleness import StalenessBound
-from agentrl.runs.contract import Membership
+from agentrl.runs.contract import Checkpoint, Membership
+from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
 from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
-from agentrl.training.idle import IdleSteps
+from agentrl.training.health import ROLLED_BACK, Finding, Health
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import Serving
@@ -75,13 +76,15 @@ class TrainingLoop:
     _supply: GroupSupply = field(init=False)
     _evaluating: asyncio.Task[Evaluation] | None = None
     """An evaluation that episodes of training run beside."""
-    _idle: IdleSteps = field(init=False)
+    _health: Health = field(init=False)
 
     def __post_init__(self) -> None:
         self._cursor = self.order.cursor
-        self._idle = IdleSteps(self.config.training.steps)
         self._agreement = MismatchWatch(self.recorder.reporter.warning)
         rollout = self.config.rollout
+        self._run = Run(self.recorder.folder.path)
+        self._health = Health(self.config.health, self.config.training.steps, rollout.max_staleness)
+        self._health.recall(line for line in self._run.metrics() if line.step <= self.learner.version)
         bound = StalenessBound(rollout.max_staleness, rollout.tasks_per_step)
         self._supply = GroupSupply(
             self.config,
@@ -112,6 +115,8 @@ class TrainingLoop:
             await self._stop_evaluating()
         if self.current_evaluation is None:
             await self._evaluate()
+        for finding in self._health.end():
+            self.recorder.reporter.warning(str(finding))
         await self.save()
 
     async def save(self) -> None:
@@ -152,19 +157,69 @@ class TrainingLoop:
                 await self._serve_weights()
             await self.recorder.trained(groups, step)
         metrics = {**rollout_metrics((*groups, *taken.left_out)), **learned, **self._stopwatch.take()}
-        self.recorder.step(step, metrics)
+        findings = self._health.step(step, metrics)
+        stop, better = self._heed(findings)
+        self.recorder.step(step, metrics if better is None else {**metrics, ROLLED_BACK: better.step})
         if not learned.get("staleness/max"):  # Tokens of older weights differ from those of the newest.
             self._agreement.look(step, learned)
-        if self._due(self.config.evaluation.every):
+        self._warn(step, metrics, findings if stop is None else [each for each in findings if each.action == "warn"])
+        if better is not None:
+            await self._go_back(better)
+        elif stop is None and self._due(self.config.evaluation.every):
             await self._evaluate_beside()
-        self._supply.served(step)
+        self._supply.served(self.learner.version)
         self._cursor = self._supply.cursor
-        if learned.get("policy/updated"):
+        if stop is not None:
+            raise stop
+        if better is not None:
+            await self.save()
+        elif learned.get("policy/updated"):
             await self._prove(groups)
-        first = step == 1 and self.config.rollout.constrained == "exclude"
-        for warning in (self._idle.add(step, metrics), _mostly_excluded(metrics) if first else None):
-            if warning:
-                self.recorder.reporter.warning(warning)
+
+    def _warn(self, step: int, metrics: Mapping[str, float], findings: list[Finding]) -> None:
+        warnings = [str(finding) for finding in findings]
+        if step == 1 and self.config.rollout.constrained == "exclude" and (excluded := _mostly_excluded(metrics)):
+            warnings.append(excluded)
+        for warning in warnings:
+            self.recorder.reporter.warning(warning)
+
+    def _heed(self, findings: list[Finding]) -> tuple[RunError | None, Checkpoint | None]:
+        """What ``findings`` demand: the error that ends the run, or the checkpoint to go back to."""
+        for finding in findings:
+            if finding.action == "stop":
+                return RunError(f"health: {finding.rule}: {finding.said}", fix=finding.fix), None
+        back = next((finding for finding in findings if finding.action == "rollback"), None)
+        if back is None:
+            return None, None
+        done = sum(ROLLED_BACK in line.metrics for line in self._run.metrics())
+        best = self._run.best_checkpoint()
+        if best is not None and done < self.config.health.most_rollbacks:
+            return None, best
+        why = (
+            f"the run has gone back {done} times already" if best else "no checkpoint has been evaluated to go back to"
+        )
+        return RunError(f"health: {back.rule}: {back.said}; {why}", fix=back.fix), None
+
+    async def _go_back(self, best: Checkpoint) -> None:
+        """Go on from the weights of ``best``, under the next version number.
+
+        What is in flight is waited for: its tokens are of the weights that are given up, and stay within the bound of
+        staleness or count as stale.
+        """
+        self._supply.pause()
+        await self._supply.at_rest()
+        version = self.learner.version + 1
+        self.recorder.reporter.warning(
+            f"going back to {best.path.name}, the best checkpoint by evaluation; its weights go on as version {version}"
+        )
+        await finish_in_thread(self._restore, best.path, version)
+        await self._serve_weights()
+        self._health.back_to(best.step)
+        self._supply.resume()
+
+    def _restore(self, folder: Path, version: int) -> None:
+        with self._writing:
+            self.learner.go_back(folder, version)
 
     async def _taken(self) -> Taken:
         """The groups of the next step, once they are there."""
@@ -233,6 +288,7 @@ class TrainingLoop:
 
     def _record(self, evaluation: Evaluation) -> None:
         self.latest = evaluation
+        self._health.evaluation(evaluation.step, evaluation.metrics())
         self.recorder.evaluation(evaluation)
 
     async def _stop_evaluating(self) -> None:
