@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.rollout.oracle import trainable
 
 from agentrl.rollout.staleness import Candidate, StalenessBound
 
@@ -36,6 +37,13 @@ def test_a_step_waits_for_a_group_that_no_later_step_may_train():
     assert bound.choose(4, [Candidate(1, 4)], NOTHING) == (1,)
 
 
+def test_a_running_group_takes_up_a_later_step_as_a_finished_one_does():
+    bound = StalenessBound(max_staleness=2, per_step=1)
+    finished = [Candidate(1, 5), Candidate(2, 4)]
+    assert bound.choose(5, finished, NOTHING) == (1,)
+    assert bound.choose(5, finished, {4: 1}) == (2,), "the step at version 6 is for the one that runs"
+
+
 def test_a_group_without_tokens_is_never_due():
     bound = StalenessBound(max_staleness=0, per_step=1)
     assert bound.choose(9, [Candidate(1, None), Candidate(2, 9)], NOTHING) == (2,)
@@ -48,9 +56,6 @@ def test_a_bound_that_makes_no_sense_is_refused(max_staleness, per_step):
         StalenessBound(max_staleness, per_step)
 
 
-# A state of the brute-force oracle: the oldest versions of the finished groups by ordinal, and of the running ones.
-
-
 @st.composite
 def states(draw: st.DrawFn) -> tuple[StalenessBound, int, list[Candidate], list[int]]:
     """A bound, a version, and groups finished and running, few enough to try everything."""
@@ -61,20 +66,6 @@ def states(draw: st.DrawFn) -> tuple[StalenessBound, int, list[Candidate], list[
     finished = draw(st.integers(0, len(olds)))
     ordinals = draw(st.permutations(range(len(olds))))
     return bound, version, [Candidate(*each) for each in zip(ordinals, olds[:finished], strict=False)], olds[finished:]
-
-
-def trainable(bound: StalenessBound, version: int, olds: Sequence[int]) -> bool:
-    """Whether steps from ``version`` on can train all groups in time, by trying every assignment to steps."""
-    if not olds:
-        return True
-    due = [old for old in olds if bound.deadline(old) >= version]
-    if len(due) < len(olds):
-        return False
-    size = min(bound.per_step, len(olds))
-    return any(
-        trainable(bound, version + 1, [old for place, old in enumerate(olds) if place not in step])
-        for step in itertools.combinations(range(len(olds)), size)
-    )
 
 
 @given(states())
