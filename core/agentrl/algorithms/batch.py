@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 
     Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Account", "AllowedTokens", "Path", "build_batch", "compare", "compare_step", "cover", "wholly_excluded"]
+__all__ = [
+    "Account",
+    "AllowedTokens",
+    "Path",
+    "build_batch",
+    "compare",
+    "compare_step",
+    "cover",
+    "qualifies",
+    "wholly_excluded",
+]
 
 
 class AllowedTokens(Protocol):
@@ -137,6 +147,11 @@ def compare_step(groups: Sequence[Group], algorithm: Algorithm) -> list[Compared
         ComparedGroup(group, earned, advantages, any(value for by_call in advantages for value in by_call.values()))
         for group, earned, advantages in zip(groups, returns, of_step, strict=True)
     ]
+
+
+def qualifies(group: Group, algorithm: Algorithm) -> bool:
+    """Whether the filter of ``algorithm`` would let ``group`` enter a batch."""
+    return all(algorithm.filter([compare(group, algorithm)]))
 
 
 def _rewarded(group: Group) -> list[Episode]:

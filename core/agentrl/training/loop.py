@@ -15,20 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentrl.algorithms.batch import build_batch, compare, wholly_excluded
+from agentrl.algorithms.batch import build_batch, wholly_excluded
 from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.inference.grammars import Grammars
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish, finish_in_thread, run_in_thread
-from agentrl.rollout.buffer import GroupBuffer, Taken
+from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Episode, Group
-from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.contract import Checkpoint, Membership
 from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
@@ -38,10 +37,9 @@ from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.health import ROLLED_BACK, Finding, Health
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
-from agentrl.training.serving import Serving
+from agentrl.training.serving import EngineServing
 from agentrl.training.stopwatch import Stopwatch
-from agentrl.training.supply import GroupSupply
-from agentrl.training.task_order import TaskOrder
+from agentrl.training.supply import Supply
 
 __all__ = ["TrainingLoop"]
 
@@ -53,9 +51,10 @@ class TrainingLoop:
     config: Config
     learner: Learner
     algorithm: Algorithm
-    serving: Serving
+    serving: EngineServing
     evaluator: Evaluator | None
-    order: TaskOrder
+    supply: Callable[[Stopwatch], Supply]
+    """Makes what hands each step its groups. The stopwatch measures the run's stages."""
     recorder: RunRecorder
     conversing: Conversing
     """What a checkpoint keeps of how the model is talked to."""
@@ -73,27 +72,18 @@ class TrainingLoop:
     _saved_version: int = -1
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
-    _supply: GroupSupply = field(init=False)
+    _supply: Supply = field(init=False)
     _evaluating: asyncio.Task[Evaluation] | None = None
     """An evaluation that episodes of training run beside."""
     _health: Health = field(init=False)
 
     def __post_init__(self) -> None:
-        self._cursor = self.order.cursor
+        self._supply = self.supply(self._stopwatch)
+        self._cursor = self._supply.cursor
         self._agreement = MismatchWatch(self.recorder.reporter.warning)
-        rollout = self.config.rollout
         self._run = Run(self.recorder.folder.path)
-        self._health = Health(self.config.health, self.config.training.steps, rollout.max_staleness)
+        self._health = Health(self.config.health, self.config.training.steps, self.config.rollout.max_staleness)
         self._health.recall(line for line in self._run.metrics() if line.step <= self.learner.version)
-        bound = StalenessBound(rollout.max_staleness, rollout.tasks_per_step)
-        self._supply = GroupSupply(
-            self.config,
-            self.serving.dispatcher,
-            self.order,
-            GroupBuffer(bound, rollout.on_stale, self.learner.version),
-            qualifies=self._qualifies,
-            stopwatch=self._stopwatch,
-        )
 
     @property
     def current_evaluation(self) -> Evaluation | None:
@@ -226,11 +216,7 @@ class TrainingLoop:
         rollout = self.config.rollout
         self.recorder.reporter.activity_started("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
         with self._stopwatch.time("rollout"):
-            taken = await self._supply.take()
-        episodes = [episode for group in (*taken.groups, *taken.left_out) for episode in group.episodes]
-        failed = sum(episode.failure is not None for episode in episodes)
-        self.serving.dispatcher.budget.conclude(len(episodes), failed)
-        return taken
+            return await self._supply.take()
 
     async def _serve_weights(self) -> None:
         async with within(self.config.inference.timeout, "the inference engine to take new weights"):
@@ -246,15 +232,13 @@ class TrainingLoop:
             with self.learner.lend("the proof of the engine's weights") as weights:
                 await self._agreement.prove(self.serving.backend, weights, prompt_ids, context)
 
-    def _qualifies(self, group: Group) -> bool:
-        """Whether the algorithm's filter would let ``group`` enter a batch."""
-        return all(self.algorithm.filter([compare(group, self.algorithm)]))
-
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         choices = self.config.rollout.constrained == "train"
         if self.learner.version == 0:
             _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
-        batch, account = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices)
+        rollout = self.config.rollout
+        oldest = self.learner.version - rollout.max_staleness if rollout.on_stale == "mask" else None
+        batch, account = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices, oldest=oldest)
         with self._writing:
             return {**account.counts, **self.learner.step(batch)}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from agentrl.algorithms.batch import qualifies
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.presets import build_algorithm
 from agentrl.errors import AgentRLError
@@ -23,6 +24,9 @@ from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
 from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
+from agentrl.rollout.buffer import GroupBuffer
+from agentrl.rollout.dispatcher import Dispatcher
+from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
@@ -34,6 +38,8 @@ from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts, default_tasks
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import serve
+from agentrl.training.stopwatch import Stopwatch
+from agentrl.training.supply import GroupSupply
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["Built", "build", "train"]
@@ -181,7 +187,7 @@ class _Run:
                 algorithm=algorithm,
                 serving=serving,
                 evaluator=None if parts.eval_tasks is None else Evaluator(serving.dispatcher, parts.eval_tasks, config),
-                order=TaskOrder(parts.train_tasks, config.seed),
+                supply=partial(_rolled_out, parts, algorithm, serving.dispatcher, learner.version),
                 recorder=recorder,
                 conversing=parts.conversing,
                 grammars=grammars_of(parts.model_folder),
@@ -214,3 +220,19 @@ class _Run:
             reward_after_greedy=None if after is None else after.greedy,
             checkpoint=None if self.loop.saved is None else str(self.loop.saved),
         )
+
+
+def _rolled_out(
+    parts: Parts, algorithm: Algorithm, dispatcher: Dispatcher, version: int, stopwatch: Stopwatch
+) -> GroupSupply:
+    """The supply of groups of the training tasks, whose first step trains the weights of ``version``."""
+    rollout = parts.config.rollout
+    bound = StalenessBound(rollout.max_staleness, rollout.tasks_per_step)
+    return GroupSupply(
+        parts.config,
+        dispatcher,
+        TaskOrder(parts.train_tasks, parts.config.seed),
+        GroupBuffer(bound, rollout.on_stale, version),
+        qualifies=partial(qualifies, algorithm=algorithm),
+        stopwatch=stopwatch,
+    )

@@ -26,6 +26,7 @@ from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 __all__ = [
     "BackendBlocked",
     "EndpointServing",
+    "EngineServing",
     "Serving",
     "frozen_heap",
     "running_agent",
@@ -56,12 +57,18 @@ _OTHERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """The running backend, gateway and dispatcher of a run."""
+class EngineServing:
+    """The running backend and gateway of a run."""
 
     backend: Backend
     capabilities: Capabilities
     gateway: Gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Serving(EngineServing):
+    """…where an agent runs against them."""
+
     dispatcher: Dispatcher
 
 

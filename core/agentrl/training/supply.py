@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from agentrl.config.models import Config
 from agentrl.rollout.buffer import GroupBuffer, Taken
@@ -17,7 +17,45 @@ from agentrl.training.requests import group_request
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.task_order import TaskOrder
 
-__all__ = ["GroupSupply"]
+__all__ = ["GroupSupply", "Supply"]
+
+
+class Supply(Protocol):
+    """Where a run's groups come from: gathers them while its ``async with`` block lasts, and hands each step its own.
+
+    For one event loop and one consumer.
+    """
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def cursor(self) -> int:
+        """The first ordinal whose group no step has taken for good."""
+        ...
+
+    async def take(self) -> Taken:
+        """Wait for the groups of the step at the present version, and take them. Raises what stops the run."""
+        ...
+
+    def served(self, version: int) -> None:
+        """The step is over, and the engine serves ``version`` from now on."""
+        ...
+
+    def pause(self) -> None:
+        """From now on nothing starts that can be held back, until ``resume``."""
+        ...
+
+    def resume(self) -> None:
+        """Let groups start again."""
+        ...
+
+    async def at_rest(self) -> None:
+        """Wait until nothing is in flight that ``pause`` holds back. Raises as ``take`` does."""
+        ...
 
 
 class GroupSupply:
@@ -84,6 +122,9 @@ class GroupSupply:
             self._attempts[group.ordinal] += 1
             self._again.append(group.ordinal)
         self._wake()
+        episodes = [episode for group in (*taken.groups, *taken.left_out) for episode in group.episodes]
+        failed = sum(episode.failure is not None for episode in episodes)
+        self._dispatcher.budget.conclude(len(episodes), failed)
         return taken
 
     def served(self, version: int) -> None:
