@@ -23,6 +23,7 @@ class Unused:
     in_flight: int = 0
     waited: float = 0.0
     refusals: tuple[Exception, ...] = ()
+    refused_last: bool = False
     calls: tuple[Call, ...] = ()
     tree: TokenTree = field(default_factory=TokenTree)
 
