@@ -64,8 +64,10 @@ class FakeServer:
 
     folder: str
     weights: float = 0
-    cache: float | None = None
-    """Version of the weights that computed the prefix cache."""
+    cache: dict[str, float] = field(default_factory=dict)
+    """By salt, the version of the weights that computed the prefix cache."""
+    salts: bool = True
+    """Whether it heeds salts."""
     label: str = "default"
     paused: bool = False
     dtype: str = "float32"
@@ -89,7 +91,7 @@ class FakeServer:
         if name in self.faults:
             return self.faults[name]()
         if name == "pause":
-            return self.pause(path.partition("=")[2])
+            return self.pause(path.partition("?")[2])
         return getattr(self, name)(*(body.get("args", [body]) if body else []))
 
     def agentrl_describe(self) -> Any:
@@ -108,16 +110,18 @@ class FakeServer:
         self.weights = version // self.resolved * self.resolved
         return {"results": [{"fault": None}]}
 
-    def pause(self, mode: str) -> Any:
+    def pause(self, query: str) -> Any:
         self.paused = True
-        if mode == "abort":
-            self.held, self.cache = [], None
+        if query == "mode=abort":
+            self.held = []
+        if query != "mode=keep&clear_cache=false":
+            self.cache.clear()
 
     def resume(self) -> Any:
         self.paused = False
 
     def reset_prefix_cache(self) -> Any:
-        self.cache = None
+        self.cache.clear()
         return {"success": True}
 
     def update_weight_version(self, body: Any) -> Any:
@@ -131,9 +135,8 @@ class FakeServer:
         ids, params = body["token_ids"], body["sampling_params"]
         new = [(7 * number + ids[-1]) % VOCABULARY for number in range(params["max_tokens"])]
         scores = "prompt_logprobs" in params
-        if not scores and self.cache is None:
-            self.cache = self.weights
-        version = self.weights if scores else self.cache or 0
+        salt = body.get("cache_salt", "") if self.salts else ""
+        version = self.weights if scores else self.cache.setdefault(salt, self.weights)
         errors = rounding(len(self.calls), self.rounding, len(ids) + len(new) - 1)
         exact = logprobs(version * self.move, [*ids, *new])
         stated = [logprob + self.off + error for logprob, error in zip(exact, errors, strict=True)]

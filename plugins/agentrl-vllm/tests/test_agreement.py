@@ -50,7 +50,7 @@ def keep_weights(server):
 
 
 def keep_cache(server):
-    server.faults["reset_prefix_cache"] = lambda: {"success": True}
+    server.salts, server.cache = False, {"": 0}
 
 
 def round_off(server):

@@ -23,7 +23,9 @@ from agentrl_vllm.weights import WeightSync
 class Table:
     """Servers, their replicas, and what puts weights into them."""
 
-    def __init__(self, tmp_path: Path, count: int = 2, *, ours: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, tmp_path: Path, count: int = 2, *, ours: bool = True, recompute: bool = False, **settings: Any
+    ) -> None:
         self.start = tmp_path / "v0"
         self.start.mkdir()
         self.root = tmp_path / "shared"
@@ -35,7 +37,7 @@ class Table:
         client = FakeClient({replica.url: server for replica, server in zip(self.replicas, self.servers, strict=True)})
         keys = VllmSettings.model_validate({"weights_dir": str(self.root), **settings})
         self.said: list[str] = []
-        self.sync = WeightSync(keys, client, self.start, 0, say=self.said.append)
+        self.sync = WeightSync(keys, client, self.start, 0, recompute=recompute, say=self.said.append)
         self.run(self.admit())
 
     async def admit(self) -> None:
@@ -83,19 +85,42 @@ def test_every_replica_takes_and_confirms_the_version(make):
     assert not any(server.paused for server in table.servers)
 
 
-def test_a_server_is_paused_from_before_the_first_tensor_to_after_its_version_is_confirmed(make):
-    table = make(count=1, probe_updates=0)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_server_is_paused_from_before_the_first_tensor_to_after_its_version_is_confirmed(recompute, make):
+    """What it has computed of requests under way goes only where it is to be computed again."""
+    table = make(count=1, probe_updates=0, recompute=recompute)
     table.servers[0].calls.clear()
     table.put(FakeWeights(1))
     assert table.servers[0].calls == [
-        *("agentrl_check", "pause", "agentrl_load", "reset_prefix_cache"),
+        *("agentrl_check", "pause", "agentrl_load", *["reset_prefix_cache"] * recompute),
         *("update_weight_version", "weight_info", "resume"),
     ]
 
 
+def test_the_cache_of_a_request_is_shared_within_a_version_and_with_no_other(make):
+    """Also not with what was sent while weights changed, of which nobody knows which ones computed it."""
+    table = make()
+    replica, server = table.replicas[0], table.servers[0]
+    names: list[str] = []
+
+    def during(folder: str) -> Any:
+        names.extend(table.sync.salt(replica) for _ in range(2))
+        return FakeServer.agentrl_load(server, folder)
+
+    server.agentrl_load = during  # type: ignore[method-assign]
+    for version in (1, 2):
+        before = {table.sync.salt(replica) for _ in range(3)}
+        assert len(before) == 1
+        names.extend(before)
+        table.put(FakeWeights(version))
+    names.append(table.sync.salt(replica))
+    assert len(set(names)) == len(names) == 7
+    assert table.sync.salt(table.replicas[1]) == names[-1]
+
+
 @pytest.mark.parametrize("fault", ["pause", "agentrl_load", "reset_prefix_cache", "update_weight_version"])
 def test_a_server_that_fails_in_the_middle_is_taken_out_and_not_resumed(fault, make):
-    table = make()
+    table = make(recompute=True)
     table.servers[0].faults[fault] = fails("it is gone")
     table.servers[0].calls.clear()
     table.put(FakeWeights(1))
@@ -123,7 +148,7 @@ def test_a_server_that_does_not_confirm_the_version_is_taken_out(make):
 
 
 def test_a_server_that_cannot_drop_its_prefix_cache_is_taken_out(make):
-    table = make()
+    table = make(recompute=True)
     table.servers[0].faults["reset_prefix_cache"] = lambda: {"success": False}
     table.put(FakeWeights(1))
     assert "still holds what older weights computed" in str(table.replicas[0].reason)
@@ -161,7 +186,7 @@ def test_a_server_that_dies_before_it_is_asked_is_no_refusal(make):
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.parametrize("call", ["pause", "agentrl_load", "reset_prefix_cache", "update_weight_version", "resume"])
 def test_an_update_that_is_cancelled_leaves_no_server_between_two_versions(call, ours, make):
-    table = make(ours=ours)
+    table = make(ours=ours, recompute=True)
     for server in table.servers:
         server.calls.clear()
         server.held = ["a request"]
@@ -310,10 +335,10 @@ def test_what_an_attached_server_still_holds_goes_before_it_is_resumed(make):
     table = make(count=1, ours=False)
     table.put(FakeWeights(1))
     server = table.servers[0]
-    server.paused, server.held, server.weights, server.cache = True, ["of another run"], 9, 9
+    server.paused, server.held, server.weights, server.cache = True, ["of another run"], 9, {"1": 9}
     server.calls.clear()
     table.run(table.admit())
-    assert (server.weights, server.label, server.held, server.cache) == (1, "1", [], 1)
+    assert (server.weights, server.label, server.held, server.cache) == (1, "1", [], {"1": 1})
     stages = [call for call in server.calls if call in ("pause", "agentrl_load", "update_weight_version", "resume")]
     assert stages == ["pause", "agentrl_load", "update_weight_version", "resume"]
     assert "generate" not in server.calls[: server.calls.index("resume")]

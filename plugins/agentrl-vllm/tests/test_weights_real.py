@@ -6,10 +6,12 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from real import KEYS, START_S
 from safetensors.torch import load_file, save_file
 
@@ -82,26 +84,76 @@ async def flown(served: Bench, number: int, begun: asyncio.Event) -> Chunk:
     return joined(chunks)
 
 
-def test_what_is_under_way_goes_on_as_if_the_new_weights_had_read_its_text(served: Bench) -> None:
-    """Every layer changes: tokens after the update owe nothing to what the old weights computed of those before."""
+async def across(served: Bench, new: Reference) -> list[Chunk]:
+    """Four completions, during which the weights change to ``new``."""
+    events = [asyncio.Event() for _ in range(4)]
+    flying = [asyncio.ensure_future(flown(served, number, event)) for number, event in enumerate(events)]
+    await asyncio.gather(*(event.wait() for event in events))
+    with new.weights as weights:
+        await served.backend.update_weights(weights)
+    return await asyncio.gather(*flying)
+
+
+def switch_of(chunk: Chunk, old: Reference, new: Reference) -> int:
+    """The index of the first token of ``new``."""
+    switch = chunk.versions.index(new.version)
+    assert switch > 0
+    assert chunk.versions == (old.version,) * switch + (new.version,) * (LONG - switch)
+    return switch
+
+
+def kept(old: Reference, new: Reference, prompt: list[int], ids: tuple[int, ...], switch: int) -> torch.Tensor:
+    """The logprobs of ``ids`` from ``switch`` on, where ``old`` has computed the keys and values of all before.
+
+    Of the last token that ``old`` sampled there are none yet when the weights change.
+    """
+    before = torch.tensor([[*prompt, *ids[: switch - 1]]])
+    with torch.inference_mode():
+        cache = old.model(before, use_cache=True).past_key_values
+        logits = new.model(torch.tensor([ids[switch - 1 : -1]]), past_key_values=cache).logits[0]
+    return logits.double().log_softmax(-1).gather(1, torch.tensor(ids[switch:])[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["with what it has", "computed again"])
+def test_what_is_under_way_goes_on_under_the_new_weights(recompute: bool, served: Bench, monkeypatch) -> None:
+    """Every layer changes: tokens after the update show which weights computed what they look back at."""
+    monkeypatch.setattr(served.backend._running.weights, "_under_way", "recompute" if recompute else "keep")
     old, new = served.reference, served.reference.changed()
-
-    async def scenario() -> list[Chunk]:
-        events = [asyncio.Event() for _ in range(4)]
-        flying = [asyncio.ensure_future(flown(served, number, event)) for number, event in enumerate(events)]
-        await asyncio.gather(*(event.wait() for event in events))
-        with new.weights as weights:
-            await served.backend.update_weights(weights)
-        return await asyncio.gather(*flying)
-
-    chunks = served.run(scenario(), "completions across an update")
+    chunks = served.run(across(served, new), "completions across an update")
     served.reference = new
     for prompt, chunk in zip(served.prompts(), chunks, strict=False):
-        switch = chunk.versions.index(new.version)
-        assert chunk.versions == (old.version,) * switch + (new.version,) * (LONG - switch)
-        assert switch > 0
+        switch = switch_of(chunk, old, new)
         assert max(old.distances(prompt, chunk)[:switch]) < EXACT
-        assert max(new.distances(prompt, chunk)[switch:]) < EXACT
+        if recompute:
+            assert max(new.distances(prompt, chunk)[switch:]) < EXACT
+        else:
+            expected = kept(old, new, prompt, chunk.ids, switch)
+            assert (expected - torch.tensor(chunk.logprobs[switch:])).abs().max() < EXACT
+            assert max(new.distances(prompt, chunk)[switch:]) > 100 * EXACT
+    exact(served)
+
+
+def test_equal_weights_of_another_version_change_no_probability_of_what_is_under_way(served: Bench) -> None:
+    """A ratio of 1: a step at learning rate 0 makes a version, and no difference."""
+    old = served.reference
+    new = replace(old, version=old.version + 1)
+    chunks = served.run(across(served, new), "completions across an update")
+    served.reference = new
+    for prompt, chunk in zip(served.prompts(), chunks, strict=False):
+        switch_of(chunk, old, new)
+        assert new.off_by(prompt, chunk) < EXACT
+
+
+def test_a_new_request_finds_nothing_in_the_cache_that_older_weights_computed(served: Bench) -> None:
+    """Neither of its own prompt nor of what is under way, whose text holds keys and values of both."""
+    old, new = served.reference, served.reference.changed()
+    long = [token for prompt in served.prompts() for token in prompt] * 2
+    served.complete(ask(long, max_tokens=200))
+    chunks = served.run(across(served, new), "completions across an update")
+    served.reference = new
+    prompts = [long, *([*prompt, *chunk.ids[:300]] for prompt, chunk in zip(served.prompts(), chunks, strict=False))]
+    for prompt, chunk in zip(prompts, served.complete(*(ask(each, max_tokens=6) for each in prompts)), strict=True):
+        assert new.off_by(prompt, chunk) < EXACT < old.off_by(prompt, chunk)
 
 
 @pytest.mark.parametrize(

@@ -205,11 +205,15 @@ class _Known:
 class Probe:
     """Compares each server with the learner after its first ``first`` updates, and after every ``every``-th update.
 
-    Where ``every`` is 0 only the first updates are probed. ``say`` is called with what a user should know.
+    Where ``every`` is 0 only the first updates are probed. ``salt`` is ``WeightSync.salt``: a probe finds in a server's
+    prefix cache what requests find. ``say`` is called with what a user should know.
     """
 
-    def __init__(self, client: Client, first: int, every: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, client: Client, first: int, every: int, salt: Callable[[Replica], str], say: Callable[[str], None]
+    ) -> None:
         self._client = client
+        self._salt = salt
         self._say = say
         self._first = first
         self._every = every
@@ -220,8 +224,8 @@ class Probe:
         """Have a server compute the probe's prompt, so that its prefix cache holds it when the weights change."""
         if self._first or self._every:
             prompt = _prompt(description)
-            await self._sample(replica.url, prompt)
-            scored = await self._score(replica.url, prompt)
+            await self._sample(replica, prompt)
+            scored = await self._score(replica, prompt)
             self._known[replica] = _Known(replica.life, description, prompt, scored)
 
     async def after_update(self, weights: Weights, replicas: Sequence[Replica]) -> None:
@@ -248,9 +252,9 @@ class Probe:
             replica.fail(f"it did not answer a probe of its weights: {error.message}", life=known.life)
 
     async def _compare(self, weights: Weights, replica: Replica, known: _Known) -> None:
-        url, prompt = replica.url, known.prompt
-        ids, stated = await replica.while_ready(self._sample(url, prompt, _ANSWER_S))
-        server = await replica.while_ready(self._score(url, prompt, _ANSWER_S))
+        prompt = known.prompt
+        ids, stated = await replica.while_ready(self._sample(replica, prompt, _ANSWER_S))
+        server = await replica.while_ready(self._score(replica, prompt, _ANSWER_S))
         whole = [*prompt, *ids]
         expected = await finish_in_thread(weights.logprobs, whole)
         learner, sampled = expected[: len(server)], _differences(stated, expected[-len(ids) :])
@@ -278,20 +282,23 @@ class Probe:
                 f"{dtype} resolves, or not all weights arrive; compared after each update until they have"
             )
 
-    async def _sample(self, url: str, prompt: list[int], seconds: float | None = None) -> tuple[list[int], list[float]]:
-        answer = await self._ask(url, prompt, seconds, max_tokens=_TOKENS)
+    async def _sample(
+        self, replica: Replica, prompt: list[int], seconds: float | None = None
+    ) -> tuple[list[int], list[float]]:
+        answer = await self._ask(replica, prompt, seconds, max_tokens=_TOKENS)
         choice = answer["choices"][0]
         return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
 
-    async def _score(self, url: str, ids: list[int], seconds: float | None = None) -> list[float]:
+    async def _score(self, replica: Replica, ids: list[int], seconds: float | None = None) -> list[float]:
         """The server's logprobs of ``ids[1:]``, which it computes without its prefix cache."""
-        answer = await self._ask(url, ids, seconds, max_tokens=1, prompt_logprobs=0)
+        answer = await self._ask(replica, ids, seconds, max_tokens=1, prompt_logprobs=0)
         scored = answer["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]
 
-    async def _ask(self, url: str, ids: list[int], seconds: float | None, **params: object) -> Any:
+    async def _ask(self, replica: Replica, ids: list[int], seconds: float | None, **params: object) -> Any:
         sampling = {"temperature": 1.0, "seed": 0, "logprobs": 0, "ignore_eos": True, "detokenize": False, **params}
-        return await self._client.post(url, PATH, {"token_ids": ids, "sampling_params": sampling}, seconds=seconds)
+        body = {"token_ids": ids, "sampling_params": sampling, "cache_salt": self._salt(replica)}
+        return await self._client.post(replica.url, PATH, body, seconds=seconds)
 
 
 def _mismatch(version: int, name: str, evidence: Evidence, most: float) -> BackendError:

@@ -137,6 +137,7 @@ async def _chunks(
     running: _Running, replica: Replica, request: GenerationRequest, body: Body
 ) -> AsyncGenerator[Chunk, None]:
     top = request.sampling.top_logprobs
+    body = {**body, "cache_salt": running.weights.salt(replica)}
     if not request.stream:
         yield await complete(running.client, replica.url, body, top)
         return

@@ -17,10 +17,12 @@ __all__ = [
     "Description",
     "Facts",
     "Refused",
+    "UnderWay",
     "capabilities_of",
     "check",
     "describe",
     "describe_usable",
+    "forget",
     "pause",
     "read_facts",
     "release",
@@ -110,12 +112,19 @@ async def check(client: Client, url: str, folder: Path) -> None:
             )
 
 
-async def pause(client: Client, url: str, mode: Literal["keep", "abort"]) -> None:
-    """Pause a server between two steps.
+UnderWay = Literal["keep", "recompute", "abort"]
+"""What becomes of requests under way when weights change: they wait, keep their tokens, and go on with the keys and
+values that they have (``keep``), or with ones that the new weights compute of their text (``recompute``); or they end
+(``abort``)."""
 
-    With ``keep`` requests in flight keep their tokens and wait, with ``abort`` they end; new requests wait.
-    """
-    await client.post(url, f"/pause?mode={mode}", seconds=_ANSWER_S)
+
+async def pause(client: Client, url: str, under_way: UnderWay) -> None:
+    """Pause a server between two steps. New requests wait."""
+    if under_way == "abort":
+        await client.post(url, "/pause?mode=abort", seconds=_ANSWER_S)
+    else:
+        # To clear the cache is to take their keys and values from those under way.
+        await client.post(url, "/pause?mode=keep&clear_cache=false", seconds=_ANSWER_S)
 
 
 async def replace(client: Client, url: str, folder: Path) -> None:
@@ -128,14 +137,21 @@ async def replace(client: Client, url: str, folder: Path) -> None:
             raise BackendError(f"the server at {url} failed to load new weights: {answer['fault']}")
 
 
-async def stamp(client: Client, url: str, version: int) -> None:
-    """Empty a paused server's prefix cache, and label its tokens with ``version`` from now on.
+async def forget(client: Client, url: str) -> None:
+    """Empty a paused server's prefix cache; what it had computed of the text of requests under way goes with it.
 
-    The text of requests in flight is computed again. Raises ``BackendError`` where the server does not confirm.
+    Raises ``BackendError`` where the server does not confirm.
     """
     answer = await client.post(url, "/reset_prefix_cache?reset_running_requests=true", seconds=_ANSWER_S)
     if not answer["success"]:
         raise BackendError(f"the server at {url} still holds what older weights computed")
+
+
+async def stamp(client: Client, url: str, version: int) -> None:
+    """Have a paused server label its tokens with ``version`` from now on.
+
+    Raises ``BackendError`` where it does not confirm.
+    """
     await _label(client, url, str(version))
     confirmed = (await client.get(url, "/weight_info", seconds=_ANSWER_S))["weight_version"]
     if confirmed != str(version):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 from agentrl import AgentRLError, BackendError, RunError, finish_in_thread
 from agentrl.inference.contract import Weights
@@ -167,13 +168,20 @@ class WeightSync:
         folder: Path,
         version: int,
         *,
+        recompute: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``folder`` is the model that the servers start with, and ``version`` that of its weights."""
+        """``folder`` is the model that the servers start with, and ``version`` that of its weights.
+
+        With ``recompute`` the text of requests under way is computed again whenever weights change; else they go on
+        with the keys and values that they have.
+        """
         self._client = client
         self._newest = _Newest(folder.absolute(), version)
+        self._under_way: control.UnderWay = "recompute" if recompute else "keep"
+        self._between = itertools.count()
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
-        self._probe = Probe(client, settings.probe_updates, settings.probe_every, say)
+        self._probe = Probe(client, settings.probe_updates, settings.probe_every, self.salt, say)
         self._copying = asyncio.Lock()
         self._admitted: dict[Replica, Path] = {}
         """The folder that each replica under admission may be reading."""
@@ -188,6 +196,15 @@ class WeightSync:
     def newest(self) -> tuple[Path, int]:
         """Returns the folder and the version of the newest weights, which a server that starts now must load."""
         return self._newest.folder, self._newest.version
+
+    def salt(self, replica: Replica) -> str:
+        """Returns the name under which the server's prefix cache keeps a request that is sent to ``replica`` now.
+
+        Requests share what is cached under one name, and that is of one version's weights: while weights change, each
+        request has a name of its own.
+        """
+        version = self.version
+        return str(version) if replica.version == version else f"{version} after {next(self._between)}"
 
     def open(self) -> Path:
         """Returns the folder in which weights are handed over, made once. Raises ``BackendError`` where that fails."""
@@ -258,7 +275,7 @@ class WeightSync:
         try:
             if checked.fault is not None:
                 raise checked.fault
-            await replica.while_ready(self._give(replica, self._newest, "keep"))
+            await replica.while_ready(self._give(replica, self._newest, self._under_way))
         except BaseException as error:  # Cancelled too: its server may be paused, or be between two versions.
             _take_out(replica, life, error)
             if not isinstance(error, Exception):
@@ -270,16 +287,16 @@ class WeightSync:
             await control.check(self._client, replica.url, newest.folder)
         await self._give(replica, newest, "abort", load=is_other)
 
-    async def _give(
-        self, replica: Replica, newest: _Newest, mode: Literal["keep", "abort"], *, load: bool = True
-    ) -> None:
+    async def _give(self, replica: Replica, newest: _Newest, under_way: control.UnderWay, *, load: bool = True) -> None:
         url, before = replica.url, (replica.life, replica.state)
         if not replica.server.ours:
             self._paused.add(url)
-        await control.pause(self._client, url, mode)
+        await control.pause(self._client, url, under_way)
         if load:
             with replica.busy():
                 await control.replace(self._client, url, newest.folder)
+        if under_way != "keep":
+            await control.forget(self._client, url)
         await control.stamp(self._client, url, newest.version)
         if (replica.life, replica.state) == before:  # Else it was lost, and another server takes its place.
             replica.version = newest.version
