@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from agentrl import tensor_digest
 from agentrl.errors import RunError
+from agentrl.inference.contract import TensorDigest
 from agentrl_vllm.client import ServerFailed
 
 VOCABULARY = 500
+TENSORS = ("embedding", "head")
+"""The tensors of a model; the numbers of each are its version."""
 
 
 def logprobs(version: float, ids: Sequence[int]) -> list[float]:
@@ -39,16 +44,24 @@ def rounding(request: int, most: float, count: int) -> list[float]:
 class FakeWeights:
     """Of a learner whose model is ``logprobs``."""
 
-    def __init__(self, version: int, move: float = 1.0) -> None:
-        """``move`` is how far an update goes."""
-        self.version, self.move = version, move
+    def __init__(self, version: int, move: float = 1.0, lacks: Sequence[str] = ()) -> None:
+        """``move`` is how far an update goes; ``lacks`` are tensors that are not handed over."""
+        self.version, self.move, self.lacks = version, move, lacks
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
-        save_file({"w": torch.full((2,), float(self.version))}, folder / "model.safetensors")
+        tensors = {name: tensor for name, tensor in self.tensors() if name not in self.lacks}
+        save_file(tensors, folder / "model.safetensors")
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from ((name, torch.full((2,), float(self.version))) for name in TENSORS)
 
     def logprobs(self, ids: Sequence[int]) -> list[float]:
         return logprobs(self.version * self.move, ids)
+
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        own = {name: TensorDigest("float32", (2,), tensor_digest(tensor)) for name, tensor in self.tensors()}
+        return {name: own[name] for name in dtypes if name in own}
 
 
 class Unwritable(FakeWeights):
@@ -63,7 +76,8 @@ class FakeServer:
     """State of a server; ``faults`` are called instead of what they are named after."""
 
     folder: str
-    weights: float = 0
+    tensors: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TENSORS, 0))
+    """By name, the version of the weights that each is of."""
     cache: dict[str, float] = field(default_factory=dict)
     """By salt, the version of the weights that computed the prefix cache."""
     salts: bool = True
@@ -80,6 +94,8 @@ class FakeServer:
     """How far an update goes."""
     resolved: int = 1
     """How many updates are as far as its type resolves."""
+    stays: Sequence[str] = ()
+    """The tensors that keep their numbers when weights are loaded."""
     calls: list[str] = field(default_factory=list)
     faults: dict[str, Callable[[], Any]] = field(default_factory=dict)
     held: list[str] = field(default_factory=list)
@@ -101,14 +117,34 @@ class FakeServer:
         return {"results": [{"fault": None, "folder": self.folder, **keys}]}
 
     def agentrl_check(self, folder: str) -> Any:
-        return {"results": [{"fault": None if Path(folder).is_dir() else f"{folder} is no folder"}]}
+        file = Path(folder) / "model.safetensors"
+        there = load_file(file).keys() & set(TENSORS) if file.exists() else ()
+        lacking = sorted(set(TENSORS) - set(there)) if there else []
+        fault = None if Path(folder).is_dir() else f"{folder} is no folder"
+        return {"results": [{"fault": f"the new weights lack {lacking[0]}" if lacking else fault}]}
 
     def agentrl_load(self, folder: str) -> Any:
         assert self.paused, "weights change under a server that samples"
         self.folder = folder
         version = 0 if Path(folder).name == "start" else int(Path(folder).name.removeprefix("v"))
-        self.weights = version // self.resolved * self.resolved
+        new = version // self.resolved * self.resolved
+        self.tensors |= {name: new for name in TENSORS if name not in self.stays}
         return {"results": [{"fault": None}]}
+
+    @property
+    def weights(self) -> float:
+        """The version that it computes with: between two where tensors are of both."""
+        return mean(self.tensors.values())
+
+    def agentrl_digests(self) -> Any:
+        held = {name: tensor_digest(torch.full((2,), float(of))) for name, of in self.tensors.items()}
+        tensors = {name: ["float32", [2], digest] for name, digest in held.items()}
+        return {"results": [{"fault": None, "tensors": tensors, "absent": []}]}
+
+    def agentrl_compare(self, folder: str) -> Any:
+        given = Path(folder).name.removeprefix("v")
+        unlike = [name for name, of in self.tensors.items() if of != (int(given) if given.isdecimal() else 0)]
+        return {"results": [{"fault": None, "unlike": unlike, "absent": []}]}
 
     def pause(self, query: str) -> Any:
         self.paused = True
@@ -141,10 +177,17 @@ class FakeServer:
         exact = logprobs(version * self.move, [*ids, *new])
         stated = [logprob + self.off + error for logprob, error in zip(exact, errors, strict=True)]
         pairs = zip(ids[1:], stated, strict=False)
+        said = zip(new, stated[-len(new) :], strict=True)
+        content = [{"token_id": token, "logprob": each, "top_logprobs": []} for token, each in said]
+        chosen = {
+            "token_ids": new,
+            "logprobs": {"content": content},
+            "weight_versions": [{"version": self.label, "start": 0, "end": len(new)}],
+            "finish_reason": "length",
+            "stop_reason": None,
+        }
         return {
-            "choices": [
-                {"token_ids": new, "logprobs": {"content": [{"logprob": each} for each in stated[-len(new) :]]}}
-            ],
+            "choices": [chosen],
             "prompt_logprobs": [None, *({str(token): {"logprob": each}} for token, each in pairs)] if scores else None,
         }
 

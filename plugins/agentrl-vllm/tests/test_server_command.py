@@ -119,12 +119,12 @@ def test_on_a_cpu_the_longest_prompt_fits_the_cache_and_a_step(
     assert value(command, "--max-num-batched-tokens") == batched
 
 
-def test_the_server_sees_three_modules_of_ours_and_no_package_of_this_interpreter(model: Path) -> None:
+def test_the_server_sees_a_few_modules_of_ours_and_no_package_of_this_interpreter(model: Path) -> None:
     command = built(model)
     code, mine = map(Path, command.env["PYTHONPATH"].split(":"))
     assert mine == Path("/mine")
     assert sorted(path.name for path in code.glob("*.py")) == [
-        f"agentrl_vllm_{name}.py" for name in ("extension", "patches")
+        f"agentrl_vllm_{name}.py" for name in ("digests", "extension", "memory", "patches")
     ]
     (known,) = (each for each in distributions(path=[str(code)]))
     assert [(each.group, each.value) for each in known.entry_points] == [

@@ -335,7 +335,8 @@ def test_what_an_attached_server_still_holds_goes_before_it_is_resumed(make):
     table = make(count=1, ours=False)
     table.put(FakeWeights(1))
     server = table.servers[0]
-    server.paused, server.held, server.weights, server.cache = True, ["of another run"], 9, {"1": 9}
+    server.paused, server.held, server.cache = True, ["of another run"], {"1": 9}
+    server.tensors = dict.fromkeys(server.tensors, 9)
     server.calls.clear()
     table.run(table.admit())
     assert (server.weights, server.label, server.held, server.cache) == (1, "1", [], {"1": 1})

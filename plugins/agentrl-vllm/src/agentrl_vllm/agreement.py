@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agentrl import BackendError, finish_in_thread
 from agentrl.inference.contract import Weights
 from agentrl_vllm.client import Client, ServerFailed
 from agentrl_vllm.control import Description
-from agentrl_vllm.generation import PATH
+from agentrl_vllm.generation import PATH, PLAIN, score
 from agentrl_vllm.replica import Replica
 
 __all__ = ["TOLERANCES", "Evidence", "Probe", "ScoreChange", "Scores", "likely_explanation", "score_change"]
@@ -285,20 +285,13 @@ class Probe:
     async def _sample(
         self, replica: Replica, prompt: list[int], seconds: float | None = None
     ) -> tuple[list[int], list[float]]:
-        answer = await self._ask(replica, prompt, seconds, max_tokens=_TOKENS)
-        choice = answer["choices"][0]
+        params = {**PLAIN, "max_tokens": _TOKENS}
+        body = {"token_ids": prompt, "sampling_params": params, "cache_salt": self._salt(replica)}
+        choice = (await self._client.post(replica.url, PATH, body, seconds=seconds))["choices"][0]
         return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
 
     async def _score(self, replica: Replica, ids: list[int], seconds: float | None = None) -> list[float]:
-        """The server's logprobs of ``ids[1:]``, which it computes without its prefix cache."""
-        answer = await self._ask(replica, ids, seconds, max_tokens=1, prompt_logprobs=0)
-        scored = answer["prompt_logprobs"][1:]
-        return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]
-
-    async def _ask(self, replica: Replica, ids: list[int], seconds: float | None, **params: object) -> Any:
-        sampling = {"temperature": 1.0, "seed": 0, "logprobs": 0, "ignore_eos": True, "detokenize": False, **params}
-        body = {"token_ids": ids, "sampling_params": sampling, "cache_salt": self._salt(replica)}
-        return await self._client.post(replica.url, PATH, body, seconds=seconds)
+        return await score(self._client, replica.url, ids, self._salt(replica), seconds=seconds)
 
 
 def _mismatch(version: int, name: str, evidence: Evidence, most: float) -> BackendError:

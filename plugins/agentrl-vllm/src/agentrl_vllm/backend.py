@@ -9,23 +9,24 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from agentrl import BackendError, ConfigError, PromptTooLong
-from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, Weights
+from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, HeldWeights, Weights
 from agentrl_vllm.attached import AttachedServer
 from agentrl_vllm.client import Client
 from agentrl_vllm.command import ServingCommand, server_environment
 from agentrl_vllm.connections import allow_open_files
 from agentrl_vllm.control import Facts, capabilities_of, describe_usable, read_facts
 from agentrl_vllm.fleet import Fleet
-from agentrl_vllm.generation import Body, complete, request_body, sampling_params, stream
+from agentrl_vllm.generation import Body, complete, request_body, sampling_params, score, stream
 from agentrl_vllm.installation import find_python, inspect_python
 from agentrl_vllm.replica import Replica, ReplicaServer
 from agentrl_vllm.server import Server
 from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.weights import WeightSync
 
-__all__ = ["VllmBackend", "build_replicas", "key_of", "start_timeout"]
+__all__ = ["VllmBackend", "build_replicas", "key_of", "start_timeout", "told_by_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,14 @@ class VllmBackend:
         async with AsyncExitStack() as stack:
             logs = context.logs or _temporary_logs(stack)
             client = Client(settings.request_timeout, self._key)
-            weights = WeightSync(settings, client, context.model_folder, context.version, say=context.say)
+            weights = WeightSync(
+                settings,
+                client,
+                context.model_folder,
+                context.version,
+                recompute=context.in_flight == "recompute",
+                say=context.say,
+            )
             stack.callback(weights.close)
             facts: dict[int, Facts] = {}
 
@@ -127,6 +135,23 @@ class VllmBackend:
         running = self._started()
         await running.weights.put(weights, running.fleet.replicas)
 
+    async def held_weights(self) -> HeldWeights:
+        """Returns what the servers hold; see ``Backend``. Of one that is lost meanwhile, its successor is asked."""
+        running = self._started()
+        return await running.weights.odd_one(await running.fleet.ask_all(running.weights.held))
+
+    async def score(self, ids: Sequence[int]) -> Sequence[float]:
+        """Returns log-probabilities of ``ids[1:]``, of several servers so that each shows; see ``Backend``."""
+        running = self._started()
+        room = running.capabilities.context_length - len(ids)
+        if room < 1:
+            raise _too_long(len(ids), running.capabilities)
+
+        async def scored(replica: Replica) -> list[float]:
+            return await score(running.client, replica.url, ids, running.weights.salt(replica))
+
+        return told_by_all(list((await running.fleet.ask_all(scored)).values()))
+
     def _started(self) -> _Running:
         if self._running is None:
             raise BackendError("the vLLM backend is not running", fix="await start() first")
@@ -151,12 +176,27 @@ async def _chunks(
 def _body(request: GenerationRequest, capabilities: Capabilities) -> Body:
     room = capabilities.context_length - len(request.prompt_ids)
     if room < 1:
-        raise PromptTooLong(
-            f"a prompt of {len(request.prompt_ids)} tokens leaves no room in the context of "
-            f"{capabilities.context_length}",
-            fix="shorten it, or use a model with a longer context",
-        )
+        raise _too_long(len(request.prompt_ids), capabilities)
     return request_body(request, sampling_params(request.sampling, room, capabilities.sampling))
+
+
+def _too_long(count: int, capabilities: Capabilities) -> PromptTooLong:
+    return PromptTooLong(
+        f"a prompt of {count} tokens leaves no room in the context of {capabilities.context_length}",
+        fix="shorten it, or use a model with a longer context",
+    )
+
+
+def told_by_all(scores: Sequence[Sequence[float]]) -> Sequence[float]:
+    """Returns scores of the same tokens in which each of several servers shows.
+
+    Of three and more they are those of the server that is the farthest from the median; of two, where each is as far
+    from it as the other, the tokens are taken in turns.
+    """
+    if len(scores) < 3:
+        return [each[number % len(scores)] for number, each in enumerate(zip(*scores, strict=True))]
+    middle = [median(each) for each in zip(*scores, strict=True)]
+    return max(scores, key=lambda own: sum(abs(one - other) for one, other in zip(own, middle, strict=True)))
 
 
 def _temporary_logs(stack: AsyncExitStack) -> Path:

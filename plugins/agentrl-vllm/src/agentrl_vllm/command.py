@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from agentrl import ConfigError, worker_environment
+from agentrl import ConfigError, tensor_digest, worker_environment
 from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings, flag_of
 
@@ -119,8 +120,9 @@ def _elements(config: dict[str, Any]) -> int | None:
         return None
 
 
-_GIVEN = ("extension", "patches")
-"""The modules of this package that run in the server, as ``agentrl_vllm_<name>``: they import only each other."""
+_GIVEN = ("extension", "memory", "patches")
+"""The modules of this package that run in the server, as ``agentrl_vllm_<name>``: they import only each other, and
+``agentrl_vllm_digests``, which is agentrl's own."""
 
 _DISTRIBUTION = {
     "METADATA": "Metadata-Version: 2.1\nName: agentrl-vllm-given\nVersion: 0\n",
@@ -183,8 +185,9 @@ class ServingCommand:
         code.mkdir()
         temporary.mkdir()
         # Alone in a folder: what is beside it here is for our interpreter, not for the server's.
-        for name in _GIVEN:
-            text = (files("agentrl_vllm") / f"{name}.py").read_text(encoding="utf-8")
+        texts = {name: (files("agentrl_vllm") / f"{name}.py").read_text(encoding="utf-8") for name in _GIVEN}
+        texts["digests"] = Path(inspect.getfile(tensor_digest)).read_text(encoding="utf-8")
+        for name, text in texts.items():
             (code / f"agentrl_vllm_{name}.py").write_text(text, encoding="utf-8")
         known = code / "agentrl_vllm_given-0.dist-info"
         known.mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl import BackendError, PluginError
-from agentrl.inference.contract import Capabilities
+from agentrl.inference.contract import Capabilities, HeldWeights, TensorDigest
 from agentrl_vllm.client import Client, ServerFailed
 from agentrl_vllm.generation import PATH, TEMPERATURES
 
@@ -20,9 +20,11 @@ __all__ = [
     "UnderWay",
     "capabilities_of",
     "check",
+    "compare",
     "describe",
     "describe_usable",
     "forget",
+    "held",
     "pause",
     "read_facts",
     "release",
@@ -33,6 +35,7 @@ __all__ = [
 
 _EXTENSION = "agentrl_vllm.extension.WorkerExtension"
 _DESCRIBE = "agentrl_describe"
+_DIGESTS = "agentrl_digests"
 _ANSWER_S = 60.0
 """Seconds for an answer that waits for at most one step of the engine."""
 _LOAD_S = 300.0
@@ -156,6 +159,64 @@ async def stamp(client: Client, url: str, version: int) -> None:
     confirmed = (await client.get(url, "/weight_info", seconds=_ANSWER_S))["weight_version"]
     if confirmed != str(version):
         raise BackendError(f"the server at {url} says that it has weights {confirmed}, and should have {version}")
+
+
+async def held(client: Client, url: str) -> HeldWeights:
+    """Returns the weights that a server holds, as its workers read them from their memory."""
+    version = (await client.get(url, "/weight_info", seconds=_ANSWER_S))["weight_version"]
+    if not str(version).isdecimal():
+        raise BackendError(
+            f"the server at {url} says that it has weights {version}, which are no version of this run",
+            fix="nobody else may change its weights",
+        )
+    answers, inability = await _told_of_tensors(client, url, _DIGESTS)
+    if inability:
+        return HeldWeights(int(version), None, inability)
+    tensors = {
+        name: TensorDigest(dtype, tuple(shape), digest)
+        for answer in answers
+        for name, (dtype, shape, digest) in answer["tensors"].items()
+    }
+    return HeldWeights(int(version), tensors)
+
+
+async def compare(client: Client, url: str, folder: Path) -> str:
+    """Have all workers hold their tensors against those in ``folder``.
+
+    Returns an empty text, or why that cannot be done, as a part of a sentence. Raises ``BackendError`` where a tensor
+    is another.
+    """
+    answers, inability = await _told_of_tensors(client, url, "agentrl_compare", str(folder))
+    if inability:
+        return inability
+    if unlike := sorted({name for answer in answers for name in answer["unlike"]}):
+        raise BackendError(
+            f"the server at {url} has loaded {folder}, and {_some(unlike)} in its memory is not what is there",
+            fix="use a version of vLLM that agentrl-vllm is tested with",
+        )
+    return ""
+
+
+async def _told_of_tensors(client: Client, url: str, method: str, *args: str) -> tuple[list[dict[str, Any]], str]:
+    """The answers of all workers that read their memory; and why they cannot, as a part of a sentence."""
+    try:
+        answers = await _call(client, url, method, *args, seconds=_LOAD_S)
+    except ServerFailed as error:
+        if method not in error.message:
+            raise
+        return [], f"the server at {url} has an older version of agentrl-vllm beside it"
+    for answer in answers:
+        if answer["fault"] is not None:
+            raise BackendError(f"the server at {url} cannot read its own weights: {answer['fault']}")
+        if "inability" in answer:
+            return [], f"of the server at {url}, {answer['inability']}"
+    # Each worker may have some of the layers.
+    absent = set.intersection(*(set(answer["absent"]) for answer in answers))
+    return answers, f"the server at {url} holds {_some(sorted(absent))} in a form that is not known" if absent else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 async def resume(client: Client, url: str) -> None:

@@ -1,4 +1,4 @@
-"""The extension of a server's workers: check a folder of new weights, and load them in place of the old ones.
+"""The extension of a server's workers: check a folder of new weights, load them, and tell what the worker holds.
 
 It is mixed into vLLM's worker class (``--worker-extension-cls``), in an interpreter that need not have agentrl, and
 called by ``/collective_rpc``, which carries strings. Nothing raises: with several workers an answer that is missing
@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 try:
+    from agentrl_vllm_digests import tensor_digest
+    from agentrl_vllm_memory import Held, Unreadable, held_tensors, stored_tensors, with_signs_of
     from agentrl_vllm_patches import report_unrestricted_logprobs
-except ImportError:  # The plugin is installed beside the server, not copied to it.
+except ImportError:  # The plugin is installed beside the server, not copied to it, and agentrl with it.
+    from agentrl import tensor_digest
+    from agentrl_vllm.memory import Held, Unreadable, held_tensors, stored_tensors, with_signs_of
     from agentrl_vllm.patches import report_unrestricted_logprobs
 
 __all__ = ["WorkerExtension"]
@@ -63,6 +67,77 @@ class WorkerExtension:
             threading.Timer(_LAST_WORD_S, os._exit, [1]).start()
         return answer
 
+    def agentrl_digests(self) -> dict[str, Any]:
+        """Returns the type, the shape and the digest of each tensor that the worker holds, by its name: ``tensors``.
+
+        ``absent`` are the names in the model folder that it does not hold. Where it cannot tell, there is the
+        ``inability`` in the place of both, as a part of a sentence.
+        """
+        return _answer(lambda: self._agentrl_read(self._agentrl_digests))
+
+    def agentrl_compare(self, folder: str) -> dict[str, Any]:
+        """Compare each tensor that the worker holds with the one in ``folder``.
+
+        Returns the names of those that are not the same: ``unlike``. ``absent`` and ``inability`` are those of
+        ``agentrl_digests``.
+        """
+        return _answer(lambda: self._agentrl_read(lambda: self._agentrl_compare(Path(folder))))
+
+    def _agentrl_read(self, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if (kind := self.model_config.quantization) is not None:
+            return {"inability": f"its weights are quantised ({kind})"}
+        try:
+            return read()
+        except Unreadable as error:
+            return {"inability": str(error)}
+
+    def _agentrl_held(self) -> Iterator[Held]:
+        self._agentrl_know_shapes()
+        yield from held_tensors(self.model_runner.get_model(), self.agentrl_shapes)
+
+    def _agentrl_digests(self) -> dict[str, Any]:
+        stored: Mapping[str, Callable[[], Any]] | None = None
+        tensors: dict[str, Any] = {}
+        for held in self._agentrl_held():
+            tensor, signs = held.tensor, held.signs
+            if held.is_packed and bool((tensor == 0).any()):
+                if signs is None:
+                    stored = stored_tensors(Path(self.model_config.model)) if stored is None else stored
+                    signs = stored[held.name]() if held.name in stored else None
+                tensor = tensor if signs is None else with_signs_of(tensor, signs)
+            tensor = self._agentrl_as_served(tensor)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            tensors[held.name] = [dtype, list(tensor.shape), tensor_digest(tensor)]
+        return {"tensors": tensors, "absent": self._agentrl_absent(tensors)}
+
+    def _agentrl_compare(self, folder: Path) -> dict[str, Any]:
+        stored, unlike, names = stored_tensors(folder), [], set()
+        for held in self._agentrl_held():
+            names.add(held.name)
+            read = stored.get(held.name) or stored.get(held.tied_to or "")
+            if read is None:
+                raise Unreadable(f"it holds {held.name}, which {folder} does not have")
+            tensor = self._agentrl_as_served(held.tensor)
+            expected = read().to(tensor)
+            if expected.shape != tensor.shape or not bool((expected == tensor).all()):
+                unlike.append(held.name)
+        return {"unlike": unlike, "absent": self._agentrl_absent(names)}
+
+    def _agentrl_as_served(self, tensor: Any) -> Any:
+        """``tensor`` in the model's type, where a kernel wants it, unchanged, in one of more bits."""
+        served = self.model_config.dtype
+        is_wider = tensor.dtype != served and tensor.is_floating_point()
+        return tensor.to(served) if is_wider and bool((tensor.to(served).to(tensor.dtype) == tensor).all()) else tensor
+
+    def _agentrl_absent(self, held: Iterable[str]) -> list[str]:
+        known = () if self.agentrl_shapes is None else self.agentrl_shapes
+        return sorted(name for name in set(known) - set(held) if not _is_derived(name, _is_tied(self.model_config)))
+
+    def _agentrl_know_shapes(self) -> None:
+        if self.agentrl_shapes is None:
+            started_on = Path(self.model_config.model)  # Which a reload changes.
+            self.agentrl_shapes = _read_shapes(started_on) if started_on.is_dir() else None
+
     def _agentrl_describe(self) -> dict[str, Any]:
         config, scheduler = self.model_config, self.vllm_config.scheduler_config
         return {
@@ -80,9 +155,7 @@ class WorkerExtension:
         }
 
     def _agentrl_check(self, folder: Path) -> None:
-        if self.agentrl_shapes is None:
-            started_on = Path(self.model_config.model)  # Which a reload changes.
-            self.agentrl_shapes = _read_shapes(started_on) if started_on.is_dir() else None
+        self._agentrl_know_shapes()
         new = _read_shapes(folder)
         if self.agentrl_shapes is None:
             _compare_sizes(folder, self.model_config.hf_text_config)

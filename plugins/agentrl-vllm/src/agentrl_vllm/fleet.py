@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ from agentrl_vllm.replica import Replica, engine_answers
 
 __all__ = ["Fleet", "Router"]
 
+Answer = TypeVar("Answer")
 Target = TypeVar("Target", bound=Hashable)
 
 _REMEMBERED = 65536
@@ -139,6 +140,36 @@ class Fleet:
             except ServerFailed:
                 if given or attempt == _ATTEMPTS:
                     raise
+
+    async def ask_all(self, ask: Callable[[Replica], Awaitable[Answer]]) -> dict[Replica, Answer]:
+        """Returns what ``ask`` returns of every replica that is ready, at least one.
+
+        One that is lost meanwhile is taken out, and left out. Raises as ``serving`` does, and what ``ask`` raises.
+        """
+        lost: ServerFailed | None = None
+        for _ in range(_ATTEMPTS):
+            ready = await self._ready()
+            answers = await asyncio.gather(*(self._asked(each, ask) for each in ready), return_exceptions=True)
+            found: dict[Replica, Answer] = {}
+            for replica, answer in zip(ready, answers, strict=True):
+                if isinstance(answer, ServerFailed):
+                    lost = answer
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    found[replica] = answer
+            if found:
+                return found
+        raise lost or BackendError("no vLLM server is left")
+
+    async def _asked(self, replica: Replica, ask: Callable[[Replica], Awaitable[Answer]]) -> Answer:
+        life = replica.life
+        try:
+            return await replica.while_ready(ask(replica))
+        except ServerFailed as error:
+            if await self._is_lost(replica):
+                replica.fail(error.message, life=life)
+            raise
 
     async def _is_lost(self, replica: Replica) -> bool:
         """Whether the engine does not answer. A healthy server may fail at one request, or close an idle connection."""

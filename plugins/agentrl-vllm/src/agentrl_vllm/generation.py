@@ -13,11 +13,13 @@ from agentrl_vllm.client import Client, ServerFailed
 
 __all__ = [
     "PATH",
+    "PLAIN",
     "TEMPERATURES",
     "Body",
     "complete",
     "request_body",
     "sampling_params",
+    "score",
     "stream",
     "structured_outputs",
     "versions_of",
@@ -110,6 +112,9 @@ PATH = "/inference/v1/generate"
 _NO_LOGPROB = -9999.0
 """The value that the endpoint gives for a logprob that is not a number."""
 
+PLAIN: Body = {"temperature": 1.0, "seed": 0, "logprobs": 0, "ignore_eos": True, "detokenize": False}
+"""The parameters of requests whose tokens are only looked at."""
+
 _FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -156,6 +161,19 @@ async def stream(
                 held.clear()
                 yield chunk
     raise ServerFailed(f"the server at {url} ended a stream after {given} tokens without a reason")
+
+
+async def score(
+    client: Client, url: str, ids: Sequence[int], salt: str, *, seconds: float | None = None
+) -> list[float]:
+    """Returns the server's logprobs of ``ids[1:]`` at temperature 1, which it computes without its prefix cache.
+
+    ``salt`` is the name under which its cache keeps them. Raises what the client raises.
+    """
+    params = {**PLAIN, "max_tokens": 1, "prompt_logprobs": 0}
+    body = {"token_ids": list(ids), "sampling_params": params, "cache_salt": salt}
+    scored = (await client.post(url, PATH, body, seconds=seconds))["prompt_logprobs"][1:]
+    return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]
 
 
 def versions_of(spans: Sequence[dict[str, Any]] | None, count: int) -> tuple[int, ...]:

@@ -10,13 +10,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from agentrl import AgentRLError, BackendError, RunError, finish_in_thread
-from agentrl.inference.contract import Weights
+from agentrl.inference.contract import HeldWeights, Weights
 from agentrl_vllm import control
 from agentrl_vllm.agreement import Probe
 from agentrl_vllm.client import Client, one_line
@@ -177,6 +177,7 @@ class WeightSync:
         with the keys and values that they have.
         """
         self._client = client
+        self._say = say
         self._newest = _Newest(folder.absolute(), version)
         self._under_way: control.UnderWay = "recompute" if recompute else "keep"
         self._between = itertools.count()
@@ -254,6 +255,28 @@ class WeightSync:
         finally:
             self._admitted.pop(replica, None)
 
+    async def held(self, replica: Replica) -> HeldWeights:
+        """Returns what a replica's server holds. Raises ``BackendError`` where it does not tell."""
+        return await control.held(self._client, replica.url)
+
+    async def odd_one(self, found: Mapping[Replica, HeldWeights]) -> HeldWeights:
+        """Returns the one of ``found`` that is not the newest weights, or else any of them.
+
+        Where they differ, the servers hold their memories against the folder that they were given.
+        """
+        first, *others = found.values()
+        for held in found.values():
+            if held.version != self.version:
+                return held
+        if all(other == first for other in others):
+            return first
+        for replica, held in found.items():
+            try:
+                await control.compare(self._client, replica.url, self._newest.folder)
+            except BackendError:
+                return held
+        return first
+
     async def release(self) -> None:
         """Let attached servers go on that an update has left paused."""
         urls, self._paused = self._paused, set()
@@ -295,6 +318,9 @@ class WeightSync:
         if load:
             with replica.busy():
                 await control.replace(self._client, url, newest.folder)
+        if under_way == "abort":  # Of what is under way nobody waits for a proof: the run asks for it at once.
+            with replica.busy():
+                await self._prove(replica, newest.folder)
         if under_way != "keep":
             await control.forget(self._client, url)
         await control.stamp(self._client, url, newest.version)
@@ -302,6 +328,11 @@ class WeightSync:
             replica.version = newest.version
         await control.resume(self._client, url)
         self._paused.discard(url)
+
+    async def _prove(self, replica: Replica, folder: Path) -> None:
+        """Have a server that is to serve first hold its memory against ``folder``; raises as ``control.compare``."""
+        if inability := await control.compare(self._client, replica.url, folder):
+            self._say(f"{replica.server.name} serves weights that cannot be held against {folder}: {inability}")
 
     async def _handed_over(self) -> _Newest:
         """The newest weights in a folder of this process, which nothing else can change."""
