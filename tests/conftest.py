@@ -38,6 +38,7 @@ SLOW = {
     "testing/test_agent_suite.py",
     "testing/test_backend_suite.py",
     "training/test_interrupts.py",
+    "training/test_proof.py",
     "training/test_rollback.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",

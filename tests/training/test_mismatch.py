@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 
 import pytest
 
 from agentrl.errors import BackendError
-from agentrl.inference.contract import Chunk
 from agentrl.training.mismatch import MismatchWatch
 
 
@@ -56,33 +54,3 @@ def test_an_engine_of_other_weights_from_the_start_stops_the_run():
 def test_an_engine_that_is_far_off_from_the_start_is_warned_of():
     (warning,) = look(0.2, 0.2)
     assert "more than rounding to 16 bits" in warning
-
-
-class Engine:
-    """Fails at first, and then samples under weights that are not the learner's."""
-
-    failed = 0
-
-    async def generate(self, request):
-        if not self.failed:
-            self.failed += 1
-            raise RuntimeError("no slot")
-        yield Chunk((5, 6), (-0.1, -0.1), (1, 1), finish="length")
-
-
-class Weights:
-    version = 1
-
-    def logprobs(self, ids):
-        return [-2.0] * (len(ids) - 1)
-
-
-def test_an_engine_that_fails_to_prove_its_weights_is_asked_after_the_next_update():
-    async def scenario():
-        watch, engine = MismatchWatch([].append), Engine()
-        watch.look(1, {"policy/mismatch_kl": 1e-9, "policy/entropy": 0.5})
-        await watch.prove(engine, Weights(), [1, 2, 3], 64)
-        with pytest.raises(BackendError, match="after the update to version 1"):
-            await watch.prove(engine, Weights(), [1, 2, 3], 64)
-
-    asyncio.run(scenario())

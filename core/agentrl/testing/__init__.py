@@ -41,11 +41,15 @@ episode with given completions, and ``ScriptedBackend`` is a whole ``Backend``::
     def test_a_right_answer_is_rewarded(play):
         assert play("my-agent", {"question": "What is 40 + 2?", "answer": "42"}, "It is 42.").reward == 1
 
+An engine's updates may go wrong in many ways, and a run stops within a step for each of ``UPDATE_FAULTS``. To see that
+yours lets it, wrap it in one: ``FaultyBackend(MyBackend(context), fault, context.model_folder)``.
+
 The suites need the extra ``agentrl-core[train]``, and pytest. (PYTEST_DONT_REWRITE: what fails says why in words.)
 """
 
 from agentrl.testing.agents import AgentConformance
 from agentrl.testing.backends import BackendConformance
+from agentrl.testing.backends.faults import UPDATE_FAULTS, FaultyBackend, UpdateFault
 from agentrl.testing.dialects import DialectConformance
 from agentrl.testing.fixtures import play, scripted, tiny_model
 from agentrl.testing.mistakes import MISTAKES, tool_call
@@ -55,14 +59,17 @@ from agentrl.testing.task_sets import TaskSetConformance
 
 __all__ = [
     "MISTAKES",
+    "UPDATE_FAULTS",
     "AgentConformance",
     "BackendConformance",
     "DialectConformance",
+    "FaultyBackend",
     "Hangs",
     "RewardConformance",
     "ScriptedBackend",
     "TaskSetConformance",
     "Truncated",
+    "UpdateFault",
     "play",
     "scripted",
     "tiny_model",

@@ -8,6 +8,7 @@ the batch then changes. A step, on one page::
     write down which they are          so that the step can be repeated from the store
     learn from them, in a thread       episodes go on under the weights that the engine has
     lend the weights to the engine     requests pause between two tokens, and go on under the new ones
+    have it prove that it has them     by a digest of every tensor, and by recorded tokens
     free the slots of the groups       others start
 """
 
@@ -29,7 +30,6 @@ from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Episode, Group
 from agentrl.runs.contract import Checkpoint, Membership
-from agentrl.runs.ledger import step_ledger
 from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
@@ -37,6 +37,7 @@ from agentrl.training.checkpoints import Conversing, save_checkpoint
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.health import ROLLED_BACK, Finding, Health
 from agentrl.training.mismatch import MismatchWatch
+from agentrl.training.proof import Recorded, UpdateProof
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.serving import EngineServing
 from agentrl.training.stopwatch import Stopwatch
@@ -70,6 +71,8 @@ class TrainingLoop:
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _cursor: int = field(init=False)
     """The position in the task order from which the weights as they are now go on."""
+    _recorded: Recorded | None = None
+    """A call of the newest step, for the proofs of updates."""
     _saved_version: int = -1
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
@@ -77,13 +80,12 @@ class TrainingLoop:
     _evaluating: asyncio.Task[Evaluation] | None = None
     """An evaluation that episodes of training run beside."""
     _health: Health = field(init=False)
-    _told_too_long: bool = False
-    """Whether a warning has told of an episode that is longer than a pass."""
 
     def __post_init__(self) -> None:
         self._supply = self.supply(self._stopwatch)
         self._cursor = self._supply.cursor
         self._agreement = MismatchWatch(self.recorder.reporter.warning)
+        self._proof = UpdateProof(self.recorder.reporter.warning)
         self._run = Run(self.recorder.folder.path)
         self._health = Health(self.config.health, self.config.training.steps, self.config.rollout.max_staleness)
         self._health.recall(line for line in self._run.metrics() if line.step <= self.learner.version)
@@ -142,22 +144,22 @@ class TrainingLoop:
             self._check_recorded(groups)
             await self.recorder.begin_step(_membership(step, taken))
             self.recorder.batch(groups)
+            await self._record_for_proof(groups)
             self.recorder.reporter.activity_started("learning")
             with self._stopwatch.time("learner"):
-                learned = await finish_in_thread(self._learn, taken)
+                learned = await finish_in_thread(self._learn, groups)
             await self._evaluated()
             with self._stopwatch.time("weights"):
                 await self._serve_weights()
+            proven = await self._prove()
             await self.recorder.trained(groups, step)
-        metrics = {**rollout_metrics((*groups, *taken.left_out)), **learned, **self._stopwatch.take()}
+        metrics = {**rollout_metrics((*groups, *taken.left_out)), **learned, **proven, **self._stopwatch.take()}
         findings = self._health.step(step, metrics)
         stop, better = self._heed(findings)
         self.recorder.step(step, metrics if better is None else {**metrics, ROLLED_BACK: better.step})
         if not learned.get("staleness/max"):  # Tokens of older weights differ from those of the newest.
             self._agreement.look(step, learned)
-        self._warn(
-            step, metrics, findings if stop is None else [each for each in findings if each.action == "warn"], groups
-        )
+        self._warn(step, metrics, findings if stop is None else [each for each in findings if each.action == "warn"])
         if better is not None:
             await self._go_back(better)
         elif stop is None and self._due(self.config.evaluation.every):
@@ -168,14 +170,9 @@ class TrainingLoop:
             raise stop
         if better is not None:
             await self.save()
-        elif learned.get("policy/updated"):
-            await self._prove(groups)
 
-    def _warn(self, step: int, metrics: Mapping[str, float], findings: list[Finding], groups: Sequence[Group]) -> None:
+    def _warn(self, step: int, metrics: Mapping[str, float], findings: list[Finding]) -> None:
         warnings = [str(finding) for finding in findings]
-        if not self._told_too_long and (too_long := self._too_long(step, groups)):
-            self._told_too_long = True
-            warnings.append(too_long)
         if step == 1 and self.config.rollout.constrained == "exclude" and (excluded := _mostly_excluded(metrics)):
             warnings.append(excluded)
         for warning in warnings:
@@ -212,6 +209,7 @@ class TrainingLoop:
         )
         await finish_in_thread(self._restore, best.path, version)
         await self._serve_weights()
+        await self._prove()
         self._health.back_to(best.step)
         self._supply.resume()
 
@@ -231,44 +229,33 @@ class TrainingLoop:
             with self.learner.lend("the inference engine") as weights:
                 await self.serving.backend.update_weights(weights)
 
-    async def _prove(self, groups: Sequence[Group]) -> None:
-        """Have the engine show, by a prompt of the step, that it has the newest weights."""
-        trees = (episode.tree for group in groups for episode in group.episodes)
-        prompt_ids = next(tree.spans[0].ids for tree in trees if tree.spans)
-        async with within(self.config.inference.timeout, "the inference engine to complete a prompt"):
-            context = self.serving.capabilities.context_length
+    async def _record_for_proof(self, groups: Sequence[Group]) -> None:
+        """Keep a call of the step for the proof of its update; of the first, measure what engine and learner differ by.
+
+        Both have the same weights now.
+        """
+        self._recorded = Recorded.of(episode.tree for group in groups for episode in group.episodes) or self._recorded
+        if self._recorded is not None and not self._proof.prepared:
+            async with within(self.config.inference.timeout, "the inference engine to score recorded tokens"):
+                with self.learner.lend("the proof of the engine's weights") as weights:
+                    await self._proof.prepare(self.serving.backend, weights, self._recorded)
+
+    async def _prove(self) -> dict[str, float]:
+        """Have the engine show that it has the newest weights, before anything is sampled from them for training."""
+        prompt_ids = self._recorded.prompt_ids if self._recorded is not None else ()
+        async with within(self.config.inference.timeout, "the inference engine to prove that it has the new weights"):
             with self.learner.lend("the proof of the engine's weights") as weights:
-                await self._agreement.prove(self.serving.backend, weights, prompt_ids, context)
+                return await self._proof.prove(self.serving.backend, weights, prompt_ids)
 
-    def _learn(self, taken: Taken) -> dict[str, float]:
-        rollout, version, groups = self.config.rollout, self.learner.version, taken.groups
-        choices = rollout.constrained == "train"
-        if version == 0:
+    def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        choices = self.config.rollout.constrained == "train"
+        if self.learner.version == 0:
             _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
-        batch, account = build_batch(
-            groups,
-            self.algorithm,
-            allowed=self.grammars,
-            choices=choices,
-            oldest=version - rollout.max_staleness if rollout.on_stale == "mask" else None,
-            longest=self.config.training.tokens_per_batch,
-        )
-        ledger = step_ledger(groups, account.fates, left_out=taken.left_out, stale=taken.stale)
+        rollout = self.config.rollout
+        oldest = self.learner.version - rollout.max_staleness if rollout.on_stale == "mask" else None
+        batch, account = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices, oldest=oldest)
         with self._writing:
-            return {**account.counts, **ledger.metrics(), **self.learner.step(batch)}
-
-    def _too_long(self, step: int, groups: Sequence[Group]) -> str | None:
-        """A warning of the episodes of a step that are longer than a pass."""
-        longest = self.config.training.tokens_per_batch
-        lengths = [episode.tree.longest_path() for group in groups for episode in group.episodes]
-        over = [length for length in lengths if length > longest]
-        if not over:
-            return None
-        return (
-            f"{len(over)} of {len(lengths)} episodes of step {step} are longer than a pass, and are "
-            f"not trained (set training.tokens_per_batch={longest} to {max(over)} or more, or bound the agent's turns "
-            "and tokens; rollout.on_overflow is their reward)"
-        )
+            return {**account.counts, **self.learner.step(batch)}
 
     async def _evaluate_beside(self) -> None:
         """Evaluate the weights: alone, or beside episodes of training where ``evaluation.overlap`` says so."""
@@ -313,9 +300,7 @@ class TrainingLoop:
 
     def _check_recorded(self, groups: Sequence[Group]) -> None:
         """An agent that talks to another endpoint would seem to run, and never learn."""
-        # A first prompt that is too long for the context is refused, which is a call all the same.
-        episodes = [episode for group in groups for episode in group.episodes]
-        if not any(episode.calls or episode.limit == "context" for episode in episodes):
+        if not any(episode.calls for group in groups for episode in group.episodes):
             raise RunError(
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",

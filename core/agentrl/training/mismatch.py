@@ -7,19 +7,10 @@ of magnitude, and by more with every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from agentrl.errors import BackendError
-from agentrl.gateway.completer import generate
-from agentrl.inference.contract import Backend, Chunk, GenerationRequest, Sampling, completion_fault
-from agentrl.loops import finish_in_thread
-
-if TYPE_CHECKING:
-    from agentrl.inference.contract import Weights
 
 __all__ = ["MismatchWatch"]
 
@@ -37,10 +28,6 @@ _LIMIT = 0.1
 """Greatest mismatch KL of any other step, unless the first was within a factor of `_GROWTH` of it."""
 _GROWTH = 100.0
 """Greatest mismatch KL as a multiple of the first step's; a long run that samples in 16 bits reaches ten."""
-_PROMPT = 512
-"""Most tokens of the prompt that the engine completes as a proof."""
-_TOKENS = 32
-"""Most tokens of that completion."""
 _FIX = (
     "mend the backend's update_weights, or use another inference.backend; agentrl doctor and "
     "agentrl.testing.BackendConformance hold it against the learner"
@@ -55,9 +42,6 @@ class MismatchWatch:
     """Takes a warning, one line of text."""
     _first: float | None = None
     _limit: float = 0.0
-    _limit_at_once: float = 0.0
-    """The same for a completion right after an update, when little but the first step's rounding can show."""
-    _is_proven: bool = False
 
     def look(self, step: int, metrics: Mapping[str, float]) -> None:
         """Check the ``metrics`` of step ``step``, counted from 1, of which it reads ``policy/mismatch_kl``.
@@ -71,28 +55,10 @@ class MismatchWatch:
         if self._first is None:
             self._begin(max(mismatch, 0.0), metrics.get("policy/entropy", 0.0))
         else:
-            self._compare(mismatch, self._limit, f"in step {step}")
+            self._compare(mismatch, f"in step {step}")
 
-    async def prove(self, backend: Backend, weights: Weights, prompt_ids: Sequence[int], context: int) -> None:
-        """Have ``backend`` complete a prompt, and compare its log-probabilities with those of its newest ``weights``.
-
-        ``context`` is the engine's context length in tokens. Does nothing before the first ``look``, and once a
-        completion has been compared. Raises ``BackendError`` as ``look`` does.
-        """
-        if self._first is None or self._is_proven:
-            return
-        prompt_ids = prompt_ids[:_PROMPT]
-        done = await _sampled(backend, prompt_ids, min(_TOKENS, context - len(prompt_ids)))
-        if done is None:  # As calls of agents fail then too, where they are counted; the next update comes soon.
-            return
-        learner = await finish_in_thread(weights.logprobs, [*prompt_ids, *done.ids])
-        log_ratio = np.array(learner[-len(done.ids) :]) - np.array(done.logprobs)
-        self._is_proven = True
-        mismatch = float(np.mean(np.expm1(log_ratio) - log_ratio))
-        self._compare(mismatch, self._limit_at_once, f"after the update to version {weights.version}")
-
-    def _compare(self, mismatch: float, limit: float, when: str) -> None:
-        if mismatch > limit:
+    def _compare(self, mismatch: float, when: str) -> None:
+        if mismatch > self._limit:
             raise BackendError(
                 f"the inference engine does not sample from the learner's weights: {when} its log-probabilities are "
                 f"off by a mismatch KL of {mismatch:.2g} a token, which was {self._first:.2g} before any weights had "
@@ -104,9 +70,7 @@ class MismatchWatch:
         self._first = mismatch
         # A policy that is certain of every token shows no rounding.
         is_exact = mismatch < _EXACT and entropy > _UNCERTAIN
-        self._limit = self._limit_at_once = max(_LIMIT, _GROWTH * mismatch)
-        if is_exact:
-            self._limit, self._limit_at_once = _EXACT_LIMIT, max(_EXACT, _GROWTH * mismatch)
+        self._limit = _EXACT_LIMIT if is_exact else max(_LIMIT, _GROWTH * mismatch)
         off = (
             f"in the first step the inference engine's log-probabilities are off the learner's by a mismatch KL of "
             f"{mismatch:.2g} a token"
@@ -115,14 +79,3 @@ class MismatchWatch:
             raise BackendError(f"{off}: they are of other weights, or of another temperature", fix=_FIX)
         if mismatch > _MUCH:
             self.warn(f"{off}, more than rounding to 16 bits comes to ({_FIX})")
-
-
-async def _sampled(backend: Backend, prompt_ids: Sequence[int], tokens: int) -> Chunk | None:
-    """A completion of ``tokens`` tokens; ``None`` where the backend fails to make one."""
-    if tokens < 1:
-        return None
-    try:
-        done = await generate(backend, GenerationRequest(prompt_ids, Sampling(max_tokens=tokens)))
-    except BackendError:
-        return None
-    return done if completion_fault(done) is None else None
