@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.algorithms.algorithms import build
 from tests.algorithms.episodes import wandering_groups
 
-from agentrl.algorithms.batch import build_batch, compare
+from agentrl.algorithms.advantages import BatchBaseline
+from agentrl.algorithms.batch import build_batch, compare_step
 from agentrl.plugins import Plugins
 from agentrl.rollout.contract import Failure, Group
 
@@ -66,12 +67,15 @@ def bits(batch):
     ]
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["groups", "some without a group"])
 @pytest.mark.parametrize("chosen", ALGORITHMS, ids=str)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000), data=st.data())
-def test_a_step_with_failures_is_the_step_without_those_episodes(chosen, seed, data):
+def test_a_step_with_failures_is_the_step_without_those_episodes(chosen, alone, seed, data):
     """Advantages, and the weights too: a mean over the step is one over the episodes that did not break."""
     algorithm = build(chosen)
+    if alone:
+        algorithm = replace(algorithm, advantage=BatchBaseline(algorithm.advantage))
     groups = wandering_groups(random.Random(seed), 6, groups=3, size=4)
     keys = [episode.key for group in groups for episode in group.episodes]
     gone = data.draw(st.sets(st.sampled_from(keys)))
@@ -80,9 +84,8 @@ def test_a_step_with_failures_is_the_step_without_those_episodes(chosen, seed, d
         for group in groups
     ]
     never = without(groups, gone)
-    advantages = [compare(group, algorithm).advantages for group in without(failing, set())]
-    alone = [compare(group, algorithm).advantages for group in never]
-    assert [each for each in advantages if each] == [each for each in alone if each]
+    found, known = ([each.advantages for each in compare_step(those, algorithm)] for those in (failing, never))
+    assert [each for each in found if each] == [each for each in known if each]
     (batch, account), (expected, expected_account) = (build_batch(those, algorithm) for those in (failing, never))
     assert bits(batch) == bits(expected)
     fates = [fate for of_group in account.fates for fate in of_group if fate != "failed"]

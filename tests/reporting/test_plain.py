@@ -15,6 +15,7 @@ from agentrl.reporting.plain import PlainReporter, RunLog, run_text
 from agentrl.reporting.reporter import Reporters
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs.contract import RunInfo
+from agentrl.runs.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import drive
@@ -125,6 +126,17 @@ def test_what_failed_is_told_with_its_commonest_cause_and_an_episode_that_shows_
         "step 3/5: reward 0.250, 4 failed, 2 mistaken",
         "4 of 6 episodes failed; commonest: 4x agent: ValueError: answer 0 [train-1-0-0]",
     ]
+
+
+def test_the_ledger_of_the_steps_since_the_last_line_is_told_unless_all_were_trained() -> None:
+    clock, stream = Clock(), io.StringIO()
+    reporter = PlainReporter(stream, interval=5.0, clock=clock)
+    ledgers = [{"trained": 4}, {"trained": 3, "stale": 1}, {"without_difference": 2, "trained": 2}, {"trained": 4}]
+    for step, fates in enumerate(ledgers, 1):
+        clock.passes(3.0)
+        reporter.step_finished(step, Ledger(4, fates).metrics())
+    lines = [line for line in stream.getvalue().splitlines() if not line.startswith("step ")]
+    assert lines == ["ledger of 8 episodes: 5 trained, 2 without difference, 1 stale"]
 
 
 def test_a_long_activity_counts_its_failures() -> None:

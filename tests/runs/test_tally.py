@@ -39,6 +39,10 @@ UNEVEN = {
         ],
         "3 of 3 episodes ended with a mistake of the policy; commonest: 2x no tool a [train-1-2-3]",
     ),
+    "limited": (
+        [Episode(KEY, {}, "rewarded", 0.0, mistake="turn limit: none left"), Episode(KEY, {}, "rewarded", 1.0)],
+        "in 1 of 2 episodes the policy ran into a limit; commonest: 1x turn limit: none left [train-1-2-3]",
+    ),
     "retried": (
         [Episode(KEY, {}, "rewarded", 1.0, setbacks=(Failure("backend", "lost 1", "lost"),) * 4)],
         "4 failed calls or attempts were tried again; commonest: 4x backend: lost 1 [train-1-2-3]",

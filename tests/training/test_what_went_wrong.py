@@ -7,18 +7,23 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
+from typing import get_args
 
 import pytest
 from openai import AsyncOpenAI
 
 from agentrl import Trainer, load_config
-from agentrl.errors import BackendError, RunError
+from agentrl.errors import BackendError, PolicyError, RunError
 from agentrl.inference.contract import Chunk, GenerationRequest
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Fate
+from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder, read_summary
 
 BRIEF = ("evaluation.every=0", "training.checkpoint_every=0", "tasks.eval=null", "rollout.tasks_per_step=2")
@@ -76,6 +81,119 @@ def test_failed_episodes_are_seen_in_the_lines_the_log_and_the_summary(train):
         assert re.search(rf"4 of 16 episodes failed; commonest: 4x {re.escape(reason['reason'])}", text)
     assert re.search(rf"{failed} of 32 episodes failed; commonest: {failed}x agent: ValueError", log)
     assert log.count('raise ValueError(f"cannot make a number of {text!r}, in episode {number}")') == 1
+
+
+class Wandering:
+    """Does something else in each of the eight episodes of a group."""
+
+    numbers = itertools.count()
+
+    async def run(self, data, *, base_url, api_key, http_client):
+        ways = (
+            self.fine,
+            self.fine,
+            self.jumps,
+            self.loops,
+            self.begins_too_long,
+            self.raises,
+            self.rejects,
+            self.tires,
+        )
+        ask = partial(said, AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0))
+        return await ways[next(self.numbers) % 8](ask, [{"role": "user", "content": data["question"]}])
+
+    async def fine(self, ask, messages):
+        await ask(messages)
+        return 1.0
+
+    async def jumps(self, ask, messages):
+        """Fits a pass, and then not even the context."""
+        await ask(messages)
+        await ask([*messages, {"role": "user", "content": "And? " * 4000}])
+
+    async def loops(self, ask, messages):
+        """Outgrows a pass, and then the context."""
+        while True:
+            messages += [{"role": "assistant", "content": await ask(messages)}, {"role": "user", "content": "And?"}]
+
+    async def begins_too_long(self, ask, messages):
+        await ask([{"role": "user", "content": "And? " * 4000}])
+
+    async def raises(self, ask, messages):
+        raise ValueError("no such tool")
+
+    async def rejects(self, ask, messages):
+        await ask(messages)
+
+    async def tires(self, ask, messages):
+        await ask(messages)
+        raise PolicyError("no answer in 1 turn", limit="turns")
+
+
+async def said(client, messages):
+    made = await client.chat.completions.create(model="policy", messages=messages, max_tokens=4)
+    return made.choices[0].message.content or "?"
+
+
+def test_a_run_whose_policy_runs_into_every_limit_completes_and_its_ledger_adds_up(train):
+    limits = ("inference.backend.context_length=128", "training.tokens_per_batch=90", "rollout.max_staleness=1")
+    folder, summary, lines = train(Wandering, *limits, steps=2)
+    assert summary.outcome == "completed"
+    assert (
+        summary.ledger
+        == read_summary(folder.summary).ledger
+        == {
+            "received": 32,
+            "trained": 16,
+            "without_difference": 0,
+            "rejected": 4,
+            "failed": 4,
+            "stale": 0,
+            "over_long": 4,
+            "constrained": 0,
+            "without_tokens": 4,
+            "unfinished": 0,
+            "failed_by": {"agent": 4},
+        }
+    )
+    found = Counter(episode.limit or episode.outcome for episode in EpisodeReader(folder.episodes).load())
+    assert found == {"rewarded": 8, "rejected": 4, "failed": 4, "context": 8, "pass": 4, "turns": 4}
+    assert (summary.limited, summary.mistaken, summary.failed, summary.rejected) == (16, 0, 4, 4)
+    reasons = {reason["reason"].partition(":")[0]: reason["count"] for reason in summary.reasons["limited"]}
+    assert reasons == {"context overflow": 8, "longer than a pass": 4, "turn limit": 4}
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    fates = set(get_args(Fate)) - {"unfinished"}
+    for row in rows:
+        assert row["ledger/received"] == 16 == sum(row[f"ledger/{fate}"] for fate in fates)
+        assert (row["rollout/limits/context"], row["rollout/limits/pass"], row["rollout/limits/turns"]) == (4, 2, 2)
+    assert len(re.findall(r"warning: 2 of 16 episodes of step 1 are longer than a pass", lines)) == 1
+    longest = int(re.search(r"set training\.tokens_per_batch=90 to (\d+) or more", lines)[1])
+    assert 90 < longest < 128
+    told = "trained, 2 rejected, 2 failed (2 agent), 2 longer than a pass, 2 without tokens"
+    assert f"ledger of 16 episodes: 8 {told}" in lines
+    assert "ledger of 32 episodes: 16 trained" in (folder.logs / "run.log").read_text()
+
+
+class Dying:
+    """Runs well for a step, and then no more."""
+
+    numbers = itertools.count()
+
+    async def run(self, data, *, base_url, api_key, http_client):
+        if next(self.numbers) >= 16:
+            raise ValueError("the tools are gone")
+        return float(len(await answer(data, base_url, api_key, http_client)))
+
+
+def test_what_a_run_that_stops_had_started_is_in_its_ledger(train, tmp_path):
+    with pytest.raises(RunError, match="over the failure budget"):
+        train(Dying, steps=4)
+    folder = RunFolder(tmp_path / "run")
+    ledger = read_summary(folder.summary).ledger
+    stored = sum(1 for _ in EpisodeReader(folder.episodes).load())
+    assert ledger["unfinished"] >= stored - 16 > 0
+    assert ledger["received"] == 16 + ledger["unfinished"]
+    assert ledger["trained"] + ledger["without_difference"] == 16
 
 
 class EverySeventh(TorchBackend):

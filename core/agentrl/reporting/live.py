@@ -124,6 +124,8 @@ class LiveReporter:
             rows.add_row("reward", _reward(progress.rewards, width))
         if progress.readings:
             rows.add_row("held out", _held_out(progress.readings[0], progress.readings[-1]))
+        if (ledger := progress.ledger).all_but_trained:
+            rows.add_row("ledger", str(ledger))
         if (speed := progress.throughput) is not None:
             rows.add_row("speed", f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s")
         if seconds := progress.seconds_by_part:

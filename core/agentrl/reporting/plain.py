@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, TextIO, cast
 from agentrl.errors import cannot_write, one_line
 from agentrl.rollout.contract import Episode, Failure
 from agentrl.runs.contract import RunInfo, Summary
+from agentrl.runs.ledger import Ledger
 from agentrl.runs.tally import Kind, Reason, Tally, sentence
 
 __all__ = [
@@ -41,7 +42,8 @@ class PlainReporter:
     """Writes a line for everything that happens once, and at most one every ``interval`` seconds for what repeats.
 
     An activity is named when it first comes, and again where it took longer than ``interval``; during a long one
-    the finished episodes are counted. A step's line counts what went wrong since the step's line before it. Failures
+    the finished episodes are counted. A step's line counts what went wrong since the step's line before it, and after
+    it comes the ledger of the steps since then, unless all of their episodes were trained. Failures
     are reported with the commonest reason; so is everything else that was counted after the first step and the last.
     A stream that can no longer be written, such as a closed pipe or a full disk, ends the lines and not the run.
     """
@@ -63,6 +65,7 @@ class PlainReporter:
         self._short: set[str] = set()
         self._last_sign = self._last_step = float("-inf")
         self._trained, self._evaluated = Tally(), Tally()
+        self._ledger = Ledger()
 
     def run_started(self, run: RunInfo) -> None:
         """Write what is going to be trained."""
@@ -92,10 +95,14 @@ class PlainReporter:
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a line for the first step, the last, and those between at most every ``interval`` seconds."""
         self._progress.step_finished(step, metrics)
+        self._ledger += Ledger.of_metrics(metrics)
         is_first, is_last = self._last_step == float("-inf"), self._progress.is_last_step
         if is_last or self._clock() - self._last_step >= self._interval:
             self._last_step = self._clock()
             self._line(step_text(self._progress, self._trained))
+            if self._ledger.all_but_trained:
+                self._line(_ledger_text(self._ledger))
+            self._ledger = Ledger()
             self._counts(self._trained, None if is_first or is_last else FAILURES)
             self._trained = Tally()
 
@@ -220,6 +227,8 @@ class Progress:
         """Metrics of the newest step."""
         self.tally = Tally()
         """Failures and other counts over all episodes so far."""
+        self.ledger = Ledger()
+        """What became of the episodes of all steps so far."""
 
     def run_started(self, run: RunInfo) -> None:
         """Remember which run it is and start the clock of its steps."""
@@ -241,6 +250,7 @@ class Progress:
         """Add the metrics of a step."""
         self.step = step
         self.metrics = dict(metrics)
+        self.ledger += Ledger.of_metrics(metrics)
         self.rewards.append(metrics.get("reward/mean"))
         self._step_ended = self._clock()
         self._steps_timed += 1
@@ -332,7 +342,10 @@ def reading_text(reading: Reading) -> str:
 
 
 def final_lines(summary: Summary, command: str | None = None) -> list[str]:
-    """The last lines of a run: rewards, failures, the checkpoint, and ``command``, which evaluates the checkpoint."""
+    """The last lines of a run: rewards, the fates of its episodes, failures and the checkpoint.
+
+    ``command`` evaluates the checkpoint.
+    """
     lines = [_headline(summary)]
     readings = [
         ("sampled", summary.reward_before, summary.reward_after),
@@ -341,6 +354,8 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
     for name, before, after in readings:
         if before is not None or after is not None:
             lines.append(f"held-out reward, {name}: {_reward(before)} before, {_reward(after)} after")
+    if (ledger := Ledger.from_json(summary.ledger)).all_but_trained:
+        lines.append(_ledger_text(ledger))
     lines += _troubles(summary)
     if summary.checkpoint is None:
         lines.append("no checkpoint was saved")
@@ -355,6 +370,10 @@ def _headline(summary: Summary) -> str:
     counted = [(summary.steps, "step"), (summary.episodes, "episode"), (summary.tokens, "token")]
     counts = ", ".join(f"{number:,} {noun}{'' if number == 1 else 's'}" for number, noun in counted)
     return f"{summary.outcome} after {counts} in {duration(summary.seconds)}"
+
+
+def _ledger_text(ledger: Ledger) -> str:
+    return f"ledger of {ledger}"
 
 
 def _troubles(summary: Summary) -> list[str]:

@@ -66,6 +66,11 @@ class Ledger:
         """How many episodes met ``fate``."""
         return self.fates.get(fate, 0)
 
+    @property
+    def all_but_trained(self) -> int:
+        """How many episodes met any other fate than to be trained."""
+        return self.received - self.count("trained")
+
     def ended(self, started: int) -> Ledger:
         """The ledger of a run that has ended: of the ``started`` episodes, those in no step are unfinished.
 

@@ -30,6 +30,7 @@ from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Episode, Group
 from agentrl.runs.contract import Checkpoint, Membership
+from agentrl.runs.ledger import step_ledger
 from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.backends import within
@@ -80,6 +81,8 @@ class TrainingLoop:
     _evaluating: asyncio.Task[Evaluation] | None = None
     """An evaluation that episodes of training run beside."""
     _health: Health = field(init=False)
+    _told_too_long: bool = False
+    """Whether a warning has told of an episode that is longer than a pass."""
 
     def __post_init__(self) -> None:
         self._supply = self.supply(self._stopwatch)
@@ -147,7 +150,7 @@ class TrainingLoop:
             await self._record_for_proof(groups)
             self.recorder.reporter.activity_started("learning")
             with self._stopwatch.time("learner"):
-                learned = await finish_in_thread(self._learn, groups)
+                learned = await finish_in_thread(self._learn, taken)
             await self._evaluated()
             with self._stopwatch.time("weights"):
                 await self._serve_weights()
@@ -159,7 +162,9 @@ class TrainingLoop:
         self.recorder.step(step, metrics if better is None else {**metrics, ROLLED_BACK: better.step})
         if not learned.get("staleness/max"):  # Tokens of older weights differ from those of the newest.
             self._agreement.look(step, learned)
-        self._warn(step, metrics, findings if stop is None else [each for each in findings if each.action == "warn"])
+        self._warn(
+            step, metrics, findings if stop is None else [each for each in findings if each.action == "warn"], groups
+        )
         if better is not None:
             await self._go_back(better)
         elif stop is None and self._due(self.config.evaluation.every):
@@ -171,8 +176,11 @@ class TrainingLoop:
         if better is not None:
             await self.save()
 
-    def _warn(self, step: int, metrics: Mapping[str, float], findings: list[Finding]) -> None:
+    def _warn(self, step: int, metrics: Mapping[str, float], findings: list[Finding], groups: Sequence[Group]) -> None:
         warnings = [str(finding) for finding in findings]
+        if not self._told_too_long and (too_long := self._too_long(step, groups)):
+            self._told_too_long = True
+            warnings.append(too_long)
         if step == 1 and self.config.rollout.constrained == "exclude" and (excluded := _mostly_excluded(metrics)):
             warnings.append(excluded)
         for warning in warnings:
@@ -247,15 +255,35 @@ class TrainingLoop:
             with self.learner.lend("the proof of the engine's weights") as weights:
                 return await self._proof.prove(self.serving.backend, weights, prompt_ids)
 
-    def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        choices = self.config.rollout.constrained == "train"
-        if self.learner.version == 0:
+    def _learn(self, taken: Taken) -> dict[str, float]:
+        rollout, version, groups = self.config.rollout, self.learner.version, taken.groups
+        choices = rollout.constrained == "train"
+        if version == 0:
             _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
-        rollout = self.config.rollout
-        oldest = self.learner.version - rollout.max_staleness if rollout.on_stale == "mask" else None
-        batch, account = build_batch(groups, self.algorithm, allowed=self.grammars, choices=choices, oldest=oldest)
+        batch, account = build_batch(
+            groups,
+            self.algorithm,
+            allowed=self.grammars,
+            choices=choices,
+            oldest=version - rollout.max_staleness if rollout.on_stale == "mask" else None,
+            longest=self.config.training.tokens_per_batch,
+        )
+        ledger = step_ledger(groups, account.fates, left_out=taken.left_out, stale=taken.stale)
         with self._writing:
-            return {**account.counts, **self.learner.step(batch)}
+            return {**account.counts, **ledger.metrics(), **self.learner.step(batch)}
+
+    def _too_long(self, step: int, groups: Sequence[Group]) -> str | None:
+        """A warning of the episodes of a step that are longer than a pass."""
+        longest = self.config.training.tokens_per_batch
+        lengths = [episode.tree.longest_path() for group in groups for episode in group.episodes]
+        over = [length for length in lengths if length > longest]
+        if not over:
+            return None
+        return (
+            f"{len(over)} of {len(lengths)} episodes of step {step} are longer than a pass, and are "
+            f"not trained (set training.tokens_per_batch={longest} to {max(over)} or more, or bound the agent's turns "
+            "and tokens; rollout.on_overflow is their reward)"
+        )
 
     async def _evaluate_beside(self) -> None:
         """Evaluate the weights: alone, or beside episodes of training where ``evaluation.overlap`` says so."""
@@ -300,7 +328,9 @@ class TrainingLoop:
 
     def _check_recorded(self, groups: Sequence[Group]) -> None:
         """An agent that talks to another endpoint would seem to run, and never learn."""
-        if not any(episode.calls for group in groups for episode in group.episodes):
+        # A first prompt that is too long for the context is refused, which is a call all the same.
+        episodes = [episode for group in groups for episode in group.episodes]
+        if not any(episode.calls or episode.limit == "context" for episode in episodes):
             raise RunError(
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",

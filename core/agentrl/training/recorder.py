@@ -14,9 +14,10 @@ from agentrl.loops import run_in_thread
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.trackers import Trackers
-from agentrl.rollout.contract import Episode, Group
+from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.runs.contract import Membership, RunInfo, Summary
 from agentrl.runs.folder import RunFolder
+from agentrl.runs.ledger import Ledger
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.tally import Tally
@@ -45,6 +46,11 @@ class RunRecorder:
         """Tokens sampled in them."""
         self.tally = Tally()
         """Failures and other counts over these episodes."""
+        self._finished = 0
+        """Those of training."""
+        self._in_flight: set[EpisodeKey] = set()
+        self._ledger = Ledger()
+        """What became of the episodes that steps have taken."""
         self._store = store
         self._metrics = metrics
         self._trackers = trackers
@@ -61,12 +67,24 @@ class RunRecorder:
         self._run = run
         self.reporter.run_started(run)
 
+    @property
+    def ledger(self) -> Ledger:
+        """What became of every episode that was started for training, if the run ended now."""
+        return self._ledger.ended(self._finished + len(self._in_flight))
+
+    def episode_started(self, key: EpisodeKey) -> None:
+        """An episode is started for training."""
+        self._in_flight.add(key)
+
     async def episode(self, episode: Episode) -> None:
         """Store a finished episode durably, then report it. Raises ``RunError`` where it cannot be stored."""
         await self._store.commit([episode])
         self.episodes += 1
         self.tokens += sum(call.completion_tokens for call in episode.calls)
         self.tally.add(episode)
+        if episode.key.phase == "train":
+            self._in_flight.discard(episode.key)
+            self._finished += 1
         self._tell("agentrl_episode_finished", episode=episode)
         self.reporter.episode_finished(episode)
 
@@ -91,6 +109,7 @@ class RunRecorder:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written."""
         self._log(step, metrics)
+        self._ledger += Ledger.of_metrics(metrics)
         self._tell("agentrl_step_finished", step=step, metrics=metrics)
         self.reporter.step_finished(step, metrics)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from agentrl.reporting.plain import RunLog, final_lines
 from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.buffer import GroupBuffer
+from agentrl.rollout.contract import EpisodeKey
 from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.contract import Summary
@@ -187,7 +188,9 @@ class _Run:
                 algorithm=algorithm,
                 serving=serving,
                 evaluator=None if parts.eval_tasks is None else Evaluator(serving.dispatcher, parts.eval_tasks, config),
-                supply=partial(_rolled_out, parts, algorithm, serving.dispatcher, learner.version),
+                supply=partial(
+                    _rolled_out, parts, algorithm, serving.dispatcher, learner.version, recorder.episode_started
+                ),
                 recorder=recorder,
                 conversing=parts.conversing,
                 grammars=grammars_of(parts.model_folder),
@@ -219,11 +222,17 @@ class _Run:
             reward_before_greedy=None if before is None else before.greedy,
             reward_after_greedy=None if after is None else after.greedy,
             checkpoint=None if self.loop.saved is None else str(self.loop.saved),
+            ledger=self.recorder.ledger.to_json(),
         )
 
 
 def _rolled_out(
-    parts: Parts, algorithm: Algorithm, dispatcher: Dispatcher, version: int, stopwatch: Stopwatch
+    parts: Parts,
+    algorithm: Algorithm,
+    dispatcher: Dispatcher,
+    version: int,
+    started: Callable[[EpisodeKey], None],
+    stopwatch: Stopwatch,
 ) -> GroupSupply:
     """The supply of groups of the training tasks, whose first step trains the weights of ``version``."""
     rollout = parts.config.rollout
@@ -235,4 +244,5 @@ def _rolled_out(
         GroupBuffer(bound, rollout.on_stale, version),
         qualifies=partial(qualifies, algorithm=algorithm),
         stopwatch=stopwatch,
+        started=started,
     )

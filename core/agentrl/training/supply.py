@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 from agentrl.config.models import Config
+from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.buffer import GroupBuffer, Taken
-from agentrl.rollout.contract import Group
+from agentrl.rollout.contract import EpisodeKey, Group
 from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
 from agentrl.training.requests import group_request
 from agentrl.training.stopwatch import Stopwatch
@@ -74,17 +77,20 @@ class GroupSupply:
         *,
         qualifies: Callable[[Group], bool],
         stopwatch: Stopwatch,
+        started: Callable[[EpisodeKey], None] = lambda key: None,
     ) -> None:
         """``qualifies`` says of a finished group whether the algorithm's filter would let it enter a batch.
 
-        It is asked where ``rollout.dynamic_sampling`` replaces groups that do not. The time in which an episode could
-        have run and the rule admitted none is added to ``stopwatch`` as ``held``.
+        It is asked where ``rollout.dynamic_sampling`` replaces groups that do not. ``started`` is called whenever an
+        episode starts. The time in which an episode could have run and the rule admitted none is added to
+        ``stopwatch`` as ``held``.
         """
         self._config = config
         self._dispatcher = dispatcher
         self._order = order
         self._buffer = buffer
         self._qualifies = qualifies
+        self._started = started
         self._stopwatch = stopwatch
         self._replaceable = config.rollout.dynamic_sampling * config.rollout.tasks_per_step
         self._replaced = 0
@@ -166,7 +172,13 @@ class GroupSupply:
             self._buffer.start(ordinal)
             self._rolling += 1
             attempt = self._attempts[ordinal]
-            yield group_request(self._config, self._order, ordinal, self._version, attempt=attempt)
+            request = group_request(self._config, self._order, ordinal, self._version, attempt=attempt)
+            yield replace(request, settings=partial(self._begin, request.settings))
+
+    def _begin(self, settings: Callable[[EpisodeKey], SessionSettings], key: EpisodeKey) -> SessionSettings:
+        """The ``settings`` of an episode, which are asked for when it starts."""
+        self._started(key)
+        return settings(key)
 
     def _version(self) -> int:
         return self._buffer.version
