@@ -156,7 +156,9 @@ def test_a_quicker_forward_that_is_not_exact_gives_way_to_the_models_own(
 ) -> None:
     model = models.gemma3().eval()
     monkeypatch.setattr(FusedNetwork, "suits", lambda model: True)
-    monkeypatch.setattr(FusedNetwork, "__init__", lambda self, model: None)
+    monkeypatch.setattr(FusedNetwork, "__init__", lambda self, model, reproducible=False: None)
+    monkeypatch.setattr(FusedNetwork, "columns", lambda self, tokens: 32)
+    monkeypatch.setattr(FusedNetwork, "reproducible", False, raising=False)
     monkeypatch.setattr(FusedNetwork, "_trunk", lambda self, batch: torch.zeros(batch.ids_BQ.numel(), 1))
     monkeypatch.setattr(FusedNetwork, "logits", lambda self, batch: torch.zeros(len(batch.ids_BQ), models.VOCABULARY))
 

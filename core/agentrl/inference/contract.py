@@ -185,6 +185,8 @@ class Capabilities:
     temperatures: tuple[float, float] = (0.0, inf)
     """The lowest temperature above 0 and the highest that are honoured, where ``sampling`` names the field. Greedy
     sampling is always honoured."""
+    reproducible: bool = False
+    """Whether ids and logprobs of a request have the same bits whatever else the backend does beside it."""
 
     def honours_temperature(self, temperature: float) -> bool:
         """Returns whether completions may be sampled at ``temperature``."""

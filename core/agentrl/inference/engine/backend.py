@@ -36,7 +36,7 @@ from agentrl.inference.contract import (
 )
 from agentrl.inference.engine.cache import Ids
 from agentrl.inference.engine.engine import ChunkQueue, Counters, Engine, EngineLimits, Generation, model_failed
-from agentrl.inference.engine.loading import TorchSettings, load_engine
+from agentrl.inference.engine.loading import TorchSettings, check_reproducible, load_engine
 from agentrl.inference.engine.sampler import StopStrings
 from agentrl.inference.grammars import Grammars, GrammarState
 from agentrl.loops import run_in_thread
@@ -56,11 +56,13 @@ class TorchBackend:
     def __init__(self, context: BackendContext, settings: TorchSettings | None = None) -> None:
         """``settings`` are by default the context's options, validated.
 
-        Raises ``ConfigError`` for options that are not valid, or a device that this machine does not have.
+        Raises ``ConfigError`` for options that are not valid, or a device that this machine does not have, or on
+        which ``reproducible`` cannot be had.
         """
         self._context = context
         self._settings = settings or _settings(context.options)
         find_device(self._settings.device, "inference.backend.device")
+        check_reproducible(self._settings)
         self._thread: EngineThread | None = None
 
     async def start(self) -> Capabilities:
@@ -69,7 +71,9 @@ class TorchBackend:
             self._thread = EngineThread(lambda: load_engine(self._context, self._settings))
         engine = await asyncio.shield(asyncio.wrap_future(self._thread.ready))
         limits = engine.limits
-        capabilities = Capabilities(limits.context_length, self._context.max_concurrency)
+        capabilities = Capabilities(
+            limits.context_length, self._context.max_concurrency, reproducible=limits.reproducible
+        )
         absent = {"stop"} if limits.tokenizer is None else set()
         added = {"logit_bias"} if limits.grammars is None else {"logit_bias", "grammar"}
         return replace(capabilities, sampling=(capabilities.sampling - absent) | added)

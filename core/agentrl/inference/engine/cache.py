@@ -51,8 +51,8 @@ GRAIN = 32
 memory-efficient kernels find the mask aligned."""
 
 FEWEST_ROWS = 4
-"""The fewest rows of any matrix product. On CPU a product of fewer rows takes another kernel, which rounds differently:
-with this many, a token's logits are the same to the last bit, however many others are computed beside it."""
+"""The fewest rows of a forward, and the tokens of a prompt of which its pieces are multiples: on CPU a product of fewer
+rows takes slower kernels, which round otherwise too."""
 
 
 def round_up(tokens: int) -> int:

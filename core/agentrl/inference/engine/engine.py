@@ -58,6 +58,8 @@ class EngineLimits:
     """``None`` where the model's folder has none; stop strings and grammars are refused then."""
     grammars: Grammars | None = None
     """``None`` where there is no tokenizer or no xgrammar; grammars are refused then."""
+    reproducible: bool = False
+    """Whether a request's numbers have the same bits whatever else is computed beside it."""
 
 
 @dataclass(slots=True)

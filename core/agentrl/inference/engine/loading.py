@@ -13,17 +13,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agentrl.config.models import Section
-from agentrl.errors import BackendError, one_line, shortened
+from agentrl.errors import BackendError, ConfigError, one_line, shortened
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.cache import KVBlock, KVLayout, PrefixCache, round_up
 from agentrl.inference.engine.engine import Engine, EngineLimits
-from agentrl.inference.engine.model import Decoder, FusedNetwork, Network, PlainNetwork, unsupported
+from agentrl.inference.engine.model import Decoder, FusedNetwork, Network, PlainNetwork, irreproducible, unsupported
 from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
 from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.processors import find_device, limit_threads
 
-__all__ = ["TorchSettings", "load_engine", "threads_for"]
+__all__ = ["TorchSettings", "check_reproducible", "load_engine", "threads_for"]
 
 _LONGEST_DEFAULT = 32768
 _PREFIX_TOKENS = 65536
@@ -54,6 +54,9 @@ class TorchSettings(Section):
     what the memory holds by default, at most 65536."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a step; null for one where the model is small, else torch's own number."""
+    reproducible: bool | Literal["auto"] = "auto"
+    """Whether a token's log-probability has the same bits whatever else is sampled beside it, in float32 on the CPU;
+    `auto` is true where that is possible and the model is small."""
 
 
 def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
@@ -61,12 +64,14 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
 
     Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
     """
-    decoder = _load_decoder(context.model_folder, settings)
-    limit_threads(settings.threads or threads_for(decoder.model))
+    model = _load_model(context.model_folder, settings)
+    limit_threads(settings.threads or threads_for(model))
+    decoder = _decoder(model, settings)
     context_length = _context_length(decoder, settings)
     tokenizer = _load_tokenizer(context.model_folder)
     grammars = Grammars(tokenizer, decoder.vocabulary) if tokenizer is not None and available() else None
-    limits = EngineLimits(decoder.vocabulary, context_length, cast("TextDecoder | None", tokenizer), grammars)
+    texts = cast("TextDecoder | None", tokenizer)
+    limits = EngineLimits(decoder.vocabulary, context_length, texts, grammars, decoder.reproducible)
     affordable = _kv_tokens_in_memory(decoder.layout)
     kv_tokens = settings.kv_cache_tokens or affordable
     batch = DecodeBatch(decoder.layout, context.max_concurrency, context_length, kv_tokens)
@@ -85,11 +90,26 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
 
 def threads_for(model: nn.Module) -> int:
     """Returns how many CPU threads a decoding step of ``model`` uses: one for a small model, else torch's number."""
-    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
-    return 1 if small else torch.get_num_threads()
+    return 1 if _is_small(model) else torch.get_num_threads()
 
 
-def _load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
+def check_reproducible(settings: TorchSettings) -> None:
+    """Raise ``ConfigError`` where ``reproducible`` is asked for on a device or with numbers that cannot be."""
+    if settings.reproducible is True:
+        device = find_device(settings.device, "inference.backend.device")
+        if device.type != "cpu" or settings.dtype not in ("auto", "float32"):
+            raise ConfigError(
+                f"inference.backend.reproducible=true needs float32 on the CPU; the device is {device}, "
+                f"inference.backend.dtype is {settings.dtype}",
+                fix="set inference.backend.device to cpu and dtype to float32, or leave reproducible at auto",
+            )
+
+
+def _is_small(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+
+
+def _load_model(folder: Path, settings: TorchSettings) -> PreTrainedModel:
     device = find_device(settings.device, "inference.backend.device")
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -102,7 +122,31 @@ def _load_decoder(folder: Path, settings: TorchSettings) -> Decoder:
             fix="name a folder that AutoModelForCausalLM.from_pretrained takes",
         ) from error
     nn.Module.to(model, device).train(False)
+    return model
+
+
+def _decoder(model: PreTrainedModel, settings: TorchSettings) -> Decoder:
+    """A decoder that is reproducible as the settings want it. Raises ``BackendError`` where none is."""
+    numbers = next(model.parameters())
+    possible = numbers.device.type == "cpu" and numbers.dtype == torch.float32
+    if settings.reproducible is True or (settings.reproducible == "auto" and possible and _is_small(model)):
+        try:
+            return _reproducible(model)
+        except BackendError:
+            if settings.reproducible is True:
+                raise
     return _exact(model)
+
+
+def _reproducible(model: PreTrainedModel) -> Decoder:
+    """A decoder whose logits do not depend on the batch. Raises ``BackendError`` where there is none."""
+    if not FusedNetwork.suits(model):
+        raise irreproducible(f"{type(model).__name__} runs by its own forward, which computes a batch as a whole")
+    decoder = Decoder(model, FusedNetwork(model, reproducible=True))
+    problem = _inexactness(decoder) or _dependence(decoder)
+    if problem is not None:
+        raise irreproducible(problem)
+    return decoder
 
 
 def _exact(model: PreTrainedModel) -> Decoder:
@@ -118,6 +162,20 @@ def _exact(model: PreTrainedModel) -> Decoder:
             return decoder
         problems.append(problem)
     raise unsupported(model, problems[-1])
+
+
+def _dependence(decoder: Decoder) -> str | None:
+    """How a row that is decoded token by token, alone, differs from one in a batch whose prompts were prefilled."""
+    tokens = _PROBE_TOKENS // 2
+    rows = np.random.default_rng(1).integers(0, decoder.vocabulary, (7, tokens))
+    lengths = np.full(len(rows), tokens - 1)
+    together = _decoded_logits(decoder, rows, lengths)[0]
+    block = KVBlock(decoder.layout, 1, round_up(tokens))
+    for position in range(tokens):
+        alone = decoder.decode(rows[:1, position], np.array([position]), block)[0]
+    if torch.equal(alone, together):
+        return None
+    return f"alone, a row's logits are off by {float((alone - together).abs().max()):.2g}"
 
 
 def _inexactness(decoder: Decoder) -> str | None:
@@ -139,11 +197,15 @@ def _inexactness(decoder: Decoder) -> str | None:
 
 
 def _decoded(decoder: Decoder, rows: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    return _decoded_logits(decoder, rows, lengths).float().log_softmax(-1)
+
+
+def _decoded_logits(decoder: Decoder, rows: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
     block = KVBlock(decoder.layout, len(rows) + 1, round_up(rows.shape[1] + 1))
     for piece in np.split(np.arange(rows.shape[1]), [rows.shape[1] // 3]):
         positions = np.minimum(piece, lengths[:, None])
         decoder.prefill(np.ascontiguousarray(rows[:, piece]), positions, block)
-    return decoder.decode(rows[[0, 1], lengths], lengths, block).float().log_softmax(-1)
+    return decoder.decode(rows[np.arange(len(rows)), lengths], lengths, block)
 
 
 def _plain(decoder: Decoder, ids: np.ndarray) -> torch.Tensor:

@@ -24,11 +24,14 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from agentrl.errors import BackendError, one_line, shortened
 from agentrl.inference.contract import Weights
+from agentrl.inference.engine.arithmetic import Arithmetic, InvariantArithmetic, Product, QuickArithmetic
 from agentrl.inference.engine.cache import FEWEST_ROWS, Ids, KVBlock, KVLayout, RowCache, round_up
 
-__all__ = ["Decoder", "ForwardBatch", "FusedNetwork", "Network", "PlainNetwork", "unsupported"]
+__all__ = ["Decoder", "ForwardBatch", "FusedNetwork", "Network", "PlainNetwork", "irreproducible", "unsupported"]
 
 _FUSED_FAMILY = {"llama", "mistral", "qwen2", "qwen3"}
+_ALIGNMENT = 64
+"""Bytes to a multiple of which torch allocates."""
 _HEAD_NORM = "self_attn.q_norm.weight"
 _STATIC_ROPES = {"default", "linear", "llama3", "yarn"}
 
@@ -46,10 +49,21 @@ class ForwardBatch:
     cache: RowCache
     length: int
     """``L``: all positions are below it."""
+    bounds: tuple[int, int]
+    """The lowest and the highest position."""
 
 
 class Network(Protocol):
     """A forward of the model, which writes the batch's keys and values to its cache."""
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether a token's logits have the same bits whatever else is in its batch."""
+        ...
+
+    def columns(self, tokens: int) -> int:
+        """Returns how many columns attention should see of a block that has them, so that it sees ``tokens``."""
+        ...
 
     def hidden(self, batch: ForwardBatch) -> None:
         """Write keys and values, and compute no logits."""
@@ -89,6 +103,11 @@ class Decoder:
         """The device that holds the model."""
         return self.layout.device
 
+    @property
+    def reproducible(self) -> bool:
+        """Whether a token's logits have the same bits whatever else is in its batch."""
+        return self._network.reproducible
+
     def prefill(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> None:
         """Write the KV of tokens at their positions in the first ``B`` rows of ``block``."""
         self._network.hidden(self._batch(ids_BQ, positions_BQ, block))
@@ -101,9 +120,7 @@ class Decoder:
         rows = len(ids_B)
         missing = min(FEWEST_ROWS, block.rows) - rows
         if missing > 0:
-            ids_B, positions_B = (
-                np.concatenate([array, np.zeros(missing, np.int64)]) for array in (ids_B, positions_B)
-            )
+            ids_B, positions_B = (np.pad(array, (0, missing), mode="edge") for array in (ids_B, positions_B))
         return self._network.logits(self._batch(ids_B[:, None], positions_B[:, None], block))[:rows]
 
     def load(self, weights: Weights) -> None:
@@ -119,9 +136,11 @@ class Decoder:
                 targets[name].copy_(tensor)
 
     def _batch(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> ForwardBatch:
-        length = min(round_up(int(positions_BQ.max()) + 1), block.capacity)
+        bounds = int(positions_BQ.min()), int(positions_BQ.max())
+        length = min(self._network.columns(bounds[1] + 1), block.capacity)
         ids, positions = (torch.from_numpy(array).to(self.device) for array in (ids_BQ, positions_BQ))
-        return ForwardBatch(ids, positions, self._masks(positions, length), RowCache(block, positions, length), length)
+        masks, cache = self._masks(positions, length), RowCache(block, positions, length)
+        return ForwardBatch(ids, positions, masks, cache, length, bounds)
 
     def _masks(self, positions_BQ: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """Additive masks ``[B, 1, Q, L]`` by type of layer."""
@@ -172,6 +191,14 @@ class Decoder:
         return KVLayout(tuple(planes), self._embedding.dtype, self._embedding.device)
 
 
+def irreproducible(reason: str) -> BackendError:
+    """Returns the error for a model whose numbers depend on the batch, for ``reason``."""
+    return BackendError(
+        f"inference.backend.reproducible: the model's numbers depend on what else is computed beside them: {reason}",
+        fix="set it to auto or false",
+    )
+
+
 def unsupported(model: PreTrainedModel, reason: str) -> BackendError:
     """Returns the error for a model that this engine cannot run exactly, for ``reason``."""
     return BackendError(
@@ -201,8 +228,14 @@ def _check_weights(targets: dict[str, torch.Tensor], new: dict[str, torch.Tensor
 class PlainNetwork:
     """The Hugging Face model's own forward."""
 
+    reproducible = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    def columns(self, tokens: int) -> int:
+        """See ``Network``."""
+        return round_up(tokens)
 
     def hidden(self, batch: ForwardBatch) -> None:
         """See ``Network``."""
@@ -229,10 +262,12 @@ def _arguments(batch: ForwardBatch) -> dict[str, Any]:
 class FusedNetwork:
     """A Llama, Mistral, Qwen2 or Qwen3 model, computed from its own weights with joined projections and fused norms.
 
-    The model's parameters become views of the joined weights, so that an update in place reaches both.
+    The model's parameters become views of the joined weights, so that an update in place reaches both. ``reproducible``
+    chooses an arithmetic in which a token's numbers do not depend on the batch; it is for float32 on the CPU, and
+    raises ``BackendError`` where torch has none here.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, reproducible: bool = False) -> None:
         config, trunk = model.config, model.base_model
         self._embedding = trunk.get_submodule("embed_tokens")
         self._rotary = _Rotations(trunk.get_submodule("rotary_emb"), self._embedding.get_parameter("weight"))
@@ -241,7 +276,13 @@ class FusedNetwork:
             _Layer(trunk.get_submodule(f"layers.{index}"), config, kind) for index, kind in enumerate(kinds)
         ]
         self._norm = _Norm(trunk.get_parameter("norm.weight"), config.rms_norm_eps)
-        self._head = model.get_submodule("lm_head")
+        head = model.get_submodule("lm_head")
+        bias: torch.Tensor | None = dict(head.named_parameters()).get("bias")
+        self._head = _aligned(head.get_parameter("weight")), bias
+        self.reproducible = reproducible
+        self._arithmetic: Arithmetic = QuickArithmetic()
+        if reproducible:
+            self._arithmetic = self._invariant(config)
 
     @staticmethod
     def suits(model: PreTrainedModel) -> bool:
@@ -256,23 +297,38 @@ class FusedNetwork:
             and all(module.bias is None for name, module in modules.items() if name.endswith(("o_proj", "down_proj")))
         )
 
+    def columns(self, tokens: int) -> int:
+        """See ``Network``."""
+        return self._arithmetic.columns(tokens)
+
     def hidden(self, batch: ForwardBatch) -> None:
         """See ``Network``."""
         self._trunk(batch)
 
     def logits(self, batch: ForwardBatch) -> torch.Tensor:
         """See ``Network``."""
-        last_BE = self._trunk(batch).view(*batch.ids_BQ.shape, -1)[:, -1]
-        logits_BV: torch.Tensor = self._head(self._norm(last_BE))
-        return logits_BV
+        rows, tokens = batch.ids_BQ.shape
+        last_BE = self._trunk(batch)
+        if tokens > 1:
+            last_BE = self._arithmetic.padded(last_BE[: rows * tokens].view(rows, tokens, -1)[:, -1])
+        return self._arithmetic.linear(self._norm(last_BE), *self._head)[:rows]
+
+    def _invariant(self, config: PreTrainedConfig) -> InvariantArithmetic:
+        if config.hidden_act != "silu":
+            raise irreproducible(f"its activation is {config.hidden_act}, not silu")
+        products = {product for layer in self._layers for product in layer.products()}
+        products.add(("linear", self._head[0].shape[1], self._head[0].shape[0], self._head[1] is not None))
+        keys: int = config.num_key_value_heads
+        return InvariantArithmetic(products, keys, config.num_attention_heads // keys, self._layers[0].dim)
 
     def _trunk(self, batch: ForwardBatch) -> torch.Tensor:
-        """Hidden states ``[N, E]`` before the last norm."""
-        hidden_NE: torch.Tensor = self._embedding(batch.ids_BQ.flatten())
+        """Hidden states ``[N, E]`` before the last norm, perhaps followed by rows that mean nothing."""
+        hidden_NE: torch.Tensor = self._arithmetic.padded(self._embedding(batch.ids_BQ.flatten()))
         rotation = self._rotary(batch.positions_BQ, batch.length)
         for index, layer in enumerate(self._layers):
             mask = batch.masks[layer.kind] if layer.kind in batch.masks else next(iter(batch.masks.values()))
-            hidden_NE = layer.feed_forward(layer.attend(hidden_NE, rotation, mask, batch, index))
+            hidden_NE = layer.attend(hidden_NE, rotation, mask, batch, index, self._arithmetic)
+            hidden_NE = layer.feed_forward(hidden_NE, self._arithmetic)
         return hidden_NE
 
 
@@ -282,11 +338,11 @@ class _Layer:
         self._queries: int = config.num_attention_heads
         self._keys: int = config.num_key_value_heads
         self._joined = _join(layer, ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])
-        self._output = layer.get_parameter("self_attn.o_proj.weight")
-        self._dim: int = self._output.shape[1] // self._queries
+        self._output = _aligned(layer.get_parameter("self_attn.o_proj.weight"))
+        self.dim: int = self._output.shape[1] // self._queries
         self._gate_up = _join(layer, ["mlp.gate_proj", "mlp.up_proj"])
         self._activation = layer.get_submodule("mlp.act_fn")
-        self._down = layer.get_parameter("mlp.down_proj.weight")
+        self._down = _aligned(layer.get_parameter("mlp.down_proj.weight"))
         eps: float = config.rms_norm_eps
         self._before_attention = _Norm(layer.get_parameter("input_layernorm.weight"), eps)
         self._before_mlp = _Norm(layer.get_parameter("post_attention_layernorm.weight"), eps)
@@ -295,37 +351,55 @@ class _Layer:
             _Norm(names[f"self_attn.{which}_norm.weight"], eps) for which in "qk" if _HEAD_NORM in names
         ]
 
+    def products(self) -> set[Product]:
+        """Returns the products of the layer."""
+        joined: set[Product] = {
+            ("linear", weight.shape[1], weight.shape[0], bias is not None)
+            for weight, bias in (self._joined, self._gate_up)
+        }
+        added: set[Product] = {
+            ("add_product", weight.shape[1], weight.shape[0], False) for weight in (self._output, self._down)
+        }
+        return joined | added
+
     def attend(
-        self, hidden_NE: torch.Tensor, rotation: Rotation, mask: torch.Tensor, batch: ForwardBatch, index: int
+        self,
+        hidden_NE: torch.Tensor,
+        rotation: Rotation,
+        mask: torch.Tensor,
+        batch: ForwardBatch,
+        index: int,
+        arithmetic: Arithmetic,
     ) -> torch.Tensor:
         """``hidden_NE`` plus its attention over the rows' KV, which this extends."""
         rows, tokens = batch.ids_BQ.shape
         heads = self._queries + self._keys
-        projected = functional.linear(self._before_attention(hidden_NE), *self._joined)
-        projected = projected.view(rows, tokens, -1, self._dim)
+        projected = arithmetic.linear(self._before_attention(hidden_NE), *self._joined)
+        projected = projected[: rows * tokens].view(rows, tokens, -1, self.dim)
         rotated = projected[:, :, :heads]
         if self._head_norms:
             parts = rotated[:, :, : self._queries], rotated[:, :, self._queries :]
             rotated = torch.cat([norm(part) for norm, part in zip(self._head_norms, parts, strict=True)], dim=2)
         cos, sin = rotation
-        rotated = torch.addcmul(rotated * cos, rotated.roll(self._dim // 2, -1), sin)
+        rotated = torch.addcmul(rotated * cos, rotated.roll(self.dim // 2, -1), sin)
         keys, values = batch.cache.update(
             rotated[:, :, self._queries :].transpose(1, 2), projected[:, :, heads:].transpose(1, 2), index
         )
         query = rotated[:, :, : self._queries].transpose(1, 2)
         if tokens == 1:
             # Query heads that share keys go as more queries of one head: nothing of the KV is repeated.
-            query = query.reshape(rows, self._keys, -1, self._dim)
+            query = query.reshape(rows, self._keys, -1, self.dim)
         else:
             keys, values = (part.repeat_interleave(self._queries // self._keys, dim=1) for part in (keys, values))
-        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        attended = attended.reshape(rows, self._queries, tokens, self._dim).transpose(1, 2)
-        return torch.addmm(hidden_NE, attended.reshape(rows * tokens, -1), self._output.t())
+        positions = batch.positions_BQ[:, None, :, None]
+        attended = arithmetic.attend(query, keys, values, mask, positions, batch.bounds)
+        attended = attended.reshape(rows, self._queries, tokens, self.dim).transpose(1, 2)
+        return arithmetic.add_product(hidden_NE, attended.reshape(rows * tokens, -1), self._output)
 
-    def feed_forward(self, hidden_NE: torch.Tensor) -> torch.Tensor:
+    def feed_forward(self, hidden_NE: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
         """``hidden_NE`` plus its MLP."""
-        gate, up = functional.linear(self._before_mlp(hidden_NE), *self._gate_up).chunk(2, dim=-1)
-        return torch.addmm(hidden_NE, self._activation(gate).mul_(up), self._down.t())
+        gate, up = arithmetic.linear(self._before_mlp(hidden_NE), *self._gate_up).chunk(2, dim=-1)
+        return arithmetic.add_product(hidden_NE, arithmetic.gated(self._activation, gate, up), self._down)
 
 
 class _Norm:
@@ -359,6 +433,14 @@ class _Rotations:
         # Rotating by halves negates the first: the sign goes to the sine, and a roll is left.
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         self._cos, self._sin = cos[0, :, None], sin[0, :, None]
+
+
+def _aligned(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter, moved where torch would allocate it: a file's place in memory may suit no vector, and kernels
+    choose by that too."""
+    if parameter.data_ptr() % _ALIGNMENT:
+        parameter.data = parameter.data.clone()
+    return parameter
 
 
 def _join(layer: nn.Module, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -303,7 +303,7 @@ def sample(logits_BV: torch.Tensor, rules: SamplingRules) -> DrawnTokens:
         rules.changes.apply(scaled_BV)
     scaled_BV.sub_(scaled_BV.amax(dim=-1, keepdim=True)).div_(rules.temperature_B1)
     mass_BW = _masses(scaled_BV)
-    log_total_B1 = mass_BW.sum(dim=-1, keepdim=True).log_()
+    log_total_B1 = _total(mass_BW).log_()
     if rules.greedy.all():
         ids_B1 = scaled_BV.argmax(dim=-1, keepdim=True)
     else:
@@ -326,6 +326,14 @@ def _masses(scaled_BV: torch.Tensor) -> torch.Tensor:
     mass_BW = scaled_BV.new_zeros(rows, -(-vocabulary // _BLOCK) * _BLOCK)
     torch.exp(scaled_BV, out=mass_BW[:, :vocabulary])
     return mass_BW
+
+
+def _total(mass_BW: torch.Tensor) -> torch.Tensor:
+    """The sum of each row, ``[B, 1]``. By blocks where there are some: threads would share one long row among them,
+    which adds up in another order than a row of several."""
+    if mass_BW.shape[1] <= _LARGE:
+        return mass_BW.sum(dim=-1, keepdim=True)
+    return mass_BW.view(len(mass_BW), -1, _BLOCK).sum(dim=-1).sum(dim=-1, keepdim=True)
 
 
 def _invert(mass_BW: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
@@ -380,15 +388,23 @@ def _restricted(mass_BW: torch.Tensor, rules: SamplingRules) -> torch.Tensor:
     sorted_mass = sorted_mass.masked_fill_(torch.arange(width, device=rows.device) >= top_k, 0.0)
     before = sorted_mass.cumsum(dim=-1) - sorted_mass
     # The likeliest token always stays: nothing lies before it.
-    sorted_mass.masked_fill_(before >= top_p * sorted_mass.sum(dim=-1, keepdim=True), 0.0)
+    sorted_mass.masked_fill_(before >= top_p * _total(sorted_mass), 0.0)
     kept = torch.zeros_like(sorted_mass).scatter_(1, order, sorted_mass)
     return mass_BW.index_copy(0, rows, kept)
 
 
 def _likeliest(logprobs_BV: torch.Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The ids and logprobs of the ``count`` likeliest tokens of each row."""
-    values, indices = logprobs_BV.topk(min(count, logprobs_BV.shape[1]), dim=-1)
-    rows = torch.cat([indices, values.double()], dim=1).tolist()
+    """The ids and logprobs of the ``count`` likeliest tokens of each row, of equal ones the lowest id first.
+
+    Which of equal ones ``topk`` takes depends on how many are wanted, so that a row's answer would depend on what
+    others want; hence each is made unique by its id.
+    """
+    bits_BV = logprobs_BV.contiguous().view(torch.int32).long()
+    # In the order of the numbers: of negative ones, larger bits are a smaller number.
+    ordered_BV = torch.where(bits_BV < 0, -(bits_BV & 0x7FFF_FFFF), bits_BV)
+    unique_BV = (ordered_BV << 32) - torch.arange(logprobs_BV.shape[1], device=logprobs_BV.device)
+    indices = unique_BV.topk(min(count, logprobs_BV.shape[1]), dim=-1).indices
+    rows = torch.cat([indices, logprobs_BV.gather(1, indices).double()], dim=1).tolist()
     half = indices.shape[1]
     return [[int(index) for index in row[:half]] for row in rows], [row[half:] for row in rows]
 

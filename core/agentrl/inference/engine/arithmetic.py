@@ -1,0 +1,356 @@
+"""The arithmetic of ``FusedNetwork``: matrix products, the gate's activation, and attention.
+
+``QuickArithmetic`` leaves all of it to torch, which chooses its kernels by the shapes of a batch: what a token's
+numbers are to the last bit then depends on what is computed beside it. ``InvariantArithmetic`` gives a token the same
+bits whatever else is in the batch, whether its prefix was computed whole, in pieces, token by token or long ago, and
+however long the block is. It does so by keeping to shapes in which torch's kernels add up in one order:
+
+- Products take rows in blocks. A block's rows are padded to a multiple of the smallest size, and larger sizes serve
+  only where their rows have the bits of the smallest.
+- Attention takes at least so many queries a head, and columns in multiples of ``GRAIN`` up to a bound, beyond it in
+  multiples of ``_TILE``: which of the two is told by the query's own position.
+
+Which sizes these are depends on the machine's kernels, the shape and the number of threads. They are found once in a
+process, on random numbers: another order of additions shows in a few thousand of them. Operations on single elements
+are such that have one result wherever an element lies; torch's ``silu`` has two, one for whole vectors and one for the
+rest of them.
+
+Shapes: ``N`` tokens, ``B`` rows, ``H`` heads, ``M`` queries of a head, ``L`` columns of the block, ``D`` head
+dimension, ``I`` features of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from agentrl.errors import BackendError
+from agentrl.inference.engine.cache import GRAIN, round_up
+
+__all__ = ["Arithmetic", "InvariantArithmetic", "Product", "QuickArithmetic"]
+
+Kind = Literal["linear", "add_product"]
+
+Product = tuple[Kind, int, int, bool]
+"""A product of a model: its kind, inner and outer size, and whether it has a bias."""
+
+_BLOCKS = (16, 32, 64, 128)
+"""Candidates for the fewest rows of a product."""
+_LARGEST = 2048
+"""The most rows of a product."""
+_TILE = 512
+"""Torch's fused attention kernel takes so many columns at once, in order; one tile more, masked, changes nothing."""
+_SHORT = (384, 256, 128, 64, 32)
+"""Candidates for how many columns may be attended to in any multiple of ``GRAIN``."""
+_FEWEST_QUERIES = (2, 4, 8, 16, 32)
+"""Candidates for the fewest queries of a head."""
+_QUERY_BLOCK = 32
+"""Torch's kernel takes so many queries at once where there are fewer than 192."""
+_MOST_QUERIES = 128
+
+
+class Arithmetic(Protocol):
+    """What ``FusedNetwork`` leaves to another."""
+
+    def columns(self, tokens: int) -> int:
+        """Returns how many columns of a block attention should see, so that it sees ``tokens``."""
+        ...
+
+    def padded(self, hidden_NE: torch.Tensor) -> torch.Tensor:
+        """Returns hidden states with as many rows more, at the end, as products need."""
+        ...
+
+    def linear(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Returns the product of padded rows with ``weight.T``, plus ``bias``."""
+        ...
+
+    def add_product(self, hidden_NE: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Returns padded ``hidden_NE`` plus the product of ``values``, padded or not, with ``weight.T``."""
+        ...
+
+    def gated(self, activation: nn.Module, gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
+        """Returns the activation of ``gate_NI``, times ``up_NI``."""
+        ...
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        bounds: tuple[int, int],
+    ) -> torch.Tensor:
+        """Returns the attention ``[B, H, M, D]`` of ``query`` over ``keys`` and ``values`` ``[B, H, L, D]``.
+
+        ``mask`` is ``[B, 1, M or 1, L]``; ``positions``, ``[B, 1, M or 1, 1]``, are those of the queries, and
+        ``bounds`` the lowest and the highest of them.
+        """
+        ...
+
+
+class QuickArithmetic:
+    """What torch does by itself."""
+
+    def columns(self, tokens: int) -> int:
+        """See ``Arithmetic``."""
+        return round_up(tokens)
+
+    def padded(self, hidden_NE: torch.Tensor) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        return hidden_NE
+
+    def linear(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        return functional.linear(values, weight, bias)
+
+    def add_product(self, hidden_NE: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        return torch.addmm(hidden_NE, values, weight.t())
+
+    def gated(self, activation: nn.Module, gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        activated: torch.Tensor = activation(gate_NI)
+        return activated.mul_(up_NI)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        bounds: tuple[int, int],
+    ) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+class InvariantArithmetic:
+    """Arithmetic in float32 on the CPU in which a token's bits depend on its own prefix and the weights alone.
+
+    ``products`` are those of the model, ``heads`` its key-value heads, ``group`` the queries of each of them, ``dim``
+    their size. Raises ``BackendError`` where no tried shape of this machine's kernels has that property. It is used
+    with the number of torch threads with which it was made.
+    """
+
+    def __init__(self, products: set[Product], heads: int, group: int, dim: int) -> None:
+        threads = torch.get_num_threads()
+        self._threads = threads
+        self._block = max(_block_of(*product, threads) for product in products)
+        self._short, self._queries = _attention_shapes(heads, group, dim, threads)
+
+    def columns(self, tokens: int) -> int:
+        """See ``Arithmetic``."""
+        return round_up(tokens) if tokens <= self._short else _multiple(tokens, _TILE)
+
+    def padded(self, hidden_NE: torch.Tensor) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        return _with_rows(hidden_NE, _multiple(len(hidden_NE), self._block))
+
+    def linear(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        pieces = self._pieces("linear", len(values), weight, bias is not None)
+        if len(pieces) == 1:
+            return functional.linear(values, weight, bias)
+        return torch.cat([functional.linear(values[piece], weight, bias) for piece in pieces])
+
+    def add_product(self, hidden_NE: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        values, transposed = _with_rows(values, len(hidden_NE)), weight.t()
+        pieces = self._pieces("add_product", len(values), weight, False)
+        if len(pieces) == 1:
+            return torch.addmm(hidden_NE, values, transposed)
+        return torch.cat([torch.addmm(hidden_NE[piece], values[piece], transposed) for piece in pieces])
+
+    def gated(self, activation: nn.Module, gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
+        """See ``Arithmetic``. The activation is SiLU."""
+        return torch.div(gate_NI, gate_NI.neg().exp_().add_(1)).mul_(up_NI)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        bounds: tuple[int, int],
+    ) -> torch.Tensor:
+        """See ``Arithmetic``."""
+        lowest, highest = bounds
+        if highest < self._short:
+            return self._attend(query, keys, values, mask)
+        missing = _multiple(keys.shape[2], _TILE) - keys.shape[2]
+        if missing:
+            keys_long, values_long = (functional.pad(part, (0, 0, 0, missing)) for part in (keys, values))
+            far = self._attend(query, keys_long, values_long, functional.pad(mask, (0, missing), value=-torch.inf))
+        else:
+            far = self._attend(query, keys, values, mask)
+        if lowest >= self._short:
+            return far
+        short = slice(self._short)
+        near = self._attend(query, keys[:, :, short], values[:, :, short], mask[..., short])
+        return torch.where(positions < self._short, near, far)
+
+    def _attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        queries, shared = query.shape[2], mask.shape[2] == 1
+        if queries <= _MOST_QUERIES:
+            missing = _multiple(queries, self._queries) - queries
+            if missing:
+                query = functional.pad(query, (0, 0, 0, missing))
+                mask = mask if shared else functional.pad(mask, (0, 0, 0, missing))
+            attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            return attended[:, :, :queries] if missing else attended
+        parts = [slice(start, start + _MOST_QUERIES) for start in range(0, queries, _MOST_QUERIES)]
+        return torch.cat(
+            [self._attend(query[:, :, part], keys, values, mask if shared else mask[:, :, part]) for part in parts],
+            dim=2,
+        )
+
+    def _pieces(self, kind: Kind, rows: int, weight: torch.Tensor, biased: bool) -> list[slice]:
+        outer, inner = weight.shape
+        return _cut(kind, inner, outer, biased, rows, self._block, self._threads)
+
+
+def _multiple(count: int, of: int) -> int:
+    return -(-count // of) * of
+
+
+def _with_rows(values: torch.Tensor, rows: int) -> torch.Tensor:
+    missing = rows - len(values)
+    return functional.pad(values, (0, 0, 0, missing)) if missing else values
+
+
+# Products
+
+
+@lru_cache(4096)
+def _cut(kind: Kind, inner: int, outer: int, biased: bool, rows: int, block: int, threads: int) -> list[slice]:
+    """``rows``, a multiple of ``block``, in pieces of sizes whose rows have the bits of ``block`` rows."""
+    sizes = [size for size in _sizes(block) if size <= rows]
+    pieces, start = [], 0
+    while start < rows:
+        size = next(
+            size
+            for size in sizes
+            if size <= rows - start and (size == block or _same(kind, inner, outer, biased, size, block, threads))
+        )
+        pieces.append(slice(start, start + size))
+        start += size
+    return pieces
+
+
+def _sizes(block: int) -> list[int]:
+    """The sizes to try, largest first."""
+    sizes = [block * count for count in (3, 2, 1)]
+    while sizes[0] < _LARGEST:
+        sizes.insert(0, 4 * block if len(sizes) == 3 else 2 * sizes[0])
+    return sizes
+
+
+@cache
+def _block_of(kind: Kind, inner: int, outer: int, biased: bool, threads: int) -> int:
+    """The fewest rows of a product in which a row's bits do not depend on its place and its neighbours."""
+    for block in _BLOCKS:
+        trial = _Trial(kind, inner, outer, biased, block)
+        whole = trial.product(slice(None))
+        if all(torch.equal(trial.product(trial.rolled(by)), whole[trial.rolled(by)]) for by in (1, 5, block // 2)):
+            return block
+    raise _varies(f"a row's product with a matrix of {outer} x {inner} depends on the other rows")
+
+
+@cache
+def _same(kind: Kind, inner: int, outer: int, biased: bool, rows: int, block: int, threads: int) -> bool:
+    """Whether a product of ``rows`` rows has the bits of products of ``block`` rows."""
+    trial = _Trial(kind, inner, outer, biased, rows)
+    blocks = [trial.product(slice(start, start + block)) for start in range(0, rows, block)]
+    return torch.equal(trial.product(slice(None)), torch.cat(blocks))
+
+
+class _Trial:
+    """A product of random numbers."""
+
+    def __init__(self, kind: Kind, inner: int, outer: int, biased: bool, rows: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._kind = kind
+        self._rows = rows
+        self._values = torch.randn(rows, inner, generator=generator)
+        self._weight = torch.randn(outer, inner, generator=generator)
+        self._bias = torch.randn(outer, generator=generator) if biased else None
+        self._added = torch.randn(rows, outer, generator=generator) if kind == "add_product" else None
+
+    def rolled(self, by: int) -> torch.Tensor:
+        return torch.arange(self._rows).roll(by)
+
+    def product(self, which: slice | torch.Tensor) -> torch.Tensor:
+        if self._added is None:
+            return functional.linear(self._values[which], self._weight, self._bias)
+        return torch.addmm(self._added[which], self._values[which], self._weight.t())
+
+
+# Attention
+
+
+@cache
+def _attention_shapes(heads: int, group: int, dim: int, threads: int) -> tuple[int, int]:
+    """Up to how many columns any multiple of ``GRAIN`` serves, and the fewest queries of a head."""
+    trial = _AttentionTrial(heads, dim)
+    for fewest in _FEWEST_QUERIES:
+        if fewest < group and fewest < _QUERY_BLOCK:
+            continue
+        for short in _SHORT:
+            if trial.holds(fewest, short):
+                return short, fewest
+    raise _varies(f"attention with heads of {dim} numbers depends on how many queries and columns there are")
+
+
+def _varies(reason: str) -> BackendError:
+    return BackendError(
+        f"inference.backend.reproducible: with this machine's torch {torch.__version__}, {reason}",
+        fix="set it to false or auto, or try another inference.backend.threads",
+    )
+
+
+class _AttentionTrial:
+    """Attention of random queries to random keys and values."""
+
+    def __init__(self, heads: int, dim: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._query = torch.randn(3, heads, 1, dim, generator=generator)
+        self._keys, self._values = (torch.randn(3, heads, 2 * _TILE, dim, generator=generator) for _ in range(2))
+
+    def holds(self, fewest: int, short: int) -> bool:
+        """Whether all shapes that serve a position give the same bits."""
+        return all(self._holds_at(position, lengths, fewest) for position, lengths in _served(short))
+
+    def _holds_at(self, position: int, lengths: list[int], fewest: int) -> bool:
+        expected = self._attended(position, lengths[0], fewest)
+        alone = self._attended(position, lengths[0], fewest, rows=1)
+        return torch.equal(alone, expected[:1]) and all(
+            bool((self._attended(position, length, queries) == expected[:, :, :1]).all())
+            for length in lengths
+            for queries in range(fewest, _QUERY_BLOCK + 1, fewest)
+        )
+
+    def _attended(self, position: int, length: int, queries: int, rows: int = 3) -> torch.Tensor:
+        query = self._query[:rows].expand(-1, -1, queries, -1).contiguous()
+        blocked = torch.arange(length) > position
+        mask = torch.zeros(length).masked_fill_(blocked, -torch.inf).expand(rows, 1, queries, length)
+        keys, values = self._keys[:rows, :, :length], self._values[:rows, :, :length]
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+def _served(short: int) -> Iterator[tuple[int, list[int]]]:
+    """Positions, and the lengths that serve each of them."""
+    for position in (0, short // 2 - 1, short - GRAIN - 3):
+        if position >= 0:
+            yield position, list(range(round_up(position + 1), short + 1, GRAIN))
+    yield short, [_TILE, 2 * _TILE]
+    yield _TILE - 5, [_TILE, 2 * _TILE]
