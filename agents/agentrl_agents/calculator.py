@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from openai import AsyncOpenAI
 
+from agentrl import PolicyError
 from agentrl_agents.expressions import evaluate
 from agentrl_agents.tasks import question, score
 
@@ -51,7 +52,7 @@ class CalculatorAgent:
                 return score(message.content, data)
             messages.append(cast("ChatCompletionMessageParam", message.model_dump(exclude_none=True)))
             messages += [{"role": "tool", "tool_call_id": call.id, "content": use(call)} for call in message.tool_calls]
-        return 0.0
+        raise PolicyError(f"no answer within {self.max_turns} turns", limit="turns")
 
 
 def use(call: ChatCompletionMessageToolCallUnion) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tests.agents_bundled.conftest import TASK, Play
 
 from agentrl.agents.binding import bind_agent
-from agentrl.errors import AgentError, ConfigError, RewardError
+from agentrl.errors import AgentError, ConfigError, PolicyError, RewardError
 from agentrl.plugins import Plugins
 
 AGENTS = ("math", "multi_turn_math", "calculator")
@@ -97,8 +97,10 @@ def test_calculator_answers_several_calls_of_one_turn(play: Play) -> None:
 
 
 def test_calculator_gives_up_at_its_turn_limit(play: Play) -> None:
-    assert play("calculator", *[tool_call("1+1")] * 3).result == 0.0
-    assert play("calculator", tool_call("1+1"), max_turns=1).result == 0.0
+    for turns in (3, 1):
+        with pytest.raises(PolicyError, match=f"no answer within {turns} turns") as caught:
+            play("calculator", *[tool_call("1+1")] * turns, max_turns=turns)
+        assert caught.value.limit == "turns"
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -61,6 +61,9 @@ async def reshapes(data, *, base_url, api_key, http_client):
     await ask(data["question"], base_url, api_key, http_client, top_p=0.5)
     return 1.0
 
+async def verbose(data, *, base_url, api_key, http_client):
+    await ask("1 + 1 is 2. " * 2000, base_url, api_key, http_client)
+
 async def wordy(data, *, base_url, api_key, http_client):
     await ask("1 + 1 is 2. " * 102, base_url, api_key, http_client, max_tokens=50)
     return 1.0

@@ -64,6 +64,7 @@ def test_the_conversation_of_an_episode_that_failed_is_shown_too(examined):
     [
         ("silent", "0 calls: the agent never used the endpoint", "rollout.mode=subproc"),
         ("raises", "1 call; agent: LookupError: no such tool at ", "PolicyError"),
+        ("verbose", "0 calls: the first prompt already leaves no room in the context", "shorten the history"),
         ("reshapes", "gateway: top_p=0.5 changes the distribution", "rollout.override: {top_p: null}"),
     ],
 )

@@ -174,6 +174,39 @@ def test_a_run_whose_policy_runs_into_every_limit_completes_and_its_ledger_adds_
     assert "ledger of 32 episodes: 16 trained" in (folder.logs / "run.log").read_text()
 
 
+class Slow:
+    """Its first episode goes on until most others have begun, under weights of several versions."""
+
+    started = 0
+    most_have_begun = asyncio.Event()
+
+    async def run(self, data, *, base_url, api_key, http_client):
+        number = Slow.started
+        Slow.started += 1
+        if Slow.started > 24:
+            Slow.most_have_begun.set()
+        text = await answer(data, base_url, api_key, http_client)
+        if number == 0:
+            await Slow.most_have_begun.wait()
+            text += await answer(data, base_url, api_key, http_client)
+        return float(len(text))
+
+
+@pytest.mark.parametrize(("on_stale", "received"), [("drop", 36), ("mask", 32)])
+def test_what_grew_too_old_is_in_the_ledger(train, on_stale, received):
+    """A group of four that begins at version 0 ends at version 2, which is beyond a bound of 1."""
+    Slow.started, Slow.most_have_begun = 0, asyncio.Event()
+    bound = ("rollout.max_staleness=1", f"rollout.on_stale={on_stale}", "rollout.group_size=4")
+    folder, summary, _ = train(Slow, *bound, steps=4)
+    ledger, rows = summary.ledger, [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert ledger["received"] == sum(1 for _ in EpisodeReader(folder.episodes).load()) == received
+    assert ledger["trained"] + ledger["without_difference"] + ledger["stale"] == received
+    assert ledger["stale"] == (4 if on_stale == "drop" else 3)
+    assert max(row["staleness/max"] for row in rows) <= 1
+    masked = sum(row["tokens/stale"] for row in rows)
+    assert (masked == 0) if on_stale == "drop" else (masked > 0)
+
+
 class Dying:
     """Runs well for a step, and then no more."""
 

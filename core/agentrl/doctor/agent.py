@@ -118,6 +118,10 @@ def _outcome(episode: Episode, mode: str) -> Finding:
             text, fix=fix or FIXES[failure.side], like=_ERRORS.get(failure.side, RunError), blocks=True, **figures
         )
     text = f"task {episode.key.task}: {counted}"
+    if not calls and episode.limit == "context":
+        text = f"{text}: the first prompt already leaves no room in the context, so there is nothing to train"
+        fix = parted(str(episode.mistake))[1] or FIXES["gateway"]
+        return problem(text, fix=fix, like=GatewayError, blocks=True, **figures)
     if not calls:
         text = f"{text}: the agent never used the endpoint of its session, so there is nothing to train"
         return problem(text, fix=_UNUSED[mode], like=AgentError, blocks=True, **figures)
