@@ -144,7 +144,7 @@ def test_an_episode_that_nearly_fills_the_context_and_one_that_no_pass_holds_are
         ("OfTemperatureOne", "engine", "in the mean at temperature 0.7"),
         ("Frozen", "engine", "cannot be trained: it takes no weights"),
         ("Cool", "engine", "with rollout.temperature=1.0 and inference.backend='backends.py:Cool' every call would be"),
-        ("KeepsOldWeights", "step", "tokens came as sampled under version 0 of the weights, and not under 1"),
+        ("KeepsOldWeights", "step", "it serves version 0, and was given version 1 (wrong version)"),
         ("Raises", "engine", "ValueError: no engine at "),
         ("RaisesAtTheEnd", "end", "ValueError: no end at "),
     ],

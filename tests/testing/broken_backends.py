@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 
 from agentrl.errors import BackendError, PromptTooLong
-from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest, Sampling, Weights
+from agentrl.inference.contract import (
+    BackendContext,
+    Capabilities,
+    Chunk,
+    GenerationRequest,
+    HeldWeights,
+    Sampling,
+    Weights,
+)
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.cache import PrefixCache
 from agentrl.learner.learner import LentWeights
@@ -183,6 +191,39 @@ class Deaf(TorchBackend):
     async def update_weights(self, weights: Weights) -> None:
         _, engine = self._running()
         engine.version = weights.version
+
+
+class Secretive(TorchBackend):
+    """Does not tell of one of its tensors."""
+
+    async def held_weights(self) -> HeldWeights:
+        held = await super().held_weights()
+        return replace(held, tensors={name: each for name, each in held.tensors.items() if name != "model.norm.weight"})
+
+
+class Mute(TorchBackend):
+    """Tells nothing of its tensors, and not why."""
+
+    async def held_weights(self) -> HeldWeights:
+        return replace(await super().held_weights(), tensors=None)
+
+
+class Remembering(TorchBackend):
+    """Tells of its first tensors for ever."""
+
+    first: HeldWeights | None = None
+
+    async def held_weights(self) -> HeldWeights:
+        held = await super().held_weights()
+        self.first = self.first or held
+        return replace(self.first, version=held.version)
+
+
+class Hoarding(TorchBackend):
+    """Goes on with the KV that it has, whatever it is asked for."""
+
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(replace(context, in_flight="keep"))
 
 
 class Lagging(TorchBackend):

@@ -22,6 +22,8 @@ UPDATE = "test_tokens_are_those_of_the_new_weights_also_for_a_prompt_seen_before
 UPDATES = "test_update_after_update_is_exact"
 ACROSS = "test_a_completion_under_way_keeps_its_tokens_and_goes_on_under_the_new_weights"
 TIED = "test_tied_embeddings_are_replaced_at_both_ends"
+HOLDS, SCORED = "test_it_holds_every_tensor_of_the_newest_weights", "test_given_tokens_are_scored_under_the_newest"
+ANEW = "test_where_kv_is_to_be_computed_anew_tokens_are_wholly_the_new_weights_own"
 PARTS, FREES = "test_a_stream_comes_in_parts", "test_a_request_that_is_given_up_frees_its_slot"
 HARM, LONG = "test_the_error_of_one_request_harms_no_other", "test_a_prompt_that_fills_the_context_is_refused"
 LOOPS, MANY = "test_it_serves_several_threads_and_loops", "test_more_requests_than_slots_are_all_answered"
@@ -66,6 +68,12 @@ ENDS = "test_it_stops_while_it_generates_and_stops_twice"
             "streamed, 400 tokens all carry version 4, also in the last of 5 updates",
         ),
         ("Forgetful", TIED, "after an update, tokens are not those of the new weights: logprobs are off by up to"),
+        ("Deaf", HOLDS, "are not those of the weights it was given"),
+        ("Secretive", HOLDS, "it does not tell of ['model.norm.weight']"),
+        ("Mute", HOLDS, "it gives neither digests nor the reason why it cannot"),
+        ("Remembering", HOLDS, "are not those of the weights it was given"),
+        ("Deaf", SCORED, "given tokens are scored up to"),
+        ("Hoarding", ANEW, "rest on KV of the old weights"),
         ("Stubborn", FREES, "a request after others were given up did not end within"),
         ("Brittle", HARM, "beside bad requests a good one gave BackendError"),
         ("Late", LONG, "raise PromptTooLong"),

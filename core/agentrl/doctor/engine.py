@@ -2,7 +2,8 @@
 
 Three sections: ``learner`` loads the model, ``engine`` starts what a run would start, and ``step`` trains on the
 episodes that the examination ran, in memory, and gives the engine the new weights. Before and after that step the
-engine samples, and the learner scores the samples: a token's log-probability has to be the same on both sides.
+engine samples, and the learner scores the samples: a token's log-probability has to be the same on both sides. The new
+weights are proven as they are in a run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
 from agentrl.training.backends import within
+from agentrl.training.proof import Recorded, UpdateProof
 from agentrl.training.serving import serve
 
 if TYPE_CHECKING:
@@ -164,9 +166,15 @@ def _unrepeated(samples: list[_Sample]) -> Finding:
 async def step(case: Case) -> AsyncIterator[Finding]:
     """Train one step on the groups that were run, and give the engine the new weights; nothing is written.
 
-    Raises ``RunError`` for a batch that does not fit, and ``BackendError`` for weights that the engine refuses.
+    Raises ``RunError`` for a batch that does not fit, and ``BackendError`` for weights that the engine refuses, or of
+    which it cannot prove that it has them.
     """
     timeout = case.config.inference.timeout
+    proof, recorded = UpdateProof(case.warn), Recorded.of(each.tree for group in case.groups for each in group.episodes)
+    if recorded is not None:
+        async with within(timeout, "the inference engine to score recorded tokens"):
+            with case.learner.lend("the proof of the engine's weights") as weights:
+                await proof.prepare(case.serving.backend, weights, recorded)
     began = time.monotonic()
     async with within(timeout, "the learner's step"):
         learned = await run_in_thread(_learn, case)
@@ -178,8 +186,26 @@ async def step(case: Case) -> AsyncIterator[Finding]:
     async with within(timeout, "the inference engine to take new weights"):
         with case.learner.lend("the inference engine") as weights:
             await case.serving.backend.update_weights(weights)
+            proven = await proof.prove(case.serving.backend, weights, recorded.prompt_ids if recorded else ())
+    yield _proven(proven, case.learner.version)
     async for finding in _compared(case, "to sample under new weights"):
         yield finding
+
+
+def _proven(metrics: Mapping[str, float], version: int) -> Finding:
+    figures = {name.removeprefix("proof/").removeprefix("seconds/"): value for name, value in metrics.items()}
+    tensors, followed = metrics["proof/tensors"], metrics.get("proof/followed")
+    seen = [f"all {tensors:.0f} tensors of version {version} are the learner's"] if tensors else []
+    if followed is not None:
+        seen.append(f"its logprobs of recorded tokens have moved by {followed:.0%} of the learner's movement")
+    text = "the engine has the new weights: " + "; ".join(seen)
+    if seen:
+        return ok(text, **figures)
+    return note(
+        "the engine gives no digests of its tensors, and the step moved its logprobs by less than it can be measured: "
+        "that it has the new weights will show in later steps",
+        **figures,
+    )
 
 
 def _learn(case: Case) -> dict[str, float]:
