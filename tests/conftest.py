@@ -37,6 +37,7 @@ SLOW = {
     "test_extras.py",
     "testing/test_agent_suite.py",
     "testing/test_backend_suite.py",
+    "training/test_deadlines.py",
     "training/test_interrupts.py",
     "training/test_proof.py",
     "training/test_rollback.py",

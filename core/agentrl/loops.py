@@ -29,10 +29,12 @@ __all__ = [
     "Borrower",
     "Interruptible",
     "Loop",
+    "Overdue",
     "Threads",
     "Ticker",
     "finish",
     "finish_in_thread",
+    "in_time",
     "run_in_thread",
 ]
 
@@ -47,6 +49,9 @@ _LATE_S = 1.0
 
 _IDLE_S = 10.0
 """Seconds that a thread waits for its next call before it ends."""
+
+_CLEANUP_S = 1.0
+"""Seconds that work may take to clean up once its deadline has passed and it is cancelled."""
 
 _LENT = min(32, (os.cpu_count() or 1) + 4)
 """How many blocking calls of agents run at once; the default of asyncio's own executor."""
@@ -333,6 +338,41 @@ async def finish(work: Coroutine[Any, Any, Result]) -> Result:
                 await asyncio.wait({task})
         task.result()
         raise
+
+
+class Overdue(TimeoutError):
+    """Raised by ``in_time``, and by nothing that it awaits."""
+
+
+async def in_time(work: Coroutine[Any, Any, Result], seconds: float) -> Result:
+    """Await ``work`` and return its result; past ``seconds`` cancel it and raise ``Overdue``.
+
+    Unlike with ``asyncio.timeout``, work that goes on although it is cancelled is left behind, such as a call in a
+    thread that ``finish_in_thread`` waits for. Where the caller is cancelled, the work is, and is awaited for the rest
+    of its time; an error that it raises then takes the place of the cancellation.
+    """
+    loop = asyncio.get_running_loop()
+    task, until = loop.create_task(work), loop.time() + seconds
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=max(until - loop.time(), _CLEANUP_S))
+        if done and not task.cancelled():
+            task.result()
+        _leave(task)
+        raise
+    if not done:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CLEANUP_S)
+        _leave(task)
+        raise Overdue
+    return task.result()
+
+
+def _leave(task: asyncio.Task[Any]) -> None:
+    """Nobody asks for the result of ``task`` any more; what it raises is not to be reported as never retrieved."""
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 class Interruptible:

@@ -106,7 +106,7 @@ from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.doctor.examination import Alarm
 from agentrl.rollout.inline import InlineRunner
 from agentrl.training.interrupts import run_to_end
-from agentrl.training.backends import within
+from agentrl.training.deadlines import within
 
 async def agent(data):
     await asyncio.sleep(1)
@@ -117,8 +117,7 @@ async def episode():
     assert await runner.run({}, {}, deadline_s=2.5, activity=str) == 1.0
 
 async def backend():
-    async with within(2.5, "the backend"):
-        await asyncio.sleep(1)
+    await within(2.5, "the backend", asyncio.sleep(1))
 
 async def timeout():
     async with asyncio.timeout(2.5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from tests.rollout.requests import requests_of
 
 from agentrl.errors import RunError
 from agentrl.gateway import SessionSettings
+from agentrl.rollout import dispatcher as dispatcher_module
 from agentrl.rollout.contract import EpisodeKey
 from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
 
@@ -278,3 +280,45 @@ def test_the_window_slides_over_what_is_dispatched_one_after_another():
             await dispatcher.collect(requests(4, samples=1, rows=most))
 
     in_time(scenario())
+
+
+@pytest.mark.parametrize(
+    ("phase", "stage"), [("train", "the rollout of training episodes"), ("eval", "the evaluation")]
+)
+def test_episodes_that_their_executor_never_ends_stop_the_run_with_the_stage(monkeypatch, phase, stage):
+    """Where an executor keeps no deadline and cannot be cancelled either."""
+    monkeypatch.setattr(dispatcher_module, "AROUND_S", 0.1)
+    monkeypatch.setattr(dispatcher_module, "_ENDING_S", 0.2)
+    end = asyncio.Event()
+
+    class Deaf:
+        async def run(self, data, connection, **_):
+            while not end.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await end.wait()
+
+    async def scenario():
+        kept = dispatcher_of(at_once)
+        runner = dataclasses.replace(kept.runner, agent=Deaf(), timeout=0.1)
+        hanging = [dataclasses.replace(request, phase=phase) for request in requests(1)]
+        try:
+            with pytest.raises(RunError, match=f"^waited 0.3 s for {stage}: of 2 episodes in flight none") as stalled:
+                await dataclasses.replace(kept, runner=runner).collect(hanging)
+            assert f"the oldest is {phase}-10-0-0" in str(stalled.value)
+        finally:
+            end.set()
+
+    in_time(scenario())
+
+
+def test_an_end_is_expected_while_something_is_in_flight_and_after_every_end_anew(monkeypatch):
+    expected = []
+    arm = dispatcher_module._Dispatch.guard
+    monkeypatch.setattr(dispatcher_module._Dispatch, "guard", lambda self, s: expected.append(s) or arm(self, s))
+    in_time(dispatcher_of(at_once, concurrency=2).collect(requests(3, samples=1)))
+    patience = dispatcher_of(at_once).patience
+    assert patience == 2 * 30.0 + dispatcher_module.AROUND_S
+    assert set(expected) == {patience, None}
+    assert expected[0] == patience
+    assert expected[-1] is None
+    assert len(expected) >= 3 + 2

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Phase
 from agentrl.runs import schema
+from agentrl.runs import store as store_module
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import Sampled, TokenTree
@@ -406,3 +408,19 @@ def test_what_is_counted_of_an_episode_is_stored_with_it(tmp_path: Path) -> None
         (read,) = stored_in(store)
     assert read.mistake_fingerprint == stored.mistake_fingerprint
     assert [(each, each.kind) for each in read.setbacks] == [(each, each.kind) for each in setbacks]
+
+
+def test_a_disk_that_does_not_answer_is_named_by_whoever_waits_and_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "PATIENCE_S", 0.1)
+    end = threading.Event()
+    monkeypatch.setattr(EpisodeStore, "_write", lambda self, commits: end.wait(30))
+    store = EpisodeStore(tmp_path / "episodes.sqlite")
+    late = r"waited 0\.1 s for the episode store .*episodes\.sqlite to be written .*run\.dir"
+    try:
+        with pytest.raises(RunError, match=late):
+            asyncio.run(store.commit([make_episode(task=0)]))
+        with pytest.raises(RunError, match=late):
+            store.close()
+    finally:
+        end.set()
+    store.close()

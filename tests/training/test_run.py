@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl import Trainer, load_config, open_run
-from agentrl.errors import BackendError, ConfigError, RunError
+from agentrl.errors import ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
 
@@ -282,16 +282,3 @@ def test_the_parts_of_rewards_are_logged_and_stored(train, tmp_path, mode):
     assert count == len(list(open_run(folder.path).load_episodes()))
     (parts,) = {tuple(episode.reward_parts) for episode in open_run(folder.path).load_episodes()}
     assert parts == ("right", "long")
-
-
-def test_an_engine_that_never_takes_new_weights_ends_at_a_deadline(train, monkeypatch):
-    from agentrl.inference.engine.backend import TorchBackend
-
-    async def never(self, weights):
-        import asyncio
-
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(TorchBackend, "update_weights", never)
-    with pytest.raises(BackendError, match=r"waited 3 s for the inference engine to take new weights"):
-        train("math", "training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=1", "inference.timeout=3")

@@ -330,6 +330,8 @@ class TrainingSection(Section):
     """Precision of the computation. `auto` is bfloat16 on CUDA and float32 elsewhere."""
     device: str = "auto"
     """Device to train on: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    timeout: float = Field(3600, gt=0)
+    """Seconds that the learner may take for one step, and that one checkpoint may take to be written or loaded."""
     checkpoint_every: int = Field(20, ge=0)
     """Steps between checkpoints. 0 saves one at the end only."""
     keep: int = Field(3, ge=1)

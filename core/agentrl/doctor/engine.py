@@ -27,7 +27,7 @@ from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
-from agentrl.training.backends import within
+from agentrl.training.deadlines import within
 from agentrl.training.proof import Recorded, UpdateProof
 from agentrl.training.serving import serve
 
@@ -107,8 +107,8 @@ async def _compared(case: Case, what: str) -> AsyncIterator[Finding]:
     """
     prompt = case.renderer.render([{"role": "user", "content": "What is 12 + 30? Think first."}])
     began = time.monotonic()
-    async with within(case.config.inference.timeout, f"the inference engine {what}"):
-        samples = await _samples(case.serving.backend, prompt)
+    waited_for = f"the inference engine {what}"
+    samples = await within(case.config.inference.timeout, waited_for, _samples(case.serving.backend, prompt))
     seconds = time.monotonic() - began
     version, vocabulary = case.learner.version, case.learner.model.config.get_text_config().vocab_size
     faults = [
@@ -172,24 +172,31 @@ async def step(case: Case) -> AsyncIterator[Finding]:
     timeout = case.config.inference.timeout
     proof, recorded = UpdateProof(case.warn), Recorded.of(each.tree for group in case.groups for each in group.episodes)
     if recorded is not None:
-        async with within(timeout, "the inference engine to score recorded tokens"):
-            with case.learner.lend("the proof of the engine's weights") as weights:
-                await proof.prepare(case.serving.backend, weights, recorded)
+        await within(timeout, "the inference engine to score recorded tokens", _prepared(case, proof, recorded))
     began = time.monotonic()
-    async with within(timeout, "the learner's step"):
-        learned = await run_in_thread(_learn, case)
+    learned = await within(timeout, "the learner's step", run_in_thread(_learn, case))
     if not learned["tokens/trained"]:
         yield note("no episode has a token to be trained")
         return
     yield _learned(learned, time.monotonic() - began)
     case.doing("giving the engine the new weights")
-    async with within(timeout, "the inference engine to take new weights"):
-        with case.learner.lend("the inference engine") as weights:
-            await case.serving.backend.update_weights(weights)
-            proven = await proof.prove(case.serving.backend, weights, recorded.prompt_ids if recorded else ())
+    proving = _given(case, proof, recorded)
+    proven = await within(timeout, "the inference engine to take new weights", proving)
     yield _proven(proven, case.learner.version)
     async for finding in _compared(case, "to sample under new weights"):
         yield finding
+
+
+async def _prepared(case: Case, proof: UpdateProof, recorded: Recorded) -> None:
+    with case.learner.lend("the proof of the engine's weights") as weights:
+        await proof.prepare(case.serving.backend, weights, recorded)
+
+
+async def _given(case: Case, proof: UpdateProof, recorded: Recorded | None) -> dict[str, float]:
+    """Give the engine the learner's weights, and have it prove that it has them."""
+    with case.learner.lend("the inference engine") as weights:
+        await case.serving.backend.update_weights(weights)
+        return await proof.prove(case.serving.backend, weights, recorded.prompt_ids if recorded else ())
 
 
 def _proven(metrics: Mapping[str, float], version: int) -> Finding:

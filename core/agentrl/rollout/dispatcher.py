@@ -22,6 +22,16 @@ __all__ = ["SMALLEST_WINDOW", "Dispatcher", "FailureBudget", "GroupRequest"]
 SMALLEST_WINDOW = 16
 """Episodes that a failure budget looks at where a step has fewer: of a handful, half may fail by chance."""
 
+AROUND_S = 300.0
+"""Seconds of an attempt that are neither the agent's nor the reward's, at most: a worker process has 120 to start."""
+
+_ENDING_S = 60.0
+"""Seconds that episodes have to end in when they are cancelled; those that go on regardless are left behind."""
+_PHASES: dict[Phase, str] = {
+    "train": "the rollout of training episodes",
+    "eval": "the evaluation",
+    "eval-greedy": "the greedy evaluation",
+}
 _REASON_CHARACTERS = 400
 _REASONS_TOLD = 3
 
@@ -53,6 +63,15 @@ class Dispatcher:
     finished: Callable[[Episode], Awaitable[None]]
     """Called for every episode that has ended, before it counts: it makes the episode durable."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds within which one of the episodes in flight ends, whatever the others do.
+
+        An attempt is given ``timeout`` for the agent and as much for its reward; the rest is for what comes around
+        them, such as a worker process that starts.
+        """
+        return (2 * self.runner.timeout + AROUND_S) * self.runner.max_attempts
+
     async def collect(self, requests: Iterable[GroupRequest]) -> list[Group]:
         """Roll out all of ``requests``, such as those of a step or an evaluation, and return their groups in order.
 
@@ -71,7 +90,8 @@ class Dispatcher:
         consumer stops the dispatching. Where ``requests``, ``finished`` or the failure budget raises, the episodes
         in flight are ended first, then the first error is raised; so it is where the consumer is cancelled or closes
         the iterator (use ``contextlib.aclosing``). Raises ``RunError`` once the failure budget is spent, or where
-        all episodes of ``requests`` have failed when they end.
+        all episodes of ``requests`` have failed when they end, or where none of those in flight ends within
+        ``patience``.
         """
         dispatch = _Dispatch(self)
         running = asyncio.get_running_loop().create_task(dispatch.run(requests))
@@ -80,8 +100,11 @@ class Dispatcher:
             while (group := await dispatch.finished.get()) is not None:
                 dispatch.room.release()
                 yield group
+            if dispatch.stalled is not None:
+                raise dispatch.stalled
             await running
         finally:
+            dispatch.guard(None)
             await _ended(running)
 
 
@@ -95,8 +118,32 @@ class _Dispatch:
         """Groups that wait for the consumer; ``None`` follows the last."""
         self.room = asyncio.Semaphore(dispatcher.concurrency)
         """Places for groups that wait for the consumer."""
+        self.stalled: RunError | None = None
+        """Why nothing more is waited for, once nothing ends any more."""
         self._episodes = 0
         self._failed = 0
+        self._in_flight: dict[EpisodeKey, None] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def guard(self, seconds: float | None) -> None:
+        """Expect an episode to end within ``seconds`` from now; ``None`` expects nothing."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        loop = asyncio.get_running_loop()
+        self._alarm = None if seconds is None else loop.call_later(seconds, self._stall, seconds)
+
+    def _stall(self, seconds: float) -> None:
+        runner, oldest = self._dispatcher.runner, next(iter(self._in_flight))
+        self.stalled = RunError(
+            f"waited {seconds:g} s for {_PHASES[oldest.phase]}: of {len(self._in_flight)} episodes in flight none has "
+            f"ended, though an attempt has {runner.timeout:g} s, and so has its reward; the oldest is {oldest}",
+            fix="mend what keeps rollout.episode_timeout from ending them (the executor of rollout.mode, or a reward)",
+        )
+        self.finished.put_nowait(None)
+
+    def _ends(self, key: EpisodeKey) -> None:
+        del self._in_flight[key]
+        self.guard(self._dispatcher.patience if self._in_flight else None)
 
     async def run(self, requests: Iterable[GroupRequest] | AsyncIterable[GroupRequest]) -> None:
         try:
@@ -117,9 +164,15 @@ class _Dispatch:
         """Run an episode; the last of a group puts all ``episodes`` of it, in the order of their samples."""
         key = EpisodeKey(request.phase, request.ordinal, request.task, sample)
         dispatcher = self._dispatcher
+        if not self._in_flight:
+            self.guard(dispatcher.patience)
+        self._in_flight[key] = None
         try:
-            episode = await dispatcher.runner.run_episode(key, request.data, request.settings(key))
-            await dispatcher.finished(episode)
+            try:
+                episode = await dispatcher.runner.run_episode(key, request.data, request.settings(key))
+                await dispatcher.finished(episode)
+            finally:
+                self._ends(key)
             self._episodes += 1
             self._failed += episode.failure is not None
             dispatcher.budget.add(key, episode.failure)
@@ -142,16 +195,21 @@ async def _each(requests: Iterable[GroupRequest] | AsyncIterable[GroupRequest]) 
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancel ``task`` and wait until it has ended, however often the waiting is cancelled; its error is dropped."""
+    """Cancel ``task`` and wait until it has ended, however often the waiting is cancelled; its error is dropped.
+
+    One that goes on regardless is left behind after a minute.
+    """
     cancelled: asyncio.CancelledError | None = None
     task.cancel()
-    while not task.done():
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _ENDING_S
+    while not task.done() and loop.time() < until:
         try:
-            await asyncio.wait({task})
+            await asyncio.wait({task}, timeout=until - loop.time())
         except asyncio.CancelledError as error:
             cancelled = error
-    if not task.cancelled():
-        task.exception()  # Marks it as seen: `dispatch` has raised it, or the consumer has left.
+    # Marks its error as seen: `dispatch` has raised it, or the consumer has left.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
     if cancelled is not None:
         raise cancelled
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from agentrl.agents.result import as_result, parts_of, sums_of_parts
 from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
+from agentrl.loops import Overdue, in_time
 from agentrl.rollout.contract import (
     LIMIT_NAMES,
     Activity,
@@ -140,11 +140,8 @@ class EpisodeRunner:
 
     async def _scored(self, score: Score, answer: Any, view: EpisodeView, data: Mapping[str, Any]) -> float:
         try:
-            async with asyncio.timeout(self.timeout) as deadline:
-                return await score(answer, data, view)
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
+            return await in_time(_awaited(score(answer, data, view)), self.timeout)
+        except Overdue as error:
             raise RewardError(
                 f"the reward did not score the answer {shown(answer, 80)} within {self.timeout:g} s",
                 fix="raise rollout.episode_timeout, or make the reward faster",
@@ -155,6 +152,10 @@ class EpisodeRunner:
 def _answer_of(mistake: PolicyError) -> Any:
     """A class derived elsewhere need not have called ours when it was made."""
     return getattr(mistake, "answer", "")
+
+
+async def _awaited(score: Awaitable[float]) -> float:
+    return await score
 
 
 def _setbacks(refusals: Sequence[AgentRLError], failure: Failure | None) -> tuple[Failure, ...]:

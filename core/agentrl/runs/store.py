@@ -48,6 +48,8 @@ from agentrl.tokens.contract import TokenTree
 
 __all__ = ["EpisodeRows", "EpisodeStore", "plain", "to_rows"]
 
+PATIENCE_S = 600.0
+"""Seconds that the disk may take for what waits to be written; commits of the slowest take a fraction of one."""
 _IDLE_S = 0.1
 """Seconds without a commit after which the messages of the newest episodes are indexed for search."""
 _MOST_UNINDEXED = 512
@@ -308,11 +310,33 @@ class EpisodeStore:
     async def commit(self, episodes: Sequence[Episode]) -> None:
         """Store ``episodes``, all or none, and return once they are on disk.
 
-        Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails.
+        Cancelling the wait does not undo the commit. Raises ``RunError`` where it fails, or where the disk does not
+        answer for ten minutes.
         """
         done = asyncio.get_running_loop().create_future()
         self._enqueue(_Commit(done, [_encoded(episode) for episode in episodes]))
-        await done
+        await self._written(done)
+
+    async def written(self, submitted: Future[None]) -> None:
+        """Wait for what ``begin_step`` or ``mark_trained`` returned. Raises as ``commit`` does."""
+        await self._written(asyncio.wrap_future(submitted))
+
+    async def _written(self, done: asyncio.Future[None]) -> None:
+        try:
+            finished, _ = await asyncio.wait({done}, timeout=PATIENCE_S)
+        except asyncio.CancelledError:
+            done.cancel()
+            raise
+        if not finished:
+            done.cancel()
+            raise self._unanswered()
+        done.result()
+
+    def _unanswered(self) -> RunError:
+        return RunError(
+            f"waited {PATIENCE_S:g} s for the episode store {self.path} to be written",
+            fix="see why its disk does not answer, or set run.dir to another",
+        )
 
     def submit(self, episodes: Sequence[Episode]) -> Future[None]:
         """Like ``commit``, for code without an event loop: the future is done when the episodes are on disk.
@@ -353,12 +377,17 @@ class EpisodeStore:
             self._queue.put(commit)
 
     def close(self) -> None:
-        """Commit what was submitted and close the file. Safe to call twice."""
+        """Commit what was submitted and close the file. Safe to call twice.
+
+        Raises ``RunError`` where the disk does not answer for ten minutes.
+        """
         with self._closing:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
-        self._thread.join()
+        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            raise self._unanswered()
 
     def __enter__(self) -> EpisodeStore:
         return self
@@ -366,7 +395,11 @@ class EpisodeStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except RunError:
+            if error is None:
+                raise
 
     def _serve(self) -> None:
         try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +25,6 @@ __all__ = [
     "stop",
     "untrainable",
     "warned",
-    "within",
 ]
 
 _STOP_S = 60.0
@@ -139,16 +137,6 @@ def build_chat_backend(parts: ChatParts, warn: Callable[[str], None]) -> ChatBac
     )
     backend: ChatBackend = parts.plugins.build("backends", config.inference.backend, context=context)
     return backend
-
-
-@contextlib.asynccontextmanager
-async def within(seconds: float, what: str) -> AsyncIterator[None]:
-    """Give the block ``seconds``; after that raise ``BackendError``, which names ``what`` was waited for."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise BackendError(f"waited {seconds:g} s for {what}", fix="raise inference.timeout") from error
 
 
 async def stop(

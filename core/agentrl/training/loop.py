@@ -16,25 +16,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from agentrl.algorithms.batch import build_batch, wholly_excluded
 from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config
 from agentrl.errors import RunError
+from agentrl.inference.contract import Weights
 from agentrl.inference.grammars import Grammars
 from agentrl.learner.learner import Learner
-from agentrl.loops import finish, finish_in_thread, run_in_thread
+from agentrl.loops import finish, finish_in_thread
 from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Episode, Group
 from agentrl.runs.contract import Checkpoint, Membership
 from agentrl.runs.ledger import step_ledger
 from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
-from agentrl.training.backends import within
 from agentrl.training.checkpoints import Conversing, save_checkpoint
+from agentrl.training.deadlines import within
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.health import ROLLED_BACK, Finding, Health
 from agentrl.training.mismatch import MismatchWatch
@@ -45,6 +47,8 @@ from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import Supply
 
 __all__ = ["TrainingLoop"]
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -124,7 +128,12 @@ class TrainingLoop:
 
     def write_checkpoint(self) -> Path:
         """Write the weights as a checkpoint, unless they are written already; may be called from any thread."""
-        with self._writing:
+        timeout = self.config.training.timeout
+        if not self._writing.acquire(timeout=timeout):
+            raise RunError(
+                f"waited {timeout:g} s for the learner to be done with its weights", fix="raise training.timeout"
+            )
+        try:
             version = self.learner.version
             path = self.recorder.folder.checkpoint(version)
             if self._saved_version != version:
@@ -132,11 +141,27 @@ class TrainingLoop:
                     save_checkpoint(folder, self.learner, cursor=self._cursor, conversing=self.conversing)
                 self._saved_version, self.saved = version, path
             return path
+        finally:
+            self._writing.release()
+
+    async def _in_thread(self, what: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call ``function`` in a thread, and name ``what`` is waited for where that takes too long.
+
+        Until then it is waited for in any case: no weights may change while they are saved.
+        """
+        work = finish_in_thread(function, *arguments)
+        return await within(self.config.training.timeout, what, work, key="training.timeout", error=RunError)
 
     async def _save(self) -> None:
+        version = self.learner.version
+        if self._writing.locked():
+            raise RunError(
+                f"the weights of version {version} are not saved: a call that did not end in time holds them",
+                fix="go on from the newest checkpoint",
+            )
         self.recorder.reporter.activity_started("saving a checkpoint")
         with self._stopwatch.time("checkpoint"):
-            path = await run_in_thread(self.write_checkpoint)
+            path = await self._in_thread(f"checkpoint {version} to be written", self.write_checkpoint)
         self.recorder.checkpoint(path)
 
     async def _step(self) -> None:
@@ -150,7 +175,7 @@ class TrainingLoop:
             await self._record_for_proof(groups)
             self.recorder.reporter.activity_started("learning")
             with self._stopwatch.time("learner"):
-                learned = await finish_in_thread(self._learn, taken)
+                learned = await self._in_thread(f"the learner to take step {step}", self._learn, taken)
             await self._evaluated()
             with self._stopwatch.time("weights"):
                 await self._serve_weights()
@@ -215,7 +240,7 @@ class TrainingLoop:
         self.recorder.reporter.warning(
             f"going back to {best.path.name}, the best checkpoint by evaluation; its weights go on as version {version}"
         )
-        await finish_in_thread(self._restore, best.path, version)
+        await self._in_thread(f"the learner to load {best.path}", self._restore, best.path, version)
         await self._serve_weights()
         await self._prove()
         self._health.back_to(best.step)
@@ -233,27 +258,40 @@ class TrainingLoop:
             return await self._supply.take()
 
     async def _serve_weights(self) -> None:
-        async with within(self.config.inference.timeout, "the inference engine to take new weights"):
-            with self.learner.lend("the inference engine") as weights:
-                await self.serving.backend.update_weights(weights)
+        update = self.serving.backend.update_weights
+        await self._lent("the inference engine", update, "the inference engine to take new weights")
 
     async def _record_for_proof(self, groups: Sequence[Group]) -> None:
         """Keep a call of the step for the proof of its update; of the first, measure what engine and learner differ by.
 
         Both have the same weights now.
         """
-        self._recorded = Recorded.of(episode.tree for group in groups for episode in group.episodes) or self._recorded
-        if self._recorded is not None and not self._proof.prepared:
-            async with within(self.config.inference.timeout, "the inference engine to score recorded tokens"):
-                with self.learner.lend("the proof of the engine's weights") as weights:
-                    await self._proof.prepare(self.serving.backend, weights, self._recorded)
+        recorded = Recorded.of(episode.tree for group in groups for episode in group.episodes) or self._recorded
+        self._recorded = recorded
+        if recorded is not None and not self._proof.prepared:
+            await self._lent(
+                "the proof of the engine's weights",
+                lambda weights: self._proof.prepare(self.serving.backend, weights, recorded),
+                "the inference engine to score recorded tokens",
+            )
 
     async def _prove(self) -> dict[str, float]:
         """Have the engine show that it has the newest weights, before anything is sampled from them for training."""
         prompt_ids = self._recorded.prompt_ids if self._recorded is not None else ()
-        async with within(self.config.inference.timeout, "the inference engine to prove that it has the new weights"):
-            with self.learner.lend("the proof of the engine's weights") as weights:
-                return await self._proof.prove(self.serving.backend, weights, prompt_ids)
+        return await self._lent(
+            "the proof of the engine's weights",
+            lambda weights: self._proof.prove(self.serving.backend, weights, prompt_ids),
+            "the inference engine to prove that it has the new weights",
+        )
+
+    async def _lent(self, borrower: str, use: Callable[[Weights], Coroutine[Any, Any, Result]], what: str) -> Result:
+        """Lend the weights to ``borrower`` for ``use``, and name ``what`` is waited for where that takes too long."""
+
+        async def used() -> Result:
+            with self.learner.lend(borrower) as weights:
+                return await use(weights)
+
+        return await within(self.config.inference.timeout, what, used())
 
     def _learn(self, taken: Taken) -> dict[str, float]:
         rollout, version, groups = self.config.rollout, self.learner.version, taken.groups

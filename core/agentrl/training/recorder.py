@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -90,7 +89,7 @@ class RunRecorder:
 
     async def begin_step(self, membership: Membership) -> None:
         """Return once it is on disk which groups the next step takes. Raises ``RunError`` where that fails."""
-        await asyncio.wrap_future(self._store.begin_step(membership))
+        await self._store.written(self._store.begin_step(membership))
 
     def batch(self, groups: Sequence[Group]) -> None:
         """The groups of a step are complete and about to be trained."""
@@ -103,7 +102,7 @@ class RunRecorder:
         that one failed.
         """
         if self._marked is not None:
-            await asyncio.wrap_future(self._marked)
+            await self._store.written(self._marked)
         self._marked = self._store.mark_trained([group.ordinal for group in groups], step)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -135,7 +134,7 @@ class RunRecorder:
         """The run has ended: write the summary and report it. Raises ``RunError`` where it cannot be written."""
         await run_in_thread(self._trackers.finish, summary.outcome)
         if self._marked is not None:
-            await asyncio.wrap_future(self._marked)
+            await self._store.written(self._marked)
         self.folder.write_summary(summary)
         if self._run is not None:
             try:

@@ -20,7 +20,8 @@ from agentrl.rewards.scoring import REWARD, call_reward
 from agentrl.rollout.contract import AgentRunner, Episode, Executor, ExecutorContext
 from agentrl.rollout.dispatcher import SMALLEST_WINDOW, Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
-from agentrl.training.backends import build_chat_backend, stop, untrainable, warned, within
+from agentrl.training.backends import build_chat_backend, stop, untrainable, warned
+from agentrl.training.deadlines import within
 from agentrl.training.parts import EpisodeParts, Parts, check_sampling
 
 __all__ = [
@@ -112,9 +113,7 @@ async def started(
     """Start an engine and yield what it can do; stop it at the end of the block. Arguments are as of ``serve``."""
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(stop, backend, unstopped or warned(warn), warn)
-        async with within(config.inference.timeout, "the inference engine to start"):
-            capabilities = await backend.start()
-        yield capabilities
+        yield await within(config.inference.timeout, "the inference engine to start", backend.start())
 
 
 @contextlib.asynccontextmanager
@@ -125,9 +124,7 @@ async def started_endpoint(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(stop, backend, warned(warn), warn)
         # The backend's own deadlines come first: it can say which endpoint was asked what.
-        async with within(config.inference.timeout + _ENDPOINT_GRACE_S, "the endpoint to answer"):
-            capabilities = await backend.start()
-        yield capabilities
+        yield await within(config.inference.timeout + _ENDPOINT_GRACE_S, "the endpoint to answer", backend.start())
 
 
 @dataclass(frozen=True, slots=True)

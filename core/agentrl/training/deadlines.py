@@ -1,0 +1,32 @@
+"""Deadlines of the stages of a run: whatever waits for something else names it when it has waited too long."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from agentrl.errors import AgentRLError, BackendError
+from agentrl.loops import Overdue, in_time
+
+__all__ = ["within"]
+
+Result = TypeVar("Result")
+
+
+async def within(
+    seconds: float,
+    what: str,
+    work: Coroutine[Any, Any, Result],
+    *,
+    key: str = "inference.timeout",
+    error: type[AgentRLError] = BackendError,
+) -> Result:
+    """Await ``work`` and return its result; past ``seconds`` raise ``error``, which names ``what`` was waited for.
+
+    ``key`` is the key of the config that sets the deadline. Work that cannot be cancelled, such as a call in a thread,
+    is left behind.
+    """
+    try:
+        return await in_time(work, seconds)
+    except Overdue as overdue:
+        raise error(f"waited {seconds:g} s for {what}", fix=f"raise {key}") from overdue
