@@ -7,8 +7,9 @@ however long the block is. It does so by keeping to shapes in which torch's kern
 
 - Products take rows in blocks. A block's rows are padded to a multiple of the smallest size, and larger sizes serve
   only where their rows have the bits of the smallest.
-- Attention takes at least so many queries a head, and columns in multiples of ``GRAIN`` up to a bound, beyond it in
-  multiples of ``_TILE``: which of the two is told by the query's own position.
+- Attention takes a multiple of so many queries a head. Its columns are any multiple of ``GRAIN`` for a query whose
+  position is below a bound. For one beyond it they are whole tiles, the last of which may be cut to fewer columns. A
+  query's own position says which of the two it is.
 
 Which sizes these are depends on the machine's kernels, the shape and the number of threads. They are found once in a
 process, on random numbers: another order of additions shows in a few thousand of them. Operations on single elements
@@ -21,7 +22,6 @@ dimension, ``I`` features of the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Literal, Protocol
 
@@ -47,6 +47,8 @@ _TILE = 512
 """Torch's fused attention kernel takes so many columns at once, in order; one tile more, masked, changes nothing."""
 _SHORT = (384, 256, 128, 64, 32)
 """Candidates for how many columns may be attended to in any multiple of ``GRAIN``."""
+_TAILS = (256, 192, 128, 64, 32, 0)
+"""Candidates for how many columns the last of several tiles may be cut to."""
 _FEWEST_QUERIES = (2, 4, 8, 16, 32)
 """Candidates for the fewest queries of a head."""
 _QUERY_BLOCK = 32
@@ -143,11 +145,14 @@ class InvariantArithmetic:
         threads = torch.get_num_threads()
         self._threads = threads
         self._block = max(_block_of(*product, threads) for product in products)
-        self._short, self._queries = _attention_shapes(heads, group, dim, threads)
+        self._short, self._tail, self._queries = _attention_shapes(heads, group, dim, threads)
 
     def columns(self, tokens: int) -> int:
         """See ``Arithmetic``."""
-        return round_up(tokens) if tokens <= self._short else _multiple(tokens, _TILE)
+        if tokens <= self._short:
+            return round_up(tokens)
+        rest = tokens % _TILE if tokens > _TILE else _TILE
+        return tokens - rest + round_up(rest) if rest <= self._tail else _multiple(tokens, _TILE)
 
     def padded(self, hidden_NE: torch.Tensor) -> torch.Tensor:
         """See ``Arithmetic``."""
@@ -182,10 +187,14 @@ class InvariantArithmetic:
         bounds: tuple[int, int],
     ) -> torch.Tensor:
         """See ``Arithmetic``."""
+        if query.shape[2] > _MOST_QUERIES:
+            starts = range(0, query.shape[2], _MOST_QUERIES)
+            parts = [slice(start, start + _MOST_QUERIES) for start in starts]
+            return torch.cat([self._attend_part(query, keys, values, mask, positions, part) for part in parts], dim=2)
         lowest, highest = bounds
         if highest < self._short:
             return self._attend(query, keys, values, mask)
-        missing = _multiple(keys.shape[2], _TILE) - keys.shape[2]
+        missing = self.columns(keys.shape[2]) - keys.shape[2]
         if missing:
             keys_long, values_long = (functional.pad(part, (0, 0, 0, missing)) for part in (keys, values))
             far = self._attend(query, keys_long, values_long, functional.pad(mask, (0, missing), value=-torch.inf))
@@ -197,22 +206,33 @@ class InvariantArithmetic:
         near = self._attend(query, keys[:, :, short], values[:, :, short], mask[..., short])
         return torch.where(positions < self._short, near, far)
 
+    def _attend_part(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        part: slice,
+    ) -> torch.Tensor:
+        """``attend`` for some of the queries, over no more columns than these see."""
+        positions = positions[:, :, part]
+        bounds = int(positions.min()), int(positions.max())
+        seen = slice(self.columns(bounds[1] + 1))
+        keys, values, mask = keys[:, :, seen], values[:, :, seen], mask[:, :, part, seen]
+        return self.attend(query[:, :, part], keys, values, mask, positions, bounds)
+
     def _attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        queries, shared = query.shape[2], mask.shape[2] == 1
-        if queries <= _MOST_QUERIES:
-            missing = _multiple(queries, self._queries) - queries
-            if missing:
-                query = functional.pad(query, (0, 0, 0, missing))
-                mask = mask if shared else functional.pad(mask, (0, 0, 0, missing))
-            attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-            return attended[:, :, :queries] if missing else attended
-        parts = [slice(start, start + _MOST_QUERIES) for start in range(0, queries, _MOST_QUERIES)]
-        return torch.cat(
-            [self._attend(query[:, :, part], keys, values, mask if shared else mask[:, :, part]) for part in parts],
-            dim=2,
-        )
+        queries = query.shape[2]
+        missing = _multiple(queries, self._queries) - queries
+        if not missing:
+            return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        if mask.shape[2] > 1:
+            mask = functional.pad(mask, (0, 0, 0, missing))
+        query = functional.pad(query, (0, 0, 0, missing))
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)[:, :, :queries]
 
     def _pieces(self, kind: Kind, rows: int, weight: torch.Tensor, biased: bool) -> list[slice]:
         outer, inner = weight.shape
@@ -249,10 +269,8 @@ def _cut(kind: Kind, inner: int, outer: int, biased: bool, rows: int, block: int
 
 def _sizes(block: int) -> list[int]:
     """The sizes to try, largest first."""
-    sizes = [block * count for count in (3, 2, 1)]
-    while sizes[0] < _LARGEST:
-        sizes.insert(0, 4 * block if len(sizes) == 3 else 2 * sizes[0])
-    return sizes
+    counts = (count << doubled for count in (1, 3) for doubled in range(_LARGEST.bit_length()))
+    return sorted((block * count for count in counts if block * count <= _LARGEST), reverse=True)
 
 
 @cache
@@ -299,15 +317,16 @@ class _Trial:
 
 
 @cache
-def _attention_shapes(heads: int, group: int, dim: int, threads: int) -> tuple[int, int]:
-    """Up to how many columns any multiple of ``GRAIN`` serves, and the fewest queries of a head."""
+def _attention_shapes(heads: int, group: int, dim: int, threads: int) -> tuple[int, int, int]:
+    """Up to how many columns any multiple of ``GRAIN`` serves, the same for a last tile, and the fewest queries."""
     trial = _AttentionTrial(heads, dim)
     for fewest in _FEWEST_QUERIES:
-        if fewest < group and fewest < _QUERY_BLOCK:
+        if fewest < min(group, _QUERY_BLOCK) or not trial.holds(fewest, _whole_tiles()):
             continue
         for short in _SHORT:
-            if trial.holds(fewest, short):
-                return short, fewest
+            if trial.holds(fewest, _multiples(0, short)):
+                tail = next(tail for tail in _TAILS if trial.holds(fewest, _multiples(_TILE, tail)))
+                return short, tail, fewest
     raise _varies(f"attention with heads of {dim} numbers depends on how many queries and columns there are")
 
 
@@ -326,9 +345,9 @@ class _AttentionTrial:
         self._query = torch.randn(3, heads, 1, dim, generator=generator)
         self._keys, self._values = (torch.randn(3, heads, 2 * _TILE, dim, generator=generator) for _ in range(2))
 
-    def holds(self, fewest: int, short: int) -> bool:
-        """Whether all shapes that serve a position give the same bits."""
-        return all(self._holds_at(position, lengths, fewest) for position, lengths in _served(short))
+    def holds(self, fewest: int, served: list[tuple[int, list[int]]]) -> bool:
+        """Whether each position of ``served`` gets the same bits from all the lengths beside it."""
+        return all(self._holds_at(position, lengths, fewest) for position, lengths in served)
 
     def _holds_at(self, position: int, lengths: list[int], fewest: int) -> bool:
         expected = self._attended(position, lengths[0], fewest)
@@ -347,10 +366,17 @@ class _AttentionTrial:
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
 
-def _served(short: int) -> Iterator[tuple[int, list[int]]]:
-    """Positions, and the lengths that serve each of them."""
-    for position in (0, short // 2 - 1, short - GRAIN - 3):
-        if position >= 0:
-            yield position, list(range(round_up(position + 1), short + 1, GRAIN))
-    yield short, [_TILE, 2 * _TILE]
-    yield _TILE - 5, [_TILE, 2 * _TILE]
+def _multiples(start: int, most: int) -> list[tuple[int, list[int]]]:
+    """Positions from ``start``, and the lengths that serve each: multiples of ``GRAIN`` up to ``most`` beyond
+    ``start``, and whole tiles where ``start`` is beyond the first."""
+    positions = sorted({0, most // 2 - 1, most - GRAIN - 3} - {-1}) if most else []
+    tiles = [start + _TILE] if start else []
+    return [
+        (start + position, [start + length for length in range(round_up(position + 1), most + 1, GRAIN)] + tiles)
+        for position in positions
+        if position >= 0
+    ]
+
+
+def _whole_tiles() -> list[tuple[int, list[int]]]:
+    return [(position, [_TILE, 2 * _TILE]) for position in (0, _TILE // 2, _TILE - 5)]
