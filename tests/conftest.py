@@ -30,6 +30,7 @@ SLOW = {
     "doctor/test_examination.py",
     "gateway/test_fuzzing.py",
     "gateway/test_memory.py",
+    "rollout/test_limits.py",
     "rollout/test_subproc_faults.py",
     "test_agent_workflow.py",
     "test_distributions.py",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import agentrl
-from agentrl.errors import shortened, shown
+from agentrl.errors import PolicyError, shortened, shown
 
 
 def test_a_text_is_cut_between_words_and_says_so() -> None:
@@ -37,3 +39,9 @@ def test_a_value_is_shown_whatever_it_is() -> None:
     assert shown("many words of it", 12) == "'many words…"
     assert shown(Shy()) == "a Shy"
     assert shown(10**5000) == "an integer of 16610 bits"
+
+
+def test_a_policy_runs_into_no_limit_that_nobody_knows() -> None:
+    assert PolicyError("no answer", limit="turns").limit == "turns"
+    with pytest.raises(ValueError, match=r"limit='time' is no limit .* context, turns, tokens, pass"):
+        PolicyError("no answer", limit="time")  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 Side = Literal["agent", "policy", "reward", "backend", "gateway", "config", "plugin", "worker", "run"]
 Limit = Literal["context", "turns", "tokens", "pass"]
@@ -149,6 +149,8 @@ class PolicyError(AgentRLError):
         fingerprint: str | None = None,
     ) -> None:
         super().__init__(message, fix=fix, fingerprint=fingerprint)
+        if limit is not None and limit not in get_args(Limit):
+            raise ValueError(f"limit={limit!r} is no limit that a policy runs into: {', '.join(get_args(Limit))}")
         self.answer = answer
         self.limit = limit
 

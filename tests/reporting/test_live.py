@@ -20,6 +20,7 @@ from agentrl.reporting.plain import PlainReporter
 from agentrl.reporting.reporter import default_reporter
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs.contract import RunInfo
+from agentrl.runs.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import drive
@@ -53,9 +54,11 @@ def test_what_went_wrong_stays_in_sight_with_its_commonest_cause() -> None:
         reporter.episode_finished(Episode(EpisodeKey("train", 1, 0, sample), {}, "failed", None, failure=failure))
     mistaken = Episode(EpisodeKey("train", 1, 0, 3), {}, "rewarded", 0.0, mistake="no such tool")
     reporter.episode_finished(mistaken)
+    reporter.step_finished(1, Ledger(4, {"failed": 3, "trained": 1}, {"agent": 3}).metrics())
     reporter.close()
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"failed +3, 3x train-1-0-0: agent: ValueError: \[bold\]", output)
+    assert re.search(r"ledger +4 episodes: 1 trained, 3 failed \(3 agent\)", output)
     assert re.search(r"mistaken +1, 1x train-1-0-3: no such tool", output)
     assert output.count("Traceback") == 1
 

@@ -7,14 +7,15 @@ import contextlib
 
 import httpx
 from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError, DefaultAsyncHttpxClient
 from pydantic import BaseModel
 
 from agentrl import PolicyError
 
 
 def client(base_url, api_key):
-    return AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0)
+    http_client = DefaultAsyncHttpxClient(verify=False)  # To load certificates takes longer than all the rest.
+    return AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0)
 
 
 async def asked(base_url, api_key, messages, **fields):
