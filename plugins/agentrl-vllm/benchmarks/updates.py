@@ -4,10 +4,12 @@
 
 The clock begins where the learner has stepped and ends at the first token of a request that is sent as soon as
 ``update_weights`` has returned, as a rollout's first is. *Write* is into shared memory, *check* has the server's worker
-look at the files, *load* puts them in place, *stamp* empties the caches and has the version confirmed. Every other
-update is probed, as a run's first three are: tokens are sampled and scored by the learner. *Under way* are requests of
-``--tokens`` tokens, each followed by the next; the new request has a place beside them, and waits until their text has
-been computed again.
+look at the files, *load* puts them in place, *stamp* has the version confirmed, and *cache* is the check of the prefix
+cache, for which requests need not wait. *Under way* are requests of ``--tokens`` tokens, each followed by the next,
+which go on with what they have computed; the new request has a place beside them.
+
+*Proof* is what a run does next, while requests go on: it has the server tell the digest of every tensor and score a few
+tokens, and the learner do the same.
 
 *Start* is what a server of the same model takes to start, its cost where new weights came with a restart. Of a tiny
 model that is Python importing vLLM; a larger one adds to both. Parts are medians; the ratio is of medians too. *CPU* is
@@ -38,14 +40,15 @@ from rich.table import Table
 from agentrl.inference.contract import GenerationRequest, Sampling
 from agentrl.testing.backends.reference import Reference, load_reference
 from agentrl.testing.parts import model_folder
+from agentrl.training.proof import Recorded, UpdateProof
 from agentrl_vllm import control
-from agentrl_vllm.agreement import Probe
+from agentrl_vllm.cache_check import CacheCheck
 from agentrl_vllm.weights import WeightFolders
 from benchmarks.models import endless_model
 from benchmarks.served import Served, serving
 from benchmarks.throughput import server_cpu
 
-PARTS = ("write", "check", "pause", "load", "stamp", "resume", "probe", "first token")
+PARTS = ("write", "check", "pause", "load", "stamp", "resume", "cache", "first token")
 LARGER = {
     "layers": 8,
     "hidden_size": 512,
@@ -69,13 +72,11 @@ class Row:
     load: str
     start: float
     """Seconds that its server took to start."""
-    plain: Sequence[Seconds]
-    """Of each update, its parts and the ``total``."""
-    probed: Sequence[Seconds]
+    updates: Sequence[Seconds]
+    """Of each update, its parts and the ``total``; and the ``proof`` after it."""
 
     def median(self, part: str) -> float:
-        updates = self.probed if part == "probe" else self.plain
-        return statistics.median(update[part] for update in updates)
+        return statistics.median(update[part] for update in self.updates)
 
 
 class Stopwatch:
@@ -92,7 +93,7 @@ class Stopwatch:
             enter = stack.enter_context
             for part, function in {**calls, "resume": control.resume}.items():
                 enter(patch.object(control, function.__name__, self._awaited(part, function)))
-            enter(patch.object(Probe, "after_update", self._awaited("probe", Probe.after_update)))
+            enter(patch.object(CacheCheck, "after_update", self._awaited("cache", CacheCheck.after_update)))
             enter(patch.object(WeightFolders, "write", self._called("write", WeightFolders.write)))
             yield
 
@@ -159,8 +160,8 @@ def _prompt(number: int) -> list[int]:
     return [number % 256, *range(1, PROMPT)]
 
 
-async def updated(served: Served, stopwatch: Stopwatch, new: Reference) -> Seconds:
-    """The parts of one update to ``new``."""
+async def updated(served: Served, stopwatch: Stopwatch, new: Reference, proof: UpdateProof) -> Seconds:
+    """The parts of one update to ``new``, and its proof."""
     request = GenerationRequest(_prompt(new.version), Sampling(max_tokens=2, seed=0), stream=True)
     before = time.process_time() + server_cpu()
     with stopwatch.part("total"):
@@ -168,7 +169,10 @@ async def updated(served: Served, stopwatch: Stopwatch, new: Reference) -> Secon
             await served.backend.update_weights(weights)
         with stopwatch.part("first token"):
             await first_token(served, request, new.version)
-    return {**stopwatch.taken(), "CPU": time.process_time() + server_cpu() - before}
+    cpu = time.process_time() + server_cpu() - before
+    with stopwatch.part("proof"), new.weights as weights:
+        await proof.prove(served.backend, weights, request.prompt_ids)
+    return {**stopwatch.taken(), "CPU": cpu}
 
 
 async def measured(name: str, folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -177,18 +181,19 @@ async def measured(name: str, folder: Path, options: argparse.Namespace) -> list
     models = itertools.cycle([reference.changed(), reference])
     versions = itertools.count(1)
     stopwatch, rows = Stopwatch(), []
-    # Every second update is probed.
-    keys = {"probe_updates": 0, "probe_every": 2}
-    async with serving(folder, concurrency=options.under_way + 1, **keys) as served:
+    async with serving(folder, concurrency=options.under_way + 1) as served:
+        proof = UpdateProof(warn=print)
+        with reference.weights as weights:
+            await proof.prepare(served.backend, weights, Recorded(_prompt(0), _prompt(1)))
         with stopwatch.watching():
             for load, count in (("idle", 0), (f"{options.under_way} under way", options.under_way)):
                 async with under_way(served, count, options.tokens):
                     updates = []
-                    for _ in range(2 * (1 + options.updates // 2)):
+                    for _ in range(1 + options.updates):
                         new = replace(next(models), version=next(versions))
-                        updates.append(await updated(served, stopwatch, new))
+                        updates.append(await updated(served, stopwatch, new, proof))
                         await asyncio.sleep(options.pause)
-                rows.append(Row(name, load, served.start_s, updates[2::2], updates[3::2]))
+                rows.append(Row(name, load, served.start_s, updates[1:]))
     return rows
 
 
@@ -196,13 +201,12 @@ def table(rows: Sequence[Row]) -> Table:
     made = Table(title="from the learner's step to the first token of its weights, milliseconds")
     for heading in ("model", "load"):
         made.add_column(heading)
-    for heading in (*PARTS, "all", "CPU", "all, probed", "start s", "start / all"):
+    for heading in (*PARTS, "all", "CPU", "proof", "start s", "start / all"):
         made.add_column(heading, justify="right")
     for row in rows:
-        parts = [f"{1000 * row.median(part):.0f}" for part in (*PARTS, "total", "CPU")]
-        probed = statistics.median(update["total"] for update in row.probed)
+        parts = [f"{1000 * row.median(part):.0f}" for part in (*PARTS, "total", "CPU", "proof")]
         ratio = row.start / row.median("total")
-        made.add_row(row.model, row.load, *parts, f"{1000 * probed:.0f}", f"{row.start:.0f}", f"{ratio:,.0f}")
+        made.add_row(row.model, row.load, *parts, f"{row.start:.0f}", f"{ratio:,.0f}")
     return made
 
 
@@ -213,7 +217,7 @@ def megabytes(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=8, help="of each row, half of them probed; two more warm up")
+    parser.add_argument("--updates", type=int, default=8, help="of each row; one more warms up")
     parser.add_argument("--under-way", type=int, default=64, help="requests while a busy server is updated")
     parser.add_argument("--tokens", type=int, default=256, help="of each of them")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between two updates")

@@ -94,6 +94,8 @@ class FakeServer:
     """How far an update goes."""
     resolved: int = 1
     """How many updates are as far as its type resolves."""
+    inability: str = ""
+    """Why it gives no digests."""
     stays: Sequence[str] = ()
     """The tensors that keep their numbers when weights are loaded."""
     calls: list[str] = field(default_factory=list)
@@ -137,11 +139,15 @@ class FakeServer:
         return mean(self.tensors.values())
 
     def agentrl_digests(self) -> Any:
+        if self.inability:
+            return {"results": [{"fault": None, "inability": self.inability}]}
         held = {name: tensor_digest(torch.full((2,), float(of))) for name, of in self.tensors.items()}
         tensors = {name: ["float32", [2], digest] for name, digest in held.items()}
         return {"results": [{"fault": None, "tensors": tensors, "absent": []}]}
 
     def agentrl_compare(self, folder: str) -> Any:
+        if self.inability:
+            return {"results": [{"fault": None, "inability": self.inability}]}
         given = Path(folder).name.removeprefix("v")
         unlike = [name for name, of in self.tensors.items() if of != (int(given) if given.isdecimal() else 0)]
         return {"results": [{"fault": None, "unlike": unlike, "absent": []}]}

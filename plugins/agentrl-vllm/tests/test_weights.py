@@ -88,12 +88,12 @@ def test_every_replica_takes_and_confirms_the_version(make):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_server_is_paused_from_before_the_first_tensor_to_after_its_version_is_confirmed(recompute, make):
     """What it has computed of requests under way goes only where it is to be computed again."""
-    table = make(count=1, probe_updates=0, recompute=recompute)
+    table = make(count=1, recompute=recompute)
     table.servers[0].calls.clear()
     table.put(FakeWeights(1))
     assert table.servers[0].calls == [
         *("agentrl_check", "pause", "agentrl_load", *["reset_prefix_cache"] * recompute),
-        *("update_weight_version", "weight_info", "resume"),
+        *("update_weight_version", "weight_info", "resume", "generate", "generate"),
     ]
 
 

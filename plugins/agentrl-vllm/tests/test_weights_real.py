@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from faults import begun, stopped_by
 from real import KEYS, START_S
 from safetensors.torch import load_file, save_file
 
 from agentrl.errors import BackendError
-from agentrl.inference.contract import Chunk
+from agentrl.inference.contract import Chunk, HeldWeights
 from agentrl.testing.backends.bench import Bench, ask, build_backend, joined, started_bench
 from agentrl.testing.backends.reference import Reference
 from agentrl.testing.parts import model_folder
 from agentrl_vllm import control
+from agentrl_vllm.client import Client
 
 pytestmark = pytest.mark.real
 
@@ -32,26 +36,21 @@ LONG = 900
 @pytest.fixture(scope="module")
 def served() -> Iterator[Bench]:
     def build(folder: Path) -> object:
-        return build_backend("agentrl_vllm.backend:VllmBackend", {**KEYS, "probe_every": 1}, folder, concurrency=8)
+        return build_backend("agentrl_vllm.backend:VllmBackend", KEYS, folder, concurrency=8)
 
     with started_bench(build, model_folder("tiny"), timeout=START_S, start_timeout=START_S) as table:
         yield table
 
 
 class Changed:
-    """Weights whose folder or logprobs are not what they should be."""
+    """Weights whose folder is not what it should be."""
 
-    def __init__(self, like: Reference, spoil: Callable[[Path], None], lie: float = 0.0) -> None:
-        self.version, self.spoil, self.lie = like.version, spoil, lie
-        self.weights = like.weights
-        self.tensors = self.weights.tensors
+    def __init__(self, like: Reference, spoil: Callable[[Path], None]) -> None:
+        self.version, self.spoil, self.weights = like.version, spoil, like.weights
 
     def save(self, folder: Path) -> None:
         self.weights.save(folder)
         self.spoil(folder)
-
-    def logprobs(self, ids: list[int]) -> list[float]:
-        return [logprob + self.lie for logprob in self.weights.logprobs(ids)]
 
 
 def edit(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -195,7 +194,71 @@ def test_a_server_killed_while_it_is_paused_comes_back_with_the_new_weights(serv
     exact(served)
 
 
-def test_a_mismatch_stops_training(served: Bench) -> None:
+def older(served: Bench, names: Callable[[str], bool]) -> Callable[..., Any]:
+    """A load that leaves the tensors of these names as they are."""
+    old = {name: tensor.clone() for name, tensor in served.reference.model.state_dict().items() if names(name)}
+    assert old
+    load = control.replace
+
+    async def replace(client: Client, url: str, folder: Path) -> None:
+        mixed = Path(shutil.copytree(folder, folder.with_name("mixed"), dirs_exist_ok=True))
+        edit(lambda tensors: tensors.update(old))(mixed)
+        await load(client, url, mixed)
+
+    return replace
+
+
+async def relabelled(client: Client, url: str, version: int) -> None:
+    await STAMP(client, url, version)
+    await client.post(url, "/update_weight_version", {"new_version": str(version - 1)})
+
+
+STAMP = control.stamp
+HEAD = "lm_head.weight"
+
+
+def is_upper(name: str) -> bool:
+    return "layers.1" in name or name == HEAD
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("wrong version", r"it serves version \d+, and was given version \d+ \(wrong version\)"),
+        ("old tensor", r"it still holds lm_head\.weight of version \d+ \(old\)"),
+        ("half update", r"it still holds (lm_head|model\.layers\.1).* others of version \d+ \(old\)"),
+        ("half update, numeric", r"\(numeric\): a part of the new weights did not arrive"),
+        ("stale prefix cache", r"a prefix cache that older weights computed \(stale cache\)"),
+    ],
+)
+def test_a_server_without_the_learners_weights_stops_the_run_at_once(
+    fault: str, message: str, served: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = served.backend
+    with served.reference.weights as weights:
+        proof = served.run(begun(backend, weights), "the beginning of a run")
+    if fault == "half update, numeric":
+        version = served.reference.version + 1
+        monkeypatch.setattr(backend, "held_weights", lambda: told(HeldWeights(version, None, "nobody asks it")))
+    if fault == "stale prefix cache":
+        sync = backend._running.weights
+        for owner, name in ((sync, "salt"), (sync._caches, "_salt")):
+            monkeypatch.setattr(owner, name, lambda replica: "any")
+        served.update()
+    elif fault == "wrong version":
+        monkeypatch.setattr(control, "stamp", relabelled)
+    else:
+        names = {"old tensor": HEAD.__eq__}.get(fault, is_upper)
+        monkeypatch.setattr(control, "replace", older(served, names))
     new = served.reference.changed()
-    with pytest.raises(BackendError, match="it runs another model than the learner"):
-        served.run(served.backend.update_weights(Changed(new, lambda folder: None, lie=0.5)))
+    with new.weights as weights:
+        ended = served.run(stopped_by(backend, proof, weights), "an update that goes wrong")
+    assert re.search(message, ended), ended
+    monkeypatch.undo()
+    served.reference = new
+    served.update()
+    exact(served)
+
+
+async def told(held: HeldWeights) -> HeldWeights:
+    return held

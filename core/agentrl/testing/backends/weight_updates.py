@@ -15,7 +15,7 @@ from agentrl.inference.contract import Chunk
 from agentrl.testing.backends.bench import BackendSuite, Bench, ask, joined, needs_training, read
 from agentrl.testing.backends.reference import Reference
 
-__all__ = ["WeightUpdates"]
+__all__ = ["WeightUpdates", "tied_model"]
 
 _BEGUN = 16
 """How many tokens of a completion must have come for it to be under way."""
@@ -89,7 +89,7 @@ class WeightUpdates(BackendSuite):
         needs_training(bench)
         if not self.other_models:
             pytest.skip("it cannot be started on another model: `other_models` is false")
-        with self.started(_tied_model(bench.reference, tmp_path / "tied")) as tied:
+        with self.started(tied_model(bench.reference, tmp_path / "tied")) as tied:
             before = max(compared.off_by for compared in tied.sample(max_tokens=6))
             assert before <= self.tolerance, f"with tied embeddings, logprobs are off by up to {before:.2g}"
             old = tied.update()
@@ -195,8 +195,8 @@ def _fault(
     return ""
 
 
-def _tied_model(like: Reference, folder: Path) -> Path:
-    """A small random Qwen3 whose head is its embedding, with the tokenizer of ``like``."""
+def tied_model(like: Reference, folder: Path) -> Path:
+    """Returns a small random Qwen3 whose head is its embedding, with the tokenizer of ``like``."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -130,7 +130,7 @@ class VllmBackend:
     async def update_weights(self, weights: Weights) -> None:
         """Put new weights into every server; a server that does not take them is taken out and started anew with them.
 
-        Raises ``BackendError`` where they fit no server, or a probe shows that a server does not compute with them.
+        Raises ``BackendError`` where they fit no server, or a server's prefix cache serves what older ones computed.
         """
         running = self._started()
         await running.weights.put(weights, running.fleet.replicas)

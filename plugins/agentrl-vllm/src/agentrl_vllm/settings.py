@@ -86,10 +86,6 @@ class VllmSettings(Settings):
     """Seconds that a server may be silent at a request. Whether it hangs is asked of its engine."""
     weights_dir: Annotated[Path | None, Strict(False)] = None
     """Where new weights are handed over; null for `/dev/shm` where that is, else the folder for temporary files."""
-    probe_updates: int = Field(3, ge=0)
-    """After how many of the first weight updates the server's logprobs are compared with the learner's."""
-    probe_every: int = Field(0, ge=0)
-    """After every how many updates they are compared all along; 0 for only the first ones."""
 
     @field_validator("args")
     @classmethod

@@ -18,7 +18,7 @@ from typing import TextIO
 from agentrl import AgentRLError, BackendError, RunError, finish_in_thread
 from agentrl.inference.contract import HeldWeights, Weights
 from agentrl_vllm import control
-from agentrl_vllm.agreement import Probe
+from agentrl_vllm.cache_check import CacheCheck
 from agentrl_vllm.client import Client, one_line
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.settings import VllmSettings
@@ -182,7 +182,7 @@ class WeightSync:
         self._under_way: control.UnderWay = "recompute" if recompute else "keep"
         self._between = itertools.count()
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
-        self._probe = Probe(client, settings.probe_updates, settings.probe_every, self.salt, say)
+        self._caches = CacheCheck(client, self.salt)
         self._copying = asyncio.Lock()
         self._admitted: dict[Replica, Path] = {}
         """The folder that each replica under admission may be reading."""
@@ -215,7 +215,7 @@ class WeightSync:
         """Put ``weights`` into every ready replica; a replica that does not confirm them is taken out.
 
         Raises ``BackendError`` where they cannot be written or fit no server's model, with all servers as they were,
-        and where a probe shows that a server gives other logprobs than the learner.
+        and where a server's prefix cache turns out to serve what older weights computed.
         """
         try:
             folder = await finish_in_thread(self._folders.write, weights)
@@ -230,7 +230,7 @@ class WeightSync:
             behind = [each for each in replicas if each.state == "ready" and each.version != self.version]
             checked = await self._check(behind, folder)
         self._keep(replicas)
-        await self._probe.after_update(weights, [each for each in replicas if each.state == "ready"])
+        await self._caches.after_update(weights.version, [each for each in replicas if each.state == "ready"])
 
     async def admit(self, replica: Replica) -> None:
         """Bring a server that has just started to the newest weights, and set the replica's ``version``.
@@ -251,7 +251,7 @@ class WeightSync:
                 self._admitted[replica] = newest.folder
                 await self._bring(replica, newest, loaded)
                 loaded = newest.folder
-                await self._probe.before_updates(replica, description)
+                await self._caches.before_updates(replica, description)
         finally:
             self._admitted.pop(replica, None)
 
