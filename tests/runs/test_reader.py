@@ -21,7 +21,7 @@ from agentrl.errors import ConfigError, RunError
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs import schema
-from agentrl.runs.contract import Checkpoint, RunInfo, Summary
+from agentrl.runs.contract import Checkpoint, Membership, RunInfo, Summary
 from agentrl.runs.episodes import EpisodeReader, parse_key
 from agentrl.runs.folder import FolderLock, RunFolder, run_names
 from agentrl.runs.metrics import MetricsLog
@@ -61,7 +61,7 @@ def run(folder: RunFolder) -> Iterator[Run]:
     """A run that is going on, after one step of the groups 0 and 1."""
     with EpisodeStore(folder.episodes) as store:
         store.submit(EPISODES).result()
-        store.mark_trained([0, 1], 1).result()
+        store.begin_step(Membership(1, (0, 1))).result()
         yield open_run(folder.path)
 
 

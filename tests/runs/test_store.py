@@ -22,6 +22,7 @@ from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Phase
 from agentrl.runs import schema
 from agentrl.runs import store as store_module
+from agentrl.runs.contract import Membership
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import Sampled, TokenTree
@@ -123,7 +124,7 @@ def test_the_step_that_trained_a_group_is_noted_apart_from_the_version_that_samp
 
         async def scenario() -> None:
             await store.commit(stored)
-            await asyncio.wrap_future(store.mark_trained([3, 5], 8))
+            await asyncio.wrap_future(store.begin_step(Membership(8, (3, 5))))
 
         asyncio.run(scenario())
         trained = [(e.key.phase, e.key.group, e.version, e.trained_step) for e in stored_in(store, step=8)]
@@ -134,7 +135,7 @@ def test_the_step_that_trained_a_group_is_noted_apart_from_the_version_that_samp
 def test_more_groups_are_noted_at_once_than_a_statement_takes_values(tmp_path: Path) -> None:
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([make_episode(group) for group in range(2500)]).result()
-        store.mark_trained(range(2500), 1).result()
+        store.begin_step(Membership(1, tuple(range(2500)))).result()
         assert {e.trained_step for e in stored_in(store)} == {1}
 
 

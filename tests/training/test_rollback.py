@@ -18,6 +18,7 @@ COLLAPSING = (
     *("training.steps=30", "training.learning_rate=0.01", "rollout.tasks_per_step=2", "rollout.group_size=8"),
     *("rollout.max_tokens=6", "evaluation.every=4", "evaluation.tasks=4", "training.checkpoint_every=4"),
     *("health.truncation=off", "health.zero_variance=off", "health.mismatch_kl=off", "run.name=run"),
+    "training.keep=100",
 )
 
 

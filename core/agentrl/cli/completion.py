@@ -25,6 +25,7 @@ __all__ = [
     "complete_checkpoint",
     "complete_environment",
     "complete_keys",
+    "complete_run",
     "complete_training",
     "paths_like",
 ]
@@ -53,6 +54,13 @@ def complete_checkpoint(context: click.Context, parameter: click.Parameter, inco
     if not any("=" not in argument for argument in given):
         names = _models(catalogue, given, incomplete)
     return _either(names, catalogue, given, incomplete)
+
+
+def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The runs in the folder of runs, by name, and other folders."""
+    from agentrl.runs.folder import run_names
+
+    return [*_items(run_names("runs")), *paths_like(incomplete, None)]
 
 
 def complete_keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentrl.cli.boundary import INTERRUPTED, RESUMABLE
-from agentrl.cli.completion import complete_training
+from agentrl.cli.completion import complete_run, complete_training
 from agentrl.cli.output import print_columns
 from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
 
 if TYPE_CHECKING:
+    from agentrl.config.checks import Ineffective
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
     from agentrl.runs.contract import Summary
@@ -27,6 +28,7 @@ Examples:
   agentrl train math
   agentrl train calculator --config config.yaml training.steps=100
   agentrl train my_agent.py:MyAgent --dry-run rollout.group_size=16
+  agentrl train --resume runs/math-20261124-091500 training.steps=100
 """
 
 
@@ -34,28 +36,42 @@ Examples:
 @click.argument("arguments", nargs=-1, metavar="[AGENT] [KEY=VALUE]...", shell_complete=complete_training)
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
 @click.option(
+    "--resume",
+    metavar="RUN",
+    shell_complete=complete_run,
+    help="Go on with a run that has ended, or was killed: its folder, its name, or `newest`.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Show every setting and where it was set, and check them without training."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 @click.pass_obj
-def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool, as_json: bool) -> int:
+def train(
+    app: App, arguments: tuple[str, ...], file: Path | None, resume: str | None, dry_run: bool, as_json: bool
+) -> int:
     """Train the model behind AGENT: a registered name, pkg.mod:Obj, pkg.mod.Obj or file.py:Obj.
 
     Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of --config and
     from the defaults, the first one winning. After Ctrl-C the run saves what it has learned before it ends.
+
+    With --resume the settings are those of the run, and steps after its newest checkpoint are repeated from stored
+    episodes. A setting that KEY=VALUE names may change, such as training.steps; others that differ are refused.
     """
     from agentrl.cli.settings import located
-    from agentrl.config import ineffective_keys, resolve_config
+    from agentrl.config import resolve_config
 
     agent, settings = split_arguments(arguments, "agent")
-    resolved = located(resolve_config(file, *settings, agent=agent), app.plugins)
+    run = None if resume is None else _run(resume, resolve_config(file, *settings, agent=agent).config.run.dir)
+    source = file if file is not None or run is None else run / "config.yaml"
+    resolved = located(resolve_config(source, *settings, agent=agent), app.plugins)
     if dry_run:
-        return _dry_run(app, resolved)
+        return _dry_run(app, resolved, run)
     from agentrl.reporting.reporter import default_reporter
     from agentrl.training.trainer import Trainer
 
-    with Trainer(resolved.config, plugins=app.plugins, reporter=default_reporter(tracebacks=app.debug)) as trainer:
-        for key in ineffective_keys(resolved.config, resolved.provenance):
+    reporter = default_reporter(tracebacks=app.debug)
+    with Trainer(resolved.config, plugins=app.plugins, reporter=reporter, run=run) as trainer:
+        for key in _dead(resolved, run):
             trainer.reporter.warning(str(key))
         summary = trainer.train()
     _print(resolved.config, summary, as_json)
@@ -64,15 +80,33 @@ def train(app: App, arguments: tuple[str, ...], file: Path | None, dry_run: bool
     return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
 
 
-def _dry_run(app: App, resolved: Resolved) -> int:
-    """Print the settings, unless a run would refuse them before it starts, or would ignore some of them."""
+def _dead(resolved: Resolved, run: Path | None) -> list[Ineffective]:
+    """Keys without effect; of a run that is resumed those of its own file, which holds every key, are left out."""
     from agentrl.config import ineffective_keys
+
+    places = resolved.provenance.items()
+    written = {key: place for key, place in places if run is None or not place.startswith("file ")}
+    return ineffective_keys(resolved.config, written)
+
+
+def _run(resume: str, place: Path) -> Path:
+    """The folder of the run that ``--resume`` names: a folder, a name in ``place``, or the newest run in there."""
+    from agentrl.runs.folder import newest_run
+    from agentrl.runs.reader import open_run
+
+    if resume == "newest" and not (place / resume).exists():
+        return newest_run(place)
+    return open_run(resume, runs=place).path
+
+
+def _dry_run(app: App, resolved: Resolved, run: Path | None) -> int:
+    """Print the settings, unless a run would refuse them before it starts, or would ignore some of them."""
     from agentrl.errors import ConfigError
     from agentrl.training.trainer import Trainer
 
-    if dead := ineffective_keys(resolved.config, resolved.provenance):
+    if dead := _dead(resolved, run):
         raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
-    with Trainer(resolved.config, plugins=app.plugins) as trainer:
+    with Trainer(resolved.config, plugins=app.plugins, run=run) as trainer:
         trainer.check()
     _print_settings(resolved)
     return 0

@@ -518,6 +518,11 @@ class Config(Section):
         """Keep where values were written, by dotted key, for ``naming_sources``."""
         self._written_at = _WrittenAt(written_at)
 
+    @property
+    def written_at(self) -> Mapping[str, str]:
+        """Where values were written, by dotted key, as ``remember`` was told; defaults are left out."""
+        return self._written_at
+
     @contextlib.contextmanager
     def naming_sources(self) -> Iterator[None]:
         """Within it, a ``ConfigError`` about a key says where the key was written, such as its file and line.

@@ -50,6 +50,14 @@ class GroupRequest:
     """The sample numbers of its episodes; there is at least one."""
     settings: Callable[[EpisodeKey], SessionSettings]
     """How the session of each episode samples."""
+    kept: Sequence[Episode] = ()
+    """Those of its episodes that exist already, as after a run was resumed; they are not run again."""
+
+    @property
+    def missing(self) -> list[int]:
+        """The sample numbers of the episodes that are to be run."""
+        there = {episode.key.sample for episode in self.kept}
+        return [sample for sample in self.samples if sample not in there]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +159,10 @@ class _Dispatch:
                 # The slot of the next episode is free before its request is taken.
                 await self._slots.acquire()
                 async for request in _each(requests):
-                    episodes: list[Episode] = []
-                    for sample in request.samples:
+                    episodes = list(request.kept)
+                    if not request.missing:
+                        await self._finish(request, episodes)
+                    for sample in request.missing:
                         tasks.create_task(self._episode(request, sample, episodes))
                         await self._slots.acquire()
         except BaseExceptionGroup as errors:
@@ -178,11 +188,14 @@ class _Dispatch:
             dispatcher.budget.add(key, episode.failure)
             episodes.append(episode)
             if len(episodes) == len(request.samples):
-                await self.room.acquire()
-                ordered = sorted(episodes, key=lambda episode: episode.key.sample)
-                self.finished.put_nowait(Group(request.task, tuple(ordered)))
+                await self._finish(request, episodes)
         finally:
             self._slots.release()
+
+    async def _finish(self, request: GroupRequest, episodes: list[Episode]) -> None:
+        await self.room.acquire()
+        ordered = sorted(episodes, key=lambda episode: episode.key.sample)
+        self.finished.put_nowait(Group(request.task, tuple(ordered)))
 
 
 async def _each(requests: Iterable[GroupRequest] | AsyncIterable[GroupRequest]) -> AsyncIterator[GroupRequest]:

@@ -146,7 +146,7 @@ class EpisodeRow:
     version: int
     """Policy version at dispatch."""
     trained_step: int | None
-    """Optimiser step whose batch its group was in; ``None`` before, and in evaluations."""
+    """Optimiser step that takes its group into its batch; ``None`` before it begins, and in evaluations."""
     outcome: Outcome
     reward: float | None
     seconds: float

@@ -64,6 +64,17 @@ SELECT id FROM episodes WHERE phase = 'train' AND group_ordinal NOT IN (
 ) ORDER BY id
 """
 
+_OUTLINED = 2048
+"""Outlines of episodes that are read at once."""
+_OUTLINED_OF_EPISODES = (
+    *("id", "phase", "group_ordinal", "task", "sample", "outcome", "failure_side", "failure_reason"),
+    *("failure_fingerprint", "mistake", "mistake_fingerprint", "setbacks"),
+)
+_OUTLINED_OF_CALLS = (
+    *("id", "finish_reason", "prompt_tokens", "completion_tokens", "delivered", "overridden", "unmet"),
+    *("control_tokens", "normalised"),
+)
+
 _CONDITIONS = {
     "phase": "phase = :phase",
     "group": "group_ordinal = :group",
@@ -232,6 +243,29 @@ class EpisodeReader:
                 episodes = _episodes(connection, version, ids[start : start + _PAGE])
             yield from episodes
 
+    def outlines(self) -> Iterator[Episode]:
+        """All episodes in the order of their commits, without tasks, answers, rewards, requests, messages and tokens.
+
+        What is left says how each ended and what went wrong in it. Memory holds a page of them at most.
+        """
+        after = 0
+        while True:
+            with self._opened() as (connection, version):
+                table = f"(SELECT {_own_columns(version)} FROM episodes WHERE id > ? ORDER BY id LIMIT {_OUTLINED})"
+                wanted = f"SELECT {', '.join(_OUTLINED_OF_EPISODES)} FROM"
+                found = connection.execute(f"{wanted} {table} ORDER BY id", (after,)).fetchall()
+                calls: dict[int, list[Call]] = {row[0]: [] for row in found}
+                if found and version >= FIRST_WITH_TABLES:
+                    wanted = f"SELECT episode, {', '.join(_OUTLINED_OF_CALLS)} FROM"
+                    among = f"(SELECT {call_columns(version)} FROM calls WHERE episode BETWEEN ? AND ?)"
+                    ends = (found[0][0], found[-1][0])
+                    for id, *call in connection.execute(f"{wanted} {among} ORDER BY episode, ordinal", ends):
+                        calls[id].append(_outlined_call(call))
+            yield from (_outlined(row, tuple(calls[row[0]])) for row in found)
+            if len(found) < _OUTLINED:
+                return
+            after = found[-1][0]
+
     @contextmanager
     def _opened(self) -> Iterator[tuple[sqlite3.Connection, int]]:
         try:
@@ -311,15 +345,18 @@ def _group(members: Sequence[EpisodeRow]) -> GroupRow:
     return GroupRow(first.phase, first.group, first.task, tuple(members))
 
 
+def _own_columns(version: int) -> str:
+    """The columns of ``episodes``; the temporary table that stands for one of an older schema has the present ones."""
+    return ", ".join(EPISODE_COLUMNS) if version < FIRST_WITH_TABLES else episode_columns(version)
+
+
 def _episodes(connection: sqlite3.Connection, version: int, ids: Sequence[int]) -> list[Episode]:
     """The whole episodes of ``ids``, in the same order."""
     among = f"IN ({', '.join(map(str, ids))})"
-    # The temporary table that stands for an older one has the present columns.
-    own = ", ".join(EPISODE_COLUMNS) if version < FIRST_WITH_TABLES else episode_columns(version)
     columns = ", ".join("tasks.data" if name == "data" else f"e.{name}" for name in EPISODE_COLUMNS)
     found = connection.execute(
-        f"SELECT {columns} FROM (SELECT {own} FROM episodes WHERE id {among}) AS e JOIN tasks ON digest = e.data "
-        "ORDER BY e.id"
+        f"SELECT {columns} FROM (SELECT {_own_columns(version)} FROM episodes WHERE id {among}) AS e "
+        "JOIN tasks ON digest = e.data ORDER BY e.id"
     ).fetchall()
     calls: dict[int, list[Sequence[Any]]] = {id: [] for id in ids}
     trees: dict[int, Sequence[Any]] = {}
@@ -340,10 +377,6 @@ def _episodes(connection: sqlite3.Connection, version: int, ids: Sequence[int]) 
 
 def _episode(values: Sequence[Any], calls: Iterable[Sequence[Any]], tree: Sequence[Any]) -> Episode:
     value = dict(zip(EPISODE_COLUMNS, values, strict=True))
-    failure = None
-    if value["failure_side"] is not None:
-        reason, fingerprint = stored_text(value["failure_reason"]), stored_text(value["failure_fingerprint"])
-        failure = Failure(value["failure_side"], reason, fingerprint)
     return Episode(
         key=EpisodeKey(cast(Phase, value["phase"]), value["group_ordinal"], value["task"], value["sample"]),
         data=json.loads(value["data"]),
@@ -354,7 +387,7 @@ def _episode(values: Sequence[Any], calls: Iterable[Sequence[Any]], tree: Sequen
         calls=tuple(_calls(calls)),
         tree=_tree(*tree),
         answer=json.loads(value["answer"]),
-        failure=failure,
+        failure=_failure(value),
         mistake=value["mistake"],
         mistake_fingerprint=stored_text(value["mistake_fingerprint"]),
         setbacks=tuple(Failure(*each) for each in json.loads(value["setbacks"])),
@@ -363,6 +396,53 @@ def _episode(values: Sequence[Any], calls: Iterable[Sequence[Any]], tree: Sequen
         version=value["version"],
         trained_step=value["trained_step"],
     )
+
+
+def _failure(value: Mapping[str, Any]) -> Failure | None:
+    if value["failure_side"] is None:
+        return None
+    reason, fingerprint = stored_text(value["failure_reason"]), stored_text(value["failure_fingerprint"])
+    return Failure(value["failure_side"], reason, fingerprint)
+
+
+def _outlined(row: Sequence[Any], calls: tuple[Call, ...]) -> Episode:
+    value = dict(zip(_OUTLINED_OF_EPISODES, row, strict=True))
+    return Episode(
+        key=EpisodeKey(cast(Phase, value["phase"]), value["group_ordinal"], value["task"], value["sample"]),
+        data={},
+        outcome=cast(Outcome, value["outcome"]),
+        reward=None,
+        calls=calls,
+        failure=_failure(value),
+        mistake=value["mistake"],
+        mistake_fingerprint=stored_text(value["mistake_fingerprint"]),
+        setbacks=tuple(Failure(*each) for each in json.loads(value["setbacks"])),
+    )
+
+
+def _outlined_call(row: Sequence[Any]) -> Call:
+    value = dict(zip(_OUTLINED_OF_CALLS, row, strict=True))
+    return Call(
+        id=stored_text(value["id"]),
+        parent=None,
+        request={},
+        message={},
+        finish_reason=stored_text(value["finish_reason"]),
+        prompt_tokens=value["prompt_tokens"],
+        completion_tokens=value["completion_tokens"],
+        **_told(value),
+    )
+
+
+def _told(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call's columns tell of what was changed in it or went wrong."""
+    return {
+        "overridden": tuple(json.loads(value["overridden"])),
+        "unmet": tuple(json.loads(value["unmet"])),
+        "control_tokens": tuple(json.loads(value["control_tokens"])),
+        "normalised": tuple(Replacement(**each) for each in json.loads(value["normalised"])),
+        "delivered": bool(value["delivered"]),
+    }
 
 
 def _calls(rows: Iterable[Sequence[Any]]) -> Iterator[Call]:
@@ -382,12 +462,8 @@ def _calls(rows: Iterable[Sequence[Any]]) -> Iterator[Call]:
             prompt_tokens=value["prompt_tokens"],
             completion_tokens=value["completion_tokens"],
             fork_reason=None if value["fork_reason"] is None else stored_text(value["fork_reason"]),
-            overridden=tuple(json.loads(value["overridden"])),
-            unmet=tuple(json.loads(value["unmet"])),
-            control_tokens=tuple(json.loads(value["control_tokens"])),
-            normalised=tuple(Replacement(**each) for each in json.loads(value["normalised"])),
-            delivered=bool(value["delivered"]),
             seconds=value["seconds"],
+            **_told(value),
         )
         requests[call.id] = request
         yield call

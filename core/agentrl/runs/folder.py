@@ -40,6 +40,7 @@ __all__ = [
     "filesystem_type",
     "is_locked",
     "is_network_filesystem",
+    "newest_run",
     "read_summary",
     "run_names",
     "run_of",
@@ -216,6 +217,14 @@ def read_summary(path: Path) -> Summary:
 def run_names(runs: str | os.PathLike[str] = "runs") -> list[str]:
     """The names of the runs in the folder ``runs``, sorted."""
     return sorted(config.parent.name for config in Path(runs).expanduser().glob("*/config.yaml"))
+
+
+def newest_run(runs: Path) -> Path:
+    """The training run in the folder ``runs`` that was started last. Raises ``ConfigError`` where there is none."""
+    found = [config for config in runs.glob("*/config.yaml") if (config.parent / "checkpoints").is_dir()]
+    if not found:
+        raise ConfigError(f"there is no run in {runs}", fix="set run.dir to the folder that holds the runs")
+    return max(found, key=lambda config: config.stat().st_mtime_ns).parent
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -242,9 +242,6 @@ class _Commit:
 
     done: Future[None] | asyncio.Future[None]
     rows: Sequence[EpisodeRows] = ()
-    groups: Sequence[int] = ()
-    """Ordinals of training groups that the optimiser step ``step`` has trained."""
-    step: int = 0
     begins: Membership | None = None
     """The step that is about to begin, with its groups."""
 
@@ -318,7 +315,7 @@ class EpisodeStore:
         await self._written(done)
 
     async def written(self, submitted: Future[None]) -> None:
-        """Wait for what ``begin_step`` or ``mark_trained`` returned. Raises as ``commit`` does."""
+        """Wait for what ``begin_step`` returned. Raises as ``commit`` does."""
         await self._written(asyncio.wrap_future(submitted))
 
     async def _written(self, done: asyncio.Future[None]) -> None:
@@ -349,25 +346,14 @@ class EpisodeStore:
         return done
 
     def begin_step(self, membership: Membership) -> Future[None]:
-        """Record which groups a step takes. The step may begin when the future is done: then it is on disk.
+        """Record which groups a step takes, and set ``trained_step`` of the episodes of those that it trains.
 
-        It is written together with the commits that wait at that moment. The future's exception is the ``RunError``
-        where that fails, or where the step has begun before.
+        The step may begin when the future is done: then it is on disk, written together with the commits that waited
+        at that moment. The future's exception is the ``RunError`` where that fails, or where the step has begun before.
         """
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
         self._enqueue(_Commit(done, begins=membership))
-        return done
-
-    def mark_trained(self, groups: Sequence[int], step: int) -> Future[None]:
-        """Set ``trained_step`` of the committed training groups with the ordinals ``groups`` to ``step``.
-
-        It is written together with the commits that wait at that moment. The future is done when it is on disk; its
-        exception is the ``RunError`` where that fails.
-        """
-        done: Future[None] = Future()
-        done.set_running_or_notify_cancel()
-        self._enqueue(_Commit(done, groups=groups, step=step))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -434,7 +420,6 @@ class EpisodeStore:
                 for commit in commits:
                     if commit.begins is not None:
                         self._begin(commit.begins)
-                    self._mark(commit.groups, commit.step)
         except Exception as error:  # whatever it is, those who wait have to learn of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
         else:
@@ -474,6 +459,7 @@ class EpisodeStore:
     def _begin(self, membership: Membership) -> None:
         groups = (membership.trained, membership.left_out, membership.stale)
         self._insert_into("steps", STEP_COLUMNS, [(membership.step, *(_json(list(each)) for each in groups))])
+        self._mark(membership.trained, membership.step)
 
     def _mark(self, groups: Sequence[int], step: int) -> None:
         for start in range(0, len(groups), self._most_values - 1):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from agentrl.errors import ConfigError
 from agentrl.learner.learner import STATE, Learner
-from agentrl.runs.folder import RunFolder
 from agentrl.runs.reader import Run
 
 __all__ = ["CheckpointInfo", "Conversing", "is_whole", "read_checkpoint", "save_checkpoint", "superseded"]
@@ -77,9 +76,8 @@ def _has_content(file: Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def superseded(folder: RunFolder, keep: int, spared: Collection[Path | None]) -> list[Path]:
+def superseded(run: Run, keep: int, spared: Collection[Path | None]) -> list[Path]:
     """The checkpoints of a run that are not kept: all but the newest ``keep``, the best and ``spared``."""
-    run = Run(folder.path)
     best = run.best_checkpoint()
     stay = {None if best is None else best.path, *spared}
     return [saved.path for saved in run.checkpoints()[:-keep] if saved.path not in stay]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.gateway.contract import SessionSettings
-from agentrl.rollout.contract import EpisodeKey, Group, Phase
+from agentrl.rollout.contract import Episode, EpisodeKey, Group, Phase
 from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
 from agentrl.runs.tally import mean, mean_parts
 from agentrl.tasks.contract import TaskSet
@@ -35,6 +35,21 @@ class Evaluation:
     """Where its episodes are kept; ``None`` for one within a run, whose folder has them."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Means of the parts of rewards at `evaluation.temperature`, by name."""
+
+    @classmethod
+    def of_metrics(cls, step: int, metrics: Mapping[str, float | None]) -> Evaluation:
+        """The evaluation that was logged as ``metrics``."""
+        numbers = {name.removeprefix("evaluation/"): value for name, value in metrics.items() if value is not None}
+        parts = {name.removeprefix("parts/"): value for name, value in numbers.items() if name.startswith("parts/")}
+        return cls(
+            step=step,
+            sampled=numbers["reward"],
+            greedy=numbers.get("reward_greedy"),
+            episodes=int(numbers.get("episodes", 0)),
+            failed=int(numbers.get("failed", 0)),
+            rejected=int(numbers.get("rejected", 0)),
+            parts=parts,
+        )
 
     def metrics(self) -> dict[str, float]:
         """As logged: `evaluation/reward`, `evaluation/reward_greedy`, …"""
@@ -65,8 +80,21 @@ class Evaluation:
 class Evaluator:
     """Runs the same held-out tasks every time."""
 
-    def __init__(self, dispatcher: Dispatcher, tasks: TaskSet, config: Config, *, greedy: bool = True) -> None:
-        """``greedy`` says whether the model takes temperature 0."""
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        tasks: TaskSet,
+        config: Config,
+        *,
+        greedy: bool = True,
+        kept: Callable[[Phase, int], Mapping[int, Sequence[Episode]]] = lambda phase, version: {},
+    ) -> None:
+        """``greedy`` says whether the model takes temperature 0.
+
+        ``kept`` tells which episodes of the evaluation of a version exist already, by the ordinals of their groups, as
+        after a run was resumed. They are not run again.
+        """
+        self._kept = kept
         self._count = min(config.evaluation.tasks, len(tasks))
         self._greedy = greedy
         self._tasks = tasks
@@ -116,8 +144,11 @@ class Evaluator:
             )
 
         first = version * len(self._tasks)
+        kept = self._kept(phase, version)
         requests = [
-            GroupRequest(phase, first + task, task, self._tasks[task], range(samples), settings)
+            GroupRequest(
+                phase, first + task, task, self._tasks[task], range(samples), settings, kept.get(first + task, ())
+            )
             for task in range(self._count)
         ]
         return await self._dispatcher.collect(requests)

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from agentrl.algorithms.batch import build_batch, wholly_excluded
 from agentrl.algorithms.contract import Algorithm
@@ -35,13 +35,14 @@ from agentrl.runs.contract import Checkpoint, Membership
 from agentrl.runs.ledger import step_ledger
 from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
-from agentrl.training.checkpoints import Conversing, save_checkpoint
+from agentrl.training.checkpoints import Conversing, save_checkpoint, superseded
 from agentrl.training.deadlines import within
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.health import ROLLED_BACK, Finding, Health
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.proof import Recorded, UpdateProof
 from agentrl.training.recorder import RunRecorder
+from agentrl.training.replay import Lineage, Resumed
 from agentrl.training.serving import EngineServing
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import Supply
@@ -73,6 +74,10 @@ class TrainingLoop:
     """The newest evaluation."""
     saved: Path | None = None
     """The newest checkpoint."""
+    resumed: Resumed | None = None
+    """What a run that is resumed has to go on with."""
+    elapsed: Callable[[], float] = lambda: 0.0
+    """Tells how many seconds the run has taken."""
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _cursor: int = field(init=False)
     """The position in the task order from which the weights as they are now go on."""
@@ -84,6 +89,8 @@ class TrainingLoop:
     _supply: Supply = field(init=False)
     _evaluating: asyncio.Task[Evaluation] | None = None
     """An evaluation that episodes of training run beside."""
+    _learned: _Learned | None = None
+    """The step that made the weights, until its metrics are written."""
     _health: Health = field(init=False)
     _told_too_long: bool = False
     """Whether a warning has told of an episode that is longer than a pass."""
@@ -104,8 +111,11 @@ class TrainingLoop:
 
     async def run(self) -> None:
         """Train for ``training.steps`` steps; whatever stops it, ``save`` may be called afterwards."""
-        await self._evaluate()
-        self.before = self.latest
+        if self.resumed is None:
+            await self._evaluate()
+            self.before = self.latest
+        else:
+            await self._go_on(self.resumed)
         try:
             async with self._supply:
                 while self.learner.version < self.config.training.steps:
@@ -120,6 +130,67 @@ class TrainingLoop:
         for finding in self._health.end():
             self.recorder.reporter.warning(str(finding))
         await self.save()
+
+    async def _go_on(self, resumed: Resumed) -> None:
+        """Come from the checkpoint of a resumed run to where the run was, without a rollout."""
+        self._saved_version, self.saved = resumed.replay.version, resumed.checkpoint
+        evaluations = [Evaluation.of_metrics(line.step, line.metrics) for line in resumed.lines if line.is_evaluation]
+        self.before, self.latest = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
+        if self.learner.version in (0, *(line.step for line in resumed.lines if not line.is_evaluation)):
+            await self._evaluate_if_missing()
+        self.before = self.before or self.latest
+        for step, taken in resumed.replay.steps():
+            resumed.replay.check_next(step, self.learner.version)
+            await self._repeat(taken, resumed.lineage)
+        begun = resumed.replay.open_groups()
+        resumed.lineage.add(each for episodes in begun.episodes.values() for each in episodes)
+        self._supply.take_up(begun, self.learner.version)
+        self._cursor = self._supply.cursor
+        await self._serve_weights()
+
+    async def _repeat(self, taken: Taken, lineage: Lineage) -> None:
+        """Make a step again of what it took."""
+        lineage.add(each for group in taken.groups for each in group.episodes)
+        with self._stopwatch.time("step"):
+            learned = await self._learn_from(taken)
+        if lineage.is_lost_by(self.learner.version, learned):
+            self.recorder.reporter.warning(
+                f"step {self.learner.version}, repeated, made other weights than before the run ended: what those had "
+                "sampled is trained with the log-probabilities that it was sampled under, and counted as "
+                "tokens/lost_lineage"
+            )
+        judged = self._judge(lineage.proven(self.learner.version))
+        self._write(judged)
+        if judged.stop is not None:
+            raise judged.stop
+        if judged.better is not None:
+            await self._go_back(judged.better)
+            await self.save()
+            return
+        await self._evaluate_if_missing()
+        if self._due(self.config.training.checkpoint_every):
+            await self.save()
+
+    async def _evaluate_if_missing(self) -> None:
+        """Evaluate the weights of a resumed run where they were to be evaluated and were not, or not to the end."""
+        is_due = self.learner.version == 0 or self._due(self.config.evaluation.every)
+        if self.evaluator is not None and is_due and self.current_evaluation is None:
+            await self._serve_weights()
+            await self._evaluate()
+
+    def write_step(self) -> bool:
+        """Write the metrics of a step that was interrupted after it had made new weights; else do nothing.
+
+        Returns whether the weights may be saved. They may not where a rule of learning health demands something of the
+        step: a resumed run repeats it, and does what is demanded.
+        """
+        if self._learned is None:
+            return True
+        judged = self._judge({})
+        if judged.stop is not None or judged.better is not None:
+            return False
+        self._write(judged)
+        return True
 
     async def save(self) -> None:
         """Save the weights as a checkpoint, unless they are saved already."""
@@ -138,7 +209,14 @@ class TrainingLoop:
             path = self.recorder.folder.checkpoint(version)
             if self._saved_version != version:
                 with self.recorder.folder.new_checkpoint(version) as folder:
-                    save_checkpoint(folder, self.learner, cursor=self._cursor, conversing=self.conversing)
+                    self.recorder.sync()  # A run that is resumed from here keeps the metrics up to here.
+                    save_checkpoint(
+                        folder,
+                        self.learner,
+                        cursor=self._cursor,
+                        conversing=self.conversing,
+                        seconds=self.elapsed(),
+                    )
                 self._saved_version, self.saved = version, path
             return path
         finally:
@@ -162,7 +240,13 @@ class TrainingLoop:
         self.recorder.reporter.activity_started("saving a checkpoint")
         with self._stopwatch.time("checkpoint"):
             path = await self._in_thread(f"checkpoint {version} to be written", self.write_checkpoint)
+            await self._in_thread("old checkpoints to be removed", self._prune)
         self.recorder.checkpoint(path)
+
+    def _prune(self) -> None:
+        source = None if self.resumed is None else self.resumed.checkpoint
+        old = superseded(self._run, self.config.training.keep, [self.saved, source])
+        self.recorder.folder.prune(old)
 
     async def _step(self) -> None:
         step = self.learner.version + 1
@@ -171,25 +255,17 @@ class TrainingLoop:
             groups = taken.groups
             self._check_recorded(groups)
             await self.recorder.begin_step(_membership(step, taken))
-            self.recorder.batch(groups)
             await self._record_for_proof(groups)
-            self.recorder.reporter.activity_started("learning")
-            with self._stopwatch.time("learner"):
-                learned = await self._in_thread(f"the learner to take step {step}", self._learn, taken)
+            learned = await self._learn_from(taken)
             await self._evaluated()
             with self._stopwatch.time("weights"):
                 await self._serve_weights()
             proven = await self._prove()
-            await self.recorder.trained(groups, step)
-        metrics = {**rollout_metrics((*groups, *taken.left_out)), **learned, **proven, **self._stopwatch.take()}
-        findings = self._health.step(step, metrics)
-        stop, better = self._heed(findings)
-        self.recorder.step(step, metrics if better is None else {**metrics, ROLLED_BACK: better.step})
-        if not learned.get("staleness/max"):  # Tokens of older weights differ from those of the newest.
-            self._agreement.look(step, learned)
-        self._warn(
-            step, metrics, findings if stop is None else [each for each in findings if each.action == "warn"], groups
-        )
+        judged = self._judge(proven)
+        self._write(judged)
+        if not learned.get("staleness/max") and not self._lost_tokens(groups):
+            self._agreement.look(step, learned)  # Tokens of other weights differ from those of the newest.
+        stop, better = judged.stop, judged.better
         if better is not None:
             await self._go_back(better)
         elif stop is None and self._due(self.config.evaluation.every):
@@ -200,6 +276,34 @@ class TrainingLoop:
             raise stop
         if better is not None:
             await self.save()
+
+    async def _learn_from(self, taken: Taken) -> dict[str, float]:
+        """Make new weights of the groups of a step; returns the learner's metrics."""
+        self.recorder.batch(taken.groups)
+        self.recorder.reporter.activity_started("learning")
+        with self._stopwatch.time("learner"):
+            return await self._in_thread(f"the learner to take step {self.learner.version + 1}", self._learn, taken)
+
+    def _judge(self, proven: Mapping[str, float]) -> _Judged:
+        """The metrics of the step that made the weights, and what the rules of learning health say of them."""
+        learned, self._learned = self._learned, None
+        assert learned is not None
+        step, taken, of_learner = learned
+        metrics = {**rollout_metrics((*taken.groups, *taken.left_out)), **of_learner, **proven}
+        metrics |= self._stopwatch.take()
+        if lost := self._lost_tokens(taken.groups):
+            metrics["tokens/lost_lineage"] = lost
+        findings = self._health.step(step, metrics)
+        return _Judged(step, taken, metrics, findings, *self._heed(findings))
+
+    def _write(self, judged: _Judged) -> None:
+        step, taken, metrics, findings, stop, better = judged
+        self.recorder.step(step, metrics if better is None else {**metrics, ROLLED_BACK: better.step})
+        said = findings if stop is None else [each for each in findings if each.action == "warn"]
+        self._warn(step, metrics, said, taken.groups)
+
+    def _lost_tokens(self, groups: Sequence[Group]) -> int:
+        return 0 if self.resumed is None else self.resumed.lineage.lost_tokens(groups)
 
     def _warn(self, step: int, metrics: Mapping[str, float], findings: list[Finding], groups: Sequence[Group]) -> None:
         warnings = [str(finding) for finding in findings]
@@ -308,7 +412,10 @@ class TrainingLoop:
         )
         ledger = step_ledger(groups, account.fates, left_out=taken.left_out, stale=taken.stale)
         with self._writing:
-            return {**account.counts, **ledger.metrics(), **self.learner.step(batch)}
+            learned = {**account.counts, **ledger.metrics(), **self.learner.step(batch)}
+            # Here, because whoever waits for this may be interrupted meanwhile.
+            self._learned = _Learned(self.learner.version, taken, learned)
+        return learned
 
     def _too_long(self, step: int, groups: Sequence[Group]) -> str | None:
         """A warning of the episodes of a step that are longer than a pass."""
@@ -373,6 +480,28 @@ class TrainingLoop:
                 f"no episode of step {self.learner.version + 1} made a call through its session",
                 fix="give the agent's client the `base_url` and `api_key`, or the `http_client`, that `run` is passed",
             )
+
+
+class _Learned(NamedTuple):
+    """A step that has made new weights."""
+
+    step: int
+    taken: Taken
+    metrics: dict[str, float]
+    """The learner's."""
+
+
+class _Judged(NamedTuple):
+    """A step with all its metrics, and what it demands."""
+
+    step: int
+    taken: Taken
+    metrics: dict[str, float]
+    findings: list[Finding]
+    stop: RunError | None
+    """The error that ends the run."""
+    better: Checkpoint | None
+    """The checkpoint to go back to."""
 
 
 def _membership(step: int, taken: Taken) -> Membership:

@@ -90,8 +90,10 @@ class Parts(EpisodeParts):
     """The chat template and the date, which every checkpoint keeps."""
 
 
-def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
+def resolve_parts(config: Config, plugins: Plugins, agent: Any = None, *, weights: Path | None = None) -> Parts:
     """Resolve every name of ``config``; ``agent`` may be the agent itself instead of a name.
+
+    ``weights`` is the folder of a checkpoint that takes the place of the config's model, which is not looked for.
 
     An agent that lives in another environment is found there. Raises ``ConfigError`` or ``PluginError`` for the
     first name that stands for nothing, and for a backend whose model is no folder.
@@ -99,8 +101,8 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None) -> Parts:
     check_takes_weights(config, plugins)
     common = resolve_episode_parts(config, plugins, agent)
     with about("model.name"):
-        folder = find_model(plugins, config.model)
-        config = _named(common.config, folder)
+        folder = find_model(plugins, config.model) if weights is None else weights
+        config = _named(common.config, folder) if weights is None else common.config
         chat = load_chat(folder, config.model)
     return Parts(
         config=config,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from agentrl.reporting.contract import Reporter
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.runs.contract import Membership, RunInfo, Summary
+from agentrl.runs.contract import Membership, MetricsLine, RunInfo, Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.ledger import Ledger
 from agentrl.runs.metrics import MetricsLog
@@ -55,8 +54,6 @@ class RunRecorder:
         self._trackers = trackers
         self._hooks = hooks
         self._run: RunInfo | None = None
-        self._marked: Future[None] | None = None
-        """Done when the groups of the newest step are recorded as trained."""
 
     async def start(self, config: Config) -> None:
         """Training is about to begin. Raises the error by which a tracker or a plugin refuses the run."""
@@ -65,6 +62,16 @@ class RunRecorder:
         await run_in_thread(partial(self._hooks.ask, "agentrl_run_started", run=run))
         self._run = run
         self.reporter.run_started(run)
+
+    def take_up(self, episodes: Iterable[Episode], lines: Iterable[MetricsLine]) -> None:
+        """Count the ``episodes`` that a run had stored before it was resumed; nobody is told of them again.
+
+        ``lines`` are the metrics that it goes on from.
+        """
+        for episode in episodes:
+            self._count(episode)
+        for line in lines:
+            self._ledger += Ledger.of_metrics(line.metrics)
 
     @property
     def ledger(self) -> Ledger:
@@ -78,14 +85,17 @@ class RunRecorder:
     async def episode(self, episode: Episode) -> None:
         """Store a finished episode durably, then report it. Raises ``RunError`` where it cannot be stored."""
         await self._store.commit([episode])
+        self._count(episode)
+        self._tell("agentrl_episode_finished", episode=episode)
+        self.reporter.episode_finished(episode)
+
+    def _count(self, episode: Episode) -> None:
         self.episodes += 1
         self.tokens += sum(call.completion_tokens for call in episode.calls)
         self.tally.add(episode)
         if episode.key.phase == "train":
             self._in_flight.discard(episode.key)
             self._finished += 1
-        self._tell("agentrl_episode_finished", episode=episode)
-        self.reporter.episode_finished(episode)
 
     async def begin_step(self, membership: Membership) -> None:
         """Return once it is on disk which groups the next step takes. Raises ``RunError`` where that fails."""
@@ -94,16 +104,6 @@ class RunRecorder:
     def batch(self, groups: Sequence[Group]) -> None:
         """The groups of a step are complete and about to be trained."""
         self._tell("agentrl_batch_ready", batch=groups)
-
-    async def trained(self, groups: Sequence[Group], step: int) -> None:
-        """Record in the store that the optimiser step ``step``, which counts from 1, has trained ``groups``.
-
-        Only the record of the step before is waited for, so that no step waits for the disk. Raises ``RunError`` where
-        that one failed.
-        """
-        if self._marked is not None:
-            await self._store.written(self._marked)
-        self._marked = self._store.mark_trained([group.ordinal for group in groups], step)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written."""
@@ -116,6 +116,10 @@ class RunRecorder:
         """An evaluation within the run is done. Raises ``RunError`` where its results cannot be written."""
         self._log(evaluation.step, evaluation.metrics())
         self.reporter.evaluation_finished(evaluation.step, evaluation.metrics())
+
+    def sync(self) -> None:
+        """Return once all metrics are on the disk. Raises ``RunError`` where that fails."""
+        self._metrics.sync()
 
     def checkpoint(self, path: Path) -> None:
         """The checkpoint in the folder ``path`` is complete."""
@@ -133,8 +137,6 @@ class RunRecorder:
     async def finish(self, summary: Summary) -> None:
         """The run has ended: write the summary and report it. Raises ``RunError`` where it cannot be written."""
         await run_in_thread(self._trackers.finish, summary.outcome)
-        if self._marked is not None:
-            await self._store.written(self._marked)
         self.folder.write_summary(summary)
         if self._run is not None:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,16 +29,21 @@ from agentrl.rollout.contract import EpisodeKey
 from agentrl.rollout.dispatcher import Dispatcher
 from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.contract import Summary
+from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.metrics import MetricsLog
+from agentrl.runs.metrics import MetricsLog, MetricsReader, cut_after
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.backends import build_backend
+from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import Parts, default_tasks
 from agentrl.training.recorder import RunRecorder
-from agentrl.training.serving import serve
+from agentrl.training.replay import Lineage, Replay, Resumed
+from agentrl.training.requests import group_request
+from agentrl.training.resume import ResumePoint
+from agentrl.training.serving import Serving, serve
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import GroupSupply
 from agentrl.training.task_order import TaskOrder
@@ -46,35 +51,71 @@ from agentrl.training.task_order import TaskOrder
 __all__ = ["Built", "build", "train"]
 
 
-async def train(parts: Parts, reporter: Reporter, interrupts: Interrupts) -> Summary:
+async def train(
+    parts: Parts, reporter: Reporter, interrupts: Interrupts, resumed_from: ResumePoint | None = None
+) -> Summary:
     """Train until the last step, one of ``interrupts`` or an error, and return the summary of the run.
 
-    Each of the three saves what was learned and writes the summary. Raises ``ConfigError`` or ``PluginError``, and
-    leaves no run folder, where something that the config names cannot be built, and another ``AgentRLError`` for what
-    stopped the run. An interrupt raises nothing: the outcome says so.
+    Each of the three saves what was learned and writes the summary. ``resumed_from`` says where a run goes on that has
+    ended before; without it there is a new one. Raises ``ConfigError`` or ``PluginError``, and leaves no new run
+    folder, where something that the config names cannot be built, and another ``AgentRLError`` for what stopped the
+    run. An interrupt raises nothing: the outcome says so.
     """
     told = Reporters(reporter)
-    folder = RunFolder.create(parts.config)
+    folder = RunFolder.create(parts.config) if resumed_from is None else resumed_from.folder
     try:
-        built = build(parts, told, folder.logs)
+        built = build(parts, told, folder.logs, version=0 if resumed_from is None else resumed_from.version)
     except BaseException:
-        folder.remove()
+        if resumed_from is None:
+            folder.remove()
         raise
     if (default := default_tasks(parts)) is not None:
         told.note(default)
-    log = RunLog(folder.logs / "run.log")
-    told.add(log)
-    with (
-        contextlib.closing(log),
-        EpisodeStore(folder.episodes) as store,
-        MetricsLog(folder.metrics) as metrics,
-        built.trackers,
-    ):
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(EpisodeStore(folder.episodes))  # First, since it locks the folder.
+        resumed = None if resumed_from is None else _taken_up(resumed_from, parts)
+        told.add(stack.enter_context(contextlib.closing(RunLog(folder.logs / "run.log"))))
+        metrics = stack.enter_context(MetricsLog(folder.metrics))
+        stack.enter_context(built.trackers)
         for note in store.notes:
             told.note(note)
         hooks = RunHooks(parts.plugins, told.warning, parts.config.run.hook_timeout)
         recorder = RunRecorder(folder, store, metrics, built.trackers, hooks, told)
-        return await _Run(parts, built, recorder).to_its_end(interrupts)
+        if resumed_from is not None and resumed is not None:
+            told.note(_resumed_text(resumed_from, resumed))
+            recorder.take_up(EpisodeReader(folder.episodes).outlines(), resumed.lines)
+        return await _Run(parts, built, recorder, resumed).to_its_end(interrupts)
+
+
+def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
+    """Make the folder of a run ready to go on from ``point``, and read what there is to go on with."""
+    config, folder = parts.config, point.folder
+    order = TaskOrder(parts.train_tasks, config.seed)
+
+    def samples(ordinal: int, attempt: int) -> Sequence[int]:
+        return group_request(config, order, ordinal, lambda: 0, attempt=attempt).samples
+
+    replay = Replay(EpisodeReader(folder.episodes), point.version, samples)
+    folder.reopen(config)
+    logged = cut_after(folder.metrics, point.version)
+    device = find_device(config.training.device, "training.device")
+    saved = None if point.checkpoint is None else point.checkpoint.path
+    return Resumed(
+        replay=replay,
+        lineage=Lineage(logged, exact=device.type == "cpu"),
+        checkpoint=saved,
+        lines=MetricsReader(folder.metrics).read(),
+        seconds=0.0 if saved is None else read_checkpoint(saved).seconds,
+    )
+
+
+def _resumed_text(point: ResumePoint, resumed: Resumed) -> str:
+    """What a run that is resumed goes on from."""
+    steps = len(resumed.replay)
+    repeated = f", and {steps} step{'' if steps == 1 else 's'} after it from stored episodes" if steps else ""
+    changed = f", with {'; '.join(map(str, point.changed))}" if point.changed else ""
+    damaged = f" ({', '.join(each.path.name for each in point.damaged)} is damaged)" if point.damaged else ""
+    return f"resumed from step {point.version}{damaged}{repeated}{changed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +127,15 @@ class Built:
     trackers: Trackers
 
 
-def build(parts: Parts, reporter: Reporter, logs: Path | None = None) -> Built:
+def build(parts: Parts, reporter: Reporter, logs: Path | None = None, *, version: int = 0) -> Built:
     """Build the backend, the algorithm and the trackers that the config names, and start nothing.
 
-    ``logs`` is the folder for what the backend's processes print. Raises ``ConfigError`` or ``PluginError`` for the
-    first name or key that is wrong.
+    ``version`` is the policy version of the weights in the model folder. ``logs`` is the folder for what the backend's
+    processes print. Raises ``ConfigError`` or ``PluginError`` for the first name or key that is wrong.
     """
     find_device(parts.config.training.device, "training.device")
     return Built(
-        backend=build_backend(parts, version=0, logs=logs, say=reporter.note),
+        backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
         algorithm=build_algorithm(parts.plugins, parts.config.algorithm),
         trackers=Trackers.build(
             parts.plugins, parts.config.trackers, warn=reporter.warning, patience=parts.config.run.hook_timeout
@@ -107,10 +148,15 @@ class _Run:
     parts: Parts
     built: Built
     recorder: RunRecorder
+    resumed: Resumed | None
     loop: TrainingLoop | None = None
 
     def __post_init__(self) -> None:
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (0.0 if self.resumed is None else self.resumed.seconds)
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, those before it was resumed included."""
+        return time.monotonic() - self._began
 
     async def to_its_end(self, interrupts: Interrupts) -> Summary:
         outcome, error = await self._outcome(interrupts)
@@ -123,6 +169,8 @@ class _Run:
         summary = self._summary(outcome, interrupts)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
             await self.recorder.finish(summary)
+        if outcome != "completed":
+            self.recorder.reporter.note(f"resume it with: agentrl train --resume {self.recorder.folder.path}")
         if error is not None:
             raise error
         return summary
@@ -151,7 +199,7 @@ class _Run:
         reporter = self.recorder.reporter
         reporter.warning("the event loop is blocked: what was learned is saved from another thread")
         try:
-            if self.loop is not None and self.loop.learner.version > 0:
+            if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
                 self.loop.write_checkpoint()
             summary = self._summary("interrupted", interrupts)
             self.recorder.folder.write_summary(summary)
@@ -170,6 +218,8 @@ class _Run:
         learner = await finish_in_thread(
             Learner, parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed
         )
+        if self.resumed is not None and self.resumed.checkpoint is not None:
+            await finish_in_thread(learner.load_state, self.resumed.checkpoint)
         if learner.rows_because is not None:
             reporter.warning(learner.rows_because)
         reporter.activity_started("starting the inference engine")
@@ -187,17 +237,27 @@ class _Run:
                 learner=learner,
                 algorithm=algorithm,
                 serving=serving,
-                evaluator=None if parts.eval_tasks is None else Evaluator(serving.dispatcher, parts.eval_tasks, config),
+                evaluator=self._evaluator(serving),
                 supply=partial(
                     _rolled_out, parts, algorithm, serving.dispatcher, learner.version, recorder.episode_started
                 ),
                 recorder=recorder,
                 conversing=parts.conversing,
                 grammars=grammars_of(parts.model_folder),
+                resumed=self.resumed,
+                elapsed=self.elapsed,
             )
 
+    def _evaluator(self, serving: Serving) -> Evaluator | None:
+        tasks, config = self.parts.eval_tasks, self.parts.config
+        if tasks is None:
+            return None
+        if self.resumed is None:
+            return Evaluator(serving.dispatcher, tasks, config)
+        return Evaluator(serving.dispatcher, tasks, config, kept=self.resumed.replay.evaluated)
+
     async def _save(self) -> None:
-        if self.loop is not None and self.loop.learner.version > 0:
+        if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
             await self.loop.save()
 
     def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
@@ -206,7 +266,7 @@ class _Run:
             outcome=outcome,
             episodes=self.recorder.episodes,
             tokens=self.recorder.tokens,
-            seconds=time.monotonic() - self._began,
+            seconds=self.elapsed(),
             signal=interrupts.name if outcome == "interrupted" else None,
             **tally.counts(),
             reasons=tally.reasons(),

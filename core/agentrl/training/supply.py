@@ -14,8 +14,9 @@ from typing import Protocol, Self
 from agentrl.config.models import Config
 from agentrl.gateway.contract import SessionSettings
 from agentrl.rollout.buffer import GroupBuffer, Taken
-from agentrl.rollout.contract import EpisodeKey, Group
+from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.rollout.dispatcher import Dispatcher, GroupRequest
+from agentrl.training.replay import OpenGroups
 from agentrl.training.requests import group_request
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.task_order import TaskOrder
@@ -38,6 +39,10 @@ class Supply(Protocol):
     @property
     def cursor(self) -> int:
         """The first ordinal whose group no step has taken for good."""
+        ...
+
+    def take_up(self, begun: OpenGroups, version: int) -> None:
+        """Go on at ``version`` with what a run had begun when it ended; called before the ``async with`` block."""
         ...
 
     async def take(self) -> Taken:
@@ -98,6 +103,8 @@ class GroupSupply:
         self._again: deque[int] = deque()
         """Ordinals of groups that are to be rolled out once more."""
         self._attempts: Counter[int] = Counter()
+        self._kept: dict[int, tuple[Episode, ...]] = {}
+        """Finished episodes of groups that hold a slot already and have others to be run, by ordinal."""
         self._rolling = 0
         self._paused = False
         self._changed = asyncio.Event()
@@ -115,6 +122,31 @@ class GroupSupply:
         self._pump.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):  # `take` has raised it, or nobody needs it.
             await self._pump
+
+    def take_up(self, begun: OpenGroups, version: int) -> None:
+        """Go on at ``version`` with the groups that a run had begun; called before the rollout begins.
+
+        Whole groups are there to be taken. Of others the episodes that are missing come first, and then the groups of
+        which there is none, in the order of their ordinals.
+        """
+        self._buffer.served(version)
+        self._attempts.update(begun.dropped)
+        for ordinal in range(begun.next):
+            episodes = begun.episodes.get(ordinal, ())
+            if ordinal in begun.taken:
+                continue
+            if not episodes:
+                self._again.append(ordinal)
+                continue
+            group = Group(episodes[0].key.task, episodes)
+            oldest = group.oldest_version
+            self._buffer.start(ordinal, oldest=version if oldest is None else oldest)
+            self._rolling += 1
+            if replace(self._request(ordinal), kept=episodes).missing:
+                self._kept[ordinal] = episodes
+            else:
+                self._finish(group)
+        self._order.cursor = begun.next
 
     async def take(self) -> Taken:
         """Wait for the groups of the step at the present version, and take them.
@@ -165,15 +197,22 @@ class GroupSupply:
     async def _requests(self) -> AsyncGenerator[GroupRequest, None]:
         """The groups to roll out, each as soon as it is admitted; without end."""
         while True:
+            if self._kept:
+                ordinal = min(self._kept)
+                yield replace(self._request(ordinal), kept=self._kept.pop(ordinal))
+                continue
             with self._stopwatch.time("held"):
                 while not self._admits():
                     await self._change()
             ordinal = self._again.popleft() if self._again else self._order.advance()
             self._buffer.start(ordinal)
             self._rolling += 1
-            attempt = self._attempts[ordinal]
-            request = group_request(self._config, self._order, ordinal, self._version, attempt=attempt)
-            yield replace(request, settings=partial(self._begin, request.settings))
+            yield self._request(ordinal)
+
+    def _request(self, ordinal: int) -> GroupRequest:
+        attempt = self._attempts[ordinal]
+        request = group_request(self._config, self._order, ordinal, self._version, attempt=attempt)
+        return replace(request, settings=partial(self._begin, request.settings))
 
     def _begin(self, settings: Callable[[EpisodeKey], SessionSettings], key: EpisodeKey) -> SessionSettings:
         """The ``settings`` of an episode, which are asked for when it starts."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from agentrl.agents.binding import reference_of
+from agentrl.config.loader import load_config
 from agentrl.config.models import Config, check_trainable
 from agentrl.environments import entries_elsewhere
 from agentrl.errors import ConfigError
@@ -20,11 +23,13 @@ from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import default_reporter
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
+from agentrl.runs.reader import open_run
 from agentrl.training.backends import is_chat, named_by_endpoint
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
+from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
 from agentrl.training.schedulers import build_scheduler
 
@@ -45,10 +50,40 @@ class Trainer:
     ``reporter`` shows how it goes; by default a live display on a terminal and plain lines elsewhere.
     """
 
-    def __init__(self, config: Config, *, plugins: Plugins | None = None, reporter: Reporter | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        *,
+        plugins: Plugins | None = None,
+        reporter: Reporter | None = None,
+        run: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """``run`` is the folder of a run that ``train`` goes on with, by ``config``; see ``resume``."""
+        self._run = None if run is None else open_run(run, runs=config.run.dir).path
+        self.config = config if self._run is None else of_run(config, self._run)
         self.plugins = Plugins(elsewhere=entries_elsewhere) if plugins is None else plugins
         self.reporter = default_reporter() if reporter is None else reporter
+
+    @classmethod
+    def resume(
+        cls,
+        run: str | os.PathLike[str],
+        *overrides: str,
+        plugins: Plugins | None = None,
+        reporter: Reporter | None = None,
+    ) -> Self:
+        """A trainer whose ``train`` goes on with the run in the folder ``run``, or of that name in ``runs``.
+
+        ::
+
+            with Trainer.resume("runs/quickstart", "training.steps=100") as trainer:
+                summary = trainer.train()
+
+        The config is that of the run, but for ``overrides`` such as ``training.steps=100``. Steps after the newest
+        checkpoint are repeated from the episodes that are stored. Raises ``ConfigError`` where there is no such run.
+        """
+        folder = open_run(run).path
+        return cls(load_config(folder / "config.yaml", *overrides), plugins=plugins, reporter=reporter, run=folder)
 
     def __enter__(self) -> Self:
         return self
@@ -74,17 +109,18 @@ class Trainer:
         the run.
         """
         with self._configured(agent, workflow) as (config, target):
-            parts = self._trainable(config, target)
+            point, parts = self._trainable(config, target)
             scheduler = build_scheduler(self.plugins, config)
-            return scheduler.run(lambda: self._trained(parts))
+            return scheduler.run(lambda: self._trained(parts, point))
 
     @missing_extras()
     def check(self, agent: Any = None, *, workflow: Any = None) -> None:
         """Raise what ``train`` would raise before it starts anything; nothing is started or written."""
         with self._configured(agent, workflow) as (config, target):
-            parts = self._trainable(config, target)
+            point, parts = self._trainable(config, target)
             build_scheduler(self.plugins, config)
-            RunFolder.check(parts.config)
+            if point is None:
+                RunFolder.check(parts.config)
             build(parts, self.reporter)
 
     @missing_extras()
@@ -103,9 +139,9 @@ class Trainer:
             parts = resolve_parts(config, self.plugins, target)
             return self._measured(lambda: measure(parts, self.reporter))
 
-    def _trained(self, parts: Parts) -> Summary:
+    def _trained(self, parts: Parts, point: ResumePoint | None) -> Summary:
         with self._interrupts(_SAVING, resumable=True) as interrupts:
-            return run_to_end(lambda: train(parts, self.reporter, interrupts), interrupts)
+            return run_to_end(lambda: train(parts, self.reporter, interrupts, point), interrupts)
 
     def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Evaluation]]) -> Evaluation:
         async def main() -> Evaluation:
@@ -128,11 +164,16 @@ class Trainer:
     def _interrupts(self, what: str, *, resumable: bool = False) -> Interrupts:
         return Interrupts(partial(self.reporter.note, what), self.reporter.close, resumable=resumable)
 
-    def _trainable(self, config: Config, target: Any) -> Parts:
+    def _trainable(self, config: Config, target: Any) -> tuple[ResumePoint | None, Parts]:
+        """Where the run goes on, if it has begun before, and its parts."""
         check_trainable(config)
-        parts = resolve_parts(config, self.plugins, target)
+        point = None if self._run is None else find_resume_point(self._run)
+        saved = None if point is None else point.checkpoint
+        parts = resolve_parts(config, self.plugins, target, weights=None if saved is None else saved.path)
         check_sampling(config, ANY_ENGINE, trains=True)
-        return parts
+        if point is not None:
+            point = replace(point, changed=check_config(parts.config, point.folder.path, self.config.written_at))
+        return point, parts
 
     @contextlib.contextmanager
     def _configured(

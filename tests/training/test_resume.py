@@ -1,0 +1,223 @@
+"""A run that was stopped goes on as if it had never been: nothing is rolled out twice, lost, or learned otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.training.killing import Runs, Trained, assert_bounded, assert_the_same, told
+from tests.warm import WarmInterpreter
+
+from agentrl import Trainer, load_config, open_run
+from agentrl.errors import ConfigError, RunError
+from agentrl.runs.folder import FolderLock
+
+
+@pytest.fixture(scope="module")
+def runs(warm: WarmInterpreter, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(warm, tmp_path_factory.mktemp("resumed"))
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> tuple[float, Trained]:
+    """A run that nothing stops: how long it takes, and what it comes to."""
+    seconds = runs.whole("whole")
+    return seconds, runs.trained("whole")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_is_killed_at_a_random_moment_ends_as_one_that_is_not(
+    runs: Runs, whole: tuple[float, Trained], seed: int
+) -> None:
+    seconds, expected = whole
+    runs.killed_and_resumed(f"killed-{seed}", seed, seconds)
+    assert_the_same(runs.trained(f"killed-{seed}"), expected)
+
+
+def test_steps_beside_the_rollout_are_repeated_as_they_were_and_the_bound_holds_across_a_kill(
+    runs: Runs, whole: tuple[float, Trained]
+) -> None:
+    slow = (
+        "rollout.max_staleness=2",
+        "training.steps=8",
+        "training.checkpoint_every=3",
+        "training.learning_rate=0.0003",
+    )
+    process = runs.new("beside", *slow)
+    run = open_run(runs.folder / "runs" / "beside")
+    while process.poll() is None and len(run.steps()) < 5:
+        time.sleep(0.005)
+    assert runs.kill(process, 0.0)
+    logged = [(line.step, told(line.metrics)) for line in run.metrics()]
+    (before,) = (each for each in (run.newest_checkpoint(),) if each is not None)
+    weights = (before.path / "model.safetensors").read_bytes()
+    stored = {row.key for row in run.episodes()}
+    assert runs.train("--resume", "beside") == 0, runs.told
+    lines = {(line.step, line.is_evaluation): told(line.metrics) for line in run.metrics()}
+    assert len(lines) == len(run.metrics())
+    for step, metrics in logged:
+        assert lines[step, "evaluation/reward" in metrics] == metrics
+    assert "tokens/lost_lineage" not in {name for metrics in lines.values() for name in metrics}
+    assert (before.path / "model.safetensors").read_bytes() == weights
+    assert stored <= {row.key for row in run.episodes()}
+    assert [line.step for line in run.steps()] == list(range(1, 9))
+    assert_bounded(runs.folder, "beside", 2)
+    assert max(metrics.get("staleness/max") or 0 for metrics in lines.values()) == 2
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(runs: Runs, whole: tuple[float, Trained]) -> None:
+    process = runs.new("preempted")
+    run = open_run(runs.folder / "runs" / "preempted")
+    while process.poll() is None and len(run.steps()) < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert run.summary is not None
+    assert (run.state, run.summary.signal) == ("interrupted", "SIGTERM")
+    newest = run.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == run.summary.steps == max(line.step for line in run.steps())
+    before = run.summary
+    assert runs.train("--resume", "preempted") == 0
+    assert f"resumed from step {newest.step}" in runs.told
+    assert run.summary.seconds > before.seconds
+    assert run.summary.episodes == sum(whole[1].keys.values())
+    assert_the_same(runs.trained("preempted"), whole[1])
+
+
+DIES_WHILE_IT_SAVES = """
+import os, signal
+from agentrl.training import loop
+def save(folder, *arguments, save=loop.save_checkpoint, **options):
+    save(folder, *arguments, **options)
+    (folder / "learner.pt").unlink()
+    if options["cursor"] >= 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+loop.save_checkpoint = save
+"""
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(runs: Runs, whole: tuple[float, Trained]) -> None:
+    """The one before is damaged besides, as by a disk: then the run goes on from its model."""
+    assert runs.new("saving", before=DIES_WHILE_IT_SAVES).wait(60) == -9
+    left = {path.name for path in (runs.folder / "runs/saving/checkpoints").iterdir()}
+    assert left == {"step-000002", ".step-000004.part"}
+    assert runs.train("--resume", "saving") == 0, runs.told
+    assert "resumed from step 0 (step-000002 is damaged), and 4 steps after it from stored episodes" in runs.told
+    assert_the_same(runs.trained("saving"), whole[1])
+    assert not list((runs.folder / "runs/saving/checkpoints").glob(".*"))
+
+
+SMALL_DISK = """
+import sqlite3
+def connect(*arguments, connect=sqlite3.connect, **options):
+    connection = connect(*arguments, **options)
+    if "uri" not in options:
+        connection.execute("PRAGMA max_page_count = 60")
+    return connection
+sqlite3.connect = connect
+"""
+NO_ROOM_FOR_CHECKPOINTS = """
+import errno, os
+from agentrl.learner import learner
+def write_state(state, path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+learner.write_state = write_state
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "what"),
+    [(SMALL_DISK, r"runs/full-0/episodes.sqlite"), (NO_ROOM_FOR_CHECKPOINTS, r"runs/full-1/checkpoints/step-000002")],
+    ids=["episodes", "checkpoint"],
+)
+def test_a_disk_that_fills_ends_the_run_with_what_could_not_be_written_and_it_goes_on(
+    runs: Runs, whole: tuple[float, Trained], before: str, what: str
+) -> None:
+    name = what.split("/")[1]
+    process = runs.new(name, before=before)
+    assert process.wait(60) == 1
+    said = (runs.folder / "told").read_text()
+    assert f"error: cannot write {what}" in said
+    assert "free some space" in said
+    assert open_run(runs.folder / "runs" / name).state == "failed"
+    assert runs.train("--resume", name) == 0, runs.told
+    assert_the_same(runs.trained(name), whole[1])
+
+
+def test_a_completed_run_goes_on_when_more_steps_are_named(runs: Runs, whole: tuple[float, Trained]) -> None:
+    runs.whole("longer", "training.steps=4")
+    assert runs.train("--resume", "longer") == 2
+    assert "has completed its 4 steps (name more of them to go on: training.steps=8)" in runs.told
+    assert runs.train("--resume", "longer", "seed=4") == 2
+    assert "a run cannot go on with another seed: seed=4 (was 0)" in runs.told
+    assert runs.train("--resume", "longer", "training.steps=6") == 0, runs.told
+    assert "with training.steps=6 (was 4)" in runs.told
+    assert open_run(runs.folder / "runs/longer").config.training.steps == 6
+    assert_the_same(runs.trained("longer"), whole[1])
+
+
+@pytest.fixture
+def copied(runs: Runs, whole: tuple[float, Trained], tmp_path: Path) -> Path:
+    """A run that was killed long after its last checkpoint, elsewhere, with a run of another kind beside it."""
+    place = tmp_path / "runs"
+    shutil.copytree(runs.folder / "runs" / "whole", place / "mine")
+    shutil.rmtree(place / "mine" / "checkpoints" / "step-000006")
+    (place / "mine" / "summary.json").unlink()
+    return place / "mine"
+
+
+def test_a_run_that_goes_on_is_refused(copied: Path) -> None:
+    lock = FolderLock(copied)
+    with Trainer.resume(copied) as trainer, pytest.raises(RunError, match=r"mine is going on: a process writes to it"):
+        trainer.train()
+    lock.release()
+
+
+def test_a_config_that_differs_is_refused_by_its_keys_before_anything_is_touched(copied: Path) -> None:
+    before = (copied / "metrics.jsonl").read_bytes()
+    file = copied.parent / "other.yaml"
+    file.write_text((copied / "config.yaml").read_text().replace("max_tokens: 12", "max_tokens: 13"))
+    with (
+        Trainer(load_config(file, environ={}), run=copied) as trainer,
+        pytest.raises(ConfigError, match=r"another config: rollout\.max_tokens=13 \(was 12\), from file .*:\d+ \(name"),
+    ):
+        trainer.train()
+    assert (copied / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_changed_step_makes_other_weights_and_what_the_lost_ones_sampled_is_counted(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Trainer.resume(copied, "training.learning_rate=0.002") as trainer:
+        trainer.train()
+    run = open_run(copied)
+    assert "step 5, repeated, made other weights than before the run ended" in capsys.readouterr().err
+    lost = {line.step: line.metrics.get("tokens/lost_lineage") for line in run.steps()}
+    trained = next(line.metrics["tokens/completion"] for line in run.steps() if line.step == 6)
+    assert lost == {1: None, 2: None, 3: None, 4: None, 5: None, 6: trained}
+
+
+def test_a_run_that_is_not_there_is_told_with_what_is_near(copied: Path, runs: Runs) -> None:
+    assert runs.train("--resume", "whol") == 2
+    assert "there is no run 'whol'" in runs.told
+    assert "did you mean 'whole'" in runs.told
+
+
+def test_checkpoints_are_kept_by_number_and_the_best_by_evaluation_besides(copied: Path) -> None:
+    rewards = {2: 0.75, 4: 0.25}
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "evaluation/reward" in line:
+            line["evaluation/reward"] = rewards.get(line["step"], 0.5)
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Trainer.resume(copied, "training.keep=1", "training.steps=10") as trainer:
+        trainer.train()
+    run = open_run(copied)
+    best = run.best_checkpoint()
+    assert best is not None
+    assert {saved.step for saved in run.checkpoints()} == {4, 10, best.step}  # It was resumed from 4.
