@@ -71,7 +71,7 @@ def test_the_turn_limit_leaves_the_last_words_to_be_scored(play: Any) -> None:
 
 def test_a_policy_that_never_says_anything_has_said_nothing(play: Any) -> None:
     played = play(ADDER, CALL, max_turns=2)
-    assert (played.episode.answer, played.episode.reward) == ("", 0.0)
+    assert (played.episode.limit, played.episode.answer, played.episode.reward) == ("turns", None, 0.0)
 
 
 def test_the_sdks_own_turn_limit_holds_where_none_is_set(play: Any) -> None:
