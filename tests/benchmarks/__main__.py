@@ -24,6 +24,10 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``modes``
     Episodes a second of an agent of one call: inline, in warm workers, and with one process an episode. To reach: warm
     workers within 3 times inline, and at least 10 times one process an episode.
+``staleness``
+    Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
+    beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
+    5 % of it.
 ``train_step``
     Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
@@ -46,7 +50,7 @@ import sys
 
 from tests.benchmarks.models import PRETRAINED, is_registered
 
-NAMES = ("call", "engine", "gateway", "learner", "list_agents", "modes", "train_step")
+NAMES = ("call", "engine", "gateway", "learner", "list_agents", "modes", "staleness", "train_step")
 ON_THE_PRETRAINED = {
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",
