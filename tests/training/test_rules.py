@@ -85,9 +85,9 @@ TABLE: dict[str, tuple[dict[str, float], dict[str, float], str]] = {
     "staleness": ({"staleness/mean": 4.0}, {"staleness/mean": 4.1}, "staleness/mean is 4.1 versions"),
     "stale_share": ({"ledger/stale": 10}, {"ledger/stale": 11}, "ledger/stale is 11% of the episodes"),
     "stage_wait": (
-        {"seconds/rollout": 0.5},
-        {"seconds/rollout": 0.51},
-        "seconds/rollout is 51% of seconds/step over the last 5 steps: the learner waits for rollouts",
+        {"seconds/rollout": 0.75},
+        {"seconds/rollout": 0.76},
+        "seconds/rollout is 76% of seconds/step over the last 5 steps: the learner waits for rollouts",
     ),
 }
 

@@ -402,7 +402,7 @@ RULES = (
         "stage_wait",
         ("seconds/rollout", "seconds/held", "seconds/step"),
         "with rollout.max_staleness above 0, one stage waited for the other for more than {threshold} of the time",
-        0.5,
+        0.75,
         _stage_wait,
     ),
 )

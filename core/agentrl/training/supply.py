@@ -178,6 +178,7 @@ class GroupSupply:
     def pause(self) -> None:
         """From now on no group starts, until ``resume``."""
         self._paused = True
+        self._wake()  # The time until then is not the learner's.
 
     def resume(self) -> None:
         """Let groups start again."""
@@ -201,8 +202,8 @@ class GroupSupply:
                 ordinal = min(self._kept)
                 yield replace(self._request(ordinal), kept=self._kept.pop(ordinal))
                 continue
-            with self._stopwatch.time("held"):
-                while not self._admits():
+            while not self._admits():
+                with contextlib.nullcontext() if self._paused else self._stopwatch.time("held"):
                     await self._change()
             ordinal = self._again.popleft() if self._again else self._order.advance()
             self._buffer.start(ordinal)
