@@ -21,6 +21,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     512 tokens. To reach: 3 times the rows.
 ``list_agents``
     Wall time and CPU of ``agentrl list-agents`` beside bare Python. To reach: under 150 ms.
+``listeners``
+    Milliseconds a step that telling trackers and hooks takes, and judging it by the rules of health. To reach: under 1.
 ``modes``
     Episodes a second of an agent of one call: inline, in warm workers, and with one process an episode. To reach: warm
     workers within 3 times inline, and at least 10 times one process an episode.
@@ -50,7 +52,7 @@ import sys
 
 from tests.benchmarks.models import PRETRAINED, is_registered
 
-NAMES = ("call", "engine", "gateway", "learner", "list_agents", "modes", "staleness", "train_step")
+NAMES = ("call", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "staleness", "train_step")
 ON_THE_PRETRAINED = {
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",

@@ -91,6 +91,30 @@ def test_a_hook_that_hangs_is_given_up_with_its_name_and_the_run_goes_on(site, t
     assert "-p no:agentrl-listener/listener" in told.getvalue()
 
 
+TRACKER = """
+import threading
+end = threading.Event()
+
+class Hung:
+    def start(self, run, config): ...
+    def log(self, step, metrics): end.wait(30)
+    def finish(self, outcome): raise AssertionError("not called any more")
+"""
+
+
+def test_a_tracker_that_hangs_is_left_out_and_the_run_goes_on(site, tmp_path):  # noqa: F811
+    install(site, "agentrl-hung", {"agentrl.trackers": {"hung": "hung_mod:Hung"}}, files={"hung_mod.py": TRACKER})
+    told = io.StringIO()
+    try:
+        assert train(tmp_path, "trackers=[hung]", "run.hook_timeout=0.2", told=told).outcome == "completed"
+    finally:
+        import hung_mod
+
+        hung_mod.end.set()
+    assert "tracker 'hung' " in told.getvalue()
+    assert "is off for the rest of the run" in told.getvalue()
+
+
 def test_a_plugin_that_does_not_load_takes_no_part_and_is_named(site, tmp_path):  # noqa: F811
     listen(site, "import no_such_framework\n")
     said = io.StringIO()
