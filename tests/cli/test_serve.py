@@ -210,14 +210,14 @@ def test_limits_of_the_command_line_hold(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "message"),
     [
-        (["--host", "0.0.0.0"], "", "--host=0.0.0.0 lets other machines in, and nobody has set an admin key"),
+        (["--host", "0.0.0.0"], "", "serve.host=0.0.0.0 lets other machines in, and nobody has set an admin key"),
         (["--host", "::"], "short", "the admin key has 5 characters"),
-        (["--host", "no.such.host.invalid"], ADMIN, "--host=no.such.host.invalid is no address"),
+        (["--host", "no.such.host.invalid"], ADMIN, "serve.host=no.such.host.invalid is no address"),
         (["tiny", "--model", "tiny"], ADMIN, "the model is named twice"),
         (["rollout.override={stream: true}"], ADMIN, "an override does not change stream"),
         (["--model", "no-such-model"], ADMIN, "no-such-model"),
         (["--port", "70000"], ADMIN, "70000"),
-        (["--url", "agents.example.com"], ADMIN, "--url='agents.example.com' is not where clients can reach"),
+        (["--url", "agents.example.com"], ADMIN, "serve.url='agents.example.com' is not where clients can reach"),
         (["--body-timeout", "nan"], ADMIN, "nan is not a number"),
         (["--backend", "openai"], ADMIN, "which of the endpoint's models to serve (name the endpoint's model: --model"),
     ],

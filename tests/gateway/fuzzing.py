@@ -95,7 +95,7 @@ def target() -> Iterator[Target]:
     )
     service = SessionService(
         gateway.open_session,
-        SessionSettings(training=True),
+        lambda: SessionSettings(training=True),
         admin_key=ADMIN,
         finished=finished,
         recall=stored.__getitem__,

@@ -39,7 +39,7 @@ class Desk:
         self.gateway = Gateway(QueueLimit(engine, running=2, waiting=waiting), body_limit=2000)
         self.service = SessionService(
             self.gateway.open_session,
-            SessionSettings(training=True, versions=(7, 7), seed_key=("test",)),
+            lambda: SessionSettings(training=True, versions=(7, 7), seed_key=("test",)),
             admin_key=ADMIN,
             finished=self.store,
             recall=self.stored.__getitem__,
@@ -275,7 +275,7 @@ def test_a_session_that_nobody_uses_expires_and_one_with_a_call_under_way_does_n
         assert {str(key) for key in desk.stored} == {idle["episode"], rewarded["episode"]}
         assert "expired" in str(desk.episode(idle).failure)
         assert (desk.episode(rewarded).outcome, desk.episode(rewarded).reward) == ("rewarded", 1.0)
-        assert desk.service.counts == {"opened": 3, "expired": 2}
+        assert desk.service.counts == {"opened": 3, "expired": 2, "unrewarded": 1, "open": 1}
         assert code(desk.reward(idle, reward=1)) == (409, "session_closed")
         assert desk.close(idle)["state"] == "expired"
         with openai.OpenAI(base_url=idle["base_url"], api_key=idle["api_key"]) as client:

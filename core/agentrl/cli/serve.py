@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,23 @@ from agentrl.environ import ADMIN_KEY
 
 if TYPE_CHECKING:
     from agentrl.reporting.contract import Reporter
-    from agentrl.training.service import Ready, ServiceOptions
+    from agentrl.training.sessions import Ready
 
 __all__ = ["serve"]
 
 _STOPPING = "stopping: the sessions that are open are stored (Ctrl-C again to stop at once)"
-_MIB = 2**20
+_DEFAULTS = {
+    "host": "127.0.0.1",
+    "port": 8000,
+    "max_sessions": 1000,
+    "max_waiting": 256,
+    "idle": 3600,
+    "max_body": 32,
+    "max_header": 64,
+    "header_timeout": 30,
+    "body_timeout": 120,
+}
+"""Those of the section, which pydantic would have to be imported for."""
 _MOST = 1e9
 """Most seconds, and most MiB: decades, and more than any machine has."""
 
@@ -61,13 +71,18 @@ class _Amount(click.FloatRange):
         return amount
 
 
+def _help(text: str, key: str) -> str:
+    """The help of an option that has the default of its key, in words: the key itself may be set elsewhere."""
+    return f"{text}  [default: serve.{key}, {_DEFAULTS[key]}]"
+
+
 @click.command(epilog=_EPILOG)
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete_keys)
 @click.option("--model", metavar="NAME|FOLDER", help="The model: a bundled name, a folder, a run or a Hugging Face id.")
 @click.option("--backend", metavar="NAME", help="What samples it; the same as inference.backend=NAME.")
 @click.option("--config", "-c", "file", type=click.Path(path_type=Path), help="A YAML file of settings.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--host", metavar="ADDRESS", help=_help("The address to serve at.", "host"))
+@click.option("--port", type=click.IntRange(0, 65535), help=_help("The port. 0 takes a free one.", "port"))
 @click.option("--url", metavar="URL", help="Where clients reach it, if not at host and port, such as behind a proxy.")
 @click.option(
     "--admin-key",
@@ -78,58 +93,41 @@ class _Amount(click.FloatRange):
 @click.option(
     "--max-sessions",
     type=click.IntRange(1),
-    default=1000,
-    show_default=True,
     metavar="N",
-    help="Most open sessions; a further one is a 429.",
+    help=_help("Most open sessions; a further one is a 429.", "max_sessions"),
 )
 @click.option(
     "--max-waiting",
     type=click.IntRange(0),
-    default=256,
-    show_default=True,
     metavar="N",
-    help="Most calls that wait for the model; a further one is a 429.",
+    help=_help("Most calls that wait for the model; a further one is a 429.", "max_waiting"),
 )
 @click.option(
-    "--idle",
-    type=_Amount(),
-    default=3600,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a session is kept that nobody uses.",
+    "--idle", type=_Amount(), metavar="SECONDS", help=_help("How long a session is kept that nobody uses.", "idle")
 )
 @click.option(
     "--max-body",
     type=_Amount(),
-    default=32,
-    show_default=True,
     metavar="MIB",
-    help="Largest body of a request; a larger one is a 413.",
+    help=_help("Largest body of a request; a larger one is a 413.", "max_body"),
 )
 @click.option(
     "--max-header",
     type=click.IntRange(1),
-    default=64,
-    show_default=True,
     metavar="KIB",
-    help="Largest header of a request; a larger one is a 431.",
+    help=_help("Largest header of a request; a larger one is a 431.", "max_header"),
 )
 @click.option(
     "--header-timeout",
     type=_Amount(),
-    default=30,
-    show_default=True,
     metavar="SECONDS",
-    help="How long a client may take to send a header; a slower one is a 408.",
+    help=_help("How long a client may take to send a header; a slower one is a 408.", "header_timeout"),
 )
 @click.option(
     "--body-timeout",
     type=_Amount(),
-    default=120,
-    show_default=True,
     metavar="SECONDS",
-    help="How long a client may take to send a body; a slower one is a 408.",
+    help=_help("How long a client may take to send a body; a slower one is a 408.", "body_timeout"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON once it serves, and one when it has ended.")
 @click.pass_obj
@@ -140,6 +138,7 @@ def serve(
     model: str | None,
     backend: str | None,
     file: Path | None,
+    admin_key: str | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -148,6 +147,9 @@ def serve(
     Whoever has the admin key opens a session over HTTP and is given a base URL and an API key, for the clients of any
     protocol that `agentrl list-dialects` shows. Rewards are posted to a call or to the episode. A session ends when it
     is closed, or when nobody has used it for --idle seconds, and is kept as an episode in a run folder.
+
+    The options of the service are those of the section `serve` of a configuration, and win over it. To have the model
+    learn from the sessions, run `agentrl train online`.
     """
     from agentrl.cli.eval import named
     from agentrl.config import resolve_config, unused_by_serving
@@ -156,15 +158,17 @@ def serve(
     from agentrl.training.backends import is_chat
     from agentrl.training.interrupts import Interrupts
     from agentrl.training.service import serve_sessions
+    from agentrl.training.sessions import ServiceOptions
 
     given, settings = split_arguments(arguments, "model")
     if given is not None and model is not None:
         raise ConfigError(f"the model is named twice, as {given!r} and as {model!r}", fix="leave one of them out")
     if backend is not None:
         settings = (f"inference.backend.name={backend}", *settings)
-    resolved = resolve_config(file, *settings, model=model or given)
+    of_section = [f"serve.{name}={value}" for name, value in options.items() if value is not None]
+    resolved = resolve_config(file, *settings, *of_section, model=model or given)
     resolved = named(resolved, app.plugins, do="serve", say="--model MODEL")
-    service = _options(**options)
+    service = ServiceOptions.of(resolved.config.serve, admin_key)
     reporter = default_reporter(tracebacks=app.debug)
     try:
         for key in unused_by_serving(resolved.provenance, endpoint=is_chat(resolved.config, app.plugins)):
@@ -180,35 +184,6 @@ def serve(
     elif summary.episodes:
         click.echo(f"{summary.episodes} episodes, {summary.failed} failed, {summary.tokens} tokens: {folders[0]}")
     return 0 if interrupts.first in (None, signal.SIGTERM) else INTERRUPTED
-
-
-def _options(
-    host: str,
-    port: int,
-    url: str | None,
-    admin_key: str | None,
-    max_sessions: int,
-    max_waiting: int,
-    idle: float,
-    max_body: float,
-    max_header: int,
-    header_timeout: float,
-    body_timeout: float,
-) -> ServiceOptions:
-    from agentrl.gateway.connection import ConnectionLimits
-    from agentrl.gateway.service import ServiceLimits
-    from agentrl.training.service import ServiceOptions
-
-    return ServiceOptions(
-        host=host,
-        port=port,
-        url=url,
-        admin_key=admin_key or os.environ.get(ADMIN_KEY) or None,
-        sessions=ServiceLimits(sessions=max_sessions, idle_s=idle),
-        waiting=max_waiting,
-        body_limit=int(max_body * _MIB),
-        connections=ConnectionLimits(header_s=header_timeout, body_s=body_timeout, header_bytes=max_header * 2**10),
-    )
 
 
 def _ready(reporter: Reporter, as_json: bool, folders: list[Path], ready: Ready) -> None:

@@ -28,6 +28,7 @@ Examples:
   agentrl train math
   agentrl train calculator --config config.yaml training.steps=100
   agentrl train my_agent.py:MyAgent --dry-run rollout.group_size=16
+  agentrl train online serve.port=8000 training.steps=100000
   agentrl train --resume runs/math-20261124-091500 training.steps=100
 """
 
@@ -50,6 +51,8 @@ def train(
     app: App, arguments: tuple[str, ...], file: Path | None, resume: str | None, dry_run: bool, as_json: bool
 ) -> int:
     """Train the model behind AGENT: a registered name, pkg.mod:Obj, pkg.mod.Obj or file.py:Obj.
+
+    `online` runs no agent: the model is served as by `agentrl serve`, and learns from the sessions that are rewarded.
 
     Settings are taken from KEY=VALUE on the command line, from AGENTRL_... variables, from the file of --config and
     from the defaults, the first one winning. After Ctrl-C the run saves what it has learned before it ends.

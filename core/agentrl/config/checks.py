@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -79,12 +80,13 @@ def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Inef
 
     ``provenance`` is that of ``resolve_config``; defaults are not reported.
     """
-    return [
+    found = [
         Ineffective(key, place, reason)
-        for section, reason in _dead(config)
+        for section, reason in chain(_of_agents(config), _dead(config))
         for key, place in provenance.items()
         if place != "default" and (key == section or key.startswith(f"{section}."))
     ]
+    return list({each.key: each for each in reversed(found)}.values())[::-1]
 
 
 def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = False) -> list[Ineffective]:
@@ -92,7 +94,7 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
 
     With ``endpoint``, also keys that mean nothing for a model that an endpoint serves.
     """
-    sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "scheduler")
+    sections = (*_OF_TRAINING, "training", "algorithm", "trackers", "scheduler", "serve")
     reasons = dict.fromkeys(sections, "evaluation does not train")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
@@ -120,6 +122,20 @@ def unused_by_serving(provenance: Mapping[str, str], *, endpoint: bool = False) 
         for section, reason in reasons.items()
         if key == section or key.startswith(f"{section}.")
     ]
+
+
+def _of_agents(config: Config) -> Iterator[tuple[str, str]]:
+    """What only a run with an agent reads, or only one without."""
+    if not config.is_online:
+        yield "serve", "only agent=online serves sessions"
+        return
+    agent = ("python", "env", "outcomes", "kwargs")
+    rollout = ("mode", "max_workers", "episodes_per_worker", "episode_timeout", "max_attempts", "failure_budget")
+    yield from ((f"agent.{key}", "agent=online runs no agent's code") for key in agent)
+    yield from ((f"rollout.{key}", "agent=online runs no agent's code") for key in (*rollout, "on_overflow"))
+    yield "rollout.dynamic_sampling", "agent=online cannot ask people for more sessions"
+    for section in ("tasks", "reward", "evaluation"):
+        yield section, "with agent=online people bring tasks and rewards (agentrl eval measures a checkpoint)"
 
 
 def _dead(config: Config) -> Iterator[tuple[str, str]]:

@@ -80,9 +80,10 @@ def resolve_config(
 
 
 def _defaults() -> dict[str, Any]:
-    """The defaults, but for the held-out tasks: they depend on the training tasks, and ``TasksSection`` sets them."""
+    """The defaults, but for those that depend on other keys, which the models set."""
     values = _plain(Config())
-    del values["tasks"]["eval"]
+    for section, key in (("tasks", "eval"), ("rollout", "on_stale"), ("rollout", "max_staleness")):
+        del values[section][key]
     return values
 
 

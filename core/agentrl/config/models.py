@@ -29,6 +29,7 @@ from agentrl.errors import ConfigError
 
 __all__ = [
     "AS_WRITTEN",
+    "ONLINE",
     "AgentSection",
     "Config",
     "EvaluationSection",
@@ -46,6 +47,7 @@ __all__ = [
     "SchedulerModel",
     "Section",
     "Selectable",
+    "ServeSection",
     "Settings",
     "TasksSection",
     "TrainingSection",
@@ -53,6 +55,9 @@ __all__ = [
     "check_trainable",
     "plain",
 ]
+
+ONLINE = "online"
+"""The name of the agent of a run that takes its episodes from sessions that it serves."""
 
 AS_WRITTEN = {"as_written": True}
 """The context of a dump that keeps what was written as it was written."""
@@ -167,7 +172,8 @@ class RunSection(Section):
 
 class AgentSection(Section):
     name: str
-    """The agent: a registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
+    """The agent: a registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`. `online` runs no
+    agent's code: the episodes are sessions that the run serves, as `agentrl serve` does."""
     python: Annotated[Path | None, Strict(False)] = None
     """The Python interpreter that runs the agent, or the name of an environment that `agentrl env create` made. The
     interpreter needs agentrl-core and the agent, but no torch. Null runs the agent with the interpreter of this
@@ -251,11 +257,12 @@ class RolloutSection(Section):
     """Most episodes that run at the same time."""
     max_staleness: int = Field(0, ge=0)
     """How many optimiser steps older than the weights that a step changes its oldest token may be. 0 rolls out and
-    learns by turns; above, episodes go on while the learner learns, and while the weights change."""
+    learns by turns; above, episodes go on while the learner learns, and while the weights change. The default of
+    `agent=online` is 4."""
     on_stale: Literal["wait", "mask", "drop"] = "wait"
     """What is done with an episode that would become older than `rollout.max_staleness`: `wait` has the learner wait
     for it, so that nothing is lost; `mask` leaves its older tokens out of the loss; `drop` leaves its group out, and
-    rolls out the group's task again."""
+    rolls out the group's task again. `agent=online` takes no `wait`, and its default is `mask`."""
     dynamic_sampling: int = Field(0, ge=0)
     """How many groups a step may replace that the algorithm's filter leaves out, as a multiple of
     `rollout.tasks_per_step`. 0 trains on what is left."""
@@ -298,6 +305,31 @@ class GatewaySection(Section):
     """Rules that replace what changes from request to request in texts of the system, such as the time, before they
     are rendered: names of `agentrl list-normalisers`, or `pkg.mod:Obj` or `file.py:Obj`, applied in their order. `[]`
     replaces nothing."""
+
+
+class ServeSection(Section):
+    """Where and to whom sessions are served, by `agentrl serve` and by a run of `agent=online`."""
+
+    host: str = "127.0.0.1"
+    """The address to serve at. One that lets other machines in needs an admin key."""
+    port: int = Field(8000, ge=0, le=65535)
+    """The port to serve at. 0 takes a free one."""
+    url: str | None = None
+    """Where clients reach the service, if not at host and port, such as behind a proxy."""
+    max_sessions: int = Field(1000, ge=1)
+    """Most open sessions. A further one is a 429."""
+    max_waiting: int = Field(256, ge=0)
+    """Most calls that wait for the model beside those that it answers. A further one is a 429."""
+    idle: float = Field(3600, gt=0, le=1.0e9)
+    """Seconds for which a session is kept that nobody uses. Without a reward it has failed then."""
+    max_body: float = Field(32, gt=0, le=1.0e9)
+    """Largest body of a request, in MiB. A larger one is a 413."""
+    max_header: int = Field(64, ge=1)
+    """Largest header of a request, in KiB. A larger one is a 431."""
+    header_timeout: float = Field(30, gt=0, le=1.0e9)
+    """Seconds that a client may take to send a header. A slower one is a 408."""
+    body_timeout: float = Field(120, gt=0, le=1.0e9)
+    """Seconds that a client may take to send a body. A slower one is a 408."""
 
 
 class InferenceSection(Section):
@@ -455,6 +487,12 @@ def _typed(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
+_ONLINE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "rollout": {"on_stale": "mask", "max_staleness": 4},
+    "tasks": {"eval": None},
+}
+"""Defaults of ``agent=online`` that are not those of other agents."""
+
 _KEY = re.compile(r"(?:with |there is no key ')?([a-z_]+(?:\.\w+)+|[a-z_]+(?==))")
 """The key at the beginning of an error's message."""
 
@@ -496,6 +534,8 @@ class Config(Section):
     """How episodes are run."""
     gateway: GatewaySection = GatewaySection()
     """What agents send their requests to."""
+    serve: ServeSection = ServeSection()
+    """Where `agent=online` and `agentrl serve` serve sessions."""
     inference: InferenceSection = InferenceSection()
     """What samples the model's tokens."""
     algorithm: Part = PartModel(name="grpo")
@@ -513,6 +553,21 @@ class Config(Section):
     """Where metrics are sent, beside the run's folder."""
 
     _written_at: _WrittenAt = PrivateAttr(default_factory=lambda: _WrittenAt())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_people(cls, values: Any) -> Any:
+        """People cannot be waited for, and bring their own tasks: other defaults hold for ``agent=online``."""
+        if not isinstance(values, dict):
+            return values
+        agent = values.get("agent")
+        name = agent.get("name") if isinstance(agent, dict) else getattr(agent, "name", agent)
+        if name != ONLINE:
+            return values
+        given = {section: values.get(section, {}) for section in _ONLINE_DEFAULTS}
+        return values | {
+            section: {**_ONLINE_DEFAULTS[section], **keys} for section, keys in given.items() if isinstance(keys, dict)
+        }
 
     def remember(self, written_at: Mapping[str, str]) -> None:
         """Keep where values were written, by dotted key, for ``naming_sources``."""
@@ -541,10 +596,19 @@ class Config(Section):
 
     def naming(self, section: Literal["agent", "model"], name: str) -> Config:
         """A copy with another agent or model, which nobody has written down anywhere."""
-        changed = getattr(self, section).model_copy(update={"name": name})
-        copy = self.model_copy(update={section: changed})
+        changed: dict[str, Any] = {section: getattr(self, section).model_copy(update={"name": name})}
+        if section == "agent" and name == ONLINE:
+            for other, defaults in _ONLINE_DEFAULTS.items():
+                unset = {key: value for key, value in defaults.items() if f"{other}.{key}" not in self._written_at}
+                changed[other] = getattr(self, other).model_copy(update=unset)
+        copy = self.model_copy(update=changed)
         copy.remember({key: source for key, source in self._written_at.items() if key != f"{section}.name"})
         return copy
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the episodes are sessions that the run serves, so that no agent's code runs."""
+        return self.agent.name == ONLINE
 
     @property
     def runs_in_workers(self) -> bool:
@@ -555,6 +619,12 @@ class Config(Section):
 
 def check_trainable(config: Config) -> None:
     """Raise ``ConfigError`` for a configuration that cannot learn, though an evaluation may run with it."""
+    if config.is_online and config.rollout.on_stale == "wait":
+        raise ConfigError(
+            "rollout.on_stale=wait cannot be with agent=online: a step would wait for people, whom nobody can hurry",
+            fix="leave it out: the default is then mask, with max_staleness=4; or set it to mask or drop",
+            key="rollout.on_stale",
+        )
     override = config.rollout.override.get("temperature")
     temperature = config.rollout.temperature if override is None else override
     if temperature == 0:

@@ -23,6 +23,8 @@ def locate_agent(config: Config, plugins: Plugins) -> Config:
     Raises ``PluginError`` where several environments have an agent of that name, or the only one is damaged, and
     ``ConfigError`` where ``rollout.mode=inline`` contradicts an interpreter of the agent's own.
     """
+    if config.is_online:
+        return config
     if config.agent.python is not None:
         _refuse_inline(config, f"agent.python={config.agent.python}")
         return _in(_named(config.agent.python), config)

@@ -50,7 +50,7 @@ class QueueLimit:
                     f"{self._waiting} calls wait for the model, as many as there may be",
                     status=429,
                     code="too_many_calls",
-                    fix="ask again later, or start the service with a larger --max-waiting",
+                    fix="ask again later, or start the service with a larger --max-waiting (serve.max_waiting)",
                     retry_after=_AGAIN_S,
                 )
             self._under_way += 1

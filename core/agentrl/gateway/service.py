@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import itertools
 import json
 import math
 import threading
@@ -24,10 +23,11 @@ from typing import Any, Literal
 from agentrl.errors import AgentRLError, GatewayError, near_matches, one_line, shortened, shown
 from agentrl.gateway.contract import Reply, Route, SessionSettings
 from agentrl.gateway.dialects.writing import openai_error, written
+from agentrl.gateway.groups import SessionGroups
 from agentrl.gateway.resource import Resource, ResourceRequest
 from agentrl.gateway.service_schema import description
 from agentrl.gateway.session import Session, bearer, session_of
-from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Phase
+from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 
 __all__ = ["Ending", "ServiceLimits", "SessionService"]
 
@@ -39,6 +39,7 @@ _SESSION = Route("/sessions/{id}", ("GET",))
 _CALLS = Route("/sessions/{id}/calls", ("GET",))
 _REWARDS = Route("/sessions/{id}/rewards", ("POST",))
 _CLOSE = Route("/sessions/{id}/close", ("POST",))
+_GROUP = Route("/groups/close", ("POST",))
 
 _CURRENT = "current"
 """Stands in a path for the session whose key the request has."""
@@ -57,7 +58,8 @@ class ServiceLimits:
     sessions: int = 1000
     """Most sessions that are open at once; a further one is a 429."""
     idle_s: float = 3600.0
-    """Seconds without a request or a call under way after which a session expires."""
+    """Seconds without a request or a call under way after which a session expires. A group that is waited for expires
+    as long after the last of its sessions was opened or ended."""
 
 
 @dataclass(eq=False)
@@ -94,24 +96,28 @@ class _Ended:
 class SessionService(Resource):
     """Serves sessions of a gateway; ``Gateway.attach`` takes it. Safe to use from any thread."""
 
-    routes = (_SESSIONS, _SESSION, _CALLS, _REWARDS, _CLOSE)
+    routes = (_SESSIONS, _SESSION, _CALLS, _REWARDS, _CLOSE, _GROUP)
 
     def __init__(
         self,
         open_session: Callable[[SessionSettings], Session],
-        settings: SessionSettings,
+        settings: Callable[[], SessionSettings],
         *,
         admin_key: str,
         finished: Callable[[Episode], Awaitable[None]],
         recall: Callable[[EpisodeKey], Episode],
+        group_size: int | None = None,
+        whole: Callable[[EpisodeKey], None] = lambda key: None,
         base_url: Callable[[Session, str], str] = lambda session, host: session.base_url,
         limits: ServiceLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``settings`` are those of every session, its seed key and whether it is trained aside.
+        """``settings`` gives those of a session that is opened now, its seed key and whether it is trained aside.
 
         ``finished`` stores an episode durably, and ``recall`` reads one that is stored; it is called on a thread.
+        ``whole`` is called, from any thread, with a key of a group once all its sessions have ended and are stored, and
+        no other can join it: see ``SessionGroups``, whose size is ``group_size``.
         ``base_url`` gives the URL that a client of the request's ``Host`` reaches a session at.
         """
         self._open_session = open_session
@@ -126,18 +132,20 @@ class SessionService(Resource):
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
-        self._groups: dict[tuple[Phase, str], int] = {}
-        self._ordinals = {"train": itertools.count(), "eval": itertools.count()}
-        self._samples: Counter[tuple[Phase, int]] = Counter()
+        self._groups = SessionGroups(group_size)
+        self._whole = whole
         self._counts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many sessions were ``opened``, and how many have ended as ``closed``, ``expired`` and ``stopped``."""
+        """How many sessions were ``opened``, and how many have ended as ``closed``, ``expired`` and ``stopped``.
+
+        ``unrewarded`` are those of the expired that had no reward, and ``open`` those that have not ended.
+        """
         with self._lock:
-            return dict(self._counts)
+            return {**self._counts, "open": len(self._open)}
 
     async def answer(self, request: ResourceRequest) -> Reply:
         """Answer one request; see ``describe`` for what there is."""
@@ -145,6 +153,9 @@ class SessionService(Resource):
         if request.route is _SESSIONS:
             self._check_admin(given)
             return self._create(request) if request.method == "POST" else self._list()
+        if request.route is _GROUP:
+            self._check_admin(given)
+            return _json(self._close_group(request.body))
         name = request.parameters["id"]
         found = self._find(name, given)
         if request.route is _SESSION:
@@ -164,9 +175,12 @@ class SessionService(Resource):
         return description()
 
     async def expire(self) -> None:
-        """End the sessions that nobody has used for too long. To be called every now and then."""
+        """End the sessions and groups that nobody has used for too long. To be called every now and then."""
         with self._lock:
+            expired = list(self._groups.expire(self._clock() - self._limits.idle_s))
             idle = [each for each in self._open.values() if each.session.idle_s >= self._limits.idle_s]
+        for key in expired:
+            self._whole(key)
         for each in idle:
             await self._end(each, "expired")
 
@@ -222,15 +236,15 @@ class SessionService(Resource):
                     f"{len(self._open)} sessions are open, as many as there may be",
                     status=429,
                     code="too_many_sessions",
-                    fix="close some, or start the service with a larger --max-sessions",
+                    fix="close some, or start the service with a larger --max-sessions (serve.max_sessions)",
                     retry_after=self._until_one_expires(),
                 )
-            key = self._new_key("train" if training else "eval", group)
-            settings = replace(
-                self._settings,
-                training=training,
-                seed_key=(*self._settings.seed_key, key.phase, group or key.group, key.sample),
-            )
+            key = self._groups.open("train" if training else "eval", group, self._clock())
+            settings = self._settings()
+            # A name may come again where groups have a size.
+            task = key.group if group is None or self._groups.size is not None else group
+            seed_key = (*settings.seed_key, key.phase, task, key.sample)
+            settings = replace(settings, training=training, seed_key=seed_key)
             session = self._open_session(settings)
             made = _Open(session, key, group, metadata, self._now(), self._clock())
             self._open[session.id] = made
@@ -240,19 +254,6 @@ class SessionService(Resource):
 
     def _until_one_expires(self) -> float:
         return max(1.0, self._limits.idle_s - max(each.session.idle_s for each in self._open.values()))
-
-    def _new_key(self, phase: Phase, group: str | None) -> EpisodeKey:
-        """Sessions of one group are its samples. One without a group has a group to itself."""
-        ordinals = self._ordinals[phase]
-        if group is None:
-            ordinal = next(ordinals)
-        elif (phase, group) not in self._groups:
-            ordinal = self._groups[phase, group] = next(ordinals)
-        else:
-            ordinal = self._groups[phase, group]
-        sample = self._samples[phase, ordinal]
-        self._samples[phase, ordinal] += 1
-        return EpisodeKey(phase, ordinal, ordinal, sample)
 
     # --- rewards
 
@@ -310,6 +311,17 @@ class SessionService(Resource):
             )
         return await self._told(await self._end(found, "closed", failure))
 
+    def _close_group(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        body = _only(given, ("group",))
+        name = _name(body, "group")
+        if name is None:
+            raise GatewayError("group is missing", param="group", code="invalid_value", fix="send the group's name")
+        with self._lock:
+            closed = self._groups.close(name)
+        for key in closed.whole:
+            self._whole(key)
+        return {"object": "group", "group": name, "sessions": closed.sessions, "open": closed.open}
+
     async def _end(self, open_: _Open, ending: Ending, failure: str | None = None) -> _Ended:
         """End a session and store its episode, once, whoever else would end it meanwhile."""
         with self._lock:
@@ -341,8 +353,12 @@ class SessionService(Resource):
             self._open.pop(session.id, None)
             self._ended[session.id] = remembered
             self._counts[ending] += 1
+            self._counts["unrewarded"] += ending == "expired" and episode.reward is None
+            is_whole = self._groups.ended(open_.key, self._clock())
             while len(self._ended) > _REMEMBERED:
                 self._ended.popitem(last=False)
+        if is_whole:
+            self._whole(open_.key)
         ended.set_result(remembered)
 
     def _episode(self, open_: _Open, ending: Ending, failure: str | None) -> Episode:

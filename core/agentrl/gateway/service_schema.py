@@ -112,6 +112,17 @@ _SCHEMAS: dict[str, Any] = {
         },
         ("failure",),
     ),
+    "ClosingGroup": _object(
+        {
+            "group": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 200,
+                "description": "Sessions that are opened with this name from now on are of another group.",
+            }
+        }
+    ),
+    "Group": _object({"object": {"const": "group"}, "group": _TEXT, "sessions": _COUNT, "open": _COUNT}),
     "Call": _object(
         {
             "id": _TEXT,
@@ -200,6 +211,16 @@ def description() -> dict[str, Any]:
                 "post": _operation("Reward a call or the episode", "Reward", body="NewReward", required=True)
             },
             "/sessions/{id}/close": {"post": _operation("Close a session", "Session", body="Closing")},
+            "/groups/close": {
+                "post": _operation(
+                    "Let no session join a group any more",
+                    "Group",
+                    body="ClosingGroup",
+                    required=True,
+                    security=_ADMIN,
+                    by_id=False,
+                )
+            },
         },
         "components": {
             "schemas": _SCHEMAS,

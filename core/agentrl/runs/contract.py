@@ -47,11 +47,12 @@ class RunInfo:
     episodes_per_step: int = 0
     """Episodes that a step rolls out: tasks per step times episodes per task."""
     tasks: str = ""
-    """The training tasks, as the config names them."""
+    """The training tasks, as the config names them; ``of sessions`` where people bring them."""
     held_out: str | None = None
     """The tasks of evaluations, as the config names them; ``None`` where nothing is evaluated."""
     reward: str | None = None
-    """The reward function that scores the answers; ``None`` where the agent returns its own reward."""
+    """The reward function that scores the answers; ``None`` where the agent returns its own reward, and ``of sessions``
+    where people reward."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,9 +189,9 @@ class RunFolder:
             config.model.name,
             steps=config.training.steps,
             episodes_per_step=config.rollout.tasks_per_step * config.rollout.group_size,
-            tasks=tasks.name,
+            tasks="of sessions" if config.is_online else tasks.name,
             held_out=None if held_out is None else held_out.name,
-            reward=None if reward is None else reward.name,
+            reward="of sessions" if config.is_online else None if reward is None else reward.name,
         )
 
     def write_summary(self, summary: Summary) -> None:

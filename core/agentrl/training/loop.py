@@ -289,7 +289,8 @@ class TrainingLoop:
         learned, self._learned = self._learned, None
         assert learned is not None
         step, taken, of_learner = learned
-        metrics = {**rollout_metrics((*taken.groups, *taken.left_out)), **of_learner, **proven}
+        counted = {**rollout_metrics((*taken.groups, *taken.left_out)), **self._supply.counts()}
+        metrics = {**counted, **of_learner, **proven}
         metrics |= self._stopwatch.take()
         if lost := self._lost_tokens(taken.groups):
             metrics["tokens/lost_lineage"] = lost
@@ -357,7 +358,8 @@ class TrainingLoop:
     async def _taken(self) -> Taken:
         """The groups of the next step, once they are there."""
         rollout = self.config.rollout
-        self.recorder.reporter.activity_started("rolling out", episodes=rollout.tasks_per_step * rollout.group_size)
+        doing = "serving sessions" if self.config.is_online else "rolling out"
+        self.recorder.reporter.activity_started(doing, episodes=rollout.tasks_per_step * rollout.group_size)
         with self._stopwatch.time("rollout"):
             return await self._supply.take()
 
@@ -400,7 +402,7 @@ class TrainingLoop:
     def _learn(self, taken: Taken) -> dict[str, float]:
         rollout, version, groups = self.config.rollout, self.learner.version, taken.groups
         choices = rollout.constrained == "train"
-        if version == 0:
+        if version == 0 and not self.config.is_online:  # People may ask for any form.
             _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
         batch, account = build_batch(
             groups,

@@ -147,6 +147,12 @@ def resolve_executor(config: Config, plugins: Plugins, agent: Any = None) -> Exe
     ``agent`` may be the agent itself instead of a name. Raises ``ConfigError`` or ``PluginError`` where there is no
     such agent or executor, the agent does not load, cannot be run there, or returns an answer that nothing scores.
     """
+    if config.is_online and agent is None:
+        raise ConfigError(
+            "agent=online stands for sessions that people open, and is no agent that could be run",
+            fix="train it with `agentrl train online`; to measure what it has learned, name an agent: agent=math",
+            key="agent.name",
+        )
     reach_loopback_directly()  # A client that the agent's module makes when it is imported is made below.
     executor = build_executor(config, plugins, agent)
     inspected = executor.inspect()

@@ -38,21 +38,23 @@ from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
+from agentrl.training.online import OnlineParts, SessionSupply, serving_engine, with_batch_baseline
 from agentrl.training.parts import Parts, default_tasks
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import Lineage, Replay, Resumed
 from agentrl.training.requests import group_request
 from agentrl.training.resume import ResumePoint
-from agentrl.training.serving import Serving, serve
+from agentrl.training.serving import EngineServing, Serving, serve
+from agentrl.training.sessions import Ready
 from agentrl.training.stopwatch import Stopwatch
-from agentrl.training.supply import GroupSupply
+from agentrl.training.supply import GroupSupply, Supply
 from agentrl.training.task_order import TaskOrder
 
 __all__ = ["Built", "build", "train"]
 
 
 async def train(
-    parts: Parts, reporter: Reporter, interrupts: Interrupts, resumed_from: ResumePoint | None = None
+    parts: Parts | OnlineParts, reporter: Reporter, interrupts: Interrupts, resumed_from: ResumePoint | None = None
 ) -> Summary:
     """Train until the last step, one of ``interrupts`` or an error, and return the summary of the run.
 
@@ -69,11 +71,11 @@ async def train(
         if resumed_from is None:
             folder.remove()
         raise
-    if (default := default_tasks(parts)) is not None:
+    if isinstance(parts, Parts) and (default := default_tasks(parts)) is not None:
         told.note(default)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(EpisodeStore(folder.episodes))  # First, since it locks the folder.
-        resumed = None if resumed_from is None else _taken_up(resumed_from, parts)
+        resumed = _taken_up(resumed_from, parts) if resumed_from is not None and isinstance(parts, Parts) else None
         told.add(stack.enter_context(contextlib.closing(RunLog(folder.logs / "run.log"))))
         metrics = stack.enter_context(MetricsLog(folder.metrics))
         stack.enter_context(built.trackers)
@@ -84,7 +86,7 @@ async def train(
         if resumed_from is not None and resumed is not None:
             told.note(_resumed_text(resumed_from, resumed))
             recorder.take_up(EpisodeReader(folder.episodes).outlines(), resumed.lines)
-        return await _Run(parts, built, recorder, resumed).to_its_end(interrupts)
+        return await _Run(parts, built, recorder, reporter, resumed).to_its_end(interrupts)
 
 
 def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
@@ -127,16 +129,17 @@ class Built:
     trackers: Trackers
 
 
-def build(parts: Parts, reporter: Reporter, logs: Path | None = None, *, version: int = 0) -> Built:
+def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = None, *, version: int = 0) -> Built:
     """Build the backend, the algorithm and the trackers that the config names, and start nothing.
 
     ``version`` is the policy version of the weights in the model folder. ``logs`` is the folder for what the backend's
     processes print. Raises ``ConfigError`` or ``PluginError`` for the first name or key that is wrong.
     """
     find_device(parts.config.training.device, "training.device")
+    algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
     return Built(
         backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
-        algorithm=build_algorithm(parts.plugins, parts.config.algorithm),
+        algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
         trackers=Trackers.build(
             parts.plugins, parts.config.trackers, warn=reporter.warning, patience=parts.config.run.hook_timeout
         ),
@@ -145,9 +148,11 @@ def build(parts: Parts, reporter: Reporter, logs: Path | None = None, *, version
 
 @dataclass
 class _Run:
-    parts: Parts
+    parts: Parts | OnlineParts
     built: Built
     recorder: RunRecorder
+    display: Reporter
+    """Shows what no log may hold."""
     resumed: Resumed | None
     loop: TrainingLoop | None = None
 
@@ -223,24 +228,15 @@ class _Run:
         if learner.rows_because is not None:
             reporter.warning(learner.rows_because)
         reporter.activity_started("starting the inference engine")
-        async with serve(
-            parts,
-            self.built.backend,
-            finished=recorder.episode,
-            warn=reporter.warning,
-            trains=True,
-            logs=recorder.folder.logs,
-        ) as serving:
+        async with self._source(learner.version) as source:
             await recorder.start(config)
             yield TrainingLoop(
                 config=config,
                 learner=learner,
                 algorithm=algorithm,
-                serving=serving,
-                evaluator=self._evaluator(serving),
-                supply=partial(
-                    _rolled_out, parts, algorithm, serving.dispatcher, learner.version, recorder.episode_started
-                ),
+                serving=source.serving,
+                evaluator=source.evaluator,
+                supply=source.supply,
                 recorder=recorder,
                 conversing=parts.conversing,
                 grammars=grammars_of(parts.model_folder),
@@ -248,13 +244,38 @@ class _Run:
                 elapsed=self.elapsed,
             )
 
-    def _evaluator(self, serving: Serving) -> Evaluator | None:
-        tasks, config = self.parts.eval_tasks, self.parts.config
+    def _evaluator(self, serving: Serving, parts: Parts) -> Evaluator | None:
+        tasks, config = parts.eval_tasks, parts.config
         if tasks is None:
             return None
         if self.resumed is None:
             return Evaluator(serving.dispatcher, tasks, config)
         return Evaluator(serving.dispatcher, tasks, config, kept=self.resumed.replay.evaluated)
+
+    @contextlib.asynccontextmanager
+    async def _source(self, version: int) -> AsyncIterator[_Source]:
+        """Start what samples the model: an agent's episodes against it, or a service of sessions."""
+        parts, backend, recorder, warn = self.parts, self.built.backend, self.recorder, self.recorder.reporter.warning
+        if isinstance(parts, OnlineParts):
+            async with serving_engine(parts, backend, warn) as engine:
+                supply = SessionSupply(parts, engine, recorder, self._tell_ready, version)
+                yield _Source(engine, None, lambda stopwatch: supply)
+            return
+        async with serve(
+            parts, backend, finished=recorder.episode, warn=warn, trains=True, logs=recorder.folder.logs
+        ) as serving:
+            supply_of = partial(
+                _rolled_out, parts, self.built.algorithm, serving.dispatcher, version, recorder.episode_started
+            )
+            yield _Source(serving, self._evaluator(serving, parts), supply_of)
+
+    def _tell_ready(self, ready: Ready) -> None:
+        """Say where sessions are served. A key that was made is shown, and kept nowhere."""
+        told = self.recorder.reporter
+        told.note(f"{ready.model} is served at {ready.url} and learns from rewarded sessions (Ctrl-C stops it)")
+        told.note("nothing is evaluated meanwhile: `agentrl eval CHECKPOINT agent=AGENT` measures a checkpoint")
+        if ready.admin_key is not None:
+            self.display.note(f"admin key, shown once: {ready.admin_key}")
 
     async def _save(self) -> None:
         if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
@@ -284,6 +305,15 @@ class _Run:
             checkpoint=None if self.loop.saved is None else str(self.loop.saved),
             ledger=self.recorder.ledger.to_json(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a run's episodes come from."""
+
+    serving: EngineServing
+    evaluator: Evaluator | None
+    supply: Callable[[Stopwatch], Supply]
 
 
 def _rolled_out(

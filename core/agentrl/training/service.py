@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import math
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from agentrl.config.models import Config
-from agentrl.errors import AgentRLError, ConfigError, about, shown
-from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter, Session
-from agentrl.gateway.connection import DEFAULT_LIMITS, ConnectionLimits
+from agentrl.errors import AgentRLError, about
+from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
 from agentrl.gateway.contract import Completer, SessionSettings
-from agentrl.gateway.gateway import BODY_LIMIT, registered_dialects
+from agentrl.gateway.gateway import registered_dialects
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.queueing import QueueLimit
-from agentrl.gateway.service import ServiceLimits, SessionService
+from agentrl.gateway.service import SessionService
 from agentrl.inference.model_folder import find_model, vocabulary_of
 from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
@@ -43,49 +39,23 @@ from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import printed
 from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, load_chat
 from agentrl.training.serving import frozen_heap, started, started_endpoint
+from agentrl.training.sessions import (
+    Ready,
+    ServiceOptions,
+    check_address,
+    expiring,
+    served,
+    service_url,
+    session_url,
+)
 
 __all__ = ["AGENT", "Ready", "ServiceOptions", "serve_sessions"]
 
 AGENT = "serve"
 """What the agent of a service's run is called, since nobody here knows the agents: it begins the run's name too."""
 
-_SHORTEST_KEY = 16
-"""Fewest characters of the admin key where other machines may try keys."""
 _SAYS_S = 5.0
 """Fewest seconds between two lines that count the episodes."""
-_LOOKS_S = 1.0
-"""Most seconds between two looks for sessions that have expired."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
-    """Where and to whom a model is served, and the limits."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 is a free one."""
-    url: str | None = None
-    """Where clients reach the service, if that is not at host and port: behind a proxy, or in a container."""
-    admin_key: str | None = field(default=None, repr=False)
-    """``None`` makes one, on the loopback interface only."""
-    sessions: ServiceLimits = field(default_factory=ServiceLimits)
-    waiting: int = 256
-    """Most calls that wait for the model."""
-    body_limit: int = BODY_LIMIT
-    connections: ConnectionLimits = DEFAULT_LIMITS
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A service that clients can reach."""
-
-    url: str
-    """What the paths of the API follow, such as ``/v1/sessions``."""
-    model: str
-    folder: Path
-    """The run folder."""
-    admin_key: str | None = field(default=None, repr=False)
-    """The admin key, where one was made; whoever starts the service is told it once."""
 
 
 def serve_sessions(
@@ -101,9 +71,9 @@ def serve_sessions(
     ``ready`` is called once clients can connect. Raises ``ConfigError`` or ``PluginError`` for what is wrong with the
     settings, and another ``AgentRLError`` for what stopped the service. A run folder stays where a session has ended.
     """
-    _check_address(options)
     config = config.naming("agent", AGENT)
     with config.naming_sources():
+        check_address(options)
         plugins.load()
         for broken in plugins.broken:
             reporter.warning(f"a plugin takes no part in this run: {broken}")
@@ -112,36 +82,6 @@ def serve_sessions(
     with _recording(config, plugins, reporter) as recorder:
         run_to_end(lambda: _Service(parts, options, recorder).run(ready, interrupts), interrupts)
     return recorder.summary()
-
-
-def _check_address(options: ServiceOptions) -> None:
-    """Raise ``ConfigError`` where other machines could open sessions without a key that is hard to guess.
-
-    Also for a ``url`` that leads nowhere.
-    """
-    if options.url is not None:
-        given = urlsplit(options.url)
-        if given.scheme not in ("http", "https") or not given.hostname or given.query or given.fragment:
-            raise ConfigError(
-                f"--url={shown(options.url, 80)} is not where clients can reach the service",
-                fix="write it like https://example.com/agentrl",
-            )
-    try:
-        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"--host={options.host} is no address: {error.strerror or error}") from error
-    if all(ipaddress.ip_address(each[4][0]).is_loopback for each in found):
-        return
-    if options.admin_key is None:
-        raise ConfigError(
-            f"--host={options.host} lets other machines in, and nobody has set an admin key",
-            fix="set AGENTRL_ADMIN_KEY, or serve on 127.0.0.1",
-        )
-    if len(options.admin_key) < _SHORTEST_KEY:
-        raise ConfigError(
-            f"--host={options.host} lets other machines in, and the admin key has {len(options.admin_key)} characters",
-            fix=f"take one of at least {_SHORTEST_KEY}: python -c 'import secrets; print(secrets.token_urlsafe())'",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +220,6 @@ class _Service:
         told, config, options = self.recorder.reporter, self.parts.config, self.options
         told.activity_started(f"loading {config.model.name}")
         async with self._completer() as (completer, running, version):
-            admin_key = options.admin_key or secrets.token_urlsafe(32)
             gateway = Gateway(
                 QueueLimit(completer, running=running, waiting=options.waiting),
                 registered_dialects(self.parts.plugins, told.warning),
@@ -289,42 +228,28 @@ class _Service:
                 address=(options.host, options.port),
                 connections=options.connections,
             )
+            admin_key = options.admin_key or secrets.token_urlsafe(32)
+            settings = _settings(config, version)
             service = SessionService(
                 gateway.open_session,
-                _settings(config, version),
+                lambda: settings,
                 admin_key=admin_key,
                 finished=partial(self.recorder.episode, asyncio.get_running_loop()),
                 recall=self.recorder.recall,
-                base_url=partial(_base_url, options, gateway),
+                base_url=partial(session_url, options, gateway),
                 limits=options.sessions,
             )
-            gateway.attach(service)
-            gateway.start()
-            try:
-                url = (options.url or gateway.url).rstrip("/")
+            async with served(gateway, service):
                 made = None if options.admin_key else admin_key
+                url = service_url(options, gateway)
                 ready(Ready(url, config.model.name, self.recorder.folder.path, made))
                 told.activity_started("serving")
                 with frozen_heap():
-                    await self._expire(service)
-            finally:
-                try:
-                    await asyncio.shield(service.stop())
-                finally:
-                    gateway.stop()
-                    await asyncio.sleep(0)  # In which the last episodes are reported.
+                    await expiring(service, options.sessions, told.warning, self._tell)
 
-    async def _expire(self, service: SessionService) -> None:
-        """End idle sessions for ever. One whose episode cannot be stored is told of, and tried again."""
-        pause = min(_LOOKS_S, self.options.sessions.idle_s / 4)
-        while True:
-            await asyncio.sleep(pause)
-            self.recorder.tell()
-            self.recorder.hooks.check()
-            try:
-                await service.expire()
-            except AgentRLError as error:
-                self.recorder.reporter.warning(str(error))
+    def _tell(self) -> None:
+        self.recorder.tell()
+        self.recorder.hooks.check()
 
     @contextlib.asynccontextmanager
     async def _completer(self) -> AsyncIterator[tuple[Completer, int, int]]:
@@ -354,10 +279,3 @@ def _settings(config: Config, version: int) -> SessionSettings:
         versions=(version, version),
         seed_key=(config.seed, AGENT, version),
     )
-
-
-def _base_url(options: ServiceOptions, gateway: Gateway, session: Session, host: str) -> str:
-    """The base URL of a session: at the service's own URL, or at the host that its opener asked."""
-    if options.url is not None:
-        return session.base_url.replace(gateway.url, options.url.rstrip("/"), 1)
-    return session.base_url.replace(gateway.url, f"http://{host}", 1) if host else session.base_url

@@ -59,17 +59,17 @@ _OTHERS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineServing:
-    """The running backend and gateway of a run."""
+    """The running backend of a run."""
 
     backend: Backend
     capabilities: Capabilities
-    gateway: Gateway
 
 
 @dataclass(frozen=True, slots=True)
 class Serving(EngineServing):
-    """…where an agent runs against them."""
+    """…with a gateway in front, and an agent that runs against it."""
 
+    gateway: Gateway
     dispatcher: Dispatcher
 
 

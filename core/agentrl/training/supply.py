@@ -65,6 +65,10 @@ class Supply(Protocol):
         """Wait until nothing is in flight that ``pause`` holds back. Raises as ``take`` does."""
         ...
 
+    def counts(self) -> dict[str, float]:
+        """Metrics of what was supplied since the call before."""
+        ...
+
 
 class GroupSupply:
     """Rolls out groups while its ``async with`` block lasts; what is in flight at the end is ended.
@@ -189,6 +193,10 @@ class GroupSupply:
         """Wait until nothing is in flight, which comes only after ``pause``. Raises as ``take`` does."""
         while self._rolling:
             await self._change()
+
+    def counts(self) -> dict[str, float]:
+        """None: those of the episodes say everything."""
+        return {}
 
     async def _roll_out(self) -> None:
         async with contextlib.aclosing(self._dispatcher.dispatch(self._requests())) as groups:

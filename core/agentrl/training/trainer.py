@@ -28,6 +28,7 @@ from agentrl.training.backends import is_chat, named_by_endpoint
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
+from agentrl.training.online import OnlineParts, not_resumed, resolve_online
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
@@ -103,6 +104,7 @@ class Trainer:
 
         ``agent`` is a class, an object or a function, or names one: a registered name, ``pkg.mod:Obj``,
         ``pkg.mod.Obj`` or ``file.py:Obj``. By default it is the config's. ``workflow`` is another name of ``agent``.
+        ``online`` serves sessions and learns from those that are rewarded, until it is interrupted or the last step.
 
         The summary's outcome is ``interrupted`` after Ctrl-C, SIGTERM or SIGHUP, with what was learned saved. Raises
         ``ConfigError`` or ``PluginError`` before anything has started, and another ``AgentRLError`` for what stopped
@@ -139,7 +141,7 @@ class Trainer:
             parts = resolve_parts(config, self.plugins, target)
             return self._measured(lambda: measure(parts, self.reporter))
 
-    def _trained(self, parts: Parts, point: ResumePoint | None) -> Summary:
+    def _trained(self, parts: Parts | OnlineParts, point: ResumePoint | None) -> Summary:
         with self._interrupts(_SAVING, resumable=True) as interrupts:
             return run_to_end(lambda: train(parts, self.reporter, interrupts, point), interrupts)
 
@@ -164,8 +166,12 @@ class Trainer:
     def _interrupts(self, what: str, *, resumable: bool = False) -> Interrupts:
         return Interrupts(partial(self.reporter.note, what), self.reporter.close, resumable=resumable)
 
-    def _trainable(self, config: Config, target: Any) -> tuple[ResumePoint | None, Parts]:
+    def _trainable(self, config: Config, target: Any) -> tuple[ResumePoint | None, Parts | OnlineParts]:
         """Where the run goes on, if it has begun before, and its parts."""
+        if config.is_online and target is None:
+            if self._run is not None:
+                raise not_resumed(self._run)
+            return None, resolve_online(config, self.plugins)
         check_trainable(config)
         point = None if self._run is None else find_resume_point(self._run)
         saved = None if point is None else point.checkpoint
