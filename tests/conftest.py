@@ -44,6 +44,7 @@ SLOW = {
     "training/test_proof.py",
     "training/test_rollback.py",
     "training/test_staleness_bound.py",
+    "training/test_online.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",
 }

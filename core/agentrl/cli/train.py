@@ -78,8 +78,8 @@ def train(
             trainer.reporter.warning(str(key))
         summary = trainer.train()
     _print(resolved.config, summary, as_json)
-    if summary.outcome != "interrupted":
-        return 0
+    if summary.outcome != "interrupted" or (resolved.config.is_online and summary.signal == "SIGTERM"):
+        return 0  # A service that is told to end has done what it was to do, and there is nothing to resume.
     return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
 
 

@@ -106,6 +106,7 @@ class SessionService(Resource):
         admin_key: str,
         finished: Callable[[Episode], Awaitable[None]],
         recall: Callable[[EpisodeKey], Episode],
+        opened: Callable[[EpisodeKey], None] = lambda key: None,
         group_size: int | None = None,
         whole: Callable[[EpisodeKey], None] = lambda key: None,
         base_url: Callable[[Session, str], str] = lambda session, host: session.base_url,
@@ -116,8 +117,9 @@ class SessionService(Resource):
         """``settings`` gives those of a session that is opened now, its seed key and whether it is trained aside.
 
         ``finished`` stores an episode durably, and ``recall`` reads one that is stored; it is called on a thread.
-        ``whole`` is called, from any thread, with a key of a group once all its sessions have ended and are stored, and
-        no other can join it: see ``SessionGroups``, whose size is ``group_size``.
+        ``opened`` is called, from any thread, with the key of the episode that a new session will be, and ``whole`` so
+        with a key of a group once all its sessions have ended and are stored, and no other can join it: see
+        ``SessionGroups``, whose size is ``group_size``.
         ``base_url`` gives the URL that a client of the request's ``Host`` reaches a session at.
         """
         self._open_session = open_session
@@ -134,6 +136,7 @@ class SessionService(Resource):
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._groups = SessionGroups(group_size)
         self._whole = whole
+        self._opened = opened
         self._counts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -249,6 +252,7 @@ class SessionService(Resource):
             made = _Open(session, key, group, metadata, self._now(), self._clock())
             self._open[session.id] = made
             self._counts["opened"] += 1
+            self._opened(key)
         url = self._base_url(session, request.headers.get("host", ""))
         return _json({**self._summary(made), "base_url": url, "api_key": session.api_key}, 201)
 

@@ -249,6 +249,7 @@ class SessionSupply:
             admin_key=admin_key,
             finished=finished,
             recall=lambda key: Run(self.recorder.folder.path).episode(key),
+            opened=lambda key: _soon(loop, self._opened, key),
             group_size=self.parts.config.rollout.group_size,
             whole=lambda key: _soon(loop, self._whole, key),
             base_url=partial(session_url, options, gateway),
@@ -277,6 +278,10 @@ class SessionSupply:
             raise
         if episode.key.phase == "train":
             self._ended[episode.key.group].append(episode)
+
+    def _opened(self, key: EpisodeKey) -> None:
+        if key.phase == "train":
+            self.recorder.episode_started(key)
 
     def _whole(self, key: EpisodeKey) -> None:
         """All sessions of the group of ``key`` have ended."""
