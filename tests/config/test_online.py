@@ -33,8 +33,9 @@ def test_the_defaults_hold_wherever_the_agent_is_named():
 
 def test_a_file_of_such_a_run_reads_back_equal(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(dump_yaml(online("serve.port=0")))
-    assert load_config(path, environ={}) == online("serve.port=0")
+    path.write_text(dump_yaml(online("serve.port=0"), tmp_path))
+    read, written = load_config(path, environ={}), online("serve.port=0")
+    assert (read.serve, read.rollout, read.tasks) == (written.serve, written.rollout, written.tasks)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ class TrainingLoop:
     _writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while the weights change, or are written."""
     _supply: Supply = field(init=False)
+    _waiting: str = field(init=False)
+    """What the run does while a step waits for its groups."""
+    _checks_first: bool = field(init=False)
+    """Whether a first step that constrains everything says that the agent never samples freely."""
     _evaluating: asyncio.Task[Evaluation] | None = None
     """An evaluation that episodes of training run beside."""
     _learned: _Learned | None = None
@@ -97,6 +101,8 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._supply = self.supply(self._stopwatch)
+        self._checks_first = not self.config.is_online
+        self._waiting = "rolling out" if self._checks_first else "serving sessions"
         self._cursor = self._supply.cursor
         self._agreement = MismatchWatch(self.recorder.reporter.warning)
         self._proof = UpdateProof(self.recorder.reporter.warning)
@@ -358,8 +364,7 @@ class TrainingLoop:
     async def _taken(self) -> Taken:
         """The groups of the next step, once they are there."""
         rollout = self.config.rollout
-        doing = "serving sessions" if self.config.is_online else "rolling out"
-        self.recorder.reporter.activity_started(doing, episodes=rollout.tasks_per_step * rollout.group_size)
+        self.recorder.reporter.activity_started(self._waiting, episodes=rollout.tasks_per_step * rollout.group_size)
         with self._stopwatch.time("rollout"):
             return await self._supply.take()
 
@@ -402,7 +407,7 @@ class TrainingLoop:
     def _learn(self, taken: Taken) -> dict[str, float]:
         rollout, version, groups = self.config.rollout, self.learner.version, taken.groups
         choices = rollout.constrained == "train"
-        if version == 0 and not self.config.is_online:  # People may ask for any form.
+        if version == 0 and self._checks_first:  # People may ask for any form.
             _check_trained(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
         batch, account = build_batch(
             groups,
