@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,18 @@ def train(folder: Path, *settings: str) -> str:
     return f"{told.getvalue()}\n{failed.value}"
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_a_run_goes_back_to_its_best_checkpoint_under_a_new_version_and_stops_when_that_does_not_help(
-    tmp_path, staleness
-):
+@pytest.fixture(scope="module", params=[0, 1], ids=["synchronous", "asynchronous"])
+def collapsed(request, tmp_path_factory) -> tuple[Path, str, int]:
+    """The folder of a run that went back once and stopped then, what it told, and its bound of staleness."""
+    folder = tmp_path_factory.mktemp("collapsed")
     rule = "health.entropy_collapse={action: rollback, threshold: 0.2}"
-    told = train(tmp_path, rule, "health.most_rollbacks=1", f"rollout.max_staleness={staleness}")
-    run = open_run(tmp_path / "run")
+    told = train(folder, rule, "health.most_rollbacks=1", f"rollout.max_staleness={request.param}")
+    return folder / "run", told, request.param
+
+
+def test_a_run_goes_back_to_its_best_checkpoint_under_a_new_version_and_stops_when_that_does_not_help(collapsed):
+    folder, told, staleness = collapsed
+    run = open_run(folder)
     (line,) = [line for line in run.steps() if ROLLED_BACK in line.metrics]
     best, version = int(line.metrics[ROLLED_BACK]), line.step + 1
 
@@ -72,9 +78,42 @@ def test_a_run_goes_back_to_its_best_checkpoint_under_a_new_version_and_stops_wh
         assert episode.trained_step - 1 - min(versions) <= staleness
     assert max(episode.trained_step for episode in trained) > version
 
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["outcome"].startswith("failed: health: entropy_collapse: ")
     assert Path(summary["checkpoint"]).name == f"step-{summary['steps']:06d}"
+
+
+def test_a_run_that_is_resumed_from_before_it_went_back_goes_back_again(collapsed, tmp_path):
+    folder, *_ = collapsed
+    copied = tmp_path / "run"
+    shutil.copytree(folder, copied)
+    before = open_run(folder)
+    (line,) = [line for line in before.steps() if ROLLED_BACK in line.metrics]
+    for checkpoint in before.checkpoints():
+        if checkpoint.step > line.step:
+            shutil.rmtree(copied / "checkpoints" / checkpoint.path.name)
+    with Trainer.resume(copied, reporter=PlainReporter(io.StringIO())) as trainer, pytest.raises(RunError) as failed:
+        trainer.train(ones)
+    assert "the run has gone back 1 times already" in str(failed.value)
+    assert [numbers(line) for line in open_run(copied).steps()] == [numbers(line) for line in before.steps()]
+    assert open_run(copied).newest_checkpoint().step == before.newest_checkpoint().step
+
+
+def numbers(line) -> dict[str, float]:
+    """The step and what the learner did in it, without times."""
+    return {"step": line.step} | {
+        name: value for name, value in line.metrics.items() if name.startswith(("policy/", "reward/", "health/"))
+    }
+
+
+def test_a_run_that_went_back_and_stopped_goes_on_where_the_rule_is_off(collapsed, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(collapsed[0], copied)
+    steps = open_run(copied).newest_checkpoint().step + 2
+    changed = ("health.entropy_collapse=off", f"training.steps={steps}")
+    with Trainer.resume(copied, *changed, reporter=PlainReporter(io.StringIO())) as trainer:
+        summary = trainer.train(ones)
+    assert (summary.outcome, summary.steps) == ("completed", steps)
 
 
 def test_a_rule_that_stops_ends_the_run_with_everything_saved(tmp_path):
