@@ -34,6 +34,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
     learner. To reach: no slower than TRL by turns, and 0.7 of it with ``rollout.max_staleness=1``.
+``waiting``
+    Wall time to the same number of episodes, by turns and with ``rollout.max_staleness=1``, of an agent whose tools
+    wait as long as a step takes the learner. To reach: 0.95 of what no schedule can beat.
 
 Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner`` and ``train_step`` are
 measured on that pretrained model too, in fewer rounds.
@@ -52,7 +55,10 @@ import sys
 
 from tests.benchmarks.models import PRETRAINED, is_registered
 
-NAMES = ("call", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "staleness", "train_step")
+NAMES = (
+    *("call", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "staleness", "train_step"),
+    "waiting",
+)
 ON_THE_PRETRAINED = {
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",

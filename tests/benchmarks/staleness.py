@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.benchmarks.simulation import Load, Simulated, fastest, simulate
+from tests.benchmarks.simulation import Load, fastest, simulate
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.reporting.plain import PlainReporter
@@ -102,38 +102,39 @@ class Clocked(PlainReporter):
         super().activity_started(name, episodes)
 
 
-def real(max_staleness: int, sigma: float, steps: int, folder: Path) -> tuple[float, Simulated]:
-    """Seconds that a run takes, and its simulation."""
-    size, per_step, workers = 4, 4, 4 * 4 * (max_staleness + 1)
-    config = load_config(
-        None,
-        f"run.dir={folder}",
-        "run.name=run",
-        "tasks.eval=null",
-        f"rollout.max_staleness={max_staleness}",
-        f"rollout.group_size={size}",
-        f"rollout.tasks_per_step={per_step}",
-        f"rollout.concurrency={workers}",
-        f"training.steps={steps}",
-        "training.checkpoint_every=0",
-        environ={},
-    )
-    reporter = Clocked()
-    with Trainer(config, reporter=reporter) as trainer:
-        trainer.train(Sleeper(sigma, 0.5, seed=max_staleness))
-    seconds = np.zeros((steps * per_step, size))
-    for row in open_run(folder / "run").episodes(phase="train"):
-        seconds[row.key.group, row.key.sample % size] = row.seconds
+def measured(agent: Any, bound: StalenessBound, size: int, steps: int, workers: int) -> tuple[float, Load]:
+    """Seconds that a run of ``agent`` takes, and what its episodes and its steps took."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(
+            None,
+            f"run.dir={folder}",
+            "run.name=run",
+            "tasks.train=arithmetic",
+            "tasks.eval=null",
+            f"rollout.max_staleness={bound.max_staleness}",
+            f"rollout.group_size={size}",
+            f"rollout.tasks_per_step={bound.per_step}",
+            f"rollout.concurrency={workers}",
+            f"training.steps={steps}",
+            "training.checkpoint_every=0",
+            environ={},
+        )
+        reporter = Clocked()
+        with Trainer(config, reporter=reporter) as trainer:
+            trainer.train(agent)
+        seconds = np.zeros((steps * bound.per_step, size))
+        for row in open_run(Path(folder) / "run").episodes(phase="train"):
+            seconds[row.key.group, row.key.sample % size] = row.seconds
     learner = [end - begin for begin, end in zip(reporter.learns, reporter.waits[1:], strict=False)]
-    load = Load(StalenessBound(max_staleness, per_step), size, workers, seconds, learner)
-    return reporter.waits[steps] - reporter.waits[0], simulate(load)
+    return reporter.waits[steps] - reporter.waits[0], Load(bound, size, workers, seconds, learner)
 
 
 def compare(steps: int) -> None:
     print("\n   sigma   K   real s a step   simulated   real / simulated")
     for max_staleness, sigma in itertools.product((0, *BOUNDS), (0.5, 1.0)):
-        with tempfile.TemporaryDirectory() as folder:
-            took, result = real(max_staleness, sigma, steps, Path(folder))
+        sleeper, bound = Sleeper(sigma, 0.5, seed=max_staleness), StalenessBound(max_staleness, 4)
+        took, load = measured(sleeper, bound, 4, steps, workers=bound.slots * 4)
+        result = simulate(load)
         ratio = took / result.seconds
         print(f"{sigma:8}{max_staleness:4}{took / steps:16.3f}{result.seconds / steps:12.3f}{ratio:19.3f}")
 
