@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from agentrl import load_config
 from agentrl.config import Config, dump_yaml, resolve_config
+from agentrl.errors import ConfigError
 
 Write = Callable[[str], Path]
 
@@ -265,3 +266,17 @@ def test_a_configuration_that_was_written_down_reads_back_equal(
     with contextlib.chdir(path.parent):
         path.write_text(dump_yaml(config), encoding="utf-8")
         assert load_config(path, environ={}) == config
+
+
+def test_what_a_limit_is_worth_is_a_reward_or_a_rejection(write: Write) -> None:
+    assert load(None).rollout.on_overflow.reward == 0.0
+    assert load(None, "rollout.on_overflow.reward=-1").rollout.on_overflow.reward == -1.0
+    rejecting = load(write("rollout: {on_overflow: {reward: 0.5}}\n"), "rollout.on_overflow=reject")
+    assert rejecting.rollout.on_overflow.reward is None
+    assert "  on_overflow: reject" in dump_yaml(rejecting)
+    assert load(write(dump_yaml(rejecting))) == rejecting
+    rewarding = load(write("rollout: {on_overflow: reject}\n"), "rollout.on_overflow={reward: 2}")
+    assert rewarding.rollout.on_overflow.reward == 2.0
+    assert load(write(dump_yaml(rewarding))) == rewarding
+    with pytest.raises(ConfigError, match=r"should be reject, or \{reward: 0\} with any number, not 'ignore'"):
+        load(None, "rollout.on_overflow=ignore")

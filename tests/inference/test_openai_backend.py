@@ -18,6 +18,7 @@ import pytest
 
 from agentrl.config.models import InferenceSection
 from agentrl.errors import BackendError, ConfigError, GatewayError
+from agentrl.gateway.contract import CONTEXT_EXCEEDED
 from agentrl.inference.contract import Backend, ChatBackend, ChatContext, ChatRequest
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.openai import backend as backend_module
@@ -230,6 +231,21 @@ def test_a_field_that_the_endpoint_refuses_comes_back_in_its_words(endpoint):
     refused = caught.value
     assert (refused.status, refused.param, refused.code) == (400, "temperature", "unsupported_value")
     assert str(refused) == f"{endpoint.url} answered 400: {REASONS['temperature']}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        error("This model's maximum context length is 4096 tokens.", code="context_length_exceeded"),
+        error("This model's maximum context length is 4096 tokens. However, you requested 5000."),
+        error("the request exceeds the available context size, try increasing it"),
+        error("The input (5000 tokens) is longer than the model's context length (4096 tokens)."),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_alike_by_every_server(endpoint, body):
+    with pytest.raises(GatewayError, match="context") as caught:
+        ask(endpoint, ((400, body),))
+    assert (caught.value.status, caught.value.code) == (400, CONTEXT_EXCEEDED)
 
 
 def test_a_key_that_is_refused_is_named_by_its_variable(endpoint, monkeypatch):

@@ -243,6 +243,8 @@ class OverflowSection(Section):
 def _overflow(value: Any) -> Any:
     if value == "reject":
         return {"reward": None}
+    if isinstance(value, dict) and value.get("name") == "reject":  # As it is merged where keys were set over a name.
+        return {key: held for key, held in value.items() if key != "name"}
     if isinstance(value, str | int | float):
         raise ValueError(f"should be reject, or {{reward: 0}} with any number, not {value!r}")
     return value

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import AgentRLError, BackendError, GatewayError, one_line
+from agentrl.gateway.contract import CONTEXT_EXCEEDED
 from agentrl.inference.contract import ChatCompletion
 from agentrl.inference.openai.endpoint import Endpoint
 
@@ -24,6 +25,9 @@ _REFUSED = r"(is |was |does |could )?(not (a )?valid|invalid|expired|not (be )?f
 # Several endpoints refuse with a plain 400, and only its text says what is wrong.
 _ABOUT_THE_KEY = re.compile(rf"(invalid|incorrect) api[ _-]?key|api[ _-]?key {_REFUSED}", re.IGNORECASE)
 _ABOUT_THE_MODEL = re.compile(rf"(invalid|unknown) model\b|\bmodel (\S+ )?{_REFUSED}|not a valid model", re.IGNORECASE)
+
+_ABOUT_THE_CONTEXT = re.compile(r"\b(context|model) (length|window|size)\b", re.IGNORECASE)
+"""Servers other than OpenAI's own say in words alone that a prompt is too long."""
 
 
 def read_answer(response: Any, endpoint: Endpoint) -> ChatCompletion:
@@ -146,6 +150,8 @@ def _refusal(error: APIStatusError, text: str, endpoint: Endpoint) -> GatewayErr
     if status == 401 or (told_plainly and _ABOUT_THE_KEY.search(text)):
         return GatewayError(_refused_key(text, endpoint), status=status, code=_KEY, fix=_key_fix(endpoint))
     code = error.code or "invalid_request_error"
+    if status == 400 and _ABOUT_THE_CONTEXT.search(text):
+        code = CONTEXT_EXCEEDED
     if told_plainly and _ABOUT_THE_MODEL.search(text):
         code = _MODEL
     message = f"{endpoint.url} answered {status}: {text}"
