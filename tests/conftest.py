@@ -43,8 +43,9 @@ SLOW = {
     "training/test_resume.py",
     "training/test_proof.py",
     "training/test_rollback.py",
-    "training/test_staleness_bound.py",
     "training/test_online.py",
+    "training/test_staleness_bound.py",
+    "training/test_synchronous.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",
 }

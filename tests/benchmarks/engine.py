@@ -5,6 +5,9 @@
 Equal: 64 requests of 32 tokens. Ragged: 256 requests over 64 slots, lengths log-normal and capped at 128;
 ``generate`` runs them as four batches of 64, each padded to its longest. Every request has a prompt of its
 own and samples at temperature 1. The engine is asked through its contract, from an event loop.
+
+The last table is what ``inference.backend.reproducible`` costs: a decoding step, and the load of equal lengths, with it
+and without, in turn.
 """
 
 from __future__ import annotations
@@ -131,6 +134,34 @@ def forward_taken(model: PreTrainedModel, rows: int, tokens: int = 64) -> Taken:
     return Taken.best(runs)
 
 
+async def reproducible_taken(folder: Path, load: Load, repeat: int) -> Table:
+    """What ``reproducible`` costs: the best of rounds that alternate between two engines."""
+    backends = []
+    for reproducible in (True, False):
+        options = {"reproducible": reproducible, "device": "cpu"}
+        backends.append(TorchBackend(BackendContext(folder, max_concurrency=SLOTS, options=options)))
+        await backends[-1].start()
+    table = _table("cost of reproducible", "what", "with, ms", "CPU", "without, ms", "CPU", "ratio", "by CPU")
+    for rows in (1, 8, 37, SLOTS):
+        rounds = [[await step_taken(backend, rows) for backend in backends] for _ in range(repeat)]
+        table.add_row(f"step of {rows} rows", *_compared(*(Taken.best(each) for each in zip(*rounds, strict=True))))
+    taken: list[list[Taken]] = [[], []]
+    for round_ in range(repeat + 1):
+        for backend, side in zip(backends, taken, strict=True):
+            begun = Taken.now()
+            await ask(backend, load, round_)
+            side.append(Taken.now().since(begun))
+    table.add_row(f"{load.tokens:,} tokens", *_compared(*(Taken.best(side[1:]) for side in taken)))
+    for backend in backends:
+        await backend.stop()
+    return table
+
+
+def _compared(with_it: Taken, without: Taken) -> list[str]:
+    times = [f"{1000 * seconds:.2f}" for taken in (with_it, without) for seconds in (taken.wall, taken.cpu)]
+    return [*times, f"{with_it.wall / without.wall:.2f}", f"{with_it.cpu / without.cpu:.2f}"]
+
+
 def random_model(folder: Path) -> Path:
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -148,8 +179,8 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
-async def measured(folder: Path, repeat: int) -> tuple[Table, Table]:
-    """Tokens a second, and milliseconds a decoding step."""
+async def measured(folder: Path, repeat: int) -> tuple[Table, Table, Table]:
+    """Tokens a second, milliseconds a decoding step, and what reproducible numbers cost."""
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     # Both sides get the threads that suit the model: two are slower than one for a small model.
@@ -169,7 +200,7 @@ async def measured(folder: Path, repeat: int) -> tuple[Table, Table]:
         both = await step_taken(backend, rows), forward_taken(model, rows)
         steps.add_row(str(rows), *(f"{1000 * seconds:.2f}" for taken in both for seconds in (taken.wall, taken.cpu)))
     await backend.stop()
-    return rates, steps
+    return rates, steps, await reproducible_taken(folder, loads(model.config.vocab_size)[0], repeat)
 
 
 def _table(title: str, *headings: str) -> Table:
