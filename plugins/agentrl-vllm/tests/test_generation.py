@@ -138,6 +138,7 @@ def streamed(events: list[Any], *, settled: list[bool]) -> list[Chunk]:
 
 def test_spans_say_the_version_of_each_token() -> None:
     assert versions_of(spans(("3", 2), ("4", 5)), 5) == (3, 3, 4, 4, 4)
+    assert versions_of(spans(("3", 1), ("4", 3), ("6", 4)), 4) == (3, 4, 4, 6), "one that goes on across two updates"
     assert versions_of(None, 0) == ()
 
 

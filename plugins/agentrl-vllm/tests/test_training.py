@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_runs import VLLM, configured, run
+from training_runs import KL_BELOW, RATIO_WITHIN, VLLM, configured, run
 
-from agentrl import Trainer
+from agentrl import Trainer, open_run
 from agentrl_vllm.server import Server
 
 pytestmark = pytest.mark.real
@@ -40,3 +40,28 @@ def test_an_agent_learns_what_it_learns_with_the_torch_engine(agent: str, real_s
         with Trainer(configured(backend, f"agent={agent}")) as trainer:
             measured[engine] = trainer.evaluate(ours.checkpoint).greedy
     assert measured == {"vllm": ours.reward_after_greedy, "torch": ours.reward_after_greedy}
+
+
+def test_tokens_of_several_versions_of_equal_weights_have_a_ratio_of_one(real_server: Server, tmp_path: Path) -> None:
+    """At learning rate 0 a step makes a version and changes nothing: what goes on across it is as likely as before."""
+    settings = [
+        *("training.learning_rate=0", "training.steps=4", "rollout.max_staleness=1", "rollout.tasks_per_step=2"),
+        *("tasks.eval=null", "training.checkpoint_every=0"),
+    ]
+    ended = run(tmp_path / "run", "calculator", {"name": VLLM, "urls": [real_server.url]}, *settings)
+    assert ended.error is None, ended.said
+    assert ended.once_each
+    rows = [line.metrics for line in open_run(ended.folder.path).metrics() if "policy/ratio_mean" in line.metrics]
+    assert len(rows) == 4
+    for row in rows:
+        assert abs(row["policy/ratio_mean"] - 1) <= RATIO_WITHIN
+        assert row["policy/mismatch_kl"] < KL_BELOW
+        assert row["proof/tensors"] > 0
+    sampled = {
+        version
+        for episode in ended.episodes
+        for span in episode.tree.spans
+        if span.sampled is not None
+        for version in span.sampled.versions
+    }
+    assert sampled > {0, 1}
