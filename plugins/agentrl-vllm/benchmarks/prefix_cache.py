@@ -31,7 +31,7 @@ from rich.table import Table
 
 from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.tokens.selection import load_renderer
-from benchmarks.episodes import Recorder, Turn, conversations, run_episodes
+from benchmarks.episodes import AgentTurn, Recorder, conversations, run_episodes
 from benchmarks.models import endless_model
 from benchmarks.served import Served, serving
 
@@ -65,14 +65,14 @@ async def hit_rate(served: Served, gateway: Gateway, options: argparse.Namespace
     return hits / queries
 
 
-def possible_rate(sessions: Sequence[Sequence[Turn]], block: int) -> float:
+def possible_rate(sessions: Sequence[Sequence[AgentTurn]], block: int) -> float:
     """The most that blocks of whole ``block`` tokens allow."""
     prompts = [turn.request.prompt_ids for turns in sessions for turn in turns]
     hits = sum(_kept(turns[:number], turn, block) for turns in sessions for number, turn in enumerate(turns))
     return hits / sum(map(len, prompts))
 
 
-def _kept(earlier: Iterable[Turn], turn: Turn, block: int) -> int:
+def _kept(earlier: Iterable[AgentTurn], turn: AgentTurn, block: int) -> int:
     """Tokens of the prompt of ``turn``, in whole blocks, that ``earlier`` turns have left in a cache."""
     prompt = turn.request.prompt_ids[:-1]
     left = ([*other.request.prompt_ids, *other.ids[:-1]] for other in earlier)

@@ -10,19 +10,19 @@ from urllib.parse import urlsplit
 
 from agentrl.inference.contract import Capabilities
 from agentrl_vllm.generation import PATH, request_body, sampling_params
-from benchmarks.episodes import Turn
+from benchmarks.episodes import AgentTurn
 
 __all__ = ["Straight", "payloads"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
-def payloads(sessions: Sequence[Sequence[Turn]], capabilities: Capabilities) -> list[list[bytes]]:
+def payloads(sessions: Sequence[Sequence[AgentTurn]], capabilities: Capabilities) -> list[list[bytes]]:
     """The bodies that the plugin posted for the turns of each session."""
     return [[_payload(turn, capabilities) for turn in turns] for turns in sessions]
 
 
-def _payload(turn: Turn, capabilities: Capabilities) -> bytes:
+def _payload(turn: AgentTurn, capabilities: Capabilities) -> bytes:
     request = turn.request
     room = capabilities.context_length - len(request.prompt_ids)
     body = request_body(request, sampling_params(request.sampling, room, capabilities.sampling))
