@@ -27,6 +27,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``modes``
     Episodes a second of an agent of one call: inline, in warm workers, and with one process an episode. To reach: warm
     workers within 3 times inline, and at least 10 times one process an episode.
+``proof``
+    Milliseconds of the parts of the proof of an update, and its share of a training step. To reach: under 2 % of a
+    step of the pretrained model.
 ``staleness``
     Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
     beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
@@ -39,8 +42,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Wall time to the same number of episodes, by turns and with ``rollout.max_staleness=1``, of an agent whose tools
     wait as long as a step takes the learner. To reach: 0.95 of what no schedule can beat.
 
-Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner`` and ``train_step`` are
-measured on that pretrained model too, in fewer rounds.
+Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner``, ``proof`` and ``train_step``
+are measured on that pretrained model too, in fewer rounds.
 
 Those of the vLLM backend, which need a server, are in ``plugins/agentrl-vllm/benchmarks``.
 
@@ -57,12 +60,13 @@ import sys
 from tests.benchmarks.models import PRETRAINED, is_registered
 
 NAMES = (
-    *("call", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "staleness", "train_step"),
-    "waiting",
+    *("call", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "proof", "staleness"),
+    *("train_step", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",
+    "proof": "--steps 1",
     "train_step": "--max-tokens 32 --blocks 1 --steps 3",
 }
 

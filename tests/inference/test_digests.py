@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl import tensor_digest
-from agentrl.inference.digests import ROW
+from agentrl.inference.digests import ROW, _sums, _sums_on_gpu
 
 MASK = 2**64 - 1
 LENGTHS = (0, 1, 7, 8, 8 * ROW - 1, 8 * ROW, 8 * ROW + 3, 5 * 8 * ROW + 9)
@@ -80,6 +80,12 @@ def test_only_the_numbers_count_and_not_how_they_lie_in_memory(dtype):
     assert tensor_digest(values.T.contiguous().T) == tensor_digest(values)
     with torch.inference_mode():
         assert tensor_digest(values.clone()) == tensor_digest(values)
+
+
+def test_what_a_gpu_computes_is_the_same():
+    data = bytes_of(300 * 8 * ROW + 8)  # more rows than it takes at a time
+    for part in (data[: 300 * 8 * ROW], data[8:]):
+        assert (_sums_on_gpu(part) == _sums(part.numpy())).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

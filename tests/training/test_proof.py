@@ -29,7 +29,7 @@ from agentrl.runs.folder import read_summary
 from agentrl.runs.reader import open_run
 from agentrl.testing import UPDATE_FAULTS, FaultyBackend, ScriptedBackend
 from agentrl.testing.backends.reference import Reference, load_reference
-from agentrl.testing.backends.weight_updates import _tied_model
+from agentrl.testing.backends.weight_updates import tied_model
 from agentrl.testing.parts import model_folder
 from agentrl.training.proof import Recorded, UpdateProof
 
@@ -138,6 +138,19 @@ def test_a_sound_engine_proves_every_update_of_a_run(asynchronous: tuple[str, ..
     assert all(row["seconds/proof"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("in_flight", ["keep", "recompute"])
+def test_identical_weights_of_new_versions_keep_the_ratio_at_1(in_flight: str, train, tmp_path) -> None:
+    """Tokens of older versions are trained, and completions under way go on across updates that change nothing."""
+    still = ("training.learning_rate=0", "rollout.max_staleness=2", f"inference.in_flight={in_flight}")
+    summary, said = train(*still, "training.steps=4", "rollout.max_tokens=24")
+    assert summary.steps == 4
+    rows = [row.metrics for row in open_run(tmp_path / "run").steps()]
+    assert max(row["staleness/max"] for row in rows) > 0
+    assert all(abs(row["policy/ratio_mean"] - 1) < 1e-6 and row["policy/ratio_max"] < 1 + 1e-5 for row in rows)
+    assert all(row["proof/tensors"] and row["proof/moved"] == 0 for row in rows)
+    assert "warning" not in said
+
+
 # The proof by itself, beside an engine that is started once for each test
 
 
@@ -195,7 +208,7 @@ def test_a_head_that_lost_its_tie_is_found(tmp_path: Path) -> None:
             await super().update_weights(WithHead())
 
     async def scenario() -> None:
-        folder = _tied_model(load_reference(model_folder()), tmp_path / "tied")
+        folder = tied_model(load_reference(model_folder()), tmp_path / "tied")
         async with proving(TorchBackend, folder) as (proof, backend, reference, _):
             for _ in range(2):
                 assert (await update(proof, backend, reference := reference.changed()))["proof/followed"] > 0.99
@@ -222,7 +235,7 @@ def test_a_tied_tensor_may_be_held_under_its_other_name_or_twice(tmp_path: Path)
             return replace(held, tensors=tensors)
 
     async def scenario() -> None:
-        folder = _tied_model(load_reference(model_folder()), tmp_path / "tied")
+        folder = tied_model(load_reference(model_folder()), tmp_path / "tied")
         for keeps in (False, True):
             async with proving(lambda context, keeps=keeps: Other(context, keeps), folder) as (proof, backend, old, _):
                 await update(proof, backend, old.changed())
@@ -314,13 +327,13 @@ class Scores:
         return {}
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
-        return self.learner
+        return self.learner[: len(ids) - 1]
 
     async def held_weights(self) -> HeldWeights:
         return HeldWeights(self.version, None)
 
     async def score(self, ids: list[int]) -> np.ndarray:
-        return self.engine
+        return self.engine[: len(ids) - 1]
 
     async def generate(self, request):
         raise BackendError("none")
@@ -340,10 +353,10 @@ def proven(before: np.ndarray, noise: np.ndarray, learner: np.ndarray, engine: n
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1e-5, 1e-3, 0.03]), factor=st.floats(4.5, 1e4))
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1e-5, 1e-4, 0.03]), factor=st.floats(4.5, 1e4))
 def test_beyond_four_times_the_noise_half_an_update_is_told_from_a_whole_one(seed, size, factor) -> None:
     random = np.random.default_rng(seed)
-    count = 31
+    count = 31 if size > 1e-3 else 15  # as many as are scored
     before = -random.exponential(2.0, count)
     noises = random.normal(0, size, (2, count))
     movement = random.normal(0, 1, count)

@@ -72,6 +72,7 @@ class Policy:
 
     def exact(self) -> Policy:
         """Return the same policy computed in the precision of its weights."""
+        _ = self._head  # found by forwards, and then the copy's too
         exact = copy.copy(self)
         exact._autocast = False
         return exact

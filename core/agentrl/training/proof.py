@@ -14,9 +14,10 @@ engine that has the tensors and computes with something else, and serves for eng
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -36,22 +37,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorded", "UpdateProof"]
 
-_GIVEN = 16
-"""Most tokens of the text that end a prompt."""
-_SAMPLED = 16
-"""Most tokens of the text that begin the completion of it."""
-_PROMPT = 48
-"""Most tokens of the beginning of a prompt that the engine completes."""
-_TOKENS = 4
-"""Most tokens of that completion."""
+_GIVEN = 8
+"""Most tokens of the text that end a prompt; those that begin its completion follow."""
 _FEWEST = 2
 """Fewest tokens of a text that has something to score."""
 _FLOOR = 1e-6
 """The least noise, in nats, that is assumed: rounding to 32 bits."""
+_EXACT = 1.5e-3
+"""Noise below this is rounding to 32 bits, and a completion right after an update may be off by as much."""
 _MOVED = 4.0
 """How far the learner has to have moved for the engine to have to have followed, as a multiple of the noise."""
-_FOLLOWED = 0.25
-"""How far from 1 the share of the learner's movement may be that the engine has followed."""
+_FOLLOWED = (0.25, 5.0)
+"""How far from 1 the share of the learner's movement may be that the engine has followed, and how many times its
+standard error it may be in any case."""
 _STILL = 0.05
 """Up to which share of the learner's movement the engine has not moved at all."""
 _ASIDE = (20.0, 1 / 32)
@@ -61,8 +59,6 @@ _STALE = 8.0
 """From which multiple of the noise on a completion is compared with the same tokens scored anew."""
 _LARGER = 4.0
 """How many times as far off as those it is where old KV is the reason."""
-_EXACT = 1.5e-3
-"""Noise below this is rounding to 32 bits, and a completion right after an update may be off by as much."""
 _LIMIT = 0.45
 """How far off it may be with more noise, in nats: a mismatch KL of 0.1."""
 _GROWTH = 10.0
@@ -91,6 +87,21 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
+class _Size:
+    """How many tokens a proof takes."""
+
+    text: int
+    """Of the recorded text."""
+    prompt: int
+    """Of the beginning of a prompt that the engine completes."""
+    completion: int
+
+
+_FEW, _MANY = _Size(16, 24, 2), _Size(32, 48, 4)
+"""For an engine that rounds to 32 bits, whose movement every token shows, and for any other."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Scored:
     """Log-probabilities of the same tokens, by learner and engine, under the weights of one version."""
 
@@ -101,7 +112,7 @@ class _Scored:
     @property
     def off(self) -> float:
         """How far the two are apart."""
-        return _size(self.engine - self.learner)
+        return _rms(self.engine - self.learner)
 
 
 @dataclass
@@ -111,6 +122,7 @@ class UpdateProof:
     warn: Callable[[str], None]
     """Takes a warning, one line of text."""
     _text: tuple[int, ...] = ()
+    _size: _Size = _MANY
     _noise: float = 0.0
     """Root mean square of the differences between engine and learner before any weights had changed, in nats."""
     _since: _Scored | None = None
@@ -134,13 +146,17 @@ class UpdateProof:
         and completion that are one token together there is nothing to measure; ``prepared`` stays false then.
         """
         await self._transported(backend, weights, "before the first update")
-        self._text = (*recorded.prompt_ids[-_GIVEN:], *recorded.sampled_ids[:_SAMPLED])
+        self._text = (*recorded.prompt_ids[-_GIVEN:], *recorded.sampled_ids)[: self._size.text]
         if len(self._text) < _FEWEST:
             return
         scored = await self._scored(backend, weights, self._text)
         completed = await self._completed(backend, weights, recorded.prompt_ids)
         both = [scored] if completed is None else [scored, completed[1]]
-        self._noise = max(_size(np.concatenate([each.engine - each.learner for each in both])), _FLOOR)
+        self._noise = max(_rms(np.concatenate([each.engine - each.learner for each in both])), _FLOOR)
+        if self._noise < _EXACT:
+            self._size = _FEW
+            self._text = self._text[: _FEW.text]
+            scored = replace(scored, learner=scored.learner[: _FEW.text - 1], engine=scored.engine[: _FEW.text - 1])
         self._since = scored
 
     async def prove(self, backend: Backend, weights: Weights, prompt_ids: Sequence[int]) -> dict[str, float]:
@@ -228,29 +244,35 @@ class UpdateProof:
         self, backend: Backend, weights: Weights, prompt_ids: Sequence[int]
     ) -> tuple[list[int], _Scored] | None:
         """A completion of a prompt as a request gets it: all its tokens, and the scores of the completion's."""
-        done = await _completion(backend, prompt_ids[:_PROMPT])
+        prompt_ids = prompt_ids[: self._size.prompt]
+        done = await _completion(backend, prompt_ids, self._size.completion)
         if done is None:
             return None
-        ids = [*prompt_ids[:_PROMPT], *done.ids]
+        ids = [*prompt_ids, *done.ids]
         learner = await finish_in_thread(weights.logprobs, ids)
         return ids, _Scored(weights.version, np.array(learner)[-len(done.ids) :], np.array(done.logprobs))
 
     def _followed(self, since: _Scored, now: _Scored, when: str, are_equal: bool) -> dict[str, float]:
         """Compare the movements since a version at which engine and learner agreed; ``are_equal`` are the digests."""
         learner, engine = now.learner - since.learner, now.engine - since.engine
-        moved = _size(learner)
+        moved = _rms(learner)
         metrics = {"proof/noise": self._noise, "proof/moved": moved}
         if not moved > _MOVED * self._noise:
             return metrics
         share = float(engine @ learner / (learner @ learner))
-        aside = _size(engine - learner)
+        aside = _rms(engine - learner)
+        # Both versions' noise is in the share, as the slope of a regression through the origin has it.
+        error = math.sqrt(2) * self._noise / (moved * math.sqrt(len(learner)))
         multiple, part = _ASIDE
-        if not (abs(share - 1) <= _FOLLOWED and aside <= max(multiple * self._noise, part * moved)):
+        if not (
+            abs(share - 1) <= max(_FOLLOWED[0], _FOLLOWED[1] * error)
+            and aside <= max(multiple * self._noise, part * moved)
+        ):
             where = (
                 "it holds the learner's tensors and computes with something else, such as copies of them"
                 if are_equal
                 else f"it computes with the weights of version {since.version}"
-                if _size(engine) <= max(_MOVED * self._noise, _STILL * moved)
+                if _rms(engine) <= max(_MOVED * self._noise, _STILL * moved)
                 else "a part of the new weights did not arrive"
             )
             _refuse(
@@ -268,7 +290,7 @@ class UpdateProof:
         if off <= _STALE * self._noise:
             return
         anew = np.array(await backend.score(ids))[-len(completed.engine) :]
-        rest = _size(anew - completed.learner)
+        rest = _rms(anew - completed.learner)
         if off > _LARGER * rest:
             _refuse(
                 when,
@@ -311,15 +333,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + rest
 
 
-def _size(differences: Logprobs) -> float:
+def _rms(differences: Logprobs) -> float:
     """Root mean square."""
     return float(np.sqrt(np.mean(np.square(differences)))) if len(differences) else 0.0
 
 
-async def _completion(backend: Backend, text: Sequence[int]) -> Chunk | None:
-    """A short completion of ``text``; ``None`` where the backend fails to make one."""
+async def _completion(backend: Backend, prompt_ids: Sequence[int], tokens: int) -> Chunk | None:
+    """A completion of ``tokens`` tokens; ``None`` where the backend fails to make one."""
     try:
-        done = await generate(backend, GenerationRequest(text, Sampling(max_tokens=_TOKENS)))
+        done = await generate(backend, GenerationRequest(prompt_ids, Sampling(max_tokens=tokens)))
     except BackendError:
         return None
     return done if completion_fault(done) is None else None
