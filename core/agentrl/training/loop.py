@@ -431,10 +431,11 @@ class TrainingLoop:
         over = [length for length in lengths if length > longest]
         if not over:
             return None
+        worth = "" if self.config.is_online else "; rollout.on_overflow says what they are worth"
         return (
             f"{len(over)} of {len(lengths)} episodes of step {step} are longer than a pass, and are "
             f"not trained (set training.tokens_per_batch={longest} to {max(over)} or more, or bound the agent's turns "
-            "and tokens; rollout.on_overflow is their reward)"
+            f"and tokens{worth})"
         )
 
     async def _evaluate_beside(self) -> None:
