@@ -1,6 +1,6 @@
 """Throughput of the training loop, simulated, beside what bounds it; and the real loop beside its simulation.
 
-    python -m tests.benchmarks.staleness [--workers 100 1000 10000] [--steps 30] [--seed 0] [--real-steps 12]
+    python -m tests.benchmarks.staleness [--workers 100 1000 10000] [--steps 12] [--seed 0] [--real-steps 10]
 
 The simulation runs the rule and the buffer of the real loop. Episodes are log-normal with a mean of 1 second, in groups
 of 8; the learner takes 1 second a step. The bound admits as many episodes at once as there are workers, 4 times or 16
@@ -36,6 +36,8 @@ from agentrl.rollout.staleness import StalenessBound
 GROUP_SIZE = 8
 SIGMAS = (0.5, 1.0, 1.5)
 BOUNDS = (1, 2, 4)
+MEAN_S = 1.0
+"""Of what an episode of the real loop sleeps."""
 CROWDS = (1, 4, 16)
 """Episodes that the bound admits, for each worker."""
 
@@ -132,7 +134,7 @@ def measured(agent: Any, bound: StalenessBound, size: int, steps: int, workers: 
 def compare(steps: int) -> None:
     print("\n   sigma   K   real s a step   simulated   real / simulated")
     for max_staleness, sigma in itertools.product((0, *BOUNDS), (0.5, 1.0)):
-        sleeper, bound = Sleeper(sigma, 0.5, seed=max_staleness), StalenessBound(max_staleness, 4)
+        sleeper, bound = Sleeper(sigma, MEAN_S, seed=max_staleness), StalenessBound(max_staleness, 4)
         took, load = measured(sleeper, bound, 4, steps, workers=bound.slots * 4)
         result = simulate(load)
         ratio = took / result.seconds
@@ -142,9 +144,9 @@ def compare(steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="*", default=[100, 1000, 10_000])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--real-steps", type=int, default=12, help="0 leaves the real loop out")
+    parser.add_argument("--real-steps", type=int, default=10, help="0 leaves the real loop out")
     options = parser.parse_args()
     if options.workers:
         print("workers crowd  sigma   K per step   learner   rollout staleness simulated   of it     us")

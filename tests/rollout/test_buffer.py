@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from random import Random
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_group_whose_first_token_came_late_may_be_trained_later():
 
 
 def test_a_group_that_does_not_qualify_frees_its_slot_and_comes_with_the_step():
-    groups = buffer(0, 2)
+    groups = GroupBuffer(StalenessBound(0, 2), "wait", replaceable=2)
     for ordinal in (0, 1):
         groups.start(ordinal)
     groups.finish(group(1), 0, qualifies=False)
@@ -104,6 +105,71 @@ def test_a_group_that_does_not_qualify_frees_its_slot_and_comes_with_the_step():
         groups.start(ordinal)
     finish(groups, 4, 5)
     assert take(groups).left_out == ()
+
+
+@given(st.sets(st.integers(0, 12)), st.integers(1, 3), st.integers(0, 5), st.data())
+def test_of_groups_that_do_not_qualify_the_lowest_are_replaced_in_whatever_order_they_finish(
+    poor: set[int], per_step: int, replaceable: int, data: st.DataObject
+):
+    groups = GroupBuffer(StalenessBound(0, per_step), "wait", replaceable=replaceable)
+    started = 0
+    while (taken := groups.take()) is None:
+        while groups.may_start():
+            groups.start(started)
+            started += 1
+        ordinal = data.draw(st.sampled_from(sorted(groups.running)))
+        groups.finish(group(ordinal), 0, ordinal not in poor)
+    left_out: list[int] = []
+    in_order: list[int] = []
+    for ordinal in itertools.count():
+        if len(in_order) == per_step:
+            break
+        replaced = ordinal in poor and len(left_out) < replaceable
+        (left_out if replaced else in_order).append(ordinal)
+    assert (ordinals(taken.groups), ordinals(taken.left_out)) == (in_order, left_out)
+
+
+def test_a_group_that_is_trained_after_all_takes_the_place_of_none_that_may_be_trained_later():
+    groups = GroupBuffer(StalenessBound(1, 1), "wait", replaceable=1)
+    for ordinal in (0, 9):
+        groups.start(ordinal)
+    finish(groups, 0)
+    take(groups)
+    groups.served(1)
+    groups.start(3)
+    groups.finish(group(9), 0, qualifies=False)
+    groups.start(2)
+    groups.finish(group(2), 1, qualifies=False)
+    assert groups.finished == (2,), "group 9 would have to be trained by this step"
+    taken = take(groups)
+    assert (ordinals(taken.groups), ordinals(taken.left_out)) == ([2], [9])
+
+
+@given(st.integers(0, 3), st.integers(1, 3), st.integers(0, 4), st.randoms(use_true_random=False))
+def test_whatever_does_not_qualify_the_others_are_trained_in_time(
+    max_staleness: int, per_step: int, replaceable: int, random: Random
+):
+    groups = GroupBuffer(StalenessBound(max_staleness, per_step), "wait", replaceable=replaceable)
+    started = 0
+    oldest: dict[int, int] = {}
+    for _ in range(100):
+        choices = [*groups.running, *(["start"] if groups.may_start() else []), "step"]
+        chosen = random.choice(choices)
+        if chosen == "start":
+            groups.start(started)
+            started += 1
+        elif chosen == "step" and groups.in_training:
+            groups.served(groups.version + 1)
+        elif chosen == "step":
+            taken = groups.take()
+            assert taken is not None or groups.running or groups.may_start(), "nothing can happen any more"
+            if taken is not None:
+                assert not taken.stale
+                assert len(taken.left_out) <= replaceable
+                assert all(groups.version - oldest[each] <= max_staleness for each in ordinals(taken.groups))
+        else:
+            oldest[chosen] = random.randint(groups.running[chosen], groups.version)
+            groups.finish(group(chosen), oldest[chosen], random.random() < 0.5)
 
 
 def test_a_group_without_tokens_takes_its_place_in_the_step():

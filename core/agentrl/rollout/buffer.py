@@ -33,7 +33,7 @@ class Taken:
     groups: tuple[Group, ...]
     """The groups that the step trains: exactly as many as the bound's ``per_step``."""
     left_out: tuple[Group, ...] = ()
-    """Groups that finished since the step before and did not qualify for training."""
+    """Groups that finished since the step before, did not qualify for training, and were replaced by others."""
     stale: tuple[Group, ...] = ()
     """Groups that were found beyond the bound since the step before, and that no step trains."""
 
@@ -50,15 +50,16 @@ class GroupBuffer:
     are outstanding, and only ``take`` and ``served``, once a step, cost that much.
     """
 
-    def __init__(self, bound: StalenessBound, on_stale: OnStale, version: int = 0) -> None:
+    def __init__(self, bound: StalenessBound, on_stale: OnStale, version: int = 0, *, replaceable: int = 0) -> None:
         """``version`` is that of the weights which the engine serves, and which the first step trains.
 
         With ``on_stale`` ``wait`` a step waits for groups that it would leave beyond ``bound``. With the others it
         waits for none; a group that is beyond the bound when it could be taken is taken all the same under ``mask``,
-        and is stale under ``drop``.
+        and is stale under ``drop``. A step may replace ``replaceable`` groups that do not qualify for training.
         """
         self._bound = bound
         self._on_stale = on_stale
+        self._replaceable = replaceable
         self._version = version
         self._outstanding: dict[int, None] = {}
         self._running: dict[int, int] = {}
@@ -66,7 +67,7 @@ class GroupBuffer:
         """How many groups are running, by the version of the oldest token that they can have."""
         self._finished: dict[int, _Finished] = {}
         self._training: tuple[int, ...] = ()
-        self._left_out: list[Group] = []
+        self._left_out: dict[int, _Finished] = {}
         self._stale: list[Group] = []
 
     @property
@@ -121,15 +122,22 @@ class GroupBuffer:
         """``group``, which was running, has finished; ``oldest`` is the version of the oldest token sampled in it.
 
         ``oldest`` is ``None`` for a group without sampled tokens, which is never stale. A group that does not qualify
-        for training frees its slot, and comes with the next step's ``Taken.left_out``.
+        for training frees its slot, and comes with the next step's ``Taken.left_out``. Of more of them than a step may
+        replace, those of the lowest ordinals are left out, in whatever order they finish: the others are trained.
         """
-        self._end(group.ordinal)
-        if not qualifies:
-            del self._outstanding[group.ordinal]
-            self._left_out.append(group)
-        else:
-            self._finished[group.ordinal] = _Finished(group, oldest)
-            self._drop_if_stale(group.ordinal)
+        ordinal, reserved = group.ordinal, self._end(group.ordinal)
+        if not qualifies and self._replaceable:
+            del self._outstanding[ordinal]
+            self._left_out[ordinal] = _Finished(group, oldest)
+            if len(self._left_out) <= self._replaceable:
+                return
+            # The slot is one for a group as old as this one: an older group might find no step that is early enough.
+            fitting = (each for each, (_, age) in self._left_out.items() if age is None or age >= reserved)
+            ordinal = max(fitting, default=ordinal)
+            group, oldest = self._left_out.pop(ordinal)
+            self._outstanding[ordinal] = None
+        self._finished[ordinal] = _Finished(group, oldest)
+        self._drop_if_stale(ordinal)
 
     def abandon(self, ordinal: int) -> None:
         """The group ``ordinal``, which was running, will not finish: its slot is free."""
@@ -151,7 +159,10 @@ class GroupBuffer:
         assert chosen is not None  # The rule has just said that nothing is waited for.
         self._training = chosen
         groups = tuple(self._finished.pop(ordinal).group for ordinal in chosen)
-        return Taken(groups, _emptied(self._left_out), _emptied(self._stale))
+        left_out = tuple(self._left_out.pop(ordinal).group for ordinal in sorted(self._left_out))
+        stale = tuple(sorted(self._stale, key=lambda group: group.ordinal))
+        self._stale.clear()
+        return Taken(groups, left_out, stale)
 
     def served(self, version: int) -> None:
         """The engine serves ``version`` from now on, the step in progress is over, and its groups' slots are free."""
@@ -164,13 +175,15 @@ class GroupBuffer:
         for ordinal in list(self._finished):
             self._drop_if_stale(ordinal)
 
-    def _end(self, ordinal: int) -> None:
+    def _end(self, ordinal: int) -> int:
+        """The group ``ordinal`` is running no more; returns the version that it had reserved."""
         if ordinal not in self._running:
             raise ValueError(f"group {ordinal} is not running")
         version = self._running.pop(ordinal)
         self._running_of[version] -= 1
         if not self._running_of[version]:
             del self._running_of[version]
+        return version
 
     def _drop_if_stale(self, ordinal: int) -> None:
         """A slot that a stale group held until the next step could be the one that the step is waiting for.
@@ -182,10 +195,3 @@ class GroupBuffer:
             del self._finished[ordinal]
             del self._outstanding[ordinal]
             self._stale.append(group)
-
-
-def _emptied(groups: list[Group]) -> tuple[Group, ...]:
-    """``groups`` by ordinal; the list is empty afterwards."""
-    emptied = tuple(sorted(groups, key=lambda group: group.ordinal))
-    groups.clear()
-    return emptied

@@ -327,11 +327,12 @@ def _rolled_out(
     """The supply of groups of the training tasks, whose first step trains the weights of ``version``."""
     rollout = parts.config.rollout
     bound = StalenessBound(rollout.max_staleness, rollout.tasks_per_step)
+    replaceable = rollout.dynamic_sampling * rollout.tasks_per_step
     return GroupSupply(
         parts.config,
         dispatcher,
         TaskOrder(parts.train_tasks, parts.config.seed),
-        GroupBuffer(bound, rollout.on_stale, version),
+        GroupBuffer(bound, rollout.on_stale, version, replaceable=replaceable),
         qualifies=partial(qualifies, algorithm=algorithm),
         stopwatch=stopwatch,
         started=started,

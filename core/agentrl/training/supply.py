@@ -101,9 +101,6 @@ class GroupSupply:
         self._qualifies = qualifies
         self._started = started
         self._stopwatch = stopwatch
-        self._replaceable = config.rollout.dynamic_sampling * config.rollout.tasks_per_step
-        self._replaced = 0
-        """Groups of the step in preparation that others replace."""
         self._again: deque[int] = deque()
         """Ordinals of groups that are to be rolled out once more."""
         self._attempts: Counter[int] = Counter()
@@ -159,7 +156,6 @@ class GroupSupply:
         """
         while (taken := self._buffer.take()) is None:
             await self._change()
-        self._replaced = 0
         for group in taken.stale:
             self._attempts[group.ordinal] += 1
             self._again.append(group.ordinal)
@@ -177,7 +173,7 @@ class GroupSupply:
     @property
     def cursor(self) -> int:
         """The first position of the task order whose group no step has taken for good."""
-        return min(self._buffer.outstanding, default=self._order.cursor)
+        return min((*self._buffer.outstanding, *self._again), default=self._order.cursor)
 
     def pause(self) -> None:
         """From now on no group starts, until ``resume``."""
@@ -238,8 +234,7 @@ class GroupSupply:
 
     def _finish(self, group: Group) -> None:
         self._rolling -= 1
-        qualifies = self._replaced >= self._replaceable or self._qualifies(group)
-        self._replaced += not qualifies
+        qualifies = not self._config.rollout.dynamic_sampling or self._qualifies(group)
         self._buffer.finish(group, group.oldest_version, qualifies)
         self._wake()
 
