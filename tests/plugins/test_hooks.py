@@ -138,3 +138,14 @@ def test_loading_everything_finds_what_does_not_import(site: Path) -> None:
     assert plugins.broken == ()
     plugins.load_everything()
     assert [(broken.name, broken.distribution.name) for broken in plugins.broken] == [("bad", "agentrl-bad")]
+
+
+def test_each_plugin_can_be_called_alone_by_its_name(site):
+    hook_plugin(site, "first", HEAD + "@hookimpl\ndef agentrl_step_finished(metrics):\n    return metrics['loss']\n")
+    hook_plugin(site, "second", HEAD + "@hookimpl\ndef agentrl_step_finished(step):\n    return 1 / step\n")
+    callers = Plugins().hook.by_plugin("agentrl_step_finished")
+    named = {name.rpartition("/")[2]: caller for name, caller in callers.items()}
+    assert named["first"](step=0, metrics={"loss": 0.5}) == [0.5]
+    with pytest.raises(PluginError, match=r"second' raised ZeroDivisionError.* in agentrl_step_finished"):
+        named["second"](step=0, metrics={})
+    assert Plugins().hook.by_plugin("agentrl_batch_ready") == {}

@@ -94,11 +94,11 @@ def test_a_store_that_hangs_ends_the_run(tmp_path, monkeypatch, hang):
 def test_every_deadline_is_documented_with_its_key_and_its_message():
     (table,) = re.findall(r"## Deadlines\n.*?\n\n(\|.*?)\n\n", DOCUMENTED, re.DOTALL)
     for stage in (
-        *("for the inference engine to start", "for the inference engine to take new weights"),
-        *("for the inference engine to prove that it has the new weights", "the inference backend did not stop within"),
-        *("for the learner to take step", "for checkpoint", "for the episode store", "the episode did not end within"),
-        *("the reward did not score the answer", "for the rollout of training episodes", "for the evaluation"),
-        *("was not ready within", "tracker", "plugin"),
+        *("the inference engine to start", "the inference engine to take new weights", "to score recorded tokens"),
+        *("to prove that it has the new weights", "the inference backend did not stop within"),
+        *("the learner to take step", "checkpoint … to be written", "the episode store", "was not ready within"),
+        *("the episode did not end within", "the reward did not score the answer"),
+        *("the rollout of training episodes", "the evaluation", "tracker", "plugin"),
     ):
         assert stage in table
     for key in ("inference.timeout", "training.timeout", "rollout.episode_timeout", "run.hook_timeout"):
