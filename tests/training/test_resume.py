@@ -117,7 +117,7 @@ import sqlite3
 def connect(*arguments, connect=sqlite3.connect, **options):
     connection = connect(*arguments, **options)
     if "uri" not in options:
-        connection.execute("PRAGMA max_page_count = 60")
+        connection.execute("PRAGMA max_page_count = 26")
     return connection
 sqlite3.connect = connect
 """

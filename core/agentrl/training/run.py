@@ -99,6 +99,7 @@ def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
 
     replay = Replay(EpisodeReader(folder.episodes), point.version, samples)
     folder.reopen(config)
+    folder.prune([each.path for each in point.damaged])  # They are made again.
     logged = cut_after(folder.metrics, point.version)
     device = find_device(config.training.device, "training.device")
     saved = None if point.checkpoint is None else point.checkpoint.path
