@@ -54,6 +54,7 @@ test: lint
 acceptance: setup
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
+	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 5)
 	$(MAKE) clients pretrained servers SHORT=$(SHORT)
 
 clients: setup

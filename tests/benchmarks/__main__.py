@@ -9,6 +9,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     CPU milliseconds of one recorded chat call (3 messages, 16 sampled tokens, no logprobs), in process and over
     HTTP, beside the openai SDK's own floor: the same call answered from memory. Beside them the time that passes. To
     reach: in process within 1.5 times the floor; over HTTP, on a kept connection, within twice its CPU.
+``checkpoint``
+    Seconds of a checkpoint, whole and durable, beside a bare write of the weights with safetensors.
 ``engine``
     Tokens a second of the torch engine beside ``model.generate``, on equal lengths (64 requests of 32 tokens) and
     on ragged ones (256 requests over 64 slots, log-normal lengths capped at 128). To reach: 1 and 2 times it. Then what
@@ -60,10 +62,11 @@ import sys
 from tests.benchmarks.models import PRETRAINED, is_registered
 
 NAMES = (
-    *("call", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "proof", "staleness"),
+    *("call", "checkpoint", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "proof", "staleness"),
     *("train_step", "waiting"),
 )
 ON_THE_PRETRAINED = {
+    "checkpoint": "--repeat 3",
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",
     "proof": "--steps 1",

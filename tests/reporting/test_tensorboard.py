@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,24 @@ def test_its_file_holds_the_metrics_the_config_and_the_outcome(tmp_path: Path) -
     assert outcome.tensor_proto.string_val == [b"completed"]
     (written,) = events.Tensors("config")
     assert f"learning_rate: {Config().training.learning_rate}".encode() in written.tensor_proto.string_val[0]
+
+
+def test_steps_that_come_again_after_a_resume_take_the_place_of_those_before(tmp_path: Path) -> None:
+    config = Config.model_validate({"run": {"dir": str(tmp_path)}, "trackers": ["tensorboard"]})
+    folder = RunFolder.create(config)
+    for resumed_from, steps in ((None, (1, 2, 3, 4)), (2, (3, 4, 5))):
+        with Trackers.build(Plugins(), config.trackers, pytest.fail) as trackers:
+            trackers.start(replace(folder.info(config), resumed_from=resumed_from), config)
+            for step in steps:
+                trackers.log(step, {"reward/mean": step + (resumed_from or 0)})
+    events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 5.0),
+        (4, 6.0),
+        (5, 7.0),
+    ]
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

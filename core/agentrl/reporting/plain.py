@@ -233,6 +233,7 @@ class Progress:
     def run_started(self, run: RunInfo) -> None:
         """Remember which run it is and start the clock of its steps."""
         self.run = run
+        self.step = run.resumed_from or 0
         self._training_since = self._clock()
 
     def activity_started(self, name: str, episodes: int | None) -> None:

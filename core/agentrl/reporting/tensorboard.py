@@ -33,6 +33,8 @@ class TensorBoardTracker:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(str(run.folder / "tensorboard"), flush_secs=_FLUSH_SECONDS)
+        if run.resumed_from is not None:
+            self._forget_after(run.resumed_from)
         self._add(0, _text("config", f"```yaml\n{to_yaml(dict(config))}```"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -47,6 +49,14 @@ class TensorBoardTracker:
             self._add(0, _text("outcome", outcome))
             self._writer.close()
             self._writer = None
+
+    def _forget_after(self, step: int) -> None:
+        """Have TensorBoard leave out what was written of later steps, which come again."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        if self._writer is not None:
+            start = SessionLog(status=SessionLog.SessionStatus.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def _add(self, step: int, *values: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -53,6 +53,9 @@ class RunInfo:
     reward: str | None = None
     """The reward function that scores the answers; ``None`` where the agent returns its own reward, and ``of sessions``
     where people reward."""
+    resumed_from: int | None = None
+    """The step whose checkpoint the run goes on from, which is told of again from the next step on; ``None`` where it
+    begins."""
 
 
 @dataclass(frozen=True, slots=True)

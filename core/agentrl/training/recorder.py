@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ class RunRecorder:
         self._hooks = hooks
         self._run: RunInfo | None = None
 
-    async def start(self, config: Config) -> None:
-        """Training is about to begin. Raises the error by which a tracker or a plugin refuses the run."""
-        run = self.folder.info(config)
+    async def start(self, config: Config, resumed_from: int | None = None) -> None:
+        """Training is about to begin, or to go on. Raises the error by which a tracker or a plugin refuses the run."""
+        run = replace(self.folder.info(config), resumed_from=resumed_from)
         await run_in_thread(self._trackers.start, run, config)
         await run_in_thread(partial(self._hooks.ask, "agentrl_run_started", run=run))
         self._run = run

@@ -230,7 +230,7 @@ class _Run:
             reporter.warning(learner.rows_because)
         reporter.activity_started("starting the inference engine")
         async with self._source(learner.version) as source:
-            await recorder.start(config)
+            await recorder.start(config, None if self.resumed is None else self.resumed.replay.version)
             yield TrainingLoop(
                 config=config,
                 learner=learner,
