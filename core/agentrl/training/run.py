@@ -175,7 +175,7 @@ class _Run:
         summary = self._summary(outcome, interrupts)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
             await self.recorder.finish(summary)
-        if outcome != "completed":
+        if outcome != "completed" and not isinstance(self.parts, OnlineParts):
             self.recorder.reporter.note(f"resume it with: agentrl train --resume {self.recorder.folder.path}")
         if error is not None:
             raise error
