@@ -18,7 +18,7 @@ from test_weights import Table
 from well import TINY
 
 from agentrl.errors import BackendError
-from agentrl.inference.contract import BackendContext, Capabilities, Sampling
+from agentrl.inference.contract import BackendContext, Capabilities, HeldWeights, Sampling
 from agentrl.inference.contract import GenerationRequest as Request
 from agentrl.testing.backends.bench import read
 from agentrl_vllm import backend as backends
@@ -137,3 +137,22 @@ def test_one_that_cannot_tell_says_so(table: Table) -> None:
     table.run(table.sync.admit(table.replicas[0]))
     assert table.replicas[0].version == 1
     assert "its weights are quantised (awq)" in table.said[-1]
+
+
+def test_what_vllm_makes_of_tensors_from_the_start_is_no_fault_and_cannot_be_told(tmp_path: Path) -> None:
+    """Some models have tensors that vLLM keeps in another form: the run then goes by recorded tokens."""
+    table = Table(tmp_path, count=1, head=0.5)
+    assert "vLLM changes tensors as it loads them" in table.said[-1]
+    held: list[HeldWeights] = []
+
+    async def ask() -> None:
+        held.append(await table.sync.held(table.replicas[0]))
+
+    table.run(ask())
+    [replica] = table.replicas
+    replica.version, replica.life = None, 2
+    table.run(table.sync.admit(replica))
+    assert replica.version == 0, "its successor serves as well"
+    table.sync.close()
+    assert (held[0].version, held[0].tensors) == (0, None)
+    assert "head in its memory is not what is there" in held[0].inability

@@ -24,12 +24,22 @@ class Table:
     """Servers, their replicas, and what puts weights into them."""
 
     def __init__(
-        self, tmp_path: Path, count: int = 2, *, ours: bool = True, recompute: bool = False, **settings: Any
+        self,
+        tmp_path: Path,
+        count: int = 2,
+        *,
+        ours: bool = True,
+        recompute: bool = False,
+        head: float = 0,
+        **settings: Any,
     ) -> None:
+        """``head`` is what the servers make of that tensor when they start."""
         self.start = tmp_path / "v0"
         self.start.mkdir()
         self.root = tmp_path / "shared"
         self.servers = [FakeServer(str(self.start)) for _ in range(count)]
+        for server in self.servers:
+            server.tensors["head"] = head
         self.replicas = [
             FakeReplica(f"http://{number}", f"vLLM server {number}", folder=self.start, ours=ours)
             for number in range(count)

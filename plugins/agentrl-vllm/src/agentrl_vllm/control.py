@@ -18,6 +18,7 @@ __all__ = [
     "Facts",
     "Refused",
     "UnderWay",
+    "Unlike",
     "capabilities_of",
     "check",
     "compare",
@@ -46,6 +47,10 @@ _UNKNOWN = "default"
 
 class Refused(BackendError):
     """A server cannot take a folder of weights, and has kept its own."""
+
+
+class Unlike(BackendError):
+    """A server's tensors are not those in the folder that it has loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +188,14 @@ async def held(client: Client, url: str) -> HeldWeights:
 async def compare(client: Client, url: str, folder: Path) -> str:
     """Have all workers hold their tensors against those in ``folder``.
 
-    Returns an empty text, or why that cannot be done, as a part of a sentence. Raises ``BackendError`` where a tensor
-    is another.
+    Returns an empty text, or why that cannot be done, as a part of a sentence. Raises ``Unlike`` where a tensor is
+    another.
     """
     answers, inability = await _told_of_tensors(client, url, "agentrl_compare", str(folder))
     if inability:
         return inability
     if unlike := sorted({name for answer in answers for name in answer["unlike"]}):
-        raise BackendError(
+        raise Unlike(
             f"the server at {url} has loaded {folder}, and {_some(unlike)} in its memory is not what is there",
             fix="use a version of vLLM that agentrl-vllm is tested with",
         )

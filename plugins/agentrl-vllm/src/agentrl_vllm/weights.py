@@ -179,6 +179,9 @@ class WeightSync:
         self._client = client
         self._say = say
         self._newest = _Newest(folder.absolute(), version)
+        self._first = version
+        self._changed: dict[Replica, str] = {}
+        """Why no digests are told of servers that hold other tensors than were loaded, from their start on."""
         self._under_way: control.UnderWay = "recompute" if recompute else "keep"
         self._between = itertools.count()
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
@@ -256,8 +259,11 @@ class WeightSync:
             self._admitted.pop(replica, None)
 
     async def held(self, replica: Replica) -> HeldWeights:
-        """Returns what a replica's server holds. Raises ``BackendError`` where it does not tell."""
-        return await control.held(self._client, replica.url)
+        """Returns what a replica's server holds. Raises ``BackendError`` where it does not answer."""
+        held = await control.held(self._client, replica.url)
+        if (inability := self._changed.get(replica)) is None:
+            return held
+        return dataclasses.replace(held, tensors=None, inability=inability)
 
     async def odd_one(self, found: Mapping[Replica, HeldWeights]) -> HeldWeights:
         """Returns the one of ``found`` that is not the newest weights, or else any of them.
@@ -330,8 +336,19 @@ class WeightSync:
         self._paused.discard(url)
 
     async def _prove(self, replica: Replica, folder: Path) -> None:
-        """Have a server that is to serve first hold its memory against ``folder``; raises as ``control.compare``."""
-        if inability := await control.compare(self._client, replica.url, folder):
+        """Have a server that is to serve first hold its memory against ``folder``; raises as ``control.compare``.
+
+        What is another in the first server of a replica, at the start of a run, vLLM has made of it as it loaded it.
+        """
+        if replica in self._changed:
+            return
+        try:
+            inability = await control.compare(self._client, replica.url, folder)
+        except control.Unlike as error:
+            if replica.life > 1 or self.version != self._first:
+                raise
+            inability = self._changed[replica] = f"vLLM changes tensors as it loads them: {error.message}"
+        if inability:
             self._say(f"{replica.server.name} serves weights that cannot be held against {folder}: {inability}")
 
     async def _handed_over(self) -> _Newest:
