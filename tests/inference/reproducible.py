@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 from tests.inference.torch_backends import chunks, served
 
-from agentrl.inference.contract import Chunk, GenerationRequest, Sampling
+from agentrl.inference.contract import Chunk, GenerationRequest, Grammar, Sampling
 from agentrl.inference.engine.backend import TorchBackend
 
 Answer = tuple[tuple[int, ...], bytes, tuple]
@@ -36,6 +36,8 @@ class Request:
             "top_p": (1.0, 0.9)[self.seed % 2],
             "top_k": (0, 0, 0, 5)[self.seed % 4],
             "top_logprobs": self.seed % 5,
+            "logit_bias": ((self.seed, 3.0), (9, -2.0)) if self.seed % 6 == 5 else (),
+            "grammar": Grammar("regex", "[0-9 ]{90}[a-z]*") if self.seed % 8 == 4 else None,
         }
 
 
@@ -124,7 +126,8 @@ def answers(folder: Path, asked: Sequence[Request], plan: Plan, *, reproducible:
         await asyncio.gather(*mates)
         return found
 
-    return served(folder, use, concurrency=plan.concurrency, reproducible=reproducible, **plan.options)
+    options = {"reproducible": reproducible, "device": "cpu", **plan.options}
+    return served(folder, use, concurrency=plan.concurrency, **options)
 
 
 async def _mate(backend: TorchBackend, mate: Request, leaves_after: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from tests.inference.torch_backends import serving
 from agentrl.config.models import ModelSection
 from agentrl.errors import BackendError, ConfigError
 from agentrl.inference.contract import BackendContext
+from agentrl.inference.engine import arithmetic
+from agentrl.inference.engine import model as network
+from agentrl.inference.engine.arithmetic import QuickArithmetic
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
@@ -35,7 +40,7 @@ def alone(tiny: Path) -> list[tuple]:
     return answers(tiny, REQUESTS, Plan(concurrency=1, prefix_cache_tokens=0))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=6)
 @given(plan=plans(VOCABULARY, len(REQUESTS)))
 def test_bits_do_not_depend_on_what_is_beside_before_or_around(tiny: Path, alone: list[tuple], plan: Plan) -> None:
     """Batch mates, order of arrival, cancelled neighbours, what the cache holds, pieces of prompts, room for KV."""
@@ -62,7 +67,7 @@ def test_the_engine_says_whether_it_has_it(tiny: Path, tmp_path: Path) -> None:
     gpt2 = models.saved(models.gpt2(), tmp_path)
 
     async def has(folder: Path, **options: object) -> bool:
-        async with serving(folder, **options) as backend:
+        async with serving(folder, device="cpu", **options) as backend:
             return (await backend.start()).reproducible
 
     assert asyncio.run(has(tiny))
@@ -72,6 +77,32 @@ def test_the_engine_says_whether_it_has_it(tiny: Path, tmp_path: Path) -> None:
     assert not asyncio.run(has(gpt2)), "which runs by its own forward"
     with pytest.raises(BackendError, match=r"reproducible: .* GPT2LMHeadModel runs by its own forward"):
         asyncio.run(has(gpt2, reproducible=True))
+
+
+@pytest.mark.parametrize(
+    ("broken", "by", "reason"),
+    [
+        (arithmetic, {"_block_of": None}, r"with this machine's torch .*, a row's product"),
+        (network, {"InvariantArithmetic": lambda *shapes: QuickArithmetic()}, r"alone, a row's logits are off by"),
+    ],
+    ids=["no shape is found", "what was found does not hold"],
+)
+def test_where_kernels_have_no_such_shapes_it_is_off_or_refused(
+    broken: ModuleType, by: dict[str, Any], reason: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def varies(*product: object) -> int:
+        raise arithmetic._varies("a row's product depends on the others")
+
+    for name, replacement in by.items():
+        monkeypatch.setattr(broken, name, replacement or varies)
+
+    async def has(reproducible: bool | str) -> bool:
+        async with serving(tiny, device="cpu", reproducible=reproducible) as backend:
+            return (await backend.start()).reproducible
+
+    assert not asyncio.run(has("auto"))
+    with pytest.raises(BackendError, match=reason):
+        asyncio.run(has(True))
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"device": "cuda"}])

@@ -89,7 +89,8 @@ def _config(folder: Path, name: str, *settings: str) -> Config:
         f"rollout.group_size={GROUP}",
         f"training.steps={STEPS}",
         "training.checkpoint_every=0",
-        "inference.backend={name: torch, reproducible: true}",
+        "training.device=cpu",
+        "inference.backend={name: torch, device: cpu, reproducible: true}",
         *settings,
         environ={},
     )

@@ -34,7 +34,7 @@ PROMPTS = _prompts()
 
 async def _start(concurrency: int, **options: Any) -> Any:
     (found,) = entry_points(group="agentrl.backends", name="torch")
-    options |= {"reproducible": True, "context_length": 512}
+    options |= {"reproducible": True, "device": "cpu", "context_length": 512}
     backend = found.load()(BackendContext(smollm2_135m(), max_concurrency=concurrency, options=options))
     assert (await backend.start()).reproducible
     return backend
