@@ -153,6 +153,7 @@ class TrainingLoop:
         self._supply.take_up(begun, self.learner.version)
         self._cursor = self._supply.cursor
         await self._serve_weights()
+        await self._prove()
 
     async def _repeat(self, taken: Taken, lineage: Lineage) -> None:
         """Make a step again of what it took."""
@@ -182,6 +183,7 @@ class TrainingLoop:
         is_due = self.learner.version == 0 or self._due(self.config.evaluation.every)
         if self.evaluator is not None and is_due and self.current_evaluation is None:
             await self._serve_weights()
+            await self._prove()
             await self._evaluate()
 
     def write_step(self) -> bool:
