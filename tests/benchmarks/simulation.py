@@ -159,8 +159,9 @@ def fastest(load: Load) -> float:
 
     Every group starts when the bound has room for it, so ``per_step`` of them start with every version and are the ones
     that are due ``max_staleness`` steps later: a step begins when the learner is free and all that is due has finished.
-    Only among the groups that start at first can the earlier steps choose. No schedule that starts groups in their
-    order and does not know how long they are going to take is faster; one that knew could start long ones together.
+    Only among the groups that start at first can the earlier steps choose. No schedule that trains groups in the order
+    of their tasks is faster. One that takes short groups first may be, where it happens to have long ones run side by
+    side: it would have to know how long they are going to take.
     """
     ahead, size = load.bound.max_staleness, load.bound.per_step
     longest = np.asarray(load.seconds).max(axis=1)

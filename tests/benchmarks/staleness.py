@@ -4,11 +4,12 @@
 
 The simulation runs the rule and the buffer of the real loop. Episodes are log-normal with a mean of 1 second, in groups
 of 8; the learner takes 1 second a step. The bound admits as many episodes at once as there are workers, 4 times or 16
-times as many, which makes for steps of other sizes. No loop is faster than its learner, than its workers if none of
-them ever idles, and than the best schedule within the staleness bound if every episode had a worker (``fastest`` in
-``simulation.py``). Each is given in seconds a step, and *of it* is the largest beside what the simulated loop takes:
-all that is lost is lost where workers and bound are short at the same time. *us* is the CPU time of an event, rule and
-buffer included: it should hardly grow with the number of workers.
+times as many, which makes for steps of other sizes. No loop is faster than its learner, or than its workers if none of
+them ever idles; and none that trains groups in their order is faster than the best such schedule within the staleness
+bound if every episode had a worker (``fastest`` in ``simulation.py``). Each is given in seconds a step, and *of it* is
+the largest beside what the simulated loop takes. What is lost is lost where workers and bound are short at the same
+time; slightly more than 1 is luck, where few workers had long groups start together. *us* is the CPU time of an event,
+rule and buffer included: it should hardly grow with the number of workers.
 
 The real loop trains the bundled model with an agent that sleeps for a log-normal time and then makes one call of two
 tokens. Its episodes' and steps' times, as measured, are then simulated. To reach: within 5 %.
