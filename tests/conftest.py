@@ -36,6 +36,7 @@ SLOW = {
     "test_distributions.py",
     "test_documentation.py",
     "test_extras.py",
+    "test_online_example.py",
     "testing/test_agent_suite.py",
     "testing/test_backend_suite.py",
     "training/test_deadlines.py",

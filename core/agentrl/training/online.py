@@ -204,8 +204,15 @@ class SessionSupply:
         """The metrics of the sessions since the call before, and how many are open and wait for a step."""
         now, before = self._service.counts, self._counted
         self._counted = now
-        new = {name: now.get(name, 0) - before.get(name, 0) for name in ("opened", "closed", "expired", "unrewarded")}
-        return {f"sessions/{name}": float(count) for name, count in new.items()} | {
+
+        def new(name: str) -> float:
+            return float(now.get(name, 0) - before.get(name, 0))
+
+        return {
+            "sessions/opened": new("opened"),
+            "sessions/closed": new("closed"),
+            "sessions/expired": new("expired"),
+            "sessions/unrewarded": new("unrewarded"),
             "sessions/open": float(now["open"]),
             "sessions/waiting": float(self._buffer.sessions),
         }

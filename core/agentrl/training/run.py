@@ -175,8 +175,11 @@ class _Run:
         summary = self._summary(outcome, interrupts)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
             await self.recorder.finish(summary)
+        path = self.recorder.folder.path
         if outcome != "completed" and not isinstance(self.parts, OnlineParts):
-            self.recorder.reporter.note(f"resume it with: agentrl train --resume {self.recorder.folder.path}")
+            self.recorder.reporter.note(f"resume it with: agentrl train --resume {path}")
+        elif outcome != "completed" and summary.checkpoint is not None:
+            self.recorder.reporter.note(f"go on with: agentrl train online model={path}")
         if error is not None:
             raise error
         return summary
