@@ -22,6 +22,8 @@ SMALL = (
 
 
 class Process(Protocol):
+    pid: int
+
     def poll(self) -> int | None: ...
 
     def wait(self, timeout: float = ...) -> int: ...

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.training.killing import Runs, Trained, assert_bounded, assert_the_same, told
 from tests.warm import WarmInterpreter
@@ -87,6 +88,21 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(runs: Runs, whole: tuple[f
     assert run.summary.seconds > before.seconds
     assert run.summary.episodes == sum(whole[1].keys.values())
     assert_the_same(runs.trained("preempted"), whole[1])
+
+
+def test_a_worker_that_is_killed_changes_nothing_of_what_is_learned(runs: Runs, whole: tuple[float, Trained]) -> None:
+    process = runs.new("workers", "rollout.mode=subproc", "rollout.max_workers=2")
+    run = open_run(runs.folder / "runs" / "workers")
+    while process.poll() is None and not run.steps():
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "agentrl.worker" in " ".join(child.cmdline())]
+    workers[0].kill()
+    assert process.wait(120) == 0
+    trained, expected = runs.trained("workers"), whole[1]
+    assert (trained.keys, trained.weights) == (expected.keys, expected.weights)
+    losses = [[metrics.get("policy/loss") for _, metrics in each.metrics] for each in (trained, expected)]
+    assert losses[0] == losses[1]
 
 
 DIES_WHILE_IT_SAVES = """
