@@ -25,8 +25,8 @@ from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.runs.episodes import _tree
 from agentrl.runs.store import _tree_row
 from agentrl.tokens.selection import load_renderer
-from agentrl.training.loop import _check_trained, _mostly_excluded
 from agentrl.training.parts import check_sampling
+from agentrl.training.untrained import mostly_excluded, refuse_untrainable
 
 SCHEMA = {
     "type": "object",
@@ -123,24 +123,24 @@ def test_what_is_kept_reads_back_from_a_store(group) -> None:
 
 def test_an_episode_that_grammars_leave_nothing_of_stops_the_run(group) -> None:
     episode = group.episodes[2]
-    _check_trained(None, choices=False)
+    refuse_untrainable(None, choices=False)
     with pytest.raises(RunError, match="every token of it was constrained") as stopped:
-        _check_trained(episode, choices=False)
+        refuse_untrainable(episode, choices=False)
     assert "rollout.constrained=train" in str(stopped.value.fix)
     with pytest.raises(RunError, match="left no choice") as stopped:
-        _check_trained(episode, choices=True)
+        refuse_untrainable(episode, choices=True)
     assert "rollout.override" in str(stopped.value.fix)
     assert "constrained=train" not in str(stopped.value.fix)
 
 
 def test_where_most_tokens_are_left_out_that_is_said() -> None:
     """As with strict tools, of whose calls little but the beginning is the policy's own."""
-    said = _mostly_excluded({"tokens/excluded": 30.0, "tokens/trained": 12.0})
+    said = mostly_excluded({"tokens/excluded": 30.0, "tokens/trained": 12.0})
     assert said is not None
     assert said.startswith("30 of 42 tokens")
     assert "rollout.constrained=train" in said
-    assert _mostly_excluded({"tokens/excluded": 12.0, "tokens/trained": 30.0}) is None
-    assert _mostly_excluded({"tokens/excluded": 12.0, "tokens/trained": 0.0}) is None
+    assert mostly_excluded({"tokens/excluded": 12.0, "tokens/trained": 30.0}) is None
+    assert mostly_excluded({"tokens/excluded": 12.0, "tokens/trained": 0.0}) is None
 
 
 def test_a_backend_that_reports_other_logprobs_cannot_train_constrained_tokens() -> None:

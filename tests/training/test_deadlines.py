@@ -18,7 +18,7 @@ from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs import store
-from agentrl.training import loop
+from agentrl.training import checkpointer
 
 SMALL = ("training.steps=2", "tasks.eval=null", "rollout.tasks_per_step=1", "rollout.group_size=2", "run.name=run")
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_an_engine_that_hangs_ends_the_run_even_where_nothing_can_cancel_it(
     ("where", "name", "stage", "seconds"),
     [
         (Learner, "step", "the learner to take step 1", 1),
-        (loop, "save_checkpoint", "checkpoint 2 to be written", 5),
+        (checkpointer, "save_checkpoint", "checkpoint 2 to be written", 5),
     ],
 )
 def test_a_learner_or_a_disk_that_hangs_ends_the_run(tmp_path, monkeypatch, hang, where, name, stage, seconds):

@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM
 from agentrl import Trainer, load_config, open_run
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
-from agentrl.training import interrupts
-from agentrl.training import loop as training_loop
+from agentrl.training import checkpointer, interrupts
 
 BRIEF = (
     *("rollout.tasks_per_step=2", "rollout.group_size=2", "evaluation.tasks=4"),
@@ -99,13 +98,13 @@ def slow_saves(monkeypatch):
     """Makes writing a checkpoint slow enough for a signal to come in the middle; what does so is returned."""
     acts = []
 
-    def save_slowly(folder, *arguments, save=training_loop.save_checkpoint, **options):
+    def save_slowly(folder, *arguments, save=checkpointer.save_checkpoint, **options):
         for act in acts:
             act()
         time.sleep(0.3)
         save(folder, *arguments, **options)
 
-    monkeypatch.setattr(training_loop, "save_checkpoint", save_slowly)
+    monkeypatch.setattr(checkpointer, "save_checkpoint", save_slowly)
     return acts
 
 

@@ -107,13 +107,13 @@ def test_a_worker_that_is_killed_changes_nothing_of_what_is_learned(runs: Runs, 
 
 DIES_WHILE_IT_SAVES = """
 import os, signal
-from agentrl.training import loop
-def save(folder, *arguments, save=loop.save_checkpoint, **options):
+from agentrl.training import checkpointer
+def save(folder, *arguments, save=checkpointer.save_checkpoint, **options):
     save(folder, *arguments, **options)
     (folder / "learner.pt").unlink()
     if options["cursor"] >= 8:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.save_checkpoint = save
+checkpointer.save_checkpoint = save
 """
 
 

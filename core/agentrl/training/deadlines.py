@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from agentrl.errors import AgentRLError, BackendError
-from agentrl.loops import Overdue, in_time
+from agentrl.errors import AgentRLError, BackendError, RunError
+from agentrl.loops import Overdue, finish_in_thread, in_time
 
-__all__ = ["within"]
+__all__ = ["finish_within", "within"]
 
 Result = TypeVar("Result")
 
@@ -30,3 +30,12 @@ async def within(
         return await in_time(work, seconds)
     except Overdue as overdue:
         raise error(f"waited {seconds:g} s for {what}", fix=f"raise {key}") from overdue
+
+
+async def finish_within(seconds: float, what: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call ``function`` in a thread and return its result; past ``training.timeout``, ``seconds``, raise ``RunError``.
+
+    Until then it is waited for in any case: no weights may change while they are saved. ``what`` is as of ``within``.
+    """
+    work = finish_in_thread(function, *arguments)
+    return await within(seconds, what, work, key="training.timeout", error=RunError)

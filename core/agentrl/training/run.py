@@ -209,7 +209,7 @@ class _Run:
         reporter.warning("the event loop is blocked: what was learned is saved from another thread")
         try:
             if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
-                self.loop.write_checkpoint()
+                self.loop.checkpointer.write()
             summary = self._summary("interrupted", interrupts)
             self.recorder.folder.write_summary(summary)
         except AgentRLError as error:
@@ -283,7 +283,7 @@ class _Run:
 
     async def _save(self) -> None:
         if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
-            await self.loop.save()
+            await self.loop.checkpointer.save()
 
     def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
         tally = self.recorder.tally
@@ -298,7 +298,7 @@ class _Run:
         )
         if self.loop is None:
             return counted
-        before, after = self.loop.before, self.loop.current_evaluation
+        before, after = self.loop.evaluations.before, self.loop.evaluations.current
         return replace(
             counted,
             steps=self.loop.learner.version,
@@ -306,7 +306,7 @@ class _Run:
             reward_after=None if after is None else after.sampled,
             reward_before_greedy=None if before is None else before.greedy,
             reward_after_greedy=None if after is None else after.greedy,
-            checkpoint=None if self.loop.saved is None else str(self.loop.saved),
+            checkpoint=None if (saved := self.loop.checkpointer.newest) is None else str(saved),
             ledger=self.recorder.ledger.to_json(),
         )
 

@@ -1,0 +1,69 @@
+"""The engine's weights: it is given each version that the learner makes, and proves that it has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from agentrl.inference.contract import Backend, Weights
+from agentrl.learner.learner import Learner
+from agentrl.rollout.contract import Group
+from agentrl.training.deadlines import within
+from agentrl.training.proof import Recorded, UpdateProof
+
+__all__ = ["EngineWeights"]
+
+Result = TypeVar("Result")
+
+
+class EngineWeights:
+    """Keeps ``backend`` at the weights of ``learner``. Every wait ends after ``timeout`` seconds.
+
+    All methods raise ``BackendError`` where the engine does not do what is asked, or not in time.
+    """
+
+    def __init__(self, learner: Learner, backend: Backend, timeout: float, warn: Callable[[str], None]) -> None:
+        """``warn`` takes warnings, one line of text each."""
+        self._learner = learner
+        self._backend = backend
+        self._timeout = timeout
+        self._proof = UpdateProof(warn)
+        self._recorded: Recorded | None = None
+
+    async def serve(self) -> None:
+        """Lend the engine the learner's weights, and return once it samples from them."""
+        await self._lent(
+            "the inference engine", self._backend.update_weights, "the inference engine to take new weights"
+        )
+
+    async def record(self, groups: Sequence[Group]) -> None:
+        """Keep a call of ``groups`` for the proof of the update to come.
+
+        Of the first it is measured how far engine and learner are apart, which have the same weights now.
+        """
+        recorded = Recorded.of(episode.tree for group in groups for episode in group.episodes) or self._recorded
+        self._recorded = recorded
+        if recorded is not None and not self._proof.prepared:
+            await self._lent(
+                "the proof of the engine's weights",
+                lambda weights: self._proof.prepare(self._backend, weights, recorded),
+                "the inference engine to score recorded tokens",
+            )
+
+    async def prove(self) -> dict[str, float]:
+        """Have the engine show that it has the newest weights. Returns the proof's metrics."""
+        prompt_ids = self._recorded.prompt_ids if self._recorded is not None else ()
+        return await self._lent(
+            "the proof of the engine's weights",
+            lambda weights: self._proof.prove(self._backend, weights, prompt_ids),
+            "the inference engine to prove that it has the new weights",
+        )
+
+    async def _lent(self, borrower: str, use: Callable[[Weights], Coroutine[Any, Any, Result]], what: str) -> Result:
+        """Lend the weights to ``borrower`` for ``use``, and name ``what`` is waited for where that takes too long."""
+
+        async def used() -> Result:
+            with self._learner.lend(borrower) as weights:
+                return await use(weights)
+
+        return await within(self._timeout, what, used())
