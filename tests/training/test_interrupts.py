@@ -86,6 +86,7 @@ def interrupted(trainer, tmp_path, told):
         if summary.steps:
             assert summary.checkpoint == str(folder.checkpoint(summary.steps))
             AutoModelForCausalLM.from_pretrained(summary.checkpoint)
+        assert [line.step for line in open_run(folder.path).steps()] == list(range(1, summary.steps + 1))
         assert [path.name for path in folder.checkpoints.glob(".*")] == []
         assert any("Ctrl-C again" in note for note in told.notes)
         return summary
