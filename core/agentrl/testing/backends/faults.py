@@ -47,16 +47,21 @@ class UpdateFault:
 
 
 class FaultyBackend:
-    """``backend`` with a fault in its updates. Started on ``folder``, the model folder that ``backend`` was built for.
+    """``backend`` with a fault in its updates.
 
-    Where ``tells`` is false, it gives no digests of what it holds.
+    ``model`` is what it holds: the folder that it was built for, or a model of the same weights. Where ``tells`` is
+    false, it gives no digests of them.
     """
 
-    def __init__(self, backend: Backend, fault: UpdateFault, folder: Path, *, tells: bool = True) -> None:
+    def __init__(
+        self, backend: Backend, fault: UpdateFault, model: Path | PreTrainedModel, *, tells: bool = True
+    ) -> None:
+        import copy
+
         self._backend = backend
         self._fault = fault
         self._tells = tells
-        self._model: PreTrainedModel = load_reference(folder).model
+        self._model: PreTrainedModel = load_reference(model).model if isinstance(model, Path) else copy.deepcopy(model)
         """The newest weights."""
         self._older: PreTrainedModel | None = None
         """Those before."""
@@ -202,13 +207,13 @@ def _rounded(held: HeldWeights) -> HeldWeights:
 
 UPDATE_FAULTS: Mapping[str, UpdateFault] = {
     "wrong version": UpdateFault(
-        r"serves version 0, and was given version 1 \(wrong version\)",
-        r"serves version 0, and was given version 1 \(wrong version\)",
+        r"serves version \d+, and was given version \d+ \(wrong version\)",
+        r"serves version \d+, and was given version \d+ \(wrong version\)",
         version=-1,
     ),
     "missing tensor": UpdateFault(r"does not hold \S+\.layers\.\S+ \(missing\)", held=_without_one),
     "wrong type": UpdateFault(r"holds \S+ in float8_e4m3fn, and held it in \S+ before \(wrong type\)", held=_rounded),
-    "old tensor": UpdateFault(r"still holds \S+ of version 0 \(old\)", r"\(numeric\)", tensors=_one_old),
+    "old tensor": UpdateFault(r"still holds \S+ of version \d+ \(old\)", r"\(numeric\)", tensors=_one_old),
     "transposed tensor": UpdateFault(
         r"holds \S+ with other numbers than the learner's", r"\(numeric\)", tensors=_one_transposed
     ),
@@ -218,8 +223,8 @@ UPDATE_FAULTS: Mapping[str, UpdateFault] = {
         tensors=_one_half_written,
     ),
     "an update that does nothing": UpdateFault(
-        r"still holds \S+, \S+, \S+ and \d+ others of version 0 \(old\)",
-        r"\(numeric\): it computes with the weights of version 0",
+        r"still holds \S+, \S+, \S+ and \d+ others of version \d+ \(old\)",
+        r"\(numeric\): it computes with the weights of version \d+",
         tensors=lambda old, new: old,
     ),
     "half of the numbers": UpdateFault(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from agentrl.errors import PromptTooLong
+from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import HeldWeights
-from agentrl.testing.backends.bench import BackendSuite, Bench, needs_training
+from agentrl.testing.backends.bench import BackendSuite, Bench, ask, needs_training, read
+from agentrl.testing.backends.faults import UPDATE_FAULTS, FaultyBackend
+from agentrl.testing.backends.reference import Reference
+from agentrl.training.proof import Recorded, UpdateProof
 
 __all__ = ["HeldTensors"]
 
@@ -41,6 +46,18 @@ class HeldTensors(BackendSuite):
         with pytest.raises(PromptTooLong):
             bench.run(bench.backend.score(longer), "the refusal of tokens beyond the context")
 
+    @pytest.mark.parametrize("name", UPDATE_FAULTS)
+    def test_a_run_finds_what_goes_wrong_with_an_update(self, name: str, bench: Bench) -> None:
+        needs_training(bench)
+        fault, old = UPDATE_FAULTS[name], bench.reference
+        bench.reference = old.changed()
+        held, said = bench.run(_proven(bench, FaultyBackend(bench.backend, fault, old.model), old), name)
+        bench.update()  # Whole again, for the tests that follow.
+        told = fault.told if held.tensors is not None else fault.scored
+        if told is None:
+            pytest.skip(f"it cannot tell what it holds: {held.inability}")
+        assert re.search(told, said), f"the error for {name} is to match {told!r}, and is {said!r}"
+
     def _held(self, bench: Bench) -> HeldWeights:
         held = bench.run(bench.backend.held_weights(), "what weights it holds")
         wanted = bench.reference.version
@@ -58,3 +75,17 @@ class HeldTensors(BackendSuite):
         others = [name for name, tensor in held.tensors.items() if tensor != expected[name]]
         assert not others, f"digests of {others[:3]}, {len(others)} in all, are not those of the weights it was given"
         return held
+
+
+async def _proven(bench: Bench, backend: FaultyBackend, old: Reference) -> tuple[HeldWeights, str]:
+    """What a backend holds before an update, and the error by which a run finds out about it."""
+    proof, prompt = UpdateProof(lambda _: None), bench.prompts(2)[1]
+    recorded = Recorded(prompt, (await read(backend, ask(prompt, max_tokens=24))).ids)
+    held = await backend.held_weights()
+    with old.weights as weights:
+        await proof.prepare(backend, weights, recorded)
+    with bench.reference.weights as weights:
+        await backend.update_weights(weights)
+        with pytest.raises(BackendError) as found:
+            await proof.prove(backend, weights, prompt)
+    return held, str(found.value)
