@@ -3,7 +3,7 @@
     python -m tests.benchmarks.proof [--model NAME] [--repeat 5] [--steps 3] [--max-tokens 32]
 
 The parts are measured alone, each side's in its own thread, as a run has them: digests of the engine's tensors and of
-the learner's (both at once), a recorded text of 16 tokens scored by both, and a completion of 2 tokens of a prompt of
+the learner's (both at once), a recorded text of 32 tokens scored by both, and a completion of 2 tokens of a prompt of
 24, as for an engine in float32. The share is that of ``seconds/proof`` in ``seconds/step`` in steps of 8 groups of 8
 of ``math``, the median; the first step, which prepares, is left out. ``--steps 0`` measures the parts alone.
 """
@@ -31,7 +31,7 @@ from agentrl.loops import finish_in_thread
 from agentrl.reporting.plain import PlainReporter
 from agentrl.testing.backends.reference import load_reference
 
-TEXT, PROMPT, TOKENS = list(range(100, 116)), list(range(200, 224)), 2
+TEXT, PROMPT, TOKENS = list(range(100, 132)), list(range(200, 224)), 2
 
 
 def main() -> None:

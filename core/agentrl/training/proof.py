@@ -17,7 +17,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -37,8 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorded", "UpdateProof"]
 
+_TEXT = 32
+"""Most tokens of the recorded text, of which so many tell half an update from a whole one."""
 _GIVEN = 8
-"""Most tokens of the text that end a prompt; those that begin its completion follow."""
+"""Most tokens of it that end a prompt; those that begin its completion follow."""
+_FEW, _MANY = (24, 2), (48, 4)
+"""Most tokens of the beginning of a prompt, and of its completion by the engine: for one that rounds to 32 bits, whose
+old KV every token shows, and for any other."""
 _FEWEST = 2
 """Fewest tokens of a text that has something to score."""
 _FLOOR = 1e-6
@@ -87,21 +92,6 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Size:
-    """How many tokens a proof takes."""
-
-    text: int
-    """Of the recorded text."""
-    prompt: int
-    """Of the beginning of a prompt that the engine completes."""
-    completion: int
-
-
-_FEW, _MANY = _Size(16, 24, 2), _Size(32, 48, 4)
-"""For an engine that rounds to 32 bits, whose movement every token shows, and for any other."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Scored:
     """Log-probabilities of the same tokens, by learner and engine, under the weights of one version."""
 
@@ -122,7 +112,7 @@ class UpdateProof:
     warn: Callable[[str], None]
     """Takes a warning, one line of text."""
     _text: tuple[int, ...] = ()
-    _size: _Size = _MANY
+    _lengths: tuple[int, int] = _MANY
     _noise: float = 0.0
     """Root mean square of the differences between engine and learner before any weights had changed, in nats."""
     _since: _Scored | None = None
@@ -146,7 +136,7 @@ class UpdateProof:
         and completion that are one token together there is nothing to measure; ``prepared`` stays false then.
         """
         await self._transported(backend, weights, "before the first update")
-        self._text = (*recorded.prompt_ids[-_GIVEN:], *recorded.sampled_ids)[: self._size.text]
+        self._text = (*recorded.prompt_ids[-_GIVEN:], *recorded.sampled_ids)[:_TEXT]
         if len(self._text) < _FEWEST:
             return
         scored = await self._scored(backend, weights, self._text)
@@ -154,9 +144,7 @@ class UpdateProof:
         both = [scored] if completed is None else [scored, completed[1]]
         self._noise = max(_rms(np.concatenate([each.engine - each.learner for each in both])), _FLOOR)
         if self._noise < _EXACT:
-            self._size = _FEW
-            self._text = self._text[: _FEW.text]
-            scored = replace(scored, learner=scored.learner[: _FEW.text - 1], engine=scored.engine[: _FEW.text - 1])
+            self._lengths = _FEW
         self._since = scored
 
     async def prove(self, backend: Backend, weights: Weights, prompt_ids: Sequence[int]) -> dict[str, float]:
@@ -244,8 +232,9 @@ class UpdateProof:
         self, backend: Backend, weights: Weights, prompt_ids: Sequence[int]
     ) -> tuple[list[int], _Scored] | None:
         """A completion of a prompt as a request gets it: all its tokens, and the scores of the completion's."""
-        prompt_ids = prompt_ids[: self._size.prompt]
-        done = await _completion(backend, prompt_ids, self._size.completion)
+        length, tokens = self._lengths
+        prompt_ids = prompt_ids[:length]
+        done = await _completion(backend, prompt_ids, tokens)
         if done is None:
             return None
         ids = [*prompt_ids, *done.ids]

@@ -43,7 +43,7 @@ __all__ = ["ChunkQueue", "Counters", "Engine", "EngineLimits", "Generation", "Ou
 
 Item = Chunk | BaseException
 
-_SCORED_ROWS = 4
+_SCORED_ROWS = 8
 """Rows of a step that scores given tokens, in multiples of the fewest."""
 
 
