@@ -21,10 +21,10 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
 
 def test_the_config_of_an_older_run_is_read_where_its_former_keys_have_their_only_value(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("training: {lora: null, steps: 3}\nrollout: {max_staleness: 0}\n")
+    path.write_text("training: {lora: null, steps: 3}\n")
     assert load_config(path, environ={}).training.steps == 3
-    path.write_text("rollout: {max_staleness: 1}\n")
-    with pytest.raises(ConfigError, match=r"'rollout.max_staleness'"):
+    path.write_text("training: {lora: {rank: 8}}\n")
+    with pytest.raises(ConfigError, match=r"'training.lora'"):
         load_config(path, environ={})
 
 
@@ -158,7 +158,8 @@ def test_the_agent_cannot_be_named_twice(override: str) -> None:
         ("workflow_kwargs={max_turns: 3}", "here AReaL's workflow_kwargs is agent.kwargs)"),
         ("actor_rollout_ref.rollout.n=5", "here verl's actor_rollout_ref.rollout.n is rollout.group_size=5"),
         ("learning_rate=1e-5", "did you mean 'training.learning_rate'?"),
-        ("rollout.max_staleness=1", "an episode is trained at once, under the weights that sampled it: leave it out"),
+        ("rollout.max_head_offpolicyness=2", "here AReaL's rollout.max_head_offpolicyness is rollout.max_staleness=2"),
+        ("training.lora=true", "this version trains all weights: leave it out"),
     ],
 )
 def test_a_key_of_another_trainer_is_answered_with_ours(override: str, fix: str) -> None:

@@ -17,7 +17,9 @@ from agentrl.plugins.building import build
 
 ODD = ["1000", "1.50", "1e3", "True", "Null", "~", ".nan", "[best]", "007"]
 TEXT = [key for key in known_keys(Config) if holds_text(Config, key.split("."))]
-ENUMERATED = [key for key in TEXT if get_origin(type_at(Config, key.split("."))) is Literal]
+RULES = [key.removesuffix(".action") for key in TEXT if key.endswith(".action")]
+"""Keys that may be written as their action alone."""
+ENUMERATED = [*RULES, *(key for key in TEXT if get_origin(type_at(Config, key.split("."))) is Literal)]
 NAMED = (
     "agent",
     "model",

@@ -150,6 +150,9 @@ def _dead(config: Config) -> Iterator[tuple[str, str]]:
         for key in type(config.evaluation).model_fields:
             if not (no_training and key == "every"):
                 yield f"evaluation.{key}", "tasks.eval is null"
+    if not (config.rollout.max_staleness or config.is_online or no_training):
+        yield "rollout.on_stale", "rollout.max_staleness is 0"
+        yield "inference.in_flight", "rollout.max_staleness is 0, so that nothing is in flight when weights change"
     if not config.runs_in_workers:
         for key in ("rollout.max_workers", "rollout.episodes_per_worker", "agent.env"):
             yield key, "agents run inline"
@@ -170,11 +173,10 @@ def _overridden(config: Config, no_training: bool) -> Iterator[tuple[str, str]]:
 
 _GONE = {
     "training.lora": "this version trains all weights: leave it out",
-    "rollout.max_staleness": "an episode is trained at once, under the weights that sampled it: leave it out",
 }
 """Keys that there were, and the fix where one is set."""
 
-_ONLY_VALUES = {("training", "lora"): None, ("rollout", "max_staleness"): 0}
+_ONLY_VALUES = {("training", "lora"): None}
 """The one value that each of those could have: the config of an older run's folder holds them."""
 
 _FOREIGN = {
@@ -182,6 +184,7 @@ _FOREIGN = {
         "actor.eps_clip": "algorithm.objective.clip_low",
         "actor.eps_clip_higher": "algorithm.objective.clip_high",
         "actor.group_size": "rollout.group_size",
+        "rollout.max_head_offpolicyness": "rollout.max_staleness",
         "actor.optimizer.lr": "training.learning_rate",
         "actor.optimizer.lr_scheduler_type": "training.schedule",
         "actor.optimizer.weight_decay": "training.weight_decay",
