@@ -61,7 +61,7 @@ def test_all_keys_are_shown_with_type_default_and_help(run: Run) -> None:
 def test_a_key_and_a_section_are_shown_alone(run: Run) -> None:
     assert list(shown(run("rollout.override")[1])) == ["rollout.override"]
     keys = shown(run("run", "seed")[1])
-    assert list(keys) == ["run.name", "run.dir", "seed"]
+    assert list(keys) == ["run.name", "run.dir", "run.hook_timeout", "seed"]
 
 
 @pytest.mark.parametrize(
