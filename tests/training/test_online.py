@@ -16,11 +16,12 @@ import openai
 import pytest
 
 from agentrl import Trainer, load_config
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
 from agentrl.runs.contract import Summary
 from agentrl.runs.reader import Run
+from agentrl.runs.store import EpisodeStore
 
 ADMIN = "an-admin-key-that-is-long-enough"
 ASK = [{"role": "user", "content": "What is 12 + 34?"}]
@@ -276,6 +277,26 @@ def test_sessions_that_nobody_rewards_expire_and_are_counted(tmp_path: Path, mon
     assert served.counted("sessions/expired") == [2.0]
     assert served.counted("ledger/failed") == [1.0]
     assert served.summary.failed == 1
+
+
+def test_a_session_that_cannot_be_stored_stops_the_run_and_its_client_is_told(
+    tmp_path: Path, monkeypatched: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+):
+    async def full(store: EpisodeStore, episodes: object) -> None:
+        raise RunError("the disk is full", fix="free some space")
+
+    refused: list[httpx2.Response] = []
+
+    def use(people: People) -> dict[str, dict]:
+        monkeypatch.setattr(EpisodeStore, "commit", full)
+        session = people.open()
+        people.ask(session)
+        refused.append(people.http.post("/sessions/current/close", headers={"x-api-key": session["api_key"]}))
+        return {}
+
+    with pytest.raises(RunError, match="the disk is full"):
+        serve(tmp_path, use)
+    assert (refused[0].status_code, refused[0].json()["error"]["code"]) == (503, "not_stored")
 
 
 def test_nobody_can_be_waited_for(tmp_path: Path):

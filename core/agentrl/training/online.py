@@ -157,6 +157,7 @@ class SessionSupply:
         await self._stack.enter_async_context(served(gateway, self._service))
         self._stack.enter_context(frozen_heap())
         self._expiring = asyncio.create_task(expiring(self._service, options.sessions, told.warning, lambda: None))
+        self._expiring.add_done_callback(lambda _: self._changed.set())
         made = None if options.admin_key else admin_key
         model = self.parts.config.model.name
         self.ready(Ready(service_url(options, gateway), model, self.recorder.folder.path, made))
@@ -186,14 +187,15 @@ class SessionSupply:
 
     async def take(self) -> Taken:
         """Wait until a step is due, and take its groups. Raises what keeps sessions from being stored."""
-        while (taken := self._buffer.take()) is None:
+        while True:
             if self._fault is not None:
                 raise self._fault
             if self._expiring is not None and self._expiring.done():
                 self._expiring.result()
+            if (taken := self._buffer.take()) is not None:
+                return taken
             self._changed.clear()
             await self._changed.wait()
-        return taken
 
     def served(self, version: int) -> None:
         """The engine serves ``version``: sessions that are opened from now on begin under it."""
