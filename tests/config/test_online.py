@@ -24,6 +24,12 @@ def test_people_are_not_waited_for_by_default():
     assert staleness(load_config(None, environ={}))[:2] == ("wait", 0)
 
 
+def test_a_file_may_ask_for_no_staleness_at_all(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("agent: online\nrollout: {max_staleness: 0}\n")
+    assert staleness(load_config(path, environ={})) == ("mask", 0, None)
+
+
 def test_the_defaults_hold_wherever_the_agent_is_named():
     assert staleness(Config(agent="online")) == ("mask", 4, None)
     assert staleness(load_config(None, environ={}).naming("agent", "online")) == ("mask", 4, None)
