@@ -297,8 +297,17 @@ class Engine:
     def score(self, ids: Ids) -> list[float]:
         """Returns the log-probabilities of ``ids[1:]`` at temperature 1, computed as a request's are.
 
-        Each comes from a decoding step of its own row, over KV that is computed for this call and not kept.
+        Each comes from a decoding step of its own row, over KV that is computed for this call and not kept. It takes
+        one CPU thread, because the learner scores the same tokens beside it.
         """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._scored(ids)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _scored(self, ids: Ids) -> list[float]:
         prompt = Prompt(ids[:-1], [])
         prefill = PrefillBatch([prompt], self._decoder, self._epoch)
         while not prefill.finished:
