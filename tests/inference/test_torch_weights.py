@@ -250,7 +250,9 @@ def test_weights_that_diverged_fail_requests_and_better_ones_heal(folder: Path) 
 
 
 @pytest.mark.parametrize(
-    "build", [models.qwen3, partial(models.qwen3, tied=True), models.qwen2, models.gemma3], ids=lambda build: str(build)
+    "build",
+    [models.qwen3, partial(models.qwen3, tied=True), models.qwen2, models.gemma3],
+    ids=["qwen3", "qwen3, tied", "qwen2", "gemma3"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_engine_tells_what_it_holds_from_its_own_memory(build: Build, dtype: str, tmp_path: Path) -> None:
