@@ -321,7 +321,7 @@ class ExecutorContext:
     """What an executor is given while a run runs."""
 
     concurrency: int
-    """Most episodes that are run at once."""
+    """Most episodes that are run at once; twice as many where an evaluation runs beside training."""
     max_workers: int | None
     """``rollout.max_workers``; ``None`` leaves it to the executor."""
     episodes_per_worker: int | None

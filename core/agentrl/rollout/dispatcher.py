@@ -62,7 +62,7 @@ class GroupRequest:
 
 @dataclass(frozen=True, slots=True)
 class Dispatcher:
-    """Rolls out groups, at most ``concurrency`` episodes at once."""
+    """Rolls out groups, at most ``concurrency`` episodes of each ``dispatch`` at once."""
 
     runner: EpisodeRunner
     concurrency: int

@@ -26,7 +26,7 @@ from typing import Any
 from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
 from agentrl.inference.contract import Grammar
-from agentrl.rollout.contract import Episode
+from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.runs.contract import Membership
 from agentrl.runs.folder import FolderLock
 from agentrl.runs.schema import (
@@ -244,6 +244,8 @@ class _Commit:
     rows: Sequence[EpisodeRows] = ()
     begins: Membership | None = None
     """The step that is about to begin, with its groups."""
+    keys: Sequence[EpisodeKey] | None = None
+    """The episodes that it trains; ``None`` for all of its groups."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -345,15 +347,17 @@ class EpisodeStore:
         self._enqueue(_Commit(done, [_encoded(episode) for episode in episodes]))
         return done
 
-    def begin_step(self, membership: Membership) -> Future[None]:
-        """Record which groups a step takes, and set ``trained_step`` of the episodes of those that it trains.
+    def begin_step(self, membership: Membership, keys: Iterable[EpisodeKey] | None = None) -> Future[None]:
+        """Record which groups a step takes, and set ``trained_step`` of the episodes that it trains.
 
+        Those are ``keys``, by default all of the groups that it trains: a group that was dropped and has come again has
+        episodes that nothing trains.
         The step may begin when the future is done: then it is on disk, written together with the commits that waited
         at that moment. The future's exception is the ``RunError`` where that fails, or where the step has begun before.
         """
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._enqueue(_Commit(done, begins=membership))
+        self._enqueue(_Commit(done, begins=membership, keys=None if keys is None else tuple(keys)))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -419,7 +423,7 @@ class EpisodeStore:
                 self._insert([rows for commit in commits for rows in commit.rows])
                 for commit in commits:
                     if commit.begins is not None:
-                        self._begin(commit.begins)
+                        self._begin(commit.begins, commit.keys)
         except Exception as error:  # whatever it is, those who wait have to learn of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
         else:
@@ -456,18 +460,22 @@ class EpisodeStore:
                 [value for row in some for value in row],
             )
 
-    def _begin(self, membership: Membership) -> None:
+    def _begin(self, membership: Membership, keys: Sequence[EpisodeKey] | None) -> None:
         groups = (membership.trained, membership.left_out, membership.stale)
         self._insert_into("steps", STEP_COLUMNS, [(membership.step, *(_json(list(each)) for each in groups))])
-        self._mark(membership.trained, membership.step)
+        if keys is None:
+            self._mark("group_ordinal", "(?)", [(ordinal,) for ordinal in membership.trained], membership.step)
+        else:
+            self._mark("(group_ordinal, sample)", "(?, ?)", [(key.group, key.sample) for key in keys], membership.step)
 
-    def _mark(self, groups: Sequence[int], step: int) -> None:
-        for start in range(0, len(groups), self._most_values - 1):
-            some = groups[start : start + self._most_values - 1]
+    def _mark(self, columns: str, places: str, rows: Sequence[tuple[int, ...]], step: int) -> None:
+        at_once = (self._most_values - 1) // places.count("?")
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            chosen = f"{columns} IN (VALUES {', '.join([places] * len(some))})"
             self._connection.execute(
-                "UPDATE episodes SET trained_step = ? WHERE phase = 'train' "
-                f"AND group_ordinal IN ({', '.join('?' * len(some))})",
-                [step, *some],
+                f"UPDATE episodes SET trained_step = ? WHERE phase = 'train' AND {chosen}",
+                [step, *(value for row in some for value in row)],
             )
 
     def _index(self) -> None:

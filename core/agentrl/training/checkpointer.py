@@ -43,6 +43,7 @@ class Checkpointer:
         self._stopwatch = stopwatch
         self._source = source
         self._version = -1 if source is None else learner.version
+        self._run = Run(recorder.folder.path)
         self._lock = threading.Lock()
         self.newest = source
         """The newest checkpoint."""
@@ -55,19 +56,27 @@ class Checkpointer:
         with self._lock:
             yield
 
-    async def save(self) -> None:
-        """Save the weights, unless they are saved already. Raises ``RunError`` where that fails."""
-        if self._version != self._learner.version:
-            await finish(self._save())
+    async def save(self, allowed: Callable[[], bool] = lambda: True) -> None:
+        """Save the weights, unless they are saved already. Raises ``RunError`` where that fails.
 
-    def write(self) -> Path:
-        """Write the weights, unless they are written already, and return where; may be called from any thread."""
+        ``allowed`` is as of ``write``.
+        """
+        if self._version != self._learner.version:
+            await finish(self._save(allowed))
+
+    def write(self, allowed: Callable[[], bool] = lambda: True) -> Path | None:
+        """Write the weights, unless they are written already, and return where; may be called from any thread.
+
+        ``allowed`` is asked when the weights cannot change; where it says no, nothing is written, and ``None`` returned.
+        """
         timeout = self._settings.timeout
         if not self._lock.acquire(timeout=timeout):
             raise RunError(
                 f"waited {timeout:g} s for the learner to be done with its weights", fix="raise training.timeout"
             )
         try:
+            if not allowed():
+                return None
             version = self._learner.version
             path = self._recorder.folder.checkpoint(version)
             if self._version != version:
@@ -85,7 +94,7 @@ class Checkpointer:
         finally:
             self._lock.release()
 
-    async def _save(self) -> None:
+    async def _save(self, allowed: Callable[[], bool]) -> None:
         version = self._learner.version
         if self._lock.locked():
             raise RunError(
@@ -94,10 +103,12 @@ class Checkpointer:
             )
         self._recorder.reporter.activity_started("saving a checkpoint")
         with self._stopwatch.time("checkpoint"):
-            path = await finish_within(self._settings.timeout, f"checkpoint {version} to be written", self.write)
+            what = f"checkpoint {version} to be written"
+            path = await finish_within(self._settings.timeout, what, self.write, allowed)
+            if path is None:
+                return
             await finish_within(self._settings.timeout, "old checkpoints to be removed", self._prune)
         self._recorder.checkpoint(path)
 
     def _prune(self) -> None:
-        run = Run(self._recorder.folder.path)
-        self._recorder.folder.prune(superseded(run, self._settings.keep, [self.newest, self._source]))
+        self._recorder.folder.prune(superseded(self._run, self._settings.keep, [self.newest, self._source]))

@@ -145,12 +145,11 @@ class Evaluator:
 
         first = version * len(self._tasks)
         kept = self._kept(phase, version)
-        requests = [
-            GroupRequest(
-                phase, first + task, task, self._tasks[task], range(samples), settings, kept.get(first + task, ())
-            )
-            for task in range(self._count)
-        ]
+        requests = []
+        for task in range(self._count):
+            ended = [episode for episode in kept.get(first + task, ()) if episode.key.sample < samples]
+            request = GroupRequest(phase, first + task, task, self._tasks[task], range(samples), settings, ended)
+            requests.append(request)
         return await self._dispatcher.collect(requests)
 
 

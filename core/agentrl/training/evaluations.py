@@ -72,6 +72,8 @@ class Evaluations:
         if self._beside is not None:
             self._beside.cancel()
             await asyncio.wait({self._beside})
+            if not self._beside.cancelled():
+                self._beside.exception()  # Another error has ended the run.
 
     async def _measure(self, evaluator: Evaluator) -> Evaluation:
         self._reporter.activity_started("evaluating", episodes=evaluator.episodes)

@@ -73,6 +73,8 @@ class TrainingLoop:
     checkpointer: Checkpointer = field(init=False)
     _learned: _Learned | None = None
     """The step that made the weights, until its metrics are written."""
+    _going_back: bool = False
+    """Whether the weights are given up for those of a better checkpoint, and are not to be saved."""
     _told_too_long: bool = False
     """Whether a warning has told of an episode that is longer than a pass."""
 
@@ -148,6 +150,13 @@ class TrainingLoop:
                 "tokens/lost_lineage"
             )
         judged = self._judge(lineage.proven(self.learner.version))
+        if judged.better is not None and self._replays(judged.step + 1):
+            # Going back would skip groups that the run has trained since.
+            self.recorder.reporter.warning(
+                f"a rule of learning health would go back at step {judged.step}, which the run had not done: "
+                "it goes on as it did then"
+            )
+            judged = judged._replace(better=None)
         self._write(judged)
         if judged.stop is not None:
             raise judged.stop
@@ -167,12 +176,17 @@ class TrainingLoop:
             await self._weights.prove()
             await self.evaluations.run()
 
+    def _replays(self, step: int) -> bool:
+        return self.resumed is not None and self.resumed.replay.has(step)
+
     def write_step(self) -> bool:
         """Write the metrics of a step that was interrupted after it had made new weights; else do nothing.
 
         Returns whether the weights may be saved. They may not where a rule of learning health demands something of the
-        step: a resumed run repeats it, and does what is demanded.
+        step: a resumed run repeats it, and does what is demanded. No weights change meanwhile.
         """
+        if self.learner.version == 0 or self._going_back:
+            return False
         if self._learned is None:
             return True
         judged = self._judge({})
@@ -187,7 +201,7 @@ class TrainingLoop:
             taken = await self._taken()
             groups = taken.groups
             self._check_recorded(groups)
-            await self.recorder.begin_step(_membership(step, taken))
+            await self.recorder.begin_step(_membership(step, taken), groups)
             await self._weights.record(groups)
             learned = await self._learn_from(taken)
             await self.evaluations.finished()  # No weights may change before.
@@ -220,7 +234,7 @@ class TrainingLoop:
 
     def _judge(self, proven: Mapping[str, float]) -> _Judged:
         """The metrics of the step that made the weights, and what the rules of learning health say of them."""
-        learned, self._learned = self._learned, None
+        learned = self._learned
         assert learned is not None
         step, taken, of_learner = learned
         counted = {**rollout_metrics((*taken.groups, *taken.left_out)), **self._supply.counts()}
@@ -233,9 +247,14 @@ class TrainingLoop:
 
     def _write(self, judged: _Judged) -> None:
         step, taken, metrics, findings, stop, better = judged
-        self.recorder.step(step, metrics if better is None else {**metrics, ROLLED_BACK: better.step})
+        row = metrics if better is None else {**metrics, ROLLED_BACK: better.step}
+        self.recorder.step(step, row, written=self._forget)
         said = findings if stop is None else [each for each in findings if each.action == "warn"]
         self._warn(step, metrics, said, taken.groups)
+
+    def _forget(self) -> None:
+        """The step that made the weights has its metrics on disk."""
+        self._learned = None
 
     def _lost_tokens(self, groups: Sequence[Group]) -> int:
         return 0 if self.resumed is None else self.resumed.lineage.lost_tokens(groups)
@@ -273,6 +292,7 @@ class TrainingLoop:
         What is in flight is waited for: its tokens are of the weights that are given up, and stay within the bound of
         staleness or count as stale.
         """
+        self._going_back = True
         self._supply.pause()
         await self._supply.at_rest()
         version = self.learner.version + 1
@@ -289,6 +309,7 @@ class TrainingLoop:
     def _restore(self, folder: Path, version: int) -> None:
         with self.checkpointer.weights_change():
             self.learner.go_back(folder, version)
+            self._going_back = False
 
     async def _taken(self) -> Taken:
         """The groups of the next step, once they are there."""
@@ -324,7 +345,7 @@ class TrainingLoop:
             self.evaluations.begin()
         elif self.evaluations:
             self._supply.pause()
-            with self._stopwatch.time("rollout"):
+            with self._stopwatch.time("evaluation"):
                 await self._supply.at_rest()
             await self.evaluations.run()
             self._supply.resume()

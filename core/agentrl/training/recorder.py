@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -98,17 +98,25 @@ class RunRecorder:
             self._in_flight.discard(episode.key)
             self._finished += 1
 
-    async def begin_step(self, membership: Membership) -> None:
-        """Return once it is on disk which groups the next step takes. Raises ``RunError`` where that fails."""
-        await self._store.written(self._store.begin_step(membership))
+    async def begin_step(self, membership: Membership, groups: Sequence[Group]) -> None:
+        """Return once it is on disk which groups the next step takes, and which of their episodes it trains.
+
+        Those are the episodes of ``groups``. Raises ``RunError`` where that fails.
+        """
+        keys = [episode.key for group in groups for episode in group.episodes]
+        await self._store.written(self._store.begin_step(membership, keys))
 
     def batch(self, groups: Sequence[Group]) -> None:
         """The groups of a step are complete and about to be trained."""
         self._tell("agentrl_batch_ready", batch=groups)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written."""
+    def step(self, step: int, metrics: Mapping[str, float], written: Callable[[], None] = lambda: None) -> None:
+        """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written.
+
+        ``written`` is called when they are, before anybody is told.
+        """
         self._log(step, metrics)
+        written()
         self._ledger += Ledger.of_metrics(metrics)
         self._tell("agentrl_step_finished", step=step, metrics=metrics)
         self.reporter.step_finished(step, metrics)

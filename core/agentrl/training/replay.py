@@ -77,6 +77,10 @@ class Replay:
                 yield membership.step, self._taken(membership, dropped)
             dropped.update(membership.stale)
 
+    def has(self, step: int) -> bool:
+        """Whether the run has begun ``step``."""
+        return any(membership.step == step for membership in self._memberships)
+
     def check_next(self, step: int, version: int) -> None:
         """Raise ``RunError`` where ``step`` does not follow ``version``, since the store lacks what lies between."""
         if step != version + 1:
@@ -191,6 +195,15 @@ class Resumed:
     """The metrics of the steps and evaluations up to there."""
     seconds: float = 0.0
     """How long the run had taken by then."""
+    measures_anew: bool = False
+    """Whether the config has changed in what evaluations depend on."""
+
+    def evaluated(self, phase: Phase, version: int) -> dict[int, list[Episode]]:
+        """The finished episodes of the evaluation of ``version`` that still hold, by the ordinals of their groups."""
+        lost = self.lineage.lost_from
+        if self.measures_anew or (lost is not None and version >= lost):
+            return {}
+        return self.replay.evaluated(phase, version)
 
 
 def _tells(name: str, value: float) -> bool:

@@ -89,6 +89,10 @@ async def train(
         return await _Run(parts, built, recorder, reporter, resumed).to_its_end(interrupts)
 
 
+_MEASURED = ("tasks.eval", "evaluation.", "agent", "reward", "rollout.", "inference.", "gateway.")
+"""Keys that an evaluation depends on."""
+
+
 def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
     """Make the folder of a run ready to go on from ``point``, and read what there is to go on with."""
     config, folder = parts.config, point.folder
@@ -109,6 +113,7 @@ def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
         checkpoint=saved,
         lines=MetricsReader(folder.metrics).read(),
         seconds=0.0 if saved is None else read_checkpoint(saved).seconds,
+        measures_anew=any(change.key.startswith(_MEASURED) for change in point.changed),
     )
 
 
@@ -119,6 +124,10 @@ def _resumed_text(point: ResumePoint, resumed: Resumed) -> str:
     changed = f", with {'; '.join(map(str, point.changed))}" if point.changed else ""
     damaged = f" ({', '.join(each.path.name for each in point.damaged)} is damaged)" if point.damaged else ""
     return f"resumed from step {point.version}{damaged}{repeated}{changed}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +177,8 @@ class _Run:
         outcome, error = await self._outcome(interrupts)
         try:
             await self._save()
-        except AgentRLError as unsaved:
-            outcome, error = (outcome, error) if error else (f"failed: {unsaved}", unsaved)
+        except Exception as unsaved:
+            outcome, error = (outcome, error) if error else (f"failed: {_reason(unsaved)}", unsaved)
         if interrupts.arrived and error is None:
             outcome = "interrupted"
         summary = self._summary(outcome, interrupts)
@@ -196,7 +205,7 @@ class _Run:
             task.uncancel()
             return "interrupted", None
         except Exception as error:
-            reason = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
+            reason = _reason(error)
             if interrupts.arrived:  # A cancellation may make anything fail.
                 self.recorder.reporter.warning(f"while the run was being interrupted: {reason}")
                 return "interrupted", None
@@ -208,12 +217,12 @@ class _Run:
         reporter = self.recorder.reporter
         reporter.warning("the event loop is blocked: what was learned is saved from another thread")
         try:
-            if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
-                self.loop.checkpointer.write()
+            if self.loop is not None:
+                self.loop.checkpointer.write(self.loop.write_step)
             summary = self._summary("interrupted", interrupts)
             self.recorder.folder.write_summary(summary)
-        except AgentRLError as error:
-            reporter.warning(str(error))
+        except Exception as error:
+            reporter.warning(_reason(error))
             return
         for line in final_lines(summary):
             reporter.note(line)
@@ -254,7 +263,7 @@ class _Run:
             return None
         if self.resumed is None:
             return Evaluator(serving.dispatcher, tasks, config)
-        return Evaluator(serving.dispatcher, tasks, config, kept=self.resumed.replay.evaluated)
+        return Evaluator(serving.dispatcher, tasks, config, kept=self.resumed.evaluated)
 
     @contextlib.asynccontextmanager
     async def _source(self, version: int) -> AsyncIterator[_Source]:
@@ -282,8 +291,8 @@ class _Run:
             self.display.note(f"admin key, shown once: {ready.admin_key}")
 
     async def _save(self) -> None:
-        if self.loop is not None and self.loop.learner.version > 0 and self.loop.write_step():
-            await self.loop.checkpointer.save()
+        if self.loop is not None and self.loop.learner.version > 0:
+            await self.loop.checkpointer.save(self.loop.write_step)
 
     def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
         tally = self.recorder.tally

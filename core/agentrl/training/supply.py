@@ -121,8 +121,9 @@ class GroupSupply:
     ) -> None:
         assert self._pump is not None
         self._pump.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):  # `take` has raised it, or nobody needs it.
-            await self._pump
+        await asyncio.wait({self._pump})
+        if not self._pump.cancelled():
+            self._pump.exception()  # `take` has raised it, or nobody needs it.
 
     def take_up(self, begun: OpenGroups, version: int) -> None:
         """Go on at ``version`` with the groups that a run had begun; called before the rollout begins.

@@ -27,8 +27,8 @@ class TaskOrder:
         self._tasks = tasks
         self._seed = seed
         self.cursor = cursor
-        self._epoch = -1
-        self._order = array("Q")
+        self._orders: dict[int, array[int]] = {}
+        """Those of the two epochs that were asked for last: groups of both are in flight where one ends."""
 
     def take(self, count: int) -> list[OrderedTask]:
         """The next ``count`` tasks; where an epoch ends between them, the next one begins."""
@@ -55,7 +55,9 @@ class TaskOrder:
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._tasks))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, array("Q", range(len(self._tasks)))
-            random.Random(f"tasks-{self._seed}-{epoch}").shuffle(self._order)
-        return self._order[offset]
+        if epoch not in self._orders:
+            order = array("Q", range(len(self._tasks)))
+            random.Random(f"tasks-{self._seed}-{epoch}").shuffle(order)
+            newest = max(self._orders, default=epoch)
+            self._orders = {each: held for each, held in self._orders.items() if each == newest} | {epoch: order}
+        return self._orders[epoch][offset]
