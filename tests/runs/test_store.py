@@ -132,11 +132,23 @@ def test_the_step_that_trained_a_group_is_noted_apart_from_the_version_that_samp
         assert {e.trained_step for e in stored_in(store) if e not in list(stored_in(store, step=8))} == {None}
 
 
+def test_of_a_group_that_has_come_again_only_what_a_step_trains_is_noted(tmp_path: Path) -> None:
+    stored = [make_episode(3, sample=sample) for sample in range(4)]
+    again = [episode.key for episode in stored[2:]]
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        store.submit(stored).result()
+        store.begin_step(Membership(8, (3,)), again).result()
+        assert [episode.key for episode in stored_in(store, step=8)] == again
+        assert {e.trained_step for e in stored_in(store)} == {None, 8}
+
+
 def test_more_groups_are_noted_at_once_than_a_statement_takes_values(tmp_path: Path) -> None:
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
         store.submit([make_episode(group) for group in range(2500)]).result()
         store.begin_step(Membership(1, tuple(range(2500)))).result()
         assert {e.trained_step for e in stored_in(store)} == {1}
+        store.begin_step(Membership(2, ()), [episode.key for episode in stored_in(store)] * 8).result()
+        assert {e.trained_step for e in stored_in(store)} == {2}
 
 
 def test_a_reader_pages_through_more_episodes_than_it_takes_at_once(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Checkpointer:
     def write(self, allowed: Callable[[], bool] = lambda: True) -> Path | None:
         """Write the weights, unless they are written already, and return where; may be called from any thread.
 
-        ``allowed`` is asked when the weights cannot change; where it says no, nothing is written, and ``None`` returned.
+        ``allowed`` is asked when no weights can change; where it says no, nothing is written, and ``None`` is returned.
         """
         timeout = self._settings.timeout
         if not self._lock.acquire(timeout=timeout):
