@@ -116,8 +116,9 @@ def test_train_says_what_was_learned_and_the_command_it_prints_measures_the_same
     assert lines[0].startswith("completed after 2 steps")
     assert "before" in lines[1]
     assert "after" in lines[2]
-    assert lines[3] == "checkpoint: runs/first/checkpoints/step-000002"
-    program, *rest = lines[4].removeprefix("evaluate it: ").split()
+    assert lines[3].startswith("ledger of 16 episodes: ")
+    assert lines[4] == "checkpoint: runs/first/checkpoints/step-000002"
+    program, *rest = lines[5].removeprefix("evaluate it: ").split()
     assert program == "agentrl"
     process = agentrl.start(*rest, "--json")
     measured = json.loads(process.communicate(timeout=120)[0])
@@ -289,10 +290,11 @@ def test_an_agent_that_always_raises_ends_in_the_failure_budget(agentrl):
         assert words in line
 
 
-def test_a_prompt_longer_than_the_context_is_named(agentrl):
-    line = agentrl.refused(1, "train", "agents.py:wordy", *SMALL)
-    assert "context" in line
-    assert "tokens" in line
+def test_a_prompt_longer_than_the_context_is_an_outcome_that_is_named(agentrl):
+    code, out, err = agentrl("train", "agents.py:wordy", *SMALL)
+    assert (code, "Traceback" in err) == (0, False)
+    assert "8x context overflow: the messages of 36000 characters cannot fit in the context of 1024 tokens" in err
+    assert "ledger of 16 episodes: 16 without tokens" in out
 
 
 def test_a_run_folder_that_cannot_be_made_is_the_environments_fault(agentrl):

@@ -16,7 +16,8 @@ from agentrl.tokens.template import ChatTemplate
 TOOLS = [{"type": "function", "function": {"name": "calculate", "parameters": {"type": "object"}}}]
 ANSWERS = [
     "It is 408.",
-    "<think>\nHm.\n</think>\n\nIt is 408.",
+    # Its text is no other answer's: a client that leaves the thinking out could mean either.
+    "<think>\nHm.\n</think>\n\nIt must be 408.",
     '<tool_call>\n{"name": "calculate", "arguments": {"n": 1}}\n</tool_call>',
     '<tool_call>\n{"name": "calculate", "arguments": {12 *}}\n</tool_call>',
     "",

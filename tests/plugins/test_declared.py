@@ -51,7 +51,7 @@ def agrees(key: Key, model: type[BaseModel], name: str) -> None:
     if default is PydanticUndefined:
         return
     if isinstance(default, BaseModel):
-        assert key.default == getattr(default, "name", "")
+        assert key.default == getattr(default, "name", getattr(default, "action", ""))
     elif isinstance(default, list):
         assert value_of(key) == [getattr(each, "name", each) for each in default]
     else:

@@ -285,7 +285,10 @@ class Forgetful(TorchBackend):
 
     async def update_weights(self, weights: Weights) -> None:
         _, engine = self._running()
-        model = engine._decoder.model
+        model, network = engine._decoder.model, engine._decoder._network
+        if model.config.tie_word_embeddings and hasattr(network, "_head"):
+            weight, bias = network._head
+            network._head = weight.clone(), bias
         if model.config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight:
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
             model.lm_head.weight.requires_grad_(False)

@@ -190,7 +190,7 @@ _WORDS = {
 }
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _EMPTY = {"dict": "{}", "list": "[]"}
-_NAMED_FIRST = ("name", "type")
+_NAMED_FIRST = ("name", "type", "action")
 ROOTS = ("BaseModel", "BaseSettings", "Section")
 """Base classes of sections, which have no keys of their own."""
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
