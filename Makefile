@@ -14,8 +14,9 @@ SHORT ?=
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make check        lint, type check, and run core's tests but for those marked slow: 4 minutes on two cores"
-	@echo "make test         lint, type check, and run every test of core, then each plugin's in an environment of its own"
-	@echo "make acceptance   train every bundled agent on three seeds, and one in an environment of its own; print the table;"
+	@echo "make test         lint, type check, and run the tests of core, then each plugin's in an environment of its own"
+	@echo "make acceptance   run core's tests that are marked long; train every bundled agent on three seeds, and one in an"
+	@echo "                  environment of its own; print the table;"
 	@echo "                  then make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: 8 minutes, and 2 GB"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
@@ -46,12 +47,13 @@ check: lint
 	$(PYTEST) -m "not slow"
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 	$(MAKE) dist
 	$(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner
 	@rm -rf agentrl_core.egg-info
 
 acceptance: setup
+	$(PYTEST) -m long
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 5)

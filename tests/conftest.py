@@ -54,12 +54,19 @@ SLOW = {
 them to ``make test``."""
 
 
+LONG = {"scaffold/test_generated.py"}
+"""Modules that take minutes together: ``make acceptance`` runs them, with the other tests that are marked long."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    assert all((here / name).exists() for name in SLOW), "a module of SLOW is not there"
+    assert all((here / name).exists() for name in SLOW | LONG), "a module of SLOW or LONG is not there"
     for item in items:
-        if str(item.path.relative_to(here)) in SLOW:
+        name = str(item.path.relative_to(here))
+        if name in SLOW | LONG or item.get_closest_marker("long") is not None:
             item.add_marker(pytest.mark.slow)
+        if name in LONG:
+            item.add_marker(pytest.mark.long)
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

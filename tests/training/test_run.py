@@ -20,7 +20,7 @@ from agentrl.errors import ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
 
-AGENTS = ["math", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_turn_math", "calculator"))]
+AGENTS = ["math", *(pytest.param(name, marks=pytest.mark.long) for name in ("multi_turn_math", "calculator"))]
 BRIEF = (
     "tasks.train=arithmetic",
     "tasks.eval=arithmetic-heldout",

@@ -75,7 +75,7 @@ def train(tmp_path):
 
 
 @pytest.mark.parametrize("source", [ENVIRONMENT_ONLY, SYNCHRONOUS], ids=["environment only", "synchronous"])
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_agent_that_takes_no_connection_learns(train, source):
     folder, summary = train(source, "training.steps=12")
     assert summary.outcome == "completed"
