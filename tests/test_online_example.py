@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import time
 from importlib.util import module_from_spec, spec_from_file_location
@@ -95,3 +96,15 @@ def test_the_page_of_the_example_has_its_commands() -> None:
     page = (EXAMPLE / "README.md").read_text()
     assert "agentrl train online" in page
     assert "python examples/online/users.py" in page
+
+
+def test_people_who_find_no_service_say_so_in_one_line(monkeypatch: pytest.MonkeyPatch, users: ModuleType) -> None:
+    monkeypatch.setenv("AGENTRL_ADMIN_KEY", "key")
+    with socket.socket() as nobody:  # Bound and not listening, so that every connection is refused.
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setattr("sys.argv", ["users.py", "--url", url, "--people", "2"])
+        with pytest.raises(SystemExit) as ended:
+            users.main()
+    assert str(ended.value).startswith(f"users.py: the service at {url} is not there, has ended or refuses: ")
+    assert "\n" not in str(ended.value)

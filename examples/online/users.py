@@ -9,9 +9,10 @@ import os
 import random
 import re
 import statistics
+import sys
 
 import httpx
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAIError
 
 LONG = 20
 """Characters beyond which an answer is worth half."""
@@ -71,7 +72,13 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=1280, help="how many sessions there will be")
     given = parser.parse_args()
     key = os.environ.get("AGENTRL_ADMIN_KEY") or parser.error("set AGENTRL_ADMIN_KEY to the key of the service")
-    asyncio.run(use(given.url, key, given.people, given.sessions, say=128))
+    try:
+        asyncio.run(use(given.url, key, given.people, given.sessions, say=128))
+    except (httpx.HTTPError, OpenAIError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        sys.exit(f"users.py: the service at {given.url} is not there, has ended or refuses: {reason}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def test_every_run_is_listed_with_its_state_the_last_one_last(
     with EpisodeStore(made(tmp_path, "going-on", 9, None).episodes):
         out, err = listed(capsys, str(tmp_path))
         told = json.loads(listed(capsys, str(tmp_path), "--json")[0])["runs"]
+        assert listed(capsys, f"run.dir={tmp_path}") == (out, err)
     rows = [line.split() for line in out.splitlines() if not line.startswith(" ")]
     assert rows[0] == ["name", "state", "steps", "reward", "agent", "model", "started"]
     assert [row[:2] for row in rows[1:]] == [

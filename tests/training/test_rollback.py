@@ -126,11 +126,13 @@ def test_a_rule_that_stops_ends_the_run_with_everything_saved(tmp_path):
 
 def test_without_an_evaluated_checkpoint_the_run_stops_and_says_so(tmp_path):
     rule = "health.entropy_collapse={action: rollback, threshold: 0.2}"
-    told = train(tmp_path, rule, "training.checkpoint_every=3", "evaluation.every=29")
+    told = train(tmp_path, rule, "training.checkpoint_every=29", "evaluation.every=29")
     assert "no checkpoint has been evaluated to go back to" in told
 
 
-@pytest.mark.parametrize("setting", ["tasks.eval=null", "evaluation.every=0", "training.checkpoint_every=0"])
+@pytest.mark.parametrize(
+    "setting", ["tasks.eval=null", "evaluation.every=0", "training.checkpoint_every=0", "training.steps=20"]
+)
 def test_a_config_without_checkpoints_to_go_back_to_is_refused(tmp_path, setting):
     config = load_config(None, f"run.dir={tmp_path}", "health.truncation=rollback", setting, environ={})
     with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer, pytest.raises(ConfigError) as refused:

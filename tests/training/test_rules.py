@@ -114,7 +114,8 @@ def test_a_threshold_of_the_config_takes_the_place_of_the_documented_one(name):
             : action == "stop"
         ]
     factor = 0.5 if name == "entropy_collapse" else 2
-    eased = HealthSection.model_validate({name: HealthRuleModel(action="warn", threshold=rule.threshold * factor)})
+    eased_to = rule.threshold * factor if rule.threshold < 0.5 or rule.threshold > 1 else 0.99
+    eased = HealthSection.model_validate({name: HealthRuleModel(action="warn", threshold=eased_to)})
     assert told([{}] * WINDOW + [beyond] * 20, section=eased) == []
 
 
@@ -194,6 +195,7 @@ UPDATED = HEALTHY
 EQUAL = HEALTHY | {"policy/updated": 0.0}
 REJECTED = {name: value for name, value in EQUAL.items() if name != "reward/mean"} | {"rollout/rejected": 100}
 UNREWARDED = REJECTED | {"rollout/rejected": 99}
+OVER_LONG = EQUAL | {"ledger/over_long": 51}
 INFINITE = EQUAL | {"policy/grad_norm": math.inf}
 UNTRAINED = EQUAL | {"tokens/trained": 0.0, "tokens/excluded": 9.0}
 
@@ -209,6 +211,13 @@ def unchanged(rows: list[dict[str, float]], planned: int = 10) -> list[tuple[int
     [
         (REJECTED, "step 2 changed nothing: the agent rejected every episode (return a reward"),
         (UNREWARDED, "step 2 changed nothing: no episode had a reward (see why"),
+        (OVER_LONG, "step 2 changed nothing: most episodes were longer than training.tokens_per_batch"),
+        (
+            REJECTED | {"ledger/over_long": 51},
+            "step 2 changed nothing: most episodes were longer than training.tokens_per_batch",
+        ),
+        (REJECTED | {"rollout/limited": 100}, "step 2 changed nothing: every episode ran into a limit, and"),
+        (REJECTED | {"rollout/limited": 99}, "step 2 changed nothing: the agent rejected every episode"),
         (INFINITE, "step 2 changed nothing: the gradient was not a finite number (return smaller rewards"),
         (EQUAL | {"policy/loss": math.nan}, "step 2 changed nothing: the gradient was not a finite number"),
         (UNTRAINED, "step 2 changed nothing: none of the tokens could be trained"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections import Counter
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.rollout.dispatching import dispatcher_of, in_time
 
+from agentrl import Trainer
 from agentrl.config import load_config
 from agentrl.errors import RunError
+from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.buffer import GroupBuffer
 from agentrl.rollout.staleness import StalenessBound
 from agentrl.training.stopwatch import Stopwatch
@@ -210,3 +213,12 @@ def test_leaving_ends_what_is_in_flight():
 
     in_time(scenario())
     assert len(ended) == PER_STEP * GROUP
+
+
+@pytest.mark.parametrize(("algorithm", "warnings"), [("grpo", 1), ("{name: grpo, filter: zero_variance}", 0)])
+def test_dynamic_sampling_without_a_filter_is_told_to_have_no_effect(tmp_path, algorithm, warnings):
+    told = io.StringIO()
+    settings = (f"run.dir={tmp_path}", "rollout.dynamic_sampling=2", f"algorithm={algorithm}")
+    with Trainer(load_config(None, *settings, environ={}), reporter=PlainReporter(told)) as trainer:
+        trainer.check(sleeps)
+    assert told.getvalue().count("warning: rollout.dynamic_sampling has no effect: ") == warnings

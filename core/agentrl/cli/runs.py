@@ -41,6 +41,8 @@ def runs(app: App, folder: Path | None, as_json: bool) -> None:
     from agentrl.runs.folder import run_names
     from agentrl.runs.reader import Run
 
+    if folder is not None and str(folder).startswith("run.dir="):  # As every other command has it.
+        folder = Path(str(folder).removeprefix("run.dir="))
     place = load_config().run.dir if folder is None else folder
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}", fix="name the folder that holds the runs, such as `runs`")

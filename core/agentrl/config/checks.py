@@ -134,6 +134,7 @@ def _of_agents(config: Config) -> Iterator[tuple[str, str]]:
     yield from ((f"agent.{key}", "agent=online runs no agent's code") for key in agent)
     yield from ((f"rollout.{key}", "agent=online runs no agent's code") for key in (*rollout, "on_overflow"))
     yield "rollout.dynamic_sampling", "agent=online cannot ask people for more sessions"
+    yield "health.reward_gap", "agent=online evaluates nothing"
     for section in ("tasks", "reward", "evaluation"):
         yield section, "with agent=online people bring tasks and rewards (agentrl eval measures a checkpoint)"
 
@@ -150,9 +151,14 @@ def _dead(config: Config) -> Iterator[tuple[str, str]]:
         for key in type(config.evaluation).model_fields:
             if not (no_training and key == "every"):
                 yield f"evaluation.{key}", "tasks.eval is null"
+        yield "health.reward_gap", "tasks.eval is null"
+    if not config.health.rolling_back:
+        yield "health.most_rollbacks", "no rule of health is set to rollback"
     if not (config.rollout.max_staleness or config.is_online or no_training):
         yield "rollout.on_stale", "rollout.max_staleness is 0"
         yield "inference.in_flight", "rollout.max_staleness is 0, so that nothing is in flight when weights change"
+        for rule in ("staleness", "stale_share", "stage_wait"):
+            yield f"health.{rule}", "rollout.max_staleness is 0, so that nothing is stale and the stages take turns"
     if not config.runs_in_workers:
         for key in ("rollout.max_workers", "rollout.episodes_per_worker", "agent.env"):
             yield key, "agents run inline"
@@ -368,7 +374,9 @@ def _near_keys(model: type[BaseModel], path: Sequence[str], *, variable: bool) -
     beside = near_matches(path[-1], key_names(parent) if parent else ())
     near = _joined(model, path[-1]) if len(path) == 1 else None
     if near is None and beside.startswith("did you mean"):
-        return beside
+        words = [f"{key!r}" for key in sorted(key_names(parent) if parent else ()) if key in path[-1].split("_")]
+        also = " or ".join(word for word in words if word not in beside)
+        return f"{beside.removesuffix('?')} or {also}?" if also else beside
     near = near or near_key(model, path[-1])
     if near is None:
         return beside

@@ -8,12 +8,15 @@ it is loaded.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -245,8 +248,9 @@ def _overflow(value: Any) -> Any:
         return {"reward": None}
     if isinstance(value, dict) and value.get("name") == "reject":  # As it is merged where keys were set over a name.
         return {key: held for key, held in value.items() if key != "name"}
-    if isinstance(value, str | int | float):
-        raise ValueError(f"should be reject, or {{reward: 0}} with any number, not {value!r}")
+    if value is None or isinstance(value, str | int | float):
+        given = repr(value) if isinstance(value, str) else json.dumps(value)
+        raise ValueError(f"should be reject, or {{reward: 0}} with any number, not {given}")
     return value
 
 
@@ -408,35 +412,49 @@ def _acted(value: Any) -> Any:
     """``{action: …}`` for a rule that is written as its action alone, or whose action other sources call a name."""
     if isinstance(value, dict) and "name" in value:
         return {"action": value["name"], **{key: held for key, held in value.items() if key != "name"}}
+    if value is None or isinstance(value, int | float):
+        raise ValueError(
+            f"should be off, warn, stop or rollback, or {{threshold: …}} with a number, not {json.dumps(value)}"
+        )
     return {"action": value} if isinstance(value, str) else value
 
 
+def _share(rule: HealthRuleModel) -> HealthRuleModel:
+    """A share is at most 1, so that a rule with such a threshold would never find anything."""
+    if rule.threshold is not None and rule.threshold >= 1:
+        raise ValueError(
+            f"threshold should be below 1, not {rule.threshold:g}: it is compared with a share (off turns the rule off)"
+        )
+    return rule
+
+
 HealthRule = Annotated[HealthRuleModel, BeforeValidator(_acted)]
+HealthShare = Annotated[HealthRuleModel, BeforeValidator(_acted), AfterValidator(_share)]
 _WARN = HealthRuleModel(action="warn")
 
 
 class HealthSection(Section):
     no_update: HealthRule = _WARN
     """A step changes no weights, or nothing at all is learned."""
-    zero_variance: HealthRule = _WARN
+    zero_variance: HealthShare = _WARN
     """In most groups no episode does better than another."""
     entropy_collapse: HealthRule = _WARN
     """The policy's entropy falls to a fraction of what it was: it hardly explores any more."""
     length_growth: HealthRule = _WARN
     """Episodes grow longer, and rewards do not rise."""
-    truncation: HealthRule = _WARN
+    truncation: HealthShare = _WARN
     """Many completions are cut at their limit of tokens."""
     mismatch_kl: HealthRule = HealthRuleModel(action="stop")
     """Tokens are trained that the learner's policy would hardly have sampled."""
-    clip_fraction: HealthRule = _WARN
+    clip_fraction: HealthShare = _WARN
     """The objective cuts off the gradient of many tokens."""
     staleness: HealthRule = _WARN
     """The trained tokens are of much older weights."""
-    stale_share: HealthRule = _WARN
+    stale_share: HealthShare = _WARN
     """Many episodes or tokens are left out because they are too old."""
     reward_gap: HealthRule = _WARN
     """Rewards of training rise, and those of held-out tasks do not."""
-    stage_wait: HealthRule = _WARN
+    stage_wait: HealthShare = _WARN
     """Learner or rollouts spend most of their time waiting for the other, though `rollout.max_staleness` is above 0."""
     most_rollbacks: int = Field(2, ge=0)
     """How often a run goes back to its best checkpoint before it stops instead."""
@@ -445,6 +463,11 @@ class HealthSection(Section):
     @classmethod
     def _keeping_actions(cls, values: Any) -> Any:
         """A rule of which only the threshold is set keeps its default action."""
+        if values is None or isinstance(values, str | int | float):
+            given = values if isinstance(values, str) else json.dumps(values)
+            raise ValueError(
+                f"should be rules with off, warn, stop or rollback for each, such as {{truncation: off}}, not {given}"
+            )
         if not isinstance(values, dict):
             return values
         return {
@@ -641,12 +664,31 @@ def check_trainable(config: Config) -> None:
 
 def _check_evaluated(config: Config) -> None:
     """Raise ``ConfigError`` where there will never be an evaluated checkpoint to go back to."""
-    evaluated, saved = config.evaluation.every, config.training.checkpoint_every
+    rule = f"health.{config.health.rolling_back[0]}"
+    if config.is_online:
+        raise ConfigError(
+            f"{rule}=rollback cannot be with agent=online, which evaluates nothing: only checkpoints that were "
+            "evaluated are known to be good",
+            fix="set it to stop",
+            key=rule,
+        )
+    evaluated, saved, steps = config.evaluation.every, config.training.checkpoint_every, config.training.steps
     missing = "tasks.eval is null" if config.tasks.eval is None else "evaluation.every is 0" if not evaluated else None
     missing = missing or ("training.checkpoint_every is 0" if not saved else None)
+    if not missing and steps and (both := math.lcm(evaluated, saved)) >= steps:
+        missing = (
+            f"with evaluation.every={evaluated} and training.checkpoint_every={saved} the first checkpoint that is "
+            f"evaluated is that of step {both}, and training.steps is {steps}"
+        )
+        raise ConfigError(
+            f"{rule}=rollback has no checkpoint to go back to: {missing}",
+            fix="set evaluation.every and training.checkpoint_every to the same number below training.steps, or set "
+            f"{rule}=stop",
+            key=rule,
+        )
     if missing:
         raise ConfigError(
-            f"health.{config.health.rolling_back[0]}=rollback has no checkpoint to go back to: {missing}, and only "
+            f"{rule}=rollback has no checkpoint to go back to: {missing}, and only "
             "checkpoints that were evaluated are known to be good",
             fix="name held-out tasks, evaluate and save checkpoints, or set it to stop",
         )

@@ -109,7 +109,8 @@ def _zero_variance(history: History, threshold: float) -> Reading | None:
     return Reading(
         share / threshold,
         f"{said}{reached}: no episode did better than another of its group, so they teach nothing",
-        f"choose {tasks}, raise rollout.group_size, or let rollout.dynamic_sampling replace such groups",
+        f"choose {tasks}, raise rollout.group_size, or have such groups replaced: rollout.dynamic_sampling=2 with "
+        "algorithm={name: grpo, filter: zero_variance}",
     )
 
 
@@ -261,6 +262,8 @@ _WAITS = {
 
 _EQUAL = "in no group did one rewarded episode do better than another"
 _REJECTED = "the agent rejected every episode"
+_OVER_LONG = "most episodes were longer than training.tokens_per_batch, the most tokens of a pass of the learner"
+_LIMITED = "every episode ran into a limit, and rollout.on_overflow=reject rejected it"
 _UNREWARDED = "no episode had a reward"
 _UNTRAINED = "none of the tokens could be trained"
 _INFINITE = "the gradient was not a finite number"
@@ -268,6 +271,8 @@ _FIXES = {
     _EQUAL: "choose tasks that succeed now and then, raise rollout.group_size or rollout.temperature, or let the "
     "agent's reward tell better from worse",
     _REJECTED: "return a reward instead of None",
+    _OVER_LONG: "raise training.tokens_per_batch, or lower rollout.max_tokens",
+    _LIMITED: "raise the limit that the metrics rollout/limits/LIMIT name, or set rollout.on_overflow={reward: 0}",
     _UNREWARDED: "see why episodes fail, and return a reward instead of None",
     _UNTRAINED: "set rollout.constrained=train where a grammar constrained them, or let the model draw from its own "
     "distribution: no grammar, and no temperature of 0",
@@ -305,7 +310,11 @@ def _why_unchanged(metrics: Mapping[str, float]) -> str | None:
         return None
     if not all(math.isfinite(metrics.get(name, 0.0)) for name in ("policy/grad_norm", "policy/loss")):
         return _INFINITE
+    if metrics.get("ledger/over_long", 0) > metrics.get("ledger/received", 0) / 2:
+        return _OVER_LONG
     if "reward/mean" not in metrics:
+        if metrics.get("rollout/limited") == metrics.get("rollout/rejected") == metrics.get("rollout/episodes"):
+            return _LIMITED
         return _REJECTED if metrics.get("rollout/rejected") == metrics.get("rollout/episodes") else _UNREWARDED
     return _UNTRAINED if not metrics.get("tokens/trained") and metrics.get("tokens/excluded") else _EQUAL
 
@@ -319,7 +328,8 @@ RULES = (
         "no_update",
         (
             *("policy/updated", "policy/loss", "policy/grad_norm", "reward/mean", "rollout/episodes"),
-            *("rollout/rejected", "tokens/trained", "tokens/excluded"),
+            *("rollout/rejected", "rollout/limited", "tokens/trained", "tokens/excluded"),
+            *("ledger/over_long", "ledger/received"),
         ),
         "a step changed no weights for another reason than equal rewards, or no step had changed any after {threshold} "
         "steps, and after the last",

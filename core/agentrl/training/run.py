@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agentrl.algorithms.batch import qualifies
 from agentrl.algorithms.contract import Algorithm
+from agentrl.algorithms.filters import NoFilter
 from agentrl.algorithms.presets import build_algorithm
 from agentrl.errors import AgentRLError
 from agentrl.inference.contract import Backend
@@ -147,6 +148,12 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     """
     find_device(parts.config.training.device, "training.device")
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
+    replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
+    if replaced and type(algorithm.filter) is NoFilter:
+        reporter.warning(
+            "rollout.dynamic_sampling has no effect: the filter of the algorithm, filter.none, leaves out no group to "
+            f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
+        )
     return Built(
         backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
         algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
