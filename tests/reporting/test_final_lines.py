@@ -61,11 +61,14 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"outcome": "completed", "unknown": 1}', "{}"])
+@pytest.mark.parametrize("text", ["{", "[]", "[1]", '{"outcome": "completed", "unknown": 1}', "{}"])
 def test_a_file_that_is_no_summary_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(RunError, match=r"summary\.json is not a run's summary"):
+    with pytest.raises(
+        RunError, match=r"summary\.json is not a run's summary: .*\(restore it .* or delete it"
+    ) as caught:
         read_summary(tmp_path / "summary.json")
+    assert "argument" not in str(caught.value)
 
 
 def test_a_run_without_a_summary_was_killed(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import signal
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,8 +17,10 @@ from tests.training.killing import Runs, Trained, assert_bounded, assert_the_sam
 from tests.warm import WarmInterpreter
 
 from agentrl import Trainer, load_config, open_run
+from agentrl.config import resolve_config
 from agentrl.errors import ConfigError, RunError
 from agentrl.runs.folder import FolderLock
+from agentrl.training.resume import check_config, find_resume_point
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +209,96 @@ def test_a_config_that_differs_is_refused_by_its_keys_before_anything_is_touched
     ):
         trainer.train()
     assert (copied / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "episodes.sqlite",
+            None,
+            r"has trained, and its episode store .*episodes\.sqlite is missing \(restore it .* model=",
+        ),
+        ("episodes.sqlite", b"", r"its episode store .*episodes\.sqlite is empty"),
+        ("episodes.sqlite", b"no database" * 200, r"episodes\.sqlite is not an episode store.* \(restore it"),
+        ("summary.json", b"[1]", r"summary\.json is not a run's summary: it is no JSON object .* \(restore it"),
+        ("metrics.jsonl", b"\xff[\n", r"metrics\.jsonl, line 1 is not JSON \(restore the file"),
+        (
+            "metrics.jsonl",
+            b'{"step": "1", "time": 0}\n',
+            r"line 1 is not a JSON object with a step and a time \(restore",
+        ),
+    ],
+)
+def test_a_file_that_is_lost_or_damaged_is_named_before_anything_is_touched(
+    copied: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if content is None:
+        (copied / name).unlink()
+    else:
+        (copied / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    with Trainer.resume(copied, "training.steps=8") as trainer, pytest.raises(RunError, match=said):
+        trainer.train()
+    assert {path: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("training.steps=3", r"is at step 6 and cannot go on to training\.steps=3 \(name more"),
+        ("agent.name=calculator", r"a run cannot go on with another agent\.name: agent\.name=calculator \(was math\)"),
+        ("reward=math:score", r"a run cannot go on with another reward"),
+    ],
+)
+def test_fewer_steps_another_agent_and_another_reward_are_refused(copied: Path, key: str, said: str) -> None:
+    with Trainer.resume(copied) as trainer:
+        written = trainer.config
+    changed = resolve_config(copied / "config.yaml", key, environ={})
+    with pytest.raises(ConfigError, match=said):
+        check_config(changed.config, copied, changed.provenance)
+    assert check_config(written, copied, {}) == []
+
+
+def _cut(content: bytes) -> bytes:
+    return content[:-100]
+
+
+def _scramble(content: bytes) -> bytes:
+    return random.Random(0).randbytes(len(content))
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(("learner.pt", damage) for damage in (_cut, _scramble, _flip)),
+        *(("model.safetensors", damage) for damage in (_cut, _scramble)),
+        ("checkpoint.json", _scramble),
+        ("config.json", _cut),
+    ],
+)
+def test_the_newest_whole_checkpoint_is_taken_and_damaged_ones_are_named(
+    copied: Path, file: str, damage: Callable[[bytes], bytes]
+) -> None:
+    whole = find_resume_point(copied)
+    assert (whole.version, whole.damaged) == (4, [])
+    path = copied / "checkpoints" / "step-000004" / file
+    path.write_bytes(damage(path.read_bytes()))
+    point = find_resume_point(copied)
+    assert (point.version, [each.path.name for each in point.damaged]) == (2, ["step-000004"])
+
+
+def test_a_state_that_is_damaged_where_no_sum_tells_is_an_error_with_its_name(copied: Path) -> None:
+    path = copied / "checkpoints" / "step-000004" / "learner.pt"
+    with zipfile.ZipFile(path, "w") as state:
+        state.writestr("archive/data.pkl", b"none")
+    with Trainer.resume(copied) as trainer, pytest.raises(RunError, match=r"learner\.pt cannot be read, or is damaged"):
+        trainer.train()
 
 
 def test_a_changed_step_makes_other_weights_and_what_the_lost_ones_sampled_is_counted(

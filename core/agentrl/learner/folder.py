@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
 
-from agentrl.errors import cannot_write
+from agentrl.errors import RunError, cannot_write
 from agentrl.inference.model_folder import no_progress_bars
 
-__all__ = ["save_model", "stored_dtype", "write_state"]
+__all__ = ["read_state", "save_model", "stored_dtype", "write_state"]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 """Endings of files that hold weights, which a saved folder has its own of."""
@@ -83,6 +84,19 @@ def write_state(state: Mapping[str, Any], path: Path) -> None:
         # torch's writer raises the latter on a full disk, without saying so
         full = isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < SPARE
         raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error) from error
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read what ``write_state`` wrote, onto ``device``. Raises ``RunError`` where the file is missing or damaged."""
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RunError(
+            f"{path} cannot be read, or is damaged ({type(error).__name__})",
+            fix=f"restore it from a copy, or delete {path.parent} to go on from the checkpoint before it",
+        ) from error
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -29,7 +29,7 @@ from agentrl.inference.contract import TensorDigest
 from agentrl.inference.digests import tensor_digest
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.contract import Correction, Objective, ObjectiveTerms, Scores, Targets, TrainBatch
-from agentrl.learner.folder import save_model, stored_dtype, write_state
+from agentrl.learner.folder import read_state, save_model, stored_dtype, write_state
 from agentrl.learner.optimiser import Optimiser
 from agentrl.learner.packing import Pass, check_batch, check_lengths, check_targets, pack, padded_size
 from agentrl.learner.policy import Policy, PolicyMetrics, limited_threads
@@ -169,10 +169,10 @@ class Learner:
         """Take up what ``save_state`` wrote, beside the weights that the learner was built from.
 
         Of a model that comes in 16 bits the state holds the weights in 32, which are those that training goes on with.
-        Raises ``RuntimeError`` while weights are lent.
+        Raises ``RunError`` for a file that cannot be read, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("load a state")
-        state: dict[str, Any] = torch.load(folder / STATE, map_location=self._policy.device, weights_only=True)
+        state = read_state(folder / STATE, self._policy.device)
         self.version = state["version"]
         self._optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():

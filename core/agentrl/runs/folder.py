@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -205,13 +206,28 @@ class RunFolder:
 def read_summary(path: Path) -> Summary:
     """The summary that a run wrote to ``path``. Raises ``RunError`` where there is none, or it is not a summary."""
     try:
-        return Summary(**json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(
             f"no summary at {path}: {error.strerror}", fix="a run writes it when it ends; was it killed?"
         ) from error
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path} is not a run's summary: {error}") from error
+    except ValueError as error:
+        raise _not_a_summary(path, "it is not JSON") from error
+    known = {each.name for each in dataclasses.fields(Summary)}
+    if not isinstance(found, dict) or not isinstance(found.get("outcome"), str):
+        raise _not_a_summary(path, "it is no JSON object with an outcome")
+    if unknown := sorted(found.keys() - known):
+        raise _not_a_summary(path, f"this version knows no {unknown[0]!r} in it")
+    if not isinstance(found.get("steps", 0), int):
+        raise _not_a_summary(path, "its steps are no number")
+    return Summary(**found)
+
+
+def _not_a_summary(path: Path, why: str) -> RunError:
+    return RunError(
+        f"{path} is not a run's summary: {why}",
+        fix="restore it from a copy, or delete it: the run then counts as killed, and can be resumed",
+    )
 
 
 def run_names(runs: str | os.PathLike[str] = "runs") -> list[str]:

@@ -19,6 +19,8 @@ from agentrl.runs.folder import write_atomically
 
 __all__ = ["MetricsLog", "MetricsReader", "cut_after"]
 
+_MENDED = "restore the file from a copy, or delete that line: what it told is then missing"
+
 
 class MetricsLog:
     """Appends lines to ``path``; a line is complete and can be read when ``append`` returns."""
@@ -132,9 +134,9 @@ def _parsed(path: Path, number: int, text: bytes) -> MetricsLine:
     try:
         row = json.loads(text)
     except ValueError as error:
-        raise RunError(f"{path}, line {number} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not {"step", "time"} <= row.keys():
-        raise RunError(f"{path}, line {number} is not a JSON object with a step and a time")
+        raise RunError(f"{path}, line {number} is not JSON", fix=_MENDED) from error
+    if not isinstance(row, dict) or not (isinstance(row.get("step"), int) and isinstance(row.get("time"), int | float)):
+        raise RunError(f"{path}, line {number} is not a JSON object with a step and a time", fix=_MENDED)
     return MetricsLine(row.pop("step"), row.pop("time"), row)
 
 

@@ -136,6 +136,7 @@ TREE_COLUMNS = ("episode", "spans", "ids", "logprobs", "versions")
 STEP_COLUMNS = ("step", "trained", "left_out", "stale")
 
 _BUSY_SECONDS = 30.0
+_RESTORE = "restore it from a copy"
 
 TEXT_KEYS = ("content", "text", "arguments", "name", "reasoning_content", "thinking", "input", "output")
 """Under which keys of messages the texts are that a search looks at."""
@@ -290,7 +291,7 @@ def schema_version(connection: sqlite3.Connection, path: Path) -> int:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
-        raise RunError(f"{path} is not an episode store")
+        raise RunError(f"{path} is not an episode store", fix=_RESTORE)
     if not 1 <= version <= SCHEMA_VERSION:
         raise RunError(
             f"the episode store {path} has schema {version} and this agentrl reads 1 to {SCHEMA_VERSION}",
@@ -332,9 +333,9 @@ def database_error(path: Path, error: sqlite3.Error, verb: Literal["read", "writ
     """The one-line error for what SQLite raised about the store at ``path``."""
     name = getattr(error, "sqlite_errorname", "")
     if name == "SQLITE_NOTADB":
-        return RunError(f"{path} is not an episode store: {error}")
+        return RunError(f"{path} is not an episode store: {error}", fix=_RESTORE)
     if name == "SQLITE_CORRUPT" or name.startswith("SQLITE_CORRUPT_"):
-        return RunError(f"the episode store {path} is damaged: {error}", fix="restore it from a copy")
+        return RunError(f"the episode store {path} is damaged: {error}", fix=_RESTORE)
     if name.startswith("SQLITE_BUSY"):
         return RunError(
             f"cannot {verb} {path}: another process has kept it locked for {_BUSY_SECONDS:.0f} s",

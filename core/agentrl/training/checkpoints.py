@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agentrl.errors import ConfigError
+from safetensors import SafetensorError, safe_open
+
+from agentrl.errors import ConfigError, RunError
 from agentrl.learner.learner import STATE, Learner
 from agentrl.runs.reader import Run
 
 __all__ = ["CheckpointInfo", "Conversing", "is_whole", "read_checkpoint", "save_checkpoint", "superseded"]
 
 _INFO = "checkpoint.json"
+_INDEX = "model.safetensors.index.json"
+_DAMAGED = (
+    *(ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, RuntimeError, OverflowError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, SafetensorError),
+)
+"""What readers of JSON, of a zip archive and of weights raise for a damaged file."""
 _TEMPLATE = "chat_template.jinja"
 
 
@@ -66,14 +78,42 @@ def save_checkpoint(
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a run can go on from the checkpoint in ``folder``: its files are there, and none is empty."""
-    wanted = ("config.json", _INFO, STATE)
-    names = [name for name in wanted if not _has_content(folder / name)]
-    return not names and any(map(_has_content, folder.glob("*.safetensors")))
+    """Whether a run can go on from the checkpoint in ``folder``: its files are there, and none is damaged.
+
+    Of the weights only the header and the size are looked at, since they have no checksum; the state is read whole.
+    Raises ``RunError`` where a file cannot be read, which does not say that it is damaged.
+    """
+    try:
+        return (
+            _is_object(folder / "config.json") and _is_object(folder / _INFO) and _has_state(folder) and _loads(folder)
+        )
+    except (FileNotFoundError, *_DAMAGED):
+        return False
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # A place in the file that it names cannot be one.
+            return False
+        raise RunError(f"cannot read the checkpoint {folder}: {error.strerror or error}") from error
 
 
-def _has_content(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+def _is_object(path: Path) -> bool:
+    return isinstance(json.loads(path.read_bytes()), dict)
+
+
+def _has_state(folder: Path) -> bool:
+    with zipfile.ZipFile(folder / STATE) as state:
+        return state.testzip() is None
+
+
+def _loads(folder: Path) -> bool:
+    """Whether all files of weights are there, and each is as long as its header says."""
+    index = folder / _INDEX
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if index.exists():
+        names |= set(json.loads(index.read_bytes())["weight_map"].values())
+    for name in names:
+        with safe_open(folder / name, framework="pt"):
+            pass
+    return bool(names)
 
 
 def superseded(run: Run, keep: int, spared: Collection[Path | None]) -> list[Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,8 +36,8 @@ from agentrl.training.schedulers import build_scheduler
 
 __all__ = ["Trainer"]
 
-_ENDING = "interrupted: ending the evaluation (Ctrl-C again to stop at once)"
-_SAVING = "interrupted: saving what was learned (Ctrl-C again to stop at once)"
+_ENDING = "interrupted: ending the evaluation"
+_SAVING = "interrupted: saving what was learned"
 
 
 class Trainer:
@@ -164,7 +164,12 @@ class Trainer:
         return measured
 
     def _interrupts(self, what: str, *, resumable: bool = False) -> Interrupts:
-        return Interrupts(partial(self.reporter.note, what), self.reporter.close, resumable=resumable)
+        def announce() -> None:
+            again = " (Ctrl-C again to stop at once)" if interrupts.first == signal.SIGINT else ""
+            self.reporter.note(f"{what}{again}")
+
+        interrupts = Interrupts(announce, self.reporter.close, resumable=resumable)
+        return interrupts
 
     def _trainable(self, config: Config, target: Any) -> tuple[ResumePoint | None, Parts | OnlineParts]:
         """Where the run goes on, if it has begun before, and its parts."""
