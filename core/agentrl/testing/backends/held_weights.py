@@ -51,8 +51,12 @@ class HeldTensors(BackendSuite):
         needs_training(bench)
         fault, old = UPDATE_FAULTS[name], bench.reference
         bench.reference = old.changed()
-        held, said = bench.run(_proven(bench, FaultyBackend(bench.backend, fault, old.model), old), name)
-        bench.update()  # Whole again, for the tests that follow.
+        try:
+            held, said, itself = bench.run(_proven(bench, FaultyBackend(bench.backend, fault, old.model), old), name)
+        finally:
+            bench.update()  # Whole again, for the tests that follow.
+        if itself:  # It stops the run as well, and in the backend's own words.
+            return
         told = fault.told if held.tensors is not None else fault.scored
         if told is None:
             pytest.skip(f"it cannot tell what it holds: {held.inability}")
@@ -77,15 +81,21 @@ class HeldTensors(BackendSuite):
         return held
 
 
-async def _proven(bench: Bench, backend: FaultyBackend, old: Reference) -> tuple[HeldWeights, str]:
-    """What a backend holds before an update, and the error by which a run finds out about it."""
+async def _proven(bench: Bench, backend: FaultyBackend, old: Reference) -> tuple[HeldWeights, str, bool]:
+    """What a backend holds before an update, the error by which a run finds out about it, and whose error it is.
+
+    The last says whether the backend itself has refused the update.
+    """
     proof, prompt = UpdateProof(lambda _: None), bench.prompts(2)[1]
     recorded = Recorded(prompt, (await read(backend, ask(prompt, max_tokens=24))).ids)
     held = await backend.held_weights()
     with old.weights as weights:
         await proof.prepare(backend, weights, recorded)
     with bench.reference.weights as weights:
-        await backend.update_weights(weights)
+        try:
+            await backend.update_weights(weights)
+        except BackendError as error:
+            return held, str(error), True
         with pytest.raises(BackendError) as found:
             await proof.prove(backend, weights, prompt)
-    return held, str(found.value)
+    return held, str(found.value), False
