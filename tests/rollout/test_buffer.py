@@ -182,15 +182,6 @@ def test_a_group_without_tokens_takes_its_place_in_the_step():
     assert ordinals(take(groups).groups) == [0, 1]
 
 
-def test_a_group_that_is_abandoned_frees_its_slot_and_may_start_again():
-    groups = buffer(0, 1)
-    groups.start(0)
-    groups.abandon(0)
-    groups.start(0)
-    finish(groups, 0)
-    assert ordinals(take(groups).groups) == [0]
-
-
 def straggling(on_stale: OnStale) -> GroupBuffer:
     """Group 0 is still running after two steps of bound 1 that did not wait for it."""
     groups = buffer(1, 1, on_stale)
@@ -281,7 +272,6 @@ Wrong = Callable[[GroupBuffer], object]
         (lambda groups: groups.start(2), "group 2 has no slot: 2 groups are outstanding"),
         (lambda groups: groups.finish(group(2), 0, qualifies=True), "group 2 is not running"),
         (lambda groups: groups.finish(group(0), 0, qualifies=True), "group 0 is not running"),
-        (lambda groups: groups.abandon(0), "group 0 is not running"),
         (lambda groups: groups.take(), "the step at version 3 is in progress"),
         (lambda groups: groups.served(2), "version 2 cannot follow version 3"),
     ],

@@ -17,13 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
+from tests.testing.broken_backends import Stale
 
 from agentrl import Trainer, load_config
 from agentrl.config.models import Section
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Backend, BackendContext, HeldWeights, TensorDigest, Weights
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.cache import PrefixCache
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import read_summary
 from agentrl.runs.reader import open_run
@@ -49,17 +49,6 @@ class Faulty(FaultyBackend):
     def __init__(self, context: BackendContext, settings: Settings) -> None:
         plain = TorchBackend(replace(context, options={}))
         super().__init__(plain, UPDATE_FAULTS[settings.fault], context.model_folder, tells=settings.tells)
-
-
-class KeepsPrefixes(TorchBackend):
-    """Keeps what older weights have computed of prompts."""
-
-    async def update_weights(self, weights: Weights) -> None:
-        kept, PrefixCache.clear = PrefixCache.clear, lambda self: None
-        try:
-            await super().update_weights(weights)
-        finally:
-            PrefixCache.clear = kept
 
 
 class ComputesWithCopies(TorchBackend):
@@ -114,13 +103,13 @@ def test_a_run_stops_within_a_step_and_says_what_went_wrong(fault: str, tells: b
 @pytest.mark.parametrize(
     ("backend", "said"),
     [
-        (KeepsPrefixes, r"\(stale cache\)"),
+        (Stale, r"\(stale cache\)"),
         (ComputesWithCopies, r"\(numeric\): it holds the learner's tensors and computes with something else"),
     ],
 )
 def test_what_no_digest_shows_stops_a_run_too(backend: type, said: str, train) -> None:
     with pytest.raises(BackendError, match=f"{STARTS}.*{said}"):
-        train(f"inference.backend={__name__}:{backend.__name__}")
+        train(f"inference.backend={backend.__module__}:{backend.__name__}")
 
 
 @pytest.mark.parametrize("asynchronous", [(), ("rollout.max_staleness=1", "inference.in_flight=recompute")])

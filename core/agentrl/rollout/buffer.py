@@ -3,8 +3,8 @@
 It is a state machine over the rule of ``rollout/staleness.py``, and owns no task and no clock. A group goes through::
 
     start ──> running ── finish ──> finished ── take ──> in training ── served ──> gone
-                 │          │           │
-              abandon   left out      stale          its slot is free at once
+                            │           │
+                        left out      stale          its slot is free at once
 
 Whoever rolls groups out asks ``may_start`` before every start. Whoever trains calls ``take`` until it has a step's
 groups, and ``served`` when the engine has the weights that the step made.
@@ -31,7 +31,8 @@ class Taken:
     """
 
     groups: tuple[Group, ...]
-    """The groups that the step trains: exactly as many as the bound's ``per_step``."""
+    """The groups that the step trains: as many as the bound's ``per_step`` where they are rolled out, and where people
+    bring sessions as many as hold that many sessions."""
     left_out: tuple[Group, ...] = ()
     """Groups that finished since the step before, did not qualify for training, and were replaced by others."""
     stale: tuple[Group, ...] = ()
@@ -139,11 +140,6 @@ class GroupBuffer:
         self._finished[ordinal] = _Finished(group, oldest)
         self._drop_if_stale(ordinal)
 
-    def abandon(self, ordinal: int) -> None:
-        """The group ``ordinal``, which was running, will not finish: its slot is free."""
-        self._end(ordinal)
-        del self._outstanding[ordinal]
-
     def take(self) -> Taken | None:
         """The groups of the step at the present version; ``None`` where the step has to wait for more to finish.
 
@@ -188,7 +184,8 @@ class GroupBuffer:
     def _drop_if_stale(self, ordinal: int) -> None:
         """A slot that a stale group held until the next step could be the one that the step is waiting for.
 
-        Under ``wait`` no group becomes stale, unless the run goes on with a lower bound than it had.
+        Under ``wait`` no group becomes stale, unless the run goes on with a lower bound than it had, or has gone back
+        to a better checkpoint, which takes a version number of its own.
         """
         group, oldest = self._finished[ordinal]
         if self._on_stale != "mask" and oldest is not None and self._bound.deadline(oldest) < self._version:

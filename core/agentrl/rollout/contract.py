@@ -106,7 +106,8 @@ class EpisodeKey:
     task: int
     """Index of the task in its set."""
     sample: int
-    """Index in the group; it goes on where a step trains the same task again."""
+    """Index in the group; it goes on where a step trains the same task again, and where a group that was dropped comes
+    again."""
 
     def __str__(self) -> str:
         return f"{self.phase}-{self.group}-{self.task}-{self.sample}"

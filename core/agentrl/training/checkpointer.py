@@ -48,7 +48,7 @@ class Checkpointer:
         self.newest = source
         """The newest checkpoint."""
         self.cursor = 0
-        """The position in the task order from which the weights as they are now go on."""
+        """The first position in the task order whose group no step has taken for good; later ones may be trained."""
 
     @contextmanager
     def weights_change(self) -> Iterator[None]:
