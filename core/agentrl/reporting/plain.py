@@ -292,6 +292,7 @@ class Progress:
         seconds = self.metrics.get("seconds/step")
         if not seconds:
             return None
+        seconds += self.metrics.get("seconds/checkpoint", 0.0)  # The step's episodes begin while one is saved.
         return Throughput(
             self.metrics.get("rollout/episodes", 0.0) / seconds, self.metrics.get("tokens/completion", 0.0) / seconds
         )
