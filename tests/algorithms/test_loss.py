@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agentrl.algorithms.contract import Membership
 from agentrl.algorithms.loss import ClipObjective, RatioCorrection, TruncatedCorrection
 from agentrl.algorithms.normalisation import ConstantNormalisation, SequenceNormalisation, TokenNormalisation
-from agentrl.learner.contract import ObjectiveTerms
+from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms
 
 memberships = st.lists(st.integers(0, 4), min_size=1, max_size=30).map(
     lambda episodes: Membership(np.array(sorted(episodes)), np.arange(len(episodes)))
@@ -70,7 +70,8 @@ def test_the_clipped_surrogate_and_where_its_gradient_stops(ratio, advantage, lo
     objective = ClipObjective(ClipObjective.Settings(clip_low=low, clip_high=high, dual_clip=dual))
     anchor = torch.tensor([-1.0], dtype=torch.float64)
     logprob = (anchor + math.log(ratio)).requires_grad_()
-    made = objective(ObjectiveTerms(logprob, anchor, torch.tensor([advantage], dtype=torch.float64), torch.tensor([0])))
+    advantages, call = torch.tensor([advantage], dtype=torch.float64), torch.tensor([0])
+    made = objective(ObjectiveTerms(logprob, anchor, advantages, call, behaviour=anchor))
     assert float(made.loss.detach()) == pytest.approx(ppo(ratio, advantage, low, high, dual))
     (gradient,) = torch.autograd.grad(made.loss.sum(), logprob)
     stopped = advantage != 0 and float(gradient) == 0.0
@@ -78,14 +79,19 @@ def test_the_clipped_surrogate_and_where_its_gradient_stops(ratio, advantage, lo
     assert bool(made.clipped) == stopped or near_an_edge
 
 
+def terms(learner, sampler):
+    return CorrectionTerms(
+        torch.tensor(learner), torch.tensor(sampler), torch.zeros(len(learner)), torch.arange(len(learner))
+    )
+
+
 def test_by_default_the_ratio_is_against_the_sampler():
-    anchor = RatioCorrection()(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.5]))
+    anchor = RatioCorrection()(terms([-1.0, -2.0], [-1.5, -2.5]))
     assert anchor.logprob.tolist() == [-1.5, -2.5]
     assert anchor.weight.tolist() == [1.0, 1.0]
 
 
 def test_a_truncated_weight_makes_up_for_the_difference_up_to_its_cap():
-    learner, sampler = torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-1.0, 0.0, -9.0])
-    anchor = TruncatedCorrection(TruncatedCorrection.Settings(cap=2.0))(learner, sampler)
-    assert anchor.logprob.tolist() == learner.tolist()
+    anchor = TruncatedCorrection(TruncatedCorrection.Settings(cap=2.0))(terms([-1.0, -1.0, -1.0], [-1.0, 0.0, -9.0]))
+    assert anchor.logprob.tolist() == [-1.0, -1.0, -1.0]
     assert anchor.weight.tolist() == pytest.approx([1.0, math.exp(-1), 2.0])

@@ -71,7 +71,7 @@ def main() -> None:
 def _trained(folder: Path) -> Learner:
     """A learner after a step, so that the optimiser has its moments."""
     algorithm = grpo()
-    learner = Learner(folder, load_config(environ={}).training, algorithm.correction, algorithm.objective, 0)
+    learner = Learner(folder, load_config(environ={}).training, algorithm.loss, 0)
     count = 8
     targets = Targets(np.zeros(count, dtype=np.int64), np.arange(count), np.arange(count) + 1, np.ones(count))
     zeros, ones = np.zeros(count), np.ones(count)

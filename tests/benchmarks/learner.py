@@ -105,7 +105,7 @@ def random_model() -> Iterator[Path]:
 
 
 def loaded(folder: Path) -> Learner:
-    return Learner(folder, TrainingSection(), GRPO.correction, GRPO.objective, seed=0)
+    return Learner(folder, TrainingSection(), GRPO.loss, seed=0)
 
 
 def padded(learner: Learner) -> Learner:

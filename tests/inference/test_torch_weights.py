@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from agentrl.errors import BackendError, PromptTooLong
 from agentrl.inference.contract import Chunk, GenerationRequest, HeldWeights, Sampling
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.learner.learner import LentWeights
+from agentrl.learner.lending import LentWeights
 from agentrl.learner.policy import Policy
 
 PROMPT = list(range(50, 80))

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from agentrl.algorithms.batch import build_batch
 from agentrl.algorithms.contract import Algorithm, Membership
 from agentrl.learner.attention import NAME
-from agentrl.learner.contract import ObjectiveTerms
-from agentrl.learner.learner import accumulate_gradient
+from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms
+from agentrl.learner.gradient import accumulate_gradient
 from agentrl.learner.packing import pack
 from agentrl.learner.policy import Policy
 from agentrl.rollout.contract import Group
@@ -81,10 +81,10 @@ def _row_loss(model: PreTrainedModel, algorithm: Algorithm, row: Row, call: int,
     sampled = torch.tensor(row.ids[-row.completion :])
     logprob = torch.log_softmax(logits / row.temperature, dim=-1).gather(1, sampled[:, None])[:, 0]
     behaviour = torch.tensor(row.behaviour, dtype=logprob.dtype)
-    anchor = algorithm.correction(logprob.detach(), behaviour)
-    terms = ObjectiveTerms(
-        logprob, anchor.logprob, torch.full_like(behaviour, row.advantage), torch.full_like(sampled, call)
-    )
+    calls = torch.full_like(sampled, call)
+    anchor = algorithm.correction(CorrectionTerms(logprob.detach(), behaviour, torch.zeros_like(behaviour), calls))
+    advantage = torch.full_like(behaviour, row.advantage)
+    terms = ObjectiveTerms(logprob, anchor.logprob, advantage, calls, behaviour)
     return (algorithm.objective(terms).loss * anchor.weight * weight.to(logprob)).sum()
 
 
@@ -112,7 +112,7 @@ def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest):
     batch, _ = build_batch(groups, algorithm)
     passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=forest)
     model.zero_grad()
-    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.correction, algorithm.objective)
+    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss)
     return metrics["policy/loss"], _gradient(model)
 
 

@@ -41,7 +41,7 @@ def test_the_forest_gives_the_gradient_of_rows(kind):
 def test_bfloat16_is_the_default_there(tmp_path):
     of_kind("qwen3", **SIZES).save_pretrained(tmp_path)
     rounded, exact = (
-        Learner(tmp_path, training, GRPO.correction, GRPO.objective, seed=0)
+        Learner(tmp_path, training, GRPO.loss, seed=0)
         for training in (TrainingSection(), TrainingSection(precision="float32"))
     )
     assert rounded.rows_because is None

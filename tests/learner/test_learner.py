@@ -43,7 +43,7 @@ class GroupLearner(Learner):
     """A learner that is given groups, as the training loop has them."""
 
     def __init__(self, folder, settings, algorithm):
-        super().__init__(folder, settings, algorithm.correction, algorithm.objective, seed=0)
+        super().__init__(folder, settings, algorithm.loss, seed=0)
         self.algorithm = algorithm
 
     def step(self, groups):

@@ -14,7 +14,8 @@ from tests.learner.models import VOCABULARY, gemma3, of_kind, qwen3
 from agentrl.algorithms.batch import build_batch
 from agentrl.config.models import TrainingSection
 from agentrl.learner.contract import Targets
-from agentrl.learner.learner import Learner, LentWeights
+from agentrl.learner.learner import Learner
+from agentrl.learner.lending import LentWeights
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
 
@@ -59,7 +60,7 @@ def test_logprobs_leave_no_gradient(tmp_path):
 def learner(tmp_path, chat_tokenizer):
     qwen3().float().save_pretrained(tmp_path)
     chat_tokenizer.save_pretrained(tmp_path)
-    return Learner(tmp_path, TrainingSection(learning_rate=1e-2), GRPO.correction, GRPO.objective, seed=0)
+    return Learner(tmp_path, TrainingSection(learning_rate=1e-2), GRPO.loss, seed=0)
 
 
 def batch():

@@ -140,7 +140,7 @@ def test_the_gradient_under_a_mask_is_that_of_a_dense_softmax(model):
 def learner(folder, chat_tokenizer, **training):
     qwen3().float().save_pretrained(folder)
     chat_tokenizer.save_pretrained(folder)
-    return Learner(folder, TrainingSection(**training), grpo().correction, grpo().objective, seed=0)
+    return Learner(folder, TrainingSection(**training), grpo().loss, seed=0)
 
 
 def test_the_learner_scores_without_a_trace(tmp_path, chat_tokenizer):

@@ -24,7 +24,7 @@ from agentrl.inference.contract import (
 )
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.cache import PrefixCache
-from agentrl.learner.learner import LentWeights
+from agentrl.learner.lending import LentWeights
 from agentrl.learner.policy import Policy
 from agentrl.testing.backends.bench import joined
 

@@ -76,7 +76,7 @@ def test_at_learning_rate_zero_learner_and_engine_agree(choices, group, grammars
     algorithm = grpo()
     batch, account = build_batch([group], algorithm, allowed=grammars, choices=choices)
     settings = TrainingSection(learning_rate=0.0, precision="float32")
-    learner = Learner(tiny_folder, settings, algorithm.correction, algorithm.objective, 0)
+    learner = Learner(tiny_folder, settings, algorithm.loss, 0)
     scores = learner.score(batch.targets, batch.paths)
     assert np.abs(scores.logprob - batch.logprob).max() < 1e-5
     metrics = learner.step(batch)
@@ -92,7 +92,7 @@ def test_without_its_masks_the_learner_would_not_agree(group, grammars, tiny_fol
     batch, _ = build_batch([group], grpo(), allowed=grammars, choices=True)
     targets = batch.targets
     unmasked = type(targets)(targets.path, targets.depth, targets.token, targets.temperature)
-    learner = Learner(tiny_folder, TrainingSection(), grpo().correction, grpo().objective, 0)
+    learner = Learner(tiny_folder, TrainingSection(), grpo().loss, 0)
     assert np.abs(learner.score(unmasked, batch.paths).logprob - batch.logprob).max() > 0.01
 
 

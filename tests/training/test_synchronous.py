@@ -106,7 +106,7 @@ async def _plain_loop(config: Config) -> Outcome:
     plugins = Plugins()
     parts: Parts = resolve_parts(config, plugins)
     algorithm = build_algorithm(plugins, config.algorithm)
-    learner = Learner(parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed)
+    learner = Learner(parts.model_folder, config.training, algorithm.loss, config.seed)
     order = TaskOrder(parts.train_tasks, config.seed)
     backend = build_backend(parts, version=0)
     samples: dict[EpisodeKey, object] = {}

@@ -1,15 +1,18 @@
-"""What an algorithm is made of: a part in each of six slots, each a callable that a plugin may register.
+"""What an algorithm is made of: a part in each of six slots, and further ones in three; a plugin may register any.
 
 From a step's groups of episodes to its gradient::
 
+    shaping        an episode                    → the episode with other rewards (any number of parts)
     credit         an episode                    → a return for every call that earned one
     advantage      the returns of one group      → an advantage for every such call (``StepAdvantage``: of a step)
     filter         the groups, with advantages   → which of them are trained on
     normalisation  which term is of which call   → a weight for every sampled token
     correction     learner and sampler logprobs  → the anchor of the ratio, and an importance weight
     objective      ratio and advantage           → a loss for every sampled token
+    penalties      log-probability and entropy   → what is added to the loss of every token (any number of parts)
+    critic         values and returns            → the loss of a value head (none or one)
 
-The first four are described here. The last two are handed to the learner and described in
+Those up to normalisation are described here. The others are handed to the learner and described in
 ``agentrl.learner.contract``.
 
 A plugin registers a part in the entry-point group ``agentrl.parts``, under its slot and its name
@@ -24,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from agentrl.learner.contract import Correction, Objective
+from agentrl.learner.contract import Correction, Critic, Loss, Objective, Penalty
 from agentrl.rollout.contract import Episode, Group
 
 if TYPE_CHECKING:
@@ -40,11 +43,22 @@ __all__ = [
     "Membership",
     "Normalisation",
     "Preset",
+    "Shaping",
     "StepAdvantage",
+    "TokenAdvantage",
+    "TokenTerms",
 ]
 
 ByCall = Mapping[str, float]
 """A number for each model call, by response id. A call that is missing is not trained."""
+
+
+class Shaping(Protocol):
+    """Changes the rewards of an episode before anything is made of them."""
+
+    def __call__(self, episode: Episode) -> Episode:
+        """Return ``episode``, whose outcome is ``rewarded``, with the rewards that are trained on."""
+        ...
 
 
 class Credit(Protocol):
@@ -75,6 +89,44 @@ class StepAdvantage(Advantage, Protocol):
 
     def of_step(self, groups: Sequence[Sequence[ByCall]]) -> Sequence[Sequence[ByCall]]:
         """Return the advantages of each group, as for ``Advantage``; a group without rewarded episodes is empty."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """The ``n`` loss terms of a step before they have advantages of their own; every array has shape (n,)."""
+
+    advantage: Floats
+    """What ``Advantage`` gave the term's call."""
+    logprob: Floats
+    """Log-probability that the token was sampled with."""
+    path: Ints
+    """Which path the term lies on, numbered over the step. A path is a conversation, from its first token to its last;
+    a prefix that several share has its terms on one of them."""
+    depth: Ints
+    """How many tokens come before the one that predicts the term, on its path: terms of a path in the order of their
+    depth are in the order that they were sampled in."""
+    call: Ints
+    """Which call sampled the token, numbered over the step."""
+    columns: Mapping[str, Floats]
+    """What models made of the terms, by column: those that ``TokenAdvantage.columns`` names."""
+
+
+@runtime_checkable
+class TokenAdvantage(Advantage, Protocol):
+    """An advantage of every token, for which models score the batch first.
+
+    Called as an ``Advantage`` it gives each call what ``of_tokens`` starts from, such as its return. All episodes are
+    trained, even where that is 0.
+    """
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """What it needs of models: ``value`` (of the value head), ``teacher`` or ``reference`` (log-probabilities)."""
+        ...
+
+    def of_tokens(self, terms: TokenTerms) -> Mapping[str, Floats]:
+        """Return the column ``advantage``, and any further ones that the learner is to have, such as ``return``."""
         ...
 
 
@@ -131,6 +183,23 @@ class Algorithm:
     normalisation: Normalisation
     correction: Correction
     objective: Objective
+    shaping: Sequence[Shaping] = ()
+    """In the order that they are applied in."""
+    penalties: Sequence[Penalty] = ()
+    critic: Critic | None = None
+
+    @property
+    def loss(self) -> Loss:
+        """The parts that are handed to the learner."""
+        return Loss(self.correction, self.objective, self.penalties, self.critic)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that models have to add to a batch before it is trained on, each once."""
+        needed = [name for penalty in self.penalties for name in penalty.columns]
+        if isinstance(self.advantage, TokenAdvantage):
+            needed += self.advantage.columns
+        return tuple(dict.fromkeys(needed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +212,6 @@ class Preset:
     correction: Mapping[str, Any]
     objective: Mapping[str, Any]
     filter: Mapping[str, Any] = field(default_factory=lambda: {"name": "filter.none"})
+    shaping: Sequence[Mapping[str, Any]] = ()
+    penalties: Sequence[Mapping[str, Any]] = ()
+    critic: Mapping[str, Any] | None = None

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from agentrl.config.models import Section
-from agentrl.learner.contract import Anchor, ObjectiveLoss, ObjectiveTerms
+from agentrl.learner.contract import Anchor, CorrectionTerms, ObjectiveLoss, ObjectiveTerms
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["ClipObjective", "RatioCorrection", "TruncatedCorrection"]
 
@@ -28,8 +28,8 @@ class RatioCorrection:
     bounds it (PPO, Schulman et al. 2017).
     """
 
-    def __call__(self, learner: torch.Tensor, behaviour: torch.Tensor) -> Anchor:
-        return Anchor(behaviour, behaviour.new_ones(()).expand_as(behaviour))
+    def __call__(self, terms: CorrectionTerms) -> Anchor:
+        return Anchor(terms.behaviour, terms.behaviour.new_ones(()).expand_as(terms.behaviour))
 
 
 class TruncatedCorrection:
@@ -50,8 +50,8 @@ class TruncatedCorrection:
     def __init__(self, settings: Settings) -> None:
         self._cap = settings.cap
 
-    def __call__(self, learner: torch.Tensor, behaviour: torch.Tensor) -> Anchor:
-        return Anchor(learner, (learner - behaviour).exp().clamp(max=self._cap))
+    def __call__(self, terms: CorrectionTerms) -> Anchor:
+        return Anchor(terms.learner, (terms.learner - terms.behaviour).exp().clamp(max=self._cap))
 
 
 class ClipObjective:

@@ -33,25 +33,44 @@ learning down, and current practice leaves it out (Yu et al. 2025, section 2.3; 
 
 _PRESETS, _PARTS = "algorithms", "parts"
 _SLOTS = tuple(field.name for field in fields(Preset))
+_SERIES = ("shaping", "penalties")
+"""Slots that hold any number of parts, in order."""
+_PREFIXES = {slot: {"penalties": "penalty"}.get(slot, slot) for slot in _SLOTS}
+"""What the names of the parts of a slot begin with."""
 
 
 def build_algorithm(plugins: Plugins, part: Part) -> Algorithm:
     """Build the algorithm that ``part``, the configuration's ``algorithm`` section, describes.
 
     Its name is that of a ``Preset``. A slot is overridden by a name, with or without the slot's prefix
-    (``objective: clip``), by keys of the preset's own part (``objective: {clip_high: 0.28}``), or by both. Raises
-    ``ConfigError`` for a name, a slot or a key that does not exist, or a key that could have no effect, and
-    ``PluginError`` for an entry that is registered in the wrong group.
+    (``objective: clip``), by keys of the preset's own part (``objective: {clip_high: 0.28}``), or by both; ``shaping``
+    and ``penalties`` by a list of such, and ``critic`` by null as well. Raises ``ConfigError`` for a name, a slot or a
+    key that does not exist, or a key that could have no effect, and ``PluginError`` for an entry that is registered in
+    the wrong group.
     """
     preset = _preset(plugins, part.name)
     for key in part.options:
         if key not in _SLOTS:
             raise ConfigError(f"algorithm.{key} does not exist", fix=near_matches(key, _SLOTS))
-    choices = {slot: _choice(slot, getattr(preset, slot), part.options.get(slot, {})) for slot in _SLOTS}
-    parts = {slot: _build(plugins, slot, choice) for slot, choice in choices.items()}
+    parts = {slot: _fill(plugins, slot, getattr(preset, slot), part.options) for slot in _SLOTS}
     for slot, built in parts.items():
-        _refuse_without_effect(part.options, slot, built)
+        for each in built if slot in _SERIES else (built,):
+            _refuse_without_effect(part.options, slot, each)
     return Algorithm(name=part.name, **parts)
+
+
+def _fill(plugins: Plugins, slot: str, preset: Any, options: Mapping[str, Any]) -> Any:
+    """What is in ``slot``: a part, ``None``, or a tuple of parts."""
+    if slot in _SERIES:
+        chosen = options.get(slot, preset)
+        listed = [] if chosen is None else [chosen] if isinstance(chosen, str | Mapping) else chosen
+        return tuple(_build(plugins, slot, _choice(slot, None, each)) for each in listed)
+    chosen = options.get(slot, {})
+    if chosen is None or (preset is None and not chosen):
+        if slot != "critic":
+            raise ConfigError(f"algorithm.{slot} is null", fix=f"name a part, such as {preset['name']}")
+        return None
+    return _build(plugins, slot, _choice(slot, preset, chosen))
 
 
 def _preset(plugins: Plugins, name: str) -> Preset:
@@ -70,27 +89,29 @@ def _preset(plugins: Plugins, name: str) -> Preset:
     return preset
 
 
-def _choice(slot: str, preset: Mapping[str, Any], choice: object) -> Mapping[str, Any]:
+def _choice(slot: str, preset: Mapping[str, Any] | None, choice: object) -> Mapping[str, Any]:
     """The part in ``slot``: the preset's with the keys of ``choice`` over its own, or the one that ``choice`` names."""
+    usual = None if preset is None else preset["name"]
     if isinstance(choice, str):
         choice = {"name": choice}
-    if not isinstance(choice, Mapping):
+    if not isinstance(choice, Mapping) or (usual is None and "name" not in choice):
         raise ConfigError(
             f"algorithm.{slot}={choice!r} is neither a name nor keys",
-            fix=f"write algorithm.{slot}: {preset['name']}, or its keys below it",
+            fix=f"write algorithm.{slot}: {usual or 'and a name'}, or its keys below it",
         )
-    name = _qualified(slot, str(choice.get("name", preset["name"])))
-    return {**(preset if name == preset["name"] else {}), **choice, "name": name}
+    name = _qualified(slot, str(choice.get("name", usual)))
+    return {**(preset if preset is not None and name == usual else {}), **choice, "name": name}
 
 
 def _qualified(slot: str, name: str) -> str:
     """``clip`` in the slot ``objective`` is ``objective.clip``; references stay as they are."""
     prefix = name.partition(".")[0]
-    if prefix in _SLOTS and prefix != slot:
+    other = next((each for each, of_each in _PREFIXES.items() if of_each == prefix and each != slot), None)
+    if other is not None:
         raise ConfigError(
-            f"algorithm.{slot}={name!r} is a part of another slot", fix=f"write algorithm.{prefix}: {name}"
+            f"algorithm.{slot}={name!r} is a part of another slot", fix=f"write algorithm.{other}: {name}"
         )
-    return name if any(mark in name for mark in ".:/") else f"{slot}.{name}"
+    return name if any(mark in name for mark in ".:/") else f"{_PREFIXES[slot]}.{name}"
 
 
 def _build(plugins: Plugins, slot: str, choice: Mapping[str, Any]) -> Any:

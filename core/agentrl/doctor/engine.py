@@ -59,9 +59,7 @@ def learner(case: Case) -> Iterator[Finding]:
     """
     began = time.monotonic()
     algorithm, config = case.algorithm, case.config
-    case.learner = loaded = Learner(
-        case.parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed
-    )
+    case.learner = loaded = Learner(case.parts.model_folder, config.training, algorithm.loss, config.seed)
     seconds = time.monotonic() - began
     device = str(loaded.model.device)
     where = f"loaded on {device} in {seconds:.1f} s"

@@ -1,9 +1,10 @@
-"""The learner's contract: the batch that enters it, the scores that leave it, and the two functions that make its loss.
+"""The learner's contract: the batch that enters it, the scores that leave it, and the functions that make its loss.
 
 A batch is a list of paths (runs of token ids from a root) and ``n`` loss terms on them. Each term is one sampled token:
 ``Targets`` says which token it is and which position predicts it, and the columns of ``TrainBatch`` say how it is
-trained. The loss of a step is ``Σ weight · importance · objective`` over all terms, where ``weight`` is a column of the
-batch, ``importance`` is ``Anchor.weight`` of the correction, and ``objective`` is what the objective makes of the term.
+trained. The loss of a step is ``Σ weight · (importance · objective + Σ penalty)`` over all terms, where ``weight`` is a
+column of the batch, ``importance`` is ``Anchor.weight`` of the correction, ``objective`` is what the objective makes of
+the term, and each ``penalty`` what a further part adds to it. ``Loss`` holds those parts.
 
 The learner knows no task, episode or group. All arrays are NumPy arrays of shape (n,) unless something else is said;
 none of them may be changed once it is in a batch.
@@ -11,7 +12,7 @@ none of them may be changed once it is in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,12 +29,18 @@ __all__ = [
     "DEFAULT_POLICY",
     "Anchor",
     "Correction",
+    "CorrectionTerms",
+    "Critic",
+    "Loss",
     "Objective",
     "ObjectiveLoss",
     "ObjectiveTerms",
+    "Penalty",
+    "PenaltyTerms",
     "Scores",
     "Targets",
     "TrainBatch",
+    "ValueTerms",
 ]
 
 DEFAULT_POLICY = "default"
@@ -109,15 +116,28 @@ class Anchor:
     """Importance weight that multiplies the loss of each term."""
 
 
+@dataclass(frozen=True, slots=True)
+class CorrectionTerms:
+    """What a correction knows of the loss terms of one pass; every tensor has shape (terms,), and none has a gradient.
+
+    All terms of a call are in the same pass.
+    """
+
+    learner: torch.Tensor
+    """Log-probabilities under the weights before this step's update."""
+    behaviour: torch.Tensor
+    """Log-probabilities that the tokens were sampled with."""
+    age: torch.Tensor
+    """How many updates the weights before this step's are newer than those that sampled each token, from 0."""
+    call: torch.Tensor
+    """Which call each term belongs to, numbered from 0 over the batch."""
+
+
 class Correction(Protocol):
     """Accounts for tokens that were sampled by an older policy, or by an engine with other numerics."""
 
-    def __call__(self, learner: torch.Tensor, behaviour: torch.Tensor) -> Anchor:
-        """Return the anchor of each term.
-
-        ``learner`` holds the log-probabilities under the weights before this step's update, ``behaviour`` those that
-        the tokens were sampled with. Both have shape (terms,), and neither has a gradient.
-        """
+    def __call__(self, terms: CorrectionTerms) -> Anchor:
+        """Return the anchor of each term."""
         ...
 
 
@@ -132,6 +152,8 @@ class ObjectiveTerms:
     advantage: torch.Tensor
     call: torch.Tensor
     """Which call each term belongs to, numbered from 0 over the batch."""
+    behaviour: torch.Tensor
+    """Log-probability that the token was sampled with."""
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The further columns of the batch, by name."""
 
@@ -153,6 +175,79 @@ class Objective(Protocol):
         """Return the loss of each term.
 
         The gradient of a term whose advantage is 0 must be 0: a pass in which all advantages are 0 is computed without
-        gradients.
+        gradients, unless penalties are added.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PenaltyTerms:
+    """The loss terms of one forward pass, for a penalty; every tensor has shape (terms,)."""
+
+    logprob: torch.Tensor
+    """Log-probability under the weights being trained, with a gradient."""
+    entropy: torch.Tensor
+    """Entropy, in nats, of the distribution that the token is scored under, with a gradient."""
+    behaviour: torch.Tensor
+    """Log-probability that the token was sampled with."""
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The further columns of the batch, by name: those that a penalty names in ``columns`` are among them."""
+
+
+class Penalty(Protocol):
+    """Something that is added to the loss of every term, whatever its advantage is."""
+
+    @property
+    def metric(self) -> str:
+        """The metric under which the mean over terms of what ``__call__`` returned is reported, such as ``penalty/kl``,
+        without the coefficient."""
+        ...
+
+    @property
+    def coefficient(self) -> float:
+        """What the penalty is multiplied by before it is added to the loss; 0 measures and changes nothing."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The further columns of the batch that it needs, such as ``reference``."""
+        ...
+
+    def __call__(self, terms: PenaltyTerms) -> torch.Tensor:
+        """Return the penalty of each term, shape (terms,), without the coefficient."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTerms:
+    """The loss terms of one forward pass, for a critic; every tensor has shape (terms,)."""
+
+    value: torch.Tensor
+    """What the value head expects after the tokens before each term's, with a gradient."""
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The further columns of the batch, by name: ``value``, what the head expected before this step, and ``return``,
+    what came."""
+
+
+class Critic(Protocol):
+    """The loss of a value head, which is trained beside the policy on the same hidden states."""
+
+    @property
+    def coefficient(self) -> float:
+        """What the loss is multiplied by before it is added to the policy's."""
+        ...
+
+    def __call__(self, terms: ValueTerms) -> torch.Tensor:
+        """Return the loss of each term, shape (terms,), without the coefficient."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The parts that make the loss of a step."""
+
+    correction: Correction
+    objective: Objective
+    penalties: Sequence[Penalty] = ()
+    critic: Critic | None = None
+    """Where there is one, the learner has a value head."""

@@ -10,7 +10,7 @@ distributions, E hidden size, V vocabulary, M masks, A bytes of a mask.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -171,8 +171,19 @@ class PolicyMetrics:
     """Loss terms so far."""
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, *, loss: Tensor, log_ratio_N: Tensor, entropy_N: Tensor, clipped_N: Tensor) -> None:
-        """Add one pass: its share of the loss, and one entry a term of the others, none with a gradient."""
+    def add(
+        self,
+        *,
+        loss: Tensor,
+        log_ratio_N: Tensor,
+        entropy_N: Tensor,
+        clipped_N: Tensor,
+        means: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add one pass: its share of the loss, and one entry a term of the others, none with a gradient.
+
+        ``means`` holds further metrics by name, of which the mean over terms is reported.
+        """
         self.count += len(log_ratio_N)
         log_ratio_N = log_ratio_N.double()
         ratio_N = log_ratio_N.exp()
@@ -183,6 +194,7 @@ class PolicyMetrics:
             "policy/ratio_mean": ratio_N.sum(),
             # Not exp(x) - 1 - x, whose rounding is larger than it is.
             "policy/mismatch_kl": (log_ratio_N.expm1() - log_ratio_N).clamp(min=0.0).sum(),
+            **{name: values_N.double().sum() for name, values_N in (means or {}).items()},
         }
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -240,9 +240,7 @@ class _Run:
         config = parts.config
         reporter.activity_started("loading the model")
         algorithm = self.built.algorithm
-        learner = await finish_in_thread(
-            Learner, parts.model_folder, config.training, algorithm.correction, algorithm.objective, config.seed
-        )
+        learner = await finish_in_thread(Learner, parts.model_folder, config.training, algorithm.loss, config.seed)
         if self.resumed is not None and self.resumed.checkpoint is not None:
             await finish_in_thread(learner.load_state, self.resumed.checkpoint)
         if learner.rows_because is not None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from agentrl.learner.learner import LentWeights
+    from agentrl.learner.lending import LentWeights
 
 __all__ = ["Reference", "load_reference"]
 
@@ -81,7 +81,7 @@ class Reference:
     @property
     def weights(self) -> LentWeights:
         """As the learner lends them; a backend has them until its ``update_weights`` returns."""
-        from agentrl.learner.learner import LentWeights
+        from agentrl.learner.lending import LentWeights
         from agentrl.learner.policy import Policy
 
         return LentWeights(Policy(self.model), self.version, self.folder, borrower="the backend")
