@@ -40,11 +40,13 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
     learner. To reach: no slower than TRL by turns, and 0.7 of it with ``rollout.max_staleness=1``.
+``updates``
+    Seconds from the learner's step to the first token of its weights, for a new request and for those under way.
 ``waiting``
     Wall time to the same number of episodes, by turns and with ``rollout.max_staleness=1``, of an agent whose tools
     wait as long as a step takes the learner. To reach: 0.95 of what no schedule can beat.
 
-Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner``, ``proof`` and ``train_step``
+Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner``, ``proof``, ``train_step``
 are measured on that pretrained model too, in fewer rounds.
 
 Those of the vLLM backend, which need a server, are in ``plugins/agentrl-vllm/benchmarks``.
@@ -63,7 +65,7 @@ from tests.benchmarks.models import PRETRAINED, is_registered
 
 NAMES = (
     *("call", "checkpoint", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "proof", "staleness"),
-    *("train_step", "waiting"),
+    *("train_step", "updates", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",
@@ -71,6 +73,7 @@ ON_THE_PRETRAINED = {
     "learner": "--load short --threads 2 --repeat 2",
     "proof": "--steps 1",
     "train_step": "--max-tokens 32 --blocks 1 --steps 3",
+    "updates": "--updates 3 --under-way 8",
 }
 
 
