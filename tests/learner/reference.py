@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from agentrl.algorithms.batch import build_batch
 from agentrl.algorithms.contract import Algorithm, Membership
 from agentrl.learner.attention import NAME
-from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms
+from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms, PenaltyTerms
 from agentrl.learner.gradient import accumulate_gradient
 from agentrl.learner.packing import pack
 from agentrl.learner.policy import Policy
@@ -58,8 +58,10 @@ def plain_rows(groups: Sequence[Group], algorithm: Algorithm) -> list[Row]:
     return made
 
 
-def reference_gradient(model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm) -> tuple[float, Gradient]:
-    """Loss and gradient of ``algorithm`` over ``groups`` by plain forwards of ``model``."""
+def reference_gradient(
+    model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, reference: PreTrainedModel | None = None
+) -> tuple[float, Gradient]:
+    """Loss and gradient of ``algorithm`` over ``groups`` by plain forwards of ``model``, and of its ``reference``."""
     table = plain_rows(groups, algorithm)
     lengths = [row.completion for row in table]
     membership = Membership(
@@ -70,29 +72,53 @@ def reference_gradient(model: PreTrainedModel, groups: Sequence[Group], algorith
     model.zero_grad()
     total = 0.0
     for call, (row, weight) in enumerate(zip(table, weights, strict=True)):
-        loss = _row_loss(model, algorithm, row, call, torch.from_numpy(weight))
+        loss = _row_loss(model, algorithm, row, call, torch.from_numpy(weight), reference)
         loss.backward()
         total += float(loss.detach())
     return total, _gradient(model)
 
 
-def _row_loss(model: PreTrainedModel, algorithm: Algorithm, row: Row, call: int, weight: Tensor) -> Tensor:
-    logits = model(input_ids=torch.tensor([row.ids])).logits[0, -row.completion - 1 : -1]
-    sampled = torch.tensor(row.ids[-row.completion :])
-    logprob = torch.log_softmax(logits / row.temperature, dim=-1).gather(1, sampled[:, None])[:, 0]
+def _row_loss(
+    model: PreTrainedModel,
+    algorithm: Algorithm,
+    row: Row,
+    call: int,
+    weight: Tensor,
+    reference: PreTrainedModel | None = None,
+) -> Tensor:
+    logprobs, sampled = _row_logprobs(model, row), torch.tensor(row.ids[-row.completion :])
+    logprob = logprobs.gather(1, sampled[:, None])[:, 0]
     behaviour = torch.tensor(row.behaviour, dtype=logprob.dtype)
     calls = torch.full_like(sampled, call)
     anchor = algorithm.correction(CorrectionTerms(logprob.detach(), behaviour, torch.zeros_like(behaviour), calls))
     advantage = torch.full_like(behaviour, row.advantage)
     terms = ObjectiveTerms(logprob, anchor.logprob, advantage, calls, behaviour)
-    return (algorithm.objective(terms).loss * anchor.weight * weight.to(logprob)).sum()
+    loss = algorithm.objective(terms).loss * anchor.weight
+    extra = {}
+    if reference is not None:
+        _attend_plainly(reference)
+        extra["reference"] = _row_logprobs(reference, row).detach().gather(1, sampled[:, None])[:, 0]
+    for penalty in algorithm.penalties:
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        loss = loss + penalty.coefficient * penalty(PenaltyTerms(logprob, entropy, behaviour, extra))
+    return (loss * weight.to(logprob)).sum()
+
+
+def _row_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
+    """Of the whole vocabulary, at each position that predicts a token of the completion."""
+    logits = model(input_ids=torch.tensor([row.ids])).logits[0, -row.completion - 1 : -1]
+    return torch.log_softmax(logits / row.temperature, dim=-1)
 
 
 def forest_gradient(
-    model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, tokens_per_batch: int = 8192
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    algorithm: Algorithm,
+    tokens_per_batch: int = 8192,
+    reference: PreTrainedModel | None = None,
 ) -> tuple[float, Gradient]:
-    """The same by the learner's own code over the forest; ``model`` has been switched to forest attention."""
-    return _learner_gradient(model, groups, algorithm, tokens_per_batch, forest=True)
+    """The same by the learner's own code over the forest; the models have been switched to forest attention."""
+    return _learner_gradient(model, groups, algorithm, tokens_per_batch, forest=True, reference=reference)
 
 
 def rows_gradient(
@@ -108,8 +134,11 @@ def _attend_plainly(model: PreTrainedModel) -> None:
         model.set_attn_implementation("sdpa")
 
 
-def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest):
+def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest, reference=None):
     batch, _ = build_batch(groups, algorithm)
+    if reference is not None:
+        scores = Policy(reference).score_paths(batch.targets, batch.paths, tokens_per_batch)
+        batch = replace(batch, extra={"reference": scores.logprob})
     passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=forest)
     model.zero_grad()
     metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agentrl.algorithms.batch import build_batch
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import BackendError, RunError
 from agentrl.inference.contract import Backend, GenerationRequest, Sampling, completion_fault
@@ -27,6 +26,7 @@ from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
+from agentrl.training.columns import Columns, Sources
 from agentrl.training.deadlines import within
 from agentrl.training.proof import Recorded, UpdateProof
 from agentrl.training.serving import serve
@@ -215,8 +215,9 @@ def _proven(metrics: Mapping[str, float], version: int) -> Finding:
 
 def _learn(case: Case) -> dict[str, float]:
     choices = case.config.rollout.constrained == "train"
-    batch, account = build_batch(case.groups, case.algorithm, allowed=grammars_of(case.folder), choices=choices)
-    return {**account.counts, **case.learner.step(batch)}
+    columns = Columns.load(case.algorithm, case.learner, Sources.of(case.algorithm, lambda: case.folder), case.config)
+    prepared = columns.prepare(case.groups, allowed=grammars_of(case.folder), choices=choices)
+    return {**prepared.account.counts, **case.learner.step(prepared.batch)}
 
 
 def _learned(learned: Mapping[str, float], seconds: float) -> Finding:

@@ -37,7 +37,7 @@ from agentrl.processors import find_device
 if TYPE_CHECKING:
     from agentrl.learner.contract import Ints
 
-__all__ = ["Learner"]
+__all__ = ["STATE", "Learner", "autocasts", "load_model"]
 
 STATE = "learner.pt"
 
@@ -58,11 +58,11 @@ class Learner:
         self._settings = settings
         self._loss = loss
         device = find_device(settings.device, "training.device")
-        model = _load(folder, device)
+        model = load_model(folder, device)
         self._dtype = stored_dtype(folder)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
-        self._policy = Policy(model, autocast=_autocast(settings.precision, device))
+        self._policy = Policy(model, autocast=autocasts(settings.precision, device))
         self._optimiser = Optimiser(model.parameters(), settings)
         self._lent: list[LentWeights] = []
         self.version = 0
@@ -184,7 +184,7 @@ class Learner:
         ``ConfigError`` for a folder that does not load, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("go back")
-        saved = dict(_load(folder, torch.device("cpu")).named_parameters())
+        saved = dict(load_model(folder, torch.device("cpu")).named_parameters())
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(saved[name])
@@ -201,7 +201,8 @@ def _batch_metrics(batch: TrainBatch, version: int) -> dict[str, float]:
     return metrics
 
 
-def _load(folder: Path, device: torch.device) -> PreTrainedModel:
+def load_model(folder: Path, device: torch.device) -> PreTrainedModel:
+    """Return the model in ``folder`` in float32. Raises ``ConfigError`` where it holds no causal language model."""
     try:
         with no_progress_bars():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -215,5 +216,6 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _autocast(precision: str, device: torch.device) -> bool:
+def autocasts(precision: str, device: torch.device) -> bool:
+    """Whether a model is computed in bfloat16 where ``training.precision`` is ``precision``."""
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")

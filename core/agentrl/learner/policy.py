@@ -46,7 +46,7 @@ class TensorScores(NamedTuple):
     logprob_N: Tensor
     """Natural log-probability of each target's token, with a gradient."""
     entropy_N: Tensor
-    """Entropy in nats of the distribution that it is scored under, without one."""
+    """Entropy in nats of the distribution that it is scored under, with one; it costs nothing where it is not used."""
 
 
 class Policy:
@@ -298,19 +298,26 @@ class _LogSoftmax(torch.autograd.Function):
     def forward(ctx: Any, logits_UV: Tensor, distribution_N: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
         normaliser_U = logits_UV.logsumexp(-1)
         probability_UV = (logits_UV - normaliser_U[:, None]).exp_()
-        entropy_N = (normaliser_U - torch.linalg.vecdot(probability_UV, logits_UV))[distribution_N]
-        ctx.save_for_backward(probability_UV, distribution_N, token_N)
-        ctx.mark_non_differentiable(entropy_N)
-        return logits_UV[distribution_N, token_N] - normaliser_U[distribution_N], entropy_N
+        entropy_U = normaliser_U - torch.linalg.vecdot(probability_UV, logits_UV)
+        ctx.save_for_backward(probability_UV, entropy_U, distribution_N, token_N)
+        ctx.set_materialize_grads(False)
+        return logits_UV[distribution_N, token_N] - normaliser_U[distribution_N], entropy_U[distribution_N]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        probability_UV, distribution_N, token_N = ctx.saved_tensors
-        total_U = torch.zeros_like(probability_UV[:, 0]).index_add_(0, distribution_N, grad_N)
+    def backward(ctx: Any, grad_N: Tensor | None, entropy_grad_N: Tensor | None) -> tuple[Tensor | None, ...]:
+        probability_UV, entropy_U, distribution_N, token_N = ctx.saved_tensors
+        total_U = torch.zeros_like(entropy_U)
+        if grad_N is not None:
+            total_U.index_add_(0, distribution_N, grad_N)
         gradient_UV = probability_UV * -total_U[:, None]
-        # summed one by one, unlike by advanced indexing, so that the order is always the same
-        gradient_UV.view(-1).index_add_(0, distribution_N * probability_UV.shape[1] + token_N, grad_N)
+        if grad_N is not None:
+            # summed one by one, unlike by advanced indexing, so that the order is always the same
+            gradient_UV.view(-1).index_add_(0, distribution_N * probability_UV.shape[1] + token_N, grad_N)
+        if entropy_grad_N is not None:  # dH/dz = -p (log p + H)
+            entropy_total_U = torch.zeros_like(entropy_U).index_add_(0, distribution_N, entropy_grad_N)
+            surprise_UV = torch.xlogy(probability_UV, probability_UV).addcmul_(probability_UV, entropy_U[:, None])
+            gradient_UV.addcmul_(surprise_UV, entropy_total_U[:, None], value=-1.0)
         return gradient_UV, None, None
 
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from agentrl.algorithms.batch import build_batch, wholly_excluded
-from agentrl.algorithms.contract import Algorithm
+from agentrl.algorithms.batch import wholly_excluded
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.inference.grammars import Grammars
@@ -33,6 +32,7 @@ from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
 from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.checkpoints import Conversing
+from agentrl.training.columns import Columns
 from agentrl.training.deadlines import finish_within
 from agentrl.training.engine_weights import EngineWeights
 from agentrl.training.evaluation import Evaluation, Evaluator
@@ -55,7 +55,8 @@ class TrainingLoop:
 
     config: Config
     learner: Learner
-    algorithm: Algorithm
+    columns: Columns
+    """Makes the batch of a step."""
     serving: EngineServing
     evaluator: Evaluator | None
     supply: Callable[[Stopwatch], Supply]
@@ -324,9 +325,8 @@ class TrainingLoop:
         choices = rollout.constrained == "train"
         if version == 0 and not self.config.is_online:  # People may ask for any form.
             refuse_untrainable(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
-        batch, account = build_batch(
+        batch, account, groups, scored = self.columns.prepare(
             groups,
-            self.algorithm,
             allowed=self.grammars,
             choices=choices,
             oldest=version - rollout.max_staleness if rollout.on_stale == "mask" else None,
@@ -334,7 +334,7 @@ class TrainingLoop:
         )
         ledger = step_ledger(groups, account.fates, left_out=taken.left_out, stale=taken.stale)
         with self.checkpointer.weights_change():
-            learned = {**account.counts, **ledger.metrics(), **self.learner.step(batch)}
+            learned = {**account.counts, **ledger.metrics(), **scored, **self.learner.step(batch)}
             # Here, because whoever waits for this may be interrupted meanwhile.
             self._learned = _Learned(self.learner.version, taken, learned)
         return learned

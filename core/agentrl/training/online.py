@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from agentrl.algorithms.advantages import BatchBaseline
-from agentrl.algorithms.contract import Algorithm, StepAdvantage
+from agentrl.algorithms.contract import Algorithm, StepAdvantage, TokenAdvantage
 from agentrl.config.models import ONLINE, Config, check_trainable
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import EngineCompleter, Gateway
@@ -101,7 +101,8 @@ def not_resumed(run: Path) -> ConfigError:
 def with_batch_baseline(algorithm: Algorithm) -> Algorithm:
     """``algorithm``, which compares a session that is alone in its group with the step's rewarded sessions."""
     advantage = algorithm.advantage
-    return algorithm if isinstance(advantage, StepAdvantage) else replace(algorithm, advantage=BatchBaseline(advantage))
+    compares_none = isinstance(advantage, StepAdvantage | TokenAdvantage)
+    return algorithm if compares_none else replace(algorithm, advantage=BatchBaseline(advantage))
 
 
 @contextlib.asynccontextmanager

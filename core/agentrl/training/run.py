@@ -17,6 +17,7 @@ from agentrl.algorithms.presets import build_algorithm
 from agentrl.errors import AgentRLError
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
+from agentrl.inference.model_folder import find_model
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
@@ -36,6 +37,7 @@ from agentrl.runs.metrics import MetricsLog, MetricsReader, cut_after
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.backends import build_backend
 from agentrl.training.checkpoints import read_checkpoint
+from agentrl.training.columns import Columns, Sources
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
@@ -137,6 +139,8 @@ class Built:
 
     backend: Backend
     algorithm: Algorithm
+    sources: Sources
+    """Where the further models are that the algorithm needs."""
     trackers: Trackers
 
 
@@ -154,9 +158,14 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
             "rollout.dynamic_sampling has no effect: the filter of the algorithm, filter.none, leaves out no group to "
             f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
         )
+
+    def original() -> Path:
+        return parts.model_folder if version == 0 else find_model(parts.plugins, parts.config.model)
+
     return Built(
         backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
         algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
+        sources=Sources.of(algorithm, original),
         trackers=Trackers.build(
             parts.plugins, parts.config.trackers, warn=reporter.warning, patience=parts.config.run.hook_timeout
         ),
@@ -245,13 +254,14 @@ class _Run:
             await finish_in_thread(learner.load_state, self.resumed.checkpoint)
         if learner.rows_because is not None:
             reporter.warning(learner.rows_because)
+        columns = await finish_in_thread(Columns.load, algorithm, learner, self.built.sources, config)
         reporter.activity_started("starting the inference engine")
         async with self._source(learner.version) as source:
             await recorder.start(config, None if self.resumed is None else self.resumed.replay.version)
             yield TrainingLoop(
                 config=config,
                 learner=learner,
-                algorithm=algorithm,
+                columns=columns,
                 serving=source.serving,
                 evaluator=source.evaluator,
                 supply=source.supply,

@@ -1,0 +1,41 @@
+"""A model whose weights never change, such as the reference that a policy is held near."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentrl.config.models import TrainingSection
+from agentrl.learner.contract import Scores, Targets
+from agentrl.learner.learner import autocasts, load_model
+from agentrl.learner.packing import check_targets
+from agentrl.learner.policy import Policy
+from agentrl.learner.probe import probe_forest
+from agentrl.processors import find_device
+
+if TYPE_CHECKING:
+    from agentrl.learner.contract import Ints
+
+__all__ = ["FrozenModel"]
+
+
+class FrozenModel:
+    """Scores tokens as the learner does: on its device, in its precision, and over the forest where the model takes it.
+
+    It has no gradients and no optimiser, so it costs the memory of its weights alone.
+    """
+
+    def __init__(self, folder: Path, settings: TrainingSection) -> None:
+        """Load the model in ``folder``. Raises ``ConfigError`` where it holds no causal language model."""
+        device = find_device(settings.device, "training.device")
+        model = load_model(folder, device)
+        model.requires_grad_(False)
+        probe_forest(model)
+        self._policy = Policy(model, autocast=autocasts(settings.precision, device))
+        self._tokens_per_batch = settings.tokens_per_batch
+
+    def score(self, targets: Targets, paths: Sequence[Ints]) -> Scores:
+        """As ``Learner.score``."""
+        check_targets(targets, paths)
+        return self._policy.score_paths(targets, paths, self._tokens_per_batch)
