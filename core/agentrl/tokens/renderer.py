@@ -98,6 +98,10 @@ class Renderer:
         """This model's renderers under other variables of its chat template."""
         self.plain_text = False
         """Whether control tokens that texts of users, systems and tools spell out are encoded as plain text."""
+        self.text = text
+        """Renders messages and tools to text, with the header of the next turn if ``prompt``."""
+        self.thinking_marks = self._thinking.known
+        """The marks around thinking: what opens it, and what closes it."""
         self.forms = Forms(text, vocabulary, self._thinking, stop_ids=stop_ids, origin=origin)
         """Makes grammars of completions."""
 

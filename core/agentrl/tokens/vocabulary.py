@@ -232,6 +232,11 @@ class ControlTokens:
         self._ids = {token: token_id for token, token_id in ids.items() if len(token) > 1}
         self._pattern = _any_of(self._ids)
 
+    @property
+    def texts(self) -> Collection[str]:
+        """The texts of the tokens."""
+        return self._ids.keys()
+
     def given(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """Return the control tokens that messages of users, systems and tools spell out, each once."""
         texts = (text_of(message) for message in messages if message["role"] != "assistant")
