@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentrl.algorithms.batch import wholly_excluded
 from agentrl.config.models import Config
@@ -179,6 +179,17 @@ class TrainingLoop:
 
     def _replays(self, step: int) -> bool:
         return self.resumed is not None and self.resumed.replay.has(step)
+
+    def results(self) -> dict[str, Any]:
+        """What the run's summary says of its learning."""
+        before, after = self.evaluations.before, self.evaluations.current
+        return {
+            "reward_before": None if before is None else before.sampled,
+            "reward_after": None if after is None else after.sampled,
+            "reward_before_greedy": None if before is None else before.greedy,
+            "reward_after_greedy": None if after is None else after.greedy,
+            "ledger": self.recorder.ledger.to_json(),
+        }
 
     def write_step(self) -> bool:
         """Write the metrics of a step that was interrupted after it had made new weights; else do nothing.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from agentrl.algorithms.batch import qualifies
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.filters import NoFilter
 from agentrl.algorithms.presets import build_algorithm
-from agentrl.errors import AgentRLError
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.inference.model_folder import find_model
@@ -22,8 +19,6 @@ from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
 from agentrl.reporting.contract import Reporter
-from agentrl.reporting.hooks import RunHooks
-from agentrl.reporting.plain import RunLog, final_lines
 from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.buffer import GroupBuffer
@@ -33,11 +28,12 @@ from agentrl.rollout.staleness import StalenessBound
 from agentrl.runs.contract import Summary
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder
-from agentrl.runs.metrics import MetricsLog, MetricsReader, cut_after
+from agentrl.runs.metrics import MetricsReader, cut_after
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.backends import build_backend
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.columns import Columns, Sources
+from agentrl.training.course import Course, recording
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
@@ -79,13 +75,8 @@ async def train(
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(EpisodeStore(folder.episodes))  # First, since it locks the folder.
         resumed = _taken_up(resumed_from, parts) if resumed_from is not None and isinstance(parts, Parts) else None
-        told.add(stack.enter_context(contextlib.closing(RunLog(folder.logs / "run.log"))))
-        metrics = stack.enter_context(MetricsLog(folder.metrics))
-        stack.enter_context(built.trackers)
-        for note in store.notes:
-            told.note(note)
-        hooks = RunHooks(parts.plugins, told.warning, parts.config.run.hook_timeout)
-        recorder = RunRecorder(folder, store, metrics, built.trackers, hooks, told)
+        opened = recording(folder, store, parts.config, parts.plugins, built.trackers, told)
+        recorder = stack.enter_context(opened)
         if resumed_from is not None and resumed is not None:
             told.note(_resumed_text(resumed_from, resumed))
             recorder.take_up(EpisodeReader(folder.episodes).outlines(), resumed.lines)
@@ -129,10 +120,6 @@ def _resumed_text(point: ResumePoint, resumed: Resumed) -> str:
     return f"resumed from step {point.version}{damaged}{repeated}{changed}"
 
 
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
-
-
 @dataclass(frozen=True, slots=True)
 class Built:
     """What a run is made of beside its ``Parts``; nothing of it is started."""
@@ -172,79 +159,30 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     )
 
 
-@dataclass
-class _Run:
-    parts: Parts | OnlineParts
-    built: Built
-    recorder: RunRecorder
-    display: Reporter
-    """Shows what no log may hold."""
-    resumed: Resumed | None
-    loop: TrainingLoop | None = None
+class _Run(Course):
+    def __init__(
+        self,
+        parts: Parts | OnlineParts,
+        built: Built,
+        recorder: RunRecorder,
+        display: Reporter,
+        resumed: Resumed | None,
+    ) -> None:
+        """``display`` shows what no log may hold."""
+        super().__init__(recorder, 0.0 if resumed is None else resumed.seconds)
+        self.parts = parts
+        self.built = built
+        self.display = display
+        self.resumed = resumed
 
-    def __post_init__(self) -> None:
-        self._began = time.monotonic() - (0.0 if self.resumed is None else self.resumed.seconds)
-
-    def elapsed(self) -> float:
-        """Seconds that the run has taken, those before it was resumed included."""
-        return time.monotonic() - self._began
-
-    async def to_its_end(self, interrupts: Interrupts) -> Summary:
-        outcome, error = await self._outcome(interrupts)
-        try:
-            await self._save()
-        except Exception as unsaved:
-            outcome, error = (outcome, error) if error else (f"failed: {_reason(unsaved)}", unsaved)
-        if interrupts.arrived and error is None:
-            outcome = "interrupted"
-        summary = self._summary(outcome, interrupts)
-        with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
-            await self.recorder.finish(summary)
+    def going_on(self, summary: Summary) -> str | None:
         path = self.recorder.folder.path
-        if outcome != "completed" and not isinstance(self.parts, OnlineParts):
-            self.recorder.reporter.note(f"resume it with: agentrl train --resume {path}")
-        elif outcome != "completed" and summary.checkpoint is not None:
-            self.recorder.reporter.note(f"go on with: agentrl train online model={path}")
-        if error is not None:
-            raise error
-        return summary
-
-    async def _outcome(self, interrupts: Interrupts) -> tuple[str, Exception | None]:
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            with interrupts.cancelling(task, rescue=partial(self._rescue, interrupts)):
-                async with self._started() as self.loop:
-                    await self.loop.run()
-                    await self.recorder.settle()
-        except asyncio.CancelledError:
-            task.uncancel()
-            return "interrupted", None
-        except Exception as error:
-            reason = _reason(error)
-            if interrupts.arrived:  # A cancellation may make anything fail.
-                self.recorder.reporter.warning(f"while the run was being interrupted: {reason}")
-                return "interrupted", None
-            return f"failed: {reason}", error
-        return "completed", None
-
-    def _rescue(self, interrupts: Interrupts) -> None:
-        """Save what was learned from another thread, while an agent's code blocks the event loop."""
-        reporter = self.recorder.reporter
-        reporter.warning("the event loop is blocked: what was learned is saved from another thread")
-        try:
-            if self.loop is not None:
-                self.loop.checkpointer.write(self.loop.write_step)
-            summary = self._summary("interrupted", interrupts)
-            self.recorder.folder.write_summary(summary)
-        except Exception as error:
-            reporter.warning(_reason(error))
-            return
-        for line in final_lines(summary):
-            reporter.note(line)
+        if not isinstance(self.parts, OnlineParts):
+            return f"resume it with: agentrl train --resume {path}"
+        return None if summary.checkpoint is None else f"go on with: agentrl train online model={path}"
 
     @contextlib.asynccontextmanager
-    async def _started(self) -> AsyncIterator[TrainingLoop]:
+    async def started(self) -> AsyncIterator[TrainingLoop]:
         parts, recorder, reporter = self.parts, self.recorder, self.recorder.reporter
         config = parts.config
         reporter.activity_started("loading the model")
@@ -304,35 +242,6 @@ class _Run:
         told.note("nothing is evaluated meanwhile: `agentrl eval CHECKPOINT agent=AGENT` measures a checkpoint")
         if ready.admin_key is not None:
             self.display.note(f"admin key, shown once: {ready.admin_key}")
-
-    async def _save(self) -> None:
-        if self.loop is not None and self.loop.learner.version > 0:
-            await self.loop.checkpointer.save(self.loop.write_step)
-
-    def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
-        tally = self.recorder.tally
-        counted = Summary(
-            outcome=outcome,
-            episodes=self.recorder.episodes,
-            tokens=self.recorder.tokens,
-            seconds=self.elapsed(),
-            signal=interrupts.name if outcome == "interrupted" else None,
-            **tally.counts(),
-            reasons=tally.reasons(),
-        )
-        if self.loop is None:
-            return counted
-        before, after = self.loop.evaluations.before, self.loop.evaluations.current
-        return replace(
-            counted,
-            steps=self.loop.learner.version,
-            reward_before=None if before is None else before.sampled,
-            reward_after=None if after is None else after.sampled,
-            reward_before_greedy=None if before is None else before.greedy,
-            reward_after_greedy=None if after is None else after.greedy,
-            checkpoint=None if (saved := self.loop.checkpointer.newest) is None else str(saved),
-            ledger=self.recorder.ledger.to_json(),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,172 @@
+"""The course of a training run once its folder is there: however it ends, what it learned is saved and summed up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from agentrl.config.models import Config
+from agentrl.errors import AgentRLError
+from agentrl.learner.learner import Learner
+from agentrl.plugins import Plugins
+from agentrl.reporting.hooks import RunHooks
+from agentrl.reporting.plain import RunLog, final_lines
+from agentrl.reporting.reporter import Reporters
+from agentrl.reporting.trackers import Trackers
+from agentrl.runs.contract import Summary
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.metrics import MetricsLog
+from agentrl.runs.store import EpisodeStore
+from agentrl.training.checkpointer import Checkpointer
+from agentrl.training.interrupts import Interrupts
+from agentrl.training.recorder import RunRecorder
+
+__all__ = ["Course", "CourseLoop", "recording"]
+
+
+class CourseLoop(Protocol):
+    """The loop that trains, as far as the course of a run knows it."""
+
+    @property
+    def learner(self) -> Learner: ...
+
+    @property
+    def checkpointer(self) -> Checkpointer: ...
+
+    async def run(self) -> None:
+        """Train to the last step."""
+        ...
+
+    def write_step(self) -> bool:
+        """Write the metrics of a step that was interrupted; returns whether the weights may be saved."""
+        ...
+
+    def results(self) -> Mapping[str, Any]:
+        """The fields of the run's ``Summary`` that tell what was learned."""
+        ...
+
+
+@contextlib.contextmanager
+def recording(
+    folder: RunFolder, store: EpisodeStore, config: Config, plugins: Plugins, trackers: Trackers, told: Reporters
+) -> Iterator[RunRecorder]:
+    """Open the files of a run, whose folder ``store`` has locked, and yield what writes to them."""
+    with contextlib.ExitStack() as stack:
+        told.add(stack.enter_context(contextlib.closing(RunLog(folder.logs / "run.log"))))
+        metrics = stack.enter_context(MetricsLog(folder.metrics))
+        stack.enter_context(trackers)
+        for note in store.notes:
+            told.note(note)
+        hooks = RunHooks(plugins, told.warning, config.run.hook_timeout)
+        yield RunRecorder(folder, store, metrics, trackers, hooks, told)
+
+
+def _reason(error: Exception) -> str:
+    """What a summary says of the error that ended a run."""
+    return str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
+
+
+class Course(ABC):
+    """One run, from where its folder is open to its summary."""
+
+    def __init__(self, recorder: RunRecorder, seconds: float = 0.0) -> None:
+        """``seconds`` is how long the run had taken before it was resumed."""
+        self.recorder = recorder
+        self._loop: CourseLoop | None = None
+        self._began = time.monotonic() - seconds
+
+    @abstractmethod
+    def started(self) -> contextlib.AbstractAsyncContextManager[CourseLoop]:
+        """A context that starts what the run needs and yields its loop."""
+
+    @abstractmethod
+    def going_on(self, summary: Summary) -> str | None:
+        """How a run that did not complete is gone on with, for a note."""
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, those before it was resumed included."""
+        return time.monotonic() - self._began
+
+    async def to_its_end(self, interrupts: Interrupts) -> Summary:
+        """Train until the last step, one of ``interrupts`` or an error, save what was learned, and sum the run up.
+
+        Raises what has stopped the run.
+        """
+        outcome, error = await self._outcome(interrupts)
+        try:
+            await self._save()
+        except Exception as unsaved:
+            outcome, error = (outcome, error) if error else (f"failed: {_reason(unsaved)}", unsaved)
+        if interrupts.arrived and error is None:
+            outcome = "interrupted"
+        summary = self._summary(outcome, interrupts)
+        with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
+            await self.recorder.finish(summary)
+        if outcome != "completed" and (advice := self.going_on(summary)) is not None:
+            self.recorder.reporter.note(advice)
+        if error is not None:
+            raise error
+        return summary
+
+    async def _outcome(self, interrupts: Interrupts) -> tuple[str, Exception | None]:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            with interrupts.cancelling(task, rescue=partial(self._rescue, interrupts)):
+                async with self.started() as self._loop:
+                    await self._loop.run()
+                    await self.recorder.settle()
+        except asyncio.CancelledError:
+            task.uncancel()
+            return "interrupted", None
+        except Exception as error:
+            reason = _reason(error)
+            if interrupts.arrived:  # A cancellation may make anything fail.
+                self.recorder.reporter.warning(f"while the run was being interrupted: {reason}")
+                return "interrupted", None
+            return f"failed: {reason}", error
+        return "completed", None
+
+    def _rescue(self, interrupts: Interrupts) -> None:
+        """Save what was learned from another thread, while an agent's code blocks the event loop."""
+        reporter = self.recorder.reporter
+        reporter.warning("the event loop is blocked: what was learned is saved from another thread")
+        try:
+            if self._loop is not None:
+                self._loop.checkpointer.write(self._loop.write_step)
+            summary = self._summary("interrupted", interrupts)
+            self.recorder.folder.write_summary(summary)
+        except Exception as error:
+            reporter.warning(_reason(error))
+            return
+        for line in final_lines(summary):
+            reporter.note(line)
+
+    async def _save(self) -> None:
+        if self._loop is not None and self._loop.learner.version > 0:
+            await self._loop.checkpointer.save(self._loop.write_step)
+
+    def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
+        tally = self.recorder.tally
+        learned: dict[str, Any] = {}
+        if self._loop is not None:
+            saved = self._loop.checkpointer.newest
+            learned = {
+                "steps": self._loop.learner.version,
+                "checkpoint": None if saved is None else str(saved),
+                **self._loop.results(),
+            }
+        counted: dict[str, Any] = {
+            "episodes": self.recorder.episodes,
+            "tokens": self.recorder.tokens,
+            "seconds": self.elapsed(),
+            "signal": interrupts.name if outcome == "interrupted" else None,
+            **tally.counts(),
+            "reasons": tally.reasons(),
+        }
+        return Summary(outcome=outcome, **{**counted, **learned})
