@@ -50,4 +50,4 @@ def test_bfloat16_is_the_default_there(tmp_path):
     assert left["policy/entropy"] == pytest.approx(right["policy/entropy"], rel=0.02)
     assert left["policy/entropy"] != right["policy/entropy"]
     with rounded.lend("a test") as weights:
-        assert all(tensor.dtype == torch.float32 for _, tensor in weights.tensors())
+        assert all(tensor.dtype == torch.bfloat16 for _, tensor in weights.tensors())

@@ -307,12 +307,50 @@ def test_another_process_learns_the_same_bits(folder):
     assert other.stdout.strip() == digest(folder)
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32_weights(folder):
+def test_bfloat16_computes_in_it_and_lends_what_it_computes_with(folder):
     made = learner(folder, precision="bfloat16")
     exact, rounded = learner(folder).step(shared_prompts()), made.step(shared_prompts())
     assert rounded["policy/entropy"] == pytest.approx(exact["policy/entropy"], rel=0.05)
     assert rounded["policy/entropy"] != exact["policy/entropy"]
-    assert all(tensor.dtype == torch.float32 for tensor in state(made).values())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in state(made).values())
+    assert made.model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_bfloat16_weights_are_rounded_from_masters_that_steps_too_small_for_them_add_up_in(folder):
+    """A step of 1e-5 is below half of what bfloat16 tells apart at 0.01, and a hundred of them are not."""
+    made = learner(folder, precision="bfloat16", learning_rate=1e-5)
+    first = state(made)
+    made.step(shared_prompts())
+    moved = [sum(int((state(made)[name] != first[name]).sum()) for name in first)]
+    for _ in range(30):
+        made.step(shared_prompts())
+    moved.append(sum(int((state(made)[name] != first[name]).sum()) for name in first))
+    assert moved[0] < moved[1] / 4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_run_in_bfloat16_goes_on_bit_for_bit_from_its_masters(chat_tokenizer, tmp_path, dtype, tied):
+    source, checkpoint = tmp_path / "source", tmp_path / "checkpoint"
+    qwen3(tied=tied).to(dtype).save_pretrained(source)
+    chat_tokenizer.save_pretrained(source)
+    whole = learner(source, precision="bfloat16", tokens_per_batch=40, learning_rate=1e-4)
+    for seed in range(2):
+        whole.step(shared_prompts(seed))
+    whole.save(checkpoint)
+    whole.save_state(checkpoint)
+    stored = dict(AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").named_parameters())
+    assert all(tensor.dtype == dtype for tensor in stored.values())
+    assert same({name: tensor.bfloat16() for name, tensor in stored.items()}, state(whole))
+    resumed = learner(checkpoint, precision="bfloat16", tokens_per_batch=40, learning_rate=1e-4)
+    resumed.load_state(checkpoint)
+    for seed in range(2, 4):
+        assert whole.step(shared_prompts(seed))["policy/loss"] == resumed.step(shared_prompts(seed))["policy/loss"]
+    assert same(state(whole), state(resumed))
+    exact = learner(checkpoint)
+    exact.load_state(checkpoint)
+    whole.go_back(checkpoint, 7)
+    assert same({name: tensor.bfloat16() for name, tensor in state(exact).items()}, state(whole))
 
 
 def test_a_model_that_cannot_take_the_forest_says_so_and_learns_on_rows(tmp_path):

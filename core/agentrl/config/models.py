@@ -365,7 +365,8 @@ class TrainingSection(Section):
     tokens_per_batch: int = Field(8192, ge=1)
     """Most tokens in one forward pass. A step takes as many passes as its tokens need."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the computation. `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """Precision of the weights and of what is computed with them. `auto` is bfloat16 on CUDA and float32 elsewhere. In
+    bfloat16 the optimiser keeps the weights in float32 too, and the gradients."""
     device: str = "auto"
     """Device to train on: `auto`, `cpu`, `cuda` or `cuda:N`."""
     timeout: float = Field(3600, gt=0)

@@ -130,7 +130,9 @@ async def _compared(case: Case, what: str) -> AsyncIterator[Finding]:
 
 
 def _computes_in_half(case: Case) -> bool:
-    """Whether the engine is to compute in 16 bits: by the key ``dtype`` that engines have, or by default on a GPU."""
+    """Whether the learner computes in 16 bits, or the engine is to: by its key ``dtype``, or by default on a GPU."""
+    if case.learner.model.dtype.itemsize == 2:
+        return True
     dtype = case.config.inference.backend.options.get("dtype", "auto")
     return dtype in _HALF_TYPES or (dtype == "auto" and case.learner.model.device.type != "cpu")
 
@@ -293,7 +295,7 @@ class _Agreement:
 
 
 def _agreement(learner: Learner, samples: Sequence[_Sample]) -> _Agreement:
-    """Score ``samples`` in the precision of the learner's weights, and compare. Each has as many logprobs as ids."""
+    """Score ``samples`` as the learner computes, and compare. Each has as many logprobs as ids."""
     lengths = [len(sample.ids) for sample in samples]
     targets = Targets(
         path=np.repeat(np.arange(len(samples)), lengths),
@@ -302,7 +304,7 @@ def _agreement(learner: Learner, samples: Sequence[_Sample]) -> _Agreement:
         temperature=np.repeat([sample.temperature for sample in samples], lengths),
     )
     paths = [np.array([*sample.prompt_ids, *sample.ids], dtype=np.int64) for sample in samples]
-    scored = learner.score(targets, paths, exact=True).logprob
+    scored = learner.score(targets, paths).logprob
     differences = np.abs(scored - np.concatenate([np.array(sample.logprobs) for sample in samples]))
     means = {t: float(differences[targets.temperature == t].mean()) for t in set(targets.temperature.tolist())}
     worst = max(means, key=means.__getitem__)

@@ -95,7 +95,7 @@ def _attend(
         asked.append("a window that it does not tell")
     if asked:
         raise NotImplementedError(f"its attention needs {', '.join(asked)}")
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave them in float32
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings in float32 may have left them so
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return forest(query, key, value, scale, sliding_window).transpose(1, 2), None
 

@@ -33,11 +33,18 @@ SPARE = 1 << 16
 """Bytes left on a disk that is as good as full."""
 
 
-def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: PreTrainedModel,
+    source: Path,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    masters: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write ``model`` into ``folder``, with the tokenizer, template and other small files of ``source``.
 
-    ``folder`` is made where it is missing. The weights are written as ``dtype``, by default as they are. Raises
-    ``RunError`` where a file cannot be written; what has been written by then stays.
+    ``folder`` is made where it is missing. The weights are written as ``dtype``, by default as they are; those that
+    ``masters`` has, by the names of ``named_parameters``, are rounded from there. Raises ``RunError`` where a file
+    cannot be written; what has been written by then stays.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +52,7 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.
             if dtype in (None, model.dtype):
                 model.save_pretrained(folder)
             else:
-                _write_cast(model, folder, dtype)
+                _write_cast(model, folder, dtype, masters or {})
         for file in source.iterdir():
             if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
                 shutil.copyfile(file, folder / file.name)
@@ -53,8 +60,8 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path, dtype: torch.
         raise cannot_write(folder, error) from error
 
 
-def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    model.save_pretrained(folder, state_dict=_cast(model, dtype))
+def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype, masters: Mapping[str, torch.Tensor]) -> None:
+    model.save_pretrained(folder, state_dict=_cast(model, dtype, masters))
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # transformers writes what the model computes in, at the top and for each of its parts.
@@ -64,13 +71,17 @@ def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> Non
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _cast(model: PreTrainedModel, dtype: torch.dtype, masters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state of ``model`` as ``dtype``; tensors that are one stay one, so that tied weights are written once."""
+    exact = {weight.data_ptr(): masters[name] for name, weight in model.named_parameters() if name in masters}
     made: dict[int, torch.Tensor] = {}
     state = {}
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor = made.setdefault(tensor.data_ptr(), tensor.to(dtype))
+            place = tensor.data_ptr()
+            if place not in made:
+                made[place] = exact.get(place, tensor).to(dtype)
+            tensor = made[place]
         state[name] = tensor
     return state
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from agentrl.config.models import TrainingSection
 from agentrl.learner.contract import Scores, Targets
-from agentrl.learner.learner import autocasts, load_model
+from agentrl.learner.loading import load_model, precision_on
+from agentrl.learner.masters import Masters
 from agentrl.learner.packing import check_targets
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
@@ -29,10 +30,11 @@ class FrozenModel:
     def __init__(self, folder: Path, settings: TrainingSection) -> None:
         """Load the model in ``folder``. Raises ``ConfigError`` where it holds no causal language model."""
         device = find_device(settings.device, "training.device")
-        model = load_model(folder, device)
+        model = load_model(folder).to(device)  # type: ignore[arg-type]
         model.requires_grad_(False)
         probe_forest(model)
-        self._policy = Policy(model, autocast=autocasts(settings.precision, device))
+        Masters().take(model, device, precision_on(device, settings.precision))
+        self._policy = Policy(model)
         self._tokens_per_batch = settings.tokens_per_batch
 
     def score(self, targets: Targets, paths: Sequence[Ints]) -> Scores:

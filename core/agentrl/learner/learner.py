@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from agentrl.config.models import TrainingSection
-from agentrl.errors import ConfigError, one_line
-from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.contract import Loss, Scores, Targets, TrainBatch
 from agentrl.learner.folder import read_state, save_model, stored_dtype, write_state
 from agentrl.learner.gradient import accumulate_gradient
 from agentrl.learner.lending import LentWeights
+from agentrl.learner.loading import load_model, precision_on
+from agentrl.learner.masters import Masters
 from agentrl.learner.optimiser import Optimiser
 from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
 from agentrl.learner.policy import Policy
@@ -37,7 +36,7 @@ from agentrl.processors import find_device
 if TYPE_CHECKING:
     from agentrl.learner.contract import Ints
 
-__all__ = ["STATE", "Learner", "autocasts", "load_model"]
+__all__ = ["STATE", "Learner"]
 
 STATE = "learner.pt"
 
@@ -58,12 +57,14 @@ class Learner:
         self._settings = settings
         self._loss = loss
         device = find_device(settings.device, "training.device")
-        model = load_model(folder, device)
+        model = load_model(folder).to(device)  # type: ignore[arg-type]
         self._dtype = stored_dtype(folder)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
-        self._policy = Policy(model, autocast=autocasts(settings.precision, device))
-        self._optimiser = Optimiser(model.parameters(), settings)
+        self._masters = Masters()
+        self._masters.take(model, device, precision_on(device, settings.precision))
+        self._policy = Policy(model)
+        self._optimiser = Optimiser(self._masters, settings)
         self._lent: list[LentWeights] = []
         self.version = 0
         """How many steps made the weights."""
@@ -108,17 +109,15 @@ class Learner:
             "seconds/learner/update": time.perf_counter() - computed,
         }
 
-    def score(self, targets: Targets, paths: Sequence[Ints], *, exact: bool = False) -> Scores:
+    def score(self, targets: Targets, paths: Sequence[Ints]) -> Scores:
         """Score ``targets`` on ``paths`` under the current weights, without a gradient and without changing anything.
 
         For whoever needs log-probabilities before there is a batch: references, value estimates, comparisons with an
-        engine. Computed in the precision that training computes in, or with ``exact`` in that of the weights. Raises
-        ``RunError`` for a path longer than ``training.tokens_per_batch``, and ``ValueError`` for targets that
-        contradict themselves.
+        engine. Computed in the precision that training computes in. Raises ``RunError`` for a path longer than
+        ``training.tokens_per_batch``, and ``ValueError`` for targets that contradict themselves.
         """
         check_targets(targets, paths)
-        policy = self._policy.exact() if exact else self._policy
-        return policy.score_paths(targets, paths, self._settings.tokens_per_batch)
+        return self._policy.score_paths(targets, paths, self._settings.tokens_per_batch)
 
     def lend(self, borrower: str) -> LentWeights:
         """Lend the weights to ``borrower``, whose name stands in error messages, until they are given back.
@@ -146,10 +145,10 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model, tokenizer included, into ``folder``, which is made where it is missing.
 
-        The weights are written in the dtype that the model came in, which training in float32 does not change. Raises
+        The weights are written in the dtype that the model came in, rounded from their float32 masters. Raises
         ``RunError`` where a file cannot be written; what has been written by then stays.
         """
-        save_model(self.model, self._source, folder, self._dtype)
+        save_model(self.model, self._source, folder, self._dtype, self._masters.tensors())
 
     def save_state(self, folder: Path) -> None:
         """Write into ``folder`` what a run needs, beside the weights, to go on as if it had never stopped.
@@ -158,7 +157,7 @@ class Learner:
         """
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
         if self._dtype != torch.float32:
-            state["masters"] = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+            state["masters"] = self._masters.tensors()
         write_state(state, folder / STATE)
 
     def load_state(self, folder: Path) -> None:
@@ -171,10 +170,8 @@ class Learner:
         state = read_state(folder / STATE, self._policy.device)
         self.version = state["version"]
         self._optimiser.load_state_dict(state["optimiser"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if "masters" in state:
-                    parameter.copy_(state["masters"][name])
+        if "masters" in state:
+            self._masters.load(state["masters"])
         torch.set_rng_state(state["random"].cpu())
 
     def go_back(self, folder: Path, version: int) -> None:
@@ -184,10 +181,7 @@ class Learner:
         ``ConfigError`` for a folder that does not load, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("go back")
-        saved = dict(load_model(folder, torch.device("cpu")).named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(saved[name])
+        self._masters.load(dict(load_model(folder).named_parameters()))
         self.load_state(folder)
         self.version = version
 
@@ -199,23 +193,3 @@ def _batch_metrics(batch: TrainBatch, version: int) -> dict[str, float]:
         age_N = version - batch.version
         metrics |= {"staleness/mean": float(age_N.mean()), "staleness/max": float(age_N.max())}
     return metrics
-
-
-def load_model(folder: Path, device: torch.device) -> PreTrainedModel:
-    """Return the model in ``folder`` in float32. Raises ``ConfigError`` where it holds no causal language model."""
-    try:
-        with no_progress_bars():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"model folder {folder} does not load as a causal language model: {one_line(error)}",
-            fix="name a folder that `save_pretrained` wrote",
-        ) from error
-    model.generation_config = GenerationConfig.from_model_config(model.config)  # the folder's own may not be savable
-    model.to(device)  # type: ignore[arg-type]
-    return model
-
-
-def autocasts(precision: str, device: torch.device) -> bool:
-    """Whether a model is computed in bfloat16 where ``training.precision`` is ``precision``."""
-    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")

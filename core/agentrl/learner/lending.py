@@ -78,14 +78,14 @@ class LentWeights:
         save_model(self._model(), self._source, folder)
 
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
-        """Return the natural log-probabilities of ``ids[1:]`` at temperature 1, in the precision of the weights."""
+        """Return the natural log-probabilities of ``ids[1:]`` at temperature 1, in the type of the weights."""
         self._model()
         path = np.asarray(ids, dtype=np.int64)
         if len(path) < 2:
             return ()
         count = len(path) - 1
         targets = Targets(np.zeros(count, dtype=np.int64), np.arange(count), path[1:], np.ones(count))
-        logprobs: list[float] = self._policy.exact().score_paths(targets, [path], len(path)).logprob.tolist()
+        logprobs: list[float] = self._policy.score_paths(targets, [path], len(path)).logprob.tolist()
         return logprobs
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import RunError
+from agentrl.learner.masters import Masters
 from agentrl.learner.policy import limited_threads
 
 __all__ = ["Optimiser", "learning_rate"]
@@ -22,10 +22,11 @@ PATIENCE = 5
 
 
 class Optimiser:
-    """AdamW (Loshchilov and Hutter 2019) over float32 weights; one-dimensional weights are not decayed."""
+    """AdamW (Loshchilov and Hutter 2019) over float32 masters; one-dimensional weights are not decayed."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], training: TrainingSection) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    def __init__(self, masters: Masters, training: TrainingSection) -> None:
+        self._masters = masters
+        self._parameters = list(masters.parameters.values())
         self._size = sum(parameter.numel() for parameter in self._parameters)
         self._training = training
         self._bad_in_a_row = 0
@@ -53,6 +54,7 @@ class Optimiser:
                 for group in self._adamw.param_groups:
                     group["lr"] = rate
                 self._adamw.step()
+                self._masters.publish()
         self._adamw.zero_grad()
         self._count_bad(finite, step)
         return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/updated": float(updated)}

@@ -9,9 +9,8 @@ distributions, E hidden size, V vocabulary, M masks, A bytes of a mask.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,8 +26,6 @@ from agentrl.learner.contract import Scores, Targets
 from agentrl.learner.packing import Pass, pack
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from agentrl.learner.contract import Floats, Ints
 
 __all__ = ["Policy", "PolicyMetrics", "TensorScores", "limited_threads"]
@@ -50,14 +47,13 @@ class TensorScores(NamedTuple):
 
 
 class Policy:
-    """``model`` in evaluation mode, computed in bfloat16 autocast where ``autocast`` is true."""
+    """``model`` in evaluation mode, computed in the type of its weights."""
 
-    def __init__(self, model: PreTrainedModel, *, autocast: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.model.train(False)
         self.size: int = model.num_parameters()
         """How many parameters the model has."""
-        self._autocast = autocast
 
     @property
     def device(self) -> torch.device:
@@ -69,13 +65,6 @@ class Policy:
     def takes_forest(self) -> bool:
         """Whether the model has been switched to forest attention; else it takes padded rows."""
         return bool(self.model.config._attn_implementation == NAME)
-
-    def exact(self) -> Policy:
-        """Return the same policy computed in the precision of its weights."""
-        _ = self._head  # found by forwards, and then the copy's too
-        exact = copy.copy(self)
-        exact._autocast = False
-        return exact
 
     @torch.no_grad()
     def score_paths(
@@ -131,26 +120,21 @@ class Policy:
             inputs["forest"] = ForestAttention(work.depth_RT[0], work.subtree_end_T)
         kept_C = self._tensor(columns_C)
         features_RCE: Tensor
-        with self._precision():
-            if self._head is None:
-                features_RCE = self.model(**inputs, logits_to_keep=kept_C).logits
-            else:
-                features_RCE = self.model.base_model(**inputs).last_hidden_state[:, kept_C]
+        if self._head is None:
+            features_RCE = self.model(**inputs, logits_to_keep=kept_C).logits
+        else:
+            features_RCE = self.model.base_model(**inputs).last_hidden_state[:, kept_C]
         return features_RCE
 
     def _to_logits(self, features_UE: Tensor) -> Tensor:
         if self._head is None:
             return features_UE
-        with self._precision():
-            logits_UV: Tensor = self._head(features_UE)
+        logits_UV: Tensor = self._head(features_UE)
         return logits_UV
 
     @cached_property
     def _head(self) -> nn.Module | None:
         return _plain_head(self.model)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def _tensor(self, array: np.ndarray[Any, Any] | None) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
