@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from tests.inference import models
+from tests.inference.families import FAMILY_MODELS, family_model
 from tests.inference.reproducible import Plan, Request, answers, plans, requests_for
 from tests.inference.torch_backends import serving
 
@@ -18,7 +19,7 @@ from agentrl.config.models import ModelSection
 from agentrl.errors import BackendError, ConfigError
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine import arithmetic
-from agentrl.inference.engine import model as network
+from agentrl.inference.engine import fused as network
 from agentrl.inference.engine.arithmetic import QuickArithmetic
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.model_folder import find_model
@@ -53,12 +54,12 @@ def test_without_it_they_do(tiny: Path, alone: list[tuple]) -> None:
     assert answers(tiny, REQUESTS, CALM, reproducible=False) != alone
 
 
-@pytest.mark.parametrize("build", [models.llama, models.qwen2, models.mistral, models.sliding_qwen3])
-def test_every_model_of_the_family_has_it(build, tmp_path: Path) -> None:
-    """Small heads, biases, windows, tied embeddings."""
-    folder, asked = models.saved(build(), tmp_path), requests_for(models.VOCABULARY, count=8, longest=60)
+@pytest.mark.parametrize("name", sorted(FAMILY_MODELS.keys() - {"gemma2-caps"}))
+def test_every_family_has_it(name: str, tmp_path: Path) -> None:
+    """Small heads, biases, windows, norms, multipliers, activations, tied embeddings."""
+    folder, asked = models.saved(family_model(name), tmp_path), requests_for(models.VOCABULARY, count=5, longest=60)
     expected = answers(folder, asked, Plan(concurrency=1, prefix_cache_tokens=0))
-    mates = [Request((7,) * length, length, 8) for length in range(1, 20)]
+    mates = [Request((7,) * length, length, 8) for length in range(1, 20, 2)]
     for plan in (Plan(mates=mates), Plan(max_batch_tokens=9, kv_cache_tokens=256)):
         assert answers(folder, asked, plan) == expected
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Capabilities, Chunk
 from agentrl.inference.engine.backend import TorchBackend
-from agentrl.inference.engine.model import Decoder, FusedNetwork
+from agentrl.inference.engine.fused import FusedNetwork
+from agentrl.inference.engine.model import Decoder
 
 EXACT = 1e-5
 
@@ -155,17 +156,17 @@ def test_a_quicker_forward_that_is_not_exact_gives_way_to_the_models_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models.gemma3().eval()
-    monkeypatch.setattr(FusedNetwork, "suits", lambda model: True)
-    monkeypatch.setattr(FusedNetwork, "__init__", lambda self, model, reproducible=False: None)
-    monkeypatch.setattr(FusedNetwork, "columns", lambda self, tokens: 32)
-    monkeypatch.setattr(FusedNetwork, "reproducible", False, raising=False)
-    monkeypatch.setattr(FusedNetwork, "_trunk", lambda self, batch: torch.zeros(batch.ids_BQ.numel(), 1))
     monkeypatch.setattr(FusedNetwork, "logits", lambda self, batch: torch.zeros(len(batch.ids_BQ), models.VOCABULARY))
 
-    async def use(backend: TorchBackend) -> Chunk:
-        return await complete(backend, [1, 2, 3], max_tokens=5)
+    async def use(backend: TorchBackend) -> tuple[Chunk, Capabilities]:
+        return await complete(backend, [1, 2, 3], max_tokens=5), await backend.start()
 
-    assert off_by(model, [1, 2, 3], served(models.saved(model, tmp_path), use)) < EXACT
+    chunk, capabilities = served(models.saved(model, tmp_path), use, device="cpu")
+    assert off_by(model, [1, 2, 3], chunk) < EXACT
+    (note,) = capabilities.notes
+    assert note.startswith(
+        "the engine runs Gemma3ForCausalLM by transformers' own forward, which is slower: decoded row"
+    )
 
 
 def test_rotations_that_depend_on_the_longest_row_bound_the_context(tmp_path: Path) -> None:

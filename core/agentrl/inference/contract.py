@@ -187,6 +187,9 @@ class Capabilities:
     sampling is always honoured."""
     reproducible: bool = False
     """Whether ids and logprobs of a request have the same bits whatever else the backend does beside it."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts the backend should be told, such as why it is slower than it could be: sentences without a
+    full stop."""
 
     def honours_temperature(self, temperature: float) -> bool:
         """Returns whether completions may be sampled at ``temperature``."""

@@ -113,7 +113,10 @@ async def started(
     """Start an engine and yield what it can do; stop it at the end of the block. Arguments are as of ``serve``."""
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(stop, backend, unstopped or warned(warn), warn)
-        yield await within(config.inference.timeout, "the inference engine to start", backend.start())
+        capabilities = await within(config.inference.timeout, "the inference engine to start", backend.start())
+        for note in capabilities.notes:
+            warn(note)
+        yield capabilities
 
 
 @contextlib.asynccontextmanager

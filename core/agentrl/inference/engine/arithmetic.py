@@ -22,6 +22,7 @@ dimension, ``I`` features of the MLP.
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from typing import Literal, Protocol
 
@@ -32,7 +33,7 @@ from torch.nn import functional
 from agentrl.errors import BackendError
 from agentrl.inference.engine.cache import GRAIN, round_up
 
-__all__ = ["Arithmetic", "InvariantArithmetic", "Product", "QuickArithmetic"]
+__all__ = ["ACTIVATIONS", "Arithmetic", "InvariantArithmetic", "Kind", "Product", "QuickArithmetic"]
 
 Kind = Literal["linear", "add_product"]
 
@@ -87,11 +88,14 @@ class Arithmetic(Protocol):
         mask: torch.Tensor,
         positions: torch.Tensor,
         bounds: tuple[int, int],
+        scale: float,
+        softcap: float | None,
     ) -> torch.Tensor:
         """Returns the attention ``[B, H, M, D]`` of ``query`` over ``keys`` and ``values`` ``[B, H, L, D]``.
 
         ``mask`` is ``[B, 1, M or 1, L]``; ``positions``, ``[B, 1, M or 1, 1]``, are those of the queries, and
-        ``bounds`` the lowest and the highest of them.
+        ``bounds`` the lowest and the highest of them. Scores are multiplied by ``scale``, and then capped by
+        ``softcap`` where it is not ``None``.
         """
         ...
 
@@ -128,20 +132,30 @@ class QuickArithmetic:
         mask: torch.Tensor,
         positions: torch.Tensor,
         bounds: tuple[int, int],
+        scale: float,
+        softcap: float | None,
     ) -> torch.Tensor:
         """See ``Arithmetic``."""
-        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        if softcap is None:
+            return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+        scores = torch.matmul(query, keys.transpose(2, 3)).mul_(scale / softcap).tanh_().mul_(softcap).add_(mask)
+        return torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype), values)
 
 
 class InvariantArithmetic:
     """Arithmetic in float32 on the CPU in which a token's bits depend on its own prefix and the weights alone.
 
     ``products`` are those of the model, ``heads`` its key-value heads, ``group`` the queries of each of them, ``dim``
-    their size. Raises ``BackendError`` where no tried shape of this machine's kernels has that property. It is used
-    with the number of torch threads with which it was made.
+    their size, ``activations`` the names of its MLPs' activations. Raises ``BackendError`` where no tried shape of this
+    machine's kernels has that property, or an activation is none of ``ACTIVATIONS``. It is used with the number of
+    torch threads with which it was made.
     """
 
-    def __init__(self, products: set[Product], heads: int, group: int, dim: int) -> None:
+    def __init__(self, products: set[Product], heads: int, group: int, dim: int, activations: set[str]) -> None:
+        unknown = sorted(activations - ACTIVATIONS.keys())
+        if unknown or len(activations) > 1:
+            raise _varies(f"the activation {', '.join(unknown or sorted(activations))} depends on a number's place")
+        (self._gate,) = (ACTIVATIONS[name] for name in activations)
         threads = torch.get_num_threads()
         self._threads = threads
         self._block = max(_block_of(*product, threads) for product in products)
@@ -174,8 +188,8 @@ class InvariantArithmetic:
         return torch.cat([torch.addmm(hidden_NE[piece], values[piece], transposed) for piece in pieces])
 
     def gated(self, activation: nn.Module, gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
-        """See ``Arithmetic``. The activation is SiLU."""
-        return torch.div(gate_NI, gate_NI.neg().exp_().add_(1)).mul_(up_NI)
+        """See ``Arithmetic``. The activation is the one that this was made with."""
+        return self._gate(gate_NI).mul_(up_NI)
 
     def attend(
         self,
@@ -185,25 +199,30 @@ class InvariantArithmetic:
         mask: torch.Tensor,
         positions: torch.Tensor,
         bounds: tuple[int, int],
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
-        """See ``Arithmetic``."""
+        """See ``Arithmetic``. There is no ``softcap``."""
         if query.shape[2] > _MOST_QUERIES:
             starts = range(0, query.shape[2], _MOST_QUERIES)
             parts = [slice(start, start + _MOST_QUERIES) for start in starts]
-            return torch.cat([self._attend_part(query, keys, values, mask, positions, part) for part in parts], dim=2)
+            return torch.cat(
+                [self._attend_part(query, keys, values, mask, positions, part, scale) for part in parts], dim=2
+            )
         lowest, highest = bounds
         if highest < self._short:
-            return self._attend(query, keys, values, mask)
+            return self._attend(query, keys, values, mask, scale)
         missing = self.columns(keys.shape[2]) - keys.shape[2]
         if missing:
             keys_long, values_long = (functional.pad(part, (0, 0, 0, missing)) for part in (keys, values))
-            far = self._attend(query, keys_long, values_long, functional.pad(mask, (0, missing), value=-torch.inf))
+            mask_long = functional.pad(mask, (0, missing), value=-torch.inf)
+            far = self._attend(query, keys_long, values_long, mask_long, scale)
         else:
-            far = self._attend(query, keys, values, mask)
+            far = self._attend(query, keys, values, mask, scale)
         if lowest >= self._short:
             return far
         short = slice(self._short)
-        near = self._attend(query, keys[:, :, short], values[:, :, short], mask[..., short])
+        near = self._attend(query, keys[:, :, short], values[:, :, short], mask[..., short], scale)
         return torch.where(positions < self._short, near, far)
 
     def _attend_part(
@@ -214,29 +233,45 @@ class InvariantArithmetic:
         mask: torch.Tensor,
         positions: torch.Tensor,
         part: slice,
+        scale: float,
     ) -> torch.Tensor:
         """``attend`` for some of the queries, over no more columns than these see."""
         positions = positions[:, :, part]
         bounds = int(positions.min()), int(positions.max())
         seen = slice(self.columns(bounds[1] + 1))
         keys, values, mask = keys[:, :, seen], values[:, :, seen], mask[:, :, part, seen]
-        return self.attend(query[:, :, part], keys, values, mask, positions, bounds)
+        return self.attend(query[:, :, part], keys, values, mask, positions, bounds, scale)
 
     def _attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
     ) -> torch.Tensor:
         queries = query.shape[2]
         missing = _multiple(queries, self._queries) - queries
         if not missing:
-            return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
         if mask.shape[2] > 1:
             mask = functional.pad(mask, (0, 0, 0, missing))
         query = functional.pad(query, (0, 0, 0, missing))
-        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)[:, :, :queries]
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+        return attended[:, :, :queries]
 
     def _pieces(self, kind: Kind, rows: int, weight: torch.Tensor, biased: bool) -> list[slice]:
         outer, inner = weight.shape
         return _cut(kind, inner, outer, biased, rows, self._block, self._threads)
+
+
+def _silu(gate: torch.Tensor) -> torch.Tensor:
+    return torch.div(gate, gate.neg().exp_().add_(1))
+
+
+def _gelu_tanh(gate: torch.Tensor) -> torch.Tensor:
+    """``x / 2 * (1 + tanh(u))`` is ``x / (1 + exp(-2 u))``; see ``torch.nn.functional.gelu`` for ``u``."""
+    inner = gate.pow(3).mul_(0.044715).add_(gate).mul_(-2.0 * math.sqrt(2.0 / math.pi))
+    return torch.div(gate, inner.exp_().add_(1))
+
+
+ACTIVATIONS = {"silu": _silu, "swish": _silu, "gelu_pytorch_tanh": _gelu_tanh}
+"""The activations of gates, made of operations that have one result wherever a number lies."""
 
 
 def _multiple(count: int, of: int) -> int:

@@ -72,7 +72,10 @@ class TorchBackend:
         engine = await asyncio.shield(asyncio.wrap_future(self._thread.ready))
         limits = engine.limits
         capabilities = Capabilities(
-            limits.context_length, self._context.max_concurrency, reproducible=limits.reproducible
+            limits.context_length,
+            self._context.max_concurrency,
+            reproducible=limits.reproducible,
+            notes=limits.notes,
         )
         absent = {"stop"} if limits.tokenizer is None else set()
         added = {"logit_bias"} if limits.grammars is None else {"logit_bias", "grammar"}

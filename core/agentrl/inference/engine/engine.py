@@ -60,6 +60,8 @@ class EngineLimits:
     """``None`` where there is no tokenizer or no xgrammar; grammars are refused then."""
     reproducible: bool = False
     """Whether a request's numbers have the same bits whatever else is computed beside it."""
+    notes: tuple[str, ...] = ()
+    """See ``Capabilities``."""
 
 
 @dataclass(slots=True)

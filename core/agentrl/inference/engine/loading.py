@@ -17,8 +17,10 @@ from agentrl.errors import BackendError, ConfigError, one_line, shortened
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.cache import KVBlock, KVLayout, PrefixCache, round_up
 from agentrl.inference.engine.engine import Engine, EngineLimits
-from agentrl.inference.engine.model import Decoder, FusedNetwork, Network, PlainNetwork, irreproducible, unsupported
+from agentrl.inference.engine.fused import FusedNetwork
+from agentrl.inference.engine.model import Decoder, Network, PlainNetwork, irreproducible, unsupported
 from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
+from agentrl.inference.families import Undescribed
 from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.processors import find_device, limit_threads
@@ -71,7 +73,7 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
     tokenizer = _load_tokenizer(context.model_folder)
     grammars = Grammars(tokenizer, decoder.vocabulary) if tokenizer is not None and available() else None
     texts = cast("TextDecoder | None", tokenizer)
-    limits = EngineLimits(decoder.vocabulary, context_length, texts, grammars, decoder.reproducible)
+    limits = EngineLimits(decoder.vocabulary, context_length, texts, grammars, decoder.reproducible, _notes(decoder))
     affordable = _kv_tokens_in_memory(decoder.layout)
     kv_tokens = settings.kv_cache_tokens or affordable
     batch = DecodeBatch(decoder.layout, context.max_concurrency, context_length, kv_tokens)
@@ -86,6 +88,14 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
         version=context.version,
         recomputes=context.in_flight == "recompute",
     )
+
+
+def _notes(decoder: Decoder) -> tuple[str, ...]:
+    """What whoever starts the engine should know of it."""
+    if decoder.plain_because is None:
+        return ()
+    name = type(decoder.model).__name__
+    return (f"the engine runs {name} by transformers' own forward, which is slower: {decoder.plain_because}",)
 
 
 def threads_for(model: nn.Module) -> int:
@@ -140,9 +150,12 @@ def _decoder(model: PreTrainedModel, settings: TorchSettings) -> Decoder:
 
 def _reproducible(model: PreTrainedModel) -> Decoder:
     """A decoder whose logits do not depend on the batch. Raises ``BackendError`` where there is none."""
-    if not FusedNetwork.suits(model):
-        raise irreproducible(f"{type(model).__name__} runs by its own forward, which computes a batch as a whole")
-    decoder = Decoder(model, FusedNetwork(model, reproducible=True))
+    try:
+        network = FusedNetwork(model, reproducible=True)
+    except Undescribed as error:
+        own = f"{type(model).__name__} runs by its own forward, which computes a batch as a whole"
+        raise irreproducible(f"{own}: {error}") from error
+    decoder = Decoder(model, network)
     problem = _inexactness(decoder) or _dependence(decoder)
     if problem is not None:
         raise irreproducible(problem)
@@ -151,17 +164,21 @@ def _reproducible(model: PreTrainedModel) -> Decoder:
 
 def _exact(model: PreTrainedModel) -> Decoder:
     """A decoder over the fastest network that equals the plain forward. Raises ``BackendError`` where none does."""
-    networks: list[Network] = [PlainNetwork(model)]
-    if FusedNetwork.suits(model):
-        networks.insert(0, FusedNetwork(model))
-    problems = []
-    for network in networks:
+    network: Network
+    try:
+        network = FusedNetwork(model)
+    except Undescribed as error:
+        reason: str | None = str(error)
+    else:
         decoder = Decoder(model, network)
-        problem = _inexactness(decoder)
-        if problem is None:
+        reason = _inexactness(decoder)
+        if reason is None:
             return decoder
-        problems.append(problem)
-    raise unsupported(model, problems[-1])
+    decoder = Decoder(model, PlainNetwork(model), plain_because=reason)
+    problem = _inexactness(decoder)
+    if problem is not None:
+        raise unsupported(model, problem)
+    return decoder
 
 
 def _dependence(decoder: Decoder) -> str | None:
