@@ -17,7 +17,8 @@ counted and what stops it, and the command line can decide its exit code::
     │   └── UnsupportedSampling     the engine cannot sample as asked
     ├── GatewayError      gateway   a request that the gateway refuses, with its status
     └── RunError          run       the run itself cannot go on                        exit 1
-        └── RunFolderError          …its folder cannot be made                         exit 3
+        ├── RunFolderError          …its folder cannot be made                         exit 3
+        └── BudgetError             …it has spent what the config lets it spend
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "AgentError",
     "AgentRLError",
     "BackendError",
+    "BudgetError",
     "ConfigError",
     "EpisodeTimeout",
     "GatewayError",
@@ -219,6 +221,13 @@ class RunFolderError(RunError):
     """The run cannot start: the place that its folder should be made in does not take it."""
 
     exit_code = 3
+
+
+class BudgetError(RunError):
+    """A run has spent what its config lets it spend, such as on a judge, and is to stop then.
+
+    Unlike what else a reward function raises, it is no failure of an episode.
+    """
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -14,13 +14,16 @@ process that trains, also where agents run in worker processes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from agentrl.errors import RewardError
 
 if TYPE_CHECKING:
     from agentrl.rollout.contract import EpisodeView
 
-__all__ = ["RewardFunction"]
+__all__ = ["GroupRewardFunction", "KeepingRewardFunction", "RewardFunction"]
 
 
 class RewardFunction(Protocol):
@@ -33,5 +36,36 @@ class RewardFunction(Protocol):
         number is a reward, numpy's and ``bool`` included; an ``agentrl.Reward`` also says what it is made of. What the
         function raises, and any other value that it returns, fails the episode on the side of the reward, and the
         episode is not trained. ``agentrl.RewardError`` lets the message name a fix.
+        """
+        ...
+
+
+class GroupRewardFunction(RewardFunction, Protocol):
+    """Scores the answers of a group together, such as by ranking them.
+
+    It is for comparisons within training. Where an episode stands alone, as each does in an evaluation, the object is
+    called as any reward function. An object that compares only under some of its settings sets ``score_group`` to
+    ``None`` under the others.
+    """
+
+    async def score_group(
+        self, answers: Sequence[Any], data: dict[str, Any], *, episodes: Sequence[EpisodeView]
+    ) -> Sequence[float | RewardError]:
+        """One reward for each of ``answers``, in their order; a ``RewardError`` fails the episode of its answer alone.
+
+        ``answers`` are those of the episodes of one task that have one: failed and rejected episodes are not among
+        them, and there may be a single one. What the function raises fails all of them. ``episodes`` are their views,
+        in the same order. The episodes are stored, and trained, with what is returned here.
+        """
+        ...
+
+
+class KeepingRewardFunction(RewardFunction, Protocol):
+    """Keeps files with the run, such as answers of a service that are paid for."""
+
+    def keep_in(self, folder: Path) -> None:
+        """``folder`` is the run's; called before the first answer is scored, again where the run is resumed.
+
+        What scores outside of a run does not call it. Only a subfolder of a name of its own should be written to.
         """
         ...

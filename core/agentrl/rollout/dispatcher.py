@@ -180,22 +180,51 @@ class _Dispatch:
         try:
             try:
                 episode = await dispatcher.runner.run_episode(key, request.data, request.settings(key))
-                await dispatcher.finished(episode)
+                stored = await self._stored(request, episode, episodes)
             finally:
                 self._ends(key)
-            self._episodes += 1
-            self._failed += episode.failure is not None
-            dispatcher.budget.add(key, episode.failure)
-            episodes.append(episode)
+            for each in stored:
+                self._count(each)
             if len(episodes) == len(request.samples):
                 await self._finish(request, episodes)
         finally:
             self._slots.release()
 
+    async def _stored(self, request: GroupRequest, episode: Episode, episodes: list[Episode]) -> list[Episode]:
+        """Add ``episode`` to ``episodes``, those of its group that have ended, and store it; returns what was stored.
+
+        Where the answers of a group are scored together, an episode waits in memory for the last of its group, whose
+        call scores and stores them all.
+        """
+        runner, finished = self._dispatcher.runner, self._dispatcher.finished
+        stored = [] if runner.waits(episode) else [episode]
+        for each in stored:
+            await finished(each)
+        episodes.append(episode)
+        waiting = {each.key for each in episodes if runner.waits(each)}
+        if len(episodes) < len(request.samples) or not waiting:
+            return stored
+        episodes[:] = await runner.score_together(sorted(episodes, key=_by_sample))
+        scored = [each for each in episodes if each.key in waiting]
+        for failed in await asyncio.gather(*map(finished, scored), return_exceptions=True):
+            if failed is not None:
+                raise failed
+        return stored + scored
+
+    def _count(self, episode: Episode) -> None:
+        """Take in an episode that is stored. Raises ``RunError`` once the failure budget is spent."""
+        self._episodes += 1
+        self._failed += episode.failure is not None
+        self._dispatcher.budget.add(episode.key, episode.failure)
+
     async def _finish(self, request: GroupRequest, episodes: list[Episode]) -> None:
         await self.room.acquire()
-        ordered = sorted(episodes, key=lambda episode: episode.key.sample)
+        ordered = sorted(episodes, key=_by_sample)
         self.finished.put_nowait(Group(request.task, tuple(ordered)))
+
+
+def _by_sample(episode: Episode) -> int:
+    return episode.key.sample
 
 
 async def _each(requests: Iterable[GroupRequest] | AsyncIterable[GroupRequest]) -> AsyncIterator[GroupRequest]:

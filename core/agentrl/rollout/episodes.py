@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from agentrl.agents.contract import Data
 from agentrl.agents.exceptions import fingerprint_of
 from agentrl.agents.result import as_result, parts_of, sums_of_parts
-from agentrl.errors import AgentRLError, PolicyError, RewardError, one_line, shown
+from agentrl.errors import AgentRLError, BudgetError, PolicyError, RewardError, one_line, shown
 from agentrl.gateway.contract import SessionSettings
 from agentrl.gateway.session import Session
 from agentrl.loops import Overdue, in_time
@@ -26,10 +26,16 @@ from agentrl.rollout.contract import (
 )
 from agentrl.rollout.failures import attribute, mistake_of, too_long
 
-__all__ = ["EpisodeRunner", "Score"]
+Scored = TypeVar("Scored")
+
+__all__ = ["EpisodeRunner", "Score", "ScoreGroup"]
 
 Score = Callable[[Any, Mapping[str, Any], EpisodeView], Awaitable[float]]
 """Scores an answer, given the task's data and a view of the episode; raises ``RewardError``."""
+ScoreGroup = Callable[
+    [Sequence[Any], Mapping[str, Any], Sequence[EpisodeView]], Awaitable[Sequence[float | RewardError]]
+]
+"""Scores the answers of a task's episodes together: a reward or an error for each; raises ``RewardError`` for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,16 @@ class EpisodeRunner:
     """The reward of an episode in which the policy ran into a limit; ``None`` rejects it."""
     longest: int | None = None
     """Most tokens of a path of an episode that is trained; a longer one has run into a limit."""
+    score_group: ScoreGroup | None = None
+    """Scores the answers of the episodes of a training group once all of them have ended; ``None`` where ``score``
+    scores each when it ends. Episodes of evaluations are always scored one by one."""
 
     async def run_episode(self, key: EpisodeKey, data: Data, settings: SessionSettings) -> Episode:
-        """Run one episode to its outcome. Nothing is raised but ``CancelledError``: a failure is an outcome.
+        """Run one episode to its outcome. A failure is an outcome: nothing is raised but ``CancelledError``, and the
+        ``BudgetError`` of a reward.
+
+        With ``score_group`` an episode of training whose answer is to be scored has no reward yet: it ``waits``, and
+        ``score_together`` gives it one.
 
         A failure on a side that may succeed another time is tried again, up to ``max_attempts`` runs in all, each
         further one alone in its process.
@@ -78,6 +91,8 @@ class EpisodeRunner:
             if returned is not None and settings.training:
                 mistake = self._too_long(ended) or mistake
             episode = await self._rewarded(ended, returned) if mistake is None else await self._marked(ended, mistake)
+        except BudgetError:
+            raise
         except Exception as error:  # The boundary at which every failure gets its side.
             session.close()
             failure = attribute(error, session.refusals)
@@ -128,6 +143,8 @@ class EpisodeRunner:
     async def _rewarded(self, episode: Episode, returned: Any) -> Episode:
         if returned is None:
             return replace(episode, outcome="rejected")
+        if self.score_group is not None and episode.key.phase == "train":
+            return replace(episode, answer=returned)
         if self.score is not None:
             view = EpisodeView(episode.key, delivered_calls(episode))
             reward = await self._scored(self.score, returned, view, episode.data)
@@ -137,6 +154,44 @@ class EpisodeRunner:
             parts = sums_of_parts(returned.values())
             return replace(episode, reward=sum(result.values()), call_rewards=result, reward_parts=parts)
         return replace(episode, reward=result, reward_parts=parts_of(returned))
+
+    def waits(self, episode: Episode) -> bool:
+        """Whether an episode that has run waits for the others of its group to be scored together with them."""
+        return self.score_group is not None and episode.outcome == "rewarded" and episode.reward is None
+
+    async def score_together(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """The ``episodes`` of a group that has ended, those that waited with the rewards that its answers were given.
+
+        Those that have a reward already keep it, as after a run was resumed; their answers are compared with the
+        others' all the same. An answer that could not be scored fails its episode. Raises ``BudgetError``.
+        """
+        compared = [episode for episode in episodes if self.waits(episode) or episode.answer is not None]
+        if self.score_group is None or not any(map(self.waits, compared)):
+            return list(episodes)
+        began = time.monotonic()
+        scored = await self._of_group(self.score_group, compared)
+        seconds = time.monotonic() - began
+        rewards = {episode.key: reward for episode, reward in zip(compared, scored, strict=True)}
+        return [
+            _given(episode, rewards[episode.key], seconds) if self.waits(episode) else episode for episode in episodes
+        ]
+
+    async def _of_group(self, score: ScoreGroup, episodes: Sequence[Episode]) -> Sequence[float | Exception]:
+        answers = [episode.answer for episode in episodes]
+        views = [EpisodeView(episode.key, delivered_calls(episode)) for episode in episodes]
+        try:
+            return await in_time(_awaited(score(answers, episodes[0].data, views)), self.timeout)
+        except BudgetError:
+            raise
+        except Overdue:
+            error: Exception = RewardError(
+                f"the reward did not score the {len(answers)} answers of a group within {self.timeout:g} s",
+                fix="raise rollout.episode_timeout, or make the reward faster",
+                fingerprint="the reward did not score the answers of a group in time",
+            )
+        except Exception as raised:
+            error = raised
+        return [error] * len(episodes)
 
     async def _scored(self, score: Score, answer: Any, view: EpisodeView, data: Mapping[str, Any]) -> float:
         try:
@@ -154,8 +209,16 @@ def _answer_of(mistake: PolicyError) -> Any:
     return getattr(mistake, "answer", "")
 
 
-async def _awaited(score: Awaitable[float]) -> float:
+async def _awaited(score: Awaitable[Scored]) -> Scored:
     return await score
+
+
+def _given(episode: Episode, reward: float | Exception, seconds: float) -> Episode:
+    """``episode`` with the reward that its answer was given together with others, which took ``seconds``."""
+    took = episode.seconds + seconds
+    if isinstance(reward, Exception):
+        return replace(episode, outcome="failed", answer=None, failure=attribute(reward), seconds=took)
+    return replace(episode, reward=float(reward), reward_parts=parts_of(reward), seconds=took)
 
 
 def _setbacks(refusals: Sequence[AgentRLError], failure: Failure | None) -> tuple[Failure, ...]:

@@ -31,9 +31,9 @@ from agentrl.inference.contract import Capabilities
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import CORE, normalised
-from agentrl.rewards import call_reward, load_reward
+from agentrl.rewards import load_reward
+from agentrl.rewards.scoring import Scorer
 from agentrl.rollout.contract import AgentFacts, Executor
-from agentrl.rollout.episodes import Score
 from agentrl.rollout.executors import build_executor
 from agentrl.tasks import load_tasks
 from agentrl.tasks.contract import TaskSet
@@ -71,7 +71,7 @@ class EpisodeParts:
     plugins: Plugins
     executor: Executor
     """Runs the agent."""
-    score: Score | None
+    score: Scorer | None
     """``None`` where the agent returns its own reward."""
     train_tasks: TaskSet
     eval_tasks: TaskSet | None
@@ -134,7 +134,7 @@ def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -
         config=config,
         plugins=plugins,
         executor=resolve_executor(config, plugins, agent),
-        score=None if config.reward is None else partial(call_reward, load_reward(plugins, config.reward)),
+        score=None if config.reward is None else Scorer(load_reward(plugins, config.reward)),
         train_tasks=load_tasks(plugins, config.tasks.train, at="tasks.train"),
         eval_tasks=None if config.tasks.eval is None else load_tasks(plugins, config.tasks.eval, at="tasks.eval"),
         normalisers=Normalisers.build(plugins, config.gateway.normalise),

@@ -227,6 +227,8 @@ class _Run(Course):
                 supply = SessionSupply(parts, engine, recorder, self._tell_ready, version)
                 yield _Source(engine, None, lambda stopwatch: supply)
             return
+        if parts.score is not None:
+            parts.score.keep_in(recorder.folder.path)
         async with serve(
             parts, backend, finished=recorder.episode, warn=warn, trains=True, logs=recorder.folder.logs
         ) as serving:

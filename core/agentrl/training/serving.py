@@ -16,7 +16,7 @@ from agentrl.gateway.completer import generate
 from agentrl.gateway.gateway import registered_dialects
 from agentrl.inference.contract import Backend, Capabilities, ChatBackend, ChatCapabilities
 from agentrl.inference.model_folder import vocabulary_of
-from agentrl.rewards.scoring import REWARD, call_reward
+from agentrl.rewards.scoring import REWARD, call_group_reward, call_reward
 from agentrl.rollout.contract import AgentRunner, Episode, Executor, ExecutorContext
 from agentrl.rollout.dispatcher import SMALLEST_WINDOW, Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
@@ -52,6 +52,7 @@ class BackendBlocked(BackendError):
 
 _OTHERS = {
     call_reward.__code__: REWARD,
+    call_group_reward.__code__: REWARD,
     generate.__code__: Holder("the inference backend", BackendBlocked, _FIX),
 }
 """Code beside the agent's that may block the event loop, by the function that runs it."""
@@ -215,6 +216,7 @@ def _dispatcher(
         agent_name=config.agent.name,
         on_overflow=config.rollout.on_overflow.reward,
         longest=config.training.tokens_per_batch,
+        score_group=parts.score.of_group if parts.score is not None and parts.score.compares else None,
     )
     step = config.rollout.tasks_per_step * config.rollout.group_size
     return Dispatcher(

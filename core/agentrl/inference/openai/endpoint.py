@@ -17,7 +17,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["CONNECT_S", "Endpoint", "OpenAISettings", "make_client"]
+__all__ = ["CONNECT_S", "Endpoint", "OpenAISettings", "base_url", "key_variable", "make_client", "variable_name"]
 
 CONNECT_S = 10.0
 """Seconds within which a connection must be made."""
@@ -60,34 +60,55 @@ class OpenAISettings(Section):
     @property
     def is_openai(self) -> bool:
         """Whether the endpoint is OpenAI's own; headers that are meant for OpenAI go to no other."""
-        host = urlsplit(self.url).hostname or ""
-        return host == _OPENAI or host.endswith(f".{_OPENAI}")
+        return _is_openai(self.url)
 
     @property
     def key_variable(self) -> str | None:
         """The environment variable that holds the key; ``None`` where no key is sent."""
-        is_said = "api_key_env" in self.model_fields_set
-        return _OPENAI_KEY if self.is_openai and not is_said else self.api_key_env
+        return key_variable(self.url, self.api_key_env, is_said="api_key_env" in self.model_fields_set)
 
     @field_validator("url")
     @classmethod
     def _base_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("should be a URL such as http://127.0.0.1:8000/v1")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("should hold no user, password or query: the key goes into api_key_env's variable")
-        if parts.path.rstrip("/").endswith(_ROUTE):
-            raise ValueError(f"should end before {_ROUTE}, which is added to it")
-        return url.rstrip("/")
+        return base_url(url)
 
     @field_validator("api_key_env")
     @classmethod
     def _variable(cls, name: str | None) -> str | None:
-        # The error does not repeat the value, because some write the key itself there.
-        if name is not None and not _VARIABLE.fullmatch(name):
-            raise ValueError("should be the name of an environment variable, not a key")
-        return name
+        return variable_name(name)
+
+
+def base_url(url: str) -> str:
+    """``url`` without a slash at its end. Raises ``ValueError`` where it is no base URL of an endpoint."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("should be a URL such as http://127.0.0.1:8000/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("should hold no user, password or query: the key goes into api_key_env's variable")
+    if parts.path.rstrip("/").endswith(_ROUTE):
+        raise ValueError(f"should end before {_ROUTE}, which is added to it")
+    return url.rstrip("/")
+
+
+def variable_name(name: str | None) -> str | None:
+    """``name``, which may be the name of an environment variable. Raises ``ValueError`` where it cannot."""
+    # The error does not repeat the value, because some write the key itself there.
+    if name is not None and not _VARIABLE.fullmatch(name):
+        raise ValueError("should be the name of an environment variable, not a key")
+    return name
+
+
+def key_variable(url: str, name: str | None, *, is_said: bool) -> str | None:
+    """The environment variable that holds the key of the endpoint ``url``; ``None`` where no key is sent.
+
+    ``name`` is what the configuration names, if ``is_said``; without it OpenAI's own endpoint has OpenAI's variable.
+    """
+    return _OPENAI_KEY if _is_openai(url) and not is_said else name
+
+
+def _is_openai(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == _OPENAI or host.endswith(f".{_OPENAI}")
 
 
 @dataclass(frozen=True, slots=True)
