@@ -41,6 +41,7 @@ SLOW = {
     "testing/test_backend_suite.py",
     "training/test_deadlines.py",
     "training/test_interrupts.py",
+    "training/test_judged_runs.py",
     "training/test_resume.py",
     "training/test_proof.py",
     "training/test_rollback.py",

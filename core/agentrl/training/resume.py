@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ _FIXED = (
     *("rollout.group_size", "rollout.tasks_per_step"),
 )
 """Keys that say what a group's number and its episodes stand for, so that no run can go on with others."""
+
+_FREE = re.compile(r"reward\.(.+\.)?(budget(\..+)?|cache|concurrency|max_retries|timeout)")
+"""Keys of a reward that say what it may cost and take, and not what it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def check_config(config: Config, path: Path, named: Mapping[str, str]) -> list[C
     run = Run(path)
     changed = changes(load_config(path / "config.yaml", environ={}), config, path)
     check_named(changed, named)
-    if fixed := [each for each in changed if each.key.startswith(_FIXED)]:
+    if fixed := [each for each in changed if _is_fixed(each.key)]:
         raise ConfigError(
             f"a run cannot go on with another {fixed[0].key}: {'; '.join(map(str, fixed))}",
             fix="leave it, or start another run from a checkpoint of this one with model=CHECKPOINT",
@@ -111,6 +115,10 @@ def check_config(config: Config, path: Path, named: Mapping[str, str]) -> list[C
             fix=f"name more of them to go on: training.steps={2 * summary.steps or 1}",
         )
     return changed
+
+
+def _is_fixed(key: str) -> bool:
+    return key.startswith(_FIXED) and _FREE.fullmatch(key) is None
 
 
 def _begun(run: Run, summary: Summary | None) -> int:

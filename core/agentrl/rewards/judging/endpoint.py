@@ -16,7 +16,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _SHOWN = 300
 _FOLDER = "judge"
 """The subfolder of a run that holds what its judges have cost and said."""
+
+_NOT_ITS_OWN = {"budget", "cache", "concurrency", "max_retries", "timeout"}
+"""Keys that a run may change and go on counting."""
 
 Verdict = TypeVar("Verdict")
 
@@ -56,7 +59,7 @@ class JudgeEndpoint:
 
     def keep_in(self, folder: Path) -> None:
         """Keep what the judge has cost in the run's ``folder``, and its verdicts where the settings say so."""
-        identity = self._settings.model_dump(mode="json", exclude={"budget"})
+        identity = self._settings.model_dump(mode="json", exclude=_NOT_ITS_OWN)
         self.spending.keep_in(folder / _FOLDER / f"spent-{_digest(identity)[:12]}.json")
         if self._settings.cache == "run":
             self._verdicts.folder = folder / _FOLDER / "verdicts"
@@ -173,7 +176,7 @@ class JudgeEndpoint:
         connection = self._connections.get(loop)
         if connection is None:
             client = client_library().AsyncClient(
-                verify=self._certificates,
+                verify=_certificates(),
                 headers={} if self._key is None else {"Authorization": f"Bearer {self._key}"},
                 timeout=self._settings.timeout,
                 limits=client_library().Limits(max_connections=None),
@@ -187,12 +190,6 @@ class JudgeEndpoint:
             if not connection.users:
                 del self._connections[loop]
                 await connection.client.aclose()
-
-    @cached_property
-    def _certificates(self) -> ssl.SSLContext:
-        """Made once, because it takes fifty milliseconds."""
-        context: ssl.SSLContext = client_library().create_ssl_context()
-        return context
 
 
 class _Problem:
@@ -225,6 +222,13 @@ class _Connection:
         loop = asyncio.get_running_loop()
         while self._not_before > loop.time():  # noqa: ASYNC110 (the moment is known, and an event would only add to it)
             await asyncio.sleep(self._not_before - loop.time())
+
+
+@lru_cache(1)
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust. Made once, because it takes a third of a second."""
+    context: ssl.SSLContext = client_library().create_ssl_context()
+    return context
 
 
 def _key(settings: JudgeSettings, environ: Mapping[str, str]) -> str | None:

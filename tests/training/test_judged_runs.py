@@ -1,0 +1,136 @@
+"""Whole runs that a judge rewards: agents in workers, stale groups, a run that is resumed, and Ctrl-C meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.rewards.scripted_judge import Reply, ScriptedJudge, ranked, scored, shown
+
+from agentrl import Trainer, load_config
+from agentrl.errors import RunError
+from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Episode
+from agentrl.runs.episodes import EpisodeReader
+from agentrl.runs.folder import RunFolder
+
+AGENT = """
+from openai import AsyncOpenAI
+from agentrl_agents.math import SYSTEM
+
+
+async def agent(data, *, base_url, api_key, http_client):
+    client = AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client)
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": data["question"]}]
+    reply = await client.chat.completions.create(model="policy", messages=messages, max_tokens=24)
+    return reply.choices[0].message.content
+
+
+agent.returns_answer = True
+"""
+BRIEF = (
+    *("training.steps=2", "rollout.tasks_per_step=2", "rollout.group_size=4", "evaluation.tasks=4"),
+    *("evaluation.every=0", "training.checkpoint_every=1"),
+)
+
+
+def wise(body: dict[str, Any]) -> Reply:
+    """Ranks by length, scores 3, and gives no verdict on an answer that holds a 7."""
+    material = shown(body)
+    if "7" in json.dumps(material.get("answer", "")):
+        return Reply("no verdict")
+    if "answers" not in material:
+        return scored(3)
+    answers = material["answers"]
+    return ranked(*([int(number)] for number in sorted(answers, key=lambda number: len(answers[number]))))
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[ScriptedJudge]:
+    with ScriptedJudge(wise) as judge:
+        yield judge
+
+
+def reward_of(endpoint: ScriptedJudge, **keys: Any) -> str:
+    judge = {"rubric": "Brief.", "model": "wise", "url": endpoint.url, "max_retries": 0, **keys}
+    ranked_judge = {"name": "ranked-judge", "weight": 0.5, **judge}
+    return json.dumps({"name": "sum", "parts": {"brief": ranked_judge, "right": "numeric-match"}})
+
+
+def trained(folder: Path, reward: str, *settings: str) -> Any:
+    (folder / "mine.py").write_text(AGENT)
+    config = load_config(None, f"run.dir={folder}", "run.name=run", f"reward={reward}", *BRIEF, *settings, environ={})
+    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+        return trainer.train(f"{folder / 'mine.py'}:agent")
+
+
+def episodes(folder: Path, phase: str) -> list[Episode]:
+    return list(EpisodeReader(RunFolder(folder / "run").episodes).load(phase=phase))  # type: ignore[arg-type]
+
+
+def test_a_judged_run_learns_from_ranks_in_workers_and_at_staleness_above_0(
+    endpoint: ScriptedJudge, tmp_path: Path
+) -> None:
+    settings = ("rollout.mode=subproc", "rollout.max_workers=1", "rollout.max_staleness=2", "rollout.concurrency=6")
+    summary = trained(tmp_path, reward_of(endpoint), *settings)
+    assert summary.outcome == "completed"
+    groups: dict[int, list[Episode]] = {}
+    for episode in episodes(tmp_path, "train"):
+        groups.setdefault(episode.key.group, []).append(episode)
+    whole = [group for group in groups.values() if len(group) == 4]
+    assert len(whole) >= 4
+    for group in whole:
+        compared = [episode for episode in group if episode.outcome == "rewarded"]
+        assert sum(each.reward_parts["brief"] for each in compared) == pytest.approx(len(compared) / 2)
+        assert all(
+            each.reward == pytest.approx(0.5 * each.reward_parts["brief"] + each.reward_parts["right"])
+            for each in compared
+        )
+    judged = [episode for episode in episodes(tmp_path, "eval") if episode.outcome == "rewarded"]
+    assert {episode.reward_parts["brief"] for episode in judged} <= {0.3}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("reward/parts/brief" in line.get("metrics", line) for line in lines)
+
+
+def test_a_budget_ends_a_run_which_goes_on_with_a_larger_one_and_asks_nothing_twice(
+    endpoint: ScriptedJudge, tmp_path: Path
+) -> None:
+    asked = len(endpoint.requests)
+    limited = reward_of(endpoint, budget={"requests": 4})
+    with pytest.raises(RunError, match=r"the judge's budget is spent: 4 requests of budget\.requests=4"):
+        trained(tmp_path, limited, "tasks.eval=null")
+    assert len(endpoint.requests) == asked + 4
+    first = {episode.key: episode for episode in episodes(tmp_path, "train")}
+    larger = f"reward={reward_of(endpoint, budget={'requests': 400})}"
+    with Trainer.resume(tmp_path / "run", larger, reporter=PlainReporter(io.StringIO())) as trainer:
+        assert trainer.train().outcome == "completed"
+    again = {episode.key: episode for episode in episodes(tmp_path, "train")}
+    assert {key: again[key].reward for key in first} == {key: episode.reward for key, episode in first.items()}
+    questions = [json.dumps(body) for body in endpoint.requests[asked:]]
+    assert len(questions) == len(set(questions))
+
+
+def test_ctrl_c_while_the_judge_thinks_interrupts_the_run(endpoint: ScriptedJudge, tmp_path: Path) -> None:
+    asked = len(endpoint.requests)
+
+    def interrupt() -> None:
+        while len(endpoint.requests) == asked:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    endpoint.answer = lambda body: Reply(after=60)
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, endpoint, "answer", wise)
+        threading.Thread(target=interrupt, daemon=True).start()
+        summary = trained(tmp_path, reward_of(endpoint), "tasks.eval=null")
+    assert (summary.outcome, summary.signal) == ("interrupted", "SIGINT")
+    assert episodes(tmp_path, "train") == []
