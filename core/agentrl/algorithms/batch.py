@@ -13,6 +13,7 @@ distribution of the allowed tokens, with which they were sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -20,7 +21,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from agentrl.algorithms.contract import Algorithm, ComparedGroup, Membership, StepAdvantage
+from agentrl.algorithms.contract import (
+    Advantage,
+    Algorithm,
+    ComparedGroup,
+    Membership,
+    Normalisation,
+    StepAdvantage,
+    TokenAdvantage,
+)
 from agentrl.learner.contract import Targets, TrainBatch
 from agentrl.rollout.contract import Episode, Fate, Group, delivered_calls
 from agentrl.tokens.contract import Sampled, TokenTree
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
 
     from agentrl.algorithms.contract import ByCall
     from agentrl.inference.contract import Grammar
-    from agentrl.learner.contract import Bits, Ints
+    from agentrl.learner.contract import Bits, Floats, Ints
 
     Bools = npt.NDArray[np.bool_]
 
@@ -88,6 +97,7 @@ def build_batch(
     choices: bool = False,
     oldest: int | None = None,
     longest: int | None = None,
+    updates: int = 1,
 ) -> tuple[TrainBatch, Account]:
     """Return the batch of a step's ``groups``, and what became of each of their episodes.
 
@@ -95,10 +105,11 @@ def build_batch(
     whether those are that were chosen from several that were allowed. Tokens of policy versions below ``oldest`` have
     no loss terms; the others of their episode do, with its advantage. An episode of which a single path is longer than
     ``longest`` tokens has none at all, since a path is not cut; its reward counts in its group as any other does.
-    ``None`` bounds nothing. Raises ``ValueError`` for a completion without a prompt: no position predicts its first
-    token.
+    ``None`` bounds nothing. The batch makes ``updates`` updates, each of the same number of episodes, to within one,
+    that follow each other in their order; fewer where there are fewer episodes. Raises ``ValueError`` for a completion
+    without a prompt: no position predicts its first token.
     """
-    keeping = _Keeping(allowed, choices, oldest, longest)
+    keeping = _Keeping(allowed, choices, oldest, longest, isinstance(algorithm.advantage, TokenAdvantage))
     compared = compare_step(groups, algorithm)
     enters = list(algorithm.filter(compared))
     paths: list[Ints] = []
@@ -130,7 +141,7 @@ def build_batch(
         "tokens/excluded": float(excluded),
         "tokens/stale": float(stale),
     }
-    return _tabulate(samples, algorithm, paths, labels), Account(counts, tuple(fates))
+    return _tabulate(samples, algorithm, paths, labels, updates), Account(counts, tuple(fates))
 
 
 def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:
@@ -144,9 +155,19 @@ def compare_step(groups: Sequence[Group], algorithm: Algorithm) -> list[Compared
     returns = [[algorithm.credit(_as_delivered(episode)) for episode in _rewarded(group)] for group in groups]
     of_step = advantage.of_step(returns) if isinstance(advantage, StepAdvantage) else map(advantage, returns)
     return [
-        ComparedGroup(group, earned, advantages, any(value for by_call in advantages for value in by_call.values()))
+        ComparedGroup(group, earned, advantages, _tells_apart(advantage, earned, advantages))
         for group, earned, advantages in zip(groups, returns, of_step, strict=True)
     ]
+
+
+def _tells_apart(advantage: Advantage, earned: Sequence[ByCall], advantages: Sequence[ByCall]) -> bool:
+    """Whether the rewarded episodes of a group differ; a single one, which nothing compares, counts as different."""
+    if not isinstance(advantage, TokenAdvantage):
+        return any(value for by_call in advantages for value in by_call.values())
+    values = [value for by_call in earned for value in by_call.values()]
+    if not values or len(earned) == 1:
+        return bool(values)
+    return not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def qualifies(group: Group, algorithm: Algorithm) -> bool:
@@ -219,6 +240,8 @@ class _Keeping:
     choices: bool
     oldest: int | None
     longest: int | None
+    all: bool
+    """Whether every episode is trained, whatever its advantages are."""
 
     def of(self, episode: Episode, advantages: ByCall) -> _Selection:
         """What of a rewarded ``episode`` is trained."""
@@ -237,7 +260,7 @@ class _Keeping:
             stale += drawn - len(fresh.at)
             if len(fresh.at):
                 spans[index] = fresh
-            differs = advantages[span.sampled.call] != 0
+            differs = self.all or advantages[span.sampled.call] != 0
             fates.add(_fate_of_span(differs, drawn=drawn > 0, fresh=len(fresh.at) > 0))
         return _Selection(min(fates, key=_MOST_TELLING.index), advantages, spans, excluded, stale)
 
@@ -363,7 +386,7 @@ def _samples(episode: Episode, path: Path, selection: _Selection, index: int, nu
 
 
 def _tabulate(
-    samples: Sequence[_Sample], algorithm: Algorithm, paths: Sequence[Ints], labels: Sequence[str]
+    samples: Sequence[_Sample], algorithm: Algorithm, paths: Sequence[Ints], labels: Sequence[str], updates: int
 ) -> TrainBatch:
     """The batch, with one loss term for each trained token of ``samples``, in their order."""
     lengths = np.array([len(sample.kept.at) for sample in samples], dtype=np.int64)
@@ -379,6 +402,7 @@ def _tabulate(
     masks, mask = _masks(samples)
     call = np.repeat(np.arange(len(samples)), lengths)
     episode = spread((sample.episode for sample in samples), np.int64)
+    update = _updates(episode, updates)
     return TrainBatch(
         paths=tuple(paths),
         targets=Targets(
@@ -392,10 +416,33 @@ def _tabulate(
         logprob=flat(sample.of(sample.sampled.logprobs) for sample in samples),
         version=flat((sample.of(sample.sampled.versions) for sample in samples), np.int64),
         advantage=spread(sample.advantage for sample in samples),
-        weight=algorithm.normalisation(Membership(episode, call)),
+        weight=_weights(algorithm.normalisation, episode, call, update),
         call=call,
+        update=update,
         labels=tuple(labels),
     )
+
+
+def _updates(episode: Ints, updates: int) -> Ints | None:
+    """Which update trains the terms of each episode; ``None`` where there is only one."""
+    number_of, number = np.unique(episode, return_inverse=True)
+    updates = min(updates, len(number_of))
+    if updates < 2:
+        return None
+    of_episode = np.repeat(np.arange(updates), [len(each) for each in np.array_split(number_of, updates)])
+    return of_episode[number.reshape(-1)]
+
+
+def _weights(normalisation: Normalisation, episode: Ints, call: Ints, update: Ints | None) -> Floats:
+    """The weight of each term in its update, which is normalised as a step of its own."""
+    if update is None:
+        return normalisation(Membership(episode, call))
+    weight = np.empty(len(episode))
+    for number in np.unique(update):
+        terms = np.flatnonzero(update == number)
+        episodes, calls = (np.unique(column[terms], return_inverse=True)[1] for column in (episode, call))
+        weight[terms] = normalisation(Membership(episodes.reshape(-1), calls.reshape(-1)))
+    return weight
 
 
 def _masks(samples: Sequence[_Sample]) -> tuple[Bits | None, Ints | None]:

@@ -15,7 +15,7 @@ from agentrl.errors import ConfigError, PluginError, near_matches
 if TYPE_CHECKING:
     from agentrl.plugins import Plugins
 
-__all__ = ["build_algorithm", "grpo"]
+__all__ = ["build_algorithm", "grpo", "ppo"]
 
 grpo = Preset(
     credit={"name": "credit.tree"},
@@ -30,6 +30,16 @@ grpo = Preset(
 The KL term holds a policy near its start; with verifiable rewards it costs a second model in memory and slows
 learning down, and current practice leaves it out (Yu et al. 2025, section 2.3; Liu et al. 2025).
 """
+
+ppo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.gae"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.clip"},
+    critic={"name": "critic.clip"},
+)
+"""Proximal policy optimisation (Schulman et al. 2017) with a value head on the policy's own hidden states."""
 
 _PRESETS, _PARTS = "algorithms", "parts"
 _SLOTS = tuple(field.name for field in fields(Preset))

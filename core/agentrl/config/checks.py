@@ -38,6 +38,7 @@ _OF_TRAINING = (
     "training.schedule",
     "training.weight_decay",
     "training.max_grad_norm",
+    "training.minibatches",
     "training.tokens_per_batch",
     "training.checkpoint_every",
     "tasks.train",

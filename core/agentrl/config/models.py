@@ -362,6 +362,9 @@ class TrainingSection(Section):
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
+    minibatches: int = Field(1, ge=1)
+    """Updates of the weights that a step makes, each on its share of the step's episodes. The version of the weights
+    rises by one a step all the same."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Most tokens in one forward pass. A step takes as many passes as its tokens need."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

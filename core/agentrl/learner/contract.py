@@ -4,7 +4,8 @@ A batch is a list of paths (runs of token ids from a root) and ``n`` loss terms 
 ``Targets`` says which token it is and which position predicts it, and the columns of ``TrainBatch`` say how it is
 trained. The loss of a step is ``Σ weight · (importance · objective + Σ penalty)`` over all terms, where ``weight`` is a
 column of the batch, ``importance`` is ``Anchor.weight`` of the correction, ``objective`` is what the objective makes of
-the term, and each ``penalty`` what a further part adds to it. ``Loss`` holds those parts.
+the term, and each ``penalty`` what a further part adds to it, as a critic does for a value head. ``Loss`` holds those
+parts.
 
 The learner knows no task, episode or group. All arrays are NumPy arrays of shape (n,) unless something else is said;
 none of them may be changed once it is in a batch.
@@ -90,6 +91,9 @@ class TrainBatch:
     """Which model call sampled the token, numbered from 0 over the batch; the sequence of sequence-level objectives."""
     extra: Mapping[str, Floats] = field(default_factory=dict)
     """Further columns by name, such as log-probabilities of a reference model. The objective is given them."""
+    update: Ints | None = None
+    """Which of the step's updates trains each term, numbered from 0; ``None`` where there is one. All terms of a path
+    are in the same, and the weights are shares of it."""
     labels: tuple[str, ...] = ()
     """What each path is called in error messages, such as the name of its episode; may be empty."""
     policy: str = DEFAULT_POLICY
@@ -104,6 +108,8 @@ class Scores:
     """Natural log-probability of each token."""
     entropy: Floats
     """Entropy, in nats, of the distribution that each token is scored under."""
+    value: Floats | None = None
+    """What the value head expects at the position that predicts each token; ``None`` where there is no head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class CorrectionTerms:
     """
 
     learner: torch.Tensor
-    """Log-probabilities under the weights before this step's update."""
+    """Log-probabilities under the weights before this step, also where it makes several updates."""
     behaviour: torch.Tensor
     """Log-probabilities that the tokens were sampled with."""
     age: torch.Tensor
@@ -235,6 +241,11 @@ class Critic(Protocol):
     @property
     def coefficient(self) -> float:
         """What the loss is multiplied by before it is added to the policy's."""
+        ...
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """The learning rate of the value head's own weights over that of the policy."""
         ...
 
     def __call__(self, terms: ValueTerms) -> torch.Tensor:

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agentrl.errors import RunError
-from agentrl.learner.contract import CorrectionTerms, Loss, ObjectiveTerms, PenaltyTerms, TrainBatch
+from agentrl.learner.contract import CorrectionTerms, Loss, ObjectiveTerms, PenaltyTerms, TrainBatch, ValueTerms
 from agentrl.learner.packing import Pass
 from agentrl.learner.policy import Policy, PolicyMetrics, limited_threads
 
-__all__ = ["accumulate_gradient"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from agentrl.learner.contract import Floats
+
+    Bools = npt.NDArray[np.bool_]
+
+__all__ = ["accumulate_gradient", "is_learned"]
 
 
 def accumulate_gradient(
-    policy: Policy, batch: TrainBatch, passes: Sequence[Pass], loss: Loss, *, version: int = 0
+    policy: Policy,
+    batch: TrainBatch,
+    passes: Sequence[Pass],
+    loss: Loss,
+    *,
+    version: int = 0,
+    before: Floats | None = None,
 ) -> dict[str, float]:
     """Add the gradient of the loss to the policy's weights; returns the ``policy/`` metrics of the step.
 
-    The loss is ``Σ weight · (importance · objective + Σ coefficient · penalty)`` over all terms. Weights are shares of
-    the whole step, so however the terms are spread over passes, the sum of their gradients is that of one pass. Passes
-    in which every advantage is 0 are computed for the metrics alone, unless a penalty has a gradient there. ``version``
-    is that of the policy's weights. Raises ``RunError`` where a pass needs more memory than the device has.
+    The loss is ``Σ weight · (importance · objective + Σ coefficient · penalty)`` over all terms, and the critic's.
+    Weights are shares of the whole update, so however the terms are spread over passes, the sum of their gradients is
+    that of one pass. Passes that ``is_learned`` leaves out are computed for the metrics alone. ``version`` is that of
+    the policy's weights before the step, and ``before`` are the terms' log-probabilities under those, ``None`` while
+    the weights are the same. Raises ``RunError`` where a pass needs more memory than the device has.
     """
     metrics = PolicyMetrics()
-    penalised = any(penalty.coefficient for penalty in loss.penalties)
+    learned = is_learned(batch, loss)
     for work in passes:
-        learns = penalised or bool(np.any(batch.advantage[work.targets_N]))
+        learns = bool(np.any(learned[work.targets_N]))
         try:
             with limited_threads(policy.size, work.ids_RT.size), torch.set_grad_enabled(learns):
-                _backward(policy, batch, work, loss, version, metrics)
+                _backward(policy, batch, work, loss, version, before, metrics)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"a pass of {work.ids_RT.size} tokens does not fit the memory of {policy.device}",
@@ -42,13 +56,30 @@ def accumulate_gradient(
     return metrics.result()
 
 
-def _backward(policy: Policy, batch: TrainBatch, work: Pass, loss: Loss, version: int, metrics: PolicyMetrics) -> None:
+def is_learned(batch: TrainBatch, loss: Loss) -> Bools:
+    """Which terms may have a gradient, shape (terms,): those with an advantage, or all beside a penalty or a critic."""
+    if loss.critic is not None or any(penalty.coefficient for penalty in loss.penalties):
+        return np.ones(len(batch.advantage), dtype=np.bool_)
+    learned: Bools = batch.advantage != 0
+    return learned
+
+
+def _backward(
+    policy: Policy,
+    batch: TrainBatch,
+    work: Pass,
+    loss: Loss,
+    version: int,
+    before: Floats | None,
+    metrics: PolicyMetrics,
+) -> None:
     scores = policy.score(work, batch.targets)
-    learner_N = scores.logprob_N.detach()
+    now_N = scores.logprob_N.detach()
 
     def column(values: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(values[work.targets_N]).to(learner_N)
+        return torch.from_numpy(values[work.targets_N]).to(now_N)
 
+    learner_N = now_N if before is None else column(before)
     behaviour_N, weight_N = column(batch.logprob), column(batch.weight)
     call_N = torch.from_numpy(batch.call[work.targets_N]).to(learner_N.device)
     extra = {name: column(values) for name, values in batch.extra.items()}
@@ -64,11 +95,15 @@ def _backward(policy: Policy, batch: TrainBatch, work: Pass, loss: Loss, version
         )
     )
     total = (made.loss * anchor.weight * weight_N).sum()
-    penalties: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     for penalty in loss.penalties:
         of_terms = penalty(PenaltyTerms(scores.logprob_N, scores.entropy_N, behaviour_N, extra))
         total = total + penalty.coefficient * (of_terms * weight_N).sum()
-        penalties[penalty.metric] = of_terms.detach()
+        means[penalty.metric] = of_terms.detach()
+    if loss.critic is not None and scores.value_N is not None:
+        error_N = loss.critic(ValueTerms(scores.value_N, extra))
+        total = total + loss.critic.coefficient * (error_N * weight_N).sum()
+        means["value/loss"] = error_N.detach()
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
     metrics.add(
@@ -76,5 +111,5 @@ def _backward(policy: Policy, batch: TrainBatch, work: Pass, loss: Loss, version
         log_ratio_N=learner_N - behaviour_N,
         entropy_N=scores.entropy_N.detach(),
         clipped_N=made.clipped,
-        means=penalties,
+        means=means,
     )

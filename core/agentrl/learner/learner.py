@@ -2,9 +2,11 @@
 
 A step, on one page::
 
-    passes = pack the batch           bins of the forest, or padded rows
-    for each pass                     score its targets, Σ weight · importance · objective, backward
-    clip, AdamW, version + 1
+    for each update of the batch      there is one, unless it names several
+        passes = pack its share       bins of the forest, or padded rows
+        for each pass                 score its targets, Σ weight · importance · objective, backward
+        clip, AdamW
+    version + 1
 
 It knows no group, episode or reward: a batch says what is trained and how much, and the parts of a ``Loss`` make it.
 """
@@ -23,7 +25,7 @@ from transformers import PreTrainedModel
 from agentrl.config.models import TrainingSection
 from agentrl.learner.contract import Loss, Scores, Targets, TrainBatch
 from agentrl.learner.folder import read_state, save_model, stored_dtype, write_state
-from agentrl.learner.gradient import accumulate_gradient
+from agentrl.learner.gradient import accumulate_gradient, is_learned
 from agentrl.learner.lending import LentWeights
 from agentrl.learner.loading import load_model, precision_on
 from agentrl.learner.masters import Masters
@@ -31,10 +33,12 @@ from agentrl.learner.optimiser import Optimiser
 from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
+from agentrl.learner.updates import cut_updates, joined_metrics
+from agentrl.learner.value import ValueHead
 from agentrl.processors import find_device
 
 if TYPE_CHECKING:
-    from agentrl.learner.contract import Ints
+    from agentrl.learner.contract import Floats, Ints
 
 __all__ = ["STATE", "Learner"]
 
@@ -65,6 +69,9 @@ class Learner:
         self._masters.take(model, device, precision_on(device, settings.precision))
         self._policy = Policy(model)
         self._optimiser = Optimiser(self._masters, settings)
+        factor = None if loss.critic is None else loss.critic.learning_rate_factor
+        self._value_head = None if factor is None else ValueHead(model, settings, factor)
+        self._policy.value_head = self._value_head
         self._lent: list[LentWeights] = []
         self.version = 0
         """How many steps made the weights."""
@@ -75,10 +82,11 @@ class Learner:
         return self._policy.model
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
-        """Update the weights once from ``batch``; returns metrics by name.
+        """Make new weights from ``batch``, by one update or as many as it names; returns metrics by name.
 
         Where every advantage is 0, the weights and the optimiser's moments stay as they are (``policy/updated`` is 0);
-        the step counts all the same, and ``version`` and the learning rate go on with it.
+        the step counts all the same, and ``version`` and the learning rate go on with it. Several updates have the
+        same learning rate, and the metrics are means over all terms.
 
         Raises ``RunError`` for a path longer than a pass, a pass that does not fit the device's memory, or gradients
         that stay infinite; ``ValueError`` for a batch that contradicts itself; and ``RuntimeError`` while weights are
@@ -86,23 +94,35 @@ class Learner:
         """
         self._refuse_while_lent("step")
         check_batch(batch)
-        started = time.perf_counter()
         limit, lengths = self._settings.tokens_per_batch, [len(path) for path in batch.paths]
         check_lengths(lengths, limit, batch.labels)
-        penalised = any(penalty.coefficient for penalty in self._loss.penalties)
-        learned = np.arange(len(batch.advantage)) if penalised else np.flatnonzero(batch.advantage)
-        passes = pack(batch.paths, batch.targets, limit, forest=self._policy.takes_forest, first=learned)
+        metrics = _batch_metrics(batch, self.version) | {"tokens/rows": float(padded_size(lengths, limit))}
+        updates = cut_updates(batch)
+        if len(updates) == 1:
+            made = self._update(batch, None)
+        else:
+            before = self._policy.score_paths(batch.targets, batch.paths, limit).logprob
+            made = joined_metrics([(self._update(part, before[terms]), len(terms)) for terms, part in updates])
+        self.version += 1
+        return metrics | made | {"learner/updates": float(len(updates))}
+
+    def _update(self, batch: TrainBatch, before: Floats | None) -> dict[str, float]:
+        """One update of the weights; ``before`` holds the log-probabilities under those that the step began with."""
+        started = time.perf_counter()
+        first = np.flatnonzero(is_learned(batch, self._loss))
+        limit = self._settings.tokens_per_batch
+        passes = pack(batch.paths, batch.targets, limit, forest=self._policy.takes_forest, first=first)
         packed = time.perf_counter()
-        metrics = _batch_metrics(batch, self.version) | {
+        metrics = {
             "tokens/forest": float(sum(work.ids_RT.size for work in passes)),
-            "tokens/rows": float(padded_size(lengths, limit)),
             "learner/passes": float(len(passes)),
         }
-        metrics |= accumulate_gradient(self._policy, batch, passes, self._loss, version=self.version)
+        metrics |= accumulate_gradient(self._policy, batch, passes, self._loss, version=self.version, before=before)
         computed = time.perf_counter()
         if passes:
             metrics |= self._optimiser.step(self.version, metrics["policy/loss"])
-        self.version += 1
+            if self._value_head is not None:
+                metrics |= self._value_head.step(metrics["policy/learning_rate"])
         return metrics | {
             "seconds/learner/pack": packed - started,
             "seconds/learner/gradient": computed - packed,
@@ -158,6 +178,8 @@ class Learner:
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
         if self._dtype != torch.float32:
             state["masters"] = self._masters.tensors()
+        if self._value_head is not None:
+            state["value_head"] = self._value_head.state_dict()
         write_state(state, folder / STATE)
 
     def load_state(self, folder: Path) -> None:
@@ -172,6 +194,8 @@ class Learner:
         self._optimiser.load_state_dict(state["optimiser"])
         if "masters" in state:
             self._masters.load(state["masters"])
+        if self._value_head is not None and "value_head" in state:  # A run may have got its critic since.
+            self._value_head.load_state_dict(state["value_head"])
         torch.set_rng_state(state["random"].cpu())
 
     def go_back(self, folder: Path, version: int) -> None:
@@ -192,4 +216,10 @@ def _batch_metrics(batch: TrainBatch, version: int) -> dict[str, float]:
     if len(batch.version):
         age_N = version - batch.version
         metrics |= {"staleness/mean": float(age_N.mean()), "staleness/max": float(age_N.max())}
+    if "return" in batch.extra and "value" in batch.extra and len(batch.version):
+        metrics["value/mean"] = float(batch.extra["value"].mean())
+        spread = float(batch.extra["return"].var())
+        if spread > 0.0:
+            left = float((batch.extra["return"] - batch.extra["value"]).var())
+            metrics["value/explained_variance"] = 1.0 - left / spread
     return metrics

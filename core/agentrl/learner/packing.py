@@ -121,7 +121,8 @@ def check_batch(batch: TrainBatch) -> None:
         raise ValueError(f"{len(batch.paths)} paths have {len(batch.labels)} labels")
     check_targets(batch.targets, batch.paths)
     columns = {name: getattr(batch, name) for name in ("logprob", "version", "advantage", "weight", "call")}
-    _check_columns({**columns, **batch.extra}, len(batch.targets.token))
+    updates = {} if batch.update is None else {"update": batch.update}
+    _check_columns({**columns, **updates, **batch.extra}, len(batch.targets.token))
 
 
 def check_targets(targets: Targets, paths: Sequence[Ints]) -> None:

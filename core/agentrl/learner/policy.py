@@ -44,6 +44,8 @@ class TensorScores(NamedTuple):
     """Natural log-probability of each target's token, with a gradient."""
     entropy_N: Tensor
     """Entropy in nats of the distribution that it is scored under, with one; it costs nothing where it is not used."""
+    value_N: Tensor | None = None
+    """What the value head expects at the position that predicts it, with one; ``None`` without a head."""
 
 
 class Policy:
@@ -51,6 +53,8 @@ class Policy:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.value_head: Callable[[Tensor], Tensor] | None = None
+        """From hidden states (states, size) to values (states,), where there is one."""
         self.model.train(False)
         self.size: int = model.num_parameters()
         """How many parameters the model has."""
@@ -75,12 +79,14 @@ class Policy:
         ``forest`` says how the paths are laid out, by default as the model takes them. Raises ``RunError`` for a path
         longer than a pass.
         """
-        logprob, entropy = np.empty(len(targets.token)), np.empty(len(targets.token))
+        logprob, entropy, value = (np.empty(len(targets.token)) for _ in range(3))
         for work in pack(paths, targets, tokens_per_batch, forest=self.takes_forest if forest is None else forest):
             scores = self.score(work, targets)
             logprob[work.targets_N] = scores.logprob_N.double().cpu().numpy()
             entropy[work.targets_N] = scores.entropy_N.double().cpu().numpy()
-        return Scores(logprob, entropy)
+            if scores.value_N is not None:
+                value[work.targets_N] = scores.value_N.double().cpu().numpy()
+        return Scores(logprob, entropy, None if self.value_head is None else value)
 
     def score(self, work: Pass, targets: Targets) -> TensorScores:
         """Score the targets of ``work``, each at its own temperature and under its own mask."""
@@ -98,33 +104,45 @@ class Policy:
         distributions = self._distributions(work, columns_C, site_U, temperatures[temperature_U])
         if np.any(mask_U >= 0):
             distributions = distributions._replace(masks_MA=self._tensor(targets.masks), mask_U=self._tensor(mask_U))
-        return _score(distributions, self._tensor(distribution_N), self._tensor(targets.token[work.targets_N]))
+        chosen_N = self._tensor(distribution_N)
+        scores = _score(distributions, chosen_N, self._tensor(targets.token[work.targets_N]))
+        if self.value_head is None:
+            return scores
+        # unlike indexing, this has a gradient that is summed in the same order always
+        return scores._replace(value_N=self.value_head(distributions.hidden_UE).index_select(0, chosen_N))
 
     def _distributions(self, work: Pass, columns_C: Ints, site_U: Ints, temperature_U: Floats) -> _Distributions:
         """Those at ``site_U``, indices into the pass's (rows · columns)."""
-        features_UE = self._features(work, columns_C).flatten(0, 1)
+        features_UE, hidden_UE = (states_RCE.flatten(0, 1) for states_RCE in self._features(work, columns_C))
         if not np.array_equal(site_U, np.arange(len(features_UE))):
-            features_UE = features_UE[self._tensor(site_U)]
+            sites = self._tensor(site_U)
+            is_hidden = hidden_UE is features_UE
+            features_UE = features_UE[sites]
+            hidden_UE = features_UE if is_hidden else hidden_UE[sites]
         return _Distributions(
             features_UE,
+            hidden_UE,
             None if np.all(temperature_U == 1.0) else self._tensor(temperature_U)[:, None],
             self._to_logits,
             self.model.config.get_text_config().vocab_size,
         )
 
-    def _features(self, work: Pass, columns_C: Ints) -> Tensor:
-        """Hidden states, (rows, columns, size), or logits already where the model's head is not a plain one."""
+    def _features(self, work: Pass, columns_C: Ints) -> tuple[Tensor, Tensor]:
+        """What the head takes and the hidden states, (rows, columns, size): the same, or logits where the model's head
+        is not a plain one."""
         inputs: dict[str, Any] = {"input_ids": self._tensor(work.ids_RT), "use_cache": False}
         if work.subtree_end_T is not None:  # plain rows are what a model expects without being told
             inputs["position_ids"] = self._tensor(work.depth_RT)
             inputs["forest"] = ForestAttention(work.depth_RT[0], work.subtree_end_T)
         kept_C = self._tensor(columns_C)
-        features_RCE: Tensor
-        if self._head is None:
-            features_RCE = self.model(**inputs, logits_to_keep=kept_C).logits
-        else:
-            features_RCE = self.model.base_model(**inputs).last_hidden_state[:, kept_C]
-        return features_RCE
+        if self._head is not None:
+            hidden_RCE: Tensor = self.model.base_model(**inputs).last_hidden_state[:, kept_C]
+            return hidden_RCE, hidden_RCE
+        if self.value_head is None:
+            logits_RCV: Tensor = self.model(**inputs, logits_to_keep=kept_C).logits
+            return logits_RCV, logits_RCV
+        output = self.model(**inputs, logits_to_keep=kept_C, output_hidden_states=True)
+        return output.logits, output.hidden_states[-1][:, kept_C]
 
     def _to_logits(self, features_UE: Tensor) -> Tensor:
         if self._head is None:
@@ -213,6 +231,8 @@ class _Distributions(NamedTuple):
     """The distributions that tokens are scored under: ``softmax(head(features) / temperature)`` over allowed tokens."""
 
     features_UE: Tensor
+    hidden_UE: Tensor
+    """What a value head reads."""
     temperature_U1: Tensor | None
     """``None`` where all are 1."""
     head: Callable[[Tensor], Tensor]
@@ -258,15 +278,15 @@ def _score(distributions: _Distributions, distribution_N: Tensor, token_N: Tenso
     if count <= size:
         return _score_chunk(distributions, distribution_N, token_N)
     order: list[Tensor] = []
-    scores: list[TensorScores] = []
+    scores: list[tuple[Tensor, Tensor]] = []
     for start in range(0, count, size):
         here = torch.nonzero((distribution_N >= start) & (distribution_N < start + size))[:, 0]
         chunk = distributions.chunk(start, start + size)
         arguments = (chunk, distribution_N[here] - start, token_N[here])
-        scores.append(checkpoint(_score_chunk, *arguments, use_reentrant=False))
+        scores.append(checkpoint(_score_chunk, *arguments, use_reentrant=False)[:2])
         order.append(here)
     back = torch.cat(order).argsort()
-    logprob_N, entropy_N = (torch.cat(column)[back] for column in zip(*scores, strict=True))
+    logprob_N, entropy_N = (torch.cat([each[column] for each in scores])[back] for column in (0, 1))
     return TensorScores(logprob_N, entropy_N)
 
 

@@ -82,10 +82,16 @@ def fields_of(definition: Definition, sources: Sources) -> Iterator[Key]:
         assert isinstance(owner.node, ast.ClassDef)
         for statement in owner.node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                name = statement.target.id
+                name = _alias(statement.value) or statement.target.id
                 if not name.startswith("_") and not ast.unparse(statement.annotation).startswith("ClassVar"):
                     found[name] = _field(name, statement, owner, sources)
     yield from found.values()
+
+
+def _alias(value: ast.expr | None) -> str | None:
+    """The name by which a configuration calls a field whose own is a word of Python."""
+    keywords = value.keywords if isinstance(value, ast.Call) else []
+    return next((str(literal(each.value)) for each in keywords if each.arg == "alias"), None)
 
 
 def _name(definition: Definition) -> str:

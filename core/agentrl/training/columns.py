@@ -54,7 +54,7 @@ class Sources:
         return cls(reference=original() if "reference" in algorithm.columns else None)
 
 
-_COLUMNS = ("reference",)
+_COLUMNS = ("reference", "value")
 
 
 class Prepared(NamedTuple):
@@ -72,7 +72,8 @@ class Columns:
 
     def __init__(self, algorithm: Algorithm, scorers: Mapping[str, Scorer] | None = None) -> None:
         """``scorers`` has what fills each of ``algorithm.columns``."""
-        self._algorithm = algorithm
+        self.algorithm = algorithm
+        """What the batches are made by."""
         self._scorers = dict(scorers or {})
 
     @classmethod
@@ -82,11 +83,13 @@ class Columns:
         if sources.reference is not None:
             reference = FrozenModel(sources.reference, config.training)
             scorers["reference"] = lambda batch: reference.score(batch.targets, batch.paths).logprob
+        if "value" in algorithm.columns:
+            scorers["value"] = lambda batch: _values(learner, batch)
         return cls(algorithm, scorers)
 
     def prepare(self, groups: Sequence[Group], **bounds: Any) -> Prepared:
         """Return the batch of ``groups`` with all its columns; ``bounds`` are as of ``build_batch``."""
-        batch, account = build_batch(groups, self._algorithm, **bounds)
+        batch, account = build_batch(groups, self.algorithm, **bounds)
         if not self._scorers:
             return Prepared(batch, account, tuple(groups), {})
         started = time.perf_counter()
@@ -96,10 +99,17 @@ class Columns:
 
     def _with_advantages(self, batch: TrainBatch) -> TrainBatch:
         """``batch`` with the advantages of its tokens, where they have any of their own."""
-        advantage = self._algorithm.advantage
+        advantage = self.algorithm.advantage
         if not isinstance(advantage, TokenAdvantage):
             return batch
         targets = batch.targets
         terms = TokenTerms(batch.advantage, batch.logprob, targets.path, targets.depth, batch.call, batch.extra)
         made = dict(advantage.of_tokens(terms))
         return replace(batch, advantage=made.pop("advantage"), extra={**batch.extra, **made})
+
+
+def _values(learner: Learner, batch: TrainBatch) -> Floats:
+    """What the learner's value head expects before each token."""
+    value = learner.score(batch.targets, batch.paths).value
+    assert value is not None, "an algorithm that asks for values has a critic"
+    return value

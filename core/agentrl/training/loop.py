@@ -342,6 +342,7 @@ class TrainingLoop:
             choices=choices,
             oldest=version - rollout.max_staleness if rollout.on_stale == "mask" else None,
             longest=self.config.training.tokens_per_batch,
+            updates=self.config.training.minibatches,
         )
         ledger = step_ledger(groups, account.fates, left_out=taken.left_out, stale=taken.stale)
         with self.checkpointer.weights_change():
