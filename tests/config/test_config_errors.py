@@ -19,15 +19,6 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
     return str(caught.value)
 
 
-def test_the_config_of_an_older_run_is_read_where_its_former_keys_have_their_only_value(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("training: {lora: null, steps: 3}\n")
-    assert load_config(path, environ={}).training.steps == 3
-    path.write_text("training: {lora: {rank: 8}}\n")
-    with pytest.raises(ConfigError, match=r"'training.lora'"):
-        load_config(path, environ={})
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -57,8 +48,8 @@ def test_the_config_of_an_older_run_is_read_where_its_former_keys_have_their_onl
             ":1: agent.env should be a valid list, not 'A=1' (write it as a list: [A=1])",
         ),
         (
-            "training: {lora: {rank: 8}}\n",
-            ":1: there is no key 'training.lora' (this version trains all weights: leave it out)",
+            "training: {lora: true}\n",
+            ":1: training.lora: should be null, a rank such as 16, or {rank: 16, targets: auto}, not true (the default",
         ),
         ("rollout_group_size: 3\n", ":1: there is no key 'rollout_group_size' (did you mean 'rollout.group_size'?)"),
         (
@@ -159,7 +150,6 @@ def test_the_agent_cannot_be_named_twice(override: str) -> None:
         ("actor_rollout_ref.rollout.n=5", "here verl's actor_rollout_ref.rollout.n is rollout.group_size=5"),
         ("learning_rate=1e-5", "did you mean 'training.learning_rate'?"),
         ("rollout.max_head_offpolicyness=2", "here AReaL's rollout.max_head_offpolicyness is rollout.max_staleness=2"),
-        ("training.lora=true", "this version trains all weights: leave it out"),
     ],
 )
 def test_a_key_of_another_trainer_is_answered_with_ours(override: str, fix: str) -> None:
@@ -181,4 +171,4 @@ def test_the_answers_name_keys_that_there_are() -> None:
         key = re.split(r"[ =,:]", answer)[0]
         assert key in keys or key.startswith(parts), answer
     foreign = {key for of_trainer in checks._FOREIGN.values() for key in of_trainer}
-    assert not (foreign | {*checks._GONE}) & keys
+    assert not foreign & keys

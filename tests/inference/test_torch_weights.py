@@ -29,6 +29,8 @@ Build = Callable[[], PreTrainedModel]
 class ModelWeights:
     """What a learner hands over."""
 
+    adapter = None
+
     def __init__(self, model: PreTrainedModel, version: int) -> None:
         self.model = model
         self.version = version

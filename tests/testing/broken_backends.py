@@ -297,6 +297,8 @@ class Forgetful(TorchBackend):
 
 
 class WithHead:
+    adapter = None
+
     def __init__(self, weights: Weights, head: torch.Tensor) -> None:
         self.version, self._weights, self._head = weights.version, weights, head
 

@@ -189,6 +189,7 @@ def test_a_head_that_lost_its_tie_is_found(tmp_path: Path) -> None:
 
             class WithHead:
                 version = weights.version
+                adapter = None
 
                 def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
                     yield from weights.tensors()
@@ -305,12 +306,13 @@ class Scores:
     """Learner and engine with given log-probabilities."""
 
     version = 0
+    adapter = None
 
     def __init__(self, learner: np.ndarray, engine: np.ndarray) -> None:
         self.learner, self.engine = learner, engine
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(())
+    def names(self) -> list[str]:
+        return []
 
     def digests(self, dtypes: dict[str, str]) -> dict[str, TensorDigest]:
         return {}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,7 +28,6 @@ __all__ = [
     "unknown_key",
     "unused_by_evaluation",
     "unused_by_serving",
-    "without_former_keys",
 ]
 
 _OF_RENDERING = ("seed", "model.renderer", "model.chat_template", "model.control_tokens", "model.date")
@@ -39,6 +38,7 @@ _OF_TRAINING = (
     "training.weight_decay",
     "training.max_grad_norm",
     "training.minibatches",
+    "training.lora",
     "training.tokens_per_batch",
     "training.checkpoint_every",
     "tasks.train",
@@ -61,19 +61,6 @@ class Ineffective:
 
     def __str__(self) -> str:
         return f"{self.key} ({self.place}) has no effect: {self.reason}"
-
-
-def without_former_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of a config file without the keys that there were, where they have the one value that they could have.
-
-    With another value they stay, and are refused as any key that does not exist.
-    """
-    kept = dict(values)
-    for (section, key), value in _ONLY_VALUES.items():
-        inside = kept.get(section)
-        if isinstance(inside, Mapping) and key in inside and inside[key] == value:
-            kept[section] = {name: each for name, each in inside.items() if name != key}
-    return kept
 
 
 def ineffective_keys(config: Config, provenance: Mapping[str, str]) -> list[Ineffective]:
@@ -177,14 +164,6 @@ def _overridden(config: Config, no_training: bool) -> Iterator[tuple[str, str]]:
     if limit is not None:
         yield "rollout.max_tokens", f"rollout.override.{limit} replaces it"
 
-
-_GONE = {
-    "training.lora": "this version trains all weights: leave it out",
-}
-"""Keys that there were, and the fix where one is set."""
-
-_ONLY_VALUES = {("training", "lora"): None}
-"""The one value that each of those could have: the config of an older run's folder holds them."""
 
 _FOREIGN = {
     "AReaL": {
@@ -317,7 +296,7 @@ def unknown_key(
     key = ".".join((at, *path) if at else path)
     if not at:
         for name, value in _leaves(key, given):
-            if (fix := _GONE.get(name) or _answer(name, value)) is not None:
+            if (fix := _answer(name, value)) is not None:
                 return ConfigError(f"{_place(name, origin)}there is no key {name!r}", fix=fix)
     place = _place(key, origin)
     variable = place.startswith("environment ")

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from agentrl.config.checks import config_error, without_former_keys
+from agentrl.config.checks import config_error
 from agentrl.config.keys import fitted, holds_text, is_short
 from agentrl.config.models import AS_WRITTEN, Config, Written
 from agentrl.config.paths import from_folder, to_folder
@@ -217,7 +217,7 @@ def _file(path: Path) -> Source:
     if not isinstance(document.values, dict):
         raise ConfigError(f"config file {str(path)!r} holds no keys", fix="write a mapping, such as `seed: 0`")
     written_at = {key: f"file {path}:{line}" for key, line in document.lines.items()}
-    return Source(from_folder(without_former_keys(document.values), path.parent), written_at, f"file {path}")
+    return Source(from_folder(document.values, path.parent), written_at, f"file {path}")
 
 
 def _merged(sources: Sequence[Source]) -> Values:

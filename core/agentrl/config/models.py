@@ -41,6 +41,7 @@ __all__ = [
     "HealthRuleModel",
     "HealthSection",
     "InferenceSection",
+    "LoraModel",
     "ModelSection",
     "OptionalPart",
     "Part",
@@ -349,6 +350,42 @@ class InferenceSection(Section):
     `recompute` computes these anew, so that later log-probabilities are the new weights' own. No token is lost."""
 
 
+def _targets(value: Any) -> Any:
+    if value != "auto" and not (isinstance(value, list) and value):
+        raise ValueError(f"should be auto, or a list such as [q_proj, v_proj], not {json.dumps(value)}")
+    return value
+
+
+class LoraModel(Section):
+    """An adapter of low rank over frozen weights (Hu et al. 2021, "LoRA"), trained in their place."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the adapter: `B @ A` with so many columns of `B` and rows of `A` is added to each matrix. At most the
+    smaller side of the smallest matrix."""
+    alpha: float | None = Field(None, gt=0)
+    """The product is multiplied by `alpha / rank`. Null takes twice the rank, so that the factor is 2."""
+    targets: Annotated[Literal["auto"] | list[str], BeforeValidator(_targets)] = "auto"
+    """The layers that are adapted: `auto` for all linear projections of attention and MLP, or the last parts of their
+    names, such as `[q_proj, v_proj]`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are dropped while a gradient is computed. The learner's log-probabilities of
+    a step are noisy then, and `policy/mismatch_kl` with them."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of the product."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+
+def _ranked(value: Any) -> Any:
+    """``{rank: …}`` for an adapter that is written as its rank alone."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"should be null, a rank such as 16, or {{rank: 16, targets: auto}}, not {json.dumps(value)}")
+    if isinstance(value, dict) and "name" in value:  # As it is merged where keys were set over a rank.
+        return {"rank": value["name"], **{key: held for key, held in value.items() if key != "name"}}
+    return {"rank": value} if isinstance(value, int | float) else value
+
+
 class TrainingSection(Section):
     steps: int = Field(60, ge=0)
     """Number of optimiser steps."""
@@ -365,6 +402,9 @@ class TrainingSection(Section):
     minibatches: int = Field(1, ge=1)
     """Updates of the weights that a step makes, each on its share of the step's episodes. The version of the weights
     rises by one a step all the same."""
+    lora: Annotated[LoraModel | None, BeforeValidator(_ranked)] = None
+    """Train an adapter over the frozen model, whose checkpoints are adapter folders: a rank such as 16, or
+    `{rank: 16, alpha: 32, targets: auto, dropout: 0}`. Null trains all weights."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Most tokens in one forward pass. A step takes as many passes as its tokens need."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import AgentRLError, ConfigError, GatewayError, one_line, shortened
+from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.model_folder import find_model
 from agentrl.learner.folder import stored_dtype
 from agentrl.tokens.probes import TOOLS
@@ -131,7 +132,7 @@ def model_size(folder: Path) -> ModelSize:
     Raises ``ConfigError`` for a model that transformers cannot build.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(base_of(folder))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -223,6 +223,48 @@ class HeldWeights:
     holds two. ``None`` where the engine cannot tell, for the reason in ``inability``."""
     inability: str = ""
     """Why there are no digests, as a part of a sentence such as "its weights are kept in 4 bits"."""
+    apart: bool = False
+    """Whether the engine holds an adapter beside the weights of its base: ``tensors`` has both then, each by the name
+    and as the number that ``Adapter.digests`` has it under."""
+
+
+class Adapter(Protocol):
+    """The adapter of low rank that a learner trains over a frozen model; lent as ``Weights`` are.
+
+    Each adapted matrix ``W``, of shape (outputs, inputs), stands for ``W + scale · B @ A``.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The last parts of the names of the adapted layers, such as ``q_proj``."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields name and tensor of every ``A`` and ``B``: the adapted layer's name, and ``.lora_A.weight`` of shape
+        (rank, inputs) or ``.lora_B.weight`` of shape (outputs, rank)."""
+        ...
+
+    def merged(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields those of ``Weights.tensors`` that the adapter changes; all others stay what they are for ever."""
+        ...
+
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        """As ``Weights.digests``, of base and adapter apart.
+
+        Parameters of the model go by their Hugging Face names and are those of the base; those of the adapter go by
+        the names of ``tensors``, and ``B`` is as it is after ``tensor.to(dtype) * scale``.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in peft's format into ``folder``, made where it is missing. Raises as ``Weights.save``."""
+        ...
 
 
 class Weights(Protocol):
@@ -234,6 +276,16 @@ class Weights(Protocol):
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter, where one is trained over a frozen model; everything else here is of the two merged then, for
+        backends that know nothing of adapters."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Returns the names of ``tensors``."""
+        ...
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the name and tensor of every parameter: the learner's own memory, to be copied and never changed."""
@@ -264,11 +316,23 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterContext:
+    """What a backend is told of adapters before it starts, whose class has ``takes_adapters = True``."""
+
+    rank: int
+    """The rank of the adapter that it starts with, and of those that updates bring."""
+    folder: Path | None = None
+    """The adapter of policy version ``BackendContext.version``, in peft's format; ``None`` where that version is the
+    model itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class BackendContext:
     """The arguments that a backend is built from."""
 
     model_folder: Path
-    """A Hugging Face folder: config, tokenizer and the weights of policy version ``version``."""
+    """A Hugging Face folder: config, tokenizer and the weights of policy version ``version``, or, with
+    ``adapter.folder``, of the base model. It need not be there before ``start``."""
     version: int = 0
     seed: int = 0
     max_concurrency: int = 64
@@ -285,10 +349,17 @@ class BackendContext:
     """What a change of weights does with requests in flight: with ``keep`` they go on with the KV that they have, with
     ``recompute`` the KV of their prompt and tokens is computed anew under the new weights before their next token. A
     backend that cannot do what is asked for raises ``ConfigError`` when it is built."""
+    adapter: AdapterContext | None = None
+    """Where an adapter is sampled, or trained, and the backend's class has the attribute ``takes_adapters``, true. Any
+    other backend is given whole models, with the adapter merged."""
 
 
 class Backend(Protocol):
-    """An inference engine. A plugin registers a callable ``(BackendContext) -> Backend``."""
+    """An inference engine. A plugin registers a callable ``(BackendContext) -> Backend``.
+
+    One that takes adapters is a class with the attribute ``takes_adapters = True``; its context says what it is to
+    expect, and it may use ``Weights.adapter``.
+    """
 
     async def start(self) -> Capabilities:
         """Load the model and get ready. Raises ``BackendError``, or ``PluginError`` for a broken environment."""

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentrl.errors import BackendError, UnsupportedSampling, one_line, shortened, shown
+from agentrl.inference.adapter_folder import tokenizer_folder
 from agentrl.inference.contract import Grammar
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.loops import Threads
@@ -63,7 +64,7 @@ def available() -> bool:
 
 def grammars_of(folder: Path) -> Grammars | None:
     """Returns the grammars of the model in a Hugging Face folder; ``None`` where xgrammar is not installed."""
-    return Grammars(folder, vocabulary_of(folder)) if available() else None
+    return Grammars(tokenizer_folder(folder), vocabulary_of(folder)) if available() else None
 
 
 class Grammars:

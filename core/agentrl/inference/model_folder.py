@@ -11,9 +11,10 @@ from pathlib import Path
 
 from agentrl.config.models import ModelSection
 from agentrl.errors import ConfigError, PluginError, near_files, near_matches, one_line, shortened
+from agentrl.inference.adapter_folder import base_of, is_adapter
 from agentrl.plugins import Plugins
 
-__all__ = ["find_model", "newest_checkpoint", "no_progress_bars", "saved_checkpoints", "vocabulary_of"]
+__all__ = ["downloaded", "find_model", "newest_checkpoint", "no_progress_bars", "saved_checkpoints", "vocabulary_of"]
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -22,6 +23,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 def find_model(plugins: Plugins, model: ModelSection) -> Path:
     """Returns the Hugging Face folder of ``model``, downloaded where it is a hub id that is not in the cache.
+
+    An adapter's folder is returned as it is, once its base model is known to be there.
 
     A plugin may make or fetch its bundled model at the first use; a run's folder stands for its newest checkpoint.
     Raises ``ConfigError`` for a name that is none of the three, or a folder that holds no model, and ``PluginError``
@@ -38,7 +41,7 @@ def find_model(plugins: Plugins, model: ModelSection) -> Path:
             f"model {model.name!r} is no bundled model, no folder and no Hugging Face id",
             fix=_brought(model.name) or _near(folder, bundled),
         )
-    return _checked(_downloaded(model.name))
+    return _checked(downloaded(model.name))
 
 
 def _near(folder: Path, bundled: Iterable[str]) -> str:
@@ -76,7 +79,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and not (folder / "config.json").is_file()
+    return (folder / "config.yaml").is_file() and not ((folder / "config.json").is_file() or is_adapter(folder))
 
 
 def _saved(run: Path) -> Path:
@@ -102,7 +105,8 @@ def _is_distribution_name(name: str, bundled: set[str]) -> bool:
     return name.count("/") == 1 and name.split("/")[1] in bundled and not Path(name).exists()
 
 
-def _downloaded(name: str) -> Path:
+def downloaded(name: str) -> Path:
+    """Returns the folder of a Hugging Face id. Raises ``ConfigError`` where neither the cache nor the hub has it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -117,9 +121,10 @@ def _downloaded(name: str) -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
+    base = base_of(folder)  # Raises for an adapter whose base is gone.
+    if not (base / "config.json").is_file():
         raise ConfigError(
-            f"model folder {folder} has no config.json",
+            f"model folder {base} has no config.json",
             fix="name a folder that `save_pretrained` wrote, with its tokenizer",
         )
     return folder
@@ -129,7 +134,7 @@ def vocabulary_of(folder: Path) -> int:
     """Returns how many token ids the model in ``folder`` knows; its tokenizer may know fewer."""
     from transformers import AutoConfig
 
-    size: int = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    size: int = AutoConfig.from_pretrained(base_of(folder)).get_text_config().vocab_size
     return size
 
 

@@ -13,19 +13,34 @@ import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from agentrl.errors import RunError, cannot_write
+from agentrl.inference.adapter_folder import ADAPTER_CONFIG, base_of
+from agentrl.inference.merging import load_whole
 from agentrl.inference.model_folder import no_progress_bars
 
-__all__ = ["read_state", "save_model", "stored_dtype", "write_state"]
+if TYPE_CHECKING:
+    from agentrl.learner.adapters import LoraAdapter
+
+__all__ = [
+    "_copy_small_files",
+    "read_state",
+    "save_adapter",
+    "save_model",
+    "stored_dtype",
+    "write_merged",
+    "write_state",
+]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 """Endings of files that hold weights, which a saved folder has its own of."""
+
+_CONFIGS = ("config.json", ADAPTER_CONFIG)
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -39,25 +54,68 @@ def save_model(
     folder: Path,
     dtype: torch.dtype | None = None,
     masters: Mapping[str, torch.Tensor] | None = None,
+    *,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write ``model`` into ``folder``, with the tokenizer, template and other small files of ``source``.
 
     ``folder`` is made where it is missing. The weights are written as ``dtype``, by default as they are; those that
-    ``masters`` has, by the names of ``named_parameters``, are rounded from there. Raises ``RunError`` where a file
-    cannot be written; what has been written by then stays.
+    ``masters`` has, by the names of ``named_parameters``, are rounded from there. With ``state`` they are the ones in
+    there, by the names that a whole model has. Raises ``RunError`` where a file cannot be written; what has been
+    written by then stays.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with no_progress_bars():
-            if dtype in (None, model.dtype):
+            if state is not None:
+                model.save_pretrained(folder, state_dict=dict(state))
+            elif dtype in (None, model.dtype):
                 model.save_pretrained(folder)
             else:
                 _write_cast(model, folder, dtype, masters or {})
-        for file in source.iterdir():
-            if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
-                shutil.copyfile(file, folder / file.name)
+        _copy_small_files(source, folder)
     except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error
+
+
+def save_adapter(
+    adapter: LoraAdapter,
+    base: Path,
+    folder: Path,
+    source: Path | None = None,
+    masters: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write ``adapter`` of the model in ``base`` into ``folder``, in peft's format.
+
+    What ``masters`` has, by the names of ``named_parameters``, is written as it is there. With ``source`` the folder
+    also gets that one's tokenizer, template and other small files, so that it can be named as a model. It is made where
+    it is missing. Raises as ``save_model`` does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        adapter.save(folder, base, masters or {})
+        if source is not None:
+            _copy_small_files(source, folder)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from error
+
+
+def write_merged(adapter: Path, folder: Path) -> None:
+    """Write the model in the folder ``adapter``, with its adapter merged, into ``folder``, in the dtype of its base.
+
+    A folder of a whole model is written as such, too. Raises ``ConfigError`` as ``load_whole`` does, and ``RunError``
+    where a file cannot be written.
+    """
+    model = load_whole(adapter, stored_dtype(adapter))
+    model.generation_config = GenerationConfig.from_model_config(model.config)  # the folder's own may not be savable
+    save_model(model, adapter, folder)
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    """Copy what is neither weights nor a config from ``source`` into ``folder``: tokenizer, template and the like."""
+    for file in source.iterdir():
+        if file.is_file() and file.name not in _CONFIGS and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype, masters: Mapping[str, torch.Tensor]) -> None:
@@ -113,9 +171,10 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 def stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype that the model in ``folder`` keeps its weights in.
 
-    It is what the folder's config says, else the dtype of its first tensor; float32 for what is no plain float. Raises
-    what transformers raises for a folder without a config.
+    It is what the folder's config says, else the dtype of its first tensor; float32 for what is no plain float. Of an
+    adapter it is that of its base. Raises what transformers raises for a folder without a config.
     """
+    folder = base_of(folder)
     named = AutoConfig.from_pretrained(folder).get_text_config().dtype
     if isinstance(named, str):
         named = getattr(torch, named, None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,10 @@ import torch
 from transformers import PreTrainedModel
 
 from agentrl.config.models import TrainingSection
+from agentrl.inference.adapter_folder import base_of, is_adapter
+from agentrl.learner.adapters import LoraAdapter
 from agentrl.learner.contract import Loss, Scores, Targets, TrainBatch
-from agentrl.learner.folder import read_state, save_model, stored_dtype, write_state
+from agentrl.learner.folder import read_state, save_adapter, save_model, stored_dtype, write_state
 from agentrl.learner.gradient import accumulate_gradient, is_learned
 from agentrl.learner.lending import LentWeights
 from agentrl.learner.loading import load_model, precision_on
@@ -61,13 +64,17 @@ class Learner:
         self._settings = settings
         self._loss = loss
         device = find_device(settings.device, "training.device")
-        model = load_model(folder).to(device)  # type: ignore[arg-type]
+        model = load_model(folder if settings.lora is None else base_of(folder)).to(device)  # type: ignore[arg-type]
         self._dtype = stored_dtype(folder)
+        self.adapter = None if settings.lora is None else LoraAdapter(model, settings.lora)
+        """What is trained in the place of the model's weights, where it is an adapter."""
+        if self.adapter is not None and is_adapter(folder):
+            self.adapter.load(folder)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
         self._masters = Masters()
         self._masters.take(model, device, precision_on(device, settings.precision))
-        self._policy = Policy(model)
+        self._policy = Policy(model, adapter=self.adapter)
         self._optimiser = Optimiser(self._masters, settings)
         factor = None if loss.critic is None else loss.critic.learning_rate_factor
         self._value_head = None if factor is None else ValueHead(model, settings, factor)
@@ -80,6 +87,18 @@ class Learner:
     def model(self) -> PreTrainedModel:
         """The model with the weights under training."""
         return self._policy.model
+
+    @property
+    def merges_at_start(self) -> bool:
+        """Whether the model came as an adapter and its base, which an engine may have merged in its own way."""
+        return self.version == 0 and is_adapter(self._source)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Return a block in which ``score`` is that of the model before an adapter was trained over it.
+
+        No ``step`` may be taken within. Raises ``ValueError`` where all weights are trained.
+        """
+        return self._policy.without_adapter()
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """Make new weights from ``batch``, by one update or as many as it names; returns metrics by name.
@@ -117,7 +136,8 @@ class Learner:
             "tokens/forest": float(sum(work.ids_RT.size for work in passes)),
             "learner/passes": float(len(passes)),
         }
-        metrics |= accumulate_gradient(self._policy, batch, passes, self._loss, version=self.version, before=before)
+        with self._policy.dropping():
+            metrics |= accumulate_gradient(self._policy, batch, passes, self._loss, version=self.version, before=before)
         computed = time.perf_counter()
         if passes:
             metrics |= self._optimiser.step(self.version, metrics["policy/loss"])
@@ -165,10 +185,14 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model, tokenizer included, into ``folder``, which is made where it is missing.
 
-        The weights are written in the dtype that the model came in, rounded from their float32 masters. Raises
-        ``RunError`` where a file cannot be written; what has been written by then stays.
+        The weights are written in the dtype that the model came in, rounded from their float32 masters. Of an adapter
+        it is the folder of an adapter, in float32, which names the folder of its base. Raises ``RunError`` where a file
+        cannot be written; what has been written by then stays.
         """
-        save_model(self.model, self._source, folder, self._dtype, self._masters.tensors())
+        if self.adapter is not None:
+            save_adapter(self.adapter, base_of(self._source), folder, self._source, self._masters.tensors())
+        else:
+            save_model(self.model, self._source, folder, self._dtype, self._masters.tensors())
 
     def save_state(self, folder: Path) -> None:
         """Write into ``folder`` what a run needs, beside the weights, to go on as if it had never stopped.
@@ -176,7 +200,7 @@ class Learner:
         Raises ``RunError`` where it cannot be written.
         """
         state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
-        if self._dtype != torch.float32:
+        if self._dtype != torch.float32 and self.adapter is None:
             state["masters"] = self._masters.tensors()
         if self._value_head is not None:
             state["value_head"] = self._value_head.state_dict()
@@ -205,7 +229,10 @@ class Learner:
         ``ConfigError`` for a folder that does not load, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("go back")
-        self._masters.load(dict(load_model(folder).named_parameters()))
+        if self.adapter is not None:
+            self._masters.load(self.adapter.read(folder))
+        else:
+            self._masters.load(dict(load_model(folder).named_parameters()))
         self.load_state(folder)
         self.version = version
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.contract import TensorDigest
 from agentrl.inference.digests import tensor_digest
 from agentrl.learner.contract import Targets
-from agentrl.learner.folder import save_model
+from agentrl.learner.folder import save_adapter, save_model
 from agentrl.learner.policy import Policy
 
-__all__ = ["LentWeights"]
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+
+    from agentrl.learner.adapters import LoraAdapter
+
+__all__ = ["LentAdapter", "LentWeights"]
 
 
 class LentWeights:
@@ -60,14 +66,25 @@ class LentWeights:
             self._returned = True
             self._on_return(self)
 
+    @property
+    def adapter(self) -> LentAdapter | None:
+        """The adapter, where one is trained; ``None`` where all weights are."""
+        adapter = self._policy.adapter
+        return None if adapter is None else LentAdapter(adapter, self._model, base_of(self._source))
+
+    def names(self) -> Sequence[str]:
+        """Return the names of ``tensors``."""
+        return [name for name, _, _ in self._parameters()]
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and tensor of every parameter; one that is tied to others comes once, under its first name.
 
-        The tensors are the learner's own memory: copy what is needed after the loan.
+        The tensors are the learner's own memory, but for those that an adapter is merged into, each of which is made
+        when it is asked for: copy what is needed after the loan.
         """
-        for name, parameter in self._model().named_parameters():
+        for name, parameter, layer in self._parameters():
             self._model()  # they may have been given back since the last tensor
-            yield name, parameter.detach()
+            yield name, self._value(parameter, layer)
 
     def save(self, folder: Path) -> None:
         """Write a model that ``AutoModelForCausalLM`` loads, tokenizer files included, into ``folder``.
@@ -75,7 +92,9 @@ class LentWeights:
         The folder is made where it is missing. Raises ``RunError`` where a file cannot be written; what has been
         written by then stays.
         """
-        save_model(self._model(), self._source, folder)
+        model, adapter = self._model(), self._policy.adapter
+        state = None if adapter is None else dict(self.tensors())
+        save_model(model, self._source, folder, state=state)
 
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
         """Return the natural log-probabilities of ``ids[1:]`` at temperature 1, in the type of the weights."""
@@ -96,16 +115,28 @@ class LentWeights:
         """
         found: dict[tuple[int, str], TensorDigest] = {}
         named: dict[str, TensorDigest] = {}
-        for name, parameter in self._model().named_parameters(remove_duplicate=False):
+        for name, parameter, layer in self._parameters(remove_duplicate=False):
             if name not in dtypes:
                 continue
             self._model()
             key = id(parameter), dtypes[name]
             if key not in found:
-                cast = parameter.detach().to(getattr(torch, dtypes[name]))
-                found[key] = TensorDigest(dtypes[name], tuple(parameter.shape), tensor_digest(cast))
+                found[key] = _digest(self._value(parameter, layer), dtypes[name])
             named[name] = found[key]
         return named
+
+    def _parameters(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter, LoraLayer | None]]:
+        """The parameters by the names that they have without an adapter, each with the layer that adapts it."""
+        model, adapter = self._model(), self._policy.adapter
+        if adapter is not None:
+            yield from adapter.plain(remove_duplicate=remove_duplicate)
+            return
+        for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
+            yield name, parameter, None
+
+    def _value(self, parameter: nn.Parameter, layer: LoraLayer | None) -> Tensor:
+        adapter = self._policy.adapter
+        return parameter.detach() if layer is None or adapter is None else adapter.merged(layer)
 
     def _model(self) -> PreTrainedModel:
         if self._returned:
@@ -114,3 +145,53 @@ class LentWeights:
                 "needed of them before (a backend has them until its update_weights returns)"
             )
         return self._policy.model
+
+
+class LentAdapter:
+    """The adapter of weights that somebody has: an ``agentrl.inference.contract.Adapter``."""
+
+    def __init__(self, adapter: LoraAdapter, check: Callable[[], object], base: Path) -> None:
+        """``check`` raises once the weights are back; ``base`` is the folder of the model that is adapted."""
+        self.rank = adapter.rank
+        self.scale = adapter.scale
+        self.targets = adapter.targets
+        self._adapter = adapter
+        self._check = check
+        self._base = base
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and tensor of every ``A`` and ``B``, the learner's own memory."""
+        for name, tensor in self._adapter.tensors():
+            self._check()
+            yield name, tensor.detach()
+
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and tensor of every parameter that the adapter changes, with the change in it."""
+        for name, _, layer in self._adapter.plain():
+            if layer is not None:
+                self._check()
+                yield name, self._adapter.merged(layer)
+
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        """Return digests of the parameters of the base and the adapter, apart; see the contract."""
+        found = {}
+        for name, parameter, _ in self._adapter.plain(remove_duplicate=False):
+            if name in dtypes:
+                self._check()
+                found[name] = _digest(parameter.detach(), dtypes[name])
+        for name, tensor in self._adapter.tensors():
+            if name in dtypes:
+                self._check()
+                factor = self.scale if name.endswith(".lora_B.weight") else 1.0
+                found[name] = _digest(tensor.detach(), dtypes[name], factor)
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in peft's format. Raises ``RunError`` where a file cannot be written."""
+        self._check()
+        save_adapter(self._adapter, self._base, folder)
+
+
+def _digest(tensor: Tensor, dtype: str, factor: float = 1.0) -> TensorDigest:
+    cast = tensor.to(getattr(torch, dtype))
+    return TensorDigest(dtype, tuple(tensor.shape), tensor_digest(cast if factor == 1.0 else cast * factor))

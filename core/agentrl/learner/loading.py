@@ -6,22 +6,21 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from agentrl.errors import ConfigError, one_line
-from agentrl.inference.model_folder import no_progress_bars
+from agentrl.inference.merging import load_whole
 
 __all__ = ["load_model", "precision_on"]
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """Load the model in ``folder`` into the CPU's memory, in float32.
+    """Load the model in ``folder`` into the CPU's memory, in float32; an adapter is merged into its base.
 
-    Raises ``ConfigError`` for a folder that holds no causal language model.
+    Raises ``ConfigError`` for a folder that holds no causal language model, and an adapter that does not fit its base.
     """
     try:
-        with no_progress_bars():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = load_whole(folder, torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"model folder {folder} does not load as a causal language model: {one_line(error)}",

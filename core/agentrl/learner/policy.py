@@ -10,7 +10,7 @@ distributions, E hidden size, V vocabulary, M masks, A bytes of a mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,9 @@ from agentrl.learner.contract import Scores, Targets
 from agentrl.learner.packing import Pass, pack
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from agentrl.learner.adapters import LoraAdapter
     from agentrl.learner.contract import Floats, Ints
 
 __all__ = ["Policy", "PolicyMetrics", "TensorScores", "limited_threads"]
@@ -51,8 +54,10 @@ class TensorScores(NamedTuple):
 class Policy:
     """``model`` in evaluation mode, computed in the type of its weights."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, adapter: LoraAdapter | None = None) -> None:
+        """``adapter`` is that of ``model``, where one is trained in the place of its weights."""
         self.model = model
+        self.adapter = adapter
         self.value_head: Callable[[Tensor], Tensor] | None = None
         """From hidden states (states, size) to values (states,), where there is one."""
         self.model.train(False)
@@ -69,6 +74,22 @@ class Policy:
     def takes_forest(self) -> bool:
         """Whether the model has been switched to forest attention; else it takes padded rows."""
         return bool(self.model.config._attn_implementation == NAME)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Return a block in which the model computes as it did before an adapter was trained over it.
+
+        Raises ``ValueError`` where none is.
+        """
+        if self.adapter is None:
+            raise ValueError("all weights of the model are trained: there is no adapter to leave out")
+        return self.adapter.disabled()
+
+    def dropping(self) -> AbstractContextManager[None]:
+        """Return a block in which an adapter drops the share of its inputs that its settings say."""
+        if self.adapter is None:
+            return nullcontext()
+        _ = self._head  # found by forwards, in which nothing may be dropped
+        return self.adapter.dropping()
 
     @torch.no_grad()
     def score_paths(

@@ -10,8 +10,10 @@ from typing import Protocol
 from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError, PluginError
-from agentrl.inference.contract import Backend, BackendContext, ChatBackend, ChatContext
+from agentrl.inference.adapter_folder import base_of, is_adapter, read_adapter
+from agentrl.inference.contract import AdapterContext, Backend, BackendContext, ChatBackend, ChatContext
 from agentrl.plugins import Plugins
+from agentrl.training.merged_model import MergedModel, StartedOnMerged
 
 __all__ = [
     "BackendParts",
@@ -109,8 +111,19 @@ def build_backend(
     any thread, with what a long start waits for. Raises ``ConfigError`` or ``PluginError`` for an unknown name or key.
     """
     part = parts.config.inference.backend
+    folder, lora = parts.model_folder, parts.config.training.lora
+    adapter, merged = None, None
+    if getattr(parts.plugins.get("backends", part.name), "takes_adapters", False):
+        if is_adapter(folder):
+            adapter = AdapterContext(read_adapter(folder).rank, folder)
+            folder = base_of(folder)
+        elif lora is not None:
+            adapter = AdapterContext(lora.rank)
+    elif is_adapter(folder):
+        merged = MergedModel(folder)
+        folder = merged.folder
     context = BackendContext(
-        model_folder=parts.model_folder,
+        model_folder=folder,
         version=version,
         seed=parts.config.seed,
         max_concurrency=parts.config.rollout.concurrency,
@@ -119,10 +132,11 @@ def build_backend(
         say=say,
         timeout=parts.config.inference.timeout,
         in_flight=parts.config.inference.in_flight,
+        adapter=adapter,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     _check_is_engine(parts.config, backend)
-    return backend
+    return backend if merged is None else StartedOnMerged(backend, merged)
 
 
 def build_chat_backend(parts: ChatParts, warn: Callable[[str], None]) -> ChatBackend:

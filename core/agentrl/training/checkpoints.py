@@ -1,4 +1,4 @@
-"""A checkpoint: a Hugging Face model folder that also holds what a run needs to go on from it."""
+"""A checkpoint: a folder of a model, or of an adapter, that also holds what a run needs to go on from it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from agentrl.errors import ConfigError, RunError
+from agentrl.inference.adapter_folder import ADAPTER_CONFIG, is_adapter
 from agentrl.learner.learner import STATE, Learner
 from agentrl.runs.reader import Run
 
@@ -84,9 +85,8 @@ def is_whole(folder: Path) -> bool:
     Raises ``RunError`` where a file cannot be read, which does not say that it is damaged.
     """
     try:
-        return (
-            _is_object(folder / "config.json") and _is_object(folder / _INFO) and _has_state(folder) and _loads(folder)
-        )
+        config = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
+        return _is_object(folder / config) and _is_object(folder / _INFO) and _has_state(folder) and _loads(folder)
     except (FileNotFoundError, *_DAMAGED):
         return False
     except OSError as error:

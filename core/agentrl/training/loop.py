@@ -106,6 +106,8 @@ class TrainingLoop:
     async def run(self) -> None:
         """Train for ``training.steps`` steps; whatever stops it, ``save`` may be called afterwards."""
         if self.resumed is None:
+            if self.learner.merges_at_start:  # Engine and learner may be on devices that round otherwise.
+                await self._weights.serve()
             await self.evaluations.run()
         else:
             await self._go_on(self.resumed)

@@ -27,6 +27,7 @@ from agentrl.gateway.dialects.fields import SAMPLING_FIELDS
 from agentrl.gateway.dialects.overrides import ALIASES, apply_override
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.sampling import resolve_sampling
+from agentrl.inference.adapter_folder import base_of, tokenizer_folder
 from agentrl.inference.contract import Capabilities
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
@@ -233,12 +234,14 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_folder(folder))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model folder {folder} has no tokenizer that loads: {shortened(one_line(error))}",
             fix="save the model's tokenizer beside its weights with `save_pretrained`",
         ) from error
+    if (base := base_of(folder)) != folder:
+        tokenizer.name_or_path = str(base)  # Where the model's config and the ends of its turns are.
     return tokenizer
 
 

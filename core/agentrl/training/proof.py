@@ -31,7 +31,7 @@ from agentrl.tokens.contract import Position, TokenTree
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from agentrl.inference.contract import TensorDigest, Weights
+    from agentrl.inference.contract import Adapter, TensorDigest, Weights
 
     Logprobs = npt.NDArray[np.float64]
 
@@ -123,6 +123,8 @@ class UpdateProof:
     """The learner's digests of the version that was proven last."""
     _proven: int = -1
     """That version."""
+    _apart: bool = False
+    """Whether those are of a base and its adapter apart."""
 
     @property
     def prepared(self) -> bool:
@@ -171,12 +173,16 @@ class UpdateProof:
 
     async def _transported(self, backend: Backend, weights: Weights, when: str) -> int:
         """Compare digests. Returns of how many tensors; 0 where the engine cannot tell."""
-        if self._dtypes:
+        if self._dtypes and (not self._apart or weights.adapter is not None):
             held, expected = await asyncio.gather(
-                backend.held_weights(), finish_in_thread(weights.digests, self._dtypes)
+                backend.held_weights(), finish_in_thread(self._lent(weights).digests, self._dtypes)
             )
         else:
             held, expected = await backend.held_weights(), {}
+        if held.apart != self._apart:
+            self._apart, self._dtypes, expected = held.apart, {}, {}
+        if held.apart and weights.adapter is None:
+            _refuse(when, "it computes with an adapter, and was given weights without one")
         if held.version != weights.version:
             _refuse(when, f"it serves version {held.version}, and was given version {weights.version} (wrong version)")
         if held.tensors is None:
@@ -188,19 +194,25 @@ class UpdateProof:
             self._proven = weights.version
             return 0
         if new := {name: tensor.dtype for name, tensor in held.tensors.items() if name not in self._dtypes}:
-            expected = {**expected, **await finish_in_thread(weights.digests, new)}
+            expected = {**expected, **await finish_in_thread(self._lent(weights).digests, new)}
         if faults := self._faults(held, expected, weights):
             _refuse(when, "; ".join(faults))
         self._dtypes |= new
         self._digests, self._proven = expected, weights.version
         return len(held.tensors)
 
+    def _lent(self, weights: Weights) -> Weights | Adapter:
+        """What the engine's tensors are compared with: the weights, or their base and adapter apart."""
+        return weights.adapter if self._apart and weights.adapter is not None else weights
+
     def _faults(self, held: HeldWeights, expected: Mapping[str, TensorDigest], weights: Weights) -> list[str]:
         """What is wrong with the tensors that the engine holds, one sentence for each kind of fault."""
         assert held.tensors is not None
-        first = dict(weights.tensors())
+        first = [*weights.names()]
+        if self._apart and weights.adapter is not None:
+            first += [name for name, _ in weights.adapter.tensors()]
         found: dict[str, list[str]] = {}
-        for name in _missing(held, expected, weights):
+        for name in _missing(held, expected, self._lent(weights), first):
             found.setdefault("it does not hold {} (missing)", []).append(name)
         for name, tensor in held.tensors.items():
             wanted = expected.get(name)
@@ -294,15 +306,16 @@ class UpdateProof:
             )
 
 
-def _missing(held: HeldWeights, expected: Mapping[str, TensorDigest], weights: Weights) -> list[str]:
-    """The tensors that the engine tells nothing of, under none of their names."""
+def _missing(
+    held: HeldWeights, expected: Mapping[str, TensorDigest], weights: Weights | Adapter, names: Sequence[str]
+) -> list[str]:
+    """Which of ``names`` the engine tells nothing of, under none of their names."""
     assert held.tensors is not None
-    missing = [name for name, _ in weights.tensors() if name not in held.tensors]
+    missing = [name for name in names if name not in held.tensors]
     if not missing:
         return []
     # A tied tensor may go by another name: then that has its digest.
-    first = {name for name, _ in weights.tensors()}
-    aliases = {expected[name] for name in held.tensors.keys() & expected.keys() - first}
+    aliases = {expected[name] for name in held.tensors.keys() & expected.keys() - set(names)}
     dtypes = {tensor.dtype for tensor in aliases}
     return [
         name for name in missing if not any(aliases & set(weights.digests({name: dtype}).values()) for dtype in dtypes)

@@ -15,6 +15,7 @@ from agentrl.algorithms.presets import build_algorithm
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.inference.model_folder import find_model
+from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
@@ -138,6 +139,8 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     processes print. Raises ``ConfigError`` or ``PluginError`` for the first name or key that is wrong.
     """
     find_device(parts.config.training.device, "training.device")
+    if (lora := parts.config.training.lora) is not None:
+        reporter.note(str(plan_adapter(parts.model_folder, lora)))
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
     if replaced and type(algorithm.filter) is NoFilter:

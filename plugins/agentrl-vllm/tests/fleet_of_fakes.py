@@ -44,6 +44,8 @@ def rounding(request: int, most: float, count: int) -> list[float]:
 class FakeWeights:
     """Of a learner whose model is ``logprobs``."""
 
+    adapter = None
+
     def __init__(self, version: int, move: float = 1.0, lacks: Sequence[str] = ()) -> None:
         """``move`` is how far an update goes; ``lacks`` are tensors that are not handed over."""
         self.version, self.move, self.lacks = version, move, lacks
@@ -52,6 +54,9 @@ class FakeWeights:
         folder.mkdir()
         tensors = {name: tensor for name, tensor in self.tensors() if name not in self.lacks}
         save_file(tensors, folder / "model.safetensors")
+
+    def names(self) -> list[str]:
+        return [*TENSORS]
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, torch.full((2,), float(self.version))) for name in TENSORS)

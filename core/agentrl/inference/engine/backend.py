@@ -52,6 +52,7 @@ class TorchBackend:
     """Samples from a Hugging Face model in this process. Every method may be called from any loop and thread."""
 
     Settings = TorchSettings
+    takes_adapters = True
 
     def __init__(self, context: BackendContext, settings: TorchSettings | None = None) -> None:
         """``settings`` are by default the context's options, validated.

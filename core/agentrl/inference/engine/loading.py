@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agentrl.config.models import Section
 from agentrl.errors import BackendError, ConfigError, one_line, shortened
@@ -22,7 +22,7 @@ from agentrl.inference.engine.model import Decoder, Network, PlainNetwork, irrep
 from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
 from agentrl.inference.families import Undescribed
 from agentrl.inference.grammars import Grammars, available
-from agentrl.inference.model_folder import no_progress_bars
+from agentrl.inference.merging import load_whole
 from agentrl.processors import find_device, limit_threads
 
 __all__ = ["TorchSettings", "check_reproducible", "load_engine", "threads_for"]
@@ -66,7 +66,8 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
 
     Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
     """
-    model = _load_model(context.model_folder, settings)
+    adapter = None if context.adapter is None else context.adapter.folder
+    model = _load_model(context.model_folder if adapter is None else adapter, settings)
     limit_threads(settings.threads or threads_for(model))
     decoder = _decoder(model, settings)
     context_length = _context_length(decoder, settings)
@@ -124,8 +125,7 @@ def _load_model(folder: Path, settings: TorchSettings) -> PreTrainedModel:
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
-        with no_progress_bars():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model = load_whole(folder, dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(
             f"no causal language model loads from {folder}: {shortened(one_line(error), 160)}",

@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from agentrl.errors import BackendError, one_line, shortened
-from agentrl.inference.contract import Weights
+from agentrl.inference.contract import Adapter, Weights
 from agentrl.inference.engine.cache import FEWEST_ROWS, Ids, KVBlock, KVLayout, RowCache, round_up
 
 __all__ = ["Decoder", "ForwardBatch", "Network", "PlainNetwork", "irreproducible", "unsupported"]
@@ -117,13 +117,34 @@ class Decoder:
     def load(self, weights: Weights) -> None:
         """Copy ``weights`` into the model's parameters; a tied parameter may come under any of its names.
 
-        Raises ``BackendError``, with the model untouched, where a name is unknown or missing or a shape differs.
+        Where they have an adapter, only what it changes is copied, a tensor at a time. Raises ``BackendError``, with
+        the model untouched, where a name is unknown or missing or a shape differs.
         """
         targets = self.model.state_dict(keep_vars=True)
+        if weights.adapter is not None:
+            self._load_adapted(weights.adapter, targets)
+            return
         new = dict(weights.tensors())
         _check_weights(targets, new, {id(parameter) for parameter in self.model.parameters()})
         with torch.no_grad():
             for name, tensor in new.items():
+                targets[name].copy_(tensor)
+        self._network.refresh()
+
+    def _load_adapted(self, adapter: Adapter, targets: dict[str, torch.Tensor]) -> None:
+        sides: dict[str, list[int]] = {}
+        for name, tensor in adapter.tensors():
+            layer, _, kind = name.removesuffix(".weight").rpartition(".")
+            sides.setdefault(f"{layer}.weight", []).append(tensor.shape[0 if kind == "lora_B" else 1])
+        wrong = [name for name in sides if name not in targets or sorted(targets[name].shape) != sorted(sides[name])]
+        if wrong:
+            raise BackendError(
+                f"the adapter does not fit the engine's model: {len(wrong)} of its layers are unknown, or of another "
+                f"shape ({', '.join(wrong[:3])})",
+                fix="train and sample the same model; the engine keeps its old weights",
+            )
+        with torch.no_grad():
+            for name, tensor in adapter.merged():
                 targets[name].copy_(tensor)
         self._network.refresh()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.inference.contract import (
+    Adapter,
     Backend,
     Capabilities,
     Chunk,
@@ -128,6 +129,13 @@ class _Altered:
         self.version = version
         self._weights = weights
         self._tensors = tensors
+
+    @property
+    def adapter(self) -> Adapter | None:
+        return None
+
+    def names(self) -> Sequence[str]:
+        return list(self._tensors)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._tensors.items()
