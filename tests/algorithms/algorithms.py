@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
-from agentrl.algorithms.presets import build_algorithm
 from agentrl.config.models import Config
 from agentrl.plugins import Plugins
 

@@ -19,8 +19,14 @@ from agentrl.rollout.contract import Failure, Group
 
 PLUGINS = Plugins()
 PRESETS = sorted(entry.qualified for entry in PLUGINS.entries("algorithms"))
-NEEDED = {"normalisation.constant": {"length": 7}}
-"""Keys without which a part cannot be built."""
+NEEDED = {
+    "filter.reward_bounds": {"high": 0.6},
+    "normalisation.constant": {"length": 7},
+    "shaping.clip": {"high": 0.7},
+    "shaping.over_long": {"longest": 9, "margin": 6},
+    "shaping.scale": {"factor": 2.0},
+}
+"""Keys without which a part cannot be built, or does nothing here."""
 
 
 def parts(slot):
@@ -29,15 +35,11 @@ def parts(slot):
 
 
 ALGORITHMS = [
-    {"name": preset, **chosen}
-    for preset in PRESETS
-    for chosen in (
-        {},
-        {"advantage": {"scale": "none"}},
-        *({"advantage": part} for part in parts("advantage")),
-        *({"normalisation": part, "filter": kept} for part in parts("normalisation") for kept in parts("filter")),
-        *({"credit": part} for part in parts("credit")),
-    )
+    *({"name": preset} for preset in PRESETS),
+    *({"name": "grpo", slot: part} for slot in ("credit", "normalisation", "filter") for part in parts(slot)),
+    *({"name": "dr_grpo", "shaping": part} for part in parts("shaping")),
+    *({"name": "grpo", "advantage": part} for part in parts("advantage")),
+    {"name": "grpo", "filter": [{"name": "filter.over_long"}, {"name": "filter.zero_variance"}]},
 ]
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.algorithms.contract import Membership
-from agentrl.algorithms.loss import ClipObjective, RatioCorrection, TruncatedCorrection
+from agentrl.algorithms.corrections import RatioCorrection, TruncatedCorrection
 from agentrl.algorithms.normalisation import ConstantNormalisation, SequenceNormalisation, TokenNormalisation
+from agentrl.algorithms.objectives import ClipObjective
 from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms
 
 memberships = st.lists(st.integers(0, 4), min_size=1, max_size=30).map(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from agentrl import Trainer, load_config, open_run
-from agentrl.algorithms.presets import build_algorithm
+from agentrl.algorithms.building import build_algorithm
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Group

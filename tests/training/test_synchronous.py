@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.algorithms.batch import build_batch
-from agentrl.algorithms.presets import build_algorithm
+from agentrl.algorithms.building import build_algorithm
 from agentrl.config.models import Config
 from agentrl.learner.learner import Learner
 from agentrl.plugins import Plugins

@@ -9,7 +9,7 @@ from typing import Literal
 from agentrl.algorithms.contract import Advantage, ByCall
 from agentrl.config.models import Section
 
-__all__ = ["BatchAdvantage", "BatchBaseline", "GroupAdvantage"]
+__all__ = ["BatchAdvantage", "BatchBaseline", "GroupAdvantage", "LeaveOneOutAdvantage", "OneAdvantage"]
 
 
 class GroupAdvantage:
@@ -33,12 +33,13 @@ class GroupAdvantage:
 
     def __init__(self, settings: Settings) -> None:
         self._scale = settings.scale
+        self.ignores_scale = settings.scale == "std"
 
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
         credited = [episode for episode in returns if episode]
-        values = [value for episode in credited for value in episode.values()]
-        if not values or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
+        if _all_equal(credited):
             return [dict.fromkeys(episode, 0.0) for episode in returns]
+        values = [value for episode in credited for value in episode.values()]
         # A float need not hold the square of another. Division by a power of two is exact.
         unit = math.ldexp(1.0, math.frexp(max(map(abs, values)))[1] - 1)
         mean = _mean_over_episodes(credited, lambda value: value / unit)
@@ -48,26 +49,62 @@ class GroupAdvantage:
         return [{call: (value / unit - mean) / deviation for call, value in episode.items()} for episode in returns]
 
 
-class BatchAdvantage:
-    """The return of a call, less the mean of the whole step, over the step's standard deviation.
+class LeaveOneOutAdvantage:
+    """The return of a call, less the mean return of the group's other episodes.
 
-    REINFORCE++ (Hu et al. 2025, arXiv:2501.03262, global advantage normalization), for episodes that need no others of
-    their task. Where the paper takes mean and deviation over tokens, an episode counts once here, as it does in
-    ``advantage.group``; of a step with a single group the two are equal.
+    RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.3; Kool et al. 2019). What an episode is compared with does
+    not depend on it, so the gradient is unbiased whatever the size of the group. Every other episode counts once in the
+    mean, however many calls it has. An episode without others has advantage 0, and so has a group whose returns are all
+    equal.
+    """
+
+    def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
+        credited = [episode for episode in returns if episode]
+        others = len(credited) - 1
+        if others < 1 or _all_equal(credited):
+            return [dict.fromkeys(episode, 0.0) for episode in returns]
+        means = [math.fsum(value / len(episode) for value in episode.values()) for episode in credited]
+        left = iter([means[:at] + means[at + 1 :] for at in range(len(means))])
+        made: list[ByCall] = []
+        for episode in returns:
+            baseline = math.fsum(mean / others for mean in next(left)) if episode else 0.0
+            made.append({call: value - baseline for call, value in episode.items()})
+        return made
+
+
+class OneAdvantage:
+    """The advantage 1 for every call that reward reaches: what is imitated is not compared with anything."""
+
+    def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
+        return [dict.fromkeys(episode, 1.0) for episode in returns]
+
+
+class BatchAdvantage:
+    """The return of a call, less a baseline, over the standard deviation of the whole step.
+
+    REINFORCE++ (Hu et al. 2025, arXiv:2501.03262, global advantage normalization). With the baseline ``step``, the mean
+    of the step, episodes need no others of their task; with ``group``, the mean of the group, it is the paper's
+    REINFORCE++ with baseline. Where the paper takes mean and deviation over tokens, an episode counts once here, as it
+    does in ``advantage.group``; of a step with a single group the two are equal.
     """
 
     class Settings(GroupAdvantage.Settings):
-        """As of ``advantage.group``."""
+        baseline: Literal["step", "group"] = "step"
+        """The mean that is taken off: that of the `step`, or of the `group`."""
 
     def __init__(self, settings: Settings) -> None:
         self._compare = GroupAdvantage(settings)
+        self._within = GroupAdvantage(GroupAdvantage.Settings(scale="none")) if settings.baseline == "group" else None
+        self.ignores_scale = settings.scale == "std"
+        self.needs_step = settings.baseline == "step"
 
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
-        return self._compare(returns)
+        return self.of_step([returns])[0]
 
     def of_step(self, groups: Sequence[Sequence[ByCall]]) -> Sequence[Sequence[ByCall]]:
         """Compare every episode with those of all ``groups``."""
-        return _across(self._compare, groups)
+        centred = groups if self._within is None else [self._within(group) for group in groups]
+        return _across(self._compare, centred)
 
 
 class BatchBaseline:
@@ -95,6 +132,12 @@ def _across(compare: Advantage, groups: Sequence[Sequence[ByCall]]) -> list[list
     """What ``compare`` makes of all episodes together, group by group."""
     compared = iter(compare([episode for group in groups for episode in group]))
     return [[next(compared) for _ in group] for group in groups]
+
+
+def _all_equal(returns: Sequence[ByCall]) -> bool:
+    """Whether no call is better than another."""
+    values = [value for episode in returns for value in episode.values()]
+    return not values or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _mean_over_episodes(returns: Sequence[ByCall], of: Callable[[float], float]) -> float:

@@ -1,6 +1,6 @@
 """From groups of episodes to the batch that a step trains on.
 
-Every rewarded episode of a group that the filter keeps gives paths, runs of token ids from the root of its token tree,
+Every rewarded episode that the filters keep gives paths, runs of token ids from the root of its token tree,
 and one loss term for each sampled token on them that is trained. Left out are tokens that a grammar constrained or that
 were sampled greedily, tokens older than the bound of staleness, calls that no reward reaches, calls whose answers the
 agent never had, given tokens that no trained token follows, and episodes that are longer than a pass. What became of
@@ -30,6 +30,7 @@ from agentrl.algorithms.contract import (
     StepAdvantage,
     TokenAdvantage,
 )
+from agentrl.algorithms.filters import entering
 from agentrl.learner.contract import Targets, TrainBatch
 from agentrl.rollout.contract import Episode, Fate, Group, delivered_calls
 from agentrl.tokens.contract import Sampled, TokenTree
@@ -51,6 +52,7 @@ __all__ = [
     "compare",
     "compare_step",
     "cover",
+    "fates_left_out",
     "qualifies",
     "wholly_excluded",
 ]
@@ -83,8 +85,8 @@ class Account:
 
     counts: Mapping[str, float]
     """By metric name: ``groups/zero_variance`` (groups in which no call is better than another, whether they enter or
-    not), ``groups/filtered`` (groups that the filter left out), ``tokens/excluded`` (tokens of calls with an advantage
-    that were not drawn from the policy alone) and ``tokens/stale`` (further ones that were too old)."""
+    not), ``groups/filtered`` (groups of which a filter left out everything), ``tokens/excluded`` (tokens of calls with
+    an advantage that were not drawn from the policy alone) and ``tokens/stale`` (further ones that were too old)."""
     fates: tuple[tuple[Fate, ...], ...]
     """The fate of every episode, group by group, in the order given."""
 
@@ -111,7 +113,7 @@ def build_batch(
     """
     keeping = _Keeping(allowed, choices, oldest, longest, isinstance(algorithm.advantage, TokenAdvantage))
     compared = compare_step(groups, algorithm)
-    enters = list(algorithm.filter(compared))
+    enters = entering(algorithm.filter, compared)
     paths: list[Ints] = []
     labels: list[str] = []
     samples: list[_Sample] = []
@@ -119,13 +121,14 @@ def build_batch(
     episodes = excluded = stale = 0
     for group, entered in zip(compared, enters, strict=True):
         of_group: list[Fate] = []
-        advantages = iter(group.advantages)
+        advantages = iter(zip(group.advantages, entered or (False,) * len(group.advantages), strict=True))
         for episode in group.group.episodes:
             if episode.outcome != "rewarded":
                 of_group.append(episode.fate or episode.outcome)
                 continue
-            selection = keeping.of(episode, next(advantages))
-            if entered:
+            by_call, enters_itself = next(advantages)
+            selection = keeping.of(episode, by_call)
+            if enters_itself:
                 for path in cover(episode.tree, selection.spans):
                     samples += _samples(episode, path, selection, len(paths), episodes)
                     paths.append(path.ids)
@@ -133,11 +136,12 @@ def build_batch(
                 excluded += selection.excluded
                 stale += selection.stale
                 episodes += 1
-            of_group.append(selection.fate if entered or selection.fate == "over_long" else "without_difference")
+            kept = enters_itself or selection.fate == "over_long"
+            of_group.append(selection.fate if kept else _fate_of_filtered(group))
         fates.append(tuple(of_group))
     counts = {
         "groups/zero_variance": float(sum(not group.tells_apart for group in compared)),
-        "groups/filtered": float(enters.count(False)),
+        "groups/filtered": float(enters.count(None)),
         "tokens/excluded": float(excluded),
         "tokens/stale": float(stale),
     }
@@ -152,7 +156,7 @@ def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:
 def compare_step(groups: Sequence[Group], algorithm: Algorithm) -> list[ComparedGroup]:
     """As ``compare``, for the groups of a step, which an advantage may compare with each other."""
     advantage = algorithm.advantage
-    returns = [[algorithm.credit(_as_delivered(episode)) for episode in _rewarded(group)] for group in groups]
+    returns = [[algorithm.credit(_shaped(episode, algorithm)) for episode in _rewarded(group)] for group in groups]
     of_step = advantage.of_step(returns) if isinstance(advantage, StepAdvantage) else map(advantage, returns)
     return [
         ComparedGroup(group, earned, advantages, _tells_apart(advantage, earned, advantages))
@@ -171,13 +175,32 @@ def _tells_apart(advantage: Advantage, earned: Sequence[ByCall], advantages: Seq
 
 
 def qualifies(group: Group, algorithm: Algorithm) -> bool:
-    """Whether the filter of ``algorithm`` would let ``group`` enter a batch."""
-    return all(algorithm.filter([compare(group, algorithm)]))
+    """Whether the filters of ``algorithm`` would let an episode of ``group`` enter a batch."""
+    return entering(algorithm.filter, [compare(group, algorithm)])[0] is not None
+
+
+def fates_left_out(group: Group, algorithm: Algorithm) -> tuple[Fate, ...]:
+    """The fate of every episode of a ``group`` that does not qualify, and that another was rolled out in place of."""
+    fate = _fate_of_filtered(compare(group, algorithm))
+    return tuple(episode.fate or fate for episode in group.episodes)
+
+
+def _fate_of_filtered(group: ComparedGroup) -> Fate:
+    """What becomes of an episode that a filter leaves out."""
+    return "filtered" if group.tells_apart else "without_difference"
 
 
 def _rewarded(group: Group) -> list[Episode]:
     """Rejected and failed episodes have no part in their group's comparison."""
     return [episode for episode in group.episodes if episode.outcome == "rewarded"]
+
+
+def _shaped(episode: Episode, algorithm: Algorithm) -> Episode:
+    """The episode as its agent knew it, with the rewards that are trained on."""
+    shaped = _as_delivered(episode)
+    for shaping in algorithm.shaping:
+        shaped = shaping(shaped)
+    return shaped
 
 
 def _as_delivered(episode: Episode) -> Episode:

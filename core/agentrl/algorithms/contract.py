@@ -1,11 +1,11 @@
-"""What an algorithm is made of: a part in each of six slots, and further ones in three; a plugin may register any.
+"""What an algorithm is made of: a part in each of five slots, and further ones in four; a plugin may register any.
 
 From a step's groups of episodes to its gradient::
 
     shaping        an episode                    → the episode with other rewards (any number of parts)
     credit         an episode                    → a return for every call that earned one
     advantage      the returns of one group      → an advantage for every such call (``StepAdvantage``: of a step)
-    filter         the groups, with advantages   → which of them are trained on
+    filter         the groups, with advantages   → which of them, or of their episodes, are trained on (any number)
     normalisation  which term is of which call   → a weight for every sampled token
     correction     learner and sampler logprobs  → the anchor of the ratio, and an importance weight
     objective      ratio and advantage           → a loss for every sampled token
@@ -17,14 +17,17 @@ Those up to normalisation are described here. The others are handed to the learn
 
 A plugin registers a part in the entry-point group ``agentrl.parts``, under its slot and its name
 (``advantage.group``), and a ``Preset`` in the group ``agentrl.algorithms``. A part declares its keys as a pydantic
-model named ``Settings``. A part beside which keys of another slot mean nothing lists those in the class attribute
-``LEAVES_WITHOUT_EFFECT``, a mapping from slot to keys; a configuration that sets one of them is refused.
+model named ``Settings``. A part beside which keys of another slot mean nothing lists those in the attribute
+``LEAVES_WITHOUT_EFFECT``, a mapping from slot to keys, or in ``WITH_ONE_UPDATE_LEAVES_WITHOUT_EFFECT`` where that holds
+only while a step has one update; a configuration that sets one of them is refused. A part that makes no sense beside
+certain others has a method ``objection(algorithm)``, which is given the whole algorithm once it is built, and returns
+an ``Objection``, or ``None``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from agentrl.learner.contract import Correction, Critic, Loss, Objective, Penalty
@@ -42,6 +45,7 @@ __all__ = [
     "Filter",
     "Membership",
     "Normalisation",
+    "Objection",
     "Preset",
     "Shaping",
     "StepAdvantage",
@@ -135,20 +139,28 @@ class ComparedGroup:
     """A group and what its rewarded episodes earned; the two sequences have one entry for each of those, in order."""
 
     group: Group
+    """With the rewards that its episodes were given, before any shaping."""
     returns: Sequence[ByCall]
     advantages: Sequence[ByCall]
     tells_apart: bool
     """Whether any advantage is not 0, so that the group can be learned from."""
 
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """The rewarded episodes of the group: rejected and failed ones have no part in the comparison."""
+        return tuple(episode for episode in self.group.episodes if episode.outcome == "rewarded")
+
 
 class Filter(Protocol):
-    """Chooses the groups of a step that are trained on."""
+    """Chooses the groups of a step, or the episodes of each, that are trained on."""
 
-    def __call__(self, groups: Sequence[ComparedGroup]) -> Sequence[bool]:
+    def __call__(self, groups: Sequence[ComparedGroup]) -> Sequence[bool | Sequence[bool]]:
         """Return, for each of the step's groups in order, whether it enters the batch.
 
-        A group that is left out has no loss terms and no share in the normalisation; it is counted in the metric
-        ``groups/filtered``.
+        Instead of one answer for a group there may be one for each of its rewarded episodes, in their order. What is
+        left out has no loss terms and no share in the normalisation; its rewards have had their part in the comparison
+        of its group. Episodes are counted by their fates, and groups of which nothing enters in the metric
+        ``groups/filtered``. Of several filters each is asked about all groups, and what any leaves out is left out.
         """
         ...
 
@@ -173,20 +185,34 @@ class Normalisation(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a part makes no sense beside the others of an algorithm."""
+
+    reason: str
+    """Completes the sentence "algorithm.objective=… makes no sense here: …"."""
+    fix: str
+    """What to set instead."""
+
+
+@dataclass(frozen=True, slots=True)
 class Algorithm:
     """One part in every slot, each built with its keys."""
 
     name: str
     credit: Credit
     advantage: Advantage
-    filter: Filter
     normalisation: Normalisation
     correction: Correction
     objective: Objective
+    filter: Sequence[Filter] = ()
     shaping: Sequence[Shaping] = ()
     """In the order that they are applied in."""
     penalties: Sequence[Penalty] = ()
     critic: Critic | None = None
+    command: str = "train"
+    """``Preset.command``."""
+    updates: int = 1
+    """How many updates a step has: with several, the ratio against the policy before the step is not always 1."""
 
     @property
     def loss(self) -> Loss:
@@ -211,7 +237,14 @@ class Preset:
     normalisation: Mapping[str, Any]
     correction: Mapping[str, Any]
     objective: Mapping[str, Any]
-    filter: Mapping[str, Any] = field(default_factory=lambda: {"name": "filter.none"})
+    filter: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
+    """One part, or any number."""
     shaping: Sequence[Mapping[str, Any]] = ()
     penalties: Sequence[Mapping[str, Any]] = ()
     critic: Mapping[str, Any] | None = None
+    sources: Sequence[str] = ()
+    """The papers that it follows, with the numbers of their equations."""
+    use: str = ""
+    """When to use it, in whole sentences."""
+    command: str = "train"
+    """The command of ``agentrl`` that trains with it."""

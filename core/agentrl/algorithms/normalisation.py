@@ -38,8 +38,9 @@ class ConstantNormalisation:
     """
 
     class Settings(Section):
-        length: int = Field(ge=1)
-        """The constant: a number of tokens, such as the most that an episode samples."""
+        length: int = Field(128, ge=1)
+        """The constant: a number of tokens, such as the most that an episode samples. The default is that of
+        `rollout.max_tokens`."""
 
     def __init__(self, settings: Settings) -> None:
         self._length = settings.length

@@ -1,29 +1,23 @@
-"""Algorithms by name, and how the ``algorithm`` section of a configuration becomes one."""
+"""The algorithms that come with agentrl: each a choice of parts, with its sources and when to use it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from agentrl.algorithms.contract import Preset
 
-from pydantic import TypeAdapter, ValidationError
-
-from agentrl.algorithms.contract import Algorithm, Preset
-from agentrl.config.models import Part
-from agentrl.errors import ConfigError, PluginError, near_matches
-
-if TYPE_CHECKING:
-    from agentrl.plugins import Plugins
-
-__all__ = ["build_algorithm", "grpo", "ppo"]
+__all__ = ["cispo", "dapo", "dppo", "dr_grpo", "grpo", "gspo", "ppo", "reinforce_plus_plus", "rloo", "sft"]
 
 grpo = Preset(
     credit={"name": "credit.tree"},
     advantage={"name": "advantage.group"},
-    filter={"name": "filter.none"},
     normalisation={"name": "normalisation.sequence"},
     correction={"name": "correction.ratio"},
     objective={"name": "objective.clip"},
+    sources=[
+        "Shao et al. 2024, DeepSeekMath, arXiv:2402.03300, eq. 3 and section 4.1.2",
+        "Ye et al. 2020, arXiv:1912.09729, eq. 5 (dual clip)",
+    ],
+    use="The default, for rewards that tell the answers to one task apart. It weighs short and long answers alike, and "
+    "so favours short right answers and long wrong ones a little.",
 )
 """Group relative policy optimisation (Shao et al. 2024, eq. 3), without the KL term to a reference model.
 
@@ -38,114 +32,116 @@ ppo = Preset(
     correction={"name": "correction.ratio"},
     objective={"name": "objective.clip"},
     critic={"name": "critic.clip"},
+    sources=[
+        "Schulman et al. 2017, Proximal policy optimization algorithms, arXiv:1707.06347, eq. 7 and 9",
+        "Schulman et al. 2016, Generalized advantage estimation, arXiv:1506.02438, eq. 16",
+    ],
+    use="For long episodes whose turns matter unequally, and for tasks that are done once: a value head says how much "
+    "better a token turned out than expected. It learns more slowly at first, since the value head has to learn too.",
 )
 """Proximal policy optimisation (Schulman et al. 2017) with a value head on the policy's own hidden states."""
 
-_PRESETS, _PARTS = "algorithms", "parts"
-_SLOTS = tuple(field.name for field in fields(Preset))
-_SERIES = ("shaping", "penalties")
-"""Slots that hold any number of parts, in order."""
-_PREFIXES = {slot: {"penalties": "penalty"}.get(slot, slot) for slot in _SLOTS}
-"""What the names of the parts of a slot begin with."""
+dr_grpo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.group", "scale": "none"},
+    normalisation={"name": "normalisation.constant"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.clip"},
+    sources=["Liu et al. 2025, Understanding R1-Zero-like training, arXiv:2503.20783, section 3.2 and eq. 5"],
+    use="Where wrong answers grow longer under grpo, or tasks differ in how much their rewards spread: it divides "
+    "neither by lengths nor by the standard deviation. Rewards of a known scale are needed, such as 0 and 1. Set "
+    "algorithm.normalisation.length to rollout.max_tokens where that is not 128.",
+)
+"""GRPO done right (Liu et al. 2025): no division by the standard deviation of rewards or by an answer's length."""
 
+dapo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.group"},
+    filter={"name": "filter.zero_variance"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.clip", "clip_high": 0.28},
+    sources=["Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 8 and sections 3.1 to 3.3; eq. 13 is shaping.over_long"],
+    use="For long answers, and where many groups are all right or all wrong. Set rollout.dynamic_sampling=2 to have "
+    "those replaced, and algorithm.shaping=[{name: over_long, longest: …, margin: …}] for answers near their limit.",
+)
+"""Decoupled clip and dynamic sampling policy optimisation (Yu et al. 2025): clip-higher, and a mean over tokens."""
 
-def build_algorithm(plugins: Plugins, part: Part) -> Algorithm:
-    """Build the algorithm that ``part``, the configuration's ``algorithm`` section, describes.
+rloo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.leave_one_out"},
+    normalisation={"name": "normalisation.constant"},
+    correction={"name": "correction.truncated"},
+    objective={"name": "objective.reinforce"},
+    sources=[
+        "Ahmadian et al. 2024, Back to Basics, arXiv:2402.14740, section 3.3",
+        "Yao et al. 2025, Your efficient RL framework secretly brings you off-policy RL training (the correction)",
+    ],
+    use="For small groups: its gradient is unbiased even with two episodes of a task. It does not clip, so learning "
+    "rates have to be moderate.",
+)
+"""REINFORCE leave-one-out (Ahmadian et al. 2024): each episode against the mean of the group's others, unclipped."""
 
-    Its name is that of a ``Preset``. A slot is overridden by a name, with or without the slot's prefix
-    (``objective: clip``), by keys of the preset's own part (``objective: {clip_high: 0.28}``), or by both; ``shaping``
-    and ``penalties`` by a list of such, and ``critic`` by null as well. Raises ``ConfigError`` for a name, a slot or a
-    key that does not exist, or a key that could have no effect, and ``PluginError`` for an entry that is registered in
-    the wrong group.
-    """
-    preset = _preset(plugins, part.name)
-    for key in part.options:
-        if key not in _SLOTS:
-            raise ConfigError(f"algorithm.{key} does not exist", fix=near_matches(key, _SLOTS))
-    parts = {slot: _fill(plugins, slot, getattr(preset, slot), part.options) for slot in _SLOTS}
-    for slot, built in parts.items():
-        for each in built if slot in _SERIES else (built,):
-            _refuse_without_effect(part.options, slot, each)
-    return Algorithm(name=part.name, **parts)
+reinforce_plus_plus = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.batch"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.clip"},
+    sources=["Hu et al. 2025, REINFORCE++, arXiv:2501.03262, section on global advantage normalization"],
+    use="Where a task is done once or twice only: episodes are compared with the whole step, so rollout.group_size=1 "
+    "learns too. With larger groups set algorithm.advantage.baseline=group.",
+)
+"""REINFORCE++ (Hu et al. 2025): advantages whitened over the whole step, with PPO's clip, without its KL term."""
 
+gspo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.group"},
+    normalisation={"name": "normalisation.sequence"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.gspo"},
+    sources=["Zheng et al. 2025, Group Sequence Policy Optimization, arXiv:2507.18071, eq. 5, 7, 13 and 14"],
+    use="For mixtures of experts and long answers, where ratios of single tokens are noisy. Its clip is very narrow: "
+    "with rollout.max_staleness above 0 widen algorithm.objective.clip_low and clip_high, unless learning rates are "
+    "small.",
+)
+"""Group sequence policy optimisation (Zheng et al. 2025): the ratio and the clip of whole answers."""
 
-def _fill(plugins: Plugins, slot: str, preset: Any, options: Mapping[str, Any]) -> Any:
-    """What is in ``slot``: a part, ``None``, or a tuple of parts."""
-    if slot in _SERIES:
-        chosen = options.get(slot, preset)
-        listed = [] if chosen is None else [chosen] if isinstance(chosen, str | Mapping) else chosen
-        return tuple(_build(plugins, slot, _choice(slot, None, each)) for each in listed)
-    chosen = options.get(slot, {})
-    if chosen is None or (preset is None and not chosen):
-        if slot != "critic":
-            raise ConfigError(f"algorithm.{slot} is null", fix=f"name a part, such as {preset['name']}")
-        return None
-    return _build(plugins, slot, _choice(slot, preset, chosen))
+cispo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.group"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.cispo"},
+    sources=[
+        "MiniMax 2025, MiniMax-M1, arXiv:2506.13585, eq. 4 and 5",
+        "Khatri et al. 2025, ScaleRL, arXiv:2510.13786 (the bound)",
+    ],
+    use="For asynchronous training and rare but decisive tokens: no token loses its gradient, and old ones weigh no "
+    "more than the bound.",
+)
+"""Clipped importance sampling policy optimisation (MiniMax 2025): weights are clipped, and never a token's update."""
 
+dppo = Preset(
+    credit={"name": "credit.tree"},
+    advantage={"name": "advantage.group"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.dppo"},
+    sources=["Qi et al. 2026, Rethinking the Trust Region in LLM RL, arXiv:2602.04879, eq. 12 to 14"],
+    use="Where engine and learner differ in numerics, or training is asynchronous, and clipped ratios stop rare tokens "
+    "from being learned.",
+)
+"""Divergence proximal policy optimisation (Qi et al. 2026): a trust region of probabilities instead of ratios."""
 
-def _preset(plugins: Plugins, name: str) -> Preset:
-    if plugins.has(_PARTS, name) and not plugins.has(_PRESETS, name):
-        raise ConfigError(
-            f"algorithm={name!r} is a part of an algorithm, not an algorithm",
-            fix="name a preset such as grpo, and the part in its slot: algorithm: {name: grpo, objective: …}",
-        )
-    preset = plugins.get(_PRESETS, name)
-    if not isinstance(preset, Preset):
-        raise PluginError(
-            f"algorithm={name!r} is registered in the entry-point group agentrl.{_PRESETS} and is no "
-            "agentrl.algorithms.contract.Preset",
-            fix=f"register a Preset there, and a part of an algorithm in the group agentrl.{_PARTS}",
-        )
-    return preset
-
-
-def _choice(slot: str, preset: Mapping[str, Any] | None, choice: object) -> Mapping[str, Any]:
-    """The part in ``slot``: the preset's with the keys of ``choice`` over its own, or the one that ``choice`` names."""
-    usual = None if preset is None else preset["name"]
-    if isinstance(choice, str):
-        choice = {"name": choice}
-    if not isinstance(choice, Mapping) or (usual is None and "name" not in choice):
-        raise ConfigError(
-            f"algorithm.{slot}={choice!r} is neither a name nor keys",
-            fix=f"write algorithm.{slot}: {usual or 'and a name'}, or its keys below it",
-        )
-    name = _qualified(slot, str(choice.get("name", usual)))
-    return {**(preset if preset is not None and name == usual else {}), **choice, "name": name}
-
-
-def _qualified(slot: str, name: str) -> str:
-    """``clip`` in the slot ``objective`` is ``objective.clip``; references stay as they are."""
-    prefix = name.partition(".")[0]
-    other = next((each for each, of_each in _PREFIXES.items() if of_each == prefix and each != slot), None)
-    if other is not None:
-        raise ConfigError(
-            f"algorithm.{slot}={name!r} is a part of another slot", fix=f"write algorithm.{other}: {name}"
-        )
-    return name if any(mark in name for mark in ".:/") else f"{_PREFIXES[slot]}.{name}"
-
-
-def _build(plugins: Plugins, slot: str, choice: Mapping[str, Any]) -> Any:
-    try:
-        part = TypeAdapter(Part).validate_python(dict(choice))
-    except ValidationError as error:
-        raise ConfigError(f"algorithm.{slot}={dict(choice)!r} is not a part") from error
-    if plugins.has(_PRESETS, part.name) and not plugins.has(_PARTS, part.name):
-        entry = plugins.find(_PRESETS, part.name)
-        raise PluginError(
-            f"algorithm.{slot}={part.name!r} is registered by {entry.distribution} in the entry-point group "
-            f"agentrl.{_PRESETS}, which holds presets only",
-            fix=f"move it to the group agentrl.{_PARTS} in that distribution's pyproject.toml, and install it again",
-        )
-    return plugins.build(_PARTS, part, at=f"algorithm.{slot}")
-
-
-def _refuse_without_effect(options: Mapping[str, Any], slot: str, built: object) -> None:
-    """Raise ``ConfigError`` for a key that the part in ``slot`` makes meaningless in another slot."""
-    for other, keys in getattr(built, "LEAVES_WITHOUT_EFFECT", {}).items():
-        given = options.get(other)
-        for key in keys:
-            if isinstance(given, Mapping) and key in given:
-                raise ConfigError(
-                    f"algorithm.{other}.{key} has no effect beside this algorithm.{slot}",
-                    fix=f"leave it out, or choose another algorithm.{slot}",
-                )
+sft = Preset(
+    credit={"name": "credit.episode"},
+    advantage={"name": "advantage.one"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.likelihood"},
+    sources=["Maximum likelihood: the mean negative log-probability of the tokens that are imitated"],
+    use="Before reinforcement learning, where a model cannot do a task at all and examples are at hand.",
+    command="sft",
+)
+"""Supervised fine-tuning: imitates given conversations, or chosen episodes; ``agentrl sft`` trains with it."""

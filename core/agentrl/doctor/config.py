@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agentrl.algorithms.presets import build_algorithm
+from agentrl.algorithms.building import build_algorithm
 from agentrl.config import check_trainable, ineffective_keys
 from agentrl.doctor.report import Finding, ok, warning
 from agentrl.reporting.trackers import Trackers

@@ -45,6 +45,7 @@ Outcome = Literal["rewarded", "rejected", "failed"]
 Fate = Literal[
     "trained",
     "without_difference",
+    "filtered",
     "rejected",
     "failed",
     "stale",
@@ -56,7 +57,8 @@ Fate = Literal[
 """What became of an episode that was started for training; each has exactly one.
 
 ``trained``: at least one of its tokens is in the loss, with an advantage that is not 0. ``without_difference``: all its
-advantages are 0, or its group was left out since none of its episodes was better than another. ``rejected`` and
+advantages are 0, or its group was left out since none of its episodes was better than another. ``filtered``: a filter
+of the algorithm left it out, or its group, though there was something to learn from it. ``rejected`` and
 ``failed``: its outcome. ``stale``: its group, or every token of it that could have been trained, was older than
 ``rollout.max_staleness`` allows. ``over_long``: it does not fit a pass of the learner. ``constrained``: grammars or
 greedy sampling chose every token of it. ``without_tokens``: its reward reaches no sampled token, such as where the

@@ -2,8 +2,8 @@
 
 For a step, and for a whole run::
 
-    received = trained + without difference + rejected + failed + stale + over-long + constrained + without tokens
-               + unfinished
+    received = trained + without difference + filtered + rejected + failed + stale + over-long + constrained
+               + without tokens + unfinished
 
 Episodes are received by the step that takes their group, whatever it does with it; those that no step has taken when a
 run ends are unfinished. ``agentrl.rollout.contract.Fate`` says what each word means.
@@ -117,28 +117,29 @@ def step_ledger(
     groups: Sequence[Group],
     fates: Sequence[Sequence[Fate]],
     *,
-    left_out: Iterable[Group] = (),
+    left_out: Iterable[tuple[Group, Sequence[Fate]]] = (),
     stale: Iterable[Group] = (),
 ) -> Ledger:
     """The ledger of a step.
 
     ``groups`` are those that its batch was made of, and ``fates`` what ``build_batch`` says of their episodes.
-    ``left_out`` are groups that dynamic sampling replaced because none of their episodes was better than another, and
-    ``stale`` groups that were dropped because they were too old; episodes of both that failed or were rejected are
-    counted as that. Raises ``RuntimeError`` where ``fates`` do not match the groups.
+    ``left_out`` are groups that dynamic sampling replaced because a filter leaves them out, each with the fates of its
+    episodes, and ``stale`` groups that were dropped because they were too old; episodes of these that failed or were
+    rejected are counted as that. Raises ``RuntimeError`` where ``fates`` do not match the groups.
     """
-    trained, even, old = (_episodes(those) for those in (groups, left_out, stale))
+    trained, old = _episodes(groups), _episodes(stale)
+    replaced = [each for group, of_group in left_out for each in zip(group.episodes, of_group, strict=True)]
     told = list(chain.from_iterable(fates))
     if len(told) != len(trained):
         raise RuntimeError(f"the fates of {len(told)} episodes are told, and the groups hold {len(trained)}")
     known: list[tuple[Episode, Fate]] = [
         *zip(trained, told, strict=True),
-        *((episode, episode.fate or "without_difference") for episode in even),
+        *replaced,
         *((episode, episode.fate or "stale") for episode in old),
     ]
     failures = (episode.failure for episode, fate in known if fate == "failed")
     return Ledger(
-        received=len(trained) + len(even) + len(old),
+        received=len(trained) + len(replaced) + len(old),
         fates=Counter(fate for _, fate in known),
         failed_by=Counter(_UNKNOWN if failure is None else failure.side for failure in failures),
     )

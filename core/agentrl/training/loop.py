@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agentrl.algorithms.batch import wholly_excluded
+from agentrl.algorithms.batch import fates_left_out, wholly_excluded
 from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.inference.grammars import Grammars
@@ -346,7 +346,8 @@ class TrainingLoop:
             longest=self.config.training.tokens_per_batch,
             updates=self.config.training.minibatches,
         )
-        ledger = step_ledger(groups, account.fates, left_out=taken.left_out, stale=taken.stale)
+        left_out = [(group, fates_left_out(group, self.columns.algorithm)) for group in taken.left_out]
+        ledger = step_ledger(groups, account.fates, left_out=left_out, stale=taken.stale)
         with self.checkpointer.weights_change():
             learned = {**account.counts, **ledger.metrics(), **scored, **self.learner.step(batch)}
             # Here, because whoever waits for this may be interrupted meanwhile.

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from agentrl.algorithms.batch import qualifies
+from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.filters import NoFilter
-from agentrl.algorithms.presets import build_algorithm
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.inference.model_folder import find_model
@@ -143,9 +143,9 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
         reporter.note(str(plan_adapter(parts.model_folder, lora)))
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
-    if replaced and type(algorithm.filter) is NoFilter:
+    if replaced and all(isinstance(each, NoFilter) for each in algorithm.filter):
         reporter.warning(
-            "rollout.dynamic_sampling has no effect: the filter of the algorithm, filter.none, leaves out no group to "
+            "rollout.dynamic_sampling has no effect: the algorithm has no filter that leaves out a group to "
             f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
         )
 

@@ -42,7 +42,6 @@ class PluginNameAlgorithm:
 plugin_name = Preset(
     credit={"name": "credit.tree"},
     advantage={"name": "advantage.plugin-name"},
-    filter={"name": "filter.none"},
     normalisation={"name": "normalisation.sequence"},
     correction={"name": "correction.ratio"},
     objective={"name": "objective.clip"},
