@@ -29,7 +29,7 @@ def config(case: Case) -> Iterator[Finding]:
     case.parts = parts = resolve_parts(case.config, case.plugins)
     case.resolved = replace(case.resolved, config=parts.config)
     case.backend = build_backend(parts, version=0, say=case.doing)
-    case.algorithm = build_algorithm(case.plugins, case.config.algorithm)
+    case.algorithm = build_algorithm(case.plugins, case.config.algorithm, updates=case.config.training.minibatches)
     Trackers.build(case.plugins, case.config.trackers, warn=case.warn)
     yield _agent(parts)
     yield _tasks(parts)

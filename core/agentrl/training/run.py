@@ -141,7 +141,7 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     find_device(parts.config.training.device, "training.device")
     if (lora := parts.config.training.lora) is not None:
         reporter.note(str(plan_adapter(parts.model_folder, lora)))
-    algorithm = build_algorithm(parts.plugins, parts.config.algorithm)
+    algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=parts.config.training.minibatches)
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
     if replaced and all(isinstance(each, NoFilter) for each in algorithm.filter):
         reporter.warning(
