@@ -29,6 +29,10 @@ NEEDED = {
 """Keys without which a part cannot be built, or does nothing here."""
 
 
+OF_TOKENS = ("advantage.gae", "advantage.teacher")
+"""Advantages that need more than episodes; their presets bring that."""
+
+
 def parts(slot):
     names = sorted(entry.name for entry in PLUGINS.entries("parts") if entry.name.startswith(f"{slot}."))
     return [{"name": name, **NEEDED.get(name, {})} for name in names]
@@ -38,7 +42,7 @@ ALGORITHMS = [
     *({"name": preset} for preset in PRESETS),
     *({"name": "grpo", slot: part} for slot in ("credit", "normalisation", "filter") for part in parts(slot)),
     *({"name": "dr_grpo", "shaping": part} for part in parts("shaping")),
-    *({"name": "grpo", "advantage": part} for part in parts("advantage")),
+    *({"name": "grpo", "advantage": part} for part in parts("advantage") if part["name"] not in OF_TOKENS),
     {"name": "grpo", "filter": [{"name": "filter.over_long"}, {"name": "filter.zero_variance"}]},
 ]
 
