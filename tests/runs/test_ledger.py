@@ -57,8 +57,8 @@ def steps(draw):
 
 
 def applies(filters, preset):
-    """Whether the preset takes them: a step's comparison finds differences in a group of equals."""
-    return not preset.endswith("reinforce++") or "zero_variance" not in filters
+    """Whether the preset takes them: from a group of equals, those learn that compare with more than the group."""
+    return not preset.endswith(("reinforce++", "ppo", "distill")) or "zero_variance" not in filters
 
 
 @cache
