@@ -386,6 +386,23 @@ def _ranked(value: Any) -> Any:
     return {"rank": value} if isinstance(value, int | float) else value
 
 
+class OptimiserSection(Section):
+    name: Literal["adamw"] = "adamw"
+    """The rule by which gradients change weights."""
+    bits: Literal[8, 32] = 32
+    """Bits of each of the two moments that AdamW keeps of a weight. 8 saves 6 bytes a weight, needs the package torchao
+    (`pip install 'agentrl-core[torchao]'`) and a C++ compiler, with which the first step takes half a minute longer."""
+    offload: bool = False
+    """Whether the moments, the gradients and the float32 weights are in the CPU's memory while the model is on CUDA,
+    where the optimiser then runs too: slower, and the GPU holds the weights and activations alone."""
+
+    @model_serializer
+    def _short(self) -> Any:
+        """The optimiser with its default keys is written as its name."""
+        keys = {key: value for key, value in self if value != type(self).model_fields[key].default}
+        return {"name": self.name, **keys} if keys else self.name
+
+
 class TrainingSection(Section):
     steps: int = Field(60, ge=0)
     """Number of optimiser steps."""
@@ -405,6 +422,11 @@ class TrainingSection(Section):
     lora: Annotated[LoraModel | None, BeforeValidator(_ranked)] = None
     """Train an adapter over the frozen model, whose checkpoints are adapter folders: a rank such as 16, or
     `{rank: 16, alpha: 32, targets: auto, dropout: 0}`. Null trains all weights."""
+    optimiser: Annotated[OptimiserSection, BeforeValidator(_named)] = OptimiserSection()
+    """The optimiser: `adamw`, or `{name: adamw, bits: 8, offload: true}` to have it take less memory."""
+    gradient_checkpointing: bool = False
+    """Whether layers keep their inputs alone and are computed again for the gradient, which saves most of the memory of
+    a pass and takes about a third more time."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Most tokens in one forward pass. A step takes as many passes as its tokens need."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

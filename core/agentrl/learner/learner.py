@@ -32,10 +32,11 @@ from agentrl.learner.gradient import accumulate_gradient, is_learned
 from agentrl.learner.lending import LentWeights
 from agentrl.learner.loading import load_model, precision_on
 from agentrl.learner.masters import Masters
-from agentrl.learner.optimiser import Optimiser
+from agentrl.learner.optimiser import Optimiser, check_optimiser
 from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
+from agentrl.learner.recompute import recompute_layers
 from agentrl.learner.updates import cut_updates, joined_metrics
 from agentrl.learner.value import ValueHead
 from agentrl.processors import find_device
@@ -64,16 +65,26 @@ class Learner:
         self._settings = settings
         self._loss = loss
         device = find_device(settings.device, "training.device")
-        model = load_model(folder if settings.lora is None else base_of(folder)).to(device)  # type: ignore[arg-type]
+        check_optimiser(settings.optimiser, device)
+        model = load_model(folder if settings.lora is None else base_of(folder))
+        if not (
+            offload := settings.optimiser.offload
+        ):  # the probe is sharper in float32, for which there may be no room
+            model.to(device)  # type: ignore[arg-type]
         self._dtype = stored_dtype(folder)
         self.adapter = None if settings.lora is None else LoraAdapter(model, settings.lora)
         """What is trained in the place of the model's weights, where it is an adapter."""
         if self.adapter is not None and is_adapter(folder):
             self.adapter.load(folder)
+        self._masters, dtype = Masters(), precision_on(device, settings.precision)
+        if offload:
+            self._masters.take(model, device, dtype, offload=True)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
-        self._masters = Masters()
-        self._masters.take(model, device, precision_on(device, settings.precision))
+        if not offload:
+            self._masters.take(model, device, dtype)
+        if settings.gradient_checkpointing:
+            recompute_layers(model)
         self._policy = Policy(model, adapter=self.adapter)
         self._optimiser = Optimiser(self._masters, settings)
         factor = None if loss.critic is None else loss.critic.learning_rate_factor

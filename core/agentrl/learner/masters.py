@@ -43,7 +43,7 @@ class Masters:
         """
         for name, weight in model.named_parameters():
             exact = weight.data
-            weight.data = exact.to(device, dtype)
+            weight.data = exact.to(device, dtype, copy=offload)
             if not weight.requires_grad:
                 continue
             if dtype == torch.float32 and not offload:

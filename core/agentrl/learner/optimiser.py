@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from agentrl.config.models import TrainingSection
-from agentrl.errors import RunError
+from agentrl.config.models import OptimiserSection, TrainingSection
+from agentrl.errors import ConfigError, PluginError, RunError
+from agentrl.extras import require
 from agentrl.learner.masters import Masters
 from agentrl.learner.policy import limited_threads
 
-__all__ = ["Optimiser", "learning_rate"]
+__all__ = ["Optimiser", "check_optimiser", "learning_rate"]
 
 UPDATE_TOKENS = 32
 """An update takes about as long as a pass of this many tokens."""
@@ -32,11 +40,8 @@ class Optimiser:
         self._bad_in_a_row = 0
         decayed = [parameter for parameter in self._parameters if parameter.ndim > 1]
         others = [parameter for parameter in self._parameters if parameter.ndim <= 1]
-        self._adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=training.learning_rate,
-            fused=True,
-        )
+        groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._adamw = _adamw(groups, training)
 
     def step(self, step: int, loss: float) -> dict[str, float]:
         """Update the weights from their gradients, drop the gradients, and return metrics by name.
@@ -52,7 +57,7 @@ class Optimiser:
             updated = finite and norm > 0.0
             if updated:
                 for group in self._adamw.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
                 self._adamw.step()
                 self._masters.publish()
         self._adamw.zero_grad()
@@ -75,6 +80,49 @@ class Optimiser:
         """Go on from what ``state_dict`` returned."""
         self._adamw.load_state_dict(state["adamw"])
         self._bad_in_a_row = state["bad_in_a_row"]
+
+
+def check_optimiser(settings: OptimiserSection, device: torch.device) -> None:
+    """Raise where a learner on ``device`` cannot have the optimiser that ``settings`` want.
+
+    ``ConfigError`` for offloading from a CPU, and ``PluginError`` for 8 bits where the package or the compiler is
+    missing that they need.
+    """
+    if settings.offload and device.type == "cpu":
+        raise ConfigError(
+            "training.optimiser.offload=true has no effect: the learner is on the CPU, and so is its memory",
+            fix="leave it out; bits=8 makes the optimiser's states smaller",
+            key="training.optimiser.offload",
+        )
+    if settings.bits == 32:
+        return
+    require("torchao")
+    # Its kernels are made by torch.compile: in C++ for the CPU, else with Triton.
+    compiled_for_cpu = settings.offload or device.type == "cpu"
+    named = os.environ.get("CXX" if compiled_for_cpu else "CC")
+    usual = ("clang++", "g++") if compiled_for_cpu else ("gcc", "clang", "cc")
+    compiler = named or (usual[0] if sys.platform == "darwin" else next(filter(shutil.which, usual), "g++"))
+    lacking = None if shutil.which(compiler) else f"the compiler {compiler} is not found"
+    if not lacking and not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        lacking = "Python.h is not found, which Python's development package has"
+    if lacking:
+        raise PluginError(
+            f"training.optimiser.bits=8 compiles its kernels at the first step, and {lacking}",
+            fix="install it (g++ and python3-dev on Debian), or set training.optimiser.bits=32",
+        )
+
+
+def _adamw(groups: list[dict[str, Any]], training: TrainingSection) -> torch.optim.Optimizer:
+    if training.optimiser.bits == 32:
+        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    silenced = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it tells of libraries that have nothing to do with optimisers
+    try:
+        adamw_8bit: Any = importlib.import_module("torchao.optim").AdamW8bit
+    finally:
+        logging.disable(silenced)
+    made: torch.optim.Optimizer = adamw_8bit(groups, lr=training.learning_rate)
+    return made
 
 
 def learning_rate(training: TrainingSection, step: int) -> float:

@@ -17,6 +17,8 @@ from agentrl.inference.grammars import grammars_of
 from agentrl.inference.model_folder import find_model
 from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.learner import Learner
+from agentrl.learner.loading import check_unquantised
+from agentrl.learner.optimiser import check_optimiser
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
 from agentrl.reporting.contract import Reporter
@@ -138,10 +140,12 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     ``version`` is the policy version of the weights in the model folder. ``logs`` is the folder for what the backend's
     processes print. Raises ``ConfigError`` or ``PluginError`` for the first name or key that is wrong.
     """
-    find_device(parts.config.training.device, "training.device")
-    if (lora := parts.config.training.lora) is not None:
-        reporter.note(str(plan_adapter(parts.model_folder, lora)))
-    algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=parts.config.training.minibatches)
+    training = parts.config.training
+    check_optimiser(training.optimiser, find_device(training.device, "training.device"))
+    check_unquantised(parts.model_folder)
+    if training.lora is not None:
+        reporter.note(str(plan_adapter(parts.model_folder, training.lora)))
+    algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
     if replaced and all(isinstance(each, NoFilter) for each in algorithm.filter):
         reporter.warning(
