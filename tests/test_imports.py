@@ -38,7 +38,7 @@ LAYERS = (
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 ONLY = {
     "algorithms": {"config", "plugins", "errors"},
-    "learner": {"config", "errors", "inference", "processors"},
+    "learner": {"config", "errors", "extras", "inference", "processors"},
 }
 """Packages that know fewer than all that stand below them."""
 ENTRANCES = {"__init__", "__main__"}
