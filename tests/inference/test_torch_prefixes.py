@@ -146,3 +146,83 @@ def test_what_was_used_longest_ago_is_forgotten_first() -> None:
     cache.match(old[:2])
     cache.insert(new, _kv(new))
     assert [len(cache.match(ids)) for ids in (old, kept, new)] == [1, 0, 1]
+
+
+def _beginnings() -> list[list[int]]:
+    """Prompts of which most begin alike: all with 100 tokens, some with 100 more, one with nothing beside that."""
+    long = [(7 * index) % 300 for index in range(200)]
+    own = [[index + 1] * (5 + index) for index in range(6)]
+    return [
+        *(long[:100] + each for each in own[:3]),
+        *(long + each for each in own[3:]),
+        [*long, 9],
+        [9, 8, 7, 6],
+        long[:101],
+    ]
+
+
+def _computed(backend: TorchBackend) -> int:
+    counters = backend.counters()
+    return counters.prompt_tokens - counters.prefix_hit_tokens
+
+
+@pytest.mark.parametrize("options", [{}, {"prefix_cache_tokens": 0}, {"max_batch_tokens": 30}, {"concurrency": 3}])
+def test_prompts_that_arrive_together_compute_a_common_beginning_once(options: dict, folder: Path) -> None:
+    prompts = _beginnings()
+
+    async def alone(backend: TorchBackend) -> list[Chunk]:
+        return [await complete(backend, ids, seed=3, max_tokens=6) for ids in prompts]
+
+    async def together(backend: TorchBackend) -> tuple[list[Chunk], int]:
+        tasks = [asyncio.create_task(complete(backend, ids, seed=3, max_tokens=6)) for ids in prompts]
+        with held(backend):
+            await settled(lambda: backend._thread._messages.qsize() == len(prompts))
+        return await asyncio.gather(*tasks), _computed(backend)
+
+    common = {"device": "cpu", "reproducible": True}
+    found, computed = served(folder, together, **({"concurrency": 16} | common | options))
+    assert found == served(folder, alone, prefix_cache_tokens=0, **common), "the bits are those of each alone"
+    if "concurrency" not in options:  # Else some begin when what they share is done, and found where it is kept.
+        distinct = {tuple(ids[:end]) for ids in prompts for end in range(1, len(ids))}
+        assert computed == len(distinct)
+
+
+def test_a_prompt_that_arrives_while_its_beginning_is_computed_waits_for_it(folder: Path) -> None:
+    first, second, within = (ids for ids in (_beginnings()[3], _beginnings()[4], _beginnings()[3][:150]))
+
+    async def use(backend: TorchBackend) -> tuple[list[Chunk], int]:
+        tasks = [asyncio.create_task(complete(backend, first, seed=1, max_tokens=3))]
+        await settled(lambda: _under_way(backend))
+        with held(backend):
+            assert _under_way(backend), "it is still computed"
+            tasks += [asyncio.create_task(complete(backend, ids, seed=1, max_tokens=3)) for ids in (second, within)]
+            await settled(lambda: backend._thread._messages.qsize() == 2)
+        return await asyncio.gather(*tasks), _computed(backend)
+
+    def _under_way(backend: TorchBackend) -> bool:
+        engine = backend._thread.ready.result()
+        return any(0 < prefill._done < 80 for prefill in list(engine._prefills))
+
+    found, computed = served(folder, use, max_batch_tokens=1, prefix_cache_tokens=0, device="cpu")
+    assert computed == len(first) - 1 + len(second) - 1 - 200
+    model = models.loaded(folder)
+    for ids, chunk in zip((first, second, within), found, strict=True):
+        assert off_by(model, ids, chunk) < 1e-5
+
+
+def test_readers_that_leave_take_nothing_from_those_with_the_same_beginning(folder: Path) -> None:
+    prompts = _beginnings()
+
+    async def use(backend: TorchBackend) -> tuple[Chunk, bool]:
+        tasks = [asyncio.create_task(complete(backend, ids, seed=1, max_tokens=3)) for ids in prompts]
+        with held(backend):
+            await settled(lambda: backend._thread._messages.qsize() == len(prompts))
+        for task in (*tasks[:4], *tasks[5:]):
+            task.cancel()
+        chunk = await tasks[4]
+        await settled(lambda: not backend._thread.ready.result().busy)
+        return chunk, bool(backend._thread.ready.result()._pending)
+
+    chunk, pending = served(folder, use, max_batch_tokens=1, concurrency=16, device="cpu")
+    assert off_by(models.loaded(folder), prompts[4], chunk) < 1e-5
+    assert not pending

@@ -35,7 +35,8 @@ from agentrl.inference.contract import (
     Weights,
 )
 from agentrl.inference.engine.cache import Ids
-from agentrl.inference.engine.engine import ChunkQueue, Counters, Engine, EngineLimits, Generation, model_failed
+from agentrl.inference.engine.engine import Counters, Engine, EngineLimits, model_failed
+from agentrl.inference.engine.generation import ChunkQueue, Generation
 from agentrl.inference.engine.loading import TorchSettings, check_reproducible, load_engine
 from agentrl.inference.engine.sampler import StopStrings
 from agentrl.inference.grammars import Grammars, GrammarState

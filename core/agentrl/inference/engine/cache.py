@@ -1,9 +1,9 @@
-"""The KV cache: keys and values of attention, where they are stored, computed for prompts and kept for later ones.
+"""The KV cache: keys and values of attention, where they are stored and kept for later prompts.
 
 A *plane* is the keys, or the values, of one layer. Planes of equal shape share one tensor, so that a row is copied,
 or handed to the prefix cache, in one operation whatever the number of layers. ``KVBlock`` stores rows of KV,
-``RowCache`` lets a Hugging Face model write to and read from a block, ``PrefillBatch`` computes the KV of prompts
-in a block of its own, and ``PrefixCache`` keeps KV that later prompts may begin with.
+``RowCache`` lets a Hugging Face model write to and read from a block, and ``PrefixCache`` keeps KV that later prompts
+may begin with.
 
 Shapes: ``P`` planes, ``B`` rows of a forward, ``R`` rows of a block, ``H`` key-value heads, ``Q`` tokens a row,
 ``C`` capacity of a row in tokens, ``D`` head dimension.
@@ -12,19 +12,14 @@ Shapes: ``P`` planes, ``B`` rows of a forward, ``R`` rows of a block, ``H`` key-
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache
-
-if TYPE_CHECKING:
-    from agentrl.inference.engine.engine import Generation
-    from agentrl.inference.engine.model import Decoder
 
 __all__ = [
     "FEWEST_ROWS",
@@ -32,12 +27,10 @@ __all__ = [
     "Ids",
     "KVBlock",
     "KVLayout",
-    "PrefillBatch",
     "PrefixCache",
-    "Prompt",
     "RowCache",
     "Segment",
-    "prefill_groups",
+    "common_length",
     "round_up",
 ]
 
@@ -177,107 +170,6 @@ class RowCache(Cache):
         return self._length
 
 
-@dataclass(slots=True, eq=False)
-class Prompt:
-    """Tokens whose KV is to be computed, and the generations that wait for it."""
-
-    ids: Ids
-    known: list[Segment]
-    """KV of the first tokens, from the prefix cache."""
-    waiting: list[Generation] = field(default_factory=list)
-    start: int = field(init=False)
-    """How many tokens ``known`` holds."""
-
-    def __post_init__(self) -> None:
-        self.start = sum(segment[0].shape[2] for segment in self.known)
-
-    @property
-    def missing(self) -> int:
-        """How many tokens are still to be computed."""
-        return len(self.ids) - self.start
-
-
-class PrefillBatch:
-    """Prompts whose KV is computed side by side, in a block of their own.
-
-    They are computed in pieces, so that decoding goes on in between. ``epoch`` counts the weights that the batch
-    began with: its KV is shared only within that epoch.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], decoder: Decoder, epoch: int) -> None:
-        self.prompts = prompts
-        self.epoch = epoch
-        self._decoder = decoder
-        self._done = 0
-        self._width = _whole(max(prompt.missing for prompt in prompts) + FEWEST_ROWS - 1)
-
-    @cached_property
-    def block(self) -> KVBlock:
-        """KV of the prompts, one row each; allocated when the first piece is computed."""
-        longest = max(len(prompt.ids) for prompt in self.prompts)
-        block = KVBlock(self._decoder.layout, len(self.prompts), round_up(longest + 1))
-        for row, prompt in enumerate(self.prompts):
-            block.write_prefix(row, prompt.known)
-            prompt.known = []
-        return block
-
-    @property
-    def finished(self) -> bool:
-        """Whether every prompt has its KV."""
-        return self._done >= self._width
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any generation still waits for one of the prompts."""
-        return any(prompt.waiting for prompt in self.prompts)
-
-    def run(self, budget: int) -> int:
-        """Compute about ``budget`` tokens, at least ``FEWEST_ROWS`` of each prompt. Returns how many, with padding."""
-        width = min(max(_whole(budget // len(self.prompts)), FEWEST_ROWS), self._width - self._done)
-        columns = np.arange(self._done, self._done + width)
-        starts = np.array([prompt.start for prompt in self.prompts])
-        lengths = np.array([len(prompt.ids) for prompt in self.prompts])
-        # Padding of a short prompt goes to the column after its last, where the next token overwrites it.
-        positions_BQ = np.minimum(starts[:, None] + columns, lengths[:, None])
-        ids_BQ = np.zeros_like(positions_BQ)
-        for row, prompt in enumerate(self.prompts):
-            piece = prompt.ids[prompt.start + self._done : prompt.start + self._done + width]
-            ids_BQ[row, : len(piece)] = piece
-        self._decoder.prefill(ids_BQ, positions_BQ, self.block)
-        self._done += width
-        return width * len(self.prompts)
-
-    def prefix(self, row: int) -> Segment:
-        """Returns the KV of a finished prompt, as views."""
-        return self.block.read(row, 0, len(self.prompts[row].ids))
-
-    def drop(self, generation: Generation) -> bool:
-        """Let a generation wait no longer. Returns whether it waited here."""
-        for prompt in self.prompts:
-            if generation in prompt.waiting:
-                prompt.waiting.remove(generation)
-                return True
-        return False
-
-
-def _whole(tokens: int) -> int:
-    """The largest multiple of ``FEWEST_ROWS`` up to ``tokens``: attention is a product of as many rows as tokens."""
-    return tokens // FEWEST_ROWS * FEWEST_ROWS
-
-
-def prefill_groups(prompts: list[Prompt], budget: int) -> Iterator[list[Prompt]]:
-    """Yields ``prompts`` in groups of similar length, each a forward of at most ``budget`` tokens where possible."""
-    group: list[Prompt] = []
-    for prompt in sorted(prompts, key=lambda prompt: prompt.missing):
-        # Padding costs as much as tokens do; a forward of its own costs as much as a few tokens.
-        if group and ((len(group) + 1) * prompt.missing > budget or prompt.missing > 2 * group[0].missing + 16):
-            yield group
-            group = []
-        group.append(prompt)
-    if group:
-        yield group
-
-
 class _Node:
     __slots__ = ("children", "ids", "kv", "parent")
 
@@ -341,7 +233,7 @@ class PrefixCache:
             child = node.children.get(int(ids[known]))
             if child is None:
                 break
-            shared = _common(child.ids, ids[known:])
+            shared = common_length(child.ids, ids[known:])
             known += shared
             path.append(child)
             node = child
@@ -369,8 +261,8 @@ class PrefixCache:
             self.tokens -= len(leaf.ids)
 
 
-def _common(left: Ids, right: Ids) -> int:
-    """How many leading ids are equal."""
+def common_length(left: Ids, right: Ids) -> int:
+    """Returns how many leading ids are equal."""
     length = min(len(left), len(right))
     differ = np.flatnonzero(left[:length] != right[:length])
     return int(differ[0]) if len(differ) else length

@@ -11,37 +11,26 @@ anew.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from agentrl.errors import BackendError, one_line, shortened
-from agentrl.inference.contract import Chunk, FinishReason, HeldWeights, Sampling, TensorDigest, Weights
+from agentrl.inference.contract import FinishReason, HeldWeights, TensorDigest, Weights
 from agentrl.inference.digests import tensor_digest
-from agentrl.inference.engine.cache import (
-    FEWEST_ROWS,
-    Ids,
-    KVBlock,
-    PrefillBatch,
-    PrefixCache,
-    Prompt,
-    Segment,
-    prefill_groups,
-    round_up,
-)
+from agentrl.inference.engine.cache import FEWEST_ROWS, Ids, KVBlock, PrefixCache, Segment, round_up
+from agentrl.inference.engine.generation import ChunkQueue, Generation, Outbox
 from agentrl.inference.engine.model import Decoder
-from agentrl.inference.engine.sampler import DecodeBatch, DrawnTokens, StopStrings, TextDecoder, sample
-from agentrl.inference.grammars import Grammars, GrammarState
+from agentrl.inference.engine.prefill import PrefillBatch, Prompt, followed, prefill_groups, with_common_beginnings
+from agentrl.inference.engine.sampler import DecodeBatch, DrawnTokens, TextDecoder, sample
+from agentrl.inference.grammars import Grammars
 
-__all__ = ["ChunkQueue", "Counters", "Engine", "EngineLimits", "Generation", "Outbox", "model_failed"]
-
-Item = Chunk | BaseException
+__all__ = ["Counters", "Engine", "EngineLimits", "model_failed"]
 
 _SCORED_ROWS = 8
 """Rows of a step that scores given tokens, in multiples of the fewest."""
@@ -81,121 +70,6 @@ class Counters:
     """Generations that have a row, or wait for their prompt's KV, now."""
     waiting: int = 0
     """Generations that wait for room, now."""
-
-
-class ChunkQueue:
-    """The chunks of one generation for its reader: made in the reader's event loop, and read there only."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._items: deque[Item] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, item: Item) -> None:
-        """Hand over a chunk, or the error that ends the generation. Called in the reader's loop."""
-        self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self) -> Chunk:
-        """Returns the next chunk, or raises the error that ends the generation."""
-        while not self._items:
-            self._waiter = self.loop.create_future()
-            await self._waiter
-        item = self._items.popleft()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-
-class Outbox:
-    """What a step has for its readers, handed over with one wake-up a loop. Used by the engine's thread only."""
-
-    def __init__(self) -> None:
-        self._boxes: dict[asyncio.AbstractEventLoop, list[tuple[ChunkQueue, Item]]] = {}
-
-    def add(self, queue: ChunkQueue, item: Item) -> None:
-        """Have ``item`` handed over by the next ``send``."""
-        self._boxes.setdefault(queue.loop, []).append((queue, item))
-
-    def send(self) -> list[ChunkQueue]:
-        """Hand everything over. Returns the queues whose event loop is closed: their readers are gone."""
-        boxes, self._boxes = self._boxes, {}
-        lost: list[ChunkQueue] = []
-        for loop, items in boxes.items():
-            try:
-                loop.call_soon_threadsafe(_hand_over, items)
-            except RuntimeError:
-                if not loop.is_closed():
-                    raise
-                lost += [queue for queue, _ in items]
-        return lost
-
-
-def _hand_over(items: list[tuple[ChunkQueue, Item]]) -> None:
-    for queue, item in items:
-        queue.put(item)
-
-
-@dataclass(slots=True, eq=False)
-class Generation:
-    """One request on its way through the engine, filled token by token. Only the engine's thread touches it."""
-
-    queue: ChunkQueue
-    sampling: Sampling
-    prompt: Ids
-    stream: bool
-    limit: int
-    """The most tokens to sample."""
-    stops: StopStrings | None
-    grammar: GrammarState | None = None
-    epoch: int = -1
-    """The engine's count of weights under which its KV was begun; only KV of one epoch is shared."""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    sent: int = 0
-    """How many of ``ids`` have been delivered."""
-    stop_string: str | None = None
-
-    @property
-    def length(self) -> int:
-        """How many tokens prompt and sampled tokens are so far."""
-        return len(self.prompt) + len(self.ids)
-
-    @property
-    def tokens(self) -> Ids:
-        """Prompt and sampled tokens."""
-        return np.concatenate([self.prompt, np.array(self.ids, np.int64)])
-
-    def add(self, token: int, logprob: float, version: int) -> FinishReason | None:
-        """Take a sampled token. Returns why the generation ends with it, or ``None`` where it goes on."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        self.versions.append(version)
-        if token in self.sampling.stop_ids:
-            return "stop"
-        if self.stops is not None:
-            self.stop_string = self.stops.found(self.ids)
-            if self.stop_string is not None:
-                return "stop"
-        if self.grammar is not None and self.grammar.accept(token):
-            return "stop"
-        return "length" if len(self.ids) >= self.limit else None
-
-    def chunk(self, finish: FinishReason | None) -> Chunk:
-        """Returns what has been sampled since the last chunk; ``finish`` is set on the last one only."""
-        new = slice(self.sent, None)
-        self.sent = len(self.ids)
-        return Chunk(
-            ids=tuple(self.ids[new]),
-            logprobs=tuple(self.logprobs[new]),
-            versions=tuple(self.versions[new]),
-            top_logprobs=tuple(self.top_logprobs[new]),
-            finish=finish,
-            stop_string=self.stop_string,
-        )
 
 
 class Engine:
@@ -348,14 +222,14 @@ class Engine:
         """Move waiting generations, oldest first, to prefill or decoding as far as rows and KV cache allow."""
         fresh: list[Prompt] = []
         claimed = len(self._live) - len(self._waiting) - len(self._batch)
-        longest = max((len(prompt.ids) for prefill in self._prefills for prompt in prefill.prompts), default=0)
+        computing = (each for prefill in self._prefills for prompt in prefill.prompts for each in prompt.all())
+        longest = max((len(prompt.ids) for prompt in computing), default=0)
         while self._waiting:
             longest = max(longest, self._waiting[0].length)
             if not self._batch.fits(claimed + 1, longest):
                 break
             claimed += self._begin(self._waiting.popleft(), fresh)
-        for prompts in prefill_groups(fresh, self._prefill_budget):
-            self._prefills.append(PrefillBatch(prompts, self._decoder, self._epoch))
+        self._compute(fresh, self._epoch)
 
     def _begin(self, generation: Generation, fresh: list[Prompt]) -> bool:
         """Give a generation a row where all its KV is known; else let it wait for its prompt.
@@ -393,39 +267,62 @@ class Engine:
         """Let a generation wait for its prompt no longer, and end a prefill that nobody waits for."""
         for prefill in [each for each in self._prefills if each.drop(generation) and not each.wanted]:
             self._prefills.remove(prefill)
-            self._close(prefill)
+            self._forget(each for prompt in prefill.prompts for each in prompt.all())
 
-    def _close(self, prefill: PrefillBatch) -> None:
-        """From now on no generation may join the prefill's prompts."""
-        if prefill.epoch == self._epoch:
-            for prompt in prefill.prompts:
+    def _forget(self, prompts: Iterable[Prompt]) -> None:
+        """From now on no generation may join the prompts."""
+        for prompt in prompts:
+            if self._pending.get(prompt.ids.tobytes()) is prompt:
                 del self._pending[prompt.ids.tobytes()]
+
+    def _compute(self, prompts: Sequence[Prompt], epoch: int) -> list[PrefillBatch]:
+        """Begin with prompts, or let them follow others that have much in common with them. Returns the new batches."""
+        computing = [each for prefill in self._prefills if prefill.epoch == epoch for each in prefill.prompts]
+        first = with_common_beginnings([prompt for prompt in prompts if not followed(prompt, computing)])
+        groups = prefill_groups(first, self._prefill_budget)
+        begun = [PrefillBatch(group, self._decoder, epoch) for group in groups]
+        self._prefills.extend(begun)
+        return begun
 
     def _prefill(self) -> None:
         """Compute prompts in turn, within the budget of a step."""
-        budget = self._prefill_budget
-        for prefill in list(self._prefills):
+        budget, turns = self._prefill_budget, deque(self._prefills)
+        while turns and budget > 0:
+            prefill = turns.popleft()
             try:
                 budget -= prefill.run(budget)
             except Exception as error:
-                self._fail([each for prompt in prefill.prompts for each in prompt.waiting], model_failed(error))
+                waiting = [each for prompt in prefill.prompts for follower in prompt.all() for each in follower.waiting]
+                self._fail(waiting, model_failed(error))
             else:
-                self._prefills.rotate(-1)
+                self._prefills.remove(prefill)
+                self._prefills.append(prefill)
                 if prefill.finished:
-                    self._install(prefill)
-            if budget <= 0:
-                return
+                    turns.extend(self._install(prefill))
 
-    def _install(self, prefill: PrefillBatch) -> None:
-        """Let all who waited for a finished prefill decode, and keep its KV for later prompts."""
+    def _install(self, prefill: PrefillBatch) -> list[PrefillBatch]:
+        """Let all who waited for a finished prefill decode, and keep its KV for later prompts. Returns the batches of
+        those that follow its prompts."""
         self._prefills.remove(prefill)
-        self._close(prefill)
-        for row, prompt in enumerate(prefill.prompts):
-            segment = prefill.prefix(row)
+        finished = [(prompt, prefill.prefix(row)) for row, prompt in enumerate(prefill.prompts)]
+        following: list[Prompt] = []
+        for prompt, segment in finished:
             for generation in prompt.waiting:
                 self._add_row(generation, [segment])
+            self.counters.prefix_hit_tokens += prompt.reused
+            self._forget([prompt])
             if prefill.epoch == self._epoch:
                 self._prefixes.insert(prompt.ids, segment)
+            for follower in prompt.followers:
+                known: Segment = tuple(part[:, :, : follower.start] for part in segment)
+                if not any(each.waiting for each in follower.all()):
+                    self._forget(follower.all())
+                elif follower.missing:
+                    follower.known = [known]
+                    following.append(follower)
+                else:
+                    finished.append((follower, known))
+        return self._compute(following, prefill.epoch)
 
     # Decoding
 

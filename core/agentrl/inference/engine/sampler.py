@@ -19,7 +19,7 @@ import torch
 from agentrl.inference.engine.cache import FEWEST_ROWS, GRAIN, KVBlock, KVLayout, Segment, round_up
 
 if TYPE_CHECKING:
-    from agentrl.inference.engine.engine import Generation
+    from agentrl.inference.engine.generation import Generation
 
 __all__ = [
     "DecodeBatch",
