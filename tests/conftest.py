@@ -44,6 +44,7 @@ SLOW = {
     "training/test_judged_runs.py",
     "training/test_resume.py",
     "training/test_proof.py",
+    "training/test_sft.py",
     "training/test_rollback.py",
     "training/test_online.py",
     "training/test_staleness_bound.py",

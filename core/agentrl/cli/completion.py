@@ -23,6 +23,7 @@ from agentrl.plugins.declared import Key
 __all__ = [
     "add_shells",
     "complete_checkpoint",
+    "complete_data",
     "complete_environment",
     "complete_keys",
     "complete_run",
@@ -54,6 +55,23 @@ def complete_checkpoint(context: click.Context, parameter: click.Parameter, inco
     if not any("=" not in argument for argument in given):
         names = _models(catalogue, given, incomplete)
     return _either(names, catalogue, given, incomplete)
+
+
+def complete_data(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """A file of JSON lines or a run, then settings."""
+    catalogue, given = _catalogue(context), _given(context, parameter)
+    names: Items = []
+    if not any("=" not in argument for argument in given):
+        names = [*_runs(given), *paths_like(incomplete, ".jsonl")]
+    return _either(names, catalogue, given, incomplete)
+
+
+def _runs(given: Iterable[str]) -> Items:
+    """The runs in the folder of runs, as paths."""
+    from agentrl.runs.folder import run_names
+
+    folder = Path(dict(argument.split("=", 1) for argument in given if "=" in argument).get(_RUNS, "runs"))
+    return _items(str(folder / name) for name in run_names(folder))
 
 
 def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

@@ -34,7 +34,8 @@ def runs(app: App, folder: Path | None, as_json: bool) -> None:
     """List the runs in FOLDER, by default `run.dir`, the last one that was started at the end.
 
     A run is running, completed, interrupted, failed, or killed, where no process writes to it and none has said how it
-    ended. The steps are those done and those to do, and the reward is the mean on held-out tasks, before and now.
+    ended. The steps are those done and those to do, and the reward is the mean on held-out tasks, before and now; of a
+    run of `agentrl sft` it is the loss on held-out conversations.
     """
     from agentrl.config import load_config
     from agentrl.errors import ConfigError
@@ -71,6 +72,8 @@ def _described(run: Run) -> dict[str, Any]:
         "steps_to_do": None,
         "reward_before": None,
         "reward": None,
+        "loss_before": None,
+        "loss": None,
         "agent": None,
         "model": None,
         "started": datetime.fromtimestamp((run.path / "config.yaml").stat().st_mtime).isoformat(timespec="seconds"),
@@ -99,28 +102,37 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _progress(run: Run) -> dict[str, Any]:
-    steps, evaluations = run.steps(), run.evaluations()
-    rewards = [line.metrics["evaluation/reward"] for line in sorted(evaluations, key=lambda line: line.step)]
-    return {
-        "steps": max((line.step for line in steps), default=0),
-        "reward_before": rewards[0] if rewards and min(line.step for line in evaluations) == 0 else None,
-        "reward": rewards[-1] if rewards else None,
-    }
+    steps, evaluations = run.steps(), sorted(run.evaluations(), key=lambda line: line.step)
+    progress: dict[str, Any] = {"steps": max((line.step for line in steps), default=0)}
+    for name in ("reward", "loss"):
+        key = f"evaluation/{name}"
+        values = [(line.step, line.metrics[key]) for line in evaluations if key in line.metrics]
+        progress[f"{name}_before"] = values[0][1] if values and values[0][0] == 0 else None
+        progress[name] = values[-1][1] if values else None
+    return progress
 
 
 def _row(described: dict[str, Any]) -> tuple[str, ...]:
     steps, to_do = described["steps"], described["steps_to_do"]
     is_training = described["kind"] == "training" and steps is not None
-    before, reward = described["reward_before"], described["reward"]
     return (
         described["name"],
         described["state"] or "?",
         f"{steps}/{'?' if to_do is None else to_do}" if is_training else "",
-        "" if reward is None else f"{reward:.3f}" if before is None else f"{before:.3f} → {reward:.3f}",
+        _measured(described, "reward") or _measured(described, "loss"),
         described["agent"] or "",
         described["model"] or "",
         described["started"].replace("T", " "),
     )
+
+
+def _measured(described: dict[str, Any], name: str) -> str:
+    """What was measured on held-out tasks or conversations, before and now."""
+    before, now = described[f"{name}_before"], described[name]
+    if now is None:
+        return ""
+    text = f"{now:.3f}" if before is None else f"{before:.3f} → {now:.3f}"
+    return text if name == "reward" else f"{name} {text}"
 
 
 def _below(described: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentrl.config.models import Config
     from agentrl.runs.contract import Summary
 
-__all__ = ["train"]
+__all__ = ["print_settings", "print_summary", "run_to_resume", "train"]
 
 _EPILOG = """\b
 Examples:
@@ -64,7 +64,7 @@ def train(
     from agentrl.config import resolve_config
 
     agent, settings = split_arguments(arguments, "agent")
-    run = None if resume is None else _run(resume, resolve_config(file, *settings, agent=agent).config.run.dir)
+    run = None if resume is None else run_to_resume(resume, resolve_config(file, *settings, agent=agent).config.run.dir)
     source = file if file is not None or run is None else run / "config.yaml"
     resolved = located(resolve_config(source, *settings, agent=agent), app.plugins)
     if dry_run:
@@ -77,7 +77,7 @@ def train(
         for key in _dead(resolved, run):
             trainer.reporter.warning(str(key))
         summary = trainer.train()
-    _print(resolved.config, summary, as_json)
+    print_summary(resolved.config, summary, as_json)
     if summary.outcome != "interrupted" or (resolved.config.is_online and summary.signal == "SIGTERM"):
         return 0  # A service that is told to end has done what it was to do, and there is nothing to resume.
     return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
@@ -92,7 +92,7 @@ def _dead(resolved: Resolved, run: Path | None) -> list[Ineffective]:
     return ineffective_keys(resolved.config, written)
 
 
-def _run(resume: str, place: Path) -> Path:
+def run_to_resume(resume: str, place: Path) -> Path:
     """The folder of the run that ``--resume`` names: a folder, a name in ``place``, or the newest run in there."""
     from agentrl.runs.folder import newest_run
     from agentrl.runs.reader import open_run
@@ -111,11 +111,12 @@ def _dry_run(app: App, resolved: Resolved, run: Path | None) -> int:
         raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
     with Trainer(resolved.config, plugins=app.plugins, run=run) as trainer:
         trainer.check()
-    _print_settings(resolved)
+    print_settings(resolved)
     return 0
 
 
-def _print(config: Config, summary: Summary, as_json: bool) -> None:
+def print_summary(config: Config, summary: Summary, as_json: bool) -> None:
+    """Print what a run came to, as lines or as one JSON document."""
     from agentrl.cli.output import print_json
     from agentrl.reporting.plain import final_lines
 
@@ -135,7 +136,7 @@ def _evaluation(config: Config, summary: Summary) -> str | None:
     return shlex.join([program(), "eval", summary.checkpoint])
 
 
-def _print_settings(resolved: Resolved) -> None:
+def print_settings(resolved: Resolved) -> None:
     """Print one line a key: the key, its value, and where it was set."""
     values = resolved.config.model_dump(mode="json")
     print_columns([(key, _shown(_at(values, key)), place) for key, place in resolved.provenance.items()])

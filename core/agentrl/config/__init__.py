@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 from agentrl._lazy import attributes
 
 if TYPE_CHECKING:
-    from agentrl.config.checks import Ineffective, ineffective_keys, unused_by_evaluation, unused_by_serving
+    from agentrl.config.checks import (
+        Ineffective,
+        ineffective_keys,
+        unused_by_evaluation,
+        unused_by_imitation,
+        unused_by_serving,
+    )
     from agentrl.config.loader import Resolved, dump_yaml, load_config, resolve_config
     from agentrl.config.models import Config, check_trainable
 
@@ -34,13 +40,20 @@ __all__ = [
     "load_config",
     "resolve_config",
     "unused_by_evaluation",
+    "unused_by_imitation",
     "unused_by_serving",
 ]
 
 __getattr__, __dir__ = attributes(
     __name__,
     {
-        "agentrl.config.checks": ["Ineffective", "ineffective_keys", "unused_by_evaluation", "unused_by_serving"],
+        "agentrl.config.checks": [
+            "Ineffective",
+            "ineffective_keys",
+            "unused_by_evaluation",
+            "unused_by_imitation",
+            "unused_by_serving",
+        ],
         "agentrl.config.loader": ["Resolved", "dump_yaml", "load_config", "resolve_config"],
         "agentrl.config.models": ["Config", "check_trainable"],
     },

@@ -27,6 +27,7 @@ __all__ = [
     "near_key",
     "unknown_key",
     "unused_by_evaluation",
+    "unused_by_imitation",
     "unused_by_serving",
 ]
 
@@ -112,8 +113,29 @@ def unused_by_serving(provenance: Mapping[str, str], *, endpoint: bool = False) 
     ]
 
 
+def unused_by_imitation(config: Config, provenance: Mapping[str, str]) -> list[Ineffective]:
+    """As ``unused_by_evaluation``, for `agentrl sft`, which runs no agent and samples nothing."""
+    sections = ("agent", "tasks", "reward", "rollout", "gateway", "serve", "inference", "health")
+    reasons = dict.fromkeys(sections, "agentrl sft runs no agent and samples nothing")
+    reasons |= dict.fromkeys(
+        (f"evaluation.{key}" for key in ("samples_per_task", "overlap", "temperature")), "the held-out loss is measured"
+    )
+    if config.sft.tokens_per_step is not None:
+        reasons["sft.conversations_per_step"] = "sft.tokens_per_step replaces it"
+    if config.sft.held_out_data is not None:
+        reasons["sft.held_out"] = "sft.held_out_data replaces it"
+    return [
+        Ineffective(key, place, reason)
+        for key, place in provenance.items()
+        if place != "default"
+        for section, reason in reasons.items()
+        if key == section or key.startswith(f"{section}.")
+    ]
+
+
 def _of_agents(config: Config) -> Iterator[tuple[str, str]]:
     """What only a run with an agent reads, or only one without."""
+    yield "sft", "only agentrl sft reads it"
     if not config.is_online:
         yield "serve", "only agent=online serves sessions"
         return

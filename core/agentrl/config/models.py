@@ -53,6 +53,7 @@ __all__ = [
     "Selectable",
     "ServeSection",
     "Settings",
+    "SftSection",
     "TasksSection",
     "TrainingSection",
     "Written",
@@ -443,6 +444,30 @@ class TrainingSection(Section):
     it was resumed from."""
 
 
+class SftSection(Section):
+    """What `agentrl sft` imitates, and how much of it."""
+
+    data: str | None = None
+    """The conversations to imitate: a file of JSON lines, each with `messages` in the form of the OpenAI API and
+    perhaps `tools`, or a run (`runs/NAME`), of which the episodes of training are imitated."""
+    min_reward: float | None = None
+    """Least reward of the episodes of a run that are imitated. Null imitates all that have a reward."""
+    loss: Literal["all", "last"] = "all"
+    """Which messages of the assistant are trained: `all`, or only the `last` one of each conversation."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the conversations that is held out, chosen by `seed`, to measure the loss on. 0 holds out none."""
+    held_out_data: str | None = None
+    """Other conversations to measure the loss on, named as `sft.data` is, in place of a share."""
+    epochs: int | None = Field(None, ge=1)
+    """How often each conversation is trained. Null trains `training.steps` steps where that is set, and else each
+    conversation once."""
+    conversations_per_step: int = Field(16, ge=1)
+    """Conversations in one optimiser step."""
+    tokens_per_step: int | None = Field(None, ge=1)
+    """Trained tokens in one optimiser step, in place of `sft.conversations_per_step`: it takes conversations until one
+    more would make it more tokens."""
+
+
 class EvaluationSection(Section):
     every: int = Field(20, ge=0)
     """Steps between evaluations during training. 0 evaluates only before and after it."""
@@ -633,6 +658,8 @@ class Config(Section):
     """The algorithm: a preset such as `grpo`, or `{name: grpo, advantage: …, credit: …, objective: …}`."""
     training: TrainingSection = TrainingSection()
     """How the model's weights are changed."""
+    sft: SftSection = SftSection()
+    """What `agentrl sft` imitates."""
     health: HealthSection = HealthSection()
     """What is done when the metrics show that learning is in trouble: for each rule `off`, `warn`, `stop`, `rollback`
     (to the best checkpoint), or `{action: warn, threshold: 0.2}`."""
@@ -700,6 +727,11 @@ class Config(Section):
     def is_online(self) -> bool:
         """Whether the episodes are sessions that the run serves, so that no agent's code runs."""
         return self.agent.name == ONLINE
+
+    @property
+    def is_imitation(self) -> bool:
+        """Whether the run imitates conversations, as `agentrl sft` does."""
+        return self.sft.data is not None
 
     @property
     def runs_in_workers(self) -> bool:

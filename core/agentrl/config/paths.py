@@ -1,7 +1,7 @@
 """Paths in a configuration: those of a file are relative to it, wherever a command is called from.
 
-What is a path is told by where it stands and by what it looks like: `run.dir`, `agent.python` and
-`model.chat_template`; `file.py:Obj`, and `pkg.mod:Obj` or `pkg.mod.Obj` where the module is there, wherever a part is
+What is a path is told by where it stands and by what it looks like: `run.dir`, `agent.python`, `model.chat_template`
+and the data of `sft`; `file.py:Obj`, and `pkg.mod:Obj` or `pkg.mod.Obj` where the module is there, wherever a part is
 named and in `agent.outcomes`; the name of a folder, or of a file of tasks; a part's own keys called `path`, `file`,
 `folder`, `dir` or `python`, and values of its keys that begin with `./` or `../`. What agents are given
 (`agent.kwargs`) is theirs, and never touched.
@@ -69,6 +69,7 @@ class _Paths:
         agent = {"name": self._reference, "python": self._python, "outcomes": self._references}
         _within(changed, "agent", agent, bare=self._reference)
         _within(changed, "tasks", {"train": self._tasks, "eval": self._tasks})
+        _within(changed, "sft", {"data": self._data, "held_out_data": self._data})
         _within(changed, "rollout", {"mode": self._part})
         _within(changed, "inference", {"backend": self._part})
         _within(changed, "gateway", {"normalise": self._parts})
@@ -153,6 +154,13 @@ class _Paths:
         if is_path and not _is_registered(name, kind):
             return self._path(name)
         return self._reference(value) if kind == "tasks" else value
+
+    def _data(self, value: Any) -> Any:
+        """A file of conversations, or a run: its folder, or its name among the runs."""
+        name = _text(value)
+        if name is None:
+            return value
+        return self._path(name) if "/" in name or _FILE.search(name) or self._exists(name) else value
 
     def _is_module(self, name: str) -> bool:
         """Whether the first name of a module is a file or a package in the folder."""

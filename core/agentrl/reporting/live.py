@@ -122,11 +122,16 @@ class LiveReporter:
             rows.add_row("step", _steps(progress, run, width))
         if progress.rewards:
             rows.add_row("reward", _reward(progress.rewards, width))
+        if progress.losses:
+            curve = sparkline(progress.losses, width)
+            rows.add_row("loss", Text.assemble((f"{progress.losses[-1]:.3f}", "bold"), "  ", (curve, "green")))
         if progress.readings:
             rows.add_row("held out", _held_out(progress.readings[0], progress.readings[-1]))
         if (ledger := progress.ledger).all_but_trained:
             rows.add_row("ledger", str(ledger))
-        if (speed := progress.throughput) is not None:
+        if progress.imitates and progress.metrics:
+            rows.add_row("speed", f"{progress.trained_per_second:,.0f} trained tokens/s")
+        elif (speed := progress.throughput) is not None:
             rows.add_row("speed", f"{speed.episodes:,.1f} episodes/s   {speed.tokens:,.0f} tokens/s")
         if seconds := progress.seconds_by_part:
             rows.add_row("seconds", "   ".join(f"{name} {spent:.2f}" for name, spent in seconds.items()))
@@ -165,6 +170,9 @@ def _reward(rewards: Sequence[float | None], width: int) -> Text:
 
 
 def _held_out(first: Reading, newest: Reading) -> str:
+    if newest.loss is not None:
+        before = "" if newest is first or first.loss is None else f"{first.loss:.3f} → "
+        return f"{before}{newest.loss:.3f} loss"
     pairs = [("sampled", first.sampled, newest.sampled), ("greedy", first.greedy, newest.greedy)]
     return "   ".join(
         ("" if newest is first or before is None else f"{reward_text(before)} → ") + f"{reward_text(after)} {name}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,8 @@ class Reading(NamedTuple):
     step: int
     sampled: float | None
     greedy: float | None
+    loss: float | None = None
+    """Mean held-out loss of a token, where conversations are imitated."""
 
 
 class Throughput(NamedTuple):
@@ -220,6 +223,8 @@ class Progress:
         self.run: RunInfo | None = None
         self.activity: Activity | None = None
         self.step = 0
+        self.losses: list[float] = []
+        """Loss of each step so far, where conversations are imitated."""
         self.rewards: list[float | None] = []
         """Mean reward of each step so far, ``None`` where no episode had one."""
         self.readings: list[Reading] = []
@@ -252,13 +257,17 @@ class Progress:
         self.step = step
         self.metrics = dict(metrics)
         self.ledger += Ledger.of_metrics(metrics)
-        self.rewards.append(metrics.get("reward/mean"))
+        if self.imitates:
+            self.losses.append(metrics.get("policy/loss", float("nan")))
+        else:
+            self.rewards.append(metrics.get("reward/mean"))
         self._step_ended = self._clock()
         self._steps_timed += 1
 
     def evaluation_finished(self, step: int, results: Mapping[str, float]) -> Reading:
         """Add an evaluation. The first one comes before any step, so the time left is estimated without it."""
-        reading = Reading(step, results.get("evaluation/reward"), results.get("evaluation/reward_greedy"))
+        rewards = results.get("evaluation/reward"), results.get("evaluation/reward_greedy")
+        reading = Reading(step, *rewards, results.get("evaluation/loss"))
         self.readings.append(reading)
         if not self._steps_timed:
             self._training_since = self._clock()
@@ -267,6 +276,11 @@ class Progress:
     def elapsed(self, activity: Activity) -> float:
         """Seconds since ``activity`` began."""
         return self._clock() - activity.since
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the run imitates conversations, and so has losses in the place of rewards."""
+        return self.run is not None and self.run.kind == "imitation"
 
     @property
     def is_last_step(self) -> bool:
@@ -298,6 +312,12 @@ class Progress:
         )
 
     @property
+    def trained_per_second(self) -> float:
+        """Trained tokens a second in the newest step; 0 before the first."""
+        seconds = self.metrics.get("seconds/step")
+        return self.metrics.get("tokens/trained", 0.0) / seconds if seconds else 0.0
+
+    @property
     def seconds_by_part(self) -> dict[str, float]:
         """Seconds of the newest step by its parts (rollout, learner, weights), without the step's own total."""
         return {
@@ -311,6 +331,8 @@ def run_text(run: RunInfo) -> str:
     """One line that says what is going to be trained."""
     reward = "its own" if run.reward is None else run.reward
     steps = f"{run.steps:,} step{'' if run.steps == 1 else 's'}"
+    if run.kind == "imitation":
+        return f"fine-tuning {run.model} on {run.tasks}: held out {run.held_out or 'none'}; {steps}, in {run.folder}"
     episodes = f"{run.episodes_per_step:,} episode{'' if run.episodes_per_step == 1 else 's'}"
     return (
         f"training {run.agent} on {run.model}: tasks {run.tasks}, held out {run.held_out or 'none'}, "
@@ -325,9 +347,13 @@ def traceback_lines(episode: Episode, failure: Failure) -> list[str]:
 
 def step_text(progress: Progress, tally: Tally) -> str:
     """One line for the newest step; ``tally`` counts the episodes since the step's line before it."""
-    run, reward = progress.run, progress.rewards[-1]
-    parts = ["no rewarded episode" if reward is None else f"reward {reward_text(reward)}", *tally.brief()]
-    if (speed := progress.throughput) is not None:
+    run = progress.run
+    if progress.imitates:
+        parts = [f"loss {progress.losses[-1]:.3f}", f"{progress.trained_per_second:,.0f} trained tokens/s"]
+    else:
+        reward = progress.rewards[-1]
+        parts = ["no rewarded episode" if reward is None else f"reward {reward_text(reward)}", *tally.brief()]
+    if not progress.imitates and (speed := progress.throughput) is not None:
         parts.append(f"{speed.episodes:,.1f} episodes/s, {speed.tokens:,.0f} tokens/s")
     if (each := progress.seconds_per_step) is not None:
         parts.append(f"{each:.2f} s a step")
@@ -338,6 +364,9 @@ def step_text(progress: Progress, tally: Tally) -> str:
 
 def reading_text(reading: Reading) -> str:
     """One line for an evaluation: ``after step 20: held-out reward 0.640 sampled, 0.710 greedy``."""
+    if reading.loss is not None:
+        perplexity = math.exp(min(reading.loss, 700.0))
+        return f"after step {reading.step}: held-out loss {reading.loss:.3f}, perplexity {perplexity:.4g}"
     named = [("sampled", reading.sampled), ("greedy", reading.greedy)]
     rewards = ", ".join(f"{reward_text(value)} {name}" for name, value in named if value is not None)
     return f"after step {reading.step}: held-out reward {rewards or 'not measured'}"
@@ -356,6 +385,10 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
     for name, before, after in readings:
         if before is not None or after is not None:
             lines.append(f"held-out reward, {name}: {_reward(before)} before, {_reward(after)} after")
+    if summary.loss_before is not None or summary.loss_after is not None:
+        lines.append(f"held-out loss: {_loss(summary.loss_before)} before, {_loss(summary.loss_after)} after")
+    if summary.over_long:
+        lines.append(f"over-long: {summary.over_long:,} conversations did not fit training.tokens_per_batch")
     if (ledger := Ledger.from_json(summary.ledger)).all_but_trained:
         lines.append(_ledger_text(ledger))
     lines += _troubles(summary)
@@ -369,7 +402,8 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
 
 
 def _headline(summary: Summary) -> str:
-    counted = [(summary.steps, "step"), (summary.episodes, "episode"), (summary.tokens, "token")]
+    what = (summary.conversations, "conversation") if summary.conversations else (summary.episodes, "episode")
+    counted = [(summary.steps, "step"), what, (summary.tokens, "token")]
     counts = ", ".join(f"{number:,} {noun}{'' if number == 1 else 's'}" for number, noun in counted)
     return f"{summary.outcome} after {counts} in {duration(summary.seconds)}"
 
@@ -389,6 +423,10 @@ def _troubles(summary: Summary) -> list[str]:
 def reward_text(value: float) -> str:
     """A reward, or a mean of rewards, in a few characters: ``0.950``, ``3.333e+199``."""
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _loss(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _reward(value: float | None) -> str:

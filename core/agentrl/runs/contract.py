@@ -53,6 +53,9 @@ class RunInfo:
     reward: str | None = None
     """The reward function that scores the answers; ``None`` where the agent returns its own reward, and ``of sessions``
     where people reward."""
+    kind: Literal["training", "imitation", "replay"] = "training"
+    """``training`` samples episodes, ``imitation`` is `agentrl sft`, whose tasks are conversations, and ``replay``
+    trains from the stored episodes of another run."""
     resumed_from: int | None = None
     """The step whose checkpoint the run goes on from, which is told of again from the next step on; ``None`` where it
     begins."""
@@ -111,6 +114,14 @@ class Summary:
     reasons: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """For each of the counts above that is not 0, by its name, the commonest reasons: ``count``, ``reason`` and
     ``episode``, the key of the first episode."""
+    loss_before: float | None = None
+    """Mean held-out loss of a token before the first step, in nats; ``None`` where no conversations were imitated."""
+    loss_after: float | None = None
+    """The same under the last weights."""
+    conversations: int = 0
+    """Conversations that were imitated, each as often as it was; ``tokens`` are then those that were trained."""
+    over_long: int = 0
+    """Conversations that were left out because they are longer than ``training.tokens_per_batch``."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as in ``summary.json``."""
@@ -210,7 +221,14 @@ class MetricsLine:
     @property
     def is_evaluation(self) -> bool:
         """Whether it is an evaluation's line."""
-        return "evaluation/reward" in self.metrics
+        return "evaluation/reward" in self.metrics or "evaluation/loss" in self.metrics
+
+    @property
+    def score(self) -> float | None:
+        """What an evaluation says of the weights, higher is better: its reward, or else its loss below zero."""
+        if (reward := self.metrics.get("evaluation/reward")) is not None:
+            return reward
+        return None if (loss := self.metrics.get("evaluation/loss")) is None else -loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,8 @@ class RunFolder:
 
     def info(self, config: Config) -> RunInfo:
         """The run that ``config`` describes, in this folder."""
+        if config.sft.data is not None:
+            return self._imitation(config, config.sft.data)
         tasks, held_out, reward = config.tasks.train, config.tasks.eval, config.reward
         return RunInfo(
             self.name,
@@ -193,6 +195,19 @@ class RunFolder:
             tasks="of sessions" if config.is_online else tasks.name,
             held_out=None if held_out is None else held_out.name,
             reward="of sessions" if config.is_online else None if reward is None else reward.name,
+        )
+
+    def _imitation(self, config: Config, data: str) -> RunInfo:
+        held_out = config.sft.held_out_data or (f"{config.sft.held_out:.3g} of them" if config.sft.held_out else None)
+        return RunInfo(
+            self.name,
+            self.path,
+            "sft",
+            config.model.name,
+            steps=config.training.steps,
+            tasks=Path(data).name,
+            held_out=held_out,
+            kind="imitation",
         )
 
     def write_summary(self, summary: Summary) -> None:
@@ -296,7 +311,9 @@ def _parent(config: Config) -> Path:
 
 
 def _default(config: Config, now: Callable[[], datetime]) -> str:
-    return default_name(config.agent.name, now())
+    if config.sft.data is None:
+        return default_name(config.agent.name, now())
+    return default_name(f"sft-{Path(config.sft.data).stem}", now())
 
 
 def _made(parent: Path, make: Callable[[], Path]) -> Path:

@@ -128,12 +128,12 @@ class Run:
         return max(self.checkpoints(), key=lambda saved: saved.step, default=None)
 
     def best_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint whose evaluation has the highest sampled reward, the newest of equal ones.
+        """The checkpoint whose evaluation has the highest sampled reward, or the lowest loss, the newest of equal ones.
 
         ``None`` where no checkpoint has been evaluated.
         """
-        rewards = {line.step: line.metrics["evaluation/reward"] for line in self.evaluations()}
-        evaluated = [(reward, saved) for saved in self.checkpoints() if (reward := rewards.get(saved.step)) is not None]
+        scores = {line.step: line.score for line in self.evaluations()}
+        evaluated = [(score, saved) for saved in self.checkpoints() if (score := scores.get(saved.step)) is not None]
         return max(evaluated, key=lambda pair: (pair[0], pair[1].step))[1] if evaluated else None
 
     def episodes(

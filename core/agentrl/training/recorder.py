@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agentrl.config.models import Config
 from agentrl.loops import run_in_thread
@@ -20,9 +20,21 @@ from agentrl.runs.ledger import Ledger
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.tally import Tally
-from agentrl.training.evaluation import Evaluation
 
-__all__ = ["RunRecorder"]
+__all__ = ["Measured", "RunRecorder"]
+
+
+class Measured(Protocol):
+    """What an evaluation has measured."""
+
+    @property
+    def step(self) -> int:
+        """How many optimiser steps made the weights."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What is logged of it."""
+        ...
 
 
 class RunRecorder:
@@ -121,10 +133,11 @@ class RunRecorder:
         self._tell("agentrl_step_finished", step=step, metrics=metrics)
         self.reporter.step_finished(step, metrics)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Measured) -> None:
         """An evaluation within the run is done. Raises ``RunError`` where its results cannot be written."""
-        self._log(evaluation.step, evaluation.metrics())
-        self.reporter.evaluation_finished(evaluation.step, evaluation.metrics())
+        metrics = evaluation.metrics()
+        self._log(evaluation.step, metrics)
+        self.reporter.evaluation_finished(evaluation.step, metrics)
 
     def sync(self) -> None:
         """Return once all metrics are on the disk. Raises ``RunError`` where that fails."""

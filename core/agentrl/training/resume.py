@@ -21,7 +21,7 @@ __all__ = ["ResumePoint", "check_config", "find_resume_point", "of_run"]
 
 _FIXED = (
     *("seed", "model", "agent.name", "reward", "tasks.train", "training.lora"),
-    *("rollout.group_size", "rollout.tasks_per_step"),
+    *("rollout.group_size", "rollout.tasks_per_step", "sft."),
 )
 """Keys that say what a group's number and its episodes stand for, so that no run can go on with others."""
 

@@ -8,13 +8,14 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from agentrl.agents.binding import reference_of
 from agentrl.config.loader import load_config
-from agentrl.config.models import Config, check_trainable
+from agentrl.config.models import Config, SftSection, check_trainable
 from agentrl.environments import entries_elsewhere
 from agentrl.errors import ConfigError
 from agentrl.extras import missing_extras
@@ -33,6 +34,7 @@ from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_ep
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
 from agentrl.training.schedulers import build_scheduler
+from agentrl.training.sft import SftParts, fine_tune, resolve_sft
 
 __all__ = ["Trainer"]
 
@@ -113,7 +115,7 @@ class Trainer:
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
             scheduler = build_scheduler(self.plugins, config)
-            return scheduler.run(lambda: self._trained(parts, point))
+            return scheduler.run(lambda: self._to_its_end(partial(train, parts, self.reporter), point))
 
     @missing_extras()
     def check(self, agent: Any = None, *, workflow: Any = None) -> None:
@@ -124,6 +126,32 @@ class Trainer:
             if point is None:
                 RunFolder.check(parts.config)
             build(parts, self.reporter)
+
+    @missing_extras()
+    def sft(self, data: str | os.PathLike[str] | None = None) -> Summary:
+        """Imitate conversations, and return what the run folder's ``summary.json`` holds.
+
+        ``data`` is a file of JSON lines, each with ``messages`` in the form of the OpenAI API and perhaps ``tools``, or
+        a run, of which the episodes are imitated; by default it is the config's ``sft.data``. Interrupts and errors are
+        as of ``train``.
+        """
+        with self._configured(None, None) as (config, _):
+            point, parts = self._imitable(config, data)
+            scheduler = build_scheduler(self.plugins, config)
+            return scheduler.run(lambda: self._to_its_end(partial(fine_tune, parts, self.reporter), point))
+
+    @missing_extras()
+    def check_sft(self, data: str | os.PathLike[str] | None = None) -> str:
+        """Raise what ``sft`` would raise before it starts anything; nothing is started or written.
+
+        Returns what there is to imitate, in a sentence.
+        """
+        with self._configured(None, None) as (config, _):
+            point, parts = self._imitable(config, data)
+            build_scheduler(self.plugins, config)
+            if point is None:
+                RunFolder.check(parts.config)
+            return parts.told()
 
     @missing_extras()
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None, *, workflow: Any = None) -> Evaluation:
@@ -141,9 +169,13 @@ class Trainer:
             parts = resolve_parts(config, self.plugins, target)
             return self._measured(lambda: measure(parts, self.reporter))
 
-    def _trained(self, parts: Parts | OnlineParts, point: ResumePoint | None) -> Summary:
+    def _to_its_end(
+        self,
+        running: Callable[[Interrupts, ResumePoint | None], Coroutine[Any, Any, Summary]],
+        point: ResumePoint | None,
+    ) -> Summary:
         with self._interrupts(_SAVING, resumable=True) as interrupts:
-            return run_to_end(lambda: train(parts, self.reporter, interrupts, point), interrupts)
+            return run_to_end(lambda: running(interrupts, point), interrupts)
 
     def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Evaluation]]) -> Evaluation:
         async def main() -> Evaluation:
@@ -173,6 +205,10 @@ class Trainer:
 
     def _trainable(self, config: Config, target: Any) -> tuple[ResumePoint | None, Parts | OnlineParts]:
         """Where the run goes on, if it has begun before, and its parts."""
+        if config.is_imitation:
+            if self._run is not None:
+                raise _of_another_command(self._run, "sft")
+            config = config.model_copy(update={"sft": SftSection()})  # Which `ineffective_keys` tells of.
         if config.is_online and target is None:
             if self._run is not None:
                 raise not_resumed(self._run)
@@ -184,6 +220,22 @@ class Trainer:
         check_sampling(config, ANY_ENGINE, trains=True)
         if point is not None:
             point = replace(point, changed=check_config(parts.config, point.folder.path, self.config.written_at))
+        return point, parts
+
+    def _imitable(self, config: Config, data: str | os.PathLike[str] | None) -> tuple[ResumePoint | None, SftParts]:
+        """Where the run goes on, if it has begun before, and its parts."""
+        if self._run is not None and not config.is_imitation:
+            raise _of_another_command(self._run, "train")
+        if data is not None:
+            changed = config.model_copy(update={"sft": config.sft.model_copy(update={"data": os.fspath(data)})})
+            changed.remember(config.written_at)
+            config = changed
+        point = None if self._run is None else find_resume_point(self._run)
+        saved = None if point is None or point.checkpoint is None else point.checkpoint.path
+        parts = resolve_sft(config, self.plugins, self.reporter.activity_started, weights=saved)
+        if point is not None:
+            changes = check_config(parts.config, point.folder.path, self.config.written_at)
+            point = replace(point, changed=changes)
         return point, parts
 
     @contextlib.contextmanager
@@ -210,3 +262,7 @@ class Trainer:
                 self.reporter.warning(f"a plugin takes no part in this run: {broken}")
             self.plugins.hook.agentrl_configure(config=config)
             yield config, None if isinstance(target, str) else target
+
+
+def _of_another_command(run: Path, verb: str) -> ConfigError:
+    return ConfigError(f"the run {run} is not one of this command", fix=f"resume it with agentrl {verb} --resume {run}")
