@@ -32,8 +32,14 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
         ("seed: -1\n", ":1: seed should be greater than or equal to 0, not -1 (the default is 0)"),
         ("seed: {a: 1}\n", ":1: seed should be a valid integer, not {'a': 1} (the default is 0)"),
         ("seed: x\nrollout: 3\n", ":1: seed should be a valid integer, not 'x' (and 1 more) (the default is 0)"),
-        ("training: {learning_rate: '1'}", ":1: training.learning_rate should be a valid number, not '1' (the default"),
-        ("training: {learning_rate: .inf}", ":1: training.learning_rate should be a finite number, not inf (the def"),
+        (
+            "training: {learning_rate: '1'}",
+            ":1: training.learning_rate: should be auto, or a number of at least 0, not '1' (the default",
+        ),
+        (
+            "training: {learning_rate: .inf}",
+            ":1: training.learning_rate: should be auto, or a number of at least 0, not inf (the def",
+        ),
         ("training: {schedule: step}", ":1: training.schedule should be 'constant', 'linear' or 'cosine', not 'step'"),
         ("run: {name: [1.5]}", ":1: run.name should be a valid string, not [1.5] (the default is null)"),
         ("rollout:\n", ":1: rollout should be keys with their values, not null"),

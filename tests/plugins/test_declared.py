@@ -73,7 +73,7 @@ def test_the_keys_of_the_configuration_are_told_as_they_are() -> None:
     assert told["training.schedule"].type == "constant or linear or cosine"
     assert told["rollout.mode"].type == "name, or {name: …, its keys}"
     assert told["rollout.max_workers"].type == "integer or null, at least 1"
-    assert told["training.learning_rate"].default == "0.0001"
+    assert told["training.learning_rate"].default == "auto"
     assert (told["agent.name"].default, told["reward.name"].default) == ("math", None)
 
 

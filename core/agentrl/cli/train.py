@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -110,8 +112,8 @@ def _dry_run(app: App, resolved: Resolved, run: Path | None) -> int:
     if dead := _dead(resolved, run):
         raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
     with Trainer(resolved.config, plugins=app.plugins, run=run) as trainer:
-        trainer.check()
-    print_settings(resolved)
+        chosen = trainer.check()
+    print_settings(resolved, chosen)
     return 0
 
 
@@ -136,10 +138,13 @@ def _evaluation(config: Config, summary: Summary) -> str | None:
     return shlex.join([program(), "eval", summary.checkpoint])
 
 
-def print_settings(resolved: Resolved) -> None:
-    """Print one line a key: the key, its value, and where it was set."""
+def print_settings(resolved: Resolved, chosen: Mapping[str, tuple[Any, str]] = MappingProxyType({})) -> None:
+    """Print one line a key: the key, its value, and where it was set, or why a run has ``chosen`` it for `auto`."""
     values = resolved.config.model_dump(mode="json")
-    print_columns([(key, _shown(_at(values, key)), place) for key, place in resolved.provenance.items()])
+    settings = {key: (_at(values, key), place) for key, place in resolved.provenance.items()}
+    for key, (value, why) in chosen.items():
+        settings[key] = (value, f"{settings[key][1]}, {why}" if key in settings else why)
+    print_columns([(key, _shown(value), place) for key, (value, place) in settings.items()])
 
 
 def _at(values: Any, key: str) -> Any:

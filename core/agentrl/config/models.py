@@ -404,11 +404,19 @@ class OptimiserSection(Section):
         return {"name": self.name, **keys} if keys else self.name
 
 
+def _rate(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    if value != "auto" and not is_number:
+        raise ValueError(f"should be auto, or a number of at least 0, not {value!r}")
+    return value
+
+
 class TrainingSection(Section):
     steps: int = Field(60, ge=0)
     """Number of optimiser steps."""
-    learning_rate: float = Field(1.0e-4, ge=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: Annotated[float | Literal["auto"], BeforeValidator(_rate)] = "auto"
+    """Peak learning rate of AdamW. `auto` goes by the number of the model's parameters, from 1e-4 for half a million by
+    2e-5 for 135 million to 1e-6 for 7 billion and more; an adapter has ten times the rate of the whole model."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero to its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -442,6 +450,13 @@ class TrainingSection(Section):
     keep: int = Field(3, ge=1)
     """How many checkpoints a run keeps: the newest ones. Beside them it keeps the best by evaluation, and the one that
     it was resumed from."""
+
+    @property
+    def rate(self) -> float:
+        """``learning_rate`` as a number. Raises ``ValueError`` where `auto` has not become one yet."""
+        if isinstance(self.learning_rate, str):
+            raise ValueError("training.learning_rate is auto, which a run resolves by its model before it trains")
+        return self.learning_rate
 
 
 class SftSection(Section):
@@ -721,6 +736,12 @@ class Config(Section):
                 changed[other] = getattr(self, other).model_copy(update=unset)
         copy = self.model_copy(update=changed)
         copy.remember({key: source for key, source in self._written_at.items() if key != f"{section}.name"})
+        return copy
+
+    def setting(self, section: str, values: Section) -> Config:
+        """A copy with another ``section``, which nobody has written down anywhere."""
+        copy = self.model_copy(update={section: values})
+        copy.remember(self._written_at)
         return copy
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,7 +16,15 @@ from agentrl.errors import ConfigError, PluginError, near_files, near_matches, o
 from agentrl.inference.adapter_folder import base_of, is_adapter
 from agentrl.plugins import Plugins
 
-__all__ = ["downloaded", "find_model", "newest_checkpoint", "no_progress_bars", "saved_checkpoints", "vocabulary_of"]
+__all__ = [
+    "count_parameters",
+    "downloaded",
+    "find_model",
+    "newest_checkpoint",
+    "no_progress_bars",
+    "saved_checkpoints",
+    "vocabulary_of",
+]
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -136,6 +146,27 @@ def vocabulary_of(folder: Path) -> int:
 
     size: int = AutoConfig.from_pretrained(base_of(folder)).get_text_config().vocab_size
     return size
+
+
+def count_parameters(folder: Path) -> int:
+    """How many parameters the model in ``folder`` has, without loading it; of an adapter's folder, its base model."""
+    folder = base_of(folder)
+    files = sorted(folder.glob("model*.safetensors"))
+    if files:
+        return sum(_parameters_in(file) for file in files)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
+    return int(model.num_parameters())
+
+
+def _parameters_in(file: Path) -> int:
+    """The parameters in a file of safetensors, whose header holds all shapes."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from agentrl.learner.optimiser import Optimiser, check_optimiser
 from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
+from agentrl.learner.rate import with_rate
 from agentrl.learner.recompute import recompute_layers
 from agentrl.learner.updates import cut_updates, joined_metrics
 from agentrl.learner.value import ValueHead
@@ -62,11 +63,11 @@ class Learner:
         """
         torch.manual_seed(seed)
         self._source = folder
-        self._settings = settings
         self._loss = loss
         device = find_device(settings.device, "training.device")
         check_optimiser(settings.optimiser, device)
         model = load_model(folder if settings.lora is None else base_of(folder))
+        self._settings = settings = with_rate(settings, model.num_parameters())
         if not (
             offload := settings.optimiser.offload
         ):  # the probe is sharper in float32, for which there may be no room

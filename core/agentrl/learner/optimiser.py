@@ -69,7 +69,7 @@ class Optimiser:
         if self._bad_in_a_row >= PATIENCE:
             raise RunError(
                 f"the loss or its gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
-                fix="lower training.learning_rate, raise training.warmup_steps or set training.precision=float32",
+                fix="lower training.rate, raise training.warmup_steps or set training.precision=float32",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def check_optimiser(settings: OptimiserSection, device: torch.device) -> None:
 
 def _adamw(groups: list[dict[str, Any]], training: TrainingSection) -> torch.optim.Optimizer:
     if training.optimiser.bits == 32:
-        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=training.rate, fused=True)
     silenced = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it tells of libraries that have nothing to do with optimisers
     try:
@@ -132,11 +132,11 @@ def learning_rate(training: TrainingSection, step: int) -> float:
     line or half a cosine that would reach zero at ``steps``.
     """
     if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / (training.warmup_steps + 1)
+        return training.rate * (step + 1) / (training.warmup_steps + 1)
     left = max(1, training.steps - training.warmup_steps)
     progress = min(1.0, (step - training.warmup_steps) / left)
     if training.schedule == "linear":
-        return training.learning_rate * (1.0 - progress)
+        return training.rate * (1.0 - progress)
     if training.schedule == "cosine":
-        return training.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return training.learning_rate
+        return training.rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return training.rate

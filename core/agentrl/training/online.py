@@ -41,7 +41,7 @@ from agentrl.runs.reader import Run
 from agentrl.tokens.renderer import Renderer
 from agentrl.training.backends import check_takes_weights, untrainable
 from agentrl.training.checkpoints import Conversing
-from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, load_chat
+from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, load_chat, with_learning_rate
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import OpenGroups
 from agentrl.training.requests import LARGEST_VERSION
@@ -87,6 +87,7 @@ def resolve_online(config: Config, plugins: Plugins) -> OnlineParts:
     folder = find_model(plugins, config.model)
     chat = load_chat(folder, config.model)
     normalisers = Normalisers.build(plugins, config.gateway.normalise)
+    config = with_learning_rate(config, folder)
     return OnlineParts(config, plugins, normalisers, folder, chat.renderer, chat.kept, options)
 
 

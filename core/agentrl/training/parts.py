@@ -29,7 +29,8 @@ from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.inference.adapter_folder import base_of, tokenizer_folder
 from agentrl.inference.contract import Capabilities
-from agentrl.inference.model_folder import find_model
+from agentrl.inference.model_folder import count_parameters, find_model
+from agentrl.learner.rate import with_rate
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import CORE, normalised
 from agentrl.rewards import load_reward
@@ -56,9 +57,11 @@ __all__ = [
     "check_sampling",
     "default_tasks",
     "load_chat",
+    "rate_note",
     "resolve_episode_parts",
     "resolve_executor",
     "resolve_parts",
+    "with_learning_rate",
 ]
 
 _log = logging.getLogger(__name__)
@@ -104,6 +107,7 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None, *, weight
     with about("model.name"):
         folder = find_model(plugins, config.model) if weights is None else weights
         config = _named(common.config, folder) if weights is None else common.config
+        config = with_learning_rate(config, folder)
         chat = load_chat(folder, config.model)
     return Parts(
         config=config,
@@ -125,6 +129,29 @@ def _named(config: Config, folder: Path) -> Config:
     if folder.parent.name != "checkpoints" or folder.parent.parent != Path(os.path.expanduser(config.model.name)):
         return config
     return config.naming("model", str(folder))
+
+
+def with_learning_rate(config: Config, folder: Path) -> Config:
+    """``config`` with a number for a learning rate that is `auto`, by the model in ``folder``.
+
+    The run's folder keeps the number, so that a run that is resumed goes on with it.
+    """
+    if config.training.learning_rate != "auto":
+        return config
+    return config.setting("training", with_rate(config.training, count_parameters(folder)))
+
+
+def rate_note(before: Config, after: Config, folder: Path) -> str | None:
+    """Which learning rate `auto` has become between two configurations; ``None`` where it was not `auto`."""
+    if before.training.learning_rate != "auto":
+        return None
+    whose = "an adapter of a model of" if after.training.lora is not None else "a model of"
+    parameters = count_parameters(folder)
+    unit, divisor = next((each for each in _UNITS if parameters >= each[1]), ("", 1))
+    return f"auto: {after.training.rate:g} for {whose} {parameters / divisor:.3g}{unit} parameters"
+
+
+_UNITS = ((" billion", 10**9), (" million", 10**6), (" thousand", 10**3))
 
 
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:

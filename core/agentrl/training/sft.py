@@ -37,7 +37,7 @@ from agentrl.training.course import Course, recording
 from agentrl.training.dialogues import read_dialogues
 from agentrl.training.examples import Example, digest_of, example_of_dialogue, example_of_episode
 from agentrl.training.interrupts import Interrupts
-from agentrl.training.parts import Chat, load_chat
+from agentrl.training.parts import Chat, load_chat, with_learning_rate
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.resume import ResumePoint
 from agentrl.training.sft_loop import Order, SftLoop
@@ -86,6 +86,7 @@ def resolve_sft(
     """
     config, algorithm = _with_algorithm(_with_sources(config), plugins)
     folder = find_model(plugins, config.model) if weights is None else weights
+    config = with_learning_rate(config, folder)
     chat = load_chat(folder, config.model)
     say("reading the conversations")
     left_out: Counter[str] = Counter()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.online import OnlineParts, not_resumed, resolve_online
-from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
+from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, rate_note, resolve_episode_parts, resolve_parts
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
 from agentrl.training.schedulers import build_scheduler
@@ -115,17 +115,23 @@ class Trainer:
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
             scheduler = build_scheduler(self.plugins, config)
+            self._tell_rate(config, parts)
             return scheduler.run(lambda: self._to_its_end(partial(train, parts, self.reporter), point))
 
     @missing_extras()
-    def check(self, agent: Any = None, *, workflow: Any = None) -> None:
-        """Raise what ``train`` would raise before it starts anything; nothing is started or written."""
+    def check(self, agent: Any = None, *, workflow: Any = None) -> Mapping[str, tuple[Any, str]]:
+        """Raise what ``train`` would raise before it starts anything; nothing is started or written.
+
+        Returns the keys that are `auto` and that a run would resolve: the value of each, and where that comes from.
+        """
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
             build_scheduler(self.plugins, config)
             if point is None:
                 RunFolder.check(parts.config)
             build(parts, self.reporter)
+            note = rate_note(config, parts.config, parts.model_folder)
+        return {} if note is None else {"training.learning_rate": (parts.config.training.rate, note)}
 
     @missing_extras()
     def sft(self, data: str | os.PathLike[str] | None = None) -> Summary:
@@ -138,6 +144,7 @@ class Trainer:
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
             scheduler = build_scheduler(self.plugins, config)
+            self._tell_rate(config, parts)
             return scheduler.run(lambda: self._to_its_end(partial(fine_tune, parts, self.reporter), point))
 
     @missing_extras()
@@ -168,6 +175,11 @@ class Trainer:
                 return self._measured(lambda: measure_endpoint(talking, self.reporter))
             parts = resolve_parts(config, self.plugins, target)
             return self._measured(lambda: measure(parts, self.reporter))
+
+    def _tell_rate(self, config: Config, parts: Parts | OnlineParts | SftParts) -> None:
+        note = rate_note(config, parts.config, parts.model_folder)
+        if note is not None:
+            self.reporter.note(f"training.learning_rate is {note}")
 
     def _to_its_end(
         self,
