@@ -121,7 +121,7 @@ def _adamw(groups: list[dict[str, Any]], training: TrainingSection) -> torch.opt
         adamw_8bit: Any = importlib.import_module("torchao.optim").AdamW8bit
     finally:
         logging.disable(silenced)
-    made: torch.optim.Optimizer = adamw_8bit(groups, lr=training.learning_rate)
+    made: torch.optim.Optimizer = adamw_8bit(groups, lr=training.rate)
     return made
 
 
