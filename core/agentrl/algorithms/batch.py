@@ -32,7 +32,7 @@ from agentrl.algorithms.contract import (
 )
 from agentrl.algorithms.filters import entering
 from agentrl.learner.contract import Targets, TrainBatch
-from agentrl.rollout.contract import Episode, Fate, Group, delivered_calls
+from agentrl.rollout.contract import Episode, EpisodeKey, Fate, Group, delivered_calls
 from agentrl.tokens.contract import Sampled, TokenTree
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Account:
     an advantage that were not drawn from the policy alone) and ``tokens/stale`` (further ones that were too old)."""
     fates: tuple[tuple[Fate, ...], ...]
     """The fate of every episode, group by group, in the order given."""
+    paths: tuple[EpisodeKey, ...] = ()
+    """Which episode each path of the batch is of."""
 
 
 def build_batch(
@@ -116,6 +118,7 @@ def build_batch(
     enters = entering(algorithm.filter, compared)
     paths: list[Ints] = []
     labels: list[str] = []
+    keys: list[EpisodeKey] = []
     samples: list[_Sample] = []
     fates: list[tuple[Fate, ...]] = []
     episodes = excluded = stale = 0
@@ -133,6 +136,7 @@ def build_batch(
                     samples += _samples(episode, path, selection, len(paths), episodes)
                     paths.append(path.ids)
                     labels.append(f"episode {episode.key}")
+                    keys.append(episode.key)
                 excluded += selection.excluded
                 stale += selection.stale
                 episodes += 1
@@ -145,7 +149,7 @@ def build_batch(
         "tokens/excluded": float(excluded),
         "tokens/stale": float(stale),
     }
-    return _tabulate(samples, algorithm, paths, labels, updates), Account(counts, tuple(fates))
+    return _tabulate(samples, algorithm, paths, labels, updates), Account(counts, tuple(fates), tuple(keys))
 
 
 def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentrl.algorithms.contract import Preset
 
-__all__ = ["cispo", "dapo", "dppo", "dr_grpo", "grpo", "gspo", "ppo", "reinforce_plus_plus", "rloo", "sft"]
+__all__ = ["cispo", "dapo", "distill", "dppo", "dr_grpo", "grpo", "gspo", "ppo", "reinforce_plus_plus", "rloo", "sft"]
 
 grpo = Preset(
     credit={"name": "credit.tree"},
@@ -133,6 +133,21 @@ dppo = Preset(
     "from being learned.",
 )
 """Divergence proximal policy optimisation (Qi et al. 2026): a trust region of probabilities instead of ratios."""
+
+distill = Preset(
+    credit={"name": "credit.episode"},
+    advantage={"name": "advantage.teacher"},
+    normalisation={"name": "normalisation.token"},
+    correction={"name": "correction.ratio"},
+    objective={"name": "objective.clip"},
+    sources=[
+        "Agarwal et al. 2024, On-policy distillation of language models, arXiv:2306.13649, section 3",
+        "Gu et al. 2024, MiniLLM, arXiv:2306.08543, eq. 2",
+    ],
+    use="Where a larger model of the same family does the task: every token is judged by it, so it needs far fewer "
+    "episodes than rewards do, and no reward at all. Set algorithm.advantage.model to the teacher.",
+)
+"""On-policy distillation (Agarwal et al. 2024): the policy samples, and a teacher judges every token of it."""
 
 sft = Preset(
     credit={"name": "credit.episode"},

@@ -26,10 +26,11 @@ from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
 from agentrl.rollout.contract import Episode
-from agentrl.training.columns import Columns, Sources
+from agentrl.training.columns import Columns
 from agentrl.training.deadlines import within
 from agentrl.training.proof import Recorded, UpdateProof
 from agentrl.training.serving import serve
+from agentrl.training.sources import Sources
 
 if TYPE_CHECKING:
     from agentrl.doctor.examination import Case
@@ -217,7 +218,8 @@ def _proven(metrics: Mapping[str, float], version: int) -> Finding:
 
 def _learn(case: Case) -> dict[str, float]:
     choices = case.config.rollout.constrained == "train"
-    columns = Columns.load(case.algorithm, case.learner, Sources.of(case.algorithm, lambda: case.folder), case.config)
+    sources = Sources.of(case.algorithm, case.config, case.plugins, case.folder)
+    columns = Columns.load(case.algorithm, case.learner, sources, case.config)
     prepared = columns.prepare(case.groups, allowed=grammars_of(case.folder), choices=choices)
     return {**prepared.account.counts, **case.learner.step(prepared.batch)}
 

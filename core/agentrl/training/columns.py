@@ -8,53 +8,43 @@ that can be trained on, wherever the groups come from.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from agentrl.algorithms.batch import Account, build_batch
 from agentrl.algorithms.contract import Algorithm, TokenAdvantage, TokenTerms
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import RunError
 from agentrl.learner.contract import TrainBatch
 from agentrl.learner.frozen import FrozenModel
 from agentrl.learner.learner import Learner
-from agentrl.rollout.contract import Group
+from agentrl.rollout.contract import EpisodeKey, Failure, Group
+from agentrl.training.sources import Sources
 
 if TYPE_CHECKING:
+    from agentrl.algorithms.teacher import TeacherSettings
     from agentrl.learner.contract import Floats
+    from agentrl.training.score_log import ScoreLog
+    from agentrl.training.teachers import EndpointTeacher
 
-__all__ = ["Columns", "Prepared", "Sources"]
-
-Scorer = Callable[[TrainBatch], "Floats"]
-"""From a batch to a number for each of its terms."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where the models are that an algorithm needs beside the learner's."""
-
-    reference: Path | None = None
-    """The folder of the model that a run began with; ``None`` where the algorithm has no reference."""
-
-    @classmethod
-    def of(cls, algorithm: Algorithm, original: Callable[[], Path]) -> Sources:
-        """Find them, and load nothing.
-
-        ``original`` returns the folder of the model that the run began with. Raises ``ConfigError`` for a column that
-        no model gives.
-        """
-        for column in algorithm.columns:
-            if column not in _COLUMNS:
-                raise ConfigError(
-                    f"algorithm {algorithm.name!r} needs the column {column!r} of its batches, which nothing gives",
-                    fix=near_matches(column, _COLUMNS),
-                )
-        return cls(reference=original() if "reference" in algorithm.columns else None)
+__all__ = ["Columns", "Prepared"]
 
 
-_COLUMNS = ("reference", "value")
+class Scored(NamedTuple):
+    """A column of a batch."""
+
+    values: Floats
+    """A number for each term."""
+    failures: Mapping[int, Failure] = {}
+    """By path: why there are no numbers for the terms on it."""
+
+
+Scorer = Callable[[TrainBatch], Scored]
 
 
 class Prepared(NamedTuple):
@@ -67,35 +57,73 @@ class Prepared(NamedTuple):
     metrics: Mapping[str, float]
 
 
+@dataclass
 class Columns:
     """Makes batches of groups for one algorithm, with the columns that models give."""
 
-    def __init__(self, algorithm: Algorithm, scorers: Mapping[str, Scorer] | None = None) -> None:
-        """``scorers`` has what fills each of ``algorithm.columns``."""
-        self.algorithm = algorithm
-        """What the batches are made by."""
-        self._scorers = dict(scorers or {})
+    algorithm: Algorithm
+    """What the batches are made by."""
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    """What fills each of ``algorithm.columns``."""
+    warn: Callable[[str], None] = lambda text: None
+    """Told of episodes that could not be scored."""
 
     @classmethod
-    def load(cls, algorithm: Algorithm, learner: Learner, sources: Sources, config: Config) -> Columns:
-        """Load the models of ``sources``. Raises ``ConfigError`` for a folder that holds none."""
+    def load(
+        cls,
+        algorithm: Algorithm,
+        learner: Learner,
+        sources: Sources,
+        config: Config,
+        *,
+        run: Path | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Columns:
+        """Load the models of ``sources``, and see whether those at endpoints answer.
+
+        ``run`` is the folder of the run, in which is kept what an endpoint said. Raises ``ConfigError`` for a folder
+        that holds no model, and an endpoint that cannot be asked or has another vocabulary.
+        """
         scorers: dict[str, Scorer] = {}
         if sources.reference is not None:
-            reference = FrozenModel(sources.reference, config.training)
-            scorers["reference"] = lambda batch: reference.score(batch.targets, batch.paths).logprob
+            scorers["reference"] = _of_model(FrozenModel(sources.reference, config.training))
         if "value" in algorithm.columns:
-            scorers["value"] = lambda batch: _values(learner, batch)
-        return cls(algorithm, scorers)
+            scorers["value"] = lambda batch: Scored(_values(learner, batch))
+        if isinstance(sources.teacher, Path):
+            scorers["teacher"] = _of_model(FrozenModel(sources.teacher, config.training))
+        elif sources.teacher is not None:
+            scorers["teacher"] = _endpoint_scorer(sources.teacher, sources, learner, config, run)
+        return cls(algorithm, scorers, warn)
 
     def prepare(self, groups: Sequence[Group], **bounds: Any) -> Prepared:
-        """Return the batch of ``groups`` with all its columns; ``bounds`` are as of ``build_batch``."""
+        """Return the batch of ``groups`` with all its columns; ``bounds`` are as of ``build_batch``.
+
+        An episode that a model could not score fails, and is left out as if it had failed in the rollout. Raises
+        ``RunError`` where that happens to all.
+        """
         batch, account = build_batch(groups, self.algorithm, **bounds)
-        if not self._scorers:
+        if not self.scorers:
             return Prepared(batch, account, tuple(groups), {})
         started = time.perf_counter()
-        columns = {name: scorer(batch) for name, scorer in self._scorers.items()}
-        batch = self._with_advantages(replace(batch, extra={**batch.extra, **columns}))
-        return Prepared(batch, account, tuple(groups), {"seconds/learner/score": time.perf_counter() - started})
+        failed: dict[EpisodeKey, Failure] = {}
+        while True:
+            scored = {name: scorer(batch) for name, scorer in self.scorers.items()}
+            new = {account.paths[path]: why for each in scored.values() for path, why in each.failures.items()}
+            if not new:
+                break
+            failed |= new
+            if len(new) == len(set(account.paths)):
+                raise RunError(f"no episode of the step could be scored: {_commonest(failed)}")
+            groups = [_with_failures(group, new) for group in groups]
+            batch, account = build_batch(groups, self.algorithm, **bounds)
+        if failed:
+            self.warn(f"{len(failed)} episodes of a step could not be scored, and have failed: {_commonest(failed)}")
+        batch = replace(batch, extra={**batch.extra, **{name: each.values for name, each in scored.items()}})
+        metrics = {"seconds/learner/score": time.perf_counter() - started}
+        if "teacher" in batch.extra and len(batch.logprob):
+            metrics["teacher/kl"] = float(np.mean(batch.logprob - np.maximum(batch.extra["teacher"], -1e3)))
+            metrics["teacher/failed"] = float(len(failed))
+        return Prepared(self._with_advantages(batch), account, tuple(groups), metrics)
 
     def _with_advantages(self, batch: TrainBatch) -> TrainBatch:
         """``batch`` with the advantages of its tokens, where they have any of their own."""
@@ -108,8 +136,96 @@ class Columns:
         return replace(batch, advantage=made.pop("advantage"), extra={**batch.extra, **made})
 
 
+def _commonest(failed: Mapping[EpisodeKey, Failure]) -> str:
+    """The commonest of the reasons, with an example."""
+    kinds = Counter(failure.kind for failure in failed.values())
+    kind, count = kinds.most_common(1)[0]
+    example = next(failure.reason for failure in failed.values() if failure.kind == kind)
+    return f"{count} times {example}"
+
+
+def _with_failures(group: Group, failed: Mapping[EpisodeKey, Failure]) -> Group:
+    episodes = tuple(
+        replace(episode, outcome="failed", reward=None, call_rewards={}, failure=failed[episode.key])
+        if episode.key in failed
+        else episode
+        for episode in group.episodes
+    )
+    return replace(group, episodes=episodes)
+
+
+def _of_model(model: FrozenModel) -> Scorer:
+    return lambda batch: Scored(model.score(batch.targets, batch.paths).logprob)
+
+
 def _values(learner: Learner, batch: TrainBatch) -> Floats:
     """What the learner's value head expects before each token."""
     value = learner.score(batch.targets, batch.paths).value
     assert value is not None, "an algorithm that asks for values has a critic"
     return value
+
+
+def _endpoint_scorer(
+    settings: TeacherSettings, sources: Sources, learner: Learner, config: Config, run: Path | None
+) -> Scorer:
+    # Loads the client of endpoints, which no other run needs.
+    from agentrl.training.score_log import ScoreLog
+    from agentrl.training.teachers import EndpointTeacher
+
+    teacher = EndpointTeacher(settings)
+    if sources.tokenizer is not None:
+        teacher.check(sources.tokenizer())
+    log = None if run is None else ScoreLog(run, config.training.keep)
+    return _OfEndpoint(teacher, learner, log)
+
+
+@dataclass
+class _OfEndpoint:
+    """The column of a teacher at an endpoint, which is asked once about each sequence of a step."""
+
+    teacher: EndpointTeacher
+    learner: Learner
+    log: ScoreLog | None
+    _step: int = -1
+    _logprobs: dict[str, Sequence[float]] = field(default_factory=dict)
+    _failures: dict[str, Failure] = field(default_factory=dict)
+
+    def __call__(self, batch: TrainBatch) -> Scored:
+        from agentrl.training.teachers import digest_of, sequences_of
+
+        self._begin(self.learner.version + 1)
+        values = np.zeros(len(batch.logprob))
+        failures = {int(path): _OTHER_TEMPERATURE for path in batch.targets.path[batch.targets.temperature != 1.0]}
+        wanted = [(ids, digest_of(ids.tolist()), terms, path) for ids, terms, path in sequences_of(batch)]
+        open_ = {
+            digest: ids
+            for ids, digest, _, path in wanted
+            if digest not in self._logprobs and digest not in self._failures and path not in failures
+        }
+        if open_:
+            asked = self.teacher.ask(open_.values())
+            self._logprobs |= asked.logprobs
+            self._failures |= asked.failures
+            if self.log is not None:
+                self.log.write(self._step, self._logprobs, self._failures)
+        for _, digest, terms, path in wanted:
+            if digest in self._failures:
+                failures.setdefault(path, self._failures[digest])
+            elif path not in failures:
+                values[terms] = np.asarray(self._logprobs[digest])[batch.targets.depth[terms]]
+        return Scored(values, failures)
+
+    def _begin(self, step: int) -> None:
+        if step != self._step:
+            known = None if self.log is None else self.log.read(step)
+            self._step = step
+            self._logprobs = {} if known is None else dict(known.logprobs)
+            self._failures = {} if known is None else dict(known.failures)
+
+
+_OTHER_TEMPERATURE = Failure(
+    "reward",
+    "the teacher did not score it: tokens of it were sampled at another temperature than 1, at which an endpoint tells "
+    "no log-probabilities (set rollout.override={temperature: 1})",
+    "teacher: another temperature than 1",
+)

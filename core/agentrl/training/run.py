@@ -14,7 +14,6 @@ from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.filters import NoFilter
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
-from agentrl.inference.model_folder import find_model
 from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.learner import Learner
 from agentrl.learner.loading import check_unquantised
@@ -35,7 +34,7 @@ from agentrl.runs.metrics import MetricsReader, cut_after
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.backends import build_backend
 from agentrl.training.checkpoints import read_checkpoint
-from agentrl.training.columns import Columns, Sources
+from agentrl.training.columns import Columns
 from agentrl.training.course import Course, recording
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
@@ -48,6 +47,7 @@ from agentrl.training.requests import group_request
 from agentrl.training.resume import ResumePoint
 from agentrl.training.serving import EngineServing, Serving, serve
 from agentrl.training.sessions import Ready
+from agentrl.training.sources import Sources
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import GroupSupply, Supply
 from agentrl.training.task_order import TaskOrder
@@ -153,13 +153,10 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
             f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
         )
 
-    def original() -> Path:
-        return parts.model_folder if version == 0 else find_model(parts.plugins, parts.config.model)
-
     return Built(
         backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
         algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
-        sources=Sources.of(algorithm, original),
+        sources=Sources.of(algorithm, parts.config, parts.plugins, parts.model_folder, is_original=version == 0),
         trackers=Trackers.build(
             parts.plugins, parts.config.trackers, warn=reporter.warning, patience=parts.config.run.hook_timeout
         ),
@@ -199,7 +196,17 @@ class _Run(Course):
             await finish_in_thread(learner.load_state, self.resumed.checkpoint)
         if learner.rows_because is not None:
             reporter.warning(learner.rows_because)
-        columns = await finish_in_thread(Columns.load, algorithm, learner, self.built.sources, config)
+        columns = await finish_in_thread(
+            partial(
+                Columns.load,
+                algorithm,
+                learner,
+                self.built.sources,
+                config,
+                run=recorder.folder.path,
+                warn=reporter.warning,
+            )
+        )
         reporter.activity_started("starting the inference engine")
         async with self._source(learner.version) as source:
             await recorder.start(config, None if self.resumed is None else self.resumed.replay.version)
