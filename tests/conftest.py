@@ -39,6 +39,7 @@ SLOW = {
     "test_online_example.py",
     "testing/test_agent_suite.py",
     "testing/test_backend_suite.py",
+    "training/test_columns.py",
     "training/test_deadlines.py",
     "training/test_interrupts.py",
     "training/test_judged_runs.py",
@@ -49,6 +50,7 @@ SLOW = {
     "training/test_online.py",
     "training/test_staleness_bound.py",
     "training/test_synchronous.py",
+    "training/test_teachers.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",
 }

@@ -8,10 +8,10 @@ from agentrl.config.models import Config
 from agentrl.plugins import Plugins
 
 
-def build(algorithm: object) -> Algorithm:
-    """What the configuration's ``algorithm`` key names."""
+def build(algorithm: object, *, updates: int = 1) -> Algorithm:
+    """What the configuration's ``algorithm`` key names, for steps of so many updates."""
     config = Config.model_validate({"agent": "math", "algorithm": algorithm})
-    return build_algorithm(Plugins(), config.algorithm)
+    return build_algorithm(Plugins(), config.algorithm, updates=updates)
 
 
 def grpo(**parts: object) -> Algorithm:

@@ -51,7 +51,12 @@ def test_the_entropy_bonus_lowers_the_loss():
     assert bonus.coefficient == -0.5
     assert torch.equal(bonus(terms(entropy, entropy, entropy)), entropy)
     assert grpo(penalties=["entropy"]).columns == ()
-    assert grpo(penalties=["kl", "entropy", {"name": "kl", "estimator": "k1"}]).columns == ("reference",)
+    assert grpo(penalties=["kl", "entropy"]).columns == ("reference",)
+
+
+def test_two_penalties_of_one_metric_are_refused():
+    with pytest.raises(ConfigError, match="reports penalty/kl too"):
+        grpo(penalties=["kl", "entropy", {"name": "kl", "estimator": "k1"}])
 
 
 @pytest.mark.parametrize("keys", [{"estimator": "k4"}, {"coefficient": -1}, {"coeficient": 1}])

@@ -27,7 +27,7 @@ CLIP = 0.3
 
 
 def ppo(**critic):
-    return build({"name": "ppo", "critic": {"coefficient": 0.7, "clip": CLIP, **critic}})
+    return build({"name": "ppo", "critic": {"coefficient": 0.7, "clip": CLIP, **critic}}, updates=2)
 
 
 def of_head(head):

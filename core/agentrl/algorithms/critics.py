@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from agentrl.algorithms.contract import Algorithm, Objection
 from agentrl.config.models import Section
 from agentrl.learner.contract import ValueTerms
 
@@ -36,6 +37,16 @@ class ClipCritic:
         self.coefficient = settings.coefficient
         self.learning_rate_factor = settings.learning_rate_factor
         self._clip = settings.clip
+        self._is_clip_said = settings.clip is not None and "clip" in settings.model_fields_set
+
+    def objection(self, algorithm: Algorithm) -> Objection | None:
+        """The first update of a step finds every value where it was before, and moves it within any bound."""
+        if algorithm.updates > 1 or not self._is_clip_said:
+            return None
+        return Objection(
+            "its clip bounds how far values move within a step, and a step makes one update",
+            "set training.minibatches above 1, or leave algorithm.critic.clip out",
+        )
 
     def __call__(self, terms: ValueTerms) -> torch.Tensor:
         target = terms.extra["return"]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from agentrl.algorithms.contract import Algorithm, Objection
 from agentrl.config.models import Section
-from agentrl.learner.contract import PenaltyTerms
+from agentrl.learner.contract import Penalty, PenaltyTerms
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,9 @@ class KLPenalty:
         self.coefficient = settings.coefficient
         self._estimator = settings.estimator
 
+    def objection(self, algorithm: Algorithm) -> Objection | None:
+        return _twice(self, algorithm)
+
     def __call__(self, terms: PenaltyTerms) -> torch.Tensor:
         above = (terms.logprob - terms.extra["reference"]).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
         if self._estimator == "k3":
@@ -69,5 +73,15 @@ class EntropyBonus:
     def __init__(self, settings: Settings) -> None:
         self.coefficient = -settings.coefficient
 
+    def objection(self, algorithm: Algorithm) -> Objection | None:
+        return _twice(self, algorithm)
+
     def __call__(self, terms: PenaltyTerms) -> torch.Tensor:
         return terms.entropy
+
+
+def _twice(penalty: Penalty, algorithm: Algorithm) -> Objection | None:
+    """Two penalties of one metric could not be told apart in what is reported."""
+    if sum(each.metric == penalty.metric for each in algorithm.penalties) < 2:
+        return None
+    return Objection(f"another of algorithm.penalties reports {penalty.metric} too", "leave one of them out")

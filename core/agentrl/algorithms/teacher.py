@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from agentrl.algorithms.contract import ByCall, TokenTerms
+from agentrl.algorithms.contract import Algorithm, ByCall, Objection, TokenTerms
 from agentrl.config.models import Section
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ class TeacherAdvantage:
     def __init__(self, settings: TeacherSettings) -> None:
         self.teacher = settings
         """Where the teacher is, for whoever asks it."""
+
+    def objection(self, algorithm: Algorithm) -> Objection | None:
+        """Rewards train nothing beside a teacher, so what changes them has no sense."""
+        if algorithm.shaping:
+            return Objection(
+                "shaping changes rewards, and a teacher looks at tokens alone", "leave algorithm.shaping out"
+            )
+        return None
 
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
         return [dict.fromkeys(episode, 0.0) for episode in returns]

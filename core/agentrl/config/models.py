@@ -769,6 +769,13 @@ def check_trainable(config: Config) -> None:
             fix="leave it out: the default is then mask, with max_staleness=4; or set it to mask or drop",
             key="rollout.on_stale",
         )
+    episodes, updates = config.rollout.tasks_per_step * config.rollout.group_size, config.training.minibatches
+    if updates > episodes:
+        raise ConfigError(
+            f"training.minibatches={updates} cannot be made of the {episodes} episodes of a step",
+            fix=f"set training.minibatches to {episodes} or less, or raise rollout.tasks_per_step",
+            key="training.minibatches",
+        )
     override = config.rollout.override.get("temperature")
     temperature = config.rollout.temperature if override is None else override
     if temperature == 0:

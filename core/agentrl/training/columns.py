@@ -87,6 +87,8 @@ class Columns:
         scorers: dict[str, Scorer] = {}
         if sources.reference is not None:
             scorers["reference"] = _of_model(FrozenModel(sources.reference, config.training))
+        elif "reference" in algorithm.columns:
+            scorers["reference"] = lambda batch: Scored(_without_adapter(learner, batch))
         if "value" in algorithm.columns:
             scorers["value"] = lambda batch: Scored(_values(learner, batch))
         if isinstance(sources.teacher, Path):
@@ -156,6 +158,12 @@ def _with_failures(group: Group, failed: Mapping[EpisodeKey, Failure]) -> Group:
 
 def _of_model(model: FrozenModel) -> Scorer:
     return lambda batch: Scored(model.score(batch.targets, batch.paths).logprob)
+
+
+def _without_adapter(learner: Learner, batch: TrainBatch) -> Floats:
+    """The log-probabilities under the model beneath the learner's adapter."""
+    with learner.without_adapter():
+        return learner.score(batch.targets, batch.paths).logprob
 
 
 def _values(learner: Learner, batch: TrainBatch) -> Floats:

@@ -28,7 +28,8 @@ class Sources:
     """Where the models are that an algorithm needs beside the learner's."""
 
     reference: Path | None = None
-    """The folder of the model that a run began with; ``None`` where the algorithm has no reference."""
+    """The folder of the model that a run began with; ``None`` where the algorithm has no reference, or an adapter is
+    trained, under which the reference is there already."""
     teacher: Path | TeacherSettings | None = None
     """The folder of the teacher, or the endpoint that serves it; ``None`` where the algorithm has none."""
     tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None
@@ -51,7 +52,7 @@ class Sources:
                     fix=near_matches(column, _COLUMNS),
                 )
         reference = None
-        if "reference" in algorithm.columns:
+        if "reference" in algorithm.columns and config.training.lora is None:
             reference = folder if is_original else find_model(plugins, config.model)
         teacher = _teacher(algorithm, config, plugins, folder) if "teacher" in algorithm.columns else None
         return cls(reference, teacher, lambda: _tokenizer(folder))
