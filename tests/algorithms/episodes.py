@@ -33,7 +33,7 @@ class Recorder:
         after: str | None = None,
         temperature: float = 1.0,
         constrained: bool = False,
-        version: int = 0,
+        version: int | Sequence[int] = 0,
         grammar: Grammar | None = None,
         stop_ids: tuple[int, ...] = (),
     ) -> str:
@@ -42,7 +42,8 @@ class Recorder:
         at = self.tree.add_given(given, self.ends[after])
         ids = self.ids(sampled) if isinstance(sampled, int) else list(sampled)
         logprobs = tuple(self.random.uniform(-4.2, -3.6) for _ in ids)
-        made = Sampled(name, logprobs, (version,) * len(ids), temperature, constrained, grammar, stop_ids)
+        versions = (version,) * len(ids) if isinstance(version, int) else tuple(version)
+        made = Sampled(name, logprobs, versions, temperature, constrained, grammar, stop_ids)
         self.ends[name] = self.tree.add_sampled(ids, made, at)
         self.calls.append(Call(name, after, {}, {}, "stop", len(self.tree.path(at)), len(ids)))
         return name
@@ -71,16 +72,16 @@ def chain(recorder: Recorder, prompt: Sequence[int], turns: int, *, longest: int
     return recorder
 
 
-def wander(recorder: Recorder, prompt: Sequence[int], calls: int) -> Recorder:
-    """Calls that start, continue or branch off conversations at random, at several temperatures."""
+def wander(recorder: Recorder, prompt: Sequence[int], calls: int, *, newest: int = 0) -> Recorder:
+    """Calls that start, continue or branch off conversations at random, at several temperatures and versions."""
     temperatures = recorder.random.sample([0.7, 1.0, 1.3], k=2)
     for _ in range(calls):
         after = recorder.random.choice([None, *(call.id for call in recorder.calls)])
         given = list(prompt) if after is None else []
         given += recorder.ids(recorder.random.randint(0 if given else 1, 5))
-        recorder.call(
-            given, recorder.random.randint(1, 6), after=after, temperature=recorder.random.choice(temperatures)
-        )
+        count, temperature = recorder.random.randint(1, 6), recorder.random.choice(temperatures)
+        versions = sorted(recorder.random.randint(0, newest) for _ in range(count)) if newest else [0] * count
+        recorder.call(given, count, after=after, temperature=temperature, version=versions)
     return recorder
 
 
@@ -101,15 +102,18 @@ def groups_of_one_turn(
 
 
 def wandering_groups(
-    random: random.Random, vocabulary: int, *, groups: int = 2, size: int = 3, calls: int = 5
+    random: random.Random, vocabulary: int, *, groups: int = 2, size: int = 3, calls: int = 5, newest: int = 0
 ) -> list[Group]:
-    """Groups of episodes that branch at random; some are rewarded call by call, one in six is rejected."""
+    """Groups of episodes that branch at random; some are rewarded call by call, one in six is rejected.
+
+    Their tokens are of versions up to ``newest``.
+    """
     made: list[Group] = []
     for task in range(groups):
         shared = Recorder(random, vocabulary).ids(random.randint(1, 8))
         episodes = []
         for sample in range(size):
-            recorder = wander(Recorder(random, vocabulary), shared, random.randint(1, calls))
+            recorder = wander(Recorder(random, vocabulary), shared, random.randint(1, calls), newest=newest)
             reward: float | dict[str, float] | None = random.random()
             if random.random() < 0.3:
                 reward = {call.id: random.random() for call in recorder.calls if random.random() < 0.5}

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.algorithms.advantages import BatchAdvantage, BatchBaseline, GroupAdvantage
+from agentrl.algorithms.advantages import (
+    BatchAdvantage,
+    BatchBaseline,
+    GroupAdvantage,
+    LeaveOneOutAdvantage,
+    OneAdvantage,
+)
 
 returns = st.lists(
     st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), max_size=4).map(
@@ -129,3 +135,60 @@ def test_episodes_that_are_alone_are_compared_with_the_step_and_groups_in_themse
 def test_people_who_bring_a_task_each_are_told_apart_by_the_batch():
     made = BatchBaseline(group_advantage()).of_step([one_each(1.0), one_each(0.0), one_each(0.0, 1.0)])
     assert made == [one_each(1.0), one_each(-1.0), one_each(-1.0, 1.0)]
+
+
+def means_of(group):
+    return [sum(episode.values()) / len(episode) for episode in group if episode]
+
+
+@given(returns)
+def test_leave_one_out_compares_an_episode_with_the_others_alone(group):
+    made = LeaveOneOutAdvantage()(group)
+    credited = [episode for episode in group if episode]
+    values = [value for episode in credited for value in episode.values()]
+    nothing = len(credited) < 2 or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
+    for own, advantage in zip(group, made, strict=True):
+        others = means_of(each for each in group if each is not own)
+        for call, value in own.items():
+            expected = 0.0 if nothing else value - sum(others) / len(others)
+            assert advantage[call] == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=8))
+def test_of_single_calls_leave_one_out_is_the_difference_to_the_mean_times_n_over_n_less_one(rewards):
+    made = [advantage["call"] for advantage in LeaveOneOutAdvantage()(one_each(*rewards))]
+    plain = [advantage["call"] for advantage in group_advantage("none")(one_each(*rewards))]
+    assert made == pytest.approx([each * len(rewards) / (len(rewards) - 1) for each in plain])
+
+
+@given(steps)
+def test_with_a_groups_baseline_the_batch_scales_differences_to_the_group(step):
+    """The paper's two lines: take each group's mean off, then divide by the standard deviation of the step."""
+    made = BatchAdvantage(BatchAdvantage.Settings(baseline="group")).of_step(step)
+    centred = []
+    for group in step:
+        mean = sum(means_of(group)) / max(1, len(means_of(group)))
+        values = [value for episode in group for value in episode.values()]
+        even = not values or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
+        centred.append([{call: 0.0 if even else value - mean for call, value in each.items()} for each in group])
+    episodes = [episode for group in centred for episode in group if episode]
+    squares = [sum(value**2 for value in episode.values()) / len(episode) for episode in episodes]
+    deviation = math.sqrt(sum(squares) / len(squares)) if squares else 0.0
+    for group, expected in zip(made, centred, strict=True):
+        for episode, of_episode in zip(group, expected, strict=True):
+            scaled = {call: value / deviation if deviation else 0.0 for call, value in of_episode.items()}
+            assert episode == pytest.approx(scaled, abs=1e-6)
+
+
+def test_a_step_of_equal_groups_teaches_by_the_batch_and_not_by_its_groups():
+    step = [one_each(1.0, 1.0), one_each(0.0, 0.0)]
+    by_step, by_group = (
+        BatchAdvantage(BatchAdvantage.Settings(baseline=each)).of_step(step) for each in ("step", "group")
+    )
+    assert by_step == [one_each(1.0, 1.0), one_each(-1.0, -1.0)]
+    assert by_group == [one_each(0.0, 0.0), one_each(0.0, 0.0)]
+
+
+@given(returns)
+def test_imitation_compares_nothing(group):
+    assert OneAdvantage()(group) == [dict.fromkeys(episode, 1.0) for episode in group]

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.algorithms.contract import Algorithm, Membership
+from agentrl.algorithms.contract import Algorithm, ByCall, ComparedGroup, Membership, StepAdvantage
 from agentrl.learner.attention import NAME
 from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms, PenaltyTerms
 from agentrl.learner.gradient import accumulate_gradient
 from agentrl.learner.packing import pack
 from agentrl.learner.policy import Policy
-from agentrl.rollout.contract import Group
+from agentrl.rollout.contract import Episode, Group
 from agentrl.tokens.contract import Position, TokenTree
 
 Gradient = dict[str, Tensor]
@@ -35,6 +35,7 @@ class Row(NamedTuple):
     ids: list[int]
     completion: int
     behaviour: tuple[float, ...]
+    versions: tuple[int, ...]
     temperature: float
     advantage: float
     episode: int
@@ -43,23 +44,46 @@ class Row(NamedTuple):
 def plain_rows(groups: Sequence[Group], algorithm: Algorithm) -> list[Row]:
     """Every completion that is to be trained, in the order of episodes and spans."""
     made: list[Row] = []
-    number = 0
-    for group in groups:
-        rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
-        advantages = algorithm.advantage([algorithm.credit(episode) for episode in rewarded])
-        for episode, by_call in zip(rewarded, advantages, strict=True):
-            for index, span in enumerate(episode.tree.spans):
-                made_by = span.sampled
-                if made_by is not None and made_by.call in by_call and not made_by.constrained:
-                    ids = episode.tree.path(Position(index, len(span.ids)))
-                    advantage = by_call[made_by.call]
-                    made.append(Row(ids, len(span.ids), made_by.logprobs, made_by.temperature, advantage, number))
-            number += 1
+    for number, (episode, by_call) in enumerate(_trained(groups, algorithm)):
+        for index, span in enumerate(episode.tree.spans):
+            by = span.sampled
+            if by is not None and by.call in by_call and not by.constrained:
+                ids, advantage = episode.tree.path(Position(index, len(span.ids))), by_call[by.call]
+                made.append(Row(ids, len(span.ids), by.logprobs, by.versions, by.temperature, advantage, number))
     return made
 
 
+def _trained(groups: Sequence[Group], algorithm: Algorithm) -> list[tuple[Episode, ByCall]]:
+    """The episodes that the filters let through, with the advantages of their calls."""
+    returns = []
+    for group in groups:
+        rewarded = [episode for episode in group.episodes if episode.outcome == "rewarded"]
+        for shaping in algorithm.shaping:
+            rewarded = [shaping(episode) for episode in rewarded]
+        returns.append([algorithm.credit(episode) for episode in rewarded])
+    advantage = algorithm.advantage
+    advantages = [advantage(each) for each in returns]
+    if isinstance(advantage, StepAdvantage):
+        advantages = advantage.of_step(returns)
+    compared = [
+        ComparedGroup(group, earned, made, any(value for by_call in made for value in by_call.values()))
+        for group, earned, made in zip(groups, returns, advantages, strict=True)
+    ]
+    answers = [part(compared) for part in algorithm.filter]
+    kept: list[tuple[Episode, ByCall]] = []
+    for at, group in enumerate(compared):
+        for number, (episode, by_call) in enumerate(zip(group.episodes, group.advantages, strict=True)):
+            if all(each[at] if isinstance(each[at], bool) else each[at][number] for each in answers):
+                kept.append((episode, by_call))
+    return kept
+
+
 def reference_gradient(
-    model: PreTrainedModel, groups: Sequence[Group], algorithm: Algorithm, reference: PreTrainedModel | None = None
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    algorithm: Algorithm,
+    reference: PreTrainedModel | None = None,
+    version: int = 0,
 ) -> tuple[float, Gradient]:
     """Loss and gradient of ``algorithm`` over ``groups`` by plain forwards of ``model``, and of its ``reference``."""
     table = plain_rows(groups, algorithm)
@@ -72,7 +96,7 @@ def reference_gradient(
     model.zero_grad()
     total = 0.0
     for call, (row, weight) in enumerate(zip(table, weights, strict=True)):
-        loss = _row_loss(model, algorithm, row, call, torch.from_numpy(weight), reference)
+        loss = _row_loss(model, algorithm, row, call, torch.from_numpy(weight), reference, version)
         loss.backward()
         total += float(loss.detach())
     return total, _gradient(model)
@@ -85,12 +109,14 @@ def _row_loss(
     call: int,
     weight: Tensor,
     reference: PreTrainedModel | None = None,
+    version: int = 0,
 ) -> Tensor:
     logprobs, sampled = _row_logprobs(model, row), torch.tensor(row.ids[-row.completion :])
     logprob = logprobs.gather(1, sampled[:, None])[:, 0]
     behaviour = torch.tensor(row.behaviour, dtype=logprob.dtype)
     calls = torch.full_like(sampled, call)
-    anchor = algorithm.correction(CorrectionTerms(logprob.detach(), behaviour, torch.zeros_like(behaviour), calls))
+    age = version - torch.tensor(row.versions, dtype=logprob.dtype)
+    anchor = algorithm.correction(CorrectionTerms(logprob.detach(), behaviour, age, calls))
     advantage = torch.full_like(behaviour, row.advantage)
     terms = ObjectiveTerms(logprob, anchor.logprob, advantage, calls, behaviour)
     loss = algorithm.objective(terms).loss * anchor.weight
@@ -116,9 +142,12 @@ def forest_gradient(
     algorithm: Algorithm,
     tokens_per_batch: int = 8192,
     reference: PreTrainedModel | None = None,
+    version: int = 0,
 ) -> tuple[float, Gradient]:
     """The same by the learner's own code over the forest; the models have been switched to forest attention."""
-    return _learner_gradient(model, groups, algorithm, tokens_per_batch, forest=True, reference=reference)
+    return _learner_gradient(
+        model, groups, algorithm, tokens_per_batch, forest=True, reference=reference, version=version
+    )
 
 
 def rows_gradient(
@@ -134,14 +163,14 @@ def _attend_plainly(model: PreTrainedModel) -> None:
         model.set_attn_implementation("sdpa")
 
 
-def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest, reference=None):
+def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest, reference=None, version=0):
     batch, _ = build_batch(groups, algorithm)
     if reference is not None:
         scores = Policy(reference).score_paths(batch.targets, batch.paths, tokens_per_batch)
         batch = replace(batch, extra={"reference": scores.logprob})
     passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=forest)
     model.zero_grad()
-    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss)
+    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss, version=version)
     return metrics["policy/loss"], _gradient(model)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.algorithms.algorithms import grpo
+from tests.algorithms.algorithms import build, grpo
 from tests.algorithms.episodes import Recorder, chain, groups_of_one_turn, wandering_groups
 from tests.learner.models import VOCABULARY, gemma3, of_kind, qwen3, takes_forest
 from tests.learner.reference import forest_gradient, reference_gradient, relative_difference, rows_gradient
 
 from agentrl.algorithms.batch import build_batch
 from agentrl.learner import packing, policy
+from agentrl.plugins import Plugins
 from agentrl.rollout.contract import Group
 
 EXACT = 1e-6
@@ -33,8 +35,8 @@ def model(kind: str):
     return models[kind]()
 
 
-def assert_exact(groups, *, kind="full", tokens_per_batch=8192, parts=None) -> None:
-    algorithm = grpo(**(parts or {}))
+def assert_exact(groups, *, kind="full", tokens_per_batch=8192) -> None:
+    algorithm = GRPO
     loss, gradient = forest_gradient(takes_forest(model(kind)), groups, algorithm, tokens_per_batch)
     expected_loss, expected = reference_gradient(model(kind), groups, algorithm)
     assert loss == pytest.approx(expected_loss, rel=EXACT)
@@ -89,17 +91,52 @@ def test_trees_cut_into_bins(kind, tokens_per_batch):
     assert_exact(wandering_groups(random.Random(5), VOCABULARY, calls=4), kind=kind, tokens_per_batch=64)
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"correction": "truncated"},
-        {"normalisation": "token", "advantage": {"scale": "none"}},
-        {"normalisation": {"name": "constant", "length": 32}, "credit": {"discount": 0.9}},
-        {"objective": {"clip_low": 0.01, "clip_high": 0.02, "dual_clip": None}},
-    ],
-)
-def test_other_parts(parts):
-    assert_exact(wandering_groups(random.Random(6), VOCABULARY), parts=parts)
+OF_EPISODES = [
+    {"name": entry.name}
+    for entry in Plugins().entries("algorithms")
+    if not build({"name": entry.name}).columns  # What models score first has tests of its own.
+]
+REINFORCE = {"name": "rloo", "normalisation": "token"}
+OTHER_PARTS = [
+    {"name": "dr_grpo", "credit": {"discount": 0.9}, "normalisation": {"length": 32}},
+    {"name": "grpo", "objective": {"clip_low": 0.01, "clip_high": 0.02, "dual_clip": None}, "credit": "call"},
+    {"name": "reinforce++", "advantage": {"baseline": "group"}, "credit": "length_neutral"},
+    {"name": "grpo", "correction": {"name": "decoupled", "proximal": "interpolated"}},
+    {"name": "grpo", "correction": {"name": "truncated", "cap": 1.1, "level": "sequence"}},
+    {"name": "gspo", "objective": {"clip_low": 0.05, "clip_high": 0.05}},
+    {"name": "cispo", "objective": {"cap": 1.05, "floor": 0.95}},
+    {"name": "dppo", "objective": {"divergence": "kl", "threshold": 1e-5}},
+    {"name": "dppo", "objective": {"threshold": 1e-3}},
+    {**REINFORCE, "correction": {"name": "masked", "cap": 1.1}},
+    {**REINFORCE, "correction": {"name": "masked", "cap": 1.1, "level": "sequence"}},
+    {**REINFORCE, "correction": {"name": "icepop", "low": 0.9, "high": 1.1}},
+    {**REINFORCE, "correction": "decoupled", "shaping": [{"name": "over_long", "longest": 12, "margin": 9}]},
+    {
+        "name": "dr_grpo",
+        "filter": {"name": "reward_bounds", "low": 0.1, "high": 0.9},
+        "shaping": {"name": "clip", "low": 0.2},
+    },
+]
+
+
+@pytest.mark.parametrize("algorithm", [*OF_EPISODES, *OTHER_PARTS], ids=str)
+def test_every_algorithm_over_branches_temperatures_and_versions(algorithm):
+    newest = 3
+    groups = wandering_groups(random.Random(6), VOCABULARY, groups=3, newest=newest)
+    built = build(algorithm)
+    if not built.shaping and not built.filter:
+        assert_mixed(build_batch(groups, built)[0])
+    loss, gradient = forest_gradient(takes_forest(model("full")), groups, built, 96, version=newest)
+    expected_loss, expected = reference_gradient(model("full"), groups, built, version=newest)
+    assert loss == pytest.approx(expected_loss, rel=EXACT)
+    assert relative_difference(gradient, expected) < EXACT
+
+
+def assert_mixed(batch):
+    """The episodes try what they are for: calls of several tokens, paths that share a beginning, several versions."""
+    assert np.unique(batch.version).size > 2
+    assert np.bincount(batch.call).max() > 2
+    assert np.unique(batch.targets.temperature).size > 1
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "scaled logits"])

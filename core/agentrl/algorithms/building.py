@@ -51,7 +51,7 @@ def _fill(plugins: Plugins, slot: str, preset: Any, options: Mapping[str, Any], 
     if slot in _SERIES:
         chosen = options.get(slot, preset)
         usual = [preset] if isinstance(preset, Mapping) else list(preset)
-        listed = [] if chosen is None else [chosen] if isinstance(chosen, str | Mapping) else chosen
+        listed = [] if chosen is None else list(chosen) if isinstance(chosen, list | tuple) else [chosen]
         own = usual[0] if len(usual) == len(listed) == 1 else None
         return tuple(_build(plugins, slot, _choice(slot, own, each), names) for each in listed)
     chosen = options.get(slot, {})
