@@ -122,7 +122,8 @@ def entering(filters: Sequence[Filter], groups: Sequence[ComparedGroup]) -> list
 
 def _both(before: tuple[bool, ...] | None, answer: bool | Sequence[bool]) -> tuple[bool, ...] | None:
     """What enters of a group where a further filter gives ``answer``."""
-    if before is None or not hasattr(answer, "__len__"):
-        return before if answer else None
-    both = tuple(old and bool(new) for old, new in zip(before, answer, strict=True))
+    of_episodes = getattr(answer, "tolist", lambda: answer)()  # NumPy's arrays and numbers are answers too.
+    if before is None or not isinstance(of_episodes, Sequence):
+        return before if of_episodes else None
+    both = tuple(old and bool(new) for old, new in zip(before, of_episodes, strict=True))
     return both if any(both) or not both else None
