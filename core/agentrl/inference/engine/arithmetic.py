@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from functools import cache, lru_cache
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -33,12 +33,51 @@ from torch.nn import functional
 from agentrl.errors import BackendError
 from agentrl.inference.engine.cache import GRAIN, round_up
 
-__all__ = ["ACTIVATIONS", "Arithmetic", "InvariantArithmetic", "Kind", "Product", "QuickArithmetic"]
+__all__ = [
+    "ACTIVATIONS",
+    "Arithmetic",
+    "InvariantArithmetic",
+    "Kind",
+    "Product",
+    "QuickArithmetic",
+    "is_transposed",
+    "transposed",
+]
 
 Kind = Literal["linear", "add_product"]
 
-Product = tuple[Kind, int, int, bool]
-"""A product of a model: its kind, inner and outer size, and whether it has a bias."""
+
+class Product(NamedTuple):
+    """A product of a model."""
+
+    kind: Kind
+    inner: int
+    outer: int
+    biased: bool
+    transposed: bool
+    """Whether the weight lies in memory as ``[inner, outer]``."""
+
+    @classmethod
+    def of(cls, kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        """Returns the product with ``weight`` ``[outer, inner]``."""
+        return cls(kind, weight.shape[1], weight.shape[0], bias is not None, is_transposed(weight))
+
+
+def is_transposed(weight: torch.Tensor) -> bool:
+    """Returns whether ``weight`` ``[outer, inner]`` lies in memory as ``[inner, outer]``."""
+    return weight.stride(0) == 1 and weight.shape[1] > 1
+
+
+def transposed(weight: torch.Tensor) -> torch.Tensor:
+    """Returns ``weight`` ``[outer, inner]`` in the order of memory in which the CPU multiplies few rows by it soonest.
+
+    Measured in float32: products of 64 rows with weights that are not in a cache take 0.7 of the time, those of 256
+    rows and more the same.
+    """
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or is_transposed(weight):
+        return weight
+    return weight.t().contiguous().t()
+
 
 _BLOCKS = (16, 32, 64, 128)
 """Candidates for the fewest rows of a product."""
@@ -158,7 +197,7 @@ class InvariantArithmetic:
         (self._gate,) = (ACTIVATIONS[name] for name in activations)
         threads = torch.get_num_threads()
         self._threads = threads
-        self._block = max(_block_of(*product, threads) for product in products)
+        self._block = max(_block_of(product, threads) for product in products)
         self._short, self._tail, self._queries = _attention_shapes(heads, group, dim, threads)
 
     def columns(self, tokens: int) -> int:
@@ -174,18 +213,18 @@ class InvariantArithmetic:
 
     def linear(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See ``Arithmetic``."""
-        pieces = self._pieces("linear", len(values), weight, bias is not None)
+        pieces = self._pieces(Product.of("linear", weight, bias), len(values))
         if len(pieces) == 1:
             return functional.linear(values, weight, bias)
         return torch.cat([functional.linear(values[piece], weight, bias) for piece in pieces])
 
     def add_product(self, hidden_NE: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """See ``Arithmetic``."""
-        values, transposed = _with_rows(values, len(hidden_NE)), weight.t()
-        pieces = self._pieces("add_product", len(values), weight, False)
+        values, factor = _with_rows(values, len(hidden_NE)), weight.t()
+        pieces = self._pieces(Product.of("add_product", weight, None), len(values))
         if len(pieces) == 1:
-            return torch.addmm(hidden_NE, values, transposed)
-        return torch.cat([torch.addmm(hidden_NE[piece], values[piece], transposed) for piece in pieces])
+            return torch.addmm(hidden_NE, values, factor)
+        return torch.cat([torch.addmm(hidden_NE[piece], values[piece], factor) for piece in pieces])
 
     def gated(self, activation: nn.Module, gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
         """See ``Arithmetic``. The activation is the one that this was made with."""
@@ -255,9 +294,8 @@ class InvariantArithmetic:
         attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
         return attended[:, :, :queries]
 
-    def _pieces(self, kind: Kind, rows: int, weight: torch.Tensor, biased: bool) -> list[slice]:
-        outer, inner = weight.shape
-        return _cut(kind, inner, outer, biased, rows, self._block, self._threads)
+    def _pieces(self, product: Product, rows: int) -> list[slice]:
+        return _cut(product, rows, self._block, self._threads)
 
 
 def _silu(gate: torch.Tensor) -> torch.Tensor:
@@ -287,15 +325,13 @@ def _with_rows(values: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 @lru_cache(4096)
-def _cut(kind: Kind, inner: int, outer: int, biased: bool, rows: int, block: int, threads: int) -> list[slice]:
+def _cut(product: Product, rows: int, block: int, threads: int) -> list[slice]:
     """``rows``, a multiple of ``block``, in pieces of sizes whose rows have the bits of ``block`` rows."""
     sizes = [size for size in _sizes(block) if size <= rows]
     pieces, start = [], 0
     while start < rows:
         size = next(
-            size
-            for size in sizes
-            if size <= rows - start and (size == block or _same(kind, inner, outer, biased, size, block, threads))
+            size for size in sizes if size <= rows - start and (size == block or _same(product, size, block, threads))
         )
         pieces.append(slice(start, start + size))
         start += size
@@ -309,20 +345,20 @@ def _sizes(block: int) -> list[int]:
 
 
 @cache
-def _block_of(kind: Kind, inner: int, outer: int, biased: bool, threads: int) -> int:
+def _block_of(product: Product, threads: int) -> int:
     """The fewest rows of a product in which a row's bits do not depend on its place and its neighbours."""
     for block in _BLOCKS:
-        trial = _Trial(kind, inner, outer, biased, block)
+        trial = _Trial(product, block)
         whole = trial.product(slice(None))
         if all(torch.equal(trial.product(trial.rolled(by)), whole[trial.rolled(by)]) for by in (1, 5, block // 2)):
             return block
-    raise _varies(f"a row's product with a matrix of {outer} x {inner} depends on the other rows")
+    raise _varies(f"a row's product with a matrix of {product.outer} x {product.inner} depends on the other rows")
 
 
 @cache
-def _same(kind: Kind, inner: int, outer: int, biased: bool, rows: int, block: int, threads: int) -> bool:
+def _same(product: Product, rows: int, block: int, threads: int) -> bool:
     """Whether a product of ``rows`` rows has the bits of products of ``block`` rows."""
-    trial = _Trial(kind, inner, outer, biased, rows)
+    trial = _Trial(product, rows)
     blocks = [trial.product(slice(start, start + block)) for start in range(0, rows, block)]
     return torch.equal(trial.product(slice(None)), torch.cat(blocks))
 
@@ -330,14 +366,14 @@ def _same(kind: Kind, inner: int, outer: int, biased: bool, rows: int, block: in
 class _Trial:
     """A product of random numbers."""
 
-    def __init__(self, kind: Kind, inner: int, outer: int, biased: bool, rows: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._kind = kind
+    def __init__(self, product: Product, rows: int) -> None:
+        generator, outer = torch.Generator().manual_seed(0), product.outer
         self._rows = rows
-        self._values = torch.randn(rows, inner, generator=generator)
-        self._weight = torch.randn(outer, inner, generator=generator)
-        self._bias = torch.randn(outer, generator=generator) if biased else None
-        self._added = torch.randn(rows, outer, generator=generator) if kind == "add_product" else None
+        self._values = torch.randn(rows, product.inner, generator=generator)
+        weight = torch.randn(outer, product.inner, generator=generator)
+        self._weight = transposed(weight) if product.transposed else weight
+        self._bias = torch.randn(outer, generator=generator) if product.biased else None
+        self._added = torch.randn(rows, outer, generator=generator) if product.kind == "add_product" else None
 
     def rolled(self, by: int) -> torch.Tensor:
         return torch.arange(self._rows).roll(by)

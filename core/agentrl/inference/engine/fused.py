@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from agentrl.inference.engine.arithmetic import Arithmetic, InvariantArithmetic, Kind, Product, QuickArithmetic
+from agentrl.inference.engine.arithmetic import (
+    Arithmetic,
+    InvariantArithmetic,
+    Kind,
+    Product,
+    QuickArithmetic,
+    transposed,
+)
 from agentrl.inference.engine.model import ForwardBatch, irreproducible
 from agentrl.inference.families import LayerFeatures, ModelFeatures, NormFeatures, describe
 
@@ -46,7 +53,9 @@ class FusedNetwork:
         self._rotary = _Rotations(features, model.get_input_embeddings().get_parameter("weight"))
         self._norm = _Norm(features.norm)
         self._layers = [_Layer(layer) for layer in features.layers]
-        self._head = _aligned(features.head.weight), features.head.bias
+        embedding = features.embedding.get_parameter("weight")
+        tied = features.head.weight is embedding  # Rows are looked up in it, which have to lie together.
+        self._head = (_aligned if tied else _placed)(features.head.weight), features.head.bias
         self.reproducible = reproducible
         self._arithmetic: Arithmetic = self._invariant() if reproducible else QuickArithmetic()
 
@@ -107,10 +116,10 @@ class _Layer:
         attention, feed_forward = features.attention, features.feed_forward
         self._attention = attention
         self._joined = _join(attention.projections)
-        self._output = _aligned(attention.output.weight), attention.output.bias
+        self._output = _placed(attention.output.weight), attention.output.bias
         self._gate_up = _join(feed_forward.projections)
         self._activation = feed_forward.activation
-        self._down = _aligned(feed_forward.down.weight), feed_forward.down.bias
+        self._down = _placed(feed_forward.down.weight), feed_forward.down.bias
         self._before_attention, self._after_attention, self._before_mlp, self._after_mlp = (
             None if norm is None else _Norm(norm)
             for norm in (
@@ -267,7 +276,7 @@ def _rotated(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 
 def _product(kind: Kind, affine: Affine) -> Product:
     weight, bias = affine
-    return kind, weight.shape[1], weight.shape[0], bias is not None and kind == "linear"
+    return Product.of(kind, weight, bias if kind == "linear" else None)
 
 
 def _aligned(parameter: torch.Tensor) -> torch.Tensor:
@@ -278,10 +287,16 @@ def _aligned(parameter: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
+def _placed(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter, moved to the order of memory in which products with it are quickest."""
+    parameter.data = transposed(parameter.data)
+    return _aligned(parameter)
+
+
 def _join(projections: Sequence[nn.Linear]) -> Affine:
     """One weight and bias for several projections of one input, which become views of them."""
     if len(projections) == 1:
-        return _aligned(projections[0].weight), projections[0].bias
+        return _placed(projections[0].weight), projections[0].bias
     joined: list[torch.Tensor | None] = []
     for kind in ("weight", "bias"):
         parts = [getattr(projection, kind) for projection in projections]
@@ -289,6 +304,8 @@ def _join(projections: Sequence[nn.Linear]) -> Affine:
             joined.append(None)
             continue
         whole, start = torch.cat(parts), 0
+        if kind == "weight":
+            whole = transposed(whole)
         for projection, part in zip(projections, parts, strict=True):
             view = whole[start : start + len(part)]
             setattr(projection, kind, nn.Parameter(view, requires_grad=False))

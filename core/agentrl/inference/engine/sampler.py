@@ -323,8 +323,9 @@ def _masses(scaled_BV: torch.Tensor) -> torch.Tensor:
     rows, vocabulary = scaled_BV.shape
     if vocabulary <= _LARGE:
         return scaled_BV.exp()
-    mass_BW = scaled_BV.new_zeros(rows, -(-vocabulary // _BLOCK) * _BLOCK)
+    mass_BW = scaled_BV.new_empty(rows, -(-vocabulary // _BLOCK) * _BLOCK)
     torch.exp(scaled_BV, out=mass_BW[:, :vocabulary])
+    mass_BW[:, vocabulary:] = 0
     return mass_BW
 
 
