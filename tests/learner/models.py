@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import (
     AutoConfig,
@@ -13,6 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from agentrl.learner import policy, vocabulary
 from agentrl.learner.attention import NAME
 from agentrl.learner.probe import probe_forest
 
@@ -83,3 +85,10 @@ def takes_forest(model: PreTrainedModel) -> PreTrainedModel:
     """``model`` switched to forest attention, which it must be able to take."""
     assert model.config._attn_implementation == NAME or probe_forest(model) is None
     return model
+
+
+def in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute the vocabulary in blocks of a few rows, of which some are kept for the gradient."""
+    monkeypatch.setattr(policy, "MAX_LOGITS", 7 * VOCABULARY)
+    for name, rows in (("KEPT", 12), ("BLOCK", 7), ("CACHED", 3)):
+        monkeypatch.setattr(vocabulary, name, rows * VOCABULARY)

@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.algorithms.algorithms import build, grpo
 from tests.algorithms.episodes import Recorder, chain, groups_of_one_turn, wandering_groups
-from tests.learner.models import VOCABULARY, gemma3, of_kind, qwen3, takes_forest
+from tests.learner.models import VOCABULARY, gemma3, in_small_blocks, of_kind, qwen3, takes_forest
 from tests.learner.reference import forest_gradient, reference_gradient, relative_difference, rows_gradient
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.learner import packing, policy
+from agentrl.learner import packing
 from agentrl.plugins import Plugins
 from agentrl.rollout.contract import Group
 
@@ -141,7 +141,7 @@ def assert_mixed(batch):
 
 @pytest.mark.parametrize("kind", ["full", "tied", "scaled logits"])
 def test_a_vocabulary_computed_by_chunks(kind, monkeypatch):
-    monkeypatch.setattr(policy, "MAX_LOGITS", 7 * VOCABULARY)
+    in_small_blocks(monkeypatch)
     assert_exact(wandering_groups(random.Random(8), VOCABULARY), kind=kind)
 
 

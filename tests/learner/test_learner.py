@@ -299,8 +299,8 @@ def digest(folder):
 
 @pytest.mark.slow
 def test_another_process_learns_the_same_bits(folder):
-    code = "import sys, torch; torch.set_num_threads(1); from tests.learner.test_learner import digest; "
-    code += "print(digest(sys.argv[1]))"
+    code = "import pathlib, sys, torch; torch.set_num_threads(1); from tests.learner.test_learner import digest; "
+    code += "print(digest(pathlib.Path(sys.argv[1])))"
     other = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, check=True, text=True, cwd=ROOT
     )

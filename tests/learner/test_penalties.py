@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.algorithms.algorithms import grpo
 from tests.algorithms.episodes import Recorder, wandering_groups
-from tests.learner.models import VOCABULARY, qwen3, takes_forest
+from tests.learner.models import VOCABULARY, in_small_blocks, qwen3, takes_forest
 from tests.learner.reference import forest_gradient, reference_gradient, relative_difference
 from tests.learner.test_score import random_paths, random_targets
 
@@ -74,10 +74,11 @@ def test_penalties_train_what_no_advantage_does(model, reference):
     assert metrics["penalty/kl"] == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [1 << 26, 7 * VOCABULARY])
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_gradient_of_the_entropy_is_that_of_autograd(model, monkeypatch, chunk, masked):
-    monkeypatch.setattr(policy, "MAX_LOGITS", chunk)
+def test_the_gradient_of_the_entropy_is_that_of_autograd(model, monkeypatch, in_blocks, masked):
+    if in_blocks:
+        in_small_blocks(monkeypatch)
     source = random.Random(4)
     paths = random_paths(source)
     targets = random_targets(source, paths, masked=masked)

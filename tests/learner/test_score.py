@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.algorithms.algorithms import grpo
-from tests.learner.models import VOCABULARY, of_kind, qwen3, takes_forest
+from tests.learner.models import VOCABULARY, in_small_blocks, of_kind, qwen3, takes_forest
 
 from agentrl.config.models import TrainingSection
 from agentrl.errors import RunError
@@ -104,7 +104,7 @@ def test_a_masked_vocabulary_computed_by_chunks(model, monkeypatch):
     source = random.Random(2)
     paths = random_paths(source)
     targets = random_targets(source, paths, masked=True)
-    monkeypatch.setattr(policy, "MAX_LOGITS", 7 * VOCABULARY)
+    in_small_blocks(monkeypatch)
     assert_equal(Policy(model).score_paths(targets, paths, 8192), plain(model, targets, paths))
 
 

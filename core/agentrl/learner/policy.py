@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from agentrl.learner.attention import NAME, ForestAttention
 from agentrl.learner.contract import Scores, Targets
 from agentrl.learner.packing import Pass, pack
+from agentrl.learner.vocabulary import Logits, score_tokens
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -125,6 +126,7 @@ class Policy:
         distributions = self._distributions(work, columns_C, site_U, temperatures[temperature_U])
         if np.any(mask_U >= 0):
             distributions = distributions._replace(masks_MA=self._tensor(targets.masks), mask_U=self._tensor(mask_U))
+        distributions = distributions._replace(weight_VE=self._matrix)
         chosen_N = self._tensor(distribution_N)
         scores = _score(distributions, chosen_N, self._tensor(targets.token[work.targets_N]))
         if self.value_head is None:
@@ -174,6 +176,13 @@ class Policy:
     @cached_property
     def _head(self) -> nn.Module | None:
         return _plain_head(self.model)
+
+    @property
+    def _matrix(self) -> Tensor | None:
+        """The head's matrix on the CPU, where the head is nothing else."""
+        head = self._head
+        is_plain = type(head) is nn.Linear and head.bias is None and self.device.type == "cpu"
+        return head.weight if isinstance(head, nn.Linear) and is_plain else None
 
     def _tensor(self, array: np.ndarray[Any, Any] | None) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -263,6 +272,8 @@ class _Distributions(NamedTuple):
     """``Targets.masks``; ``None`` where every token is allowed everywhere."""
     mask_U: Tensor | None = None
     """Row of ``masks_MA`` for each distribution; -1 allows every token."""
+    weight_VE: Tensor | None = None
+    """``head`` as a matrix, where it is one and on the CPU."""
 
     def chunk(self, start: int, stop: int) -> _Distributions:
         """Distributions ``[start, stop)``."""
@@ -285,6 +296,14 @@ class _Distributions(NamedTuple):
         lowest = torch.finfo(logits_UV.dtype).min  # finite, so that its product with probability 0 is 0
         return logits_UV.index_copy(0, masked, logits_UV[masked].masked_fill(~allowed, lowest))
 
+    def forbid(self, logits_UV: Tensor, start: int) -> None:
+        """Do so with the logits of distributions from ``start`` on, in place."""
+        assert self.mask_U is not None
+        for row, mask in enumerate(self.mask_U[start : start + len(logits_UV)].tolist()):
+            if mask >= 0:
+                allowed = self._allowed(torch.tensor([mask]), logits_UV.shape[1])
+                logits_UV[row].masked_fill_(~allowed[0], torch.finfo(logits_UV.dtype).min)
+
     def _allowed(self, rows: Tensor, vocabulary: int) -> Tensor:
         """Shape (rows, vocabulary): true where the token is allowed; tokens beyond a mask's bits are not."""
         assert self.masks_MA is not None
@@ -295,6 +314,10 @@ class _Distributions(NamedTuple):
 
 def _score(distributions: _Distributions, distribution_N: Tensor, token_N: Tensor) -> TensorScores:
     """Score ``token_N[k]`` under distribution ``distribution_N[k]``; the gradient reaches features and head."""
+    if distributions.weight_VE is not None:
+        forbid = None if distributions.masks_MA is None else distributions.forbid
+        logits = Logits(distributions.features_UE, distributions.weight_VE, distributions.temperature_U1, forbid)
+        return TensorScores(*score_tokens(logits, distribution_N, token_N))
     count, size = len(distributions.features_UE), max(1, MAX_LOGITS // distributions.vocabulary)
     if count <= size:
         return _score_chunk(distributions, distribution_N, token_N)

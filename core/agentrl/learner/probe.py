@@ -1,7 +1,8 @@
-"""The start-up probe: a model takes the forest only after it has scored one as it scores separate rows."""
+"""The start-up probe: a model takes the forest, and fused parts, only after it has scored with them as without."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,10 +10,11 @@ from transformers import PreTrainedModel
 
 from agentrl.learner.attention import NAME
 from agentrl.learner.contract import Targets
+from agentrl.learner.fused import fuse
 from agentrl.learner.policy import Policy
 
 if TYPE_CHECKING:
-    from agentrl.learner.contract import Ints
+    from agentrl.learner.contract import Floats, Ints
 
 __all__ = ["probe_forest"]
 
@@ -22,20 +24,21 @@ SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 def probe_forest(model: PreTrainedModel) -> str | None:
-    """Switch ``model`` to forest attention if it can take it, else leave it as it was.
+    """Switch ``model`` to forest attention and fused parts if it can take them, else leave it as it was.
 
     Returns ``None``, or a sentence that says why the model trains on padded rows. Layers that mix positions by other
     means than standard attention (recurrence, linear attention, chunks, sinks) are recognised by their configured type,
     or by a difference of log-probabilities on a small random tree.
     """
     config = model.config.get_text_config()
+    targets, paths = _small_tree(config.vocab_size)
+    size = sum(map(len, paths))
+    separate = Policy(model).score_paths(targets, paths, size).logprob
+    _fuse(model, targets, paths, separate)
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS)
     if unknown:
         return _sentence(f"it has layers of type {', '.join(unknown)}")
-    targets, paths = _small_tree(config.vocab_size)
-    size = sum(map(len, paths))
     before = model.config._attn_implementation
-    separate = Policy(model).score_paths(targets, paths, size).logprob
     try:
         model.set_attn_implementation(NAME)
         together = Policy(model).score_paths(targets, paths, size, forest=True).logprob
@@ -47,6 +50,23 @@ def probe_forest(model: PreTrainedModel) -> str | None:
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(before)
     return _sentence(reason)
+
+
+def _fuse(model: PreTrainedModel, targets: Targets, paths: list[Ints], expected: Floats) -> None:
+    """Fuse the parts of ``model``, if it then scores as before."""
+    fused = fuse(model)
+    if not fused:
+        return
+    try:
+        found = Policy(model).score_paths(targets, paths, sum(map(len, paths))).logprob
+        difference = float(np.abs(found - expected).max())
+        if difference <= TOLERANCE.get(model.dtype.itemsize, TOLERANCE[4]):
+            return
+        reason = f"logprobs then differ by {difference:.2g}"
+    except Exception as error:  # whatever a foreign model expects of its parts, its own train it
+        reason = f"{type(error).__name__}: {error}"
+    fused.undo()
+    warnings.warn(f"the model is trained without fused parts, at about 0.8 of the speed: {reason}", stacklevel=2)
 
 
 def _sentence(reason: str) -> str:
