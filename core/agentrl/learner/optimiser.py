@@ -69,7 +69,7 @@ class Optimiser:
         if self._bad_in_a_row >= PATIENCE:
             raise RunError(
                 f"the loss or its gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
-                fix="lower training.rate, raise training.warmup_steps or set training.precision=float32",
+                fix="lower training.learning_rate, raise training.warmup_steps or set training.precision=float32",
             )
 
     def state_dict(self) -> dict[str, Any]:
