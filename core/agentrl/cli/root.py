@@ -171,6 +171,7 @@ _LISTING = "agentrl.cli.listing"
 VERBS = {
     "train": Verb("agentrl.cli.train:train", "Train the model behind an agent."),
     "sft": Verb("agentrl.cli.sft:sft", "Fine-tune the model on conversations, or on the episodes of a run."),
+    "replay": Verb("agentrl.cli.replay:replay", "Score the episodes of a run again, or train from them."),
     "eval": Verb("agentrl.cli.eval:evaluate", "Measure a checkpoint on held-out tasks."),
     "serve": Verb("agentrl.cli.serve:serve", "Serve a model to agents that run elsewhere."),
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),

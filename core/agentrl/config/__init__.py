@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ineffective_keys,
         unused_by_evaluation,
         unused_by_imitation,
+        unused_by_replay,
         unused_by_serving,
     )
     from agentrl.config.loader import Resolved, dump_yaml, load_config, resolve_config
@@ -41,6 +42,7 @@ __all__ = [
     "resolve_config",
     "unused_by_evaluation",
     "unused_by_imitation",
+    "unused_by_replay",
     "unused_by_serving",
 ]
 
@@ -52,6 +54,7 @@ __getattr__, __dir__ = attributes(
             "ineffective_keys",
             "unused_by_evaluation",
             "unused_by_imitation",
+            "unused_by_replay",
             "unused_by_serving",
         ],
         "agentrl.config.loader": ["Resolved", "dump_yaml", "load_config", "resolve_config"],

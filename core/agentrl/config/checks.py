@@ -28,6 +28,7 @@ __all__ = [
     "unknown_key",
     "unused_by_evaluation",
     "unused_by_imitation",
+    "unused_by_replay",
     "unused_by_serving",
 ]
 
@@ -133,9 +134,32 @@ def unused_by_imitation(config: Config, provenance: Mapping[str, str]) -> list[I
     ]
 
 
+def unused_by_replay(provenance: Mapping[str, str], *, trains: bool) -> list[Ineffective]:
+    """As ``unused_by_evaluation``, for `agentrl replay`, with which the file of a run holds every key.
+
+    ``trains`` says whether it trains from the episodes, beside scoring them.
+    """
+    sections = ("agent", "tasks", "gateway", "serve", "inference", "evaluation", "sft")
+    rollout = ("group_size", "tasks_per_step", "dynamic_sampling", "mode", "temperature", "max_tokens", "override")
+    reasons = dict.fromkeys(
+        (*sections, *(f"rollout.{key}" for key in rollout)), "agentrl replay runs no agent and samples nothing"
+    )
+    if not trains:
+        others = ("model", "training", "health", "trackers", "scheduler", "seed", "run.name")
+        reasons |= dict.fromkeys(others, "without --algorithm nothing is trained")
+    return [
+        Ineffective(key, place, reason)
+        for key, place in provenance.items()
+        if place == "command line" or place.startswith("environment ")
+        for section, reason in reasons.items()
+        if key == section or key.startswith(f"{section}.")
+    ]
+
+
 def _of_agents(config: Config) -> Iterator[tuple[str, str]]:
     """What only a run with an agent reads, or only one without."""
     yield "sft", "only agentrl sft reads it"
+    yield "replay", "only agentrl replay reads it"
     if not config.is_online:
         yield "serve", "only agent=online serves sessions"
         return

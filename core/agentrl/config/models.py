@@ -46,6 +46,7 @@ __all__ = [
     "OptionalPart",
     "Part",
     "PartModel",
+    "ReplaySection",
     "RolloutSection",
     "RunSection",
     "SchedulerModel",
@@ -483,6 +484,16 @@ class SftSection(Section):
     more would make it more tokens."""
 
 
+class ReplaySection(Section):
+    """What `agentrl replay` trains from."""
+
+    run: str | None = None
+    """The run whose stored episodes are trained, in the order in which its steps took them."""
+    answer: Literal["stored", "last-message"] = "stored"
+    """What another reward scores: the answer that the store holds, or the text of the last message that the policy
+    wrote, for runs whose agent returned its own reward."""
+
+
 class EvaluationSection(Section):
     every: int = Field(20, ge=0)
     """Steps between evaluations during training. 0 evaluates only before and after it."""
@@ -675,6 +686,8 @@ class Config(Section):
     """How the model's weights are changed."""
     sft: SftSection = SftSection()
     """What `agentrl sft` imitates."""
+    replay: ReplaySection = ReplaySection()
+    """What `agentrl replay` trains from."""
     health: HealthSection = HealthSection()
     """What is done when the metrics show that learning is in trouble: for each rule `off`, `warn`, `stop`, `rollback`
     (to the best checkpoint), or `{action: warn, threshold: 0.2}`."""
@@ -753,6 +766,11 @@ class Config(Section):
     def is_imitation(self) -> bool:
         """Whether the run imitates conversations, as `agentrl sft` does."""
         return self.sft.data is not None
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether the run trains from the stored episodes of another, as `agentrl replay` does."""
+        return self.replay.run is not None
 
     @property
     def runs_in_workers(self) -> bool:

@@ -1,9 +1,9 @@
 """Paths in a configuration: those of a file are relative to it, wherever a command is called from.
 
 What is a path is told by where it stands and by what it looks like: `run.dir`, `agent.python`, `model.chat_template`
-and the data of `sft`; `file.py:Obj`, and `pkg.mod:Obj` or `pkg.mod.Obj` where the module is there, wherever a part is
-named and in `agent.outcomes`; the name of a folder, or of a file of tasks; a part's own keys called `path`, `file`,
-`folder`, `dir` or `python`, and values of its keys that begin with `./` or `../`. What agents are given
+and what `sft` and `replay` take; `file.py:Obj`, and `pkg.mod:Obj` or `pkg.mod.Obj` where the module is there, wherever
+a part is named and in `agent.outcomes`; the name of a folder, or of a file of tasks; a part's own keys called `path`,
+`file`, `folder`, `dir` or `python`, and values of its keys that begin with `./` or `../`. What agents are given
 (`agent.kwargs`) is theirs, and never touched.
 """
 
@@ -69,6 +69,7 @@ class _Paths:
         agent = {"name": self._reference, "python": self._python, "outcomes": self._references}
         _within(changed, "agent", agent, bare=self._reference)
         _within(changed, "tasks", {"train": self._tasks, "eval": self._tasks})
+        _within(changed, "replay", {"run": self._data})
         _within(changed, "sft", {"data": self._data, "held_out_data": self._data})
         _within(changed, "rollout", {"mode": self._part})
         _within(changed, "inference", {"backend": self._part})

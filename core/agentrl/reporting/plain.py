@@ -333,6 +333,8 @@ def run_text(run: RunInfo) -> str:
     steps = f"{run.steps:,} step{'' if run.steps == 1 else 's'}"
     if run.kind == "imitation":
         return f"fine-tuning {run.model} on {run.tasks}: held out {run.held_out or 'none'}; {steps}, in {run.folder}"
+    if run.kind == "replay":
+        return f"training {run.model} from stored episodes of {run.agent}: reward {reward}; {steps}, in {run.folder}"
     episodes = f"{run.episodes_per_step:,} episode{'' if run.episodes_per_step == 1 else 's'}"
     return (
         f"training {run.agent} on {run.model}: tasks {run.tasks}, held out {run.held_out or 'none'}, "

@@ -195,6 +195,7 @@ class RunFolder:
             tasks="of sessions" if config.is_online else tasks.name,
             held_out=None if held_out is None else held_out.name,
             reward="of sessions" if config.is_online else None if reward is None else reward.name,
+            kind="replay" if config.is_replay else "training",
         )
 
     def _imitation(self, config: Config, data: str) -> RunInfo:
@@ -311,6 +312,8 @@ def _parent(config: Config) -> Path:
 
 
 def _default(config: Config, now: Callable[[], datetime]) -> str:
+    if config.replay.run is not None:
+        return default_name(f"{Path(config.replay.run).name}-replay", now())
     if config.sft.data is None:
         return default_name(config.agent.name, now())
     return default_name(f"sft-{Path(config.sft.data).stem}", now())

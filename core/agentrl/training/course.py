@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
-from agentrl.config.models import Config
+from agentrl.config.models import Config, TrainingSection
 from agentrl.errors import AgentRLError
+from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.learner import Learner
+from agentrl.learner.loading import check_unquantised
+from agentrl.learner.optimiser import check_optimiser
 from agentrl.plugins import Plugins
+from agentrl.processors import find_device
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
 from agentrl.reporting.reporter import Reporters
@@ -26,7 +31,7 @@ from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.recorder import RunRecorder
 
-__all__ = ["Course", "CourseLoop", "recording"]
+__all__ = ["Course", "CourseLoop", "check_learner", "recording"]
 
 
 class CourseLoop(Protocol):
@@ -64,6 +69,17 @@ def recording(
             told.note(note)
         hooks = RunHooks(plugins, told.warning, config.run.hook_timeout)
         yield RunRecorder(folder, store, metrics, trackers, hooks, told)
+
+
+def check_learner(folder: Path, training: TrainingSection, note: Callable[[str], None]) -> None:
+    """Raise ``ConfigError`` where the model in ``folder`` cannot be trained as ``training`` says.
+
+    ``note`` is told what is going to be trained, where that is not the whole model.
+    """
+    check_optimiser(training.optimiser, find_device(training.device, "training.device"))
+    check_unquantised(folder)
+    if training.lora is not None:
+        note(str(plan_adapter(folder, training.lora)))
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from agentrl.rollout.contract import Group
 from agentrl.training.deadlines import within
 from agentrl.training.proof import Recorded, UpdateProof
 
-__all__ = ["EngineWeights"]
+__all__ = ["EngineWeights", "NoEngine"]
 
 Result = TypeVar("Result")
 
@@ -67,3 +67,17 @@ class EngineWeights:
                 return await use(weights)
 
         return await within(self._timeout, what, used())
+
+
+class NoEngine:
+    """Stands in the place of ``EngineWeights`` where nothing is sampled."""
+
+    async def serve(self) -> None:
+        """There is no engine to give weights to."""
+
+    async def record(self, groups: Sequence[Group]) -> None:
+        """There will be no proof."""
+
+    async def prove(self) -> dict[str, float]:
+        """Nothing is proven: no metrics."""
+        return {}

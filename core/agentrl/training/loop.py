@@ -34,7 +34,7 @@ from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.checkpoints import Conversing
 from agentrl.training.columns import Columns
 from agentrl.training.deadlines import finish_within
-from agentrl.training.engine_weights import EngineWeights
+from agentrl.training.engine_weights import EngineWeights, NoEngine
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.evaluations import Evaluations
 from agentrl.training.health import ROLLED_BACK, Finding, Health
@@ -57,7 +57,8 @@ class TrainingLoop:
     learner: Learner
     columns: Columns
     """Makes the batch of a step."""
-    serving: EngineServing
+    serving: EngineServing | None
+    """``None`` where nothing is sampled, since the groups are stored ones."""
     evaluator: Evaluator | None
     supply: Callable[[Stopwatch], Supply]
     """Makes what hands each step its groups. The stopwatch measures the run's stages."""
@@ -84,7 +85,9 @@ class TrainingLoop:
         warn = recorder.reporter.warning
         self._stopwatch = Stopwatch()
         self._supply = self.supply(self._stopwatch)
-        self._weights = EngineWeights(self.learner, self.serving.backend, config.inference.timeout, warn)
+        self._weights: EngineWeights | NoEngine = NoEngine()
+        if self.serving is not None:
+            self._weights = EngineWeights(self.learner, self.serving.backend, config.inference.timeout, warn)
         self._agreement = MismatchWatch(warn)
         self._run = Run(recorder.folder.path)
         self._health = Health(config.health, config.training.steps, config.rollout.max_staleness)
@@ -224,7 +227,8 @@ class TrainingLoop:
             proven = await self._weights.prove()
         judged = self._judge(proven)
         self._write(judged)
-        if not learned.get("staleness/max") and not self._lost_tokens(groups):
+        is_own = self.serving is not None and not self._lost_tokens(groups)
+        if is_own and not learned.get("staleness/max"):
             self._agreement.look(step, learned)  # Tokens of other weights differ from those of the newest.
         stop, better = judged.stop, judged.better
         if better is not None:
@@ -329,6 +333,7 @@ class TrainingLoop:
         """The groups of the next step, once they are there."""
         rollout = self.config.rollout
         activity = "serving sessions" if self.config.is_online else "rolling out"
+        activity = "reading stored episodes" if self.serving is None else activity
         self.recorder.reporter.activity_started(activity, episodes=rollout.tasks_per_step * rollout.group_size)
         with self._stopwatch.time("rollout"):
             return await self._supply.take()

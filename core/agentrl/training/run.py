@@ -14,10 +14,7 @@ from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.filters import NoFilter
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
-from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.learner import Learner
-from agentrl.learner.loading import check_unquantised
-from agentrl.learner.optimiser import check_optimiser
 from agentrl.loops import finish_in_thread
 from agentrl.processors import find_device
 from agentrl.reporting.contract import Reporter
@@ -35,7 +32,7 @@ from agentrl.runs.store import EpisodeStore
 from agentrl.training.backends import build_backend
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.columns import Columns
-from agentrl.training.course import Course, recording
+from agentrl.training.course import Course, check_learner, recording
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
@@ -141,10 +138,7 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     processes print. Raises ``ConfigError`` or ``PluginError`` for the first name or key that is wrong.
     """
     training = parts.config.training
-    check_optimiser(training.optimiser, find_device(training.device, "training.device"))
-    check_unquantised(parts.model_folder)
-    if training.lora is not None:
-        reporter.note(str(plan_adapter(parts.model_folder, training.lora)))
+    check_learner(parts.model_folder, training, reporter.note)
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
     if replaced and all(isinstance(each, NoFilter) for each in algorithm.filter):

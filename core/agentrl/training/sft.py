@@ -33,7 +33,7 @@ from agentrl.runs.metrics import MetricsReader, cut_after
 from agentrl.runs.reader import Run, open_run
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.checkpoints import Conversing, read_checkpoint
-from agentrl.training.course import Course, recording
+from agentrl.training.course import Course, check_learner, recording
 from agentrl.training.dialogues import read_dialogues
 from agentrl.training.examples import Example, digest_of, example_of_dialogue, example_of_episode
 from agentrl.training.interrupts import Interrupts
@@ -77,9 +77,14 @@ _LEFT_OUT = {"over_long": "longer than training.tokens_per_batch and left out", 
 
 
 def resolve_sft(
-    config: Config, plugins: Plugins, say: Callable[[str], None], *, weights: Path | None = None
+    config: Config,
+    plugins: Plugins,
+    say: Callable[[str], None],
+    note: Callable[[str], None],
+    *,
+    weights: Path | None = None,
 ) -> SftParts:
-    """Read what ``config`` names, and start nothing; ``say`` is told what takes a while.
+    """Read what ``config`` names, and start nothing; ``say`` is told what takes a while, ``note`` what is noteworthy.
 
     ``weights`` is the folder of a checkpoint that takes the place of the config's model. Raises ``ConfigError`` for a
     line that is no conversation, for conversations that the model cannot write, and where nothing is left to imitate.
@@ -87,6 +92,7 @@ def resolve_sft(
     config, algorithm = _with_algorithm(_with_sources(config), plugins)
     folder = find_model(plugins, config.model) if weights is None else weights
     config = with_learning_rate(config, folder)
+    check_learner(folder, config.training, note)
     chat = load_chat(folder, config.model)
     say("reading the conversations")
     left_out: Counter[str] = Counter()

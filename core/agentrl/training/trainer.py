@@ -11,17 +11,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from agentrl.agents.binding import reference_of
 from agentrl.config.loader import load_config
-from agentrl.config.models import Config, SftSection, check_trainable
+from agentrl.config.models import Config, ReplaySection, SftSection, check_trainable
 from agentrl.environments import entries_elsewhere
 from agentrl.errors import ConfigError
 from agentrl.extras import missing_extras
 from agentrl.plugins import Plugins
+from agentrl.plugins.building import PartLike
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import default_reporter
+from agentrl.rewards.scoring import Scorer, load_reward
+from agentrl.rollout.contract import Phase
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.reader import open_run
@@ -29,8 +32,10 @@ from agentrl.training.backends import is_chat, named_by_endpoint
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
+from agentrl.training.offline import OfflineParts, resolve_offline, train_offline
 from agentrl.training.online import OnlineParts, not_resumed, resolve_online
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, rate_note, resolve_episode_parts, resolve_parts
+from agentrl.training.rescoring import Rescorer, Rescoring, rescore
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
 from agentrl.training.schedulers import build_scheduler
@@ -38,7 +43,10 @@ from agentrl.training.sft import SftParts, fine_tune, resolve_sft
 
 __all__ = ["Trainer"]
 
+Result = TypeVar("Result")
+
 _ENDING = "interrupted: ending the evaluation"
+_SCORING = "interrupted: ending the scoring"
 _SAVING = "interrupted: saving what was learned"
 
 
@@ -161,6 +169,60 @@ class Trainer:
             return parts.told()
 
     @missing_extras()
+    def replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> Summary:
+        """Train from the stored episodes of ``run``, and return what the new run folder's ``summary.json`` holds.
+
+        By default the run is the config's ``replay.run``. Nothing is sampled. With ``rescored`` the config's reward
+        scores the episodes again; without it they keep their rewards. Interrupts and errors are as of ``train``.
+        """
+        with self._configured(None, None) as (config, _):
+            parts = self._replayable(config, run, rescored=rescored)
+            scheduler = build_scheduler(self.plugins, config)
+            self._tell_rate(config, parts)
+            return scheduler.run(lambda: self._to_its_end(partial(train_offline, parts, self.reporter), None))
+
+    @missing_extras()
+    def check_replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> str:
+        """Raise what ``replay`` would raise before it starts anything; nothing is started or written.
+
+        Returns what is going to be trained, in a sentence.
+        """
+        with self._configured(None, None) as (config, _):
+            parts = self._replayable(config, run, rescored=rescored)
+            build_scheduler(self.plugins, config)
+            RunFolder.check(parts.config)
+            return parts.told()
+
+    @missing_extras()
+    def rescore(self, run: str | os.PathLike[str], *rewards: PartLike, phase: Phase = "train") -> list[Rescoring]:
+        """Score the stored episodes of ``run`` by other rewards, and return what each of ``rewards`` makes of them.
+
+        Without any it is the config's. No model is called and nothing is written. ``phase`` says which episodes: those
+        of training, or of an evaluation. Raises ``ConfigError`` or ``PluginError`` for a reward that cannot be built,
+        ``RunError`` where one scores no episode at all, and ``KeyboardInterrupt`` where it is interrupted.
+        """
+        with self._configured(None, None) as (config, _):
+            opened = open_run(run, runs=config.run.dir)
+            named = rewards or (() if config.reward is None else (config.reward,))
+            if not named:
+                raise ConfigError("nothing says which reward to score by", fix="name one of `agentrl list-rewards`")
+            timeout, answers = config.rollout.episode_timeout, config.replay.answer
+            rescorers = [
+                (part.name, Rescorer(Scorer(reward), timeout, answers, phase == "train"))
+                for part in named
+                for reward in [load_reward(self.plugins, part, at="--reward" if rewards else "reward")]
+            ]
+
+            async def scored() -> list[Rescoring]:
+                concurrency = config.rollout.concurrency
+                return [
+                    await rescore(opened, name, rescorer, phase, concurrency, self.reporter)
+                    for name, rescorer in rescorers
+                ]
+
+            return self._measured(scored, _SCORING)
+
+    @missing_extras()
     def evaluate(self, checkpoint: str | Path | None = None, agent: Any = None, *, workflow: Any = None) -> Evaluation:
         """Measure the weights in the folder ``checkpoint``, by default the config's model, on the held-out tasks.
 
@@ -176,7 +238,7 @@ class Trainer:
             parts = resolve_parts(config, self.plugins, target)
             return self._measured(lambda: measure(parts, self.reporter))
 
-    def _tell_rate(self, config: Config, parts: Parts | OnlineParts | SftParts) -> None:
+    def _tell_rate(self, config: Config, parts: Parts | OnlineParts | SftParts | OfflineParts) -> None:
         note = rate_note(config, parts.config, parts.model_folder)
         if note is not None:
             self.reporter.note(f"training.learning_rate is {note}")
@@ -189,14 +251,14 @@ class Trainer:
         with self._interrupts(_SAVING, resumable=True) as interrupts:
             return run_to_end(lambda: running(interrupts, point), interrupts)
 
-    def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Evaluation]]) -> Evaluation:
-        async def main() -> Evaluation:
+    def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Result]], ending: str = _ENDING) -> Result:
+        async def main() -> Result:
             task = asyncio.current_task()
             assert task is not None
             with interrupts.cancelling(task):
                 return await measuring()
 
-        with self._interrupts(_ENDING) as interrupts:
+        with self._interrupts(ending) as interrupts:
             try:
                 measured = run_to_end(main, interrupts)
             except (Exception, asyncio.CancelledError) as error:
@@ -221,6 +283,13 @@ class Trainer:
             if self._run is not None:
                 raise _of_another_command(self._run, "sft")
             config = config.model_copy(update={"sft": SftSection()})  # Which `ineffective_keys` tells of.
+        if config.is_replay:
+            if self._run is not None:
+                raise ConfigError(
+                    f"the run {self._run} trains from stored episodes, and is not resumed",
+                    fix="start it again with agentrl replay, or another from its newest checkpoint with model=RUN",
+                )
+            config = config.model_copy(update={"replay": ReplaySection()})
         if config.is_online and target is None:
             if self._run is not None:
                 raise not_resumed(self._run)
@@ -234,6 +303,15 @@ class Trainer:
             point = replace(point, changed=check_config(parts.config, point.folder.path, self.config.written_at))
         return point, parts
 
+    def _replayable(self, config: Config, run: str | os.PathLike[str] | None, *, rescored: bool) -> OfflineParts:
+        """What a run from stored episodes needs."""
+        if run is not None:
+            section = config.replay.model_copy(update={"run": os.fspath(run)})
+            changed = config.model_copy(update={"replay": section, "sft": SftSection()})
+            changed.remember(config.written_at)
+            config = changed
+        return resolve_offline(config, self.plugins, self.reporter, rescored=rescored)
+
     def _imitable(self, config: Config, data: str | os.PathLike[str] | None) -> tuple[ResumePoint | None, SftParts]:
         """Where the run goes on, if it has begun before, and its parts."""
         if self._run is not None and not config.is_imitation:
@@ -244,7 +322,7 @@ class Trainer:
             config = changed
         point = None if self._run is None else find_resume_point(self._run)
         saved = None if point is None or point.checkpoint is None else point.checkpoint.path
-        parts = resolve_sft(config, self.plugins, self.reporter.activity_started, weights=saved)
+        parts = resolve_sft(config, self.plugins, self.reporter.activity_started, self.reporter.note, weights=saved)
         if point is not None:
             changes = check_config(parts.config, point.folder.path, self.config.written_at)
             point = replace(point, changed=changes)
