@@ -76,7 +76,7 @@ def complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Complete:
         ("train math inference.backend=openai inference.backend.u", ["inference.backend.url="]),
         ("train math reward=numeric-match reward.to", ["reward.tolerance="]),
         ("train math reward=exact-match reward.ignore_case=", ["reward.ignore_case=true", "reward.ignore_case=false"]),
-        ("train math algorithm.objective=", ["algorithm.objective=clip"]),
+        ("train math algorithm.objective=cl", ["algorithm.objective=clip"]),
         ("train math algorithm.objective.clip_h", ["algorithm.objective.clip_high="]),
         ("train calculator agent.kwargs.", ["agent.kwargs.max_turns="]),
         ("train my_agent.py:Agent agent.kwargs.", ["agent.kwargs.depth="]),

@@ -144,7 +144,7 @@ def test_json_holds_the_same(run: Run) -> None:
         ("group_size", 2, "did you mean 'rollout.group_size'?"),
         ("seed=3", 2, "'seed' names no part, so nothing is known of '3' (parts: agent, model, "),
         ("reward=numeric-mach", 2, "did you mean 'numeric-match' or"),
-        ("algorithm.objective=clop", 2, "did you mean 'objective.clip'?"),
+        ("algorithm.objective=clop", 2, "did you mean 'objective.clip'"),
         ("agent=no/such/agent.py:Agent", 2, "agent file 'no/such/agent.py' does not exist (there is no .py file in"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 from agentrl.algorithms.contract import Algorithm
 from agentrl.errors import ConfigError
 
-__all__ = ["check_algorithm"]
+__all__ = ["check_algorithm", "check_command"]
 
 _CRITIC_COLUMN = "value"
 
@@ -28,6 +28,15 @@ def check_algorithm(algorithm: Algorithm, options: Mapping[str, Any], names: Map
             name = names.get(id(part), type(part).__name__)
             raise ConfigError(f"algorithm.{slot}={name} makes no sense here: {found.reason}", fix=found.fix)
     _check_critic(algorithm)
+
+
+def check_command(algorithm: Algorithm, command: str) -> None:
+    """Raise ``ConfigError`` where another command of ``agentrl`` than ``command`` trains with ``algorithm``."""
+    if algorithm.command != command:
+        raise ConfigError(
+            f"algorithm={algorithm.name!r} is not for agentrl {command}: it learns from no reward of an agent",
+            fix=f"train with it by agentrl {algorithm.command}, or name another, such as algorithm=grpo",
+        )
 
 
 def _parts(algorithm: Algorithm) -> Iterator[tuple[str, object]]:

@@ -99,7 +99,6 @@ def entry_json(entry: Entry, entries: Sequence[Entry], sources: Sources | None =
 list_rewards = _list_verb("rewards", "List the reward functions.")
 list_tasks = _list_verb("tasks", "List the task sets.")
 list_models = _list_verb("models", "List the bundled models.")
-list_algorithms = _list_verb("algorithms", "List the algorithms and their parts.", "parts")
 list_backends = _list_verb("backends", "List the inference engines.")
 list_dialects = _list_verb("dialects", "List the wire protocols that the gateway serves.")
 list_normalisers = _list_verb("normalisers", "List the rules for texts of the system that change.")

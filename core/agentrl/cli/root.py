@@ -181,7 +181,7 @@ VERBS = {
     "list-rewards": Verb(f"{_LISTING}:list_rewards", "List the reward functions."),
     "list-tasks": Verb(f"{_LISTING}:list_tasks", "List the task sets."),
     "list-models": Verb(f"{_LISTING}:list_models", "List the bundled models."),
-    "list-algorithms": Verb(f"{_LISTING}:list_algorithms", "List the algorithms and their parts."),
+    "list-algorithms": Verb("agentrl.cli.algorithms:list_algorithms", "List the algorithms and their parts."),
     "list-backends": Verb(f"{_LISTING}:list_backends", "List the inference engines."),
     "list-dialects": Verb(f"{_LISTING}:list_dialects", "List the wire protocols that the gateway serves."),
     "list-normalisers": Verb(f"{_LISTING}:list_normalisers", "List the rules for texts of the system that change."),

@@ -22,6 +22,7 @@ __all__ = [
     "default_node",
     "default_of",
     "fields_of",
+    "given_to",
     "is_short",
     "literal",
     "section_of",
@@ -72,6 +73,29 @@ def declared(target: str, kind: str, sources: Sources) -> Declared | None:
         return None
     found = _made_of(definition, sources)
     return Declared(_sentence(definition.doc or found.doc), tuple(_keys(found, kind, sources)))
+
+
+def given_to(target: str, sources: Sources) -> dict[str, Any]:
+    """The keyword arguments of the call that makes an entry's ``target``, as ``literal`` reads them.
+
+    Of ``replace(other, …)`` those of ``other`` too. Empty where the target is not made by a call, or has no source.
+    """
+    definition = sources.target(target)
+    return {} if definition is None else _given(definition, sources)
+
+
+def _given(definition: Definition, sources: Sources) -> dict[str, Any]:
+    node = definition.node
+    call = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    if not isinstance(call, ast.Call):
+        return {}
+    given = {keyword.arg: literal(keyword.value) for keyword in call.keywords if keyword.arg}
+    replaced = sources.meant(call.args[0], definition.module) if call.args and _is_replace(call) else None
+    return given if replaced is None else {**_given(replaced, sources), **given}
+
+
+def _is_replace(call: ast.Call) -> bool:
+    return ast.unparse(call.func).rpartition(".")[2] == "replace"
 
 
 def fields_of(definition: Definition, sources: Sources) -> Iterator[Key]:
@@ -138,10 +162,12 @@ def _keys(definition: Definition, kind: str, sources: Sources) -> Iterator[Key]:
 
 def _slots(call: ast.Call) -> Iterator[Key]:
     """Of a choice of parts, the parts: each may be replaced, or given keys."""
-    for keyword in call.keywords:
-        chosen = literal(keyword.value)
-        if keyword.arg and isinstance(chosen, dict) and "name" in chosen:
-            yield Key(keyword.arg, "name, or {name: …, its keys}", str(chosen["name"]), "", short=True)
+    given = {keyword.arg: literal(keyword.value) for keyword in call.keywords if keyword.arg}
+    if ast.unparse(call.func).rpartition(".")[2] == "Preset":
+        given.setdefault("filter", {"name": "filter.none"})
+    for slot, chosen in given.items():
+        if isinstance(chosen, dict) and "name" in chosen:
+            yield Key(slot, "name, or {name: …, its keys}", str(chosen["name"]), "", short=True)
 
 
 def _parameters(definition: Definition, kind: str, skipped: int, sources: Sources) -> Iterator[Key]:

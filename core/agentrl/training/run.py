@@ -12,6 +12,7 @@ from agentrl.algorithms.batch import qualifies
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.filters import NoFilter
+from agentrl.algorithms.soundness import check_command
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.learner.learner import Learner
@@ -140,6 +141,7 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     training = parts.config.training
     check_learner(parts.model_folder, training, reporter.note)
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
+    check_command(algorithm, "train")
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
     if replaced and all(isinstance(each, NoFilter) for each in algorithm.filter):
         reporter.warning(
