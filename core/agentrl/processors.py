@@ -12,7 +12,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_device", "limit_threads", "usable_processors"]
+__all__ = ["find_device", "has_bfloat16_units", "limit_threads", "usable_processors"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _DEVICE_FIX = "use auto, cpu, cuda or cuda:N"
@@ -36,6 +36,16 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def has_bfloat16_units() -> bool:
+    """Returns whether the CPU multiplies matrices of bfloat16 by units of its own, as AMX and AVX512-BF16 are.
+
+    Units are no promise of speed: AMX has many times the speed of float32, AVX512-BF16 at times less than it.
+    """
+    import torch
+
+    return any(bool(has) for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def limit_threads(count: int) -> None:

@@ -14,7 +14,8 @@ from tests.inference.torch_backends import complete, off_by, plain_greedy, serve
 from transformers import PreTrainedModel
 
 from agentrl.errors import BackendError
-from agentrl.inference.contract import Capabilities, Chunk
+from agentrl.inference.contract import BackendContext, Capabilities, Chunk
+from agentrl.inference.engine import loading
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.fused import FusedNetwork
 from agentrl.inference.families import FAMILIES, Undescribed, describe
@@ -96,3 +97,44 @@ def test_a_model_of_no_known_family_runs_plain_and_says_so(tmp_path: Path) -> No
 def test_capped_scores_have_no_reproducible_kernel() -> None:
     with pytest.raises(BackendError, match="its attention caps its scores"):
         FusedNetwork(family_model("gemma2-caps"), reproducible=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "units", "expected"),
+    [
+        ("auto", "auto", True, torch.float32),
+        ("auto", "bfloat16", True, torch.bfloat16),
+        ("auto", "bfloat16", False, torch.float32),
+        ("bfloat16", "float32", False, torch.bfloat16),
+        ("float32", "bfloat16", True, torch.float32),
+    ],
+)
+def test_the_type_follows_the_learner_where_the_processor_has_units_for_it(
+    dtype: str, precision: str, units: bool, expected: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "has_bfloat16_units", lambda: units)
+    context = BackendContext(
+        models.saved(models.qwen3(), tmp_path), precision=precision, options={"dtype": dtype, "device": "cpu"}
+    )
+
+    async def held() -> set[str]:
+        backend = TorchBackend(context)
+        await backend.start()
+        tensors = (await backend.held_weights()).tensors
+        await backend.stop()
+        return {each.dtype for each in tensors.values()}
+
+    assert asyncio.run(held()) == {str(expected).removeprefix("torch.")}
+
+
+@pytest.mark.parametrize("name", ["gemma2-caps", "olmo3-windows", "phi3-window", "qwen3-windows"])
+def test_in_bfloat16_a_family_stays_near_the_float32_forward(name: str, tmp_path: Path) -> None:
+    model = family_model(name)
+
+    async def use(backend: TorchBackend) -> tuple[Capabilities, Chunk]:
+        return await backend.start(), await complete(backend, [5, 6, 7, 8], seed=1, max_tokens=20)
+
+    capabilities, chunk = served(models.saved(model, tmp_path), use, device="cpu", dtype="bfloat16")
+    assert capabilities.notes == ()
+    assert not capabilities.reproducible
+    assert off_by(model, [5, 6, 7, 8], chunk) < 0.15

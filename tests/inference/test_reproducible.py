@@ -18,7 +18,7 @@ from tests.inference.torch_backends import serving
 from agentrl.config.models import ModelSection
 from agentrl.errors import BackendError, ConfigError
 from agentrl.inference.contract import BackendContext
-from agentrl.inference.engine import arithmetic
+from agentrl.inference.engine import arithmetic, loading
 from agentrl.inference.engine import fused as network
 from agentrl.inference.engine.arithmetic import QuickArithmetic
 from agentrl.inference.engine.backend import TorchBackend
@@ -111,3 +111,11 @@ def test_elsewhere_it_is_refused(options: dict[str, str], tiny: Path, monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"inference.backend.reproducible=true needs float32 on the CPU"):
         TorchBackend(BackendContext(tiny, options={"reproducible": True, **options}))
+
+
+def test_it_is_refused_where_the_engine_follows_the_learner_to_bfloat16(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "has_bfloat16_units", lambda: True)
+    with pytest.raises(ConfigError, match=r"the type bfloat16 \(.*dtype is auto, training.precision bfloat16\)"):
+        TorchBackend(BackendContext(tiny, precision="bfloat16", options={"reproducible": True, "device": "cpu"}))

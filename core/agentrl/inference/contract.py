@@ -337,6 +337,8 @@ class BackendContext:
     seed: int = 0
     max_concurrency: int = 64
     """How many completions the run wants to sample at once."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``training.precision``: what the learner computes in, which an engine without a type of its own follows."""
     options: dict[str, object] = field(default_factory=dict)
     """The keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
     logs: Path | None = None

@@ -127,6 +127,7 @@ def build_backend(
         version=version,
         seed=parts.config.seed,
         max_concurrency=parts.config.rollout.concurrency,
+        precision=parts.config.training.precision,
         options=part.options,
         logs=logs,
         say=say,

@@ -64,7 +64,7 @@ class TorchBackend:
         self._context = context
         self._settings = settings or _settings(context.options)
         find_device(self._settings.device, "inference.backend.device")
-        check_reproducible(self._settings)
+        check_reproducible(self._settings, context.precision)
         self._thread: EngineThread | None = None
 
     async def start(self) -> Capabilities:

@@ -23,9 +23,9 @@ from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
 from agentrl.inference.families import Undescribed
 from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.merging import load_whole
-from agentrl.processors import find_device, limit_threads
+from agentrl.processors import find_device, has_bfloat16_units, limit_threads
 
-__all__ = ["TorchSettings", "check_reproducible", "load_engine", "threads_for"]
+__all__ = ["TorchSettings", "check_reproducible", "dtype_of", "load_engine", "threads_for"]
 
 _LONGEST_DEFAULT = 32768
 _PREFIX_TOKENS = 65536
@@ -43,7 +43,8 @@ class TorchSettings(Section):
     device: str = "auto"
     """Where to sample: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and KV cache; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """Type of weights and KV cache. `auto` follows `training.precision`, bfloat16 on a CPU only where it has units for
+    it (AMX, AVX512-BF16); where that is `auto` too, it is bfloat16 on CUDA and float32 elsewhere."""
     context_length: int | None = Field(None, ge=2)
     """Most tokens of prompt and completion together; null for what the model's config says, at most 32768."""
     max_batch_tokens: int = Field(2048, ge=1)
@@ -67,14 +68,18 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
     Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
     """
     adapter = None if context.adapter is None else context.adapter.folder
-    model = _load_model(context.model_folder if adapter is None else adapter, settings)
+    device = find_device(settings.device, "inference.backend.device")
+    dtype = dtype_of(settings, context.precision, device)
+    model = _load_model(context.model_folder if adapter is None else adapter, device, dtype)
     limit_threads(settings.threads or threads_for(model))
     decoder = _decoder(model, settings)
     context_length = _context_length(decoder, settings)
     tokenizer = _load_tokenizer(context.model_folder)
     grammars = Grammars(tokenizer, decoder.vocabulary) if tokenizer is not None and available() else None
     texts = cast("TextDecoder | None", tokenizer)
-    limits = EngineLimits(decoder.vocabulary, context_length, texts, grammars, decoder.reproducible, _notes(decoder))
+    limits = EngineLimits(
+        decoder.vocabulary, context_length, texts, grammars, decoder.reproducible, _notes(decoder, context)
+    )
     affordable = _kv_tokens_in_memory(decoder.layout)
     kv_tokens = settings.kv_cache_tokens or affordable
     batch = DecodeBatch(decoder.layout, context.max_concurrency, context_length, kv_tokens)
@@ -91,12 +96,18 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
     )
 
 
-def _notes(decoder: Decoder) -> tuple[str, ...]:
+def _notes(decoder: Decoder, context: BackendContext) -> tuple[str, ...]:
     """What whoever starts the engine should know of it."""
-    if decoder.plain_because is None:
-        return ()
-    name = type(decoder.model).__name__
-    return (f"the engine runs {name} by transformers' own forward, which is slower: {decoder.plain_because}",)
+    notes = []
+    if decoder.plain_because is not None:
+        name = type(decoder.model).__name__
+        notes.append(f"the engine runs {name} by transformers' own forward, which is slower: {decoder.plain_because}")
+    if context.precision == "bfloat16" and decoder.layout.dtype == torch.float32 and not has_bfloat16_units():
+        notes.append(
+            "the engine samples in float32 and not, as training.precision says, in bfloat16, for which this "
+            "processor has no units"
+        )
+    return tuple(notes)
 
 
 def threads_for(model: nn.Module) -> int:
@@ -104,14 +115,26 @@ def threads_for(model: nn.Module) -> int:
     return 1 if _is_small(model) else torch.get_num_threads()
 
 
-def check_reproducible(settings: TorchSettings) -> None:
+def dtype_of(settings: TorchSettings, precision: str, device: torch.device) -> torch.dtype:
+    """Returns the type of weights and KV cache on ``device``, where the learner computes in ``precision``."""
+    if settings.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return dtype
+    if device.type == "cuda":
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16_units() else torch.float32
+
+
+def check_reproducible(settings: TorchSettings, precision: str) -> None:
     """Raise ``ConfigError`` where ``reproducible`` is asked for on a device or with numbers that cannot be."""
     if settings.reproducible is True:
         device = find_device(settings.device, "inference.backend.device")
-        if device.type != "cpu" or settings.dtype not in ("auto", "float32"):
+        dtype = dtype_of(settings, precision, device)
+        if device.type != "cpu" or dtype != torch.float32:
             raise ConfigError(
                 f"inference.backend.reproducible=true needs float32 on the CPU; the device is {device}, "
-                f"inference.backend.dtype is {settings.dtype}",
+                f"the type {str(dtype).removeprefix('torch.')} (inference.backend.dtype is {settings.dtype}, "
+                f"training.precision {precision})",
                 fix="set inference.backend.device to cpu and dtype to float32, or leave reproducible at auto",
             )
 
@@ -120,10 +143,7 @@ def _is_small(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) < _SMALL
 
 
-def _load_model(folder: Path, settings: TorchSettings) -> PreTrainedModel:
-    device = find_device(settings.device, "inference.backend.device")
-    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = automatic if settings.dtype == "auto" else getattr(torch, settings.dtype)
+def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     try:
         model = load_whole(folder, dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
