@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from agentrl.algorithms.batch import build_batch
 from agentrl.algorithms.contract import Algorithm, ByCall, ComparedGroup, Membership, StepAdvantage
 from agentrl.learner.attention import NAME
 from agentrl.learner.contract import CorrectionTerms, ObjectiveTerms, PenaltyTerms
@@ -25,6 +24,7 @@ from agentrl.learner.packing import pack
 from agentrl.learner.policy import Policy
 from agentrl.rollout.contract import Episode, Group
 from agentrl.tokens.contract import Position, TokenTree
+from agentrl.training.columns import Columns, Scored
 
 Gradient = dict[str, Tensor]
 
@@ -85,7 +85,10 @@ def reference_gradient(
     reference: PreTrainedModel | None = None,
     version: int = 0,
 ) -> tuple[float, Gradient]:
-    """Loss and gradient of ``algorithm`` over ``groups`` by plain forwards of ``model``, and of its ``reference``."""
+    """Loss and gradient of ``algorithm`` over ``groups`` by plain forwards of ``model``.
+
+    ``reference`` is the other model that the algorithm needs, if any: its reference or its teacher.
+    """
     table = plain_rows(groups, algorithm)
     lengths = [row.completion for row in table]
     membership = Membership(
@@ -118,12 +121,14 @@ def _row_loss(
     age = version - torch.tensor(row.versions, dtype=logprob.dtype)
     anchor = algorithm.correction(CorrectionTerms(logprob.detach(), behaviour, age, calls))
     advantage = torch.full_like(behaviour, row.advantage)
-    terms = ObjectiveTerms(logprob, anchor.logprob, advantage, calls, behaviour)
-    loss = algorithm.objective(terms).loss * anchor.weight
     extra = {}
     if reference is not None:
         _attend_plainly(reference)
         extra["reference"] = _row_logprobs(reference, row).detach().gather(1, sampled[:, None])[:, 0]
+    if "teacher" in algorithm.columns:
+        advantage = (extra["reference"] - behaviour).clamp(-20, 20)
+    terms = ObjectiveTerms(logprob, anchor.logprob, advantage, calls, behaviour)
+    loss = algorithm.objective(terms).loss * anchor.weight
     for penalty in algorithm.penalties:
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         loss = loss + penalty.coefficient * penalty(PenaltyTerms(logprob, entropy, behaviour, extra))
@@ -164,10 +169,12 @@ def _attend_plainly(model: PreTrainedModel) -> None:
 
 
 def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest, reference=None, version=0):
-    batch, _ = build_batch(groups, algorithm)
-    if reference is not None:
-        scores = Policy(reference).score_paths(batch.targets, batch.paths, tokens_per_batch)
-        batch = replace(batch, extra={"reference": scores.logprob})
+
+    def score(batch):
+        return Scored(Policy(reference).score_paths(batch.targets, batch.paths, tokens_per_batch).logprob)
+
+    scorers = {} if reference is None else dict.fromkeys(algorithm.columns, score)
+    batch = Columns(algorithm, scorers).prepare(groups).batch
     passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=forest)
     model.zero_grad()
     metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss, version=version)

@@ -94,7 +94,7 @@ def test_trees_cut_into_bins(kind, tokens_per_batch):
 OF_EPISODES = [
     {"name": entry.name}
     for entry in Plugins().entries("algorithms")
-    if not build({"name": entry.name}).columns  # What models score first has tests of its own.
+    if entry.name not in ("distill", "ppo")  # What models score first has tests of its own.
 ]
 REINFORCE = {"name": "rloo", "normalisation": "token"}
 OTHER_PARTS = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.algorithms.algorithms import grpo
+from tests.algorithms.algorithms import build, grpo
 from tests.algorithms.episodes import Recorder, wandering_groups
 from tests.learner.models import VOCABULARY, in_small_blocks, qwen3, takes_forest
 from tests.learner.reference import forest_gradient, reference_gradient, relative_difference
@@ -55,6 +55,17 @@ def test_the_gradient_through_the_forest_is_that_of_separate_rows(model, referen
     assert relative_difference(gradient, expected) < EXACT
     _, plain = forest_gradient(model, groups, grpo(), tokens_per_batch)
     assert relative_difference(gradient, plain) > 0.01
+
+
+@pytest.mark.parametrize("tokens_per_batch", [64, 8192])
+def test_the_gradient_of_a_distillation_is_that_of_separate_rows(model, reference, tokens_per_batch):
+    groups = wandering_groups(random.Random(12), VOCABULARY, calls=4, newest=3)
+    distill = build({"name": "distill", "advantage": {"model": "x"}})
+    loss, gradient = forest_gradient(model, groups, distill, tokens_per_batch, reference, version=3)
+    expected_loss, expected = reference_gradient(model, groups, distill, reference, version=3)
+    takes_forest(model), takes_forest(reference)
+    assert loss == pytest.approx(expected_loss, rel=EXACT)
+    assert relative_difference(gradient, expected) < EXACT
 
 
 def test_penalties_train_what_no_advantage_does(model, reference):

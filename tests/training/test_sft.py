@@ -174,6 +174,8 @@ def test_what_does_not_fit_a_pass_is_counted(folder: Path, chats: Path) -> None:
         (["sft.epochs=2", "training.steps=3"], "both say how long to train"),
         (["sft.min_reward=1"], "chooses episodes of a run"),
         (["algorithm=grpo"], "compares episodes by their rewards"),
+        (["algorithm={name: sft, penalties: [kl]}"], "agentrl sft does not ask"),
+        (["training.minibatches=2"], "a step of agentrl sft is one update"),
     ],
 )
 def test_settings_without_sense_are_refused(folder: Path, chats: Path, settings: list[str], problem: str) -> None:

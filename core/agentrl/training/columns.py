@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agentrl.training.score_log import ScoreLog
     from agentrl.training.teachers import EndpointTeacher
 
-__all__ = ["Columns", "Prepared"]
+__all__ = ["Columns", "Prepared", "Scored", "Scorer"]
 
 
 class Scored(NamedTuple):
@@ -45,6 +45,7 @@ class Scored(NamedTuple):
 
 
 Scorer = Callable[[TrainBatch], Scored]
+"""A model that says something of every term of a batch."""
 
 
 class Prepared(NamedTuple):

@@ -175,6 +175,19 @@ def _with_algorithm(config: Config, plugins: Plugins) -> tuple[Config, Algorithm
             fix=f"leave it out, or set algorithm={_PRESET} with keys of its own",
             key="algorithm",
         )
+    if algorithm.columns:
+        raise ConfigError(
+            f"algorithm={part.name!r} needs what models say of every token ({', '.join(algorithm.columns)}), which "
+            "agentrl sft does not ask",
+            fix="leave out what needs it, such as penalty.kl",
+            key="algorithm",
+        )
+    if config.training.minibatches > 1:
+        raise ConfigError(
+            f"training.minibatches={config.training.minibatches} has no effect: a step of agentrl sft is one update",
+            fix="leave it out, and set sft.conversations_per_step to the conversations of an update",
+            key="training.minibatches",
+        )
     changed = config.model_copy(update={"algorithm": part})
     changed.remember(config.written_at)
     return changed, algorithm
