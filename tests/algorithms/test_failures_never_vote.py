@@ -20,13 +20,14 @@ from agentrl.rollout.contract import Failure, Group
 PLUGINS = Plugins()
 PRESETS = sorted(entry.qualified for entry in PLUGINS.entries("algorithms"))
 NEEDED = {
+    "agentrl-core/distill": {"advantage": {"model": "x"}},
     "filter.reward_bounds": {"high": 0.6},
     "normalisation.constant": {"length": 7},
     "shaping.clip": {"high": 0.7},
     "shaping.over_long": {"longest": 9, "margin": 6},
     "shaping.scale": {"factor": 2.0},
 }
-"""Keys without which a part cannot be built, or does nothing here."""
+"""Keys without which a preset or a part cannot be built, or does nothing here."""
 
 
 OF_TOKENS = ("advantage.gae", "advantage.teacher")
@@ -39,7 +40,7 @@ def parts(slot):
 
 
 ALGORITHMS = [
-    *({"name": preset} for preset in PRESETS),
+    *({"name": preset, **NEEDED.get(preset, {})} for preset in PRESETS),
     *({"name": "grpo", slot: part} for slot in ("credit", "normalisation", "filter") for part in parts(slot)),
     *({"name": "dr_grpo", "shaping": part} for part in parts("shaping")),
     *({"name": "grpo", "advantage": part} for part in parts("advantage") if part["name"] not in OF_TOKENS),
