@@ -10,7 +10,7 @@ from agentrl import load_config
 from agentrl.learner.folder import save_model
 from agentrl.plugins import Plugins
 from agentrl.tokens.selection import load_renderer
-from agentrl.training.parts import rate_note, resolve_parts, with_learning_rate
+from agentrl.training.parts import resolve_parts
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,3 @@ def test_turns_of_a_run_end_as_the_models_files_list(folder):
 def test_turns_of_a_checkpoint_end_as_those_of_its_model(folder, tmp_path):
     save_model(AutoModelForCausalLM.from_pretrained(folder), folder, tmp_path / "saved")
     assert load_renderer(tmp_path / "saved").stop_ids == load_renderer(folder).stop_ids
-
-
-def test_a_learning_rate_of_auto_becomes_a_number_by_the_model(tiny_folder):
-    config = load_config(None, environ={})
-    chosen = with_learning_rate(config, tiny_folder)
-    assert chosen.training.learning_rate == 1e-4
-    assert rate_note(config, chosen, tiny_folder) == "auto: 0.0001 for a model of 436 thousand parameters"
-    adapted = load_config(None, "training.lora=4", environ={})
-    assert with_learning_rate(adapted, tiny_folder).training.rate == 1e-3
-    assert with_learning_rate(chosen, tiny_folder) is chosen
-    assert rate_note(chosen, chosen, tiny_folder) is None

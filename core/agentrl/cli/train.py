@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
     from agentrl.runs.contract import Summary
+    from agentrl.training.choices import Choice
 
 __all__ = ["print_settings", "print_summary", "run_to_resume", "train"]
 
@@ -138,12 +138,14 @@ def _evaluation(config: Config, summary: Summary) -> str | None:
     return shlex.join([program(), "eval", summary.checkpoint])
 
 
-def print_settings(resolved: Resolved, chosen: Mapping[str, tuple[Any, str]] = MappingProxyType({})) -> None:
+def print_settings(resolved: Resolved, chosen: Sequence[Choice] = ()) -> None:
     """Print one line a key: the key, its value, and where it was set, or why a run has ``chosen`` it for `auto`."""
     values = resolved.config.model_dump(mode="json")
     settings = {key: (_at(values, key), place) for key, place in resolved.provenance.items()}
-    for key, (value, why) in chosen.items():
-        settings[key] = (value, f"{settings[key][1]}, {why}" if key in settings else why)
+    for choice in chosen:
+        inside = [key for key in settings if key.startswith(f"{choice.key}.")]
+        written = next((settings.pop(key)[1] for key in [choice.key, *inside] if key in settings), "default")
+        settings[choice.key] = (choice.value, f"{written}, {choice.why}")
     print_columns([(key, _shown(value), place) for key, (value, place) in settings.items()])
 
 

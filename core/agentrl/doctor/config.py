@@ -27,6 +27,7 @@ def config(case: Case) -> Iterator[Finding]:
     case.plugins.hook.agentrl_configure(config=case.config)
     case.doing(f"resolving agent {case.config.agent.name}, tasks and reward")
     case.parts = parts = resolve_parts(case.config, case.plugins)
+    case.resolved = replace(case.resolved, config=parts.config)  # A run chooses what is open.
     case.resolved = replace(case.resolved, config=parts.config)
     case.backend = build_backend(parts, version=0, say=case.doing)
     case.algorithm = build_algorithm(case.plugins, case.config.algorithm, updates=case.config.training.minibatches)

@@ -37,11 +37,12 @@ from agentrl.runs.folder import RunFolder
 from agentrl.runs.reader import Run, open_run
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.checkpoints import Conversing
+from agentrl.training.choices import with_learning_rate
 from agentrl.training.columns import Columns
 from agentrl.training.course import Course, check_learner, recording
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
-from agentrl.training.parts import load_chat, with_learning_rate
+from agentrl.training.parts import load_chat
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import OpenGroups
 from agentrl.training.rescoring import Rescorer

@@ -41,7 +41,8 @@ from agentrl.runs.reader import Run
 from agentrl.tokens.renderer import Renderer
 from agentrl.training.backends import check_takes_weights, untrainable
 from agentrl.training.checkpoints import Conversing
-from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, load_chat, with_learning_rate
+from agentrl.training.choices import with_learning_rate
+from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, load_chat
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import OpenGroups
 from agentrl.training.requests import LARGEST_VERSION

@@ -29,8 +29,7 @@ from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.sampling import resolve_sampling
 from agentrl.inference.adapter_folder import base_of, tokenizer_folder
 from agentrl.inference.contract import Capabilities
-from agentrl.inference.model_folder import count_parameters, find_model
-from agentrl.learner.rate import with_rate
+from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.plugins.entries import CORE, normalised
 from agentrl.rewards import load_reward
@@ -43,6 +42,7 @@ from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
 from agentrl.training.backends import check_takes_weights, is_chat
 from agentrl.training.checkpoints import Conversing, read_checkpoint
+from agentrl.training.choices import with_learning_rate, with_suggestions
 from agentrl.training.interrupts import run_to_end
 
 if TYPE_CHECKING:
@@ -57,11 +57,9 @@ __all__ = [
     "check_sampling",
     "default_tasks",
     "load_chat",
-    "rate_note",
     "resolve_episode_parts",
     "resolve_executor",
     "resolve_parts",
-    "with_learning_rate",
 ]
 
 _log = logging.getLogger(__name__)
@@ -103,6 +101,7 @@ def resolve_parts(config: Config, plugins: Plugins, agent: Any = None, *, weight
     first name that stands for nothing, and for a backend whose model is no folder.
     """
     check_takes_weights(config, plugins)
+    config = with_suggestions(config, plugins)
     common = resolve_episode_parts(config, plugins, agent)
     with about("model.name"):
         folder = find_model(plugins, config.model) if weights is None else weights
@@ -129,29 +128,6 @@ def _named(config: Config, folder: Path) -> Config:
     if folder.parent.name != "checkpoints" or folder.parent.parent != Path(os.path.expanduser(config.model.name)):
         return config
     return config.naming("model", str(folder))
-
-
-def with_learning_rate(config: Config, folder: Path) -> Config:
-    """``config`` with a number for a learning rate that is `auto`, by the model in ``folder``.
-
-    The run's folder keeps the number, so that a run that is resumed goes on with it.
-    """
-    if config.training.learning_rate != "auto":
-        return config
-    return config.setting("training", with_rate(config.training, count_parameters(folder)))
-
-
-def rate_note(before: Config, after: Config, folder: Path) -> str | None:
-    """Which learning rate `auto` has become between two configurations; ``None`` where it was not `auto`."""
-    if before.training.learning_rate != "auto":
-        return None
-    whose = "an adapter of a model of" if after.training.lora is not None else "a model of"
-    parameters = count_parameters(folder)
-    unit, divisor = next((each for each in _UNITS if parameters >= each[1]), ("", 1))
-    return f"auto: {after.training.rate:g} for {whose} {parameters / divisor:.3g}{unit} parameters"
-
-
-_UNITS = ((" billion", 10**9), (" million", 10**6), (" thousand", 10**3))
 
 
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:

@@ -33,11 +33,12 @@ from agentrl.runs.metrics import MetricsReader, cut_after
 from agentrl.runs.reader import Run, open_run
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.checkpoints import Conversing, read_checkpoint
+from agentrl.training.choices import with_learning_rate
 from agentrl.training.course import Course, check_learner, recording
 from agentrl.training.dialogues import read_dialogues
 from agentrl.training.examples import Example, digest_of, example_of_dialogue, example_of_episode
 from agentrl.training.interrupts import Interrupts
-from agentrl.training.parts import Chat, load_chat, with_learning_rate
+from agentrl.training.parts import Chat, load_chat
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.resume import ResumePoint
 from agentrl.training.sft_loop import Order, SftLoop

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,13 @@ from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.reader import open_run
 from agentrl.training.backends import is_chat, named_by_endpoint
+from agentrl.training.choices import Choice, choices, told
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.offline import OfflineParts, resolve_offline, train_offline
 from agentrl.training.online import OnlineParts, not_resumed, resolve_online
-from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, rate_note, resolve_episode_parts, resolve_parts
+from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
 from agentrl.training.rescoring import Rescorer, Rescoring, rescore
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
@@ -123,14 +124,14 @@ class Trainer:
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
             scheduler = build_scheduler(self.plugins, config)
-            self._tell_rate(config, parts)
+            self._tell_choices(config, parts)
             return scheduler.run(lambda: self._to_its_end(partial(train, parts, self.reporter), point))
 
     @missing_extras()
-    def check(self, agent: Any = None, *, workflow: Any = None) -> Mapping[str, tuple[Any, str]]:
+    def check(self, agent: Any = None, *, workflow: Any = None) -> Sequence[Choice]:
         """Raise what ``train`` would raise before it starts anything; nothing is started or written.
 
-        Returns the keys that are `auto` and that a run would resolve: the value of each, and where that comes from.
+        Returns what a run would choose where the config leaves it open: a key, its value, and why.
         """
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
@@ -138,8 +139,7 @@ class Trainer:
             if point is None:
                 RunFolder.check(parts.config)
             build(parts, self.reporter)
-            note = rate_note(config, parts.config, parts.model_folder)
-        return {} if note is None else {"training.learning_rate": (parts.config.training.rate, note)}
+            return choices(config, parts.config, self.plugins, parts.model_folder)
 
     @missing_extras()
     def sft(self, data: str | os.PathLike[str] | None = None) -> Summary:
@@ -152,7 +152,7 @@ class Trainer:
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
             scheduler = build_scheduler(self.plugins, config)
-            self._tell_rate(config, parts)
+            self._tell_choices(config, parts)
             return scheduler.run(lambda: self._to_its_end(partial(fine_tune, parts, self.reporter), point))
 
     @missing_extras()
@@ -178,7 +178,7 @@ class Trainer:
         with self._configured(None, None) as (config, _):
             parts = self._replayable(config, run, rescored=rescored)
             scheduler = build_scheduler(self.plugins, config)
-            self._tell_rate(config, parts)
+            self._tell_choices(config, parts)
             return scheduler.run(lambda: self._to_its_end(partial(train_offline, parts, self.reporter), None))
 
     @missing_extras()
@@ -236,12 +236,14 @@ class Trainer:
                 talking = resolve_episode_parts(config, self.plugins, target)
                 return self._measured(lambda: measure_endpoint(talking, self.reporter))
             parts = resolve_parts(config, self.plugins, target)
+            self._tell_choices(config, parts, "training.")
             return self._measured(lambda: measure(parts, self.reporter))
 
-    def _tell_rate(self, config: Config, parts: Parts | OnlineParts | SftParts | OfflineParts) -> None:
-        note = rate_note(config, parts.config, parts.model_folder)
-        if note is not None:
-            self.reporter.note(f"training.learning_rate is {note}")
+    def _tell_choices(self, config: Config, parts: Parts | OnlineParts | SftParts | OfflineParts, *unused: str) -> None:
+        """Say what the run has chosen; keys that begin as ``unused`` say mean nothing to it."""
+        for choice in choices(config, parts.config, self.plugins, parts.model_folder):
+            if not choice.key.startswith(unused):
+                self.reporter.note(f"{choice.key} is {told(choice.value)}, {choice.why}")
 
     def _to_its_end(
         self,

@@ -41,9 +41,20 @@ def test_it_learns_sums_of_one_digit(tmp_path):
     assert (measured["reward"], measured["reward_greedy"]) == after
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2], ids="seed{}".format)
+@pytest.mark.parametrize("adapter", [(), ("training.lora=16",)], ids=["whole", "lora"])
+@pytest.mark.parametrize("agent", ["math", "multi_turn_math"])
+def test_bundled_agents_learn_with_the_defaults(tmp_path, agent, adapter, seed):
+    agentrl(tmp_path, "train", agent, MODEL, *adapter, f"seed={seed}", "run.name=run")
+    summary: dict[str, Any] = json.loads((tmp_path / "runs/run/summary.json").read_text())
+    before, after, seconds = summary["reward_before"], summary["reward_after"], summary["seconds"]
+    print(f"{agent} {adapter} seed {seed}: {before:.3f} to {after:.3f} in {seconds:.0f} s")
+    assert after - before >= 0.3
+
+
 @pytest.mark.parametrize(
     ("arguments", "learns"),
-    [(("one-digit-sums", *TASKS, RATE), True), (("math",), False)],
+    [(("one-digit-sums", *TASKS, RATE), True), (("math", "tasks.train=arithmetic"), False)],
     ids=["sums that it can learn", "sums that are beyond it"],
 )
 def test_doctor_says_whether_it_would_learn(tmp_path, arguments, learns):
