@@ -174,6 +174,7 @@ VERBS = {
     "replay": Verb("agentrl.cli.replay:replay", "Score the episodes of a run again, or train from them."),
     "eval": Verb("agentrl.cli.eval:evaluate", "Measure a checkpoint on held-out tasks."),
     "serve": Verb("agentrl.cli.serve:serve", "Serve a model to agents that run elsewhere."),
+    "export": Verb("agentrl.cli.export:export", "Write a checkpoint as a model for other programs."),
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
     "config": Verb("agentrl.cli.config:config", "Show the keys of a configuration, and what they mean."),
     "doctor": Verb("agentrl.cli.doctor:doctor", "Find out whether an agent can be trained here."),
