@@ -187,6 +187,9 @@ class Capabilities:
     sampling is always honoured."""
     reproducible: bool = False
     """Whether ids and logprobs of a request have the same bits whatever else the backend does beside it."""
+    keeps_adapters: bool = False
+    """Whether a request that is in flight when an update brings another adapter goes on under the one that it began
+    with, whose version all its tokens carry. Else it goes on under the new one, as at every update."""
     notes: tuple[str, ...] = ()
     """What whoever starts the backend should be told, such as why it is slower than it could be: sentences without a
     full stop."""
@@ -386,8 +389,10 @@ class Backend(Protocol):
         Tokens sampled after it returns carry ``weights.version``. Requests in flight pause between two tokens, keep
         what they have, and go on under the new weights, with their KV or without it as ``BackendContext.in_flight``
         says; a token's version is that of the weights that produced its logits. No prefix that was computed under
-        old weights, even in part, is used for another request. The weights are borrowed: they may be read until this
-        method returns, and not later. Raises ``BackendError`` where they cannot be taken.
+        old weights, even in part, is used for another request. At an update that brings an adapter, a backend with
+        ``Capabilities.keeps_adapters`` lets requests in flight go on under the old one to their end. The weights are
+        borrowed: they may be read until this method returns, and not later. Raises ``BackendError`` where they cannot
+        be taken.
         """
         ...
 

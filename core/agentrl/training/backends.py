@@ -103,9 +103,16 @@ def named_by_endpoint(config: Config) -> Config:
 
 
 def build_backend(
-    parts: BackendParts, version: int, *, logs: Path | None = None, say: Callable[[str], None] = lambda text: None
+    parts: BackendParts,
+    version: int,
+    *,
+    logs: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    trains: bool = True,
 ) -> Backend:
     """The backend that the config names, not started; the model folder's weights are of policy version ``version``.
+
+    ``trains`` says whether it will be given new weights: whole ones, unless the config trains an adapter.
 
     ``logs`` is the folder for what the backend's processes print; ``None`` keeps nothing of it. ``say`` is called, from
     any thread, with what a long start waits for. Raises ``ConfigError`` or ``PluginError`` for an unknown name or key.
@@ -113,11 +120,12 @@ def build_backend(
     part = parts.config.inference.backend
     folder, lora = parts.model_folder, parts.config.training.lora
     adapter, merged = None, None
-    if getattr(parts.plugins.get("backends", part.name), "takes_adapters", False):
+    native = getattr(parts.plugins.get("backends", part.name), "takes_adapters", False)
+    if native and (lora is not None or not trains):
         if is_adapter(folder):
             adapter = AdapterContext(read_adapter(folder).rank, folder)
             folder = base_of(folder)
-        elif lora is not None:
+        elif trains and lora is not None:
             adapter = AdapterContext(lora.rank)
     elif is_adapter(folder):
         merged = MergedModel(folder)

@@ -45,7 +45,7 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
     with _recording(parts.config, parts.model_folder, reporter) as recorder:
         told, logs = recorder.reporter, recorder.folder.logs
         told.activity_started("starting the inference engine")
-        backend = build_backend(parts, version, logs=logs, say=told.note)
+        backend = build_backend(parts, version, logs=logs, say=told.note, trains=False)
         async with serve(
             parts, backend, finished=recorder.episode, warn=told.warning, trains=False, logs=logs
         ) as serving:

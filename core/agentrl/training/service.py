@@ -261,7 +261,7 @@ class _Service:
                 yield RelayCompleter(endpoint), parts.config.rollout.concurrency, 0
             return
         version = read_checkpoint(parts.model_folder).version
-        backend = build_backend(parts, version, logs=self.recorder.folder.logs, say=told.note)
+        backend = build_backend(parts, version, logs=self.recorder.folder.logs, say=told.note, trains=False)
         async with started(parts.config, backend, told.warning) as capabilities:
             check_sampling(parts.config, capabilities, trains=True)
             vocabulary = vocabulary_of(parts.model_folder)

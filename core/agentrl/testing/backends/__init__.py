@@ -9,6 +9,7 @@ import pytest
 
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Chunk, Sampling
+from agentrl.testing.backends.adapters import AdapterUpdates
 from agentrl.testing.backends.bench import Bench, ask, read
 from agentrl.testing.backends.exactness import Exactness
 from agentrl.testing.backends.forms import Forms
@@ -21,7 +22,7 @@ __all__ = ["BackendConformance"]
 _ALWAYS_HONOURED = {"max_tokens", "stop_ids"}
 
 
-class BackendConformance(HeldTensors, WeightUpdates, Exactness, Forms, Requests):
+class BackendConformance(AdapterUpdates, HeldTensors, WeightUpdates, Exactness, Forms, Requests):
     """Tests of one inference backend. Subclass it with a name that begins with ``Test``, and set ``backend``.
 
     The backend is started once for all of them. Pytest runs the tests of the last base first, so updates come late.

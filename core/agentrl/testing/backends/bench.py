@@ -13,6 +13,7 @@ import pytest
 
 from agentrl.errors import ConfigError
 from agentrl.inference.contract import (
+    AdapterContext,
     Backend,
     BackendContext,
     Capabilities,
@@ -65,14 +66,26 @@ def build_backend(
     version: int = 0,
     concurrency: int,
     in_flight: InFlight = "keep",
+    adapter: AdapterContext | None = None,
 ) -> Backend:
-    """Returns the backend that ``backend`` and ``options`` name, on a model folder, not started."""
+    """Returns the backend that ``backend`` and ``options`` name, on a model folder, not started.
+
+    ``adapter`` is what one is told that takes adapters.
+    """
     named = {"name": backend} if isinstance(backend, str) else backend
     part = as_part({**named, **options})
+    plugins = Plugins()
+    if adapter is not None and not getattr(plugins.get("backends", part.name), "takes_adapters", False):
+        adapter = None
     context = BackendContext(
-        folder, version=version, max_concurrency=concurrency, options=part.options, in_flight=in_flight
+        folder,
+        version=version,
+        max_concurrency=concurrency,
+        options=part.options,
+        in_flight=in_flight,
+        adapter=adapter,
     )
-    built: Backend = Plugins().build("backends", part, context=context)
+    built: Backend = plugins.build("backends", part, context=context)
     return built
 
 
@@ -249,6 +262,17 @@ class BackendSuite:
         except ConfigError as error:
             pytest.skip(f"it goes on with the KV that it has: {error}")
         return started_bench(lambda _: backend, folder, timeout=cls.timeout, start_timeout=cls.start_timeout)
+
+    @classmethod
+    def adapting(cls, folder: Path, adapter: AdapterContext) -> Any:
+        """As ``started``, of a backend that is told of adapters where it takes them."""
+
+        def built(folder: Path) -> Backend:
+            with failing_tests():
+                part = required(cls, "backend")
+                return build_backend(part, cls.options, folder, concurrency=cls.concurrency, adapter=adapter)
+
+        return started_bench(built, folder, timeout=cls.timeout, start_timeout=cls.start_timeout)
 
     @classmethod
     def started(cls, folder: Path) -> Any:

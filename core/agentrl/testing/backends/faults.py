@@ -43,6 +43,8 @@ class UpdateFault:
     """From the old tensors and the new ones to those that the backend is given."""
     held: Callable[[HeldWeights], HeldWeights] | None = None
     """Changes what the backend tells of its weights."""
+    is_old_adapter: bool = False
+    """Whether the backend is given the adapter before the newest, as the newest; only weights that have one show it."""
     is_stale: bool = False
     """Whether a prompt that was computed before the update is completed under the old weights."""
 
@@ -71,6 +73,8 @@ class FaultyBackend:
         """The beginnings of prompts that were computed before the last update."""
         self._tensors = self._copied()
         """Those that the backend was given last, with the fault in them."""
+        self._adapter: Tensors = {}
+        """That of the newest weights."""
 
     async def start(self) -> Capabilities:
         """See ``Backend``."""
@@ -97,6 +101,7 @@ class FaultyBackend:
 
         import torch
 
+        adapter, before = weights.adapter, self._tensors
         self._older, self._kept = copy.deepcopy(self._model), set(self._seen)
         with torch.no_grad():
             for name, tensor in weights.tensors():
@@ -105,7 +110,20 @@ class FaultyBackend:
         if self._fault.tensors is not None:
             tensors = self._fault.tensors(self._tensors, tensors)
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        if adapter is not None:
+            old = self._adapter
+            self.remember(weights)
+            old = old or _unchanging(self._adapter)
+            if self._fault.is_old_adapter:
+                given = _Altered(weights, before, weights.version, _OldAdapter(adapter, old, before))
+                await self._backend.update_weights(given)
+                return
         await self._backend.update_weights(_Altered(weights, self._tensors, weights.version + self._fault.version))
+
+    def remember(self, weights: Weights) -> None:
+        """Take ``weights`` for those that the backend has been given last, before there was a fault."""
+        if weights.adapter is not None:
+            self._adapter = {name: tensor.detach().clone() for name, tensor in weights.adapter.tensors()}
 
     async def held_weights(self) -> HeldWeights:
         """See ``Backend``."""
@@ -125,14 +143,11 @@ class FaultyBackend:
 class _Altered:
     """Weights with other tensors, or another version, than they have."""
 
-    def __init__(self, weights: Weights, tensors: Tensors, version: int) -> None:
+    def __init__(self, weights: Weights, tensors: Tensors, version: int, adapter: Adapter | None = None) -> None:
         self.version = version
+        self.adapter = adapter
         self._weights = weights
         self._tensors = tensors
-
-    @property
-    def adapter(self) -> Adapter | None:
-        return None
 
     def names(self) -> Sequence[str]:
         return list(self._tensors)
@@ -155,6 +170,39 @@ class _Altered:
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
         return self._weights.digests(dtypes)
+
+
+class _OldAdapter:
+    """An adapter with the numbers of the one before it."""
+
+    def __init__(self, adapter: Adapter, tensors: Tensors, model: Tensors) -> None:
+        """``tensors`` are those of the one before, and ``model`` is the whole model with it."""
+        self.rank, self.scale, self.targets = adapter.rank, adapter.scale, adapter.targets
+        self._adapter = adapter
+        self._tensors = tensors
+        self._model = model
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self._tensors.items()
+
+    def merged(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, _ in self._adapter.merged():
+            yield name, self._model[name]
+
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        return self._adapter.digests(dtypes)
+
+    def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        self._adapter.save(folder)
+        tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in self._tensors.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _unchanging(adapter: Tensors) -> Tensors:
+    """An adapter that changes nothing, as every one begins."""
+    return {name: tensor * 0 if name.endswith("lora_B.weight") else tensor for name, tensor in adapter.items()}
 
 
 def _scores(model: PreTrainedModel, ids: Sequence[int]) -> tuple[float, ...]:
@@ -239,6 +287,11 @@ UPDATE_FAULTS: Mapping[str, UpdateFault] = {
         r"and \d+ others with other numbers than the learner's \(changed or written in part\)",
         r"\(numeric\): a part of the new weights did not arrive",
         tensors=_all_half_written,
+    ),
+    "an old adapter under the right name": UpdateFault(
+        r"holds \S+ with other numbers than the learner's|still holds \S+.* of version \d+ \(old\)",
+        r"\(numeric\): it computes with the weights of version \d+",
+        is_old_adapter=True,
     ),
     "stale cache": UpdateFault(
         r"\(stale cache\): it goes on with KV of older weights",

@@ -46,7 +46,7 @@ class HeldTensors(BackendSuite):
         with pytest.raises(PromptTooLong):
             bench.run(bench.backend.score(longer), "the refusal of tokens beyond the context")
 
-    @pytest.mark.parametrize("name", UPDATE_FAULTS)
+    @pytest.mark.parametrize("name", [name for name, fault in UPDATE_FAULTS.items() if not fault.is_old_adapter])
     def test_a_run_finds_what_goes_wrong_with_an_update(self, name: str, bench: Bench) -> None:
         needs_training(bench)
         fault, old = UPDATE_FAULTS[name], bench.reference

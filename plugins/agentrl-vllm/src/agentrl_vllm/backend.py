@@ -46,12 +46,21 @@ class VllmBackend:
     """
 
     Settings = VllmSettings
+    takes_adapters = True
 
     def __init__(self, context: BackendContext, settings: VllmSettings | None = None) -> None:
         """Raises ``PluginError`` where there is no interpreter to start servers with.
 
-        Raises ``ConfigError`` for settings that do not fit the environment or ``inference.timeout``.
+        Raises ``ConfigError`` for settings that do not fit the environment or ``inference.timeout``, and for
+        ``inference.in_flight=recompute`` with adapters.
         """
+        if context.adapter is not None and context.in_flight == "recompute":
+            raise ConfigError(
+                "inference.in_flight=recompute cannot be with training.lora and vLLM: a request that is under way goes "
+                "on to its end with the adapter that it began with",
+                fix="leave inference.in_flight at keep, or use inference.backend=torch",
+                key="inference.in_flight",
+            )
         self._context = context
         self._settings = settings or VllmSettings.model_validate(context.options)
         if not self._settings.urls:
@@ -82,6 +91,7 @@ class VllmBackend:
                 client,
                 context.model_folder,
                 context.version,
+                adapter=None if context.adapter is None else context.adapter.folder,
                 recompute=context.in_flight == "recompute",
                 say=context.say,
             )
@@ -148,7 +158,8 @@ class VllmBackend:
             raise _too_long(len(ids), running.capabilities)
 
         async def scored(replica: Replica) -> list[float]:
-            return await score(running.client, replica.url, ids, running.weights.salt(replica))
+            with running.weights.use(replica) as use:
+                return await score(running.client, replica.url, ids, use.fields)
 
         return told_by_all(list((await running.fleet.ask_all(scored)).values()))
 
@@ -162,15 +173,24 @@ async def _chunks(
     running: _Running, replica: Replica, request: GenerationRequest, body: Body
 ) -> AsyncGenerator[Chunk, None]:
     top = request.sampling.top_logprobs
-    body = {**body, "cache_salt": running.weights.salt(replica)}
-    if not request.stream:
-        yield await complete(running.client, replica.url, body, top)
-        return
-    version = replica.version
-    chunks = stream(running.client, replica.url, body, top, lambda: version == running.weights.version, version or 0)
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            yield chunk
+    with running.weights.use(replica) as use:
+        body = {**body, **use.fields}
+        if not request.stream:
+            yield await complete(running.client, replica.url, body, top, use.fixed)
+            return
+        version = replica.version if use.fixed is None else use.fixed
+        chunks = stream(
+            running.client,
+            replica.url,
+            body,
+            top,
+            lambda: version == running.weights.version,
+            version or 0,
+            fixed=use.fixed is not None,
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
 
 def _body(request: GenerationRequest, capabilities: Capabilities) -> Body:
@@ -276,9 +296,10 @@ async def _starting(
     python = find_python(settings.python)
     environ = server_environment(settings.env, os.environ, python)
     installation = await inspect_python(python, environ)
+    rank = None if context.adapter is None else context.adapter.rank
 
     def making(number: int) -> Make:
-        command = ServingCommand(installation, settings, environ, number, sequences=context.max_concurrency)
+        command = ServingCommand(installation, settings, environ, number, sequences=context.max_concurrency, rank=rank)
         return lambda folder: Server(
             lambda port, scratch: command.build(folder, port, scratch),
             name=f"vLLM server {number}",

@@ -1,6 +1,6 @@
 """A check of the servers' prefix caches: none serves what older weights have computed to a request that is new.
 
-Requests of each version's weights are kept under a name of their own (``WeightSync.salt``), so that a cache need not be
+Requests of each version's weights are kept under a name of their own (``WeightSync.use``), so that a cache need not be
 emptied. Whether a server keeps to that is looked at after every update: a long prompt, longer than a block of any
 cache, is completed as a request's would be, and the same tokens are scored anew.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
 
 from agentrl import BackendError
 from agentrl_vllm.client import Client, ServerFailed
 from agentrl_vllm.control import Description
-from agentrl_vllm.generation import PATH, PLAIN, score
+from agentrl_vllm.generation import PATH, PLAIN, Use, score
 from agentrl_vllm.replica import Replica
 
 __all__ = ["TOLERANCES", "CacheCheck"]
@@ -42,11 +43,11 @@ class _Known:
 
 
 class CacheCheck:
-    """The checks of a run's servers. ``salt`` is ``WeightSync.salt``."""
+    """The checks of a run's servers. ``use`` is ``WeightSync.use``."""
 
-    def __init__(self, client: Client, salt: Callable[[Replica], str]) -> None:
+    def __init__(self, client: Client, use: Callable[[Replica], AbstractContextManager[Use]]) -> None:
         self._client = client
-        self._salt = salt
+        self._use = use
         self._known: dict[Replica, _Known] = {}
 
     async def before_updates(self, replica: Replica, description: Description) -> None:
@@ -73,8 +74,10 @@ class CacheCheck:
     async def _look(self, version: int, replica: Replica, known: _Known) -> None:
         try:
             ids, stated = await replica.while_ready(self._sample(replica, known.prompt))
-            whole, salt = [*known.prompt, *ids], self._salt(replica)
-            anew = await replica.while_ready(score(self._client, replica.url, whole, salt, seconds=_ANSWER_S))
+            whole = [*known.prompt, *ids]
+            with self._use(replica) as use:
+                scoring = score(self._client, replica.url, whole, use.fields, seconds=_ANSWER_S)
+                anew = await replica.while_ready(scoring)
         except ServerFailed as error:
             replica.fail(f"it did not answer a check of its cache: {error.message}", life=known.life)
             return
@@ -89,6 +92,7 @@ class CacheCheck:
 
     async def _sample(self, replica: Replica, prompt: list[int]) -> tuple[list[int], list[float]]:
         params = {**PLAIN, "max_tokens": _TOKENS}
-        body = {"token_ids": prompt, "sampling_params": params, "cache_salt": self._salt(replica)}
-        choice = (await self._client.post(replica.url, PATH, body, seconds=_ANSWER_S))["choices"][0]
+        with self._use(replica) as use:
+            body = {"token_ids": prompt, "sampling_params": params, **use.fields}
+            choice = (await self._client.post(replica.url, PATH, body, seconds=_ANSWER_S))["choices"][0]
         return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]

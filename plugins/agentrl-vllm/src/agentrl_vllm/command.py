@@ -142,6 +142,11 @@ _FIXED = (
 )
 _BATCHED_TOKENS = 2048
 """Prompt tokens of a step on a CPU, where a prompt must fit in one step."""
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The greatest ranks that a server can be told."""
+_ADAPTERS = 4
+"""Adapters that are sampled with at once: the newest, and older ones that requests under way have begun with. Requests
+with further ones wait until one of those has ended."""
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -165,9 +170,16 @@ class ServingCommand:
     """The replica's number, from 0."""
     sequences: int
     """How many completions it samples at once; further requests wait."""
+    rank: int | None = None
+    """The rank of the adapters that it is to take; ``None`` where it takes none."""
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` for GPUs that a CPU build cannot use, and for replicas that would share a GPU."""
+        """Raises ``ConfigError`` for GPUs that a CPU build cannot use, for replicas that would share a GPU, and for a
+        rank that no vLLM takes."""
+        if self.rank is not None and self.rank > _RANKS[-1]:
+            raise ConfigError(
+                f"training.lora.rank={self.rank} is more than vLLM takes", fix=f"set it to at most {_RANKS[-1]}"
+            )
         if self.settings.devices and self.installation.is_cpu:
             raise ConfigError(
                 f"inference.backend.devices names GPUs, and vLLM in {self.installation.python} is a build for CPUs",
@@ -194,6 +206,7 @@ class ServingCommand:
         for name, text in _DISTRIBUTION.items():
             (known / name).write_text(text, encoding="utf-8")
         path = ":".join(filter(None, [str(code), self.environ.get("PYTHONPATH")]))
+        adapting = {} if self.rank is None else {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         visible = {} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices}
         return Command(
             (
@@ -203,7 +216,14 @@ class ServingCommand:
                 *self._flags(model_folder, port),
             ),
             # What lies in the current folder, such as an `openai.py`, is no module of the server's.
-            {**self.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "TMPDIR": str(temporary), **visible},
+            {
+                **self.environ,
+                **adapting,
+                "PYTHONPATH": path,
+                "PYTHONSAFEPATH": "1",
+                "TMPDIR": str(temporary),
+                **visible,
+            },
         )
 
     @property
@@ -222,6 +242,10 @@ class ServingCommand:
         yield from ("--host", "127.0.0.1", "--port", str(port))
         yield from ("--dtype", self._dtype, "--max-num-seqs", str(self.sequences))
         yield from _FIXED
+        if self.rank is not None:
+            rank = next(each for each in _RANKS if each >= self.rank)
+            yield from ("--enable-lora", "--max-lora-rank", str(rank))
+            yield from ("--max-loras", str(_ADAPTERS), "--max-cpu-loras", str(2 * _ADAPTERS))
         if self._devices is not None:
             yield from ("--tensor-parallel-size", str(len(self._devices.split(","))))
         if self.installation.is_cpu:

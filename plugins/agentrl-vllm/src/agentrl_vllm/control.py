@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "Refused",
     "UnderWay",
     "Unlike",
+    "adapters",
     "capabilities_of",
     "check",
     "compare",
@@ -26,12 +28,14 @@ __all__ = [
     "describe_usable",
     "forget",
     "held",
+    "load_adapter",
     "pause",
     "read_facts",
     "release",
     "replace",
     "resume",
     "stamp",
+    "unload_adapter",
 ]
 
 _EXTENSION = "agentrl_vllm.extension.WorkerExtension"
@@ -166,23 +170,59 @@ async def stamp(client: Client, url: str, version: int) -> None:
         raise BackendError(f"the server at {url} says that it has weights {confirmed}, and should have {version}")
 
 
-async def held(client: Client, url: str) -> HeldWeights:
-    """Returns the weights that a server holds, as its workers read them from their memory."""
+async def adapters(client: Client, url: str) -> set[int]:
+    """Returns the numbers of the adapters that all workers of a server have."""
+    answers = await _call(client, url, "agentrl_adapters")
+    if faults := [answer["fault"] for answer in answers if answer["fault"] is not None]:
+        raise Refused(
+            f"the server at {url} takes no adapters: {faults[0]}",
+            fix="start it with --enable-lora, --max-lora-rank and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
+        )
+    return set.intersection(*(set(answer["numbers"]) for answer in answers))
+
+
+async def load_adapter(client: Client, url: str, name: str, folder: Path) -> None:
+    """Have a server load the adapter in ``folder`` as ``name``, which it has never had.
+
+    Raises ``Refused`` where it does not take it; it goes on with what it has.
+    """
+    body = {"lora_name": name, "lora_path": str(folder)}
+    reply = await client.reply(url, "/v1/load_lora_adapter", body)
+    if reply.status != HTTPStatus.OK:
+        raise Refused(
+            f"the server at {url} does not take the adapter in {folder}: {reply.value}",
+            fix="start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+            if reply.status == HTTPStatus.NOT_FOUND and "lora" not in str(reply.value).lower()
+            else "train layers that this vLLM adapts, with training.lora.targets; the server keeps its old weights",
+        )
+
+
+async def unload_adapter(client: Client, url: str, name: str) -> None:
+    """Have a server forget the adapter ``name``, which no request may ask for any more."""
+    await client.post(url, "/v1/unload_lora_adapter", {"lora_name": name}, seconds=_ANSWER_S)
+
+
+async def held(client: Client, url: str, adapter: int | None = None) -> HeldWeights:
+    """Returns the weights that a server holds, as its workers read them from their memory.
+
+    With ``adapter``, the number of one, they are those of the base and of that adapter, apart.
+    """
     version = (await client.get(url, "/weight_info", seconds=_ANSWER_S))["weight_version"]
     if not str(version).isdecimal():
         raise BackendError(
             f"the server at {url} says that it has weights {version}, which are no version of this run",
             fix="nobody else may change its weights",
         )
-    answers, inability = await _told_of_tensors(client, url, _DIGESTS)
+    of = () if adapter is None else (str(adapter),)
+    answers, inability = await _told_of_tensors(client, url, _DIGESTS, *of)
     if inability:
-        return HeldWeights(int(version), None, inability)
+        return HeldWeights(int(version), None, inability, apart=adapter is not None)
     tensors = {
         name: TensorDigest(dtype, tuple(shape), digest)
         for answer in answers
         for name, (dtype, shape, digest) in answer["tensors"].items()
     }
-    return HeldWeights(int(version), tensors)
+    return HeldWeights(int(version), tensors, apart=adapter is not None)
 
 
 async def compare(client: Client, url: str, folder: Path) -> str:
@@ -288,6 +328,7 @@ def capabilities_of(servers: Sequence[Facts]) -> Capabilities:
         # They are of the tokens that vLLM allows, which are not those that the learner would compute: it compiles
         # grammars with options of its own, and takes control tokens for text.
         masked_logprobs=False,
+        keeps_adapters=True,
     )
 
 

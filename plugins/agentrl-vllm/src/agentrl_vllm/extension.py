@@ -16,11 +16,11 @@ from typing import Any
 
 try:
     from agentrl_vllm_digests import tensor_digest
-    from agentrl_vllm_memory import Held, Unreadable, held_tensors, stored_tensors, with_signs_of
+    from agentrl_vllm_memory import Held, Unreadable, held_adapter, held_tensors, stored_tensors, with_signs_of
     from agentrl_vllm_patches import report_unrestricted_logprobs
 except ImportError:  # The plugin is installed beside the server, not copied to it, and agentrl with it.
     from agentrl import tensor_digest
-    from agentrl_vllm.memory import Held, Unreadable, held_tensors, stored_tensors, with_signs_of
+    from agentrl_vllm.memory import Held, Unreadable, held_adapter, held_tensors, stored_tensors, with_signs_of
     from agentrl_vllm.patches import report_unrestricted_logprobs
 
 __all__ = ["WorkerExtension"]
@@ -67,13 +67,18 @@ class WorkerExtension:
             threading.Timer(_LAST_WORD_S, os._exit, [1]).start()
         return answer
 
-    def agentrl_digests(self) -> dict[str, Any]:
+    def agentrl_adapters(self) -> dict[str, Any]:
+        """Returns the ``numbers`` of the adapters that the worker has, from those that it can compute with."""
+        return _answer(lambda: {"numbers": sorted(self.model_runner.lora_manager.list_adapters())})
+
+    def agentrl_digests(self, adapter: str = "") -> dict[str, Any]:
         """Returns the type, the shape and the digest of each tensor that the worker holds, by its name: ``tensors``.
 
+        With ``adapter``, the number of one, they are those of the base model and of that adapter.
         ``absent`` are the names in the model folder that it does not hold. Where it cannot tell, there is the
         ``inability`` in the place of both, as a part of a sentence.
         """
-        return _answer(lambda: self._agentrl_read(self._agentrl_digests))
+        return _answer(lambda: self._agentrl_read(lambda: self._agentrl_digests(adapter)))
 
     def agentrl_compare(self, folder: str) -> dict[str, Any]:
         """Compare each tensor that the worker holds with the one in ``folder``.
@@ -95,7 +100,7 @@ class WorkerExtension:
         self._agentrl_know_shapes()
         yield from held_tensors(self.model_runner.get_model(), self.agentrl_shapes)
 
-    def _agentrl_digests(self) -> dict[str, Any]:
+    def _agentrl_digests(self, adapter: str) -> dict[str, Any]:
         stored: Mapping[str, Callable[[], Any]] | None = None
         tensors: dict[str, Any] = {}
         for held in self._agentrl_held():
@@ -108,6 +113,11 @@ class WorkerExtension:
             tensor = self._agentrl_as_served(tensor)
             dtype = str(tensor.dtype).removeprefix("torch.")
             tensors[held.name] = [dtype, list(tensor.shape), tensor_digest(tensor)]
+        if adapter:
+            manager, model = self.model_runner.lora_manager._adapter_manager, self.model_runner.get_model()
+            for name, tensor in held_adapter(manager, int(adapter), model, self.agentrl_shapes):
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                tensors[name] = [dtype, list(tensor.shape), tensor_digest(tensor)]
         return {"tensors": tensors, "absent": self._agentrl_absent(tensors)}
 
     def _agentrl_compare(self, folder: Path) -> dict[str, Any]:

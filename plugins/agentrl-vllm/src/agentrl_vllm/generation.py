@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from agentrl import BackendError, UnsupportedSampling
@@ -16,6 +17,7 @@ __all__ = [
     "PLAIN",
     "TEMPERATURES",
     "Body",
+    "Use",
     "complete",
     "request_body",
     "sampling_params",
@@ -27,6 +29,17 @@ __all__ = [
 
 Body = dict[str, object]
 """A JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """The weights that a request is for."""
+
+    fields: Body
+    """Of its body: the adapter that it names, if one, and the name under which the prefix cache keeps it."""
+    fixed: int | None = None
+    """The version of all of its tokens, where it names an adapter; else weights may change while it is under way."""
+
 
 TEMPERATURES = (0.01, 2.0)
 """The lowest temperature above 0 and the highest. vLLM refuses higher ones, and silently raises lower ones to it."""
@@ -123,21 +136,32 @@ def request_body(request: GenerationRequest, params: Body) -> Body:
     return {"token_ids": list(request.prompt_ids), "sampling_params": params, "stream": request.stream}
 
 
-async def complete(client: Client, url: str, body: Body, top: int) -> Chunk:
+async def complete(client: Client, url: str, body: Body, top: int, fixed: int | None = None) -> Chunk:
     """Returns a completion, whole; ``top`` is how many alternatives per token it should hold.
 
-    Raises ``BackendError`` for an answer that is not a completion, and what the client raises.
+    ``fixed`` is the version of all of its tokens where that does not change on its way: it names an adapter. Raises
+    ``BackendError`` for an answer that is not a completion, and what the client raises.
     """
     choice = _choice(await client.post(url, PATH, body))
     _finish(choice["finish_reason"])  # One that was aborted may have no versions.
-    versions = versions_of(choice.get("weight_versions"), len(choice["token_ids"]))
+    count = len(choice["token_ids"])
+    versions = versions_of(choice.get("weight_versions"), count) if fixed is None else (fixed,) * count
     return _chunk([choice], versions, top)
 
 
 async def stream(
-    client: Client, url: str, body: Body, top: int, settled: Callable[[], bool], version: int
+    client: Client,
+    url: str,
+    body: Body,
+    top: int,
+    settled: Callable[[], bool],
+    version: int,
+    *,
+    fixed: bool = False,
 ) -> AsyncGenerator[Chunk, None]:
     """Yields the tokens of a completion as they come; ``top`` is how many alternatives per token they should hold.
+
+    With ``fixed`` all of them are of ``version``, because the request names an adapter. Else it is so:
 
     The server tells the versions of all tokens with the last of them. While ``settled()`` is true, tokens that have
     come are of ``version``. It turns false for good before weights begin to change; later tokens are held until the
@@ -151,11 +175,12 @@ async def stream(
             held.append(choice)
             if _finish(choice["finish_reason"]) is not None:
                 count = given + sum(len(each["token_ids"]) for each in held)
-                versions = versions_of(choice.get("weight_versions"), count)
+                told = choice.get("weight_versions")
+                versions = (version,) * count if fixed else versions_of(told, count)
                 _check_given(versions[:given], version)
                 yield _chunk(held, versions[given:], top)
                 return
-            if settled():
+            if fixed or settled():
                 chunk = _chunk(held, (version,) * sum(len(each["token_ids"]) for each in held), top)
                 given += len(chunk.ids)
                 held.clear()
@@ -164,14 +189,15 @@ async def stream(
 
 
 async def score(
-    client: Client, url: str, ids: Sequence[int], salt: str, *, seconds: float | None = None
+    client: Client, url: str, ids: Sequence[int], under: Body, *, seconds: float | None = None
 ) -> list[float]:
     """Returns the server's logprobs of ``ids[1:]`` at temperature 1, which it computes without its prefix cache.
 
-    ``salt`` is the name under which its cache keeps them. Raises what the client raises.
+    ``under`` are the fields that say with which weights, and under which name its cache keeps them. Raises what the
+    client raises.
     """
     params = {**PLAIN, "max_tokens": 1, "prompt_logprobs": 0}
-    body = {"token_ids": list(ids), "sampling_params": params, "cache_salt": salt}
+    body = {"token_ids": list(ids), "sampling_params": params, **under}
     scored = (await client.post(url, PATH, body, seconds=seconds))["prompt_logprobs"][1:]
     return [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], scored, strict=True)]
 

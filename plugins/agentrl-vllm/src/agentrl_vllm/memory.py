@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Held", "Unreadable", "held_tensors", "stored_tensors", "with_signs_of"]
+__all__ = ["Held", "Unreadable", "held_adapter", "held_tensors", "stored_tensors", "with_signs_of"]
 
 _UNIT_ROWS = 512
 """Rows of the unit matrix at a time."""
@@ -52,7 +52,8 @@ def held_tensors(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Iter
     names = None if shapes is None else _names_in(model, shapes)
     packed = getattr(model, "packed_modules_mapping", None) or {}
     seen: dict[int, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for place, module in model.named_modules(remove_duplicate=False):
+        path = place.removesuffix(".base_layer")  # Layers that take adapters hold the model's own in themselves.
         for own, parameter in module.named_parameters(recurse=False):
             is_packed = own == "weight" and _computes_with_packed(path, module)
             if id(parameter) in seen and not is_packed:
@@ -63,6 +64,44 @@ def held_tensors(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Iter
                 tied_to = seen.setdefault(id(parameter), found)
                 signs = parameter.data[: part.shape[0]] if is_packed and parameter.numel() else None
                 yield Held(found, part, None if tied_to == found else tied_to, signs, is_packed)
+
+
+def held_adapter(
+    manager: Any, number: int, model: Any, shapes: Mapping[str, Sequence[int]] | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields name and tensor of each ``A`` and ``B`` of the adapter ``number``, which ``model`` computes with.
+
+    ``B`` has the adapter's scale in it. ``manager`` is vLLM's of adapters, and ``shapes`` are as of ``held_tensors``.
+    """
+    names = None if shapes is None else _names_in(model, shapes)
+    packed = getattr(model, "packed_modules_mapping", None) or {}
+    loaded = manager.get_adapter(number)
+    if loaded is None:
+        raise Unreadable(f"adapter {number} is not there any more")
+    if number not in manager.lora_index_to_id:
+        manager.activate_adapter(number)
+    slot = manager.lora_index_to_id.index(number)
+    for path, module in manager.modules.items():
+        if (given := loaded.loras.get(path)) is None:
+            continue
+        if getattr(module, "tp_size", 1) > 1:
+            raise Unreadable("its adapters are split over processes")
+        parent, dot, last = path.rpartition(".")
+        stacks = list(zip(module.lora_a_stacked, module.lora_b_stacked, strict=True))
+        parts = [last] if len(stacks) == 1 else packed.get(last, ())
+        ranks = [None if each is None else each.shape[0] for each in _listed(given.lora_a)]
+        if not len(parts) == len(stacks) == len(ranks):
+            raise Unreadable(f"it holds the adapter of {path} in a form that is not known")
+        for part, (a, b), rank in zip(parts, stacks, ranks, strict=True):
+            if rank is not None:
+                weight = f"{parent}{dot}{part}.weight"
+                layer = (weight if names is None else names.get(weight, weight)).removesuffix(".weight")
+                yield f"{layer}.lora_A.weight", a[slot, 0, :rank]
+                yield f"{layer}.lora_B.weight", b[slot, 0, :, :rank]
+
+
+def _listed(tensors: Any) -> list[Any]:
+    return list(tensors) if isinstance(tensors, list | tuple) else [tensors]
 
 
 def stored_tensors(folder: Path) -> Mapping[str, Callable[[], torch.Tensor]]:

@@ -39,6 +39,8 @@ _OURS = {
     "--logprobs-mode": None,
     "--generation-config": None,
     "--worker-extension-cls": None,
+    "--enable-lora": None,
+    "--max-lora-rank": "training.lora.rank",
 }
 """Flags of the server that agentrl decides, with the key that sets each, if there is one."""
 

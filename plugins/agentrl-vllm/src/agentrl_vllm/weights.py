@@ -10,16 +10,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from agentrl import AgentRLError, BackendError, RunError, finish_in_thread
-from agentrl.inference.contract import HeldWeights, Weights
+from agentrl.inference.contract import Adapter, HeldWeights, Weights
 from agentrl_vllm import control
+from agentrl_vllm.adapters import Adapters, LoadedAdapter
 from agentrl_vllm.cache_check import CacheCheck
 from agentrl_vllm.client import Client, one_line
+from agentrl_vllm.generation import Use
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.settings import VllmSettings
 
@@ -66,6 +68,16 @@ class WeightFolders:
         folder = self.open() / f"v{weights.version}"
         try:
             weights.save(folder)
+        except RunError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise _unwritable(self.root, error.message) from error
+        return folder
+
+    def write_adapter(self, adapter: Adapter, version: int) -> Path:
+        """Write ``adapter`` into a folder that no version had before; raises as ``write`` does."""
+        folder = Path(tempfile.mkdtemp(prefix=f"a{version}-", dir=self.open()))
+        try:
+            adapter.save(folder)
         except RunError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise _unwritable(self.root, error.message) from error
@@ -143,6 +155,8 @@ def _unwritable(root: Path, reason: str) -> BackendError:
 class _Newest:
     folder: Path
     version: int
+    adapter: Path | None = None
+    """The folder of the adapter that makes this version of the model in ``folder``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,24 +182,26 @@ class WeightSync:
         folder: Path,
         version: int,
         *,
+        adapter: Path | None = None,
         recompute: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``folder`` is the model that the servers start with, and ``version`` that of its weights.
+        """``folder`` is the model that the servers start with, and ``version`` that of its weights, with ``adapter``.
 
         With ``recompute`` the text of requests under way is computed again whenever weights change; else they go on
         with the keys and values that they have.
         """
         self._client = client
         self._say = say
-        self._newest = _Newest(folder.absolute(), version)
+        self._newest = _Newest(folder.absolute(), version, adapter)
+        self._adapters = Adapters(client)
         self._first = version
         self._changed: dict[Replica, str] = {}
         """Why no digests are told of servers that hold other tensors than were loaded, from their start on."""
         self._under_way: control.UnderWay = "recompute" if recompute else "keep"
         self._between = itertools.count()
         self._folders = WeightFolders(choose_root(settings.weights_dir, folder))
-        self._caches = CacheCheck(client, self.salt)
+        self._caches = CacheCheck(client, self.use)
         self._copying = asyncio.Lock()
         self._admitted: dict[Replica, Path] = {}
         """The folder that each replica under admission may be reading."""
@@ -210,6 +226,15 @@ class WeightSync:
         version = self.version
         return str(version) if replica.version == version else f"{version} after {next(self._between)}"
 
+    @contextmanager
+    def use(self, replica: Replica) -> Iterator[Use]:
+        """Yields what a request that is sent to ``replica`` now is for, which is there to the end of the block."""
+        with self._adapters.use(replica) as loaded:
+            if loaded is None:
+                yield Use({"cache_salt": self.salt(replica)})
+            else:
+                yield Use({"model": loaded.name, "cache_salt": loaded.name}, loaded.version)
+
     def open(self) -> Path:
         """Returns the folder in which weights are handed over, made once. Raises ``BackendError`` where that fails."""
         return self._folders.open()
@@ -220,6 +245,9 @@ class WeightSync:
         Raises ``BackendError`` where they cannot be written or fit no server's model, with all servers as they were,
         and where a server's prefix cache turns out to serve what older weights computed.
         """
+        if weights.adapter is not None:
+            await self._put_adapter(weights.adapter, weights.version, replicas)
+            return
         try:
             folder = await finish_in_thread(self._folders.write, weights)
             checked = await self._check([each for each in replicas if each.state == "ready"], folder)
@@ -234,6 +262,37 @@ class WeightSync:
             checked = await self._check(behind, folder)
         self._keep(replicas)
         await self._caches.after_update(weights.version, [each for each in replicas if each.state == "ready"])
+
+    async def _put_adapter(self, adapter: Adapter, version: int, replicas: Sequence[Replica]) -> None:
+        """As ``put``. No server pauses: what is under way goes on under the adapter that it began with."""
+        folder = await finish_in_thread(self._folders.write_adapter, adapter, version)
+        newest = _Newest(self._newest.folder, version, folder)
+        ready = [each for each in replicas if each.state == "ready"]
+        lives = [each.life for each in ready]
+        loads = (each.while_ready(self._adapters.load(each, folder, version)) for each in ready)
+        loaded = await asyncio.gather(*loads, return_exceptions=True)
+        refusals = [each for each in loaded if isinstance(each, control.Refused)]
+        if refusals and all(isinstance(each, BaseException) for each in loaded):
+            raise refusals[0]
+        self._newest = newest
+        for replica, life, one in zip(ready, lives, loaded, strict=True):
+            if isinstance(one, BaseException):
+                _take_out(replica, life, one)
+            else:
+                await self._switch(replica, one)
+        for replica in replicas:  # Those that were admitted with an older one meanwhile.
+            if replica.state == "ready" and replica.version != version:
+                await self._switch(replica, await self._adapters.load(replica, folder, version))
+        await self._adapters.unload_idle()
+        self._keep(replicas)
+        await self._caches.after_update(version, [each for each in replicas if each.state == "ready"])
+
+    async def _switch(self, replica: Replica, loaded: LoadedAdapter) -> None:
+        """Have new requests name ``loaded``, and the server say its version."""
+        self._adapters.switch(replica, loaded)
+        if replica.life == loaded.life:
+            await control.stamp(self._client, replica.url, loaded.version)
+            replica.version = loaded.version
 
     async def admit(self, replica: Replica) -> None:
         """Bring a server that has just started to the newest weights, and set the replica's ``version``.
@@ -260,7 +319,8 @@ class WeightSync:
 
     async def held(self, replica: Replica) -> HeldWeights:
         """Returns what a replica's server holds. Raises ``BackendError`` where it does not answer."""
-        held = await control.held(self._client, replica.url)
+        loaded = self._adapters.current(replica)
+        held = await control.held(self._client, replica.url, None if loaded is None else loaded.number)
         if (inability := self._changed.get(replica)) is None:
             return held
         return dataclasses.replace(held, tensors=None, inability=inability)
@@ -329,6 +389,9 @@ class WeightSync:
                 await self._prove(replica, newest.folder)
         if under_way != "keep":
             await control.forget(self._client, url)
+        folder = newest.adapter
+        loaded = None if folder is None else await self._adapters.load(replica, folder, newest.version)
+        self._adapters.switch(replica, loaded)
         await control.stamp(self._client, url, newest.version)
         if (replica.life, replica.state) == before:  # Else it was lost, and another server takes its place.
             replica.version = newest.version
@@ -358,13 +421,14 @@ class WeightSync:
             if not self._folders.holds(newest.folder):
                 folder = await finish_in_thread(self._folders.copy, newest.folder)
                 if newest == self._newest:
-                    self._newest = _Newest(folder, newest.version)
+                    self._newest = _Newest(folder, newest.version, newest.adapter)
             return self._newest
 
     def _keep(self, replicas: Iterable[Replica]) -> None:
         """Remove folders that nobody reads. A server may read the one that it was started on, or is admitted with."""
         started = (each.folder for each in replicas if each.state == "starting")
-        self._folders.keep({self._newest.folder, *started, *self._admitted.values()})
+        read = {self._newest.folder, *started, *self._admitted.values(), *self._adapters.folders()}
+        self._folders.keep(read if self._newest.adapter is None else {*read, self._newest.adapter})
 
     async def _release(self, url: str) -> None:
         with suppress(BackendError):  # It is gone, and so is what it held.
