@@ -40,6 +40,7 @@ SLOW = {
     "testing/test_agent_suite.py",
     "testing/test_backend_suite.py",
     "training/test_columns.py",
+    "training/test_adapter_runs.py",
     "training/test_deadlines.py",
     "training/test_interrupts.py",
     "training/test_judged_runs.py",
