@@ -116,12 +116,14 @@ def test_the_engine_has_the_learners_logprobs_after_every_update(tmp_path):
                     done = [chunk async for chunk in backend.generate(request)][-1]
                     ours = weights.logprobs([*prompt, *done.ids])[-len(done.ids) :]
                 assert set(done.versions) == {learner.version}
-                off.append(max(abs(one - other) / max(1, -one) for one, other in zip(ours, done.logprobs, strict=True)))
+                off += [one - other for one, other in zip(ours, done.logprobs, strict=True)]
         finally:
             await backend.stop()
         return off
 
-    assert max(asyncio.run(compared())) < 1e-5
+    off = asyncio.run(compared())
+    assert sum(each**2 for each in off) / len(off) < 1e-5**2
+    assert max(map(abs, off)) < 3e-5  # Seldom does rounding alone take the engine 1e-5 from a forward in 64 bits.
 
 
 def test_a_run_goes_on_from_an_adapter_to_the_bit(tmp_path):
