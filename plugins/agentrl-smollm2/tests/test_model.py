@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agentrl import Trainer, load_config
 from agentrl_smollm2.model import smollm2_135m
 
 
@@ -40,3 +41,9 @@ def test_a_second_use_fetches_nothing(folder):
     code = "from agentrl_smollm2 import package, model; package.weights = None; print(model.smollm2_135m())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.strip(), done.stderr) == (str(folder), "")
+
+
+def test_a_run_on_tasks_that_nobody_chose_takes_what_it_suggests(folder):
+    with Trainer(load_config(None, "agent.name=math", "model.name=smollm2-135m", environ={})) as trainer:
+        chosen = {choice.key: choice.value for choice in trainer.check()}
+    assert chosen == {**smollm2_135m.suggests, "training.learning_rate": 2e-5}
