@@ -46,6 +46,7 @@ SLOW = {
     "training/test_judged_runs.py",
     "training/test_resume.py",
     "training/test_offline.py",
+    "training/test_presets.py",
     "training/test_proof.py",
     "training/test_rescoring.py",
     "training/test_sft.py",

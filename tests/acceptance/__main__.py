@@ -1,7 +1,7 @@
-"""What takes longer than a test: every bundled agent on three seeds, and one in an environment of its own.
+"""What takes longer than a test: every bundled agent on three seeds, every algorithm, and an environment of its own.
 
 Run by ``make acceptance``. Prints a table and ends with ``N passed, N failed``; the exit code says the same. With
-``--short`` there is one seed, and one agent at rest at each temperature.
+``--short`` there is one seed, one agent at rest at each temperature, and few algorithms.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.acceptance.checks import Check, agreement, blanked_tools, environment, learning
+from tests.acceptance.checks import Check, agreement, blanked_tools, environment, learning, preset_learns
 
 from agentrl.environ import ENVIRONMENTS
+from agentrl.plugins import Plugins
 
 AGENTS = ("math", "multi_turn_math", "calculator")
 ELSEWHERE = {"camel": "camel-math"}
 """By plugin, the agent that is trained in an environment of its own."""
 SEEDS = (0, 1, 2)
 TEMPERATURES = (1.0, 0.7)
+PRESETS = tuple(sorted(entry.name for entry in Plugins().entries("algorithms") if entry.name != "sft"))
+"""All that `agentrl train` takes."""
+OF_THE_SHORT_TABLE = ("dr_grpo", "ppo", "rloo")
+STALENESS = (0, 2)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.acceptance", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="one seed, and one agent at rest at each temperature")
+    parser.add_argument("--short", action="store_true", help="one seed, few agents at rest, few algorithms")
     short = parser.parse_args().short
     failed: list[Check] = []
     passed = 0
@@ -51,6 +56,8 @@ def _checks(scratch: Path, short: bool):
     at_rest = list(zip(AGENTS[1:], TEMPERATURES, strict=True)) if short else itertools.product(AGENTS, TEMPERATURES)
     for agent, temperature in at_rest:
         yield agreement(agent, temperature, scratch)
+    for preset, staleness in itertools.product(OF_THE_SHORT_TABLE if short else PRESETS, STALENESS):
+        yield preset_learns(preset, staleness, scratch)
     os.environ[ENVIRONMENTS] = str(scratch / "environments")
     for plugin, agent in ELSEWHERE.items():
         yield environment(plugin, module=plugin)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,10 @@ BLANKED_BELOW = 0.3
 RATIO_WITHIN = 1e-3
 KL_BELOW = 1e-4
 STEPS_AT_REST = 20
+PRESET_STEPS = 25
+PRESET_RISE = 0.3
+MORE_KEYS: Mapping[str, str] = {"distill": "algorithm.advantage.model={scratch}/math-0"}
+"""By preset, the key without which it cannot be trained with: a teacher is a run of a check before."""
 DEADLINE_S = 900
 
 
@@ -62,6 +66,31 @@ def learning(agent: str, seed: int, scratch: Path) -> Iterator[Check]:
         f"{agent}, seed {seed}, evaluates the same",
         f"sampled {measured[0]:.3f}, greedy {measured[1]:.3f}",
         measured == after,
+        time.monotonic() - began,
+    )
+
+
+def preset_learns(preset: str, staleness: int, scratch: Path) -> Check:
+    """Train ``tiny`` with an algorithm, its episodes up to ``staleness`` updates old."""
+    name = f"{preset}-{staleness}"
+    began = time.monotonic()
+    settings = [
+        f"algorithm={preset}",
+        f"rollout.max_staleness={staleness}",
+        f"training.steps={PRESET_STEPS}",
+        "evaluation.every=0",
+        f"run.dir={scratch}",
+        f"run.name={name}",
+    ]
+    if preset in MORE_KEYS:
+        settings.append(MORE_KEYS[preset].format(scratch=scratch))
+    agentrl("train", "math", *settings)
+    summary = json.loads((scratch / name / "summary.json").read_text())
+    before, after = summary["reward_before"], summary["reward_after"]
+    return Check(
+        f"{preset}, staleness {staleness}, learns",
+        f"sampled {before:.3f} to {after:.3f}",
+        after >= before + PRESET_RISE,
         time.monotonic() - began,
     )
 

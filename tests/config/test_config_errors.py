@@ -155,6 +155,10 @@ def test_the_agent_cannot_be_named_twice(override: str) -> None:
         ("workflow_kwargs={max_turns: 3}", "here AReaL's workflow_kwargs is agent.kwargs)"),
         ("actor_rollout_ref.rollout.n=5", "here verl's actor_rollout_ref.rollout.n is rollout.group_size=5"),
         ("learning_rate=1e-5", "did you mean 'training.learning_rate'?"),
+        ("beta=0.04", "here TRL's beta is algorithm.penalties=[{name: kl, coefficient: …}]"),
+        ("loss_type=dr_grpo", "here TRL's loss_type is algorithm, which is grpo, dapo, dr_grpo or cispo"),
+        ("delta=3.0", "here TRL's delta is algorithm.objective.dual_clip=3.0"),
+        ("actor.prox_logp_method=loglinear", "algorithm.correction.proximal, which is recomputed or interpolated"),
         ("rollout.max_head_offpolicyness=2", "here AReaL's rollout.max_head_offpolicyness is rollout.max_staleness=2"),
     ],
 )
@@ -172,7 +176,8 @@ def test_a_key_of_another_trainer_is_told_with_its_line(tmp_path: Path) -> None:
 
 def test_the_answers_name_keys_that_there_are() -> None:
     keys = {*known_keys(Config)}
-    parts = ("algorithm.advantage.", "algorithm.normalisation", "algorithm.objective")
+    slots = ("advantage", "correction", "filter", "normalisation", "objective", "penalties", "shaping")
+    parts = tuple(f"algorithm.{slot}" for slot in slots)
     for answer in (answer for of_trainer in checks._FOREIGN.values() for answer in of_trainer.values()):
         key = re.split(r"[ =,:]", answer)[0]
         assert key in keys or key.startswith(parts), answer
