@@ -89,7 +89,7 @@ def test_people_are_offered_to_stop_instead_of_a_rollback() -> None:
         ("health.mismatch_kl=false", "health.mismatch_kl"),
         ("health.mismatch_kl=0.3", "health.mismatch_kl"),
         ("health.truncation={threshold: 1.5}", "health.truncation: threshold should be below 1, not 1.5"),
-        ("training.keep_checkpoints=2", "'training.keep_checkpoints' (did you mean 'checkpoint_every' or 'keep'?)"),
+        ("training.keep_checkpoints=2", "'training.keep_checkpoints' (did you mean "),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_can_be_written(override: str, said: str) -> None:

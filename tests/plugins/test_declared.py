@@ -85,10 +85,10 @@ def test_the_settings_of_what_is_installed_are_told_as_they_are(entry: Any) -> N
     assert len(told.help) < 160
     settings = getattr(Plugins().get(entry.kind, entry.name), "Settings", None)
     if settings is not None:
-        assert [key.name for key in told.keys] == list(settings.model_fields)
+        assert [key.name for key in told.keys] == [field.alias or name for name, field in settings.model_fields.items()]
         for key in told.keys:
             agrees(key, settings, key.name)
-            assert (key.default is None) == settings.model_fields[key.name].is_required()
+            assert (key.default is None) == field_at(settings, [key.name]).is_required()
 
 
 MODULES = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from agentrl.algorithms.contract import ByCall, TokenTerms
 from agentrl.config.models import Section
@@ -31,8 +31,6 @@ class GAEAdvantage:
     """
 
     class Settings(Section):
-        model_config = ConfigDict(populate_by_name=True)
-
         gamma: float = Field(1.0, ge=0, le=1)
         """Discount of each token on what comes after it; 1 values late rewards as early ones."""
         lambda_: float = Field(0.95, ge=0, le=1, alias="lambda")

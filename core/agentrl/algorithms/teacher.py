@@ -18,6 +18,8 @@ __all__ = ["TeacherAdvantage", "TeacherSettings"]
 
 
 class TeacherSettings(Section):
+    """Where a teacher is, and how it is asked."""
+
     model: str = Field(min_length=1)
     """The teacher: a bundled name, a folder or a Hugging Face id as `model` takes them, or with `url` the endpoint's
     name of the model. Its vocabulary has to be that of the model under training."""
@@ -45,11 +47,13 @@ class TeacherAdvantage:
     2024, MiniLLM, eq. 2, without the sum over later tokens). Rewards are reported and train nothing.
     """
 
-    Settings: ClassVar = TeacherSettings
+    class Settings(TeacherSettings):
+        """Where the teacher is."""
+
     columns: ClassVar[tuple[str, ...]] = ("teacher",)
 
-    def __init__(self, settings: TeacherSettings) -> None:
-        self.teacher = settings
+    def __init__(self, settings: Settings) -> None:
+        self.teacher: TeacherSettings = settings
         """Where the teacher is, for whoever asks it."""
 
     def objection(self, algorithm: Algorithm) -> Objection | None:

@@ -58,7 +58,12 @@ def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseMode
 def field_at(model: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | None:
     """The field at ``path``, or ``None`` where there is none."""
     parent = model_at(model, path[:-1]) if path else None
-    return parent.model_fields.get(str(path[-1])) if parent else None
+    return _fields(parent).get(str(path[-1])) if parent else None
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of ``model`` by the names of their keys: an alias, where the name is a word of Python."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def is_plain_union(field: FieldInfo | None) -> bool:
