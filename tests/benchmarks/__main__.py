@@ -22,6 +22,10 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``learner``
     Tokens a second of an optimiser step, the forest beside padded rows, on 8 groups of 8 with a shared prompt of
     512 tokens. To reach: 3 times the rows.
+``learner_limit``
+    Tokens a second and peak memory of a learner's step, beside a plain transformers forward and backward and beside the
+    step's matrix products alone; ``--precision``, ``--training whole lora`` and ``--prompt`` say of what. To reach: 0.7
+    of the products.
 ``list_agents``
     Wall time and CPU of ``agentrl list-agents`` beside bare Python. To reach: under 150 ms.
 ``listeners``
@@ -46,8 +50,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Wall time to the same number of episodes, by turns and with ``rollout.max_staleness=1``, of an agent whose tools
     wait as long as a step takes the learner. To reach: 0.95 of what no schedule can beat.
 
-Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner``, ``proof``, ``train_step``
-are measured on that pretrained model too, in fewer rounds.
+Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner``, ``learner_limit``,
+``proof``, ``train_step`` are measured on that pretrained model too, in fewer rounds.
 
 Those of the vLLM backend, which need a server, are in ``plugins/agentrl-vllm/benchmarks``.
 
@@ -64,15 +68,27 @@ import sys
 from tests.benchmarks.models import PRETRAINED, is_registered
 
 NAMES = (
-    *("call", "checkpoint", "engine", "gateway", "learner", "list_agents", "listeners", "modes", "proof", "staleness"),
-    *("train_step", "updates", "waiting"),
+    *(
+        "call",
+        "checkpoint",
+        "engine",
+        "gateway",
+        "learner",
+        "learner_limit",
+        "list_agents",
+        "listeners",
+        "modes",
+        "proof",
+    ),
+    *("staleness", "train_step", "updates", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",
     "engine": "--repeat 1",
     "learner": "--load short --threads 2 --repeat 2",
+    "learner_limit": "--precision float32 bfloat16 --training whole lora --repeat 1",
     "proof": "--steps 1",
-    "train_step": "--max-tokens 32 --blocks 1 --steps 3",
+    "train_step": "--max-tokens 32 --blocks 1 --steps 3 --sides agentrl TRL",
     "updates": "--updates 3 --under-way 8",
 }
 

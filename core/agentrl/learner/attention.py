@@ -57,9 +57,6 @@ class ForestAttention:
         """
         if query.device.type != "cpu":
             return self._on_device(query.device)(query, key, value, scale, window)
-        served = query.shape[1] // key.shape[1]
-        if served > 1:
-            key, value = key.repeat_interleave(served, dim=1), value.repeat_interleave(served, dim=1)
         return self._in_blocks(window, query.dtype)(query, key, value, scale)
 
     def _on_device(self, device: torch.device) -> FlexForest:
@@ -239,7 +236,8 @@ class _Stack:
     """``Tiles`` as tensors."""
 
     index_SQ: Tensor
-    valid_SQ: Tensor
+    valid_SQ: Tensor | None
+    """``None`` where nothing is padding."""
     positions: Tensor
     """Those of all tiles, without padding."""
     mask: Tensor | None
@@ -249,15 +247,19 @@ class _Stack:
         return self.mask is None
 
     def queries(self, values: Tensor) -> Tensor:
-        return values[self.index_SQ].transpose(1, 2)
+        # copies whole positions, unlike indexing
+        gathered = values.index_select(0, self.index_SQ.view(-1))
+        return gathered.view(*self.index_SQ.shape, *values.shape[1:]).transpose(1, 2)
 
     keys = queries
 
     def gradients(self, values: Tensor) -> Tensor:
-        return self.queries(values).masked_fill(~self.valid_SQ[:, None, :, None], 0.0)
+        gathered = self.queries(values)
+        return gathered if self.valid_SQ is None else gathered.masked_fill_(~self.valid_SQ[:, None, :, None], 0.0)
 
     def put(self, values: Tensor, into: Tensor) -> None:
-        into.index_copy_(0, self.positions, values.transpose(1, 2)[self.valid_SQ])
+        values = values.transpose(1, 2)
+        into.index_copy_(0, self.positions, values.flatten(0, 1) if self.valid_SQ is None else values[self.valid_SQ])
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,8 @@ class _Rectangle:
 
 def _stack(tiles: Tiles, dtype: torch.dtype) -> _Stack:
     index_SQ, valid_SQ = torch.from_numpy(tiles.index), torch.from_numpy(tiles.valid)
-    return _Stack(index_SQ, valid_SQ, index_SQ[valid_SQ], _added(tiles.mask, dtype))
+    padded = None if bool(valid_SQ.all()) else valid_SQ
+    return _Stack(index_SQ, padded, index_SQ[valid_SQ], _added(tiles.mask, dtype))
 
 
 def _rectangle(block: Block, dtype: torch.dtype) -> _Rectangle:

@@ -6,7 +6,7 @@ checked against ``plain_forward`` and ``plain_backward``, which are made of publ
 or gives other values, those take its place, at about half the speed of a step.
 
 Axes: S stacked blocks, H heads, Q queries, K keys, D head size. Query, output and their gradients are SHQD, key and
-value SHKD, the logarithms SHQ.
+value SHKD, the logarithms SHQ. Key and value may have fewer heads, each of which then serves several of the query's.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def plain_forward(
 
     ``dropout`` must be 0.
     """
+    key, value = (_for_all(query, x) for x in (key, value))
     outputs: list[Tensor] = []
     log_sums: list[Tensor] = []
     for rows in _query_slices(query):
@@ -69,6 +70,8 @@ def plain_backward(
 
     The formula is that of Dao et al. 2022, algorithm 4.
     """
+    heads = key.shape[1]
+    key, value = (_for_all(query, x) for x in (key, value))
     grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     for rows in _query_slices(query):
         scores = _scores(query, key, rows, causal, attn_mask, scale)
@@ -78,7 +81,14 @@ def plain_backward(
         grad_query[:, :, rows] = grad_scores @ key
         grad_key += grad_scores.mT @ query[:, :, rows]
         grad_value += probability.mT @ grad[:, :, rows]
-    return grad_query, grad_key, grad_value
+    stack, _, keys, size = key.shape
+    shared = (stack, heads, -1, keys, size)
+    return grad_query, grad_key.view(shared).sum(2), grad_value.view(stack, heads, -1, keys, value.shape[3]).sum(2)
+
+
+def _for_all(query: Tensor, values: Tensor) -> Tensor:
+    """Keys or values for each head of the query."""
+    return values.repeat_interleave(query.shape[1] // values.shape[1], dim=1)
 
 
 def _query_slices(query: Tensor) -> list[slice]:
@@ -123,7 +133,8 @@ def attention_kernel() -> AttentionKernel:
 def _agree(one: AttentionKernel, other: AttentionKernel) -> bool:
     """Whether two kernels give the same output, denominators and gradients, with a causal mask and with another."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value, grad = (torch.randn(2, 2, 5, 8, generator=generator) for _ in range(4))
+    query, grad = (torch.randn(2, 4, 5, 8, generator=generator) for _ in range(2))
+    key, value = (torch.randn(2, 2, 5, 8, generator=generator) for _ in range(2))
     mask = torch.zeros(2, 1, 5, 5).masked_fill_(torch.rand(2, 1, 5, 5, generator=generator) < 0.3, MASKED)
     for causal, added in ((True, None), (False, None), (False, mask)):
         made = []

@@ -23,6 +23,7 @@ from agentrl import Trainer, load_config
 from agentrl.gateway.transport import Transport
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.contract import RunInfo
+from agentrl_agents import math
 from agentrl_agents.math import MathAgent
 
 __all__ = ["run"]
@@ -39,6 +40,7 @@ class MeteredMathAgent(MathAgent):
 def run(workload: Workload, parent: Connection) -> None:
     """Train as ``workload`` says, in the pace that ``parent`` sets."""
     _meter_gateway()
+    math.SYSTEM = workload.system(math.SYSTEM)
     with tempfile.TemporaryDirectory() as runs, open(os.devnull, "w") as nowhere:
         config = load_config(
             None,
@@ -55,6 +57,7 @@ def run(workload: Workload, parent: Connection) -> None:
             f"training.steps={workload.steps}",
             f"training.learning_rate={workload.learning_rate}",
             "training.checkpoint_every=0",
+            *workload.keys,
         )
         with Trainer(config, reporter=_Paced(nowhere, Pace(workload, parent))) as trainer:
             trainer.train(agent=MeteredMathAgent)

@@ -6,13 +6,14 @@ it. So the two take turns within one run, and what else the machine does meets b
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-__all__ = ["Block", "Pace", "Workload"]
+__all__ = ["Block", "Failure", "Pace", "Workload"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,21 @@ class Workload:
     """Versions that agentrl's rollout may be ahead of its learner; TRL's side takes turns."""
     threads: int | None = None
     """CPU threads of TRL's side; ``None`` for torch's own number."""
+    micro_batch: int = 64
+    """Rows that TRL's side computes at once."""
+    common: int = 0
+    """Words that are put before every prompt, the same for all."""
+    keys: tuple[str, ...] = ()
+    """Further keys of agentrl's config, ``key=value`` each."""
     seed: int = 0
     groups: int = 8
     group_size: int = 8
     learning_rate: float = 1e-6
     """TRL's default: so small that both sides sample from the start model throughout, completions of equal lengths."""
+
+    def system(self, text: str) -> str:
+        """The system message of every prompt, which ends with ``text``."""
+        return " ".join(["note"] * self.common + [text])
 
     @property
     def steps(self) -> int:
@@ -54,6 +65,15 @@ class Block:
     """Mean length of a completion."""
     parts: dict[str, float]
     """Seconds a step by part of the side, where it tells them."""
+    peak: float
+    """MiB of memory that the side's process has held at most so far."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Sent in the place of a block by a side that cannot go on."""
+
+    traceback: str
 
 
 @dataclass
@@ -90,4 +110,5 @@ class Pace:
     def _block(self) -> Block:
         cpu, after, steps = time.process_time() - self._cpu, self.parts(), self.workload.block_steps
         parts = {name: (seconds - self._before.get(name, 0.0)) / steps for name, seconds in after.items()}
-        return Block(self._wall, cpu / steps, sum(self._tokens) / steps, parts)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return Block(self._wall, cpu / steps, sum(self._tokens) / steps, parts, peak)

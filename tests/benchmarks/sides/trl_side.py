@@ -44,7 +44,8 @@ def arguments(workload: Workload, folder: str) -> GRPOConfig:
         output_dir=folder,
         seed=workload.seed,
         max_steps=workload.steps,
-        per_device_train_batch_size=workload.groups * workload.group_size,
+        per_device_train_batch_size=workload.micro_batch,
+        gradient_accumulation_steps=workload.groups * workload.group_size // workload.micro_batch,
         num_generations=workload.group_size,
         max_completion_length=workload.max_tokens,
         learning_rate=workload.learning_rate,
@@ -70,7 +71,7 @@ def dataset(workload: Workload) -> Dataset:
         [
             {
                 "prompt": [
-                    {"role": "system", "content": SYSTEM},
+                    {"role": "system", "content": workload.system(SYSTEM)},
                     {"role": "user", "content": question(dict(task.data))},
                 ],
                 "answer": task.data["answer"],
