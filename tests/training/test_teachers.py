@@ -154,7 +154,7 @@ def test_an_episode_that_is_not_scored_has_failed_and_is_counted(learner, tiny_f
     for name in ("advantage", "weight", "logprob"):
         np.testing.assert_array_equal(getattr(prepared.batch, name), getattr(alone.batch, name))
     (warning,) = told
-    assert "1 episodes of a step could not be scored" in warning
+    assert "an episode of the step could not be scored and failed" in warning
     assert said in warning
     assert groups[0].episodes[2].outcome == "rewarded"  # what was given is as it was
 

@@ -120,7 +120,8 @@ class Columns:
             groups = [_with_failures(group, new) for group in groups]
             batch, account = build_batch(groups, self.algorithm, **bounds)
         if failed:
-            self.warn(f"{len(failed)} episodes of a step could not be scored, and have failed: {_commonest(failed)}")
+            several = f"{len(failed)} episodes" if len(failed) > 1 else "an episode"
+            self.warn(f"{several} of the step could not be scored and failed: {_commonest(failed)}")
         batch = replace(batch, extra={**batch.extra, **{name: each.values for name, each in scored.items()}})
         metrics = {"seconds/learner/score": time.perf_counter() - started}
         if "teacher" in batch.extra and len(batch.logprob):
@@ -144,7 +145,7 @@ def _commonest(failed: Mapping[EpisodeKey, Failure]) -> str:
     kinds = Counter(failure.kind for failure in failed.values())
     kind, count = kinds.most_common(1)[0]
     example = next(failure.reason for failure in failed.values() if failure.kind == kind)
-    return f"{count} times {example}"
+    return f"{count} times {example}" if len(failed) > 1 else example
 
 
 def _with_failures(group: Group, failed: Mapping[EpisodeKey, Failure]) -> Group:
