@@ -31,7 +31,7 @@ LAYERS = (
     {"plugins"},
     {"config"},
     {"_lazy"},
-    {"extras", "processors"},
+    {"extras", "memory", "processors"},
     {"errors", "environ", "locks", "clients", "loops", "redaction"},
 )
 """Top to bottom; those of one layer do not import each other."""

@@ -11,8 +11,9 @@ import pynvml
 import pytest
 
 from agentrl.config import load_config
-from agentrl.doctor.machine import Gpu, Gpus, _existing_parent, free_memory, gpu_findings, human, nvidia_gpus
+from agentrl.doctor.machine import Gpu, Gpus, _existing_parent, gpu_findings, nvidia_gpus
 from agentrl.doctor.model import model_size
+from agentrl.memory import free_memory, human
 from agentrl.processors import usable_processors
 
 CONFIG = load_config(environ={})

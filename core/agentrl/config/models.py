@@ -31,6 +31,7 @@ from pydantic import (
 from agentrl.errors import ConfigError
 
 __all__ = [
+    "AMPLE_TOKENS",
     "AS_WRITTEN",
     "ONLINE",
     "AgentSection",
@@ -412,6 +413,10 @@ def _rate(value: Any) -> Any:
     return value
 
 
+AMPLE_TOKENS = 8192
+"""`training.tokens_per_batch=auto` where memory is ample."""
+
+
 class TrainingSection(Section):
     steps: int = Field(60, ge=0)
     """Number of optimiser steps."""
@@ -437,8 +442,9 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     """Whether layers keep their inputs alone and are computed again for the gradient, which saves most of the memory of
     a pass and takes about a third more time."""
-    tokens_per_batch: int = Field(8192, ge=1)
-    """Most tokens in one forward pass. A step takes as many passes as its tokens need."""
+    tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Most tokens in one forward pass. A step takes as many passes as its tokens need. `auto` is 8192, or 4096, 2048,
+    1024 or 512 where the memory holds no more: see `--dry-run`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights and of what is computed with them. `auto` is bfloat16 on CUDA and float32 elsewhere. In
     bfloat16 the optimiser keeps the weights in float32 too, and the gradients."""
@@ -451,6 +457,11 @@ class TrainingSection(Section):
     keep: int = Field(3, ge=1)
     """How many checkpoints a run keeps: the newest ones. Beside them it keeps the best by evaluation, and the one that
     it was resumed from."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """``tokens_per_batch`` as a number; `auto` is what it is where memory is ample."""
+        return AMPLE_TOKENS if self.tokens_per_batch == "auto" else self.tokens_per_batch
 
     @property
     def rate(self) -> float:

@@ -111,7 +111,7 @@ def _lengths(case: Case) -> Iterator[Finding]:
     context = case.serving.capabilities.context_length
     longest = max((call.prompt_tokens + call.completion_tokens for e in case.episodes for call in e.calls), default=0)
     path = max((_depth(episode.tree) for episode in case.episodes), default=0)
-    allowed = case.config.training.tokens_per_batch
+    allowed = case.config.training.pass_tokens
     text = f"the longest call has {longest:,} tokens of a context of {context:,}"
     figures = {"longest_call_tokens": longest, "context_length": context, "longest_path_tokens": path}
     if longest > _NEARLY_FULL * context:

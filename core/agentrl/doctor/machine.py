@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from agentrl.config.models import Config
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import ConfigError, RunFolderError, one_line
+from agentrl.memory import free_memory, human
 from agentrl.processors import usable_processors
 from agentrl.runs.folder import filesystem_type, is_network_filesystem
 
@@ -20,14 +21,13 @@ if TYPE_CHECKING:
     from agentrl.doctor.examination import Case
     from agentrl.doctor.model import ModelSize
 
-__all__ = ["Gpu", "Gpus", "free_memory", "gpu_findings", "human", "machine", "nvidia_gpus"]
+__all__ = ["Gpu", "Gpus", "gpu_findings", "machine", "nvidia_gpus"]
 
 _TIGHT = 0.8
 """The share of the free memory above which activations may not fit."""
 _PROMPT_TOKENS = 512
 """The length of a prompt in the estimate of what the engine holds."""
 _HIDDEN_BY = "CUDA_VISIBLE_DEVICES"
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def machine(case: Case) -> Iterator[Finding]:
@@ -206,32 +206,6 @@ def _unused(gpus: Gpus) -> Finding:
     )
 
 
-def free_memory(cgroup: Path = _CGROUP) -> tuple[int, bool]:
-    """The bytes of memory that this process may still take, and whether that is known.
-
-    Where it is not, since psutil is not installed, they are all the memory of the machine. The limit of a container
-    that is set in ``cgroup``, a folder of version 2 of Linux's control groups, counts.
-    """
-    try:
-        import psutil
-    except ImportError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), False
-    available = int(psutil.virtual_memory().available)
-    limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        available = min(available, int(limit) - int(used) + _reclaimable(cgroup))
-    return available, True
-
-
-def _reclaimable(cgroup: Path) -> int:
-    """The bytes of cached files in a control group, which make room when memory is needed."""
-    for line in _read(cgroup / "memory.stat").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "inactive_file":
-            return int(value)
-    return 0
-
-
 def _existing_parent(path: Path) -> Path:
     """The folder ``path``, or the nearest above it that exists."""
     folder = Path(os.path.expanduser(path)).absolute()
@@ -243,20 +217,3 @@ def _existing_parent(path: Path) -> Path:
 def free_disk(folder: Path) -> int:
     """The bytes that are free on the disk of ``folder``."""
     return shutil.disk_usage(folder).free
-
-
-def human(size: float) -> str:
-    """A number of bytes for people to read, such as ``1.8 GB``."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _read(path: Path) -> str:
-    """The text of the file; empty where it cannot be read."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

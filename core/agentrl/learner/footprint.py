@@ -11,13 +11,12 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -29,11 +28,12 @@ from agentrl.learner.masters import Masters
 from agentrl.learner.policy import MAX_LOGITS
 from agentrl.learner.probe import probe_forest
 from agentrl.learner.recompute import recompute_layers
+from agentrl.learner.vocabulary import BLOCK, KEPT
 
 __all__ = ["PassFootprint", "measure_pass"]
 
 _LAYERS = 2
-_TOKENS = (64, 192)
+_TOKENS = (32, 96)
 """The lengths of the two runs."""
 _VOCABULARY = 64
 """That of the measured model, whose vocabulary is not measured."""
@@ -55,6 +55,7 @@ class PassFootprint:
     vocabulary: int
     itemsize: int
     """Bytes of a number of the computation."""
+    on_cpu: bool
 
     def bytes(self, tokens: int) -> int:
         """Return the most bytes that a pass of ``tokens`` tokens takes at a time, each of which is a target."""
@@ -62,16 +63,27 @@ class PassFootprint:
         return int(kept + max(tokens * self.working_token, self.head_bytes(tokens)))
 
     def head_bytes(self, tokens: int) -> int:
-        """Return what the logits of ``tokens`` tokens take, and what is made of them: see ``MAX_LOGITS``."""
-        logits = min(tokens * self.vocabulary, max(MAX_LOGITS, self.vocabulary))
-        exact = 4 * logits
-        rounded = self.itemsize * logits if self.itemsize < 4 else 0
-        # Logits or their gradient, and probabilities; the gradient of the head comes and goes before it is added up.
-        return 2 * exact + rounded + self.itemsize * self.vocabulary * self.width
+        """Return what the logits of ``tokens`` tokens take, and what is made of them.
+
+        On the CPU that is what ``agentrl.learner.vocabulary`` keeps and one block, elsewhere three tensors of the size
+        that ``agentrl.learner.policy`` computes at once: logits, probabilities and a gradient.
+        """
+        numbers = tokens * self.vocabulary
+        if self.on_cpu:
+            exact = min(numbers, KEPT) + (BLOCK if numbers > KEPT else 0)
+            rounded = min(numbers, BLOCK)
+        else:
+            rounded = min(numbers, max(MAX_LOGITS, self.vocabulary))
+            exact = 3 * rounded
+        # The gradient of the head comes and goes before it is added up, and that of the features.
+        gradients = self.itemsize * self.width * (self.vocabulary + tokens)
+        return 4 * exact + (self.itemsize * rounded if self.itemsize < 4 else 0) + gradients
 
 
-def measure_pass(config: PreTrainedConfig, training: TrainingSection, dtype: torch.dtype) -> PassFootprint:
-    """Measure a model of ``config`` as ``training`` has it computed, with weights of ``dtype``.
+def measure_pass(
+    config: PreTrainedConfig, training: TrainingSection, device: torch.device, dtype: torch.dtype
+) -> PassFootprint:
+    """Measure a model of ``config`` as ``training`` has it computed on ``device``, with weights of ``dtype``.
 
     It takes the memory of two of its layers for a moment. Raises what transformers raises for a config that it cannot
     build, and ``ConfigError`` for an adapter or for checkpointing that the model does not take.
@@ -94,6 +106,7 @@ def measure_pass(config: PreTrainedConfig, training: TrainingSection, dtype: tor
         width=text.hidden_size,
         vocabulary=text.vocab_size,
         itemsize=dtype.itemsize,
+        on_cpu=device.type == "cpu",
     )
 
 
@@ -121,7 +134,8 @@ def _small(config: PreTrainedConfig, training: TrainingSection, dtype: torch.dty
     Masters().take(model, torch.device("cpu"), dtype)
     if training.gradient_checkpointing:
         recompute_layers(model)
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +172,11 @@ def _run(model: PreTrainedModel, tokens: int) -> _Count:
     return _Count(layer, kept, live.peak)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operations have made within it and that still are somebody's."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()

@@ -35,7 +35,7 @@ class FrozenModel:
         probe_forest(model)
         Masters().take(model, device, precision_on(device, settings.precision))
         self._policy = Policy(model)
-        self._tokens_per_batch = settings.tokens_per_batch
+        self._tokens_per_batch = settings.pass_tokens
 
     def score(self, targets: Targets, paths: Sequence[Ints]) -> Scores:
         """As ``Learner.score``."""

@@ -125,7 +125,7 @@ class Learner:
         """
         self._refuse_while_lent("step")
         check_batch(batch)
-        limit, lengths = self._settings.tokens_per_batch, [len(path) for path in batch.paths]
+        limit, lengths = self._settings.pass_tokens, [len(path) for path in batch.paths]
         check_lengths(lengths, limit, batch.labels)
         metrics = _batch_metrics(batch, self.version) | {"tokens/rows": float(padded_size(lengths, limit))}
         updates = cut_updates(batch)
@@ -141,7 +141,7 @@ class Learner:
         """One update of the weights; ``before`` holds the log-probabilities under those that the step began with."""
         started = time.perf_counter()
         first = np.flatnonzero(is_learned(batch, self._loss))
-        limit = self._settings.tokens_per_batch
+        limit = self._settings.pass_tokens
         passes = pack(batch.paths, batch.targets, limit, forest=self._policy.takes_forest, first=first)
         packed = time.perf_counter()
         metrics = {
@@ -169,7 +169,7 @@ class Learner:
         ``training.tokens_per_batch``, and ``ValueError`` for targets that contradict themselves.
         """
         check_targets(targets, paths)
-        return self._policy.score_paths(targets, paths, self._settings.tokens_per_batch)
+        return self._policy.score_paths(targets, paths, self._settings.pass_tokens)
 
     def lend(self, borrower: str) -> LentWeights:
         """Lend the weights to ``borrower``, whose name stands in error messages, until they are given back.

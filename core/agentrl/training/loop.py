@@ -348,7 +348,7 @@ class TrainingLoop:
             allowed=self.grammars,
             choices=choices,
             oldest=version - rollout.max_staleness if rollout.on_stale == "mask" else None,
-            longest=self.config.training.tokens_per_batch,
+            longest=self.config.training.pass_tokens,
             updates=self.config.training.minibatches,
         )
         left_out = [(group, fates_left_out(group, self.columns.algorithm)) for group in taken.left_out]

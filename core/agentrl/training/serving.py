@@ -215,7 +215,7 @@ def _dispatcher(
         max_attempts=config.rollout.max_attempts,
         agent_name=config.agent.name,
         on_overflow=config.rollout.on_overflow.reward,
-        longest=config.training.tokens_per_batch,
+        longest=config.training.pass_tokens,
         score_group=parts.score.of_group if parts.score is not None and parts.score.compares else None,
     )
     step = config.rollout.tasks_per_step * config.rollout.group_size

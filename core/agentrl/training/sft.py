@@ -105,7 +105,7 @@ def resolve_sft(
     if not train:
         raise ConfigError(
             f"nothing of {config.sft.data} is left to imitate: {dict(left_out)}",
-            fix="raise training.tokens_per_batch, or name other conversations",
+            fix="raise training.pass_tokens, or name other conversations",
             key="sft.data",
         )
     order = Order([len(example.token) for example in train], config.sft, config.seed)
@@ -236,7 +236,7 @@ class _Reading:
         """What ``source`` holds to imitate. Raises ``ConfigError`` for the first line that is wrong."""
         path = Path(source)
         found = self._episodes(Run(path)) if path.is_dir() else self._dialogues(path)
-        longest = self.config.training.tokens_per_batch
+        longest = self.config.training.pass_tokens
         kept: list[Example] = []
         for example in found:
             if example is None:

@@ -14,13 +14,17 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentrl.agents.binding import reference_of
+from agentrl.algorithms.building import build_algorithm
 from agentrl.config.loader import load_config
 from agentrl.config.models import Config, ReplaySection, SftSection, check_trainable
 from agentrl.environments import entries_elsewhere
-from agentrl.errors import ConfigError
+from agentrl.errors import AgentRLError, ConfigError, one_line, shortened
 from agentrl.extras import missing_extras
+from agentrl.learner.loading import check_unquantised
+from agentrl.learner.optimiser import check_optimiser
 from agentrl.plugins import Plugins
 from agentrl.plugins.building import PartLike
+from agentrl.processors import find_device
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import default_reporter
 from agentrl.rewards.scoring import Scorer, load_reward
@@ -36,6 +40,7 @@ from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.offline import OfflineParts, resolve_offline, train_offline
 from agentrl.training.online import OnlineParts, not_resumed, resolve_online
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
+from agentrl.training.plan import RunParts, fitted
 from agentrl.training.rescoring import Rescorer, Rescoring, rescore
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
@@ -295,12 +300,13 @@ class Trainer:
         if config.is_online and target is None:
             if self._run is not None:
                 raise not_resumed(self._run)
-            return None, resolve_online(config, self.plugins)
+            return None, self._planned(resolve_online(config, self.plugins))
         check_trainable(config)
         point = None if self._run is None else find_resume_point(self._run)
         saved = None if point is None else point.checkpoint
         parts = resolve_parts(config, self.plugins, target, weights=None if saved is None else saved.path)
         check_sampling(config, ANY_ENGINE, trains=True)
+        parts = self._planned(parts)
         if point is not None:
             point = replace(point, changed=check_config(parts.config, point.folder.path, self.config.written_at))
         return point, parts
@@ -313,6 +319,23 @@ class Trainer:
             changed.remember(config.written_at)
             config = changed
         return resolve_offline(config, self.plugins, self.reporter, rescored=rescored)
+
+    def _planned(self, parts: RunParts) -> RunParts:
+        """``parts`` with passes that fit the memory. Says what the run takes, or raises where it does not fit."""
+        training = parts.config.training
+        check_optimiser(training.optimiser, find_device(training.device, "training.device"))
+        check_unquantised(parts.model_folder)
+        algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
+        beside = int("reference" in algorithm.columns and training.lora is None)
+        try:
+            parts, plan = fitted(parts, references=beside)
+        except AgentRLError:
+            raise
+        except Exception as error:  # whatever a model of somebody else's raises: what it takes is then not known
+            self.reporter.note(f"memory: what the run takes is not known beforehand: {shortened(one_line(error))}")
+            return parts
+        self.reporter.note(str(plan))
+        return parts
 
     def _imitable(self, config: Config, data: str | os.PathLike[str] | None) -> tuple[ResumePoint | None, SftParts]:
         """Where the run goes on, if it has begun before, and its parts."""

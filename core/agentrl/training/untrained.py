@@ -41,7 +41,7 @@ def mostly_excluded(metrics: Mapping[str, float]) -> str | None:
 
 def too_long(step: int, groups: Sequence[Group], config: Config) -> str | None:
     """A warning of the episodes of a step that are longer than a pass."""
-    longest = config.training.tokens_per_batch
+    longest = config.training.pass_tokens
     lengths = [episode.tree.longest_path() for group in groups for episode in group.episodes]
     over = [length for length in lengths if length > longest]
     if not over:

@@ -1,0 +1,220 @@
+"""The memory plan of a run: what learner and engine will take, and whether it is there, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from agentrl.config.models import Config, LoraModel, OptimiserSection, TrainingSection
+from agentrl.errors import ConfigError
+from agentrl.inference.adapter_folder import base_of
+from agentrl.inference.engine.loading import TorchSettings, dtype_of
+from agentrl.learner.adapters import plan_adapter
+from agentrl.learner.footprint import PassFootprint, measure_pass
+from agentrl.learner.loading import precision_on
+from agentrl.memory import free_memory, human
+from agentrl.processors import find_device
+from agentrl.training.online import OnlineParts
+from agentrl.training.parts import Parts
+
+__all__ = ["MemoryPlan", "RunParts", "fitted", "plan_memory"]
+
+RunParts = TypeVar("RunParts", Parts, OnlineParts)
+
+FEWEST_TOKENS = 512
+"""The least that `training.tokens_per_batch=auto` is lowered to."""
+PROMPT_TOKENS = 512
+"""The length of a prompt, of which a plan knows nothing, in the estimate of what the engine holds."""
+ALLOCATOR = {"cpu": 1.15, "cuda": 1.05}
+"""What the allocator takes for each byte of tensors that come and go, since freed pieces do not fit the next ones."""
+LIBRARIES = {"cpu": 50_000_000, "cuda": 500_000_000}
+"""The bytes that the libraries take when they first compute: buffers of threads and kernels."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a run takes, by what for."""
+
+    device: torch.device
+    """Where the learner is."""
+    parts: dict[str, int]
+    """What there is on ``device``."""
+    host: dict[str, int]
+    """What there is in the memory of the CPU where that is another place."""
+    free: int
+    """The bytes that are free on ``device``."""
+    host_free: int
+    tokens: int
+    """Those of the largest pass."""
+
+    @property
+    def total(self) -> int:
+        """The bytes that the run takes on ``device``."""
+        return sum(self.parts.values())
+
+    @property
+    def spare(self) -> int:
+        """What is left of the free memory where that is scarcest; below 0 where the run does not fit."""
+        return min(self.free - self.total, self.host_free - sum(self.host.values()))
+
+    def __str__(self) -> str:
+        where = "memory" if self.device.type == "cpu" else f"memory of {self.device}"
+        text = f"{where}: about {human(self.total)} of the {human(self.free)} that are free: {_listed(self.parts)}"
+        if self.host:
+            text += f"; and {human(sum(self.host.values()))} of the CPU's: {_listed(self.host)}"
+        return f"{text}; {human(self.spare)} to spare" if self.spare >= 0 else f"{text}; {human(-self.spare)} too much"
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {human(size)}" for name, size in parts.items() if size)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a plan knows of a model, from its config alone."""
+
+    config: PreTrainedConfig
+
+    @cached_property
+    def total(self) -> int:
+        """How many parameters it has."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)  # type: ignore[no-untyped-call]
+        return int(model.num_parameters())
+
+    @property
+    def kv_numbers(self) -> int:
+        """The numbers that one token takes in the KV cache."""
+        text = self.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return int(2 * text.num_hidden_layers * heads * width)
+
+
+@cache
+def _sizes(folder: Path) -> _Sizes:
+    return _Sizes(AutoConfig.from_pretrained(base_of(folder)))
+
+
+@cache
+def _adapter_size(folder: Path, written: str) -> int:
+    return plan_adapter(folder, LoraModel.model_validate_json(written)).trained
+
+
+@cache
+def _footprint(folder: Path, written: str, device: torch.device, dtype: torch.dtype) -> PassFootprint:
+    return measure_pass(_sizes(folder).config, TrainingSection.model_validate_json(written), device, dtype)
+
+
+def plan_memory(
+    config: Config, folder: Path, *, references: int = 0, prompt_tokens: int = PROMPT_TOKENS, tokens: int | None = None
+) -> MemoryPlan:
+    """Return what training the model in ``folder`` takes, without loading it.
+
+    ``references`` is how many frozen models of the same size there are beside it, ``prompt_tokens`` the length of a
+    prompt, and ``tokens`` that of a pass, by default ``training.tokens_per_batch``. The layers' memory is measured: see
+    ``agentrl.learner.footprint``. Raises what transformers raises for a folder that it does not know.
+    """
+    training, sizes = config.training, _sizes(folder)
+    device = find_device(training.device, "training.device")
+    dtype = precision_on(device, training.precision)
+    tokens = training.pass_tokens if tokens is None else tokens
+    trained = sizes.total if training.lora is None else _adapter_size(folder, training.lora.model_dump_json())
+    weights = sizes.total + (0 if training.lora is None else trained)
+    measured = TrainingSection(gradient_checkpointing=training.gradient_checkpointing, lora=training.lora)
+    footprint = _footprint(folder, measured.model_dump_json(), device, dtype)
+    offload = training.optimiser.offload
+    optimiser = {
+        "gradients": 4 * trained,
+        "optimiser": (8 if training.optimiser.bits == 32 else 2) * trained,
+        "float32 masters": 4 * trained if offload or dtype != torch.float32 else 0,
+    }
+    parts = {"weights": weights * dtype.itemsize}
+    if not offload:
+        parts |= optimiser
+    if references:
+        parts["reference"] = references * sizes.total * dtype.itemsize
+    passing = int(footprint.bytes(tokens) * ALLOCATOR[device.type]) + LIBRARIES[device.type]
+    parts[f"a pass of {tokens:,} tokens"] = passing
+    host = optimiser if offload else {}
+    if config.inference.backend.name == "torch":
+        where, engine = _engine(config, sizes, prompt_tokens)
+        target = parts if where.type == device.type else host
+        target["engine"] = engine
+    host_free = free_memory()[0]
+    free = host_free if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    return MemoryPlan(device, parts, host, free, host_free, tokens)
+
+
+def _engine(config: Config, sizes: _Sizes, prompt_tokens: int) -> tuple[torch.device, int]:
+    """Where the torch engine is, and the bytes of its weights and of the KV of as many completions as run at once."""
+    settings = TorchSettings.model_validate(config.inference.backend.options)
+    device = find_device(settings.device, "inference.backend.device")
+    dtype = dtype_of(settings, config.training.precision, device)
+    known = getattr(sizes.config.get_text_config(), "max_position_embeddings", None) or 32768
+    context = settings.context_length or min(known, 32768)
+    length = min(context, prompt_tokens + (config.rollout.max_tokens or prompt_tokens))
+    kv_tokens = min(config.rollout.concurrency * length, settings.kv_cache_tokens or 1 << 62)
+    return device, (sizes.total + kv_tokens * sizes.kv_numbers) * dtype.itemsize
+
+
+def fitted(parts: RunParts, *, references: int = 0) -> tuple[RunParts, MemoryPlan]:
+    """Return ``parts`` with ``training.tokens_per_batch`` as a number, and the plan.
+
+    Raises ``ConfigError`` where the run does not fit the memory, with the settings under which it would.
+    """
+    config, folder = parts.config, parts.model_folder
+    automatic = config.training.tokens_per_batch == "auto"
+    plan = plan_memory(config, folder, references=references)
+    while automatic and plan.spare < 0 and plan.tokens > FEWEST_TOKENS:
+        plan = plan_memory(config, folder, references=references, tokens=plan.tokens // 2)
+    if plan.spare < 0:
+        raise _too_much(config, folder, plan, references)
+    return replace(parts, config=_trained_by(config, tokens_per_batch=plan.tokens)), plan
+
+
+def _trained_by(config: Config, **changes: object) -> Config:
+    training = config.training.model_copy(update=changes)
+    return config.model_copy(update={"training": training})
+
+
+def _too_much(config: Config, folder: Path, plan: MemoryPlan, references: int) -> ConfigError:
+    fix = "train a smaller model, or on a machine with more memory"
+    for settings, changes in _savings(config.training, plan):
+        if plan_memory(_trained_by(config, **changes), folder, references=references).spare >= 0:
+            fix = f"set {' '.join(settings)}"
+            break
+    return ConfigError(f"the run does not fit the {plan}", fix=fix, key="training.tokens_per_batch")
+
+
+def _savings(training: TrainingSection, plan: MemoryPlan) -> Iterator[tuple[list[str], dict[str, object]]]:
+    """Settings that save memory, with what they change, the least change first."""
+    powers = (1 << exponent for exponent in reversed(range(training.pass_tokens.bit_length())))
+    fewer = [size for size in powers if FEWEST_TOKENS <= size < training.pass_tokens]
+    steps: list[tuple[str, dict[str, object]]] = []
+    if not training.gradient_checkpointing:
+        steps.append(("training.gradient_checkpointing=true", {"gradient_checkpointing": True}))
+    if plan.device.type == "cuda" and not training.optimiser.offload:
+        offload = OptimiserSection(bits=training.optimiser.bits, offload=True)
+        steps.append(("training.optimiser.offload=true", {"optimiser": offload}))
+    elif training.optimiser.bits == 32:
+        steps.append(("training.optimiser.bits=8", {"optimiser": OptimiserSection(bits=8)}))
+    if training.lora is None:
+        steps.append(("training.lora=16", {"lora": LoraModel()}))
+    if plan.device.type == "cpu" and training.precision != "bfloat16":
+        steps.append(("training.precision=bfloat16", {"precision": "bfloat16"}))
+    settings: list[str] = []
+    changes: dict[str, object] = {}
+    for size in fewer:
+        yield [f"training.tokens_per_batch={size}"], {"tokens_per_batch": size}
+    for setting, change in steps:
+        settings, changes = [*settings, setting], {**changes, **change}
+        yield settings, changes
+        for size in fewer:
+            yield [*settings, f"training.tokens_per_batch={size}"], {**changes, "tokens_per_batch": size}
