@@ -1,0 +1,120 @@
+"""The memory plan: what it counts, what it refuses, and what a process really took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.gpu.shapes import random_model
+
+from agentrl.config import load_config
+from agentrl.errors import ConfigError
+from agentrl.training import plan as planning
+from agentrl.training.plan import plan_memory
+from agentrl.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+NEAR, SMALL = 0.15, 100_000_000
+CPU = "training.device=cpu"
+
+
+def planned(folder, *settings):
+    return plan_memory(load_config(None, CPU, *settings, environ={}), folder)
+
+
+def own(parts):
+    """The bytes that are counted exactly: all but those of a pass and the engine."""
+    return {name: size for name, size in parts.items() if not name.startswith(("a pass", "engine"))}
+
+
+def test_weights_gradients_and_moments_are_counted_by_the_settings(tiny_folder):
+    whole = planned(tiny_folder)
+    count = own(whole.parts)["weights"] // 4
+    assert own(whole.parts) == {
+        "weights": 4 * count,
+        "gradients": 4 * count,
+        "optimiser": 8 * count,
+        "float32 masters": 0,
+    }
+    half = own(planned(tiny_folder, "training.precision=bfloat16").parts)
+    assert half == own(whole.parts) | {"weights": 2 * count, "float32 masters": 4 * count}
+    assert own(planned(tiny_folder, "training.optimiser.bits=8").parts)["optimiser"] == 2 * count
+    adapter = own(planned(tiny_folder, "training.lora=4").parts)
+    assert adapter["weights"] == 4 * count + adapter["gradients"]
+    assert adapter["gradients"] < count
+
+
+def test_a_pass_takes_less_with_checkpointing_and_in_bfloat16_and_in_proportion_to_its_tokens(tiny_folder):
+    def passing(*settings):
+        return next(size for name, size in planned(tiny_folder, *settings).parts.items() if name.startswith("a pass"))
+
+    whole = passing()
+    assert passing("training.tokens_per_batch=8192") == whole
+    assert passing("training.gradient_checkpointing=true") < whole
+    assert passing("training.precision=bfloat16") < whole
+    fixed = planning.LIBRARIES["cpu"]
+    doubled = passing("training.tokens_per_batch=16384") - fixed
+    assert doubled == pytest.approx(2 * (whole - fixed), rel=0.1)
+
+
+def free(monkeypatch, size):
+    monkeypatch.setattr(planning, "free_memory", lambda: (size, True))
+
+
+def parts(config):
+    with Trainer(config) as trainer:
+        return trainer._trainable(config, None)[1]
+
+
+def test_passes_shrink_to_the_memory_that_is_free_and_the_run_keeps_their_size(monkeypatch, tiny_folder):
+    config = load_config(None, CPU, "agent=math", environ={})
+    assert parts(config).config.training.tokens_per_batch == 8192
+    free(monkeypatch, planned(tiny_folder, "training.tokens_per_batch=2048").total)
+    assert parts(config).config.training.tokens_per_batch == 2048
+
+
+def test_what_does_not_fit_is_refused_with_what_would(monkeypatch, tiny_folder):
+    smaller = "training.gradient_checkpointing=true"
+    size = planned(tiny_folder, smaller, "training.tokens_per_batch=512").total
+    free(monkeypatch, size)
+    config = load_config(None, CPU, "agent=math", "training.tokens_per_batch=512", environ={})
+    with pytest.raises(
+        ConfigError, match=r"does not fit the memory: about .* that are free: weights .* too much"
+    ) as no:
+        parts(config)
+    assert no.value.fix == f"set {smaller}"
+    assert no.value.exit_code == 2
+    free(monkeypatch, 1_000_000)
+    with pytest.raises(ConfigError, match="does not fit") as no:
+        parts(config)
+    assert no.value.fix == "train a smaller model, or on a machine with more memory"
+
+
+def test_planning_takes_nothing_from_the_sequence_of_random_numbers(tiny_folder):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    planning._footprint.cache_clear()
+    planned(tiny_folder)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(("training.precision=bfloat16", "training.gradient_checkpointing=true"), marks=pytest.mark.long),
+    ],
+)
+def test_a_process_grows_by_what_was_planned(tmp_path, settings):
+    folder = random_model("qwen3-small", tmp_path)
+    command = [sys.executable, "-m", "tests.gpu.memory", str(folder), CPU, "training.tokens_per_batch=512", *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["passes"] == 2
+    assert found["taken"] == pytest.approx(found["planned"], rel=NEAR, abs=SMALL)
