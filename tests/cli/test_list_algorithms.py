@@ -14,7 +14,8 @@ from agentrl.cli.algorithms import list_algorithms
 from agentrl.cli.root import App
 from agentrl.plugins import Plugins
 
-OURS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce++", "ppo", "gspo", "cispo", "dppo", "sft")
+OURS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce++", "ppo", "gspo", "cispo", "dppo", "distill", "sft")
+NEEDED = {"distill": {"advantage": {"model": "x"}}}
 
 
 def listed(*arguments):
@@ -39,7 +40,10 @@ def test_every_preset_says_what_is_built(name, document):
     parts += [preset.filter] if isinstance(preset.filter, dict) else list(preset.filter)
     assert sorted(each["name"] for each in said["parts"]) == sorted(each["name"] for each in parts if each)
     assert all(each in parts for each in said["parts"])
-    built, known = build(name), {each["name"]: each["target"].rpartition(":")[2] for each in document["parts"]}
+    built, known = (
+        build({"name": name, **NEEDED.get(name, {})}),
+        {each["name"]: each["target"].rpartition(":")[2] for each in document["parts"]},
+    )
     assert type(built.objective).__name__ == known[preset.objective["name"]]
 
 

@@ -16,6 +16,9 @@ from tests.learner.reference import forest_gradient, reference_gradient, relativ
 
 from agentrl.algorithms.batch import build_batch
 from agentrl.learner import packing
+from agentrl.learner.gradient import accumulate_gradient
+from agentrl.learner.packing import pack
+from agentrl.learner.policy import Policy
 from agentrl.plugins import Plugins
 from agentrl.rollout.contract import Group
 
@@ -130,6 +133,16 @@ def test_every_algorithm_over_branches_temperatures_and_versions(algorithm):
     expected_loss, expected = reference_gradient(model("full"), groups, built, version=newest)
     assert loss == pytest.approx(expected_loss, rel=EXACT)
     assert relative_difference(gradient, expected) < EXACT
+
+
+@pytest.mark.parametrize(("cap", "masked"), [(1e-9, 1.0), (1e9, 0.0)])
+def test_what_a_correction_leaves_out_is_counted(cap, masked):
+    groups = wandering_groups(random.Random(6), VOCABULARY)
+    batch, _ = build_batch(groups, built := build({**REINFORCE, "correction": {"name": "masked", "cap": cap}}))
+    passes = pack(batch.paths, batch.targets, 64, forest=True)
+    metrics = accumulate_gradient(Policy(takes_forest(model("full"))), batch, passes, built.loss)
+    assert metrics["policy/masked"] == masked
+    assert metrics["policy/weight_mean"] == pytest.approx((1 - masked) * metrics["policy/ratio_mean"])
 
 
 def assert_mixed(batch):

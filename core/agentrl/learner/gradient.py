@@ -95,7 +95,7 @@ def _backward(
         )
     )
     total = (made.loss * anchor.weight * weight_N).sum()
-    means: dict[str, Tensor] = {}
+    means = {"policy/weight_mean": anchor.weight, "policy/masked": anchor.weight == 0}
     for penalty in loss.penalties:
         of_terms = penalty(PenaltyTerms(scores.logprob_N, scores.entropy_N, behaviour_N, extra))
         total = total + penalty.coefficient * (of_terms * weight_N).sum()

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["HeldOutLoss", "Order", "SftLoop", "perplexity"]
 
-_OF_SAMPLES = ("policy/ratio_mean", "policy/ratio_max", "policy/mismatch_kl", "policy/clip_fraction")
+_OF_SAMPLES = (
+    "policy/ratio_mean",
+    "policy/ratio_max",
+    "policy/mismatch_kl",
+    "policy/clip_fraction",
+    "policy/weight_mean",
+    "policy/masked",
+)
 """Metrics that compare the learner with whoever sampled the tokens, which nobody did."""
 _SCORED = 64
 """Conversations that are scored in one call."""
