@@ -57,6 +57,11 @@ def complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Complete:
     ("line", "candidates"),
     [
         ("tra", ["train"]),
+        ("sft runs/fi", ["runs/first"]),
+        ("sft runs/first sft.lo", ["sft.loss="]),
+        ("sft runs/first sft.loss=", ["sft.loss=all", "sft.loss=last"]),
+        ("replay runs/first --algorithm rl", ["rloo"]),
+        ("replay runs/first --reward numeric", ["numeric-match"]),
         ("list-ag", ["list-agents"]),
         ("train ", ["calculator", "math", "multi_turn_math", "models/", "my_agent.py", "runs/"]),
         ("train ma", ["math"]),

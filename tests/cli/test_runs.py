@@ -71,6 +71,8 @@ def test_every_run_is_listed_with_its_state_the_last_one_last(
         "steps_to_do": 4,
         "reward_before": 0.25,
         "reward": 0.75,
+        "loss_before": None,
+        "loss": None,
         "agent": "math",
         "model": "tiny",
         "started": "",

@@ -56,6 +56,24 @@ def test_a_quick_run_is_told_in_a_few_lines() -> None:
     ]
 
 
+def test_a_run_that_imitates_tells_its_loss() -> None:
+    clock, stream = Clock(), io.StringIO()
+    reporter = PlainReporter(stream, interval=5.0, clock=clock)
+    reporter.run_started(
+        RunInfo("taught", Path("runs/taught"), "sft", "tiny", 2, tasks="chats.jsonl", kind="imitation")
+    )
+    reporter.evaluation_finished(0, {"evaluation/loss": 2.0})
+    for step in (1, 2):
+        clock.passes(1.0)
+        reporter.step_finished(step, {"policy/loss": 1.0 / step, "tokens/trained": 300.0, "seconds/step": 1.0})
+    assert stream.getvalue().splitlines() == [
+        "fine-tuning tiny on chats.jsonl: held out none; 2 steps, in runs/taught",
+        "after step 0: held-out loss 2.000, perplexity 7.389",
+        "step 1/2: loss 1.000, 300 trained tokens/s, 1.00 s a step, 1.0 s left",
+        "step 2/2: loss 0.500, 300 trained tokens/s, 1.00 s a step",
+    ]
+
+
 def test_one_step_of_one_episode_is_told_in_the_singular() -> None:
     run = RunInfo("math", Path("runs/math"), "math", "tiny", 1, 1, "arithmetic")
     assert "; 1 step of 1 episode, in runs/math" in run_text(run)

@@ -183,11 +183,20 @@ def test_settings_without_sense_are_refused(folder: Path, chats: Path, settings:
         sft.check_sft(chats)
 
 
+ENDINGS = [
+    ((3, signal.SIGTERM, 75), (9, signal.SIGKILL, -9)),
+    pytest.param(((5, signal.SIGINT, 130), (6, signal.SIGKILL, -9), (12, signal.SIGKILL, -9)), marks=pytest.mark.long),
+]
+"""At which step a run is sent which signal, and the exit code; it is resumed each time."""
+
+
+@pytest.mark.parametrize("endings", ENDINGS, ids=["terminated", "interrupted"])
 def test_a_run_goes_on_from_an_interrupt_a_termination_and_a_kill_to_the_same_weights(
-    folder: Path, chats: Path, warm: WarmInterpreter
+    tmp_path: Path, warm: WarmInterpreter, endings: tuple[tuple[int, int, int], ...]
 ) -> None:
+    folder, chats = tmp_path, conversations(tmp_path / "chats.jsonl", 100)
     settings = (
-        "training.steps=24",
+        "training.steps=16",
         "training.checkpoint_every=5",
         "evaluation.every=7",
         "training.learning_rate=0.003",
@@ -207,7 +216,7 @@ def test_a_run_goes_on_from_an_interrupt_a_termination_and_a_kill_to_the_same_we
     process = start(str(chats), *settings, "run.name=stopped")
     while process.poll() is None and not (folder / "runs" / "stopped" / "metrics.jsonl").exists():
         time.sleep(0.002)
-    for step, number, code in ((3, signal.SIGINT, 130), (8, signal.SIGTERM, 75), (13, signal.SIGKILL, -9)):
+    for step, number, code in endings:
         at_step(process, step)
         process.send_signal(number)
         assert process.wait(60) == code, (folder / "told").read_text()
@@ -216,7 +225,7 @@ def test_a_run_goes_on_from_an_interrupt_a_termination_and_a_kill_to_the_same_we
     whole, stopped = (open_run(folder / "runs" / name) for name in ("whole", "stopped"))
     lines = [[(line.step, told(line.metrics)) for line in run.metrics()] for run in (whole, stopped)]
     assert lines[0] == lines[1]
-    weights = [(run.path / "checkpoints/step-000024/model.safetensors").read_bytes() for run in (whole, stopped)]
+    weights = [(run.path / "checkpoints/step-000016/model.safetensors").read_bytes() for run in (whole, stopped)]
     assert weights[0] == weights[1]
     assert whole.summary is not None
     assert stopped.summary is not None

@@ -22,10 +22,12 @@ from agentrl.plugins.declared import Key
 
 __all__ = [
     "add_shells",
+    "complete_algorithm",
     "complete_checkpoint",
     "complete_data",
     "complete_environment",
     "complete_keys",
+    "complete_reward",
     "complete_run",
     "complete_training",
     "paths_like",
@@ -62,8 +64,27 @@ def complete_data(context: click.Context, parameter: click.Parameter, incomplete
     catalogue, given = _catalogue(context), _given(context, parameter)
     names: Items = []
     if not any("=" not in argument for argument in given):
-        names = [*_runs(given), *paths_like(incomplete, ".jsonl")]
+        runs = _runs(given)
+        known = {item.value for item in runs}
+        names = [*runs, *(path for path in paths_like(incomplete, ".jsonl") if path.value.rstrip("/") not in known)]
     return _either(names, catalogue, given, incomplete)
+
+
+def complete_algorithm(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The name of an algorithm."""
+    return _named("algorithm", context, incomplete)
+
+
+def complete_reward(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The name of a reward function, or the file of one."""
+    return [*_named("reward", context, incomplete), *paths_like(incomplete, ".py")]
+
+
+def _named(key: str, context: click.Context, incomplete: str) -> Items:
+    """The names that the config's ``key`` takes."""
+    catalogue = _catalogue(context)
+    part = next(part for part in catalogue.parts() if part.key == key)
+    return _starting(_items(catalogue.names(part)), incomplete)
 
 
 def _runs(given: Iterable[str]) -> Items:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentrl.cli.boundary import INTERRUPTED, RESUMABLE
-from agentrl.cli.completion import complete_checkpoint
+from agentrl.cli.completion import complete_algorithm, complete_checkpoint, complete_reward
 from agentrl.cli.output import print_json
 from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
@@ -36,9 +36,19 @@ _SHOWN = 5
 @click.command(epilog=_EPILOG)
 @click.argument("arguments", nargs=-1, metavar="RUN [KEY=VALUE]...", shell_complete=complete_checkpoint)
 @click.option(
-    "--reward", "rewards", multiple=True, metavar="NAME[,NAME]...", help="Rewards to score by; may be repeated."
+    "--reward",
+    "rewards",
+    multiple=True,
+    metavar="NAME[,NAME]...",
+    shell_complete=complete_reward,
+    help="Rewards to score by; may be repeated.",
 )
-@click.option("--algorithm", metavar="NAME", help="Train from the episodes by this algorithm, into a new run.")
+@click.option(
+    "--algorithm",
+    metavar="NAME",
+    shell_complete=complete_algorithm,
+    help="Train from the episodes by this algorithm, into a new run.",
+)
 @click.option(
     "--answer",
     type=click.Choice(["stored", "last-message"]),

@@ -24,6 +24,8 @@ Examples:
 """
 _COLUMNS = ("name", "state", "steps", "reward", "agent", "model", "started")
 _TO_RESUME = ("interrupted", "failed", "killed")
+_VERBS = {"training": "train", "imitation": "sft"}
+"""The commands that resume runs, by the kind of run."""
 
 
 @click.command(epilog=_EPILOG)
@@ -55,8 +57,9 @@ def runs(app: App, folder: Path | None, as_json: bool) -> None:
         print_columns([_COLUMNS, *map(_row, listed)], [[], *map(_below, listed)])
     else:
         click.echo(f"there are no runs in {place}", err=True)
-    if any(each["state"] in _TO_RESUME and each["kind"] == "training" for each in listed):
-        click.echo("resume one with `agentrl train --resume NAME`", err=True)
+    for kind, verb in _VERBS.items():
+        if any(each["state"] in _TO_RESUME and each["kind"] == kind for each in listed):
+            click.echo(f"resume one with `agentrl {verb} --resume NAME`", err=True)
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -86,6 +89,8 @@ def _described(run: Run) -> dict[str, Any]:
         described |= _progress(run)
         info = run.info
         described |= {"agent": info.agent, "model": info.model, "steps_to_do": info.steps}
+        if described["kind"] != "other":
+            described["kind"] = info.kind
     except AgentRLError as error:  # Of another version, or damaged: the others are listed all the same.
         described["error"] = str(error)
     return described
@@ -114,7 +119,7 @@ def _progress(run: Run) -> dict[str, Any]:
 
 def _row(described: dict[str, Any]) -> tuple[str, ...]:
     steps, to_do = described["steps"], described["steps_to_do"]
-    is_training = described["kind"] == "training" and steps is not None
+    is_training = described["kind"] != "other" and steps is not None
     return (
         described["name"],
         described["state"] or "?",

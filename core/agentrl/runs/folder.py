@@ -9,6 +9,7 @@
         checkpoints/step-000020/  a Hugging Face model folder, and what resume needs
         logs/run.log            the run's narration, with the time of each line
         summary.json            how it ended
+        conversations.json      a digest of what a run of agentrl sft imitates
         run.lock                held, with process id and host, while the run writes here; removed at its end
 """
 
@@ -68,6 +69,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.summary = path / "summary.json"
+        self.conversations = path / "conversations.json"
 
     @property
     def name(self) -> str:
@@ -288,9 +290,10 @@ def _path(parent: Path, name: str) -> Path:
 
 
 def _taken(path: Path) -> ConfigError:
+    verb = "sft" if RunFolder(path).conversations.exists() else "train"
     return ConfigError(
         f"the run folder {path} exists already",
-        fix=f"resume it with `agentrl train --resume {path}`, or set run.name to another name",
+        fix=f"resume it with `agentrl {verb} --resume {path}`, or set run.name to another name",
     )
 
 

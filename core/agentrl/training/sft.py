@@ -47,7 +47,6 @@ __all__ = ["SftParts", "fine_tune", "resolve_sft"]
 
 _PRESET = "sft"
 _SHARE = 1 << 32
-_DIGEST = "conversations.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,9 @@ class SftParts:
     def told(self) -> str:
         """What there is to imitate, in a sentence."""
         tokens = sum(len(example.token) for example in self.train)
-        held_out = f", {len(self.held_out):,} held out" if self.held_out else ""
+        held_out, most = f", {len(self.held_out):,} held out" if self.held_out else "", self.config.evaluation.tasks
+        if len(self.held_out) > most:
+            held_out += f" (evaluation.tasks={most} of them are measured)"
         left_out = "".join(f", {count:,} {_LEFT_OUT[why]}" for why, count in self.left_out.items() if count)
         return f"{len(self.train):,} conversations with {tokens:,} trained tokens{held_out}{left_out}"
 
@@ -116,7 +117,7 @@ def resolve_sft(
         model_folder=folder,
         conversing=chat.kept,
         train=train,
-        held_out=held_out[: config.evaluation.tasks],
+        held_out=held_out,
         order=order,
         left_out=left_out,
     )
@@ -292,7 +293,7 @@ async def fine_tune(
         **parts.left_out,
     }
     folder = RunFolder.create(config) if resumed_from is None else resumed_from.folder
-    kept = folder.path / _DIGEST
+    kept = folder.conversations
     if resumed_from is None:
         write_atomically(kept, json.dumps(digest, indent=2) + "\n")
     with contextlib.ExitStack() as stack:
@@ -356,7 +357,7 @@ class _SftCourse(Course):
             learner=learner,
             normalisation=parts.algorithm.normalisation,
             train=parts.train,
-            held_out=parts.held_out,
+            held_out=parts.held_out[: config.evaluation.tasks],
             order=parts.order,
             recorder=recorder,
             conversing=parts.conversing,

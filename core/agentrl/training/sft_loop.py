@@ -166,7 +166,7 @@ class SftLoop:
             self._stopwatch,
             resumed,
         )
-        self.checkpointer.cursor = self._taken(self.learner.version)
+        self.checkpointer.cursor = sum(len(self.order.at(step)) for step in range(self.learner.version))
         losses = [HeldOutLoss.of_line(line) for line in self.lines if line.is_evaluation]
         self._before, self._latest = (losses[0], losses[-1]) if losses else (None, None)
         self._tokens = sum(int(line.metrics.get("tokens/trained") or 0) for line in self.lines)
@@ -199,7 +199,7 @@ class SftLoop:
         return {
             "loss_before": None if self._before is None else self._before.loss,
             "loss_after": None if current is None else current.loss,
-            "conversations": self._taken(self.learner.version),
+            "conversations": self.checkpointer.cursor,
             "tokens": self._tokens,
             "over_long": self.over_long,
         }
@@ -210,7 +210,6 @@ class SftLoop:
         with self._stopwatch.time("step"), self._stopwatch.time("learner"):
             what = f"the learner to take step {step}"
             learned = await finish_within(self.config.training.timeout, what, self._learn)
-        self.checkpointer.cursor = self._taken(step)
         self._write(learned)
 
     def _learn(self) -> _Learned:
@@ -219,6 +218,7 @@ class SftLoop:
         batch = train_batch(examples, self._weights(examples), version)
         with self.checkpointer.weights_change():
             metrics = self.learner.step(batch)
+            self.checkpointer.cursor += len(examples)  # Those that came again are counted again.
             # Here, because whoever waits for this may be interrupted meanwhile.
             self._learned = _Learned(version + 1, len(examples), metrics)
         return self._learned
@@ -268,10 +268,6 @@ class SftLoop:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.learner.version % every == 0 and self.learner.version < self.config.training.steps
-
-    def _taken(self, steps: int) -> int:
-        """How many conversations so many steps have trained, those that came again counted again."""
-        return sum(len(self.order.at(step)) for step in range(steps))
 
 
 class _Learned(NamedTuple):
