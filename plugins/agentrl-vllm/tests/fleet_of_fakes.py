@@ -19,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from agentrl import tensor_digest
 from agentrl.errors import RunError
 from agentrl.inference.contract import TensorDigest
-from agentrl_vllm.client import ServerFailed
+from agentrl_vllm.client import Reply, ServerFailed
 
 VOCABULARY = 500
 TENSORS = ("embedding", "head")
 """The tensors of a model; the numbers of each are its version."""
+
+ADAPTER = ("head.lora_A.weight", "head.lora_B.weight")
+"""The tensors of an adapter."""
 
 
 def logprobs(version: float, ids: Sequence[int]) -> list[float]:
@@ -69,6 +72,37 @@ class FakeWeights:
         return {name: own[name] for name in dtypes if name in own}
 
 
+class AdapterWeights(FakeWeights):
+    """Of a learner that trains an adapter over version 0: what its tensors hold is the version."""
+
+    @property
+    def adapter(self) -> FakeAdapter:  # type: ignore[override]
+        return FakeAdapter(self.version)
+
+
+class FakeAdapter:
+    """The adapter of ``AdapterWeights``."""
+
+    rank, scale, targets = 4, 2.0, ("head",)
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from ((name, torch.full((2,), float(self.version))) for name in ADAPTER)
+
+    def save(self, folder: Path) -> None:
+        save_file(dict(self.tensors()), folder / "adapter_model.safetensors")
+
+    def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
+        all_ = {**dict.fromkeys(TENSORS, 0), **dict.fromkeys(ADAPTER, self.version)}
+        return {
+            name: TensorDigest("float32", (2,), tensor_digest(torch.full((2,), float(all_[name]))))
+            for name in dtypes
+            if name in all_
+        }
+
+
 class Unwritable(FakeWeights):
     """Finds the disk full."""
 
@@ -107,6 +141,11 @@ class FakeServer:
     faults: dict[str, Callable[[], Any]] = field(default_factory=dict)
     held: list[str] = field(default_factory=list)
     """Requests under way."""
+    adapters: dict[str, float] = field(default_factory=dict)
+    """By name, the version that each makes of the model; the workers know them by the order in which they came."""
+    unloaded: list[str] = field(default_factory=list)
+    keeps_old: bool = False
+    """Whether a new name stands for the adapter before."""
 
     def answer(self, path: str, body: Any) -> Any:
         name = body["method"] if path == "/collective_rpc" else path.partition("?")[0].rpartition("/")[2]
@@ -143,10 +182,27 @@ class FakeServer:
         """The version that it computes with: between two where tensors are of both."""
         return mean(self.tensors.values())
 
-    def agentrl_digests(self) -> Any:
+    def load_lora_adapter(self, body: Any) -> Any:
+        name = body["lora_name"]
+        assert name not in self.adapters, "a name is used twice"
+        tensors = load_file(Path(body["lora_path"]) / "adapter_model.safetensors")
+        old = list(self.adapters.values())
+        self.adapters[name] = old[-1] if self.keeps_old and old else float(tensors[ADAPTER[0]][0])
+
+    def unload_lora_adapter(self, body: Any) -> Any:
+        assert body["lora_name"] in self.adapters
+        self.unloaded.append(body["lora_name"])
+
+    def agentrl_adapters(self) -> Any:
+        return {"results": [{"fault": None, "numbers": list(range(len(self.adapters)))}]}
+
+    def agentrl_digests(self, adapter: str = "") -> Any:
         if self.inability:
             return {"results": [{"fault": None, "inability": self.inability}]}
-        held = {name: tensor_digest(torch.full((2,), float(of))) for name, of in self.tensors.items()}
+        holds = dict(self.tensors)
+        if adapter:
+            holds |= dict.fromkeys(ADAPTER, list(self.adapters.values())[int(adapter)])
+        held = {name: tensor_digest(torch.full((2,), float(of))) for name, of in holds.items()}
         tensors = {name: ["float32", [2], digest] for name, digest in held.items()}
         return {"results": [{"fault": None, "tensors": tensors, "absent": []}]}
 
@@ -183,7 +239,10 @@ class FakeServer:
         new = [(7 * number + ids[-1]) % VOCABULARY for number in range(params["max_tokens"])]
         scores = "prompt_logprobs" in params
         salt = body.get("cache_salt", "") if self.salts else ""
-        version = self.weights if scores else self.cache.setdefault(salt, self.weights)
+        named = body.get("model")
+        assert named not in self.unloaded, "a request names an adapter that is not there"
+        weights = self.weights if named is None else self.adapters[named]
+        version = weights if scores else self.cache.setdefault(salt, weights)
         errors = rounding(len(self.calls), self.rounding, len(ids) + len(new) - 1)
         exact = logprobs(version * self.move, [*ids, *new])
         stated = [logprob + self.off + error for logprob, error in zip(exact, errors, strict=True)]
@@ -216,6 +275,10 @@ class FakeClient:
         if answer is HANGS:
             await asyncio.Event().wait()
         return answer
+
+    async def reply(self, url: str, path: str, body: object = None) -> Any:
+        value = await self.post(url, path, body, seconds=1)
+        return value if isinstance(value, Reply) else Reply(200, b"Success")
 
     async def get(self, url: str, path: str, *, seconds: float | None = None) -> Any:
         return await self.post(url, path, seconds=seconds)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from agentrl import BackendError, PluginError
 from agentrl.inference.contract import Capabilities, HeldWeights, TensorDigest
-from agentrl_vllm.client import Client, ServerFailed
+from agentrl_vllm.client import Client, ServerFailed, refusal
 from agentrl_vllm.generation import PATH, TEMPERATURES
 
 __all__ = [
@@ -189,11 +189,13 @@ async def load_adapter(client: Client, url: str, name: str, folder: Path) -> Non
     body = {"lora_name": name, "lora_path": str(folder)}
     reply = await client.reply(url, "/v1/load_lora_adapter", body)
     if reply.status != HTTPStatus.OK:
+        told = refusal(url, "/v1/load_lora_adapter", reply.status, reply.content).message
+        is_closed = reply.status == HTTPStatus.NOT_FOUND and "lora adapter" not in told.lower()
         raise Refused(
-            f"the server at {url} does not take the adapter in {folder}: {reply.value}",
-            fix="start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-            if reply.status == HTTPStatus.NOT_FOUND and "lora" not in str(reply.value).lower()
-            else "train layers that this vLLM adapts, with training.lora.targets; the server keeps its old weights",
+            f"{told}: it does not take the adapter in {folder}",
+            fix="start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+            if is_closed
+            else "adapt layers that this vLLM adapts, with training.lora.targets; the server keeps its old weights",
         )
 
 
