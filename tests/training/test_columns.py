@@ -1,25 +1,27 @@
-"""Columns of models in whole runs: a run that is killed and resumed has the reference and the values that it had."""
+"""Columns of models in whole runs: what is resumed has the reference and the value head that it had."""
 
 from __future__ import annotations
 
+import io
 import random
-import time
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.algorithms.algorithms import build, grpo
 from tests.algorithms.episodes import wandering_groups
-from tests.training.killing import Runs, assert_the_same
-from tests.warm import WarmInterpreter
+from tests.training.killing import SMALL, told
 
-from agentrl import open_run
+from agentrl import Trainer, load_config, open_run
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 from agentrl.learner.frozen import FrozenModel
 from agentrl.learner.learner import Learner
 from agentrl.plugins import Plugins
+from agentrl.reporting.plain import PlainReporter
 from agentrl.training.columns import Columns
 from agentrl.training.online import with_batch_baseline
 from agentrl.training.sources import Sources
@@ -28,33 +30,44 @@ VOCABULARY = 64
 PPO = "algorithm={name: ppo, penalties: [{name: kl, coefficient: 0.05}, {name: entropy, coefficient: 0.001}]}"
 
 
-@pytest.fixture(scope="module")
-def runs(warm: WarmInterpreter, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(warm, tmp_path_factory.mktemp("columns"))
+def trained(trainer: Trainer) -> None:
+    with trainer:
+        assert trainer.train().outcome == "completed"
 
 
-def test_a_resumed_run_goes_on_with_its_reference_its_value_head_and_its_updates_to_the_bit(runs: Runs) -> None:
+def test_repeated_steps_have_the_reference_the_value_head_and_the_updates_that_they_had_to_the_bit(
+    tmp_path: Path,
+) -> None:
     settings = (
-        *(PPO, "training.minibatches=2", "training.steps=4", "training.checkpoint_every=2"),
-        *("training.learning_rate=0.0001", "tasks.eval=null"),
+        *(*SMALL, "agent=math", PPO, "training.minibatches=2", "training.steps=4", "training.checkpoint_every=2"),
+        *("training.learning_rate=0.0001", "tasks.eval=null", f"run.dir={tmp_path}"),
     )
-    runs.whole("whole", *settings)
-    whole = runs.trained("whole")
-    process = runs.new("killed", *settings)
-    run = open_run(runs.folder / "runs" / "killed")
-    while process.poll() is None and len(run.steps()) < 3:
-        time.sleep(0.005)
-    assert runs.kill(process, 0.0)
-    assert runs.train("--resume", "killed") == 0, runs.told
-    assert "resumed from step 2" in runs.told
-    assert_the_same(runs.trained("killed"), whole)
-    steps = {step: metrics for step, metrics in whole.metrics if "policy/loss" in metrics}
+    quiet = PlainReporter(io.StringIO())
+    trained(Trainer(load_config(None, *settings, "run.name=whole", environ={}), reporter=quiet))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    # as it was left by a kill in its last step
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-000004")
+    (stopped / "summary.json").unlink()
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    (stopped / "metrics.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    trained(Trainer.resume(stopped, reporter=quiet))
+
+    metrics = [{line.step: told(line.metrics) for line in open_run(folder).steps()} for folder in (whole, stopped)]
+    assert metrics[0] == metrics[1]
+    weights = [(folder / "checkpoints/step-000004/model.safetensors").read_bytes() for folder in (whole, stopped)]
+    assert weights[0] == weights[1]
+    heads = [
+        torch.load(folder / "checkpoints/step-000004/learner.pt")["value_head"]["weight"] for folder in (whole, stopped)
+    ]
+    assert torch.equal(heads[0], heads[1])
+    steps = metrics[0]
     assert steps[1]["penalty/kl"] == pytest.approx(0, abs=0.01)  # the second update is a little away
     assert steps[1]["penalty/kl"] < steps[4]["penalty/kl"] < 1
-    assert all(metrics["learner/updates"] == 2 for metrics in steps.values())
+    assert all(step["learner/updates"] == 2 for step in steps.values())
     assert steps[1]["value/mean"] == 0 != steps[4]["value/mean"]
-    assert sum(metrics["ledger/without_difference"] for metrics in steps.values()) == 0
-    assert sum(metrics["groups/zero_variance"] for metrics in steps.values()) > 0
+    assert sum(step["ledger/without_difference"] for step in steps.values()) == 0
+    assert sum(step["groups/zero_variance"] for step in steps.values()) > 0
 
 
 def config_of(algorithm: object, **training: object) -> Config:
