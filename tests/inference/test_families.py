@@ -138,3 +138,25 @@ def test_in_bfloat16_a_family_stays_near_the_float32_forward(name: str, tmp_path
     assert capabilities.notes == ()
     assert not capabilities.reproducible
     assert off_by(model, [5, 6, 7, 8], chunk) < 0.15
+
+
+def test_rounding_of_a_few_unlikely_tokens_is_no_wrong_forward(tmp_path: Path) -> None:
+    model = models.qwen3()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+
+    async def use(backend: TorchBackend) -> Capabilities:
+        return await backend.start()
+
+    folder = models.saved(model, tmp_path)
+    assert served(folder, use, device="cpu", dtype="bfloat16").notes == ()
+
+
+def test_a_wrong_forward_is_found_in_bfloat16_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FusedNetwork, "logits", lambda self, batch: torch.zeros(len(batch.ids_BQ), models.VOCABULARY))
+
+    async def use(backend: TorchBackend) -> Capabilities:
+        return await backend.start()
+
+    (note,) = served(models.saved(models.qwen3(), tmp_path), use, device="cpu", dtype="bfloat16").notes
+    assert "decoded row by row its logprobs are off by" in note

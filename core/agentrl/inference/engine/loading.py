@@ -34,7 +34,9 @@ _SMALL = 20_000_000
 _PROBE_TOKENS = 24
 _LONGEST_PROBE = 512
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
-"""Largest difference of a logprob: rounding stays below, a wrong mask or position goes beyond."""
+"""Difference of a logprob, in float32 the largest and in 16 bits the mean: rounding stays below, a wrong mask or
+position goes beyond. Measured with SmolLM2 in bfloat16: rounding moves some of the vocabulary by 0.6, and all of it by
+0.06 on average; a wrong first token moves it by 0.7 on average."""
 
 
 class TorchSettings(Section):
@@ -227,7 +229,9 @@ def _inexactness(decoder: Decoder) -> str | None:
         reason = f"{type(error).__name__}: {shortened(one_line(error))}"
         return f"its forward does not take rows of different lengths, masked and with positions: {reason}"
     expected_BV = torch.stack([_plain(decoder, row[: n + 1]) for row, n in zip(rows, lengths, strict=True)])
-    difference = float((found_BV - expected_BV).abs().max())
+    differences_BV = (found_BV - expected_BV).abs()
+    exact = decoder.layout.dtype == torch.float32
+    difference = float(differences_BV.max() if exact else differences_BV.mean())
     if difference <= _TOLERANCE[decoder.layout.dtype]:
         return None
     return f"decoded row by row its logprobs are off by {difference:.2g}"
