@@ -52,6 +52,8 @@ class AdapterFolder:
     rank: int
     scale: float
     """The factor of ``B @ A``."""
+    targets: tuple[str, ...] = ()
+    """The last parts of the names of the adapted layers; empty where they are named by a pattern."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -92,7 +94,9 @@ def read_adapter(folder: Path) -> AdapterFolder:
                 fix="merge it with peft's merge_and_unload(), save the whole model, and name that folder",
             )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return AdapterFolder(folder, _base(folder, named), rank, scale)
+    listed = config.get("target_modules")
+    targets = tuple(sorted(map(str, listed))) if isinstance(listed, list) else ()
+    return AdapterFolder(folder, _base(folder, named), rank, scale, targets)
 
 
 def _base(folder: Path, named: object) -> Path:

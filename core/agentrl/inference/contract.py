@@ -324,6 +324,8 @@ class AdapterContext:
 
     rank: int
     """The rank of the adapter that it starts with, and of those that updates bring."""
+    targets: tuple[str, ...] = ()
+    """The last parts of the names of the layers that they adapt; empty where only the adapter itself tells."""
     folder: Path | None = None
     """The adapter of policy version ``BackendContext.version``, in peft's format; ``None`` where that version is the
     model itself."""

@@ -12,6 +12,7 @@ from agentrl.config.models import Config
 from agentrl.errors import BackendError, ConfigError, PluginError
 from agentrl.inference.adapter_folder import base_of, is_adapter, read_adapter
 from agentrl.inference.contract import AdapterContext, Backend, BackendContext, ChatBackend, ChatContext
+from agentrl.learner.adapters import plan_adapter
 from agentrl.plugins import Plugins
 from agentrl.training.merged_model import MergedModel, StartedOnMerged
 
@@ -123,10 +124,11 @@ def build_backend(
     native = getattr(parts.plugins.get("backends", part.name), "takes_adapters", False)
     if native and (lora is not None or not trains):
         if is_adapter(folder):
-            adapter = AdapterContext(read_adapter(folder).rank, folder)
+            saved = read_adapter(folder)
+            adapter = AdapterContext(saved.rank, saved.targets, folder)
             folder = base_of(folder)
         elif trains and lora is not None:
-            adapter = AdapterContext(lora.rank)
+            adapter = AdapterContext(lora.rank, plan_adapter(folder, lora).targets)
     elif is_adapter(folder):
         merged = MergedModel(folder)
         folder = merged.folder

@@ -135,14 +135,18 @@ def test_what_is_under_way_cannot_be_recomputed_under_another_adapter() -> None:
 
 @pytest.mark.parametrize(("rank", "told"), [(1, "1"), (4, "8"), (16, "16"), (17, "32")])
 def test_a_server_is_started_for_adapters_of_the_rank(rank: int, told: str, tmp_path: Path) -> None:
-    serving = ServingCommand(INSTALLATION, VllmSettings(), {}, 0, sequences=8, rank=rank)
+    serving = ServingCommand(
+        INSTALLATION, VllmSettings(), {}, 0, sequences=8, adapter=AdapterContext(rank, ("q_proj", "down_proj"))
+    )
     command = serving.build(TINY, 8000, tmp_path)
     argv = command.argv
     assert argv[argv.index("--max-lora-rank") + 1] == told
     assert "--enable-lora" in argv
+    after = argv.index("--lora-target-modules") + 1
+    assert argv[after : after + 2] == ("q_proj", "down_proj")
     assert command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
 
 
 def test_a_rank_that_no_server_takes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training.lora.rank=513 is more than vLLM takes \(set it to at most 512"):
-        ServingCommand(INSTALLATION, VllmSettings(), {}, 0, sequences=8, rank=513)
+        ServingCommand(INSTALLATION, VllmSettings(), {}, 0, sequences=8, adapter=AdapterContext(513))

@@ -47,7 +47,12 @@ class AdapterUpdates(BackendSuite):
         """The backend, started anew for adapters."""
         if not cls.other_models:
             pytest.skip("it cannot be started a second time: `other_models` is false")
-        with cls.adapting(model_folder(cls.model), AdapterContext(_RANK)) as bench:
+        from agentrl.config.models import LoraModel
+        from agentrl.learner.adapters import plan_adapter
+
+        folder = model_folder(cls.model)
+        targets = plan_adapter(folder, LoraModel(rank=_RANK)).targets
+        with cls.adapting(folder, AdapterContext(_RANK, targets)) as bench:
             yield bench
 
     def test_tokens_are_those_of_the_newest_adapter(self, adapting_bench: Bench) -> None:

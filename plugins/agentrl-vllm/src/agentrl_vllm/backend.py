@@ -296,10 +296,11 @@ async def _starting(
     python = find_python(settings.python)
     environ = server_environment(settings.env, os.environ, python)
     installation = await inspect_python(python, environ)
-    rank = None if context.adapter is None else context.adapter.rank
 
     def making(number: int) -> Make:
-        command = ServingCommand(installation, settings, environ, number, sequences=context.max_concurrency, rank=rank)
+        command = ServingCommand(
+            installation, settings, environ, number, sequences=context.max_concurrency, adapter=context.adapter
+        )
         return lambda folder: Server(
             lambda port, scratch: command.build(folder, port, scratch),
             name=f"vLLM server {number}",

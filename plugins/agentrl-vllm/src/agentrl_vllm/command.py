@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl import ConfigError, tensor_digest, worker_environment
+from agentrl.inference.contract import AdapterContext
 from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings, flag_of
 
@@ -170,15 +171,15 @@ class ServingCommand:
     """The replica's number, from 0."""
     sequences: int
     """How many completions it samples at once; further requests wait."""
-    rank: int | None = None
-    """The rank of the adapters that it is to take; ``None`` where it takes none."""
+    adapter: AdapterContext | None = None
+    """What adapters it is to take; ``None`` where it takes none."""
 
     def __post_init__(self) -> None:
         """Raises ``ConfigError`` for GPUs that a CPU build cannot use, for replicas that would share a GPU, and for a
         rank that no vLLM takes."""
-        if self.rank is not None and self.rank > _RANKS[-1]:
+        if self.adapter is not None and self.adapter.rank > _RANKS[-1]:
             raise ConfigError(
-                f"training.lora.rank={self.rank} is more than vLLM takes", fix=f"set it to at most {_RANKS[-1]}"
+                f"training.lora.rank={self.adapter.rank} is more than vLLM takes", fix=f"set it to at most {_RANKS[-1]}"
             )
         if self.settings.devices and self.installation.is_cpu:
             raise ConfigError(
@@ -206,7 +207,7 @@ class ServingCommand:
         for name, text in _DISTRIBUTION.items():
             (known / name).write_text(text, encoding="utf-8")
         path = ":".join(filter(None, [str(code), self.environ.get("PYTHONPATH")]))
-        adapting = {} if self.rank is None else {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        adapting = {} if self.adapter is None else {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         visible = {} if self._devices is None else {"CUDA_VISIBLE_DEVICES": self._devices}
         return Command(
             (
@@ -242,10 +243,13 @@ class ServingCommand:
         yield from ("--host", "127.0.0.1", "--port", str(port))
         yield from ("--dtype", self._dtype, "--max-num-seqs", str(self.sequences))
         yield from _FIXED
-        if self.rank is not None:
-            rank = next(each for each in _RANKS if each >= self.rank)
+        if self.adapter is not None:
+            least = self.adapter.rank
+            rank = next(each for each in _RANKS if each >= least)
             yield from ("--enable-lora", "--max-lora-rank", str(rank))
             yield from ("--max-loras", str(_ADAPTERS), "--max-cpu-loras", str(2 * _ADAPTERS))
+            if self.adapter.targets:  # On a CPU a head that may be adapted ends the engine at prompt logprobs.
+                yield from ("--lora-target-modules", *self.adapter.targets)
         if self._devices is not None:
             yield from ("--tensor-parallel-size", str(len(self._devices.split(","))))
         if self.installation.is_cpu:
