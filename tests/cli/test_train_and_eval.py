@@ -172,7 +172,7 @@ def test_dry_run_shows_every_value_with_its_place_and_starts_nothing(agentrl, mo
         ("rollout.override={temprature: 1.0}", "did you mean 'temperature'?"),
         ("rollout.override={temperature: hot}", "rollout.override.temperature='hot'"),
         ("rollout.override={top_p: 0.9}", "rollout.override.top_p=0.9"),
-        ("algorithm=gpro", "did you mean 'grpo'?"),
+        ("algorithm=grpoo", "did you mean 'grpo'"),
         ("algorithm.objective=clop", "did you mean 'objective.clip'"),
         ("inference.backend=torhc", "did you mean 'torch'?"),
         ("inference.backend.nothing=1", "inference.backend.nothing"),
