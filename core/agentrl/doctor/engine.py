@@ -22,6 +22,7 @@ from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import BackendError, RunError
 from agentrl.inference.contract import Backend, GenerationRequest, Sampling, completion_fault
 from agentrl.inference.grammars import grammars_of
+from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.loops import run_in_thread
@@ -63,6 +64,9 @@ def learner(case: Case) -> Iterator[Finding]:
     case.learner = loaded = Learner(case.parts.model_folder, config.training, algorithm.loss, config.seed)
     seconds = time.monotonic() - began
     device = str(loaded.model.device)
+    if config.training.lora is not None:
+        plan = plan_adapter(case.parts.model_folder, config.training.lora)
+        yield ok(str(plan), trained_parameters=plan.trained)
     where = f"loaded on {device} in {seconds:.1f} s"
     figures = {"device": device, "seconds": round(seconds, 3), "forest": loaded.rows_because is None}
     if loaded.rows_because is None:
