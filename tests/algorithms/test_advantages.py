@@ -192,3 +192,14 @@ def test_a_step_of_equal_groups_teaches_by_the_batch_and_not_by_its_groups():
 @given(returns)
 def test_imitation_compares_nothing(group):
     assert OneAdvantage()(group) == [dict.fromkeys(episode, 1.0) for episode in group]
+
+
+@given(st.lists(rewards, min_size=1, max_size=4), st.sampled_from([0.1, 0.3, 1 / 3, 0.7]))
+def test_a_group_without_difference_has_exactly_no_advantage_beside_others(others, reward):
+    """Centred returns of other groups need not add up to 0 in floats, and zero variance is told by exact zeros."""
+    batch = BatchAdvantage(BatchAdvantage.Settings(baseline="group"))
+    groups = [
+        one_each(reward, reward, reward),
+        *(one_each(*(round(value, 1) % 1 for value in each)) for each in others),
+    ]
+    assert batch.of_step(groups)[0] == one_each(0.0, 0.0, 0.0)

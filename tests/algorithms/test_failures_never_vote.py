@@ -30,8 +30,8 @@ NEEDED = {
 """Keys without which a preset or a part cannot be built, or does nothing here."""
 
 
-OF_TOKENS = ("advantage.gae", "advantage.teacher")
-"""Advantages that need more than episodes; their presets bring that."""
+OF_PRESETS = ("advantage.gae", "advantage.one", "advantage.teacher")
+"""Advantages that go with parts of their own alone; their presets bring those."""
 
 
 def parts(slot):
@@ -43,7 +43,7 @@ ALGORITHMS = [
     *({"name": preset, **NEEDED.get(preset, {})} for preset in PRESETS),
     *({"name": "grpo", slot: part} for slot in ("credit", "normalisation", "filter") for part in parts(slot)),
     *({"name": "dr_grpo", "shaping": part} for part in parts("shaping")),
-    *({"name": "grpo", "advantage": part} for part in parts("advantage") if part["name"] not in OF_TOKENS),
+    *({"name": "grpo", "advantage": part} for part in parts("advantage") if part["name"] not in OF_PRESETS),
     {"name": "grpo", "filter": [{"name": "filter.over_long"}, {"name": "filter.zero_variance"}]},
 ]
 

@@ -165,3 +165,21 @@ def test_a_part_of_ones_own_says_what_it_does_not_go_with():
 def test_an_algorithm_of_another_command_says_so():
     assert build("sft").command == "sft"
     assert build("grpo").command == "train"
+
+
+def test_what_takes_no_reward_is_no_advantage_of_training():
+    with pytest.raises(ConfigError, match=r"algorithm.advantage=advantage.one makes no sense here: .*agentrl sft"):
+        build({"name": "grpo", "advantage": "one"})
+    build("sft")
+
+
+def test_a_discount_of_rewards_has_no_effect_beside_a_teacher():
+    teacher, credit = {"model": "tiny"}, {"name": "tree", "discount": 0.9}
+    with pytest.raises(ConfigError, match=r"algorithm.credit.discount has no effect beside this algorithm.advantage"):
+        build({"name": "distill", "advantage": teacher, "credit": credit})
+    build({"name": "distill", "advantage": teacher, "credit": "tree"})
+
+
+def test_a_key_whose_name_is_a_word_of_python_is_suggested_as_it_is_written():
+    with pytest.raises(ConfigError, match=r"no key 'algorithm.advantage.lambda_' \(did you mean 'lambda'"):
+        build({"name": "ppo", "advantage": {"lambda_": 0.5}})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
-from agentrl.algorithms.contract import Advantage, ByCall
+from agentrl.algorithms.contract import Advantage, Algorithm, ByCall, Objection
 from agentrl.config.models import Section
 
 __all__ = ["BatchAdvantage", "BatchBaseline", "GroupAdvantage", "LeaveOneOutAdvantage", "OneAdvantage"]
@@ -75,6 +75,16 @@ class LeaveOneOutAdvantage:
 class OneAdvantage:
     """The advantage 1 for every call that reward reaches: what is imitated is not compared with anything."""
 
+    LEAVES_WITHOUT_EFFECT: ClassVar = {"credit": ("discount",)}
+
+    def objection(self, algorithm: Algorithm) -> Objection | None:
+        if algorithm.command != "train":
+            return None
+        return Objection(
+            "it takes every episode for as good as any other, whatever its reward is",
+            "set one that compares, such as algorithm.advantage=group, or imitate chosen episodes by agentrl sft",
+        )
+
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
         return [dict.fromkeys(episode, 1.0) for episode in returns]
 
@@ -103,8 +113,14 @@ class BatchAdvantage:
 
     def of_step(self, groups: Sequence[Sequence[ByCall]]) -> Sequence[Sequence[ByCall]]:
         """Compare every episode with those of all ``groups``."""
-        centred = groups if self._within is None else [self._within(group) for group in groups]
-        return _across(self._compare, centred)
+        if self._within is None:
+            return _across(self._compare, groups)
+        made = _across(self._compare, [self._within(group) for group in groups])
+        # The mean of the centred returns is 0 but for rounding, of which a group without difference makes nothing.
+        return [
+            [dict.fromkeys(episode, 0.0) for episode in group] if _all_equal(group) else by_step
+            for group, by_step in zip(groups, made, strict=True)
+        ]
 
 
 class BatchBaseline:

@@ -12,7 +12,7 @@ from agentrl.algorithms.contract import ByCall, TokenTerms
 from agentrl.config.models import Section
 
 if TYPE_CHECKING:
-    from agentrl.learner.contract import Floats, Ints
+    from agentrl.learner.contract import Floats
 
 __all__ = ["GAEAdvantage"]
 
@@ -53,10 +53,11 @@ class GAEAdvantage:
         value = terms.columns["value"]
         advantage = np.empty(len(value))
         order = np.lexsort((terms.depth, terms.path))
-        advantage[order] = self._along(terms.path[order], terms.call[order], terms.advantage[order], value[order])
+        columns = (column[order].tolist() for column in (terms.path, terms.call, terms.advantage, value))
+        advantage[order] = self._along(*columns)
         return {"advantage": _whitened(advantage) if self._whiten else advantage, "return": advantage + value}
 
-    def _along(self, path: Ints, call: Ints, earned: Floats, value: Floats) -> Floats:
+    def _along(self, path: list[int], call: list[int], earned: list[float], value: list[float]) -> list[float]:
         """The advantages of terms in the order of their conversations, and of their depth in each."""
         gamma, decay = self._gamma, self._gamma * self._lambda
         advantages = [0.0] * len(path)
@@ -70,7 +71,7 @@ class GAEAdvantage:
             advantage = beyond - gamma * over + decay * advantage
             over = beyond
             advantages[at] = advantage
-        return np.array(advantages)
+        return advantages
 
 
 def _whitened(values: Floats) -> Floats:

@@ -50,6 +50,7 @@ class TeacherAdvantage:
     class Settings(TeacherSettings):
         """Where the teacher is."""
 
+    LEAVES_WITHOUT_EFFECT: ClassVar = {"credit": ("discount",)}
     columns: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def __init__(self, settings: Settings) -> None:

@@ -41,9 +41,8 @@ def known_keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def key_names(model: type[BaseModel]) -> set[str]:
-    """The names of the keys at the top level of ``model``, aliases included."""
-    aliases = {field.alias for field in model.model_fields.values() if field.alias}
-    return set(model.model_fields) | aliases
+    """The names of the keys at the top level of ``model``, as they are written."""
+    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:

@@ -4,8 +4,8 @@ A batch is a list of paths (runs of token ids from a root) and ``n`` loss terms 
 ``Targets`` says which token it is and which position predicts it, and the columns of ``TrainBatch`` say how it is
 trained. The loss of a step is ``Σ weight · (importance · objective + Σ penalty)`` over all terms, where ``weight`` is a
 column of the batch, ``importance`` is ``Anchor.weight`` of the correction, ``objective`` is what the objective makes of
-the term, and each ``penalty`` what a further part adds to it, as a critic does for a value head. ``Loss`` holds those
-parts.
+the term, and each ``penalty`` what a further part adds to it, times its coefficient, as a critic does for a value head.
+``Loss`` holds those parts.
 
 The learner knows no task, episode or group. All arrays are NumPy arrays of shape (n,) unless something else is said;
 none of them may be changed once it is in a batch.
@@ -134,7 +134,7 @@ class CorrectionTerms:
     behaviour: torch.Tensor
     """Log-probabilities that the tokens were sampled with."""
     age: torch.Tensor
-    """How many updates the weights before this step's are newer than those that sampled each token, from 0."""
+    """How many steps the weights before this one are newer than those that sampled each token, from 0."""
     call: torch.Tensor
     """Which call each term belongs to, numbered from 0 over the batch."""
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from agentrl.learner.adapters import LoraAdapter
 
 __all__ = [
-    "_copy_small_files",
     "read_state",
     "save_adapter",
     "save_model",

@@ -4,7 +4,7 @@ A step, on one page::
 
     for each update of the batch      there is one, unless it names several
         passes = pack its share       bins of the forest, or padded rows
-        for each pass                 score its targets, Σ weight · importance · objective, backward
+        for each pass                 score its targets, add up their loss, backward
         clip, AdamW
     version + 1
 
@@ -68,9 +68,8 @@ class Learner:
         check_optimiser(settings.optimiser, device)
         model = load_model(folder if settings.lora is None else base_of(folder))
         self._settings = settings = with_rate(settings, model.num_parameters())
-        if not (
-            offload := settings.optimiser.offload
-        ):  # the probe is sharper in float32, for which there may be no room
+        offload = settings.optimiser.offload
+        if not offload:  # The probe is sharper in float32, for which there may be no room.
             model.to(device)  # type: ignore[arg-type]
         self._dtype = stored_dtype(folder)
         self.adapter = None if settings.lora is None else LoraAdapter(model, settings.lora)
@@ -115,9 +114,10 @@ class Learner:
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """Make new weights from ``batch``, by one update or as many as it names; returns metrics by name.
 
-        Where every advantage is 0, the weights and the optimiser's moments stay as they are (``policy/updated`` is 0);
-        the step counts all the same, and ``version`` and the learning rate go on with it. Several updates have the
-        same learning rate, and the metrics are means over all terms.
+        Where no term has a gradient, as where every advantage is 0 and nothing is added by a penalty or a critic, the
+        weights and the optimiser's moments stay as they are (``policy/updated`` is 0); the step counts all the same,
+        and ``version`` and the learning rate go on with it. Several updates have the same learning rate, and the
+        metrics are means over all terms.
 
         Raises ``RunError`` for a path longer than a pass, a pass that does not fit the device's memory, or gradients
         that stay infinite; ``ValueError`` for a batch that contradicts itself; and ``RuntimeError`` while weights are
