@@ -90,6 +90,8 @@ def test_such_a_run_is_not_resumed_and_a_run_without_steps_is_refused(folder: Pa
     config = load_config(run / "config.yaml", "training.steps=4", environ={})
     with pytest.raises(ConfigError, match="is not resumed"):
         Trainer(config, reporter=PlainReporter(io.StringIO()), run=run).train()
+    with pytest.raises(ConfigError, match=r"exists already.*run of agentrl replay is not"):
+        replayed(folder, "again")
     empty = load_config(None, f"run.dir={folder / 'runs'}", "run.name=empty", "training.steps=0", "tasks.eval=null")
     with Trainer(empty, reporter=PlainReporter(io.StringIO())) as trainer:
         trainer.train("math")

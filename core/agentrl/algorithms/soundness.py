@@ -30,9 +30,12 @@ def check_algorithm(algorithm: Algorithm, options: Mapping[str, Any], names: Map
     _check_critic(algorithm)
 
 
-def check_command(algorithm: Algorithm, command: str) -> None:
-    """Raise ``ConfigError`` where another command of ``agentrl`` than ``command`` trains with ``algorithm``."""
-    if algorithm.command != command:
+def check_command(algorithm: Algorithm, command: str, kind: str | None = None) -> None:
+    """Raise ``ConfigError`` where ``command`` of ``agentrl`` does not train with ``algorithm``.
+
+    ``kind`` is the command whose algorithms it trains with, by default its own.
+    """
+    if algorithm.command != (kind or command):
         raise ConfigError(
             f"algorithm={algorithm.name!r} is not for agentrl {command}: it learns from no reward of an agent",
             fix=f"train with it by agentrl {algorithm.command}, or name another, such as algorithm=grpo",

@@ -23,9 +23,10 @@ __all__ = ["replay"]
 
 _EPILOG = """\b
 Examples:
-  agentrl replay runs/quickstart --reward numeric
-  agentrl replay runs/quickstart --reward numeric,my_reward.py:closeness --answer last-message
-  agentrl replay runs/quickstart --reward judge reward.url=http://127.0.0.1:8000/v1 --json
+  agentrl replay runs/quickstart --reward numeric-match
+  agentrl replay runs/quickstart --reward numeric-match,my_reward.py:closeness --answer last-message
+  agentrl replay runs/quickstart --reward judge reward.url=http://127.0.0.1:8000/v1 reward.model=NAME \\
+    reward.rubric='The answer is right and brief.'
   agentrl replay runs/quickstart --algorithm rloo run.name=by-rloo
   agentrl replay runs/quickstart --algorithm grpo --reward my_reward.py:closeness
 """
@@ -97,16 +98,17 @@ def replay(
             "nothing says what to do with the episodes",
             fix="score them again with --reward NAME, or train from them with --algorithm NAME",
         )
-    if algorithm is not None and len(names) > 1:
-        raise ConfigError(f"--algorithm trains by one reward, not by {', '.join(names)}", fix="name one of them")
-    run = open_run(given, runs=resolve_config(None, *settings).config.run.dir)
-    settings += () if algorithm is None else (f"algorithm={algorithm}",)
-    settings += (f"reward={names[0]}",) if len(names) == 1 else ()
-    settings += () if answer is None else (f"replay.answer={answer}",)
+    _check_options(settings, algorithm, names, phase, dry_run=dry_run)
+    places = [each for each in settings if _key(each).split(".")[0] == "run"]
+    run = open_run(given, runs=resolve_config(None, *places).config.run.dir)
+    first = () if algorithm is None else (f"algorithm={algorithm}",)
+    scored = (f"reward={names[0]}",) if len(names) == 1 else ()
+    # The names come first, so that keys such as `algorithm.advantage.model=…` are set beside them.
+    settings = (*first, *scored, *settings, *(() if answer is None else (f"replay.answer={answer}",)))
     resolved = resolve_config(run.path / "config.yaml", *settings)
     reporter = default_reporter(tracebacks=app.debug)
     with Trainer(resolved.config, plugins=app.plugins, reporter=reporter) as trainer:
-        dead = unused_by_replay(resolved.provenance, trains=algorithm is not None)
+        dead = unused_by_replay(resolved.provenance, trains=algorithm is not None, scores=bool(names))
         if dry_run:
             if dead:
                 raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
@@ -126,6 +128,44 @@ def replay(
     if summary.outcome != "interrupted":
         return 0
     return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
+
+
+def _check_options(
+    settings: tuple[str, ...], algorithm: str | None, names: list[str], phase: Phase, *, dry_run: bool
+) -> None:
+    """Raise ``ConfigError`` for options that contradict each other or ``settings``, or would have no effect."""
+    from agentrl.errors import ConfigError
+
+    if algorithm is not None and len(names) > 1:
+        raise ConfigError(f"--algorithm trains by one reward, not by {', '.join(names)}", fix="name one of them")
+    if algorithm is not None and phase != "train":
+        raise ConfigError(
+            f"--phase {phase} has no effect beside --algorithm, which trains from the episodes of training",
+            fix="leave one of the two out",
+        )
+    if dry_run and algorithm is None:
+        raise ConfigError(
+            "--dry-run has no effect without --algorithm: scoring again writes nothing", fix="leave it out"
+        )
+    for setting in settings:
+        key = _key(setting)
+        for option, section, is_given in (
+            ("--algorithm", "algorithm", algorithm is not None),
+            ("--reward", "reward", bool(names)),
+        ):
+            if is_given and key in (section, f"{section}.name"):
+                raise ConfigError(f"{setting} and {option} both name the {section}", fix="leave one of them out")
+        if len(names) > 1 and key.startswith("reward."):
+            raise ConfigError(
+                f"{setting} is a setting of one reward, and --reward names {len(names)}",
+                fix="score by one reward at a time",
+            )
+        if key == "replay.run":
+            raise ConfigError(f"{setting} names a run beside the argument RUN", fix="leave it out")
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
 
 
 def _names(rewards: tuple[str, ...]) -> list[str]:

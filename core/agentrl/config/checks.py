@@ -134,10 +134,10 @@ def unused_by_imitation(config: Config, provenance: Mapping[str, str]) -> list[I
     ]
 
 
-def unused_by_replay(provenance: Mapping[str, str], *, trains: bool) -> list[Ineffective]:
+def unused_by_replay(provenance: Mapping[str, str], *, trains: bool, scores: bool = True) -> list[Ineffective]:
     """As ``unused_by_evaluation``, for `agentrl replay`, with which the file of a run holds every key.
 
-    ``trains`` says whether it trains from the episodes, beside scoring them.
+    ``trains`` says whether it trains from the episodes, and ``scores`` whether it scores them again.
     """
     sections = ("agent", "tasks", "gateway", "serve", "inference", "evaluation", "sft")
     rollout = ("group_size", "tasks_per_step", "dynamic_sampling", "mode", "temperature", "max_tokens", "override")
@@ -145,8 +145,10 @@ def unused_by_replay(provenance: Mapping[str, str], *, trains: bool) -> list[Ine
         (*sections, *(f"rollout.{key}" for key in rollout)), "agentrl replay runs no agent and samples nothing"
     )
     if not trains:
-        others = ("model", "training", "health", "trackers", "scheduler", "seed", "run.name")
+        others = ("algorithm", "model", "training", "health", "trackers", "scheduler", "seed", "run.name")
         reasons |= dict.fromkeys(others, "without --algorithm nothing is trained")
+    if not scores:
+        reasons |= dict.fromkeys(("reward", "replay.answer"), "without --reward the episodes keep their rewards")
     return [
         Ineffective(key, place, reason)
         for key, place in provenance.items()

@@ -290,11 +290,23 @@ def _path(parent: Path, name: str) -> Path:
 
 
 def _taken(path: Path) -> ConfigError:
-    verb = "sft" if RunFolder(path).conversations.exists() else "train"
-    return ConfigError(
-        f"the run folder {path} exists already",
-        fix=f"resume it with `agentrl {verb} --resume {path}`, or set run.name to another name",
-    )
+    if _is_replay(path / "config.yaml"):
+        fix = "set run.name to another name; a run of agentrl replay is not resumed"
+    else:
+        verb = "sft" if RunFolder(path).conversations.exists() else "train"
+        fix = f"resume it with `agentrl {verb} --resume {path}`, or set run.name to another name"
+    return ConfigError(f"the run folder {path} exists already", fix=fix)
+
+
+def _is_replay(config: Path) -> bool:
+    """Whether a run's ``config.yaml`` names a run that it trains from."""
+    import yaml
+
+    try:
+        written = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return bool(written["replay"]["run"])
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return False
 
 
 def _make_unique(parent: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Self
 
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
+from agentrl.algorithms.soundness import check_command
 from agentrl.config.models import Config, HealthRuleModel
 from agentrl.errors import ConfigError
 from agentrl.inference.grammars import grammars_of
@@ -89,6 +90,7 @@ def resolve_offline(config: Config, plugins: Plugins, reporter: Reporter, *, res
         raise ConfigError(f"the run {source.path} has stored no step to train from", fix="name a run of agentrl train")
     config = _fitted(config, source, len(steps))
     algorithm = build_algorithm(plugins, config.algorithm, updates=config.training.minibatches)
+    check_command(algorithm, "replay", "train")
     folder = find_model(plugins, config.model)
     config = with_learning_rate(config, folder)
     check_learner(folder, config.training, reporter.note)
