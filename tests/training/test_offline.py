@@ -97,3 +97,12 @@ def test_such_a_run_is_not_resumed_and_a_run_without_steps_is_refused(folder: Pa
         trainer.train("math")
         with pytest.raises(ConfigError, match="has stored no step to train from"):
             trainer.replay(folder / "runs" / "empty")
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_a_folder_is_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrl.training.plan.free_memory", lambda: (1_000_000, True))
+    with pytest.raises(ConfigError, match="the run does not fit the memory"):
+        replayed(folder, "too-large")
+    assert not (folder / "runs" / "too-large").exists()

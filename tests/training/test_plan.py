@@ -13,6 +13,7 @@ from tests.gpu.shapes import random_model
 
 from agentrl.config import load_config
 from agentrl.errors import ConfigError
+from agentrl.memory import human
 from agentrl.training import plan as planning
 from agentrl.training.plan import plan_memory
 from agentrl.training.trainer import Trainer
@@ -92,6 +93,40 @@ def test_what_does_not_fit_is_refused_with_what_would(monkeypatch, tiny_folder):
     with pytest.raises(ConfigError, match="does not fit") as no:
         parts(config)
     assert no.value.fix == "train a smaller model, or on a machine with more memory"
+
+
+def test_a_teacher_that_is_loaded_is_counted_and_one_at_an_endpoint_is_not(tiny_folder):
+    whole = planned(tiny_folder).parts["weights"]
+    distils = ("agent=math", "algorithm=distill", f"algorithm.advantage.model={tiny_folder}")
+    notes = []
+    for settings in (distils, (*distils, "algorithm.advantage.url=http://127.0.0.1:9/v1")):
+        with Trainer(load_config(None, CPU, *settings, environ={})) as trainer:
+            trainer.reporter.note = notes.append
+            trainer._trainable(trainer.config, None)
+    assert f"teacher {human(whole)}" in notes[0]
+    assert "teacher" not in notes[1]
+
+
+def test_fine_tuning_is_planned_without_an_engine_before_its_conversations_are_read(monkeypatch, tmp_path, tiny_folder):
+    messages = [{"role": "user", "content": "1 " * 1000}, {"role": "assistant", "content": "1"}]
+    short = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps({"messages": each}) + "\n" for each in (messages, short)))
+    plan = plan_memory(load_config(None, CPU, environ={}), tiny_folder, samples=False, tokens=1024)
+    assert "engine" not in plan.parts
+    config = load_config(None, CPU, f"sft.data={data}", environ={})
+
+    def taught():
+        with Trainer(config) as trainer:
+            return trainer._imitable(config, None)[1]
+
+    assert taught().left_out["over_long"] == 0
+    free(monkeypatch, plan.total)
+    parts = taught()
+    assert (parts.config.training.tokens_per_batch, parts.left_out["over_long"]) == (1024, 1)
+    free(monkeypatch, 1_000_000)
+    with pytest.raises(ConfigError, match="the run does not fit the memory"):
+        taught()
 
 
 def test_planning_takes_nothing_from_the_sequence_of_random_numbers(tiny_folder):

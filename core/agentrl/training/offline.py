@@ -44,6 +44,7 @@ from agentrl.training.course import Course, check_learner, recording
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.parts import load_chat
+from agentrl.training.plan import planned
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import OpenGroups
 from agentrl.training.rescoring import Rescorer
@@ -94,6 +95,8 @@ def resolve_offline(config: Config, plugins: Plugins, reporter: Reporter, *, res
     folder = find_model(plugins, config.model)
     config = with_learning_rate(config, folder)
     check_learner(folder, config.training, reporter.note)
+    sources = Sources.of(algorithm, config, plugins, folder)
+    config = planned(config, folder, reporter.note, beside=sources.frozen, samples=False)
     scorer = None
     if rescored and config.reward is not None:
         scorer = Scorer(load_reward(plugins, config.reward))
@@ -101,7 +104,7 @@ def resolve_offline(config: Config, plugins: Plugins, reporter: Reporter, *, res
         config=config,
         plugins=plugins,
         algorithm=algorithm,
-        sources=Sources.of(algorithm, config, plugins, folder),
+        sources=sources,
         model_folder=folder,
         conversing=load_chat(folder, config.model).kept,
         source=source,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from agentrl.config.models import Config, LoraModel, OptimiserSection, TrainingSection
-from agentrl.errors import ConfigError
+from agentrl.errors import AgentRLError, ConfigError, one_line, shortened
 from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.engine.loading import TorchSettings, dtype_of
 from agentrl.learner.adapters import plan_adapter
@@ -20,13 +19,10 @@ from agentrl.learner.footprint import PassFootprint, measure_pass
 from agentrl.learner.loading import precision_on
 from agentrl.memory import free_memory, human
 from agentrl.processors import find_device
-from agentrl.training.online import OnlineParts
-from agentrl.training.parts import Parts
 
-__all__ = ["MemoryPlan", "RunParts", "fitted", "plan_memory"]
+__all__ = ["MemoryPlan", "plan_memory", "planned"]
 
-RunParts = TypeVar("RunParts", Parts, OnlineParts)
-
+NONE: Mapping[str, Path] = {}
 FEWEST_TOKENS = 512
 """The least that `training.tokens_per_batch=auto` is lowered to."""
 PROMPT_TOKENS = 512
@@ -113,13 +109,20 @@ def _footprint(folder: Path, written: str, device: torch.device, dtype: torch.dt
 
 
 def plan_memory(
-    config: Config, folder: Path, *, references: int = 0, prompt_tokens: int = PROMPT_TOKENS, tokens: int | None = None
+    config: Config,
+    folder: Path,
+    *,
+    beside: Mapping[str, Path] = NONE,
+    samples: bool = True,
+    prompt_tokens: int = PROMPT_TOKENS,
+    tokens: int | None = None,
 ) -> MemoryPlan:
     """Return what training the model in ``folder`` takes, without loading it.
 
-    ``references`` is how many frozen models of the same size there are beside it, ``prompt_tokens`` the length of a
-    prompt, and ``tokens`` that of a pass, by default ``training.tokens_per_batch``. The layers' memory is measured: see
-    ``agentrl.learner.footprint``. Raises what transformers raises for a folder that it does not know.
+    ``beside`` has the folders of the frozen models that there are beside it, by what they are, ``samples`` says whether
+    there is an engine, ``prompt_tokens`` is the length of a prompt, and ``tokens`` that of a pass, by default
+    ``training.tokens_per_batch``. The layers' memory is measured: see ``agentrl.learner.footprint``. Raises what
+    transformers raises for a folder that it does not know.
     """
     training, sizes = config.training, _sizes(folder)
     device = find_device(training.device, "training.device")
@@ -138,12 +141,11 @@ def plan_memory(
     parts = {"weights": weights * dtype.itemsize}
     if not offload:
         parts |= optimiser
-    if references:
-        parts["reference"] = references * sizes.total * dtype.itemsize
+    parts |= {name: _sizes(each).total * dtype.itemsize for name, each in beside.items()}
     passing = int(footprint.bytes(tokens) * ALLOCATOR[device.type]) + LIBRARIES[device.type]
     parts[f"a pass of {tokens:,} tokens"] = passing
     host = optimiser if offload else {}
-    if config.inference.backend.name == "torch":
+    if samples and config.inference.backend.name == "torch":
         where, engine = _engine(config, sizes, prompt_tokens)
         target = parts if where.type == device.type else host
         target["engine"] = engine
@@ -164,33 +166,49 @@ def _engine(config: Config, sizes: _Sizes, prompt_tokens: int) -> tuple[torch.de
     return device, (sizes.total + kv_tokens * sizes.kv_numbers) * dtype.itemsize
 
 
-def fitted(parts: RunParts, *, references: int = 0) -> tuple[RunParts, MemoryPlan]:
-    """Return ``parts`` with ``training.tokens_per_batch`` as a number, and the plan.
+def planned(
+    config: Config,
+    folder: Path,
+    note: Callable[[str], None],
+    *,
+    beside: Mapping[str, Path] = NONE,
+    samples: bool = True,
+) -> Config:
+    """Return ``config`` with ``training.tokens_per_batch`` as a number, and tell ``note`` what the run takes.
 
-    Raises ``ConfigError`` where the run does not fit the memory, with the settings under which it would.
+    ``beside`` and ``samples`` are as for ``plan_memory``. Raises ``ConfigError`` where the run does not fit the memory,
+    with the settings under which it would.
     """
-    config, folder = parts.config, parts.model_folder
+    try:
+        plan = _fitting(config, folder, beside, samples=samples)
+    except AgentRLError:
+        raise
+    except Exception as error:  # Whatever a model of somebody else's raises: what it takes is then not known.
+        note(f"memory: what the run takes is not known beforehand: {shortened(one_line(error))}")
+        return config
+    note(str(plan))
+    return _trained_by(config, tokens_per_batch=plan.tokens)
+
+
+def _fitting(config: Config, folder: Path, beside: Mapping[str, Path], *, samples: bool) -> MemoryPlan:
     automatic = config.training.tokens_per_batch == "auto"
-    plan = plan_memory(config, folder, references=references)
+    plan = plan_memory(config, folder, beside=beside, samples=samples)
     while automatic and plan.spare < 0 and plan.tokens > FEWEST_TOKENS:
-        plan = plan_memory(config, folder, references=references, tokens=plan.tokens // 2)
-    if plan.spare < 0:
-        raise _too_much(config, folder, plan, references)
-    return replace(parts, config=_trained_by(config, tokens_per_batch=plan.tokens)), plan
+        plan = plan_memory(config, folder, beside=beside, samples=samples, tokens=plan.tokens // 2)
+    if plan.spare >= 0:
+        return plan
+    fix = "train a smaller model, or on a machine with more memory"
+    for settings, changes in _savings(config.training, plan):
+        # An adapter needs no reference beside it: the model under it is that.
+        left = {name: each for name, each in beside.items() if name != "reference" or "lora" not in changes}
+        if plan_memory(_trained_by(config, **changes), folder, beside=left, samples=samples).spare >= 0:
+            fix = f"set {' '.join(settings)}"
+            break
+    raise ConfigError(f"the run does not fit the {plan}", fix=fix, key="training.tokens_per_batch")
 
 
 def _trained_by(config: Config, **changes: object) -> Config:
-    training = config.training.model_copy(update=changes)
-    return config.model_copy(update={"training": training})
-
-
-def _too_much(config: Config, folder: Path, plan: MemoryPlan, references: int) -> ConfigError:
-    fix = "train a smaller model, or on a machine with more memory"
-    for settings, changes in _savings(config.training, plan):
-        if plan_memory(_trained_by(config, **changes), folder, references=references).spare >= 0:
-            fix = f"set {' '.join(settings)}"
-            break
-    return ConfigError(f"the run does not fit the {plan}", fix=fix, key="training.tokens_per_batch")
+    return config.setting("training", config.training.model_copy(update=changes))
 
 
 def _savings(training: TrainingSection, plan: MemoryPlan) -> Iterator[tuple[list[str], dict[str, object]]]:

@@ -39,6 +39,7 @@ from agentrl.training.dialogues import read_dialogues
 from agentrl.training.examples import Example, digest_of, example_of_dialogue, example_of_episode
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.parts import Chat, load_chat
+from agentrl.training.plan import planned
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.resume import ResumePoint
 from agentrl.training.sft_loop import Order, SftLoop
@@ -95,6 +96,7 @@ def resolve_sft(
     folder = find_model(plugins, config.model) if weights is None else weights
     config = with_learning_rate(config, folder)
     check_learner(folder, config.training, note)
+    config = planned(config, folder, note, samples=False)  # Before anything is read, since passes bound conversations.
     chat = load_chat(folder, config.model)
     say("reading the conversations")
     left_out: Counter[str] = Counter()
@@ -106,7 +108,7 @@ def resolve_sft(
     if not train:
         raise ConfigError(
             f"nothing of {config.sft.data} is left to imitate: {dict(left_out)}",
-            fix="raise training.pass_tokens, or name other conversations",
+            fix="raise training.tokens_per_batch, or name other conversations",
             key="sft.data",
         )
     order = Order([len(example.token) for example in train], config.sft, config.seed)

@@ -35,6 +35,12 @@ class Sources:
     tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None
     """Loads the tokenizer of the model under training."""
 
+    @property
+    def frozen(self) -> dict[str, Path]:
+        """The folders of the models that are loaded beside the learner's, by what they are."""
+        found = {"reference": self.reference, "teacher": self.teacher}
+        return {name: each for name, each in found.items() if isinstance(each, Path)}
+
     @classmethod
     def of(
         cls, algorithm: Algorithm, config: Config, plugins: Plugins, folder: Path, *, is_original: bool = True

@@ -18,7 +18,7 @@ from agentrl.algorithms.building import build_algorithm
 from agentrl.config.loader import load_config
 from agentrl.config.models import Config, ReplaySection, SftSection, check_trainable
 from agentrl.environments import entries_elsewhere
-from agentrl.errors import AgentRLError, ConfigError, one_line, shortened
+from agentrl.errors import ConfigError
 from agentrl.extras import missing_extras
 from agentrl.learner.loading import check_unquantised
 from agentrl.learner.optimiser import check_optimiser
@@ -40,16 +40,18 @@ from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.offline import OfflineParts, resolve_offline, train_offline
 from agentrl.training.online import OnlineParts, not_resumed, resolve_online
 from agentrl.training.parts import ANY_ENGINE, Parts, check_sampling, resolve_episode_parts, resolve_parts
-from agentrl.training.plan import RunParts, fitted
+from agentrl.training.plan import planned
 from agentrl.training.rescoring import Rescorer, Rescoring, rescore
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
 from agentrl.training.schedulers import build_scheduler
 from agentrl.training.sft import SftParts, fine_tune, resolve_sft
+from agentrl.training.sources import Sources
 
 __all__ = ["Trainer"]
 
 Result = TypeVar("Result")
+RunParts = TypeVar("RunParts", Parts, OnlineParts)
 
 _ENDING = "interrupted: ending the evaluation"
 _SCORING = "interrupted: ending the scoring"
@@ -306,7 +308,7 @@ class Trainer:
         saved = None if point is None else point.checkpoint
         parts = resolve_parts(config, self.plugins, target, weights=None if saved is None else saved.path)
         check_sampling(config, ANY_ENGINE, trains=True)
-        parts = self._planned(parts)
+        parts = self._planned(parts, is_original=saved is None)
         if point is not None:
             point = replace(point, changed=check_config(parts.config, point.folder.path, self.config.written_at))
         return point, parts
@@ -320,22 +322,14 @@ class Trainer:
             config = changed
         return resolve_offline(config, self.plugins, self.reporter, rescored=rescored)
 
-    def _planned(self, parts: RunParts) -> RunParts:
+    def _planned(self, parts: RunParts, *, is_original: bool = True) -> RunParts:
         """``parts`` with passes that fit the memory. Says what the run takes, or raises where it does not fit."""
-        training = parts.config.training
+        config, training, folder = parts.config, parts.config.training, parts.model_folder
         check_optimiser(training.optimiser, find_device(training.device, "training.device"))
-        check_unquantised(parts.model_folder)
-        algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
-        beside = int("reference" in algorithm.columns and training.lora is None)
-        try:
-            parts, plan = fitted(parts, references=beside)
-        except AgentRLError:
-            raise
-        except Exception as error:  # whatever a model of somebody else's raises: what it takes is then not known
-            self.reporter.note(f"memory: what the run takes is not known beforehand: {shortened(one_line(error))}")
-            return parts
-        self.reporter.note(str(plan))
-        return parts
+        check_unquantised(folder)
+        algorithm = build_algorithm(parts.plugins, config.algorithm, updates=training.minibatches)
+        sources = Sources.of(algorithm, config, parts.plugins, folder, is_original=is_original)
+        return replace(parts, config=planned(config, folder, self.reporter.note, beside=sources.frozen))
 
     def _imitable(self, config: Config, data: str | os.PathLike[str] | None) -> tuple[ResumePoint | None, SftParts]:
         """Where the run goes on, if it has begun before, and its parts."""
