@@ -153,6 +153,30 @@ def test_merged_weights_have_the_names_and_the_outputs_of_the_whole_model(folder
         assert weights.logprobs(IDS) == pytest.approx(logprobs, abs=2e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_an_engine_merges_and_rounds_is_scored_with_the_same_numbers(folder, tmp_path, precision):
+    """An engine in 16 bits has the rounded sum, which is as far from base and adapter apart as its digits reach."""
+    made = learner(folder, training={"precision": precision})
+    perturbed(made.adapter)
+    rounded = load_whole(folder, torch.float32)
+    with made.lend("a test") as weights, torch.no_grad():
+        for name, tensor in weights.tensors():
+            rounded.get_parameter(name).copy_(tensor.to(torch.bfloat16) if ".layers." in name else tensor)
+        apart = weights.logprobs(IDS)
+        dtypes = dict.fromkeys(weights.names(), "bfloat16")
+        merged = weights.adapter.merged_logprobs(IDS, dtypes)
+        exact = weights.adapter.merged_logprobs(IDS, {})
+        assert weights.logprobs(IDS) == apart
+    rounded.save_pretrained(tmp_path)
+    whole = Learner(tmp_path, TrainingSection(precision=precision), GRPO.loss, seed=0)
+    with whole.lend("a test") as weights:
+        expected = weights.logprobs(IDS)
+    assert merged == pytest.approx(expected, abs=2e-5)
+    if precision == "float32":
+        assert exact == pytest.approx(apart, abs=2e-5)
+        assert merged != pytest.approx(apart, abs=1e-4)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_sum_has_the_same_bits_however_many_threads_there_are(threads):
     generator = torch.Generator().manual_seed(1)

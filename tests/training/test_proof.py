@@ -336,12 +336,14 @@ class Scores:
         yield
 
 
-def proven(before: np.ndarray, noise: np.ndarray, learner: np.ndarray, engine: np.ndarray) -> dict[str, float]:
+def proven(
+    before: np.ndarray, noise: np.ndarray, learner: np.ndarray, engine: np.ndarray, kind: type[Scores] = Scores
+) -> dict[str, float]:
     async def scenario() -> dict[str, float]:
         proof = UpdateProof([].append)
-        first = Scores(before, before + noise)
+        first = kind(before, before + noise)
         await proof.prepare(first, first, RECORDED)
-        then = Scores(learner, engine)
+        then = kind(learner, engine)
         then.version = 1
         return await proof.prove(then, then, RECORDED.prompt_ids)
 
@@ -365,6 +367,32 @@ def test_beyond_four_times_the_noise_half_an_update_is_told_from_a_whole_one(see
         proven(before, noises[0], learner, before + noises[1] / 4)
     still = before + movement / factor  # as much as the noise: nothing can be told of it
     assert "proof/followed" not in proven(before, noises[0], still, before + noises[1])
+
+
+class Merging(Scores):
+    """Weights with an adapter, and an engine in 16 bits that merges it: ``learner`` has its numbers apart."""
+
+    def __init__(self, learner: np.ndarray, engine: np.ndarray) -> None:
+        super().__init__(learner, engine)
+        self.adapter = self
+
+    def merged_logprobs(self, ids: list[int], dtypes: dict[str, str]) -> np.ndarray:
+        assert dtypes == {"weight": "bfloat16"}
+        return self.engine[: len(ids) - 1]
+
+    def digests(self, dtypes: dict[str, str]) -> dict[str, TensorDigest]:
+        return {name: TensorDigest(dtype, (1,), "same") for name, dtype in dtypes.items()}
+
+    async def held_weights(self) -> HeldWeights:
+        return HeldWeights(self.version, {"weight": TensorDigest("bfloat16", (1,), "same")})
+
+
+def test_what_rounding_takes_of_an_adapter_that_is_merged_in_16_bits_is_no_fault() -> None:
+    """No noise shows it that was measured while the adapter was zero."""
+    random = np.random.default_rng(0)
+    before, movement = -random.exponential(2.0, 31), random.normal(0, 0.1, 31)
+    metrics = proven(before, random.normal(0, 0.01, 31), before + movement, before + 0.6 * movement, kind=Merging)
+    assert metrics["proof/followed"] == pytest.approx(1, abs=0.25)
 
 
 def test_the_script_backend_says_that_it_cannot_tell() -> None:

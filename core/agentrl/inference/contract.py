@@ -257,6 +257,14 @@ class Adapter(Protocol):
         """Yields those of ``Weights.tensors`` that the adapter changes; all others stay what they are for ever."""
         ...
 
+    def merged_logprobs(self, ids: Sequence[int], dtypes: Mapping[str, str]) -> Sequence[float]:
+        """As ``Weights.logprobs``, but computed with ``merged``, each tensor as it is after ``tensor.to(dtype)``.
+
+        ``dtypes`` is as of ``Weights.digests``; a tensor that it does not name is not rounded. An engine that merges an
+        adapter and keeps the sum in 16 bits is compared with these.
+        """
+        ...
+
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
         """As ``Weights.digests``, of base and adapter apart.
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors.torch import save_file
@@ -130,6 +130,30 @@ class LoraAdapter:
         base, (a, b) = layer.get_base_layer(), _pair(layer)
         transposed = isinstance(base, Conv1D)
         return merged_weight(base.get_parameter("weight"), a, b, self.scale, transposed=transposed)
+
+    @contextmanager
+    def merging(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
+        """Within the block, adapted layers compute with their merged weights, each rounded to the type in ``dtypes``.
+
+        The keys are names of ``plain``. One weight is merged at a time, so that no second model is held.
+        """
+        modules = [cast("nn.Module", layer) for layer in self.layers.values()]
+        for name, module in zip(self.layers, modules, strict=True):
+            module.forward = partial(self._merged_forward, self.layers[name], dtypes.get(f"{name}.weight"))
+        try:
+            yield
+        finally:
+            for module in modules:
+                del module.forward  # which shows that of its class again
+
+    def _merged_forward(self, layer: LoraLayer, dtype: torch.dtype | None, inputs: Tensor) -> Tensor:
+        base, weight = layer.get_base_layer(), self.merged(layer)
+        weight = weight if dtype is None else weight.to(dtype)
+        weight = weight.T if isinstance(base, Conv1D) else weight
+        exact = torch.promote_types(weight.dtype, inputs.dtype)
+        bias = dict(base.named_parameters()).get("bias")
+        made = nn.functional.linear(inputs.to(exact), weight.to(exact), None if bias is None else bias.to(exact))
+        return made.to(inputs.dtype)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

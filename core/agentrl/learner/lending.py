@@ -70,7 +70,7 @@ class LentWeights:
     def adapter(self) -> LentAdapter | None:
         """The adapter, where one is trained; ``None`` where all weights are."""
         adapter = self._policy.adapter
-        return None if adapter is None else LentAdapter(adapter, self._model, base_of(self._source))
+        return None if adapter is None else LentAdapter(adapter, self._model, base_of(self._source), self.logprobs)
 
     def names(self) -> Sequence[str]:
         """Return the names of ``tensors``."""
@@ -150,14 +150,24 @@ class LentWeights:
 class LentAdapter:
     """The adapter of weights that somebody has: an ``agentrl.inference.contract.Adapter``."""
 
-    def __init__(self, adapter: LoraAdapter, check: Callable[[], object], base: Path) -> None:
-        """``check`` raises once the weights are back; ``base`` is the folder of the model that is adapted."""
+    def __init__(
+        self,
+        adapter: LoraAdapter,
+        check: Callable[[], object],
+        base: Path,
+        logprobs: Callable[[Sequence[int]], Sequence[float]],
+    ) -> None:
+        """``check`` raises once the weights are back; ``base`` is the folder of the model that is adapted.
+
+        ``logprobs`` is that of the weights.
+        """
         self.rank = adapter.rank
         self.scale = adapter.scale
         self.targets = adapter.targets
         self._adapter = adapter
         self._check = check
         self._base = base
+        self._logprobs = logprobs
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and tensor of every ``A`` and ``B``, the learner's own memory."""
@@ -171,6 +181,11 @@ class LentAdapter:
             if layer is not None:
                 self._check()
                 yield name, self._adapter.merged(layer)
+
+    def merged_logprobs(self, ids: Sequence[int], dtypes: Mapping[str, str]) -> Sequence[float]:
+        """Return the log-probabilities under the merged weights, rounded to ``dtypes``; see the contract."""
+        with self._adapter.merging({name: getattr(torch, dtype) for name, dtype in dtypes.items()}):
+            return self._logprobs(ids)
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
         """Return digests of the parameters of the base and the adapter, apart; see the contract."""

@@ -68,6 +68,8 @@ _LIMIT = 0.45
 """How far off it may be with more noise, in nats: a mismatch KL of 0.1."""
 _GROWTH = 10.0
 """How far off it may be in any case, as a multiple of the noise."""
+_ROUNDED = frozenset({"bfloat16", "float16"})
+"""Types in which the sum of a weight and an adapter loses digits of the adapter."""
 _FIX = (
     "mend the backend's update_weights, or use another inference.backend; agentrl doctor and "
     "agentrl.testing.BackendConformance hold it against the learner"
@@ -235,9 +237,20 @@ class UpdateProof:
 
     # Numbers
 
+    def _learner(self, weights: Weights, ids: Sequence[int]) -> Sequence[float]:
+        """What the engine's numbers are compared with.
+
+        Merged into weights of 16 bits, an adapter is rounded with them. How much that makes of a log-probability no
+        noise shows that was measured before the adapter was trained, so the learner rounds it in the same way.
+        """
+        adapter = weights.adapter
+        if adapter is None or self._apart or _ROUNDED.isdisjoint(self._dtypes.values()):
+            return weights.logprobs(ids)
+        return adapter.merged_logprobs(ids, self._dtypes)
+
     async def _scored(self, backend: Backend, weights: Weights, ids: Sequence[int]) -> _Scored:
         """Given tokens, scored by both at once."""
-        learner, engine = await asyncio.gather(finish_in_thread(weights.logprobs, ids), backend.score(ids))
+        learner, engine = await asyncio.gather(finish_in_thread(self._learner, weights, ids), backend.score(ids))
         return _Scored(weights.version, np.array(learner), np.array(engine))
 
     async def _completed(
@@ -250,7 +263,7 @@ class UpdateProof:
         if done is None:
             return None
         ids = [*prompt_ids, *done.ids]
-        learner = await finish_in_thread(weights.logprobs, ids)
+        learner = await finish_in_thread(self._learner, weights, ids)
         return ids, _Scored(weights.version, np.array(learner)[-len(done.ids) :], np.array(done.logprobs))
 
     def _followed(self, since: _Scored, now: _Scored, when: str, are_equal: bool) -> dict[str, float]:

@@ -189,6 +189,9 @@ class _OldAdapter:
         for name, _ in self._adapter.merged():
             yield name, self._model[name]
 
+    def merged_logprobs(self, ids: Sequence[int], dtypes: Mapping[str, str]) -> Sequence[float]:
+        return self._adapter.merged_logprobs(ids, dtypes)
+
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
         return self._adapter.digests(dtypes)
 
