@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tests.algorithms.algorithms import grpo
 from tests.algorithms.episodes import groups_of_one_turn, wandering_groups
 from tests.learner.models import VOCABULARY, gemma3, of_kind, qwen3
@@ -330,6 +331,19 @@ def test_an_adapter_of_another_shape_is_not_gone_on_with(folder, tmp_path):
         learner(tmp_path, rank=8)
     with pytest.raises(ConfigError, match=r"is on other layers than training.lora.targets adapts"):
         learner(tmp_path, targets=["q_proj"])
+
+
+def test_an_adapter_over_another_base_or_of_a_damaged_file_is_refused_before_anything_is_loaded(folder, tmp_path):
+    learner(folder).save(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    stored = load_file(path)
+    first = next(name for name in stored if name.endswith("lora_A.weight"))
+    save_file(stored | {first: torch.zeros(4, stored[first].shape[1] + 8)}, path)
+    with pytest.raises(ConfigError, match=r"was made for another model than .*, and the adapter's is"):
+        plan_adapter(tmp_path, LoraModel(rank=4))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"safetensors cannot be read"):
+        plan_adapter(tmp_path, LoraModel(rank=4))
 
 
 def test_a_base_that_is_gone_is_named(folder, tmp_path):

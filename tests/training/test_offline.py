@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from agentrl import Trainer, load_config, open_run
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.contract import Summary
 
 REWARDS = """
+def broken(answer):
+    raise ValueError("not one")
+
 def by_sample(answer, *, episode):
     if episode.key.sample == 0:
         raise ValueError("not this one")
@@ -83,6 +86,13 @@ def test_episodes_are_stored_with_the_rewards_that_they_are_trained_with(folder:
     assert summary.ledger["failed"] == 6
     assert summary.ledger["received"] == 24
     assert all("replay/changed" in line.metrics for line in run.steps())
+
+
+def test_a_reward_that_always_fails_ends_the_run(folder: Path) -> None:
+    settings = (f"reward={folder / 'rewards.py'}:broken", "replay.answer=last-message")
+    with pytest.raises(RunError, match=r"episodes failed, over the failure budget.*not one"):
+        replayed(folder, "broken", *settings, rescored=True)
+    assert open_run(folder / "runs" / "broken").steps() == []
 
 
 def test_such_a_run_is_not_resumed_and_a_run_without_steps_is_refused(folder: Path) -> None:

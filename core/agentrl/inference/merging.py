@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_matches, one_line, shortened
 from agentrl.inference.adapter_folder import ADAPTER_WEIGHTS, AdapterFolder, is_adapter, read_adapter
 from agentrl.inference.model_folder import no_progress_bars
 
@@ -99,9 +100,15 @@ def _layer(model: PreTrainedModel, path: str, adapter: AdapterFolder) -> torch.n
 def adapter_tensors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Return ``A`` and ``B`` of each adapted layer, by the layer's name, on the CPU.
 
-    Raises ``ConfigError`` for a file that holds anything else.
+    Raises ``ConfigError`` for a file that cannot be read, and for one that holds anything else.
     """
-    stored = load_file(folder / ADAPTER_WEIGHTS)
+    try:
+        stored = load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder / ADAPTER_WEIGHTS} cannot be read: {shortened(one_line(error))}",
+            fix="copy the adapter's folder again, or name another checkpoint",
+        ) from error
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in stored:
         path = name.removeprefix(_PREFIX).removesuffix(_KINDS[0])

@@ -215,6 +215,13 @@ class LoraAdapter:
         for name, (a, b) in saved.items():
             own = _pair(layers[name])
             if own[0].shape != a.shape or own[1].shape != b.shape:
+                if a.shape[0] == self.rank:
+                    shapes = [f"{of.shape[0]} x {to.shape[1]}" for to, of in (own, (a, b))]
+                    raise ConfigError(
+                        f"the adapter in {folder} was made for another model than {base_of(folder)}: {name} is "
+                        f"{shapes[0]}, and the adapter's is {shapes[1]}",
+                        fix="name its base model in adapter_config.json",
+                    )
                 raise ConfigError(
                     f"the adapter in {folder} has rank {a.shape[0]}, and training.lora.rank is {self.rank}",
                     fix=f"set training.lora.rank={a.shape[0]}, or make a whole model first: agentrl export {folder} "

@@ -32,6 +32,7 @@ from agentrl.reporting.trackers import Trackers
 from agentrl.rewards.scoring import Scorer, load_reward
 from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Episode, Group
+from agentrl.rollout.dispatcher import SMALLEST_WINDOW, FailureBudget
 from agentrl.runs.contract import Membership, Summary
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder
@@ -215,6 +216,13 @@ class StoredSupply:
     """How many steps have been handed out."""
     _changed: float = field(default=0.0)
     """Episodes of the newest step whose reward is another than it was."""
+    _budget: FailureBudget = field(init=False)
+    """How many episodes the reward may fail of those that it scores again."""
+
+    def __post_init__(self) -> None:
+        rollout = self.parts.config.rollout
+        window = max(SMALLEST_WINDOW, rollout.tasks_per_step * rollout.group_size)
+        self._budget = FailureBudget(rollout.failure_budget, window)
 
     async def __aenter__(self) -> Self:
         return self
@@ -239,8 +247,12 @@ class StoredSupply:
         step = self.parts.steps[self._taken]
         self._taken += 1
         self._changed = 0.0
-        groups = [await self._group(ordinal) for ordinal in sorted((*step.trained, *step.left_out))]
-        return Taken(tuple(group for group in groups if group is not None))
+        found = [await self._group(ordinal) for ordinal in sorted((*step.trained, *step.left_out))]
+        groups = tuple(group for group in found if group is not None)
+        if self.parts.rescorer is not None:
+            episodes = [episode for group in groups for episode in group.episodes]
+            self._budget.conclude(len(episodes), sum(map(_is_unscored, episodes)))
+        return Taken(groups)
 
     def served(self, version: int) -> None:
         """There is no engine."""
@@ -273,8 +285,15 @@ class StoredSupply:
         kept = [replace(episode, trained_step=None) for episode in episodes]
         for episode in kept:
             await self._store(episode)
+            if self.parts.rescorer is not None and (episode.outcome == "rewarded" or _is_unscored(episode)):
+                self._budget.add(episode.key, episode.failure)
         return Group(kept[0].key.task, tuple(kept))
 
     async def _store(self, episode: Episode) -> None:
         self.recorder.episode_started(episode.key)
         await self.recorder.episode(episode)
+
+
+def _is_unscored(episode: Episode) -> bool:
+    """Whether the reward failed."""
+    return episode.failure is not None and episode.failure.side == "reward"

@@ -33,6 +33,7 @@ Answers = Literal["stored", "last-message"]
 
 _SAME = 1e-9
 """Rewards that differ by no more are the same."""
+_FAILED = "the reward failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,7 @@ def _rescored(episode: Episode, reward: float | RewardError | None, missing: str
     bare = replace(episode, reward=None, call_rewards={}, reward_parts={}, failure=None)
     if isinstance(reward, RewardError):
         failure = Failure("reward", one_line(reward), getattr(reward, "fingerprint", ""))
-        why = f"the reward failed: {failure.fingerprint or failure.reason}"
+        why = f"{_FAILED}: {failure.fingerprint or failure.reason}"
         return Rescored(replace(bare, outcome="failed", failure=failure), before, None, why)
     parts = getattr(reward, "parts", {})
     return Rescored(replace(bare, outcome="rewarded", reward=float(reward), reward_parts=parts), before, float(reward))
@@ -301,7 +302,7 @@ async def rescore(
         raise RunError(
             f"{name} scored none of {count} episodes; {times} of them since {why}",
             fix="pass --answer last-message to score the text of the last message of each episode"
-            if rescorer.answers == "stored"
+            if rescorer.answers == "stored" and not why.startswith(_FAILED)
             else "mend the reward",
         )
     return rescoring

@@ -148,10 +148,11 @@ class JudgeEndpoint:
             if problem.malformed
             else "see that the endpoint runs; lower the reward's `concurrency`, or raise its `timeout` or `max_retries`"
         )
+        kind = "malformed" if problem.malformed else problem.text.partition(":")[0]
         return RewardError(
             f"the judge {self._settings.model!r} at {self._settings.url} gave no verdict {limits}: {problem.text}",
             fix=fix,
-            fingerprint=f"the judge gave no verdict: {'malformed' if problem.malformed else problem.text[:24]}",
+            fingerprint=f"the judge gave no verdict: {kind}",
         )
 
     def _fix(self, status: int) -> str:
