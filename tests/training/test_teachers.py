@@ -159,14 +159,18 @@ def test_an_episode_that_is_not_scored_has_failed_and_is_counted(learner, tiny_f
     assert groups[0].episodes[2].outcome == "rewarded"  # what was given is as it was
 
 
-def test_a_step_of_which_nothing_is_scored_stops_the_run(learner, tiny_folder):
+def test_a_step_of_which_nothing_is_scored_stops_the_run_and_can_be_repeated(learner, tiny_folder, tmp_path):
     teacher = Teacher(tiny_folder)
     with serving(teacher) as url:
-        columns = columns_of(config_of(model="big", url=url, max_retries=0), learner, tiny_folder)
+        config = config_of(model="big", url=url, max_retries=0)
+        columns = columns_of(config, learner, tiny_folder, run=tmp_path)
         teacher.misbehave = lambda ids, before: (500, "broken")
-        with pytest.raises(RunError, match=r"no episode of the step could be scored: 6 times the teacher.*500"):
+        with pytest.raises(RunError, match=r"no episode of the step could be scored: 6 times the teacher.*500") as no:
             columns.prepare(short_groups())
+        assert "resume" in no.value.fix
         teacher.misbehave = lambda ids, before: None
+        resumed = columns_of(config, learner, tiny_folder, run=tmp_path).prepare(short_groups())
+        assert resumed.account.fates == (("trained",) * 6,)
         columns = columns_of(config_of(model="big", url=url), learner, tiny_folder)
         teacher.misbehave = lambda ids, before: (401, {"error": {"message": "who are you?"}})
         with pytest.raises(BackendError, match="the teacher refuses every call"):

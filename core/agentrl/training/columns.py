@@ -68,6 +68,8 @@ class Columns:
     """What fills each of ``algorithm.columns``."""
     warn: Callable[[str], None] = lambda text: None
     """Told of episodes that could not be scored."""
+    given_up: Callable[[], None] = lambda: None
+    """Called where nothing of a step could be scored, so that it is not made."""
 
     @classmethod
     def load(
@@ -85,6 +87,7 @@ class Columns:
         ``run`` is the folder of the run, in which is kept what an endpoint said. Raises ``ConfigError`` for a folder
         that holds no model, and an endpoint that cannot be asked or has another vocabulary.
         """
+        columns = cls(algorithm, warn=warn)
         scorers: dict[str, Scorer] = {}
         if sources.reference is not None:
             scorers["reference"] = _of_model(FrozenModel(sources.reference, config.training))
@@ -95,8 +98,10 @@ class Columns:
         if isinstance(sources.teacher, Path):
             scorers["teacher"] = _of_model(FrozenModel(sources.teacher, config.training))
         elif sources.teacher is not None:
-            scorers["teacher"] = _endpoint_scorer(sources.teacher, sources, learner, config, run)
-        return cls(algorithm, scorers, warn)
+            scorers["teacher"] = endpoint = _endpoint_scorer(sources.teacher, sources, learner, config, run)
+            columns.given_up = endpoint.forget_failures
+        columns.scorers = scorers
+        return columns
 
     def prepare(self, groups: Sequence[Group], **bounds: Any) -> Prepared:
         """Return the batch of ``groups`` with all its columns; ``bounds`` are as of ``build_batch``.
@@ -116,7 +121,11 @@ class Columns:
                 break
             failed |= new
             if len(new) == len(set(account.paths)):
-                raise RunError(f"no episode of the step could be scored: {_commonest(failed)}")
+                self.given_up()
+                raise RunError(
+                    f"no episode of the step could be scored: {_commonest(failed)}",
+                    fix="mend that, and resume the run, which then asks again",
+                )
             groups = [_with_failures(group, new) for group in groups]
             batch, account = build_batch(groups, self.algorithm, **bounds)
         if failed:
@@ -177,7 +186,7 @@ def _values(learner: Learner, batch: TrainBatch) -> Floats:
 
 def _endpoint_scorer(
     settings: TeacherSettings, sources: Sources, learner: Learner, config: Config, run: Path | None
-) -> Scorer:
+) -> _OfEndpoint:
     # Loads the client of endpoints, which no other run needs.
     from agentrl.training.score_log import ScoreLog
     from agentrl.training.teachers import EndpointTeacher
@@ -224,6 +233,12 @@ class _OfEndpoint:
             elif path not in failures:
                 values[terms] = np.asarray(self._logprobs[digest])[batch.targets.depth[terms]]
         return Scored(values, failures)
+
+    def forget_failures(self) -> None:
+        """Have the step ask again, for what was not scored, where it is repeated."""
+        self._failures.clear()
+        if self.log is not None:
+            self.log.write(self._step, self._logprobs, self._failures)
 
     def _begin(self, step: int) -> None:
         if step != self._step:
