@@ -104,7 +104,7 @@ def test_the_recipe_gives_the_committed_tokenizer(tokenizer: PreTrainedTokenizer
     assert made.chat_template == tokenizer.chat_template
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_repeats_bit_for_bit(tmp_path: Path) -> None:
     lessons = [Lesson(lesson.name, 2, lesson.pace, lesson.well, dict.fromkeys(lesson.rows, 4)) for lesson in LESSONS]
     for folder in (tmp_path / "one", tmp_path / "other"):

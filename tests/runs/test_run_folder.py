@@ -276,6 +276,10 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "normalised",
         "signal",
         "reasons",
+        "loss_before",
+        "loss_after",
+        "conversations",
+        "over_long",
     }
     assert read_summary(folder.summary) == summary
 

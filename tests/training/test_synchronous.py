@@ -126,7 +126,7 @@ async def _plain_loop(config: Config) -> Outcome:
                 episodes = [await run(key, request.data, request.settings(key)) for key in keys]
                 samples |= {episode.key: _bits(episode) for episode in episodes}
                 groups.append(Group(request.task, tuple(episodes)))
-            batch, account = build_batch(groups, algorithm, longest=config.training.tokens_per_batch)
+            batch, account = build_batch(groups, algorithm, longest=config.training.pass_tokens)
             metrics.append({**account.counts, **learner.step(batch)})
             with learner.lend("the engine") as weights:
                 await serving.backend.update_weights(weights)

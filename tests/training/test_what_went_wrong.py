@@ -146,6 +146,7 @@ def test_a_run_whose_policy_runs_into_every_limit_completes_and_its_ledger_adds_
             "received": 32,
             "trained": 16,
             "without_difference": 0,
+            "filtered": 0,
             "rejected": 4,
             "failed": 4,
             "stale": 0,

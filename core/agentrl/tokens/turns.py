@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.errors import GatewayError
+from agentrl.errors import GatewayError, shown
 from agentrl.tokens.renderer import SEEN, Renderer
 from agentrl.tokens.template import Message, Messages, Tools, text_of, thinking_of
 from agentrl.tokens.vocabulary import MARK
@@ -164,7 +164,7 @@ def _check_said(message: Message, text: str) -> None:
     ]
     for what, part in parts:
         if part.replace(MARK, "") not in text.replace(MARK, ""):
-            raise _unwritten(f"the chat template leaves out the {what} of a turn, {part!r:.60}")
+            raise _unwritten(f"the chat template leaves out the {what} of a turn, {shown(part, 60)}")
 
 
 def _unwritten(problem: str) -> GatewayError:
