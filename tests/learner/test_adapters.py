@@ -376,3 +376,25 @@ def test_in_bfloat16_an_adapter_is_trained_and_saved_in_float32(folder, tmp_path
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, resumed._masters.tensors()[name])
     assert any(not torch.equal(each.bfloat16().float(), each) for each in masters.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_base_for_which_there_is_room_in_its_own_type_alone_is_trained_as_any(folder, monkeypatch, precision):
+    """It is probed in that type, and is never on the device in float32."""
+    usual = learner(folder, training={"precision": precision})
+    seen = []
+
+    def watched(model):
+        seen.append({parameter.dtype for parameter in model.parameters()})
+        return probe_forest(model)
+
+    monkeypatch.setattr("agentrl.learner.learner.has_room_in_float32", lambda model, device: False)
+    monkeypatch.setattr("agentrl.learner.learner.probe_forest", watched)
+    tight = learner(folder, training={"precision": precision})
+    assert seen == [{getattr(torch, precision)}]
+    assert tight.rows_because is None
+    assert tight.step(batch(1))["policy/loss"] == usual.step(batch(1))["policy/loss"]
+    tight.step(batch(2))
+    usual.step(batch(2))
+    for name, tensor in usual._masters.tensors().items():
+        assert torch.equal(tensor, tight._masters.tensors()[name])

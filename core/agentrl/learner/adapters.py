@@ -321,15 +321,11 @@ def _targets(model: PreTrainedModel, settings: LoraModel) -> tuple[str, ...]:
                 "of attention and MLP are adapted",
                 fix=f"name some of them: {', '.join(last)}",
             )
-    for name, module in _matching(model, targets):
-        if name in linear and settings.rank > min(shape := module.get_parameter("weight").shape):
-            raise ConfigError(
-                f"training.lora.rank={settings.rank} is larger than {name}, which is {' x '.join(map(str, shape))}",
-                fix=f"set training.lora.rank to at most {_largest_rank(model, targets)}",
-            )
+    adapted = [(name, each.get_parameter("weight").shape) for name, each in _matching(model, targets) if name in linear]
+    name, shape = min(adapted, key=lambda each: min(each[1]))
+    if settings.rank > min(shape):
+        raise ConfigError(
+            f"training.lora.rank={settings.rank} is larger than {name}, which is {' x '.join(map(str, shape))}",
+            fix=f"set training.lora.rank to at most {min(shape)}",
+        )
     return targets
-
-
-def _largest_rank(model: PreTrainedModel, targets: tuple[str, ...]) -> int:
-    linear = _linear(model)
-    return min(min(each.get_parameter("weight").shape) for name, each in _matching(model, targets) if name in linear)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentrl.config.models import TrainingSection
 from agentrl.learner.contract import Scores, Targets
-from agentrl.learner.loading import load_model, precision_on
+from agentrl.learner.loading import has_room_in_float32, load_model, precision_on
 from agentrl.learner.masters import Masters
 from agentrl.learner.packing import check_targets
 from agentrl.learner.policy import Policy
@@ -30,10 +30,16 @@ class FrozenModel:
     def __init__(self, folder: Path, settings: TrainingSection) -> None:
         """Load the model in ``folder``. Raises ``ConfigError`` where it holds no causal language model."""
         device = find_device(settings.device, "training.device")
-        model = load_model(folder).to(device)  # type: ignore[arg-type]
+        model = load_model(folder)
         model.requires_grad_(False)
-        probe_forest(model)
-        Masters().take(model, device, precision_on(device, settings.precision))
+        precision = precision_on(device, settings.precision)
+        if has_room_in_float32(model, device):  # The probe is sharper there.
+            model.to(device)  # type: ignore[arg-type]
+            probe_forest(model)
+            Masters().take(model, device, precision)
+        else:
+            Masters().take(model, device, precision)
+            probe_forest(model)
         self._policy = Policy(model)
         self._tokens_per_batch = settings.pass_tokens
 

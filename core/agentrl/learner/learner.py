@@ -30,7 +30,7 @@ from agentrl.learner.contract import Loss, Scores, Targets, TrainBatch
 from agentrl.learner.folder import read_state, save_adapter, save_model, stored_dtype, write_state
 from agentrl.learner.gradient import accumulate_gradient, is_learned
 from agentrl.learner.lending import LentWeights
-from agentrl.learner.loading import load_model, precision_on
+from agentrl.learner.loading import has_room_in_float32, load_model, precision_on
 from agentrl.learner.masters import Masters
 from agentrl.learner.optimiser import Optimiser, check_optimiser
 from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
@@ -69,7 +69,8 @@ class Learner:
         model = load_model(folder if settings.lora is None else base_of(folder))
         self._settings = settings = with_rate(settings, model.num_parameters())
         offload = settings.optimiser.offload
-        if not offload:  # The probe is sharper in float32, for which there may be no room.
+        probes_exactly = not offload and has_room_in_float32(model, device)
+        if probes_exactly:
             model.to(device)  # type: ignore[arg-type]
         self._dtype = stored_dtype(folder)
         self.adapter = None if settings.lora is None else LoraAdapter(model, settings.lora)
@@ -77,11 +78,11 @@ class Learner:
         if self.adapter is not None and is_adapter(folder):
             self.adapter.load(folder)
         self._masters, dtype = Masters(), precision_on(device, settings.precision)
-        if offload:
-            self._masters.take(model, device, dtype, offload=True)
+        if not probes_exactly:
+            self._masters.take(model, device, dtype, offload=offload)
         self.rows_because = probe_forest(model)
         """Why the model is trained on padded rows; ``None`` where it takes the forest."""
-        if not offload:
+        if probes_exactly:
             self._masters.take(model, device, dtype)
         if settings.gradient_checkpointing:
             recompute_layers(model)

@@ -13,7 +13,7 @@ from agentrl.errors import ConfigError, one_line
 from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.merging import load_whole
 
-__all__ = ["check_unquantised", "load_model", "precision_on"]
+__all__ = ["check_unquantised", "has_room_in_float32", "load_model", "precision_on"]
 
 
 def check_unquantised(folder: Path) -> None:
@@ -59,6 +59,14 @@ def load_model(folder: Path) -> PreTrainedModel:
         ) from error
     model.generation_config = GenerationConfig.from_model_config(model.config)  # the folder's own may not be savable
     return model
+
+
+def has_room_in_float32(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether ``device`` holds the weights of ``model`` in float32 for a moment, as they are loaded."""
+    if device.type != "cuda":
+        return True
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return 4 * model.num_parameters() < free
 
 
 def precision_on(device: torch.device, precision: str) -> torch.dtype:
