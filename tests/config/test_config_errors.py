@@ -37,6 +37,10 @@ def message(path: Path | None, *overrides: str, agent: str | None = None, **envi
             ":1: training.learning_rate: should be auto, or a number of at least 0, not '1' (the default",
         ),
         (
+            "training: {tokens_per_batch: 0}",
+            ":1: training.tokens_per_batch: should be auto, or a whole number of at least 1, not 0 (the default",
+        ),
+        (
             "training: {learning_rate: .inf}",
             ":1: training.learning_rate: should be auto, or a number of at least 0, not inf (the def",
         ),

@@ -103,6 +103,8 @@ def test_the_command_lists_the_run_and_checks_data_without_training(
     assert "285 conversations with 1,841 trained tokens, 15 held out" in printed.err
     assert command("sft", str(chats), "--dry-run", "rollout.group_size=2") == 2
     assert "agentrl sft runs no agent and samples nothing" in capsys.readouterr().err
+    assert command("sft", str(chats), "--dry-run", "sft.held_out=0", "evaluation.every=2") == 2
+    assert "evaluation.every (command line) has no effect" in capsys.readouterr().err
     assert not (folder / "runs" / "dry").exists()
 
 
@@ -175,11 +177,18 @@ def test_what_does_not_fit_a_pass_is_counted(folder: Path, chats: Path) -> None:
         (["sft.min_reward=1"], "chooses episodes of a run"),
         (["algorithm=grpo"], "compares episodes by their rewards"),
         (["algorithm={name: sft, penalties: [kl]}"], "agentrl sft does not ask"),
+        (["sft.held_out_data=chat.jsonl"], "neither a file of conversations nor a run"),
+        (["sft.held_out=0.5", "training.tokens_per_batch=2"], "raise training.tokens_per_batch"),
+        (["sft.held_out_data=LONG", "training.tokens_per_batch=60"], "is left to measure the loss on"),
         (["training.minibatches=2"], "a step of agentrl sft is one update"),
     ],
 )
 def test_settings_without_sense_are_refused(folder: Path, chats: Path, settings: list[str], problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem), trainer(folder, *settings) as sft:
+    (folder / "long.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "1 " * 60}, {"role": "assistant", "content": "1"}]})
+    )
+    given = [each.replace("LONG", str(folder / "long.jsonl")) for each in settings]
+    with pytest.raises(ConfigError, match=problem), trainer(folder, *given) as sft:
         sft.check_sft(chats)
 
 

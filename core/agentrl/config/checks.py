@@ -125,6 +125,8 @@ def unused_by_imitation(config: Config, provenance: Mapping[str, str]) -> list[I
         reasons["sft.conversations_per_step"] = "sft.tokens_per_step replaces it"
     if config.sft.held_out_data is not None:
         reasons["sft.held_out"] = "sft.held_out_data replaces it"
+    elif config.sft.held_out == 0:
+        reasons |= dict.fromkeys(("evaluation.every", "evaluation.tasks"), "sft.held_out=0 leaves nothing to measure")
     return [
         Ineffective(key, place, reason)
         for key, place in provenance.items()

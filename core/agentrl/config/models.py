@@ -413,6 +413,12 @@ def _rate(value: Any) -> Any:
     return value
 
 
+def _tokens(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"should be auto, or a whole number of at least 1, not {value!r}")
+    return value
+
+
 AMPLE_TOKENS = 8192
 """`training.tokens_per_batch=auto` where memory is ample."""
 
@@ -442,7 +448,7 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     """Whether layers keep their inputs alone and are computed again for the gradient, which saves most of the memory of
     a pass and takes about a third more time."""
-    tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    tokens_per_batch: Annotated[int | Literal["auto"], BeforeValidator(_tokens)] = "auto"
     """Most tokens in one forward pass. A step takes as many passes as its tokens need. `auto` is 8192, or 4096, 2048,
     1024 or 512 where the memory holds no more: see `--dry-run`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from safetensors import SafetensorError
 
-from agentrl.errors import ConfigError, cannot_write
+from agentrl.errors import ConfigError, RunError, cannot_write
 from agentrl.inference.adapter_folder import ADAPTER_CONFIG, is_adapter, read_adapter
 from agentrl.learner.folder import write_merged
 
@@ -46,7 +46,8 @@ def export(model: Path, out: Path, *, merge: bool = False) -> None:
                 _name_base(model, staged / ADAPTER_CONFIG)
         staged.rename(out)
     except (OSError, SafetensorError) as error:
-        raise cannot_write(out, error) from error
+        failed = cannot_write(out, error)
+        raise RunError(failed.message, fix="free some space, or name a folder that can be written") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -62,7 +62,10 @@ def agentrl_episode_finished(episode: Episode) -> None:
 
 @hookspec
 def agentrl_batch_ready(batch: Sequence[Group]) -> None:
-    """The groups of one step are complete and about to be trained on."""
+    """The groups of one step are complete and about to be trained on.
+
+    Not called by `agentrl sft`, whose steps have conversations and no groups.
+    """
 
 
 @hookspec

@@ -117,11 +117,11 @@ def parse_json(raw: bytes, place: str) -> Any:
     return value
 
 
-def as_object(value: Any, place: str) -> Task:
-    """``value`` itself. Raises ``ConfigError`` that names ``place`` where it is not a JSON object."""
+def as_object(value: Any, place: str, what: str = "a task") -> Task:
+    """``value`` itself, which is to be ``what``. Raises ``ConfigError``, naming ``place``, where it is no JSON object."""
     if not isinstance(value, dict):
         shown = json.dumps(value)
-        raise ConfigError(f"{place} holds {shown[:40]}, not an object", fix="a task is a JSON object")
+        raise ConfigError(f"{place} holds {shown[:40]}, not an object", fix=f"{what} is a JSON object")
     return value
 
 

@@ -52,7 +52,7 @@ def read_dialogues(path: Path, trained: Trained) -> Iterator[Dialogue]:
                 raw = line.removeprefix(_MARK) if number == 1 else line
                 if raw.strip():
                     place = f"{path}:{number}"
-                    yield _dialogue(as_object(parse_json(raw, place), place), place, trained)
+                    yield _dialogue(as_object(parse_json(raw, place), place, "a conversation"), place, trained)
     except OSError as error:
         raise ConfigError(
             f"the conversations {str(path)!r} cannot be read: {error.strerror or error}",
@@ -136,7 +136,8 @@ def _call(call: Any, place: str) -> Message:
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
         raise ConfigError(f"{place} has the arguments {shown(arguments, 40)}", fix="write them as text that holds JSON")
-    as_object(parse_json(arguments.encode("utf-8", "surrogatepass"), f"{place}, arguments"), f"{place}, arguments")
+    given = f"{place}, arguments"
+    as_object(parse_json(arguments.encode("utf-8", "surrogatepass"), given), given, "what a tool is called with")
     if not isinstance(call.get("id"), str) or not call["id"]:
         raise ConfigError(f"{place} has no id", fix="give each call an id, which its result names as tool_call_id")
     return {"id": call["id"], "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -18,8 +18,8 @@ import numpy as np
 
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
-from agentrl.config.models import Config, PartModel
-from agentrl.errors import ConfigError, RunError
+from agentrl.config.models import Config, PartModel, SftSection
+from agentrl.errors import ConfigError, RunError, near_files
 from agentrl.inference.model_folder import find_model
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
@@ -111,6 +111,14 @@ def resolve_sft(
             fix="raise training.tokens_per_batch, or name other conversations",
             key="sft.data",
         )
+    is_wanted = config.sft.held_out_data is not None or config.sft.held_out not in (0, SftSection().held_out)
+    if is_wanted and not held_out:
+        raise ConfigError(
+            f"no conversation is left to measure the loss on: of {len(train):,} none is held out, or all of "
+            "sft.held_out_data are left out",
+            fix="name more conversations, or set sft.held_out=0 to measure nothing",
+            key="sft.held_out_data" if config.sft.held_out_data is not None else "sft.held_out",
+        )
     order = Order([len(example.token) for example in train], config.sft, config.seed)
     return SftParts(
         config=_with_steps(config, order),
@@ -134,7 +142,7 @@ def _with_sources(config: Config) -> Config:
             key="sft.data",
         )
     found = {
-        name: _source(given, config)
+        name: _source(given, config, f"sft.{name}")
         for name, given in (("data", config.sft.data), ("held_out_data", config.sft.held_out_data))
         if given is not None
     }
@@ -152,10 +160,19 @@ def _with_sources(config: Config) -> Config:
     return _updated(config, "model", dict(Run(found["data"]).config.model))
 
 
-def _source(given: str, config: Config) -> Path:
+def _source(given: str, config: Config, key: str) -> Path:
     """The file, or the folder of the run, that ``given`` names."""
     path = Path(os.path.expanduser(given))
-    return path if path.is_file() else open_run(given, runs=config.run.dir).path
+    if path.is_file():
+        return path
+    try:
+        return open_run(given, runs=config.run.dir).path
+    except ConfigError as error:
+        raise ConfigError(
+            f"{given!r} is neither a file of conversations nor a run",
+            fix=near_files(path, path.parent.glob("*.json*"), "file of JSON lines") if path.suffix else error.fix,
+            key=key,
+        ) from error
 
 
 def _updated(config: Config, section: str, values: dict[str, object]) -> Config:
@@ -249,7 +266,13 @@ class _Reading:
             else:
                 kept.append(example)
         if not kept and not self.left_out.total():
-            raise ConfigError(f"{source} holds nothing to imitate", fix=f"name other conversations with {key}", key=key)
+            least = self.config.sft.min_reward
+            raise ConfigError(
+                f"{source} holds nothing to imitate"
+                + ("" if least is None else f": no episode of training has a reward of {least:g} or more"),
+                fix=f"name other conversations with {key}" + ("" if least is None else ", or lower sft.min_reward"),
+                key=key,
+            )
         return kept
 
     def _dialogues(self, path: Path) -> Iterator[Example]:
