@@ -8,6 +8,7 @@ from tests.algorithms.algorithms import build
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Objection
 from agentrl.algorithms.corrections import RatioCorrection
+from agentrl.algorithms.soundness import check_groups
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 from agentrl.plugins import Plugins
@@ -183,3 +184,16 @@ def test_a_discount_of_rewards_has_no_effect_beside_a_teacher():
 def test_a_key_whose_name_is_a_word_of_python_is_suggested_as_it_is_written():
     with pytest.raises(ConfigError, match=r"no key 'algorithm.advantage.lambda_' \(did you mean 'lambda'"):
         build({"name": "ppo", "advantage": {"lambda_": 0.5}})
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES, ids=str)
+def test_an_advantage_that_compares_a_group_is_refused_beside_groups_of_one(advantage):
+    algorithm = build({"name": "dapo", "advantage": advantage})
+    check_groups(algorithm, 2)
+    with pytest.raises(ConfigError, match=r"rollout.group_size=1 leaves algorithm='dapo' nothing to learn from"):
+        check_groups(algorithm, 1)
+
+
+def test_what_compares_a_step_or_nothing_takes_groups_of_one():
+    for name in ("reinforce++", "ppo"):
+        check_groups(build(name), 1)

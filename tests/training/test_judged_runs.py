@@ -17,7 +17,7 @@ import pytest
 from tests.rewards.scripted_judge import Reply, ScriptedJudge, ranked, scored, shown
 
 from agentrl import Trainer, load_config
-from agentrl.errors import RunError
+from agentrl.errors import ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
 from agentrl.runs.episodes import EpisodeReader
@@ -117,6 +117,11 @@ def test_a_budget_ends_a_run_which_goes_on_with_a_larger_one_and_asks_nothing_tw
     assert {key: again[key].reward for key in first} == {key: episode.reward for key, episode in first.items()}
     questions = [json.dumps(body) for body in endpoint.requests[asked:]]
     assert len(questions) == len(set(questions))
+
+
+def test_a_judge_that_ranks_is_refused_beside_groups_of_one(endpoint: ScriptedJudge, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leaves the reward nothing to compare"):
+        trained(tmp_path, reward_of(endpoint), "rollout.group_size=1", "algorithm=reinforce++")
 
 
 def test_ctrl_c_while_the_judge_thinks_interrupts_the_run(endpoint: ScriptedJudge, tmp_path: Path) -> None:

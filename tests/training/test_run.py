@@ -204,7 +204,7 @@ def test_an_agent_that_blocks_the_loop_is_named_while_it_runs(train):
         return 1.0
 
     watcher = Watcher(-1, lambda: None)
-    small = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=1", "rollout.group_size=1")
+    small = ("training.steps=1", "tasks.eval=null", "rollout.tasks_per_step=1", "rollout.group_size=2")
     train(blocks, *small, reporter=watcher)
     warning = watcher.warnings[0]
     assert "agent 'blocks' has blocked the event loop" in warning
@@ -239,7 +239,7 @@ def test_no_thread_outlives_a_run(train):
     assert {thread.name for thread in left if thread.is_alive()} == set()
 
 
-@pytest.mark.parametrize("settings", [("rollout.group_size=1",), ("agent.kwargs.reward=null",)])
+@pytest.mark.parametrize("settings", [("agent.kwargs.reward=0",), ("agent.kwargs.reward=null",)])
 def test_a_run_that_cannot_learn_says_so(train, settings):
     async def indifferent(data, *, base_url, api_key, http_client, reward=0.0):
         from openai import AsyncOpenAI
@@ -253,7 +253,7 @@ def test_a_run_that_cannot_learn_says_so(train, settings):
     train(indifferent, *small, *settings, reporter=watcher)
     warning = watcher.warnings[-1]
     assert "nothing was learned up to step 2" in warning
-    assert ("rollout.group_size" in warning) == (settings == ("rollout.group_size=1",))
+    assert ("rollout.group_size" in warning) == (settings == ("agent.kwargs.reward=0",))
 
 
 def test_a_step_whose_episodes_were_all_rejected_says_so(train):

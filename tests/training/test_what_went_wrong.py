@@ -376,7 +376,7 @@ def placed(agent):
 def test_a_backend_that_never_answers_is_the_one_to_blame(train, agent):
     settings = (f"inference.backend={__name__}:Silent", "rollout.episode_timeout=2", *placed(agent))
     with pytest.raises(RunError) as caught:
-        train(agent, *settings, "rollout.group_size=1", "reward=exact-match")
+        train(agent, *settings, "rollout.group_size=1", "algorithm=reinforce++", "reward=exact-match")
     assert re.search(r"2 of 2 .*commonest: 2x backend: the episode did not end within 2 s", str(caught.value))
     assert "make the agent faster" not in str(caught.value)
 
@@ -389,7 +389,7 @@ def spins(answer, data):
 def test_a_reward_that_spins_fails_its_episodes_on_its_own_side(train, agent):
     settings = (f"reward={__name__}:spins", "rollout.episode_timeout=1", *placed(agent))
     with pytest.raises(RunError, match=r"2 of 2 .*commonest: 2x reward: the reward blocked the event loop"):
-        train(agent, *settings, "rollout.group_size=1")
+        train(agent, *settings, "rollout.group_size=1", "algorithm=reinforce++")
 
 
 class Spinning(TorchBackend):
@@ -404,7 +404,7 @@ class Spinning(TorchBackend):
 def test_a_backend_that_spins_is_the_one_to_blame_too(train):
     settings = (f"inference.backend={__name__}:Spinning", "rollout.episode_timeout=1", "rollout.max_attempts=1")
     with pytest.raises(RunError, match=r"2 of 2 .*commonest: 2x backend: the inference backend blocked the event loop"):
-        train(lengths, *settings, "rollout.group_size=1")
+        train(lengths, *settings, "rollout.group_size=1", "algorithm=reinforce++")
 
 
 class Lingering(TorchBackend):

@@ -31,6 +31,8 @@ class GroupAdvantage:
         scale: Literal["std", "none"] = "std"
         """What the difference to the mean is divided by: `std` is the standard deviation, `none` leaves it."""
 
+    needs_group = True
+
     def __init__(self, settings: Settings) -> None:
         self._scale = settings.scale
         self.ignores_scale = settings.scale == "std"
@@ -57,6 +59,8 @@ class LeaveOneOutAdvantage:
     mean, however many calls it has. An episode without others has advantage 0, and so has a group whose returns are all
     equal.
     """
+
+    needs_group = True
 
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
         credited = [episode for episode in returns if episode]
@@ -107,6 +111,7 @@ class BatchAdvantage:
         self._within = GroupAdvantage(GroupAdvantage.Settings(scale="none")) if settings.baseline == "group" else None
         self.ignores_scale = settings.scale == "std"
         self.needs_step = settings.baseline == "step"
+        self.needs_group = settings.baseline == "group"
 
     def __call__(self, returns: Sequence[ByCall]) -> Sequence[ByCall]:
         return self.of_step([returns])[0]

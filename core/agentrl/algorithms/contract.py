@@ -21,7 +21,8 @@ model named ``Settings``. A part beside which keys of another slot mean nothing 
 ``LEAVES_WITHOUT_EFFECT``, a mapping from slot to keys, or in ``WITH_ONE_UPDATE_LEAVES_WITHOUT_EFFECT`` where that holds
 only while a step has one update; a configuration that sets one of them is refused. A part that makes no sense beside
 certain others has a method ``objection(algorithm)``, which is given the whole algorithm once it is built, and returns
-an ``Objection``, or ``None``.
+an ``Objection``, or ``None``. An advantage of which nothing comes for a group of one episode has the attribute
+``needs_group``, and groups of one are refused beside it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from agentrl.algorithms.contract import Algorithm
 from agentrl.errors import ConfigError
 
-__all__ = ["check_algorithm", "check_command"]
+__all__ = ["check_algorithm", "check_command", "check_groups"]
 
 _CRITIC_COLUMN = "value"
 
@@ -39,6 +39,17 @@ def check_command(algorithm: Algorithm, command: str, kind: str | None = None) -
         raise ConfigError(
             f"algorithm={algorithm.name!r} is not for agentrl {command}: it learns from no reward of an agent",
             fix=f"train with it by agentrl {algorithm.command}, or name another, such as algorithm=grpo",
+        )
+
+
+def check_groups(algorithm: Algorithm, size: int) -> None:
+    """Raise ``ConfigError`` where ``algorithm`` compares the episodes of a group, and groups of ``size`` have one."""
+    if size == 1 and getattr(algorithm.advantage, "needs_group", False):
+        raise ConfigError(
+            f"rollout.group_size=1 leaves algorithm={algorithm.name!r} nothing to learn from: its advantage compares "
+            "the episodes of a group with each other",
+            fix="raise rollout.group_size, or set algorithm=reinforce++, which compares all episodes of a step",
+            key="rollout.group_size",
         )
 
 

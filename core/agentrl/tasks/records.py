@@ -118,7 +118,7 @@ def parse_json(raw: bytes, place: str) -> Any:
 
 
 def as_object(value: Any, place: str, what: str = "a task") -> Task:
-    """``value`` itself, which is to be ``what``. Raises ``ConfigError``, naming ``place``, where it is no JSON object."""
+    """``value`` itself, which is to be ``what``. Raises ``ConfigError``, naming ``place``, if it is no JSON object."""
     if not isinstance(value, dict):
         shown = json.dumps(value)
         raise ConfigError(f"{place} holds {shown[:40]}, not an object", fix=f"{what} is a JSON object")

@@ -12,7 +12,8 @@ from agentrl.algorithms.batch import qualifies
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.filters import NoFilter
-from agentrl.algorithms.soundness import check_command
+from agentrl.algorithms.soundness import check_command, check_groups
+from agentrl.errors import ConfigError
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.learner.learner import Learner
@@ -142,6 +143,8 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
     check_learner(parts.model_folder, training, reporter.note)
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
     check_command(algorithm, "train")
+    if isinstance(parts, Parts) and training.steps:
+        _check_groups(parts, algorithm)
     replaced = parts.config.rollout.dynamic_sampling and not isinstance(parts, OnlineParts)
     if replaced and all(isinstance(each, NoFilter) for each in algorithm.filter):
         reporter.warning(
@@ -157,6 +160,18 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
             parts.plugins, parts.config.trackers, warn=reporter.warning, patience=parts.config.run.hook_timeout
         ),
     )
+
+
+def _check_groups(parts: Parts, algorithm: Algorithm) -> None:
+    """Raise ``ConfigError`` where groups have a single episode, and something compares those of a group."""
+    size = parts.config.rollout.group_size
+    check_groups(algorithm, size)
+    if size == 1 and parts.score is not None and parts.score.compares:
+        raise ConfigError(
+            "rollout.group_size=1 leaves the reward nothing to compare: it ranks the answers of a group",
+            fix="raise rollout.group_size, or set another reward, such as judge",
+            key="rollout.group_size",
+        )
 
 
 class _Run(Course):
