@@ -154,12 +154,11 @@ def write_state(state: Mapping[str, Any], path: Path) -> None:
         raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error) from error
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what ``write_state`` wrote, onto ``device``. Raises ``RunError`` where the file is missing or damaged."""
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what ``write_state`` wrote, into the CPU's memory: a GPU may have no room for a second state, and offloaded
+    ones have none there at all. Raises ``RunError`` where the file is missing or damaged."""
     try:
-        return dict(torch.load(path, map_location=device, weights_only=True))
-    except torch.OutOfMemoryError:
-        raise
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise RunError(
             f"{path} cannot be read, or is damaged ({type(error).__name__})",

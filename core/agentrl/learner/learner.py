@@ -226,14 +226,14 @@ class Learner:
         Raises ``RunError`` for a file that cannot be read, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("load a state")
-        state = read_state(folder / STATE, self._policy.device)
+        state = read_state(folder / STATE)
         self.version = state["version"]
         self._optimiser.load_state_dict(state["optimiser"])
         if "masters" in state:
             self._masters.load(state["masters"])
         if self._value_head is not None and "value_head" in state:  # A run may have got its critic since.
             self._value_head.load_state_dict(state["value_head"])
-        torch.set_rng_state(state["random"].cpu())
+        torch.set_rng_state(state["random"])
 
     def go_back(self, folder: Path, version: int) -> None:
         """Take up the weights and the optimiser's state of the checkpoint in ``folder``, as policy version ``version``.
