@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from transformers import AutoModelForCausalLM
 
 from agentrl.algorithms.batch import build_batch
 from agentrl.config.models import LoraModel, TrainingSection
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, RunError
 from agentrl.inference.adapter_folder import read_adapter
 from agentrl.inference.merging import load_whole, merged_weight
 from agentrl.learner.adapters import LoraAdapter, plan_adapter
 from agentrl.learner.contract import Targets
+from agentrl.learner.export import export
 from agentrl.learner.gradient import accumulate_gradient
 from agentrl.learner.learner import Learner
 from agentrl.learner.packing import pack
@@ -344,6 +346,13 @@ def test_an_adapter_over_another_base_or_of_a_damaged_file_is_refused_before_any
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"safetensors cannot be read"):
         plan_adapter(tmp_path, LoraModel(rank=4))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_export_that_cannot_be_written_says_so_without_advice_about_runs(folder, tmp_path, merge):
+    learner(folder).save(tmp_path)
+    with pytest.raises(RunError, match=r"cannot write /proc/.*name a folder that can be written"):
+        export(tmp_path, Path("/proc/agentrl"), merge=merge)
 
 
 def test_a_base_that_is_gone_is_named(folder, tmp_path):

@@ -100,6 +100,9 @@ def test_the_command_lists_the_run_and_checks_data_without_training(
     assert command("sft", str(chats), "--dry-run", f"run.dir={folder / 'runs'}", "run.name=dry") == 0
     printed = capsys.readouterr()
     assert "sft.data" in printed.out
+    settings = [line.split() for line in printed.out.splitlines()]
+    assert ["algorithm", "sft", "default,", "which", "imitates"] in settings
+    assert ["training.steps", "18", "default,", "sft.epochs=1"] in settings
     assert "285 conversations with 1,841 trained tokens, 15 held out" in printed.err
     assert command("sft", str(chats), "--dry-run", "rollout.group_size=2") == 2
     assert "agentrl sft runs no agent and samples nothing" in capsys.readouterr().err
@@ -163,7 +166,10 @@ def test_what_does_not_fit_a_pass_is_counted(folder: Path, chats: Path) -> None:
     longer.write_text(chats.read_text() + json.dumps({"messages": messages}) + "\n")
     settings = ("training.tokens_per_batch=60", "training.steps=1", "sft.held_out=0")
     with trainer(folder, "run.name=longer", *settings) as sft:
-        assert "300 conversations" in (told := sft.check_sft(longer))
+        notes: list[str] = []
+        sft.reporter.note = notes.append  # type: ignore[method-assign]
+        assert [each.key for each in sft.check_sft(longer)] == ["algorithm", "training.learning_rate"]
+        assert "300 conversations" in (told := notes[-1])
         assert "1 longer than training.tokens_per_batch and left out" in told
         assert sft.sft(longer).over_long == 1
     with pytest.raises(ConfigError, match="is left to imitate"), trainer(folder, "training.tokens_per_batch=2") as sft:

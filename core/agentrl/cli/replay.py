@@ -112,8 +112,7 @@ def replay(
         if dry_run:
             if dead:
                 raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
-            trainer.reporter.note(trainer.check_replay(run.path, rescored=bool(names)))
-            print_settings(resolved)
+            print_settings(resolved, trainer.check_replay(run.path, rescored=bool(names)))
             return 0
         for key in dead:
             trainer.reporter.warning(str(key))

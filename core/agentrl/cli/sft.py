@@ -82,13 +82,13 @@ def sft(
         if dry_run:
             if dead:
                 raise ConfigError("; ".join(map(str, dead)), fix="leave such keys out")
-            trainer.reporter.note(trainer.check_sft())
+            chosen = trainer.check_sft()
         else:
             for key in dead:
                 trainer.reporter.warning(str(key))
             summary = trainer.sft()
     if dry_run:
-        print_settings(resolved)
+        print_settings(resolved, chosen)
         return 0
     print_summary(resolved.config, summary, as_json)
     if summary.outcome != "interrupted":

@@ -45,8 +45,8 @@ def export(model: Path, out: Path, *, merge: bool = False) -> None:
             if is_adapter(model):
                 _name_base(model, staged / ADAPTER_CONFIG)
         staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        failed = cannot_write(out, error)
+    except (OSError, SafetensorError, RunError) as error:
+        failed = error if isinstance(error, RunError) else cannot_write(out, error)
         raise RunError(failed.message, fix="free some space, or name a folder that can be written") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -37,6 +37,11 @@ def choices(before: Config, after: Config, plugins: Plugins, folder: Path) -> li
         for key, value in _open(before, plugins).items()
         if _at(after, key) != _at(before, key)
     ]
+    if before.algorithm != after.algorithm:
+        chosen.append(Choice("algorithm", after.algorithm.name, "which imitates"))
+    if before.training.steps != after.training.steps:
+        of = f"those of {after.replay.run}" if after.is_replay else f"sft.epochs={before.sft.epochs or 1}"
+        chosen.append(Choice("training.steps", after.training.steps, of))
     if before.training.learning_rate != after.training.learning_rate:
         chosen.append(Choice("training.learning_rate", after.training.rate, f"auto: {_size(after, folder)}"))
     return chosen

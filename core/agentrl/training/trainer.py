@@ -163,17 +163,18 @@ class Trainer:
             return scheduler.run(lambda: self._to_its_end(partial(fine_tune, parts, self.reporter), point))
 
     @missing_extras()
-    def check_sft(self, data: str | os.PathLike[str] | None = None) -> str:
+    def check_sft(self, data: str | os.PathLike[str] | None = None) -> Sequence[Choice]:
         """Raise what ``sft`` would raise before it starts anything; nothing is started or written.
 
-        Returns what there is to imitate, in a sentence.
+        Says what there is to imitate, and returns what a run would choose, as ``check`` does.
         """
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
             build_scheduler(self.plugins, config)
             if point is None:
                 RunFolder.check(parts.config)
-            return parts.told()
+            self.reporter.note(parts.told())
+            return choices(config, parts.config, self.plugins, parts.model_folder)
 
     @missing_extras()
     def replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> Summary:
@@ -189,16 +190,17 @@ class Trainer:
             return scheduler.run(lambda: self._to_its_end(partial(train_offline, parts, self.reporter), None))
 
     @missing_extras()
-    def check_replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> str:
+    def check_replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> Sequence[Choice]:
         """Raise what ``replay`` would raise before it starts anything; nothing is started or written.
 
-        Returns what is going to be trained, in a sentence.
+        Says what is going to be trained, and returns what a run would choose, as ``check`` does.
         """
         with self._configured(None, None) as (config, _):
             parts = self._replayable(config, run, rescored=rescored)
             build_scheduler(self.plugins, config)
             RunFolder.check(parts.config)
-            return parts.told()
+            self.reporter.note(parts.told())
+            return choices(config, parts.config, self.plugins, parts.model_folder)
 
     @missing_extras()
     def rescore(self, run: str | os.PathLike[str], *rewards: PartLike, phase: Phase = "train") -> list[Rescoring]:
