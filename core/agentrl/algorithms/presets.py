@@ -145,7 +145,8 @@ distill = Preset(
         "Gu et al. 2024, MiniLLM, arXiv:2306.08543, eq. 2",
     ],
     use="Where a larger model of the same family does the task: every token is judged by it, so it needs far fewer "
-    "episodes than rewards do, and no reward at all. Set algorithm.advantage.model to the teacher.",
+    "episodes than rewards do. An episode needs some reward to be trained, and any serves. Set "
+    "algorithm.advantage.model to the teacher.",
 )
 """On-policy distillation (Agarwal et al. 2024): the policy samples, and a teacher judges every token of it."""
 

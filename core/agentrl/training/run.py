@@ -151,7 +151,6 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
             "rollout.dynamic_sampling has no effect: the algorithm has no filter that leaves out a group to "
             f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
         )
-
     return Built(
         backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
         algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
