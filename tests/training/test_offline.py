@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,16 @@ def test_such_a_run_is_not_resumed_and_a_run_without_steps_is_refused(folder: Pa
         trainer.train("math")
         with pytest.raises(ConfigError, match="has stored no step to train from"):
             trainer.replay(folder / "runs" / "empty")
+
+
+def test_a_model_of_another_vocabulary_is_refused(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"are token ids of model 'tiny', and model .* has another vocabulary"):
+        replayed(folder, "other-vocabulary", f"model={other}")
 
 
 def test_what_does_not_fit_the_memory_is_refused_before_a_folder_is_made(

@@ -49,6 +49,7 @@ from agentrl.training.plan import planned
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import OpenGroups
 from agentrl.training.rescoring import Rescorer
+from agentrl.training.sft import check_vocabulary
 from agentrl.training.sources import Sources
 
 __all__ = ["OfflineParts", "StoredSupply", "resolve_offline", "train_offline"]
@@ -96,6 +97,8 @@ def resolve_offline(config: Config, plugins: Plugins, reporter: Reporter, *, res
     folder = find_model(plugins, config.model)
     config = with_learning_rate(config, folder)
     check_learner(folder, config.training, reporter.note)
+    chat = load_chat(folder, config.model)
+    check_vocabulary(source, config, plugins, chat, "model")
     sources = Sources.of(algorithm, config, plugins, folder)
     config = planned(config, folder, reporter.note, beside=sources.frozen, samples=False)
     scorer = None
@@ -107,7 +110,7 @@ def resolve_offline(config: Config, plugins: Plugins, reporter: Reporter, *, res
         algorithm=algorithm,
         sources=sources,
         model_folder=folder,
-        conversing=load_chat(folder, config.model).kept,
+        conversing=chat.kept,
         source=source,
         steps=steps,
         rescorer=None if scorer is None else Rescorer(scorer, config.rollout.episode_timeout, config.replay.answer),

@@ -44,7 +44,7 @@ from agentrl.training.recorder import RunRecorder
 from agentrl.training.resume import ResumePoint
 from agentrl.training.sft_loop import Order, SftLoop
 
-__all__ = ["SftParts", "fine_tune", "resolve_sft"]
+__all__ = ["SftParts", "check_vocabulary", "fine_tune", "resolve_sft"]
 
 _PRESET = "sft"
 _SHARE = 1 << 32
@@ -280,25 +280,26 @@ class _Reading:
             yield example_of_dialogue(dialogue, self.chat.renderer)
 
     def _episodes(self, run: Run) -> Iterator[Example | None]:
-        self._check_vocabulary(run)
+        check_vocabulary(run, self.config, self.plugins, self.chat, "sft.data")
         least = self.config.sft.min_reward
         found = run.load_episodes(phase="train", outcome="rewarded")
         for episode in found if least is None else run.load_episodes(phase="train", min_reward=least):
             yield example_of_episode(episode, self.config.sft.loss)
 
-    def _check_vocabulary(self, run: Run) -> None:
-        """Raise ``ConfigError`` where the ids of a run's episodes mean other tokens to the model."""
-        if run.config.model.name == self.config.model.name:
-            return
-        newest = run.newest_checkpoint()
-        theirs = load_chat(newest.path if newest else find_model(self.plugins, run.config.model), run.config.model)
-        if theirs.tokenizer.get_vocab() != self.chat.tokenizer.get_vocab():
-            raise ConfigError(
-                f"the episodes of {run.path} are token ids of model {run.config.model.name!r}, and model "
-                f"{self.config.model.name!r} has another vocabulary",
-                fix="fine-tune a model of the same family, or write the conversations as messages",
-                key="sft.data",
-            )
+
+def check_vocabulary(run: Run, config: Config, plugins: Plugins, chat: Chat, key: str) -> None:
+    """Raise ``ConfigError``, about ``key``, where the ids of a run's episodes are other tokens in ``chat``."""
+    if run.config.model.name == config.model.name:
+        return
+    newest = run.newest_checkpoint()
+    theirs = load_chat(newest.path if newest else find_model(plugins, run.config.model), run.config.model)
+    if theirs.tokenizer.get_vocab() != chat.tokenizer.get_vocab():
+        raise ConfigError(
+            f"the episodes of {run.path} are token ids of model {run.config.model.name!r}, and model "
+            f"{config.model.name!r} has another vocabulary",
+            fix="train a model of the same family, or fine-tune on conversations that are written as messages",
+            key=key,
+        )
 
 
 async def fine_tune(
