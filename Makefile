@@ -56,7 +56,7 @@ acceptance: setup
 	$(PYTEST) -m long
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
-	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 5)
+	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 3)
 	$(MAKE) clients pretrained servers SHORT=$(SHORT)
 
 clients: setup
