@@ -50,6 +50,19 @@ def test_work_of_the_loop_itself_is_not_put_down_to_the_agent():
     assert asyncio.run(watch(crowded)) == []
 
 
+def test_work_of_the_loop_itself_is_not_broken_however_long_it_takes():
+    broken = []
+
+    async def crowded():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: broken.append(context))
+        loop.call_soon(time.sleep, 0.8)
+        await asyncio.sleep(0)
+
+    assert asyncio.run(watch(crowded, deadline=0.2)) == []
+    assert broken == []
+
+
 def test_each_spell_of_blocking_is_reported():
     async def block():
         for _ in range(2):

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from traceback import FrameSummary
-from types import CodeType, MappingProxyType, TracebackType
+from types import CodeType, FrameType, MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
 from agentrl.agents.exceptions import code_location
@@ -113,9 +113,9 @@ class LoopWatchdog:
                 self._tell(late)
             if raised != beat:
                 due = self._deadline
-            if late > due and not _starts_a_thread(self._loop_thread) and (holder := self._holder()) is not None:
+            if late > due and not _starts_a_thread(self._loop_thread) and (held := self._held()) is not None:
                 raised, due = beat, late + _AGAIN_S
-                _raise_in(self._loop_thread, holder.error)
+                _raise_in(self._loop_thread, held.by.error)
 
     def _is_held(self, late: float) -> bool:
         """Whether the loop's thread computes or waits; with a small share of a busy processor it does neither."""
@@ -125,23 +125,34 @@ class LoopWatchdog:
         used = time.clock_gettime(clock(self._loop_thread)) - self._used
         return bool(used > self._patience / 2 or used < late * _WAITING)
 
-    def _holder(self) -> Holder | None:
-        """Whose code holds the loop's thread."""
+    def _held(self) -> _Held | None:
+        """By whom the loop's thread is held, and where.
+
+        ``None`` for work of ours or of the loop's own, of which there may be much at once: an error raised there would
+        break the run instead of an episode.
+        """
         frame = sys._current_frames().get(self._loop_thread)
-        while frame is not None:
-            if frame.f_code in self._others:
-                return self._others[frame.f_code]
-            frame = frame.f_back
-        return self._agent
+        if frame is None:
+            return None
+        location = code_location(_within_loop(traceback.extract_stack(frame)))
+        calling: FrameType | None = frame
+        while calling is not None:
+            if calling.f_code in self._others:
+                return _Held(self._others[calling.f_code], location)
+            calling = calling.f_back
+        return _Held(self._agent, location) if self._agent is not None and location else None
 
     def _tell(self, late: float) -> None:
-        if (holder := self._holder()) is None:
-            return
-        frame = sys._current_frames().get(self._loop_thread)
-        location = code_location(_within_loop(traceback.extract_stack(frame))) if frame is not None else ""
-        if holder is self._agent and not location:
-            return  # Work of ours or of the loop's own, of which there may be much at once.
-        self._report(f"{holder.name} has blocked the event loop for {late:.1f} s{location}: {holder.fix}")
+        if (held := self._held()) is not None:
+            self._report(f"{held.by.name} has blocked the event loop for {late:.1f} s{held.location}: {held.by.fix}")
+
+
+class _Held(NamedTuple):
+    """What holds the loop's thread."""
+
+    by: Holder
+    location: str
+    """The line of its author's code, as part of a sentence; empty where that is unknown."""
 
 
 def _within_loop(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
