@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from agentrl.config.models import Config, Section
+from agentrl.config.models import Config
+from agentrl.config.section import Section
 from agentrl.plugins import hookspecs
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import agentrl
-from agentrl.config.models import PartModel
+from agentrl.config.section import PartModel
 from agentrl.errors import PluginError
 from agentrl.extras import MissingExtra, missing_extra, missing_extras
 from agentrl.plugins import Plugins

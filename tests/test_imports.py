@@ -31,14 +31,14 @@ LAYERS = (
     {"plugins"},
     {"config"},
     {"_lazy"},
-    {"extras", "memory", "processors"},
+    {"extras", "machine"},
     {"errors", "environ", "locks", "clients", "loops", "redaction"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 ONLY = {
     "algorithms": {"config", "plugins", "errors"},
-    "learner": {"config", "errors", "extras", "inference", "processors"},
+    "learner": {"config", "errors", "extras", "inference", "machine"},
 }
 """Packages that know fewer than all that stand below them."""
 ENTRANCES = {"__init__", "__main__"}

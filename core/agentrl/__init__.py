@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from agentrl.agents.contract import AgentWorkflow
     from agentrl.agents.result import Reward
     from agentrl.config.loader import load_config
-    from agentrl.config.models import Config, Settings
+    from agentrl.config.models import Config
+    from agentrl.config.section import Settings
     from agentrl.environments.environment import environment_of, find_environment
     from agentrl.errors import (
         AgentError,
@@ -82,7 +83,8 @@ __getattr__, __dir__ = attributes(
         "agentrl.agents.contract": ["AgentWorkflow"],
         "agentrl.agents.result": ["Reward"],
         "agentrl.config.loader": ["load_config"],
-        "agentrl.config.models": ["Config", "Settings"],
+        "agentrl.config.models": ["Config"],
+        "agentrl.config.section": ["Settings"],
         "agentrl.environments.environment": ["environment_of", "find_environment"],
         "agentrl.errors": [name for name in __all__ if name.endswith("Error")]
         + ["EpisodeTimeout", "PromptTooLong", "UnsupportedSampling"],

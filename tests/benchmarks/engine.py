@@ -35,7 +35,7 @@ from agentrl.inference.contract import BackendContext, Chunk, GenerationRequest,
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.engine.loading import threads_for
 from agentrl.inference.model_folder import no_progress_bars
-from agentrl.processors import has_bfloat16_units
+from agentrl.machine import has_bfloat16_units
 
 SLOTS = 64
 PROMPT = 24

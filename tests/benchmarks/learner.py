@@ -36,7 +36,7 @@ from tests.benchmarks.taken import Taken
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.inference.model_folder import no_progress_bars
 from agentrl.learner.attention import NAME
 from agentrl.learner.learner import Learner

@@ -37,7 +37,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.learner import Learner
 from agentrl.learner.packing import pack
 from agentrl.rollout.contract import Group

@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 
-from agentrl.config.models import HealthSection
+from agentrl.config.health import HealthSection
 from agentrl.reporting.listener import Listener, settle
 from agentrl.training.health import Health
 from agentrl.training.rules import RULES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrl import Config, ConfigError, load_config
-from agentrl.config import checks
+from agentrl.config import errors
 from agentrl.config.keys import known_keys
 
 
@@ -182,8 +182,8 @@ def test_the_answers_name_keys_that_there_are() -> None:
     keys = {*known_keys(Config)}
     slots = ("advantage", "correction", "filter", "normalisation", "objective", "penalties", "shaping")
     parts = tuple(f"algorithm.{slot}" for slot in slots)
-    for answer in (answer for of_trainer in checks._FOREIGN.values() for answer in of_trainer.values()):
+    for answer in (answer for of_trainer in errors._FOREIGN.values() for answer in of_trainer.values()):
         key = re.split(r"[ =,:]", answer)[0]
         assert key in keys or key.startswith(parts), answer
-    foreign = {key for of_trainer in checks._FOREIGN.values() for key in of_trainer}
+    foreign = {key for of_trainer in errors._FOREIGN.values() for key in of_trainer}
     assert not foreign & keys

@@ -12,7 +12,7 @@ from pydantic import Strict
 
 from agentrl.config import Config, dump_yaml, load_config
 from agentrl.config.keys import field_at, holds_text, known_keys, type_at
-from agentrl.config.models import PartModel, Section
+from agentrl.config.section import PartModel, Section
 from agentrl.plugins.building import build
 
 ODD = ["1000", "1.50", "1e3", "True", "Null", "~", ".nan", "[best]", "007"]

@@ -13,8 +13,7 @@ import pytest
 from agentrl.config import load_config
 from agentrl.doctor.machine import Gpu, Gpus, _existing_parent, gpu_findings, nvidia_gpus
 from agentrl.doctor.model import model_size
-from agentrl.memory import free_memory, human
-from agentrl.processors import usable_processors
+from agentrl.machine import free_memory, human, usable_processors
 
 CONFIG = load_config(environ={})
 CPU_BUILD = Gpus(torch="2.13.0+cpu")

@@ -16,7 +16,7 @@ from typing import Literal, cast
 import numpy as np
 from tests.algorithms.algorithms import grpo
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.inference.contract import BackendContext, GenerationRequest, Sampling
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.learner.contract import Targets

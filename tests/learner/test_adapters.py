@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import LoraModel, TrainingSection
+from agentrl.config.training import LoraModel, TrainingSection
 from agentrl.errors import ConfigError, RunError
 from agentrl.inference.adapter_folder import read_adapter
 from agentrl.inference.merging import load_whole, merged_weight

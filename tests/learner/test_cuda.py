@@ -12,7 +12,7 @@ from tests.learner.models import VOCABULARY, of_kind
 from tests.learner.reference import forest_gradient, relative_difference, rows_gradient
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.learner import Learner
 from agentrl.learner.probe import probe_forest
 

@@ -20,7 +20,7 @@ from tests.learner.reference import reference_gradient, sampled_by
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.errors import ConfigError, RunError
 from agentrl.learner.learner import Learner
 from agentrl.learner.policy import PolicyMetrics

@@ -12,7 +12,7 @@ from tests.algorithms.episodes import groups_of_one_turn
 from tests.learner.models import VOCABULARY, gemma3, of_kind, qwen3
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.contract import Targets
 from agentrl.learner.learner import Learner
 from agentrl.learner.lending import LentWeights

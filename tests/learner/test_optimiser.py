@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.optimiser import learning_rate
 from agentrl.learner.policy import limited_threads
 

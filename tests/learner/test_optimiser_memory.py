@@ -9,7 +9,8 @@ import torch
 from tests.learner.models import qwen3
 from tests.learner.test_learner import folder, learner, same, shared_prompts, state  # noqa: F401 - a fixture
 
-from agentrl.config.models import Config, OptimiserSection
+from agentrl.config.models import Config
+from agentrl.config.training import OptimiserSection
 from agentrl.errors import ConfigError, PluginError
 from agentrl.extras import MissingExtra
 from agentrl.learner import optimiser

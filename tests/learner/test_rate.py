@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.config.models import TrainingSection
-from agentrl.learner.rate import recommended_rate, with_rate
+from agentrl.config.training import TrainingSection
+from agentrl.learner.optimiser import recommended_rate, with_rate
 
 SIZES = st.floats(1e3, 1e12)
 

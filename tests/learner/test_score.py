@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.algorithms.algorithms import grpo
 from tests.learner.models import VOCABULARY, in_small_blocks, of_kind, qwen3, takes_forest
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.errors import RunError
 from agentrl.learner import policy
 from agentrl.learner.contract import Scores, Targets, TrainBatch

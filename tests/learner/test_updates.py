@@ -13,7 +13,7 @@ from tests.algorithms.episodes import Recorder, groups_of_one_turn, wandering_gr
 from tests.learner.models import VOCABULARY, qwen3
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.contract import CorrectionTerms
 from agentrl.learner.learner import Learner
 from agentrl.learner.updates import cut_updates

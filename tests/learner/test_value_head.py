@@ -14,7 +14,7 @@ from tests.learner.models import VOCABULARY, of_kind, qwen3, takes_forest
 from tests.learner.reference import _attend_plainly, plain_rows, relative_difference
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.contract import TrainBatch
 from agentrl.learner.gradient import accumulate_gradient
 from agentrl.learner.learner import Learner

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from agentrl.cli.catalogue import Catalogue
 from agentrl.config import Config
 from agentrl.config.keys import field_at, has_short_form, known_keys, model_at
-from agentrl.config.models import plain
+from agentrl.config.section import plain
 from agentrl.config.syntax import parse_value
 from agentrl.errors import one_line
 from agentrl.plugins import Plugins

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.contract import Targets
 from agentrl.learner.frozen import FrozenModel
 

@@ -16,7 +16,7 @@ from tests.algorithms.algorithms import grpo
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.cli import main as command
-from agentrl.config.models import LoraModel, TrainingSection
+from agentrl.config.training import LoraModel, TrainingSection
 from agentrl.errors import ConfigError
 from agentrl.inference.adapter_folder import is_adapter
 from agentrl.inference.contract import AdapterContext, BackendContext, GenerationRequest, Sampling

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
 from agentrl.training.checkpointer import Checkpointer

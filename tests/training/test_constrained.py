@@ -13,7 +13,8 @@ import pytest
 from tests.algorithms.algorithms import grpo
 
 from agentrl.algorithms.batch import build_batch
-from agentrl.config.models import Config, TrainingSection
+from agentrl.config.models import Config
+from agentrl.config.training import TrainingSection
 from agentrl.errors import ConfigError, RunError
 from agentrl.gateway import EngineCompleter, Gateway, SessionSettings
 from agentrl.gateway.contract import ModelRequest

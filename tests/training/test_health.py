@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.config.models import HealthSection
+from agentrl.config.health import HealthSection
 from agentrl.runs.contract import MetricsLine
 from agentrl.training.health import ROLLED_BACK, Health
 from agentrl.training.rules import WINDOW

@@ -13,7 +13,7 @@ from tests.gpu.shapes import random_model
 
 from agentrl.config import load_config
 from agentrl.errors import ConfigError
-from agentrl.memory import human
+from agentrl.machine import human
 from agentrl.training import plan as planning
 from agentrl.training.plan import plan_memory
 from agentrl.training.trainer import Trainer

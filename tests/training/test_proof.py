@@ -20,7 +20,7 @@ from openai import AsyncOpenAI
 from tests.testing.broken_backends import Stale
 
 from agentrl import Trainer, load_config
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import BackendError
 from agentrl.inference.contract import Backend, BackendContext, HeldWeights, TensorDigest, Weights
 from agentrl.inference.engine.backend import TorchBackend

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.cli import main
-from agentrl.config.models import PartModel
+from agentrl.config.section import PartModel
 from agentrl.errors import RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.training.rescoring import GroupScores

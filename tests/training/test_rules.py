@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.config.models import HealthRuleModel, HealthSection
+from agentrl.config.health import HealthRuleModel, HealthSection
 from agentrl.training.health import Finding, Health
 from agentrl.training.rules import RULES, WINDOW
 

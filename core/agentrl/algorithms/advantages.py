@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from agentrl.algorithms.contract import Advantage, Algorithm, ByCall, Objection
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 
 __all__ = ["BatchAdvantage", "BatchBaseline", "GroupAdvantage", "LeaveOneOutAdvantage", "OneAdvantage"]
 

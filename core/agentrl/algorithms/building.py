@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from agentrl.algorithms.contract import Algorithm, Preset
 from agentrl.algorithms.soundness import check_algorithm
-from agentrl.config.models import Part
+from agentrl.config.section import Part
 from agentrl.errors import ConfigError, PluginError, near_matches
 
 if TYPE_CHECKING:

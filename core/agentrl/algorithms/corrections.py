@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.learner.contract import Anchor, CorrectionTerms
 
 if TYPE_CHECKING:

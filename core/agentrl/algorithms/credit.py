@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from agentrl.algorithms.contract import Algorithm, ByCall, Objection
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from agentrl.algorithms.contract import Algorithm, Objection
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.learner.contract import ValueTerms
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import model_validator
 
 from agentrl.algorithms.contract import Algorithm, ComparedGroup, Filter, Objection, TokenAdvantage
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import Limit
 from agentrl.rollout.contract import Episode
 

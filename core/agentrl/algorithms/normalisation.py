@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from agentrl.algorithms.contract import Membership
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 
 if TYPE_CHECKING:
     from agentrl.learner.contract import Floats

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from agentrl.algorithms.contract import Algorithm, Objection
 from agentrl.algorithms.corrections import per_call
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.learner.contract import ObjectiveLoss, ObjectiveTerms
 
 if TYPE_CHECKING:

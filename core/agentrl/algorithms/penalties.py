@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from agentrl.algorithms.contract import Algorithm, Objection
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.learner.contract import Penalty, PenaltyTerms
 
 if TYPE_CHECKING:

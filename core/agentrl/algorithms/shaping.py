@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from agentrl.algorithms.contract import Algorithm, Objection
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.rollout.contract import Episode
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def _near_setting(option: str, command: click.Command) -> str | None:
     if not any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params):
         return None
     from agentrl.config import Config
-    from agentrl.config.checks import near_key
+    from agentrl.config.errors import near_key
 
     return near_key(Config, re.sub(r"[-.]", "_", option.lstrip("-")))
 

@@ -135,7 +135,7 @@ def _refuse_unknown(app: App, part: Part, name: str) -> None:
 
 
 def _unknown(key: str) -> Exception:
-    from agentrl.config.checks import unknown_key
+    from agentrl.config.errors import unknown_key
     from agentrl.config.models import Config
 
     return unknown_key(Config, key.split("."))

@@ -15,7 +15,7 @@ from agentrl.cli.train import print_settings, print_summary
 from agentrl.reporting.plain import reward_text
 
 if TYPE_CHECKING:
-    from agentrl.config.models import PartModel
+    from agentrl.config.section import PartModel
     from agentrl.rollout.contract import Phase
     from agentrl.training.rescoring import Rescoring
 
@@ -172,7 +172,7 @@ def _names(rewards: tuple[str, ...]) -> list[str]:
 
 
 def _part(name: str) -> PartModel:
-    from agentrl.config.models import PartModel
+    from agentrl.config.section import PartModel
 
     return PartModel(name=name)
 

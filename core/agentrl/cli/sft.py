@@ -14,7 +14,7 @@ from agentrl.cli.settings import split_arguments
 from agentrl.cli.train import print_settings, print_summary, run_to_resume
 
 if TYPE_CHECKING:
-    from agentrl.config.checks import Ineffective
+    from agentrl.config.ineffective import Ineffective
     from agentrl.config.loader import Resolved
 
 __all__ = ["sft"]

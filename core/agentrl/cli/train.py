@@ -17,7 +17,7 @@ from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
 
 if TYPE_CHECKING:
-    from agentrl.config.checks import Ineffective
+    from agentrl.config.ineffective import Ineffective
     from agentrl.config.loader import Resolved
     from agentrl.config.models import Config
     from agentrl.runs.contract import Summary

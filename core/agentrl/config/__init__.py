@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from agentrl._lazy import attributes
 
 if TYPE_CHECKING:
-    from agentrl.config.checks import (
+    from agentrl.config.checks import check_trainable
+    from agentrl.config.ineffective import (
         Ineffective,
         ineffective_keys,
         unused_by_evaluation,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         unused_by_serving,
     )
     from agentrl.config.loader import Resolved, dump_yaml, load_config, resolve_config
-    from agentrl.config.models import Config, check_trainable
+    from agentrl.config.models import Config
 
 __all__ = [
     "Config",
@@ -49,7 +50,7 @@ __all__ = [
 __getattr__, __dir__ = attributes(
     __name__,
     {
-        "agentrl.config.checks": [
+        "agentrl.config.ineffective": [
             "Ineffective",
             "ineffective_keys",
             "unused_by_evaluation",
@@ -58,6 +59,7 @@ __getattr__, __dir__ = attributes(
             "unused_by_serving",
         ],
         "agentrl.config.loader": ["Resolved", "dump_yaml", "load_config", "resolve_config"],
-        "agentrl.config.models": ["Config", "check_trainable"],
+        "agentrl.config.checks": ["check_trainable"],
+        "agentrl.config.models": ["Config"],
     },
 )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from agentrl.config.models import Selectable, Written, plain
+from agentrl.config.section import Selectable, Written, plain
 
 __all__ = [
     "field_at",

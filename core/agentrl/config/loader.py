@@ -18,10 +18,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from agentrl.config.checks import config_error
+from agentrl.config.errors import config_error
 from agentrl.config.keys import fitted, holds_text, is_short
-from agentrl.config.models import AS_WRITTEN, Config, Written
+from agentrl.config.models import Config
 from agentrl.config.paths import from_folder, to_folder
+from agentrl.config.section import AS_WRITTEN, Written
 from agentrl.config.syntax import parse_document, parse_text, parse_value, to_yaml
 from agentrl.environ import PREFIX, RESERVED
 from agentrl.errors import ConfigError, near_files

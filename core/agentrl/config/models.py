@@ -1,25 +1,20 @@
 """The configuration of a run: a model a section, and a field a key.
 
-Every key has a default, and the defaults are the quickstart. The docstring under a field is its help text. A *part* is
-whatever a plugin may provide: it is written as a name, or as ``{name: …, its keys}``, and checks its keys itself once
-it is loaded.
+Every key has a default, and the defaults are the quickstart. The docstring under a field is its help text. The larger
+sections have modules of their own: ``training`` and ``health``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     SerializationInfo,
@@ -28,143 +23,30 @@ from pydantic import (
     model_validator,
 )
 
+from agentrl.config.health import HealthSection
+from agentrl.config.section import OptionalPart, Part, PartModel, Section, Selectable, named
+from agentrl.config.training import TrainingSection
 from agentrl.errors import ConfigError
 
 __all__ = [
-    "AMPLE_TOKENS",
-    "AS_WRITTEN",
     "ONLINE",
     "AgentSection",
     "Config",
     "EvaluationSection",
     "GatewaySection",
-    "HealthAction",
-    "HealthRuleModel",
-    "HealthSection",
     "InferenceSection",
-    "LoraModel",
     "ModelSection",
-    "OptionalPart",
-    "Part",
-    "PartModel",
     "ReplaySection",
     "RolloutSection",
     "RunSection",
     "SchedulerModel",
-    "Section",
-    "Selectable",
     "ServeSection",
-    "Settings",
     "SftSection",
     "TasksSection",
-    "TrainingSection",
-    "Written",
-    "check_trainable",
-    "plain",
 ]
 
 ONLINE = "online"
 """The name of the agent of a run that takes its episodes from sessions that it serves."""
-
-AS_WRITTEN = {"as_written": True}
-"""The context of a dump that keeps what was written as it was written."""
-
-
-class Written:
-    """A value that YAML reads as a number, a boolean or null, with the text that it was written as.
-
-    Whether `1000` is a number or a name depends on the key that it is set at: see ``agentrl.config.keys``. A
-    ``Written`` is equal to whatever its value is equal to.
-    """
-
-    # Not a dataclass: pydantic would read it field by field.
-    __hash__ = None  # type: ignore[assignment]
-    __slots__ = ("text", "value")
-
-    def __init__(self, text: str, value: Any) -> None:
-        self.text = text
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return bool(plain(self) == plain(other))
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def plain(value: Any) -> Any:
-    """``value`` with every ``Written`` in it replaced by the value that YAML reads."""
-    if isinstance(value, Written):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {key: plain(held) for key, held in value.items()}
-    return [plain(held) for held in value] if isinstance(value, list) else value
-
-
-class Section(BaseModel):
-    """A group of keys. A key that it does not have is an error, and so is a value of the wrong type.
-
-    Types are strict: `true` is not a number and `8.0` is not an integer, but an integer may stand for a float. Infinity
-    and NaN are refused.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        validate_default=True,
-        ser_json_inf_nan="constants",
-    )
-
-
-class Settings(Section):
-    """The base of the ``Settings`` that a part declares for the keys beside its name; checked as strictly as ours.
-
-    The docstring under an attribute is the key's help text.
-    """
-
-
-class Selectable(BaseModel):
-    """A name that selects a part, and the keys for that part beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys beside the name, with the values that YAML reads."""
-        options: dict[str, Any] = plain(self.written)
-        return options
-
-    @property
-    def written(self) -> dict[str, Any]:
-        """The keys beside the name; a scalar that the part may want as text is a ``Written``."""
-        return dict(self.model_extra or {})
-
-    def _keys(self, info: SerializationInfo) -> dict[str, Any]:
-        return self.written if info.context == AS_WRITTEN else self.options
-
-
-class PartModel(Selectable):
-    """A part: its name, and beside it the keys that it takes."""
-
-    name: str
-    """A registered name, `dist/name`, `pkg.mod:Obj`, `pkg.mod.Obj` or `file.py:Obj`."""
-
-    @model_serializer
-    def _short(self, info: SerializationInfo) -> Any:
-        """A part without keys is written as its name."""
-        keys = self._keys(info)
-        return {"name": self.name, **keys} if keys else self.name
-
-
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-Part = Annotated[PartModel, BeforeValidator(_named)]
-OptionalPart = Annotated[PartModel | None, BeforeValidator(_named)]
 
 
 class RunSection(Section):
@@ -185,14 +67,14 @@ class AgentSection(Section):
     """The Python interpreter that runs the agent, or the name of an environment that `agentrl env create` made. The
     interpreter needs agentrl-core and the agent, but no torch. Null runs the agent with the interpreter of this
     process."""
-    env: list[str] = []
+    env: list[str] = Field([])
     """Environment variables that worker processes get in subproc mode, beside harmless ones such as PATH: `NAME` passes
     on the variable of this process, `NAME=value` sets it."""
-    outcomes: list[str] = []
+    outcomes: list[str] = Field([])
     """Exceptions of the agent's framework that mean a mistake of the policy, such as
     `pydantic_ai.exceptions:UnexpectedModelBehavior`. An episode that ends with one of them, or with a subclass, is an
     outcome with a reward, as with `PolicyError`, and not a failure."""
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field({})
     """Arguments of the agent's `__init__` or `run`, beside the task and the connection to the model."""
 
 
@@ -304,14 +186,14 @@ class RolloutSection(Section):
     """What is done with tokens that a grammar constrained: those of forced tool calls, of response formats, and of the
     arguments of strict tools. `exclude` leaves them out of the loss, and `train` trains those where the grammar left a
     choice, under the distribution of the tokens that it allowed."""
-    override: dict[str, Any] = {}
+    override: dict[str, Any] = Field({})
     """Request fields to replace in every request of the agent, or to drop where the value is null, such as
     `{temperature: 1.0, top_p: null}`. `strict: false` changes the tools of the request. Fields that cannot be
     overridden (`stream`, `messages`, `model` and unknown ones) are refused."""
 
 
 class GatewaySection(Section):
-    normalise: list[Part] = [PartModel(name="claude-code-billing-header")]
+    normalise: list[Part] = Field([PartModel(name="claude-code-billing-header")])
     """Rules that replace what changes from request to request in texts of the system, such as the time, before they
     are rendered: names of `agentrl list-normalisers`, or `pkg.mod:Obj` or `file.py:Obj`, applied in their order. `[]`
     replaces nothing."""
@@ -351,130 +233,6 @@ class InferenceSection(Section):
     in_flight: Literal["keep", "recompute"] = "keep"
     """What new weights do with completions under way: `keep` goes on with the keys and values of their tokens so far;
     `recompute` computes these anew, so that later log-probabilities are the new weights' own. No token is lost."""
-
-
-def _targets(value: Any) -> Any:
-    if value != "auto" and not (isinstance(value, list) and value):
-        raise ValueError(f"should be auto, or a list such as [q_proj, v_proj], not {json.dumps(value)}")
-    return value
-
-
-class LoraModel(Section):
-    """An adapter of low rank over frozen weights (Hu et al. 2021, "LoRA"), trained in their place."""
-
-    rank: int = Field(16, ge=1)
-    """Rank of the adapter: `B @ A` with so many columns of `B` and rows of `A` is added to each matrix. At most the
-    smaller side of the smallest matrix."""
-    alpha: float | None = Field(None, gt=0)
-    """The product is multiplied by `alpha / rank`. Null takes twice the rank, so that the factor is 2."""
-    targets: Annotated[Literal["auto"] | list[str], BeforeValidator(_targets)] = "auto"
-    """The layers that are adapted: `auto` for all linear projections of attention and MLP, or the last parts of their
-    names, such as `[q_proj, v_proj]`."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs that are dropped while a gradient is computed. The learner's log-probabilities of
-    a step are noisy then, and `policy/mismatch_kl` with them."""
-
-    @property
-    def scale(self) -> float:
-        """The factor of the product."""
-        return 2.0 if self.alpha is None else self.alpha / self.rank
-
-
-def _ranked(value: Any) -> Any:
-    """``{rank: …}`` for an adapter that is written as its rank alone."""
-    if isinstance(value, bool | str):
-        raise ValueError(f"should be null, a rank such as 16, or {{rank: 16, targets: auto}}, not {json.dumps(value)}")
-    if isinstance(value, dict) and "name" in value:  # As it is merged where keys were set over a rank.
-        return {"rank": value["name"], **{key: held for key, held in value.items() if key != "name"}}
-    return {"rank": value} if isinstance(value, int | float) else value
-
-
-class OptimiserSection(Section):
-    name: Literal["adamw"] = "adamw"
-    """The rule by which gradients change weights."""
-    bits: Literal[8, 32] = 32
-    """Bits of each of the two moments that AdamW keeps of a weight. 8 saves 6 bytes a weight, needs the package torchao
-    (`pip install 'agentrl-core[torchao]'`) and a C++ compiler, with which the first step takes half a minute longer."""
-    offload: bool = False
-    """Whether the moments, the gradients and the float32 weights are in the CPU's memory while the model is on CUDA,
-    where the optimiser then runs too: slower, and the GPU holds the weights and activations alone."""
-
-    @model_serializer
-    def _short(self) -> Any:
-        """The optimiser with its default keys is written as its name."""
-        keys = {key: value for key, value in self if value != type(self).model_fields[key].default}
-        return {"name": self.name, **keys} if keys else self.name
-
-
-def _rate(value: Any) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    if value != "auto" and not is_number:
-        raise ValueError(f"should be auto, or a number of at least 0, not {value!r}")
-    return value
-
-
-def _tokens(value: Any) -> Any:
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"should be auto, or a whole number of at least 1, not {value!r}")
-    return value
-
-
-AMPLE_TOKENS = 8192
-"""`training.tokens_per_batch=auto` where memory is ample."""
-
-
-class TrainingSection(Section):
-    steps: int = Field(60, ge=0)
-    """Number of optimiser steps."""
-    learning_rate: Annotated[float | Literal["auto"], BeforeValidator(_rate)] = "auto"
-    """Peak learning rate of AdamW. `auto` goes by the number of the model's parameters, from 1e-4 for half a million by
-    2e-5 for 135 million to 1e-6 for 7 billion and more; an adapter has ten times the rate of the whole model."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero to its peak."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up: `constant`, or `linear` or `cosine` to zero at the last step."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Largest norm of the gradient; a larger gradient is scaled down to it."""
-    minibatches: int = Field(1, ge=1)
-    """Updates of the weights that a step makes, each on its share of the step's episodes. The version of the weights
-    rises by one a step all the same."""
-    lora: Annotated[LoraModel | None, BeforeValidator(_ranked)] = None
-    """Train an adapter over the frozen model, whose checkpoints are adapter folders: a rank such as 16, or
-    `{rank: 16, alpha: 32, targets: auto, dropout: 0}`. Null trains all weights."""
-    optimiser: Annotated[OptimiserSection, BeforeValidator(_named)] = OptimiserSection()
-    """The optimiser: `adamw`, or `{name: adamw, bits: 8, offload: true}` to have it take less memory."""
-    gradient_checkpointing: bool = False
-    """Whether layers keep their inputs alone and are computed again for the gradient, which saves most of the memory of
-    a pass and takes about a third more time."""
-    tokens_per_batch: Annotated[int | Literal["auto"], BeforeValidator(_tokens)] = "auto"
-    """Most tokens in one forward pass. A step takes as many passes as its tokens need. `auto` is 8192, or 4096, 2048,
-    1024 or 512 where the memory holds no more: see `--dry-run`."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights and of what is computed with them. `auto` is bfloat16 on CUDA and float32 elsewhere. In
-    bfloat16 the optimiser keeps the weights in float32 too, and the gradients."""
-    device: str = "auto"
-    """Device to train on: `auto`, `cpu`, `cuda` or `cuda:N`."""
-    timeout: float = Field(3600, gt=0)
-    """Seconds that the learner may take for one step, and that one checkpoint may take to be written or loaded."""
-    checkpoint_every: int = Field(20, ge=0)
-    """Steps between checkpoints. 0 saves one at the end only."""
-    keep: int = Field(3, ge=1)
-    """How many checkpoints a run keeps: the newest ones. Beside them it keeps the best by evaluation, and the one that
-    it was resumed from."""
-
-    @property
-    def pass_tokens(self) -> int:
-        """``tokens_per_batch`` as a number; `auto` is what it is where memory is ample."""
-        return AMPLE_TOKENS if self.tokens_per_batch == "auto" else self.tokens_per_batch
-
-    @property
-    def rate(self) -> float:
-        """``learning_rate`` as a number. Raises ``ValueError`` where `auto` has not become one yet."""
-        if isinstance(self.learning_rate, str):
-            raise ValueError("training.learning_rate is auto, which a run resolves by its model before it trains")
-        return self.learning_rate
 
 
 class SftSection(Section):
@@ -523,104 +281,6 @@ class EvaluationSection(Section):
     before the evaluation is over. The weights change in neither case."""
     temperature: float = Field(1.0, ge=0)
     """Temperature of the sampled episodes. One greedy episode of each task is run as well."""
-
-
-HealthAction = Literal["off", "warn", "stop", "rollback"]
-
-
-class HealthRuleModel(Section):
-    """What is done when a rule of learning health finds something, and from where on it does."""
-
-    action: HealthAction
-    """`off`, `warn`, `stop` or `rollback`."""
-    threshold: float | None = Field(None, gt=0)
-    """Threshold of the rule. Null takes the documented one."""
-
-    @model_serializer
-    def _short(self) -> Any:
-        """A rule without a threshold of its own is written as its action."""
-        return self.action if self.threshold is None else {"action": self.action, "threshold": self.threshold}
-
-
-def _acted(value: Any) -> Any:
-    """``{action: …}`` for a rule that is written as its action alone, or whose action other sources call a name."""
-    if isinstance(value, dict) and "name" in value:
-        return {"action": value["name"], **{key: held for key, held in value.items() if key != "name"}}
-    if value is None or isinstance(value, int | float):
-        raise ValueError(
-            f"should be off, warn, stop or rollback, or {{threshold: …}} with a number, not {json.dumps(value)}"
-        )
-    return {"action": value} if isinstance(value, str) else value
-
-
-def _share(rule: HealthRuleModel) -> HealthRuleModel:
-    """A share is at most 1, so that a rule with such a threshold would never find anything."""
-    if rule.threshold is not None and rule.threshold >= 1:
-        raise ValueError(
-            f"threshold should be below 1, not {rule.threshold:g}: it is compared with a share (off turns the rule off)"
-        )
-    return rule
-
-
-HealthRule = Annotated[HealthRuleModel, BeforeValidator(_acted)]
-HealthShare = Annotated[HealthRuleModel, BeforeValidator(_acted), AfterValidator(_share)]
-_WARN = HealthRuleModel(action="warn")
-
-
-class HealthSection(Section):
-    no_update: HealthRule = _WARN
-    """A step changes no weights, or nothing at all is learned."""
-    zero_variance: HealthShare = _WARN
-    """In most groups no episode does better than another."""
-    entropy_collapse: HealthRule = _WARN
-    """The policy's entropy falls to a fraction of what it was: it hardly explores any more."""
-    length_growth: HealthRule = _WARN
-    """Episodes grow longer, and rewards do not rise."""
-    truncation: HealthShare = _WARN
-    """Many completions are cut at their limit of tokens."""
-    mismatch_kl: HealthRule = HealthRuleModel(action="stop")
-    """Tokens are trained that the learner's policy would hardly have sampled."""
-    clip_fraction: HealthShare = _WARN
-    """The objective cuts off the gradient of many tokens."""
-    staleness: HealthRule = _WARN
-    """The trained tokens are of much older weights."""
-    stale_share: HealthShare = _WARN
-    """Many episodes or tokens are left out because they are too old."""
-    reward_gap: HealthRule = _WARN
-    """Rewards of training rise, and those of held-out tasks do not."""
-    stage_wait: HealthShare = _WARN
-    """Learner or rollouts spend most of their time waiting for the other, though `rollout.max_staleness` is above 0."""
-    most_rollbacks: int = Field(2, ge=0)
-    """How often a run goes back to its best checkpoint before it stops instead."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keeping_actions(cls, values: Any) -> Any:
-        """A rule of which only the threshold is set keeps its default action."""
-        if values is None or isinstance(values, str | int | float):
-            given = values if isinstance(values, str) else json.dumps(values)
-            raise ValueError(
-                f"should be rules with off, warn, stop or rollback for each, such as {{truncation: off}}, not {given}"
-            )
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: {"action": cls.model_fields[name].default.action, **value}
-            if isinstance(value, dict) and name in cls.model_fields and not {"action", "name"} & value.keys()
-            else value
-            for name, value in values.items()
-        }
-
-    def choice(self, name: str, threshold: float) -> tuple[HealthAction, float]:
-        """The action and the threshold of the rule ``name``, whose documented threshold is ``threshold``."""
-        rule: HealthRuleModel = getattr(self, name)
-        return rule.action, threshold if rule.threshold is None else rule.threshold
-
-    @property
-    def rolling_back(self) -> list[str]:
-        """The rules that go back to the best checkpoint."""
-        rules = {name: value for name, value in self if isinstance(value, HealthRuleModel)}
-        return [name for name, rule in rules.items() if rule.action == "rollback"]
 
 
 class SchedulerModel(Selectable):
@@ -681,9 +341,9 @@ class Config(Section):
     """The run's folder."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the order of tasks, of initialisation and of sampling."""
-    agent: Annotated[AgentSection, BeforeValidator(_named)] = AgentSection(name="math")
+    agent: Annotated[AgentSection, BeforeValidator(named)] = AgentSection(name="math")
     """The agent whose model is trained."""
-    model: Annotated[ModelSection, BeforeValidator(_named)] = ModelSection(name="tiny")
+    model: Annotated[ModelSection, BeforeValidator(named)] = ModelSection(name="tiny")
     """The model to train."""
     tasks: TasksSection = TasksSection()
     """What the agent is trained and evaluated on."""
@@ -712,7 +372,7 @@ class Config(Section):
     """How the model is measured on held-out tasks."""
     scheduler: Annotated[SchedulerModel, BeforeValidator(_typed)] = SchedulerModel(type="local")
     """Where the run takes place."""
-    trackers: list[Part] = []
+    trackers: list[Part] = Field([])
     """Where metrics are sent, beside the run's folder."""
 
     _written_at: _WrittenAt = PrivateAttr(default_factory=lambda: _WrittenAt())
@@ -794,62 +454,3 @@ class Config(Section):
         """Whether agents run in processes of their own, and not on the rollout's event loop."""
         mode = self.rollout.mode.name
         return self.agent.python is not None if mode == "auto" else mode != "inline"
-
-
-def check_trainable(config: Config) -> None:
-    """Raise ``ConfigError`` for a configuration that cannot learn, though an evaluation may run with it."""
-    if config.is_online and config.rollout.on_stale == "wait":
-        raise ConfigError(
-            "rollout.on_stale=wait cannot be with agent=online: a step would wait for people, whom nobody can hurry",
-            fix="leave it out: the default is then mask, with max_staleness=4; or set it to mask or drop",
-            key="rollout.on_stale",
-        )
-    episodes, updates = config.rollout.tasks_per_step * config.rollout.group_size, config.training.minibatches
-    if updates > episodes:
-        raise ConfigError(
-            f"training.minibatches={updates} cannot be made of the {episodes} episodes of a step",
-            fix=f"set training.minibatches to {episodes} or less, or raise rollout.tasks_per_step",
-            key="training.minibatches",
-        )
-    override = config.rollout.override.get("temperature")
-    temperature = config.rollout.temperature if override is None else override
-    if temperature == 0:
-        key = "rollout.temperature" if override is None else "rollout.override.temperature"
-        raise ConfigError(
-            f"{key}=0 samples all episodes of a group alike, so nothing can be learned from comparing them",
-            fix=f"set {key} above 0",
-        )
-    if config.health.rolling_back:
-        _check_evaluated(config)
-
-
-def _check_evaluated(config: Config) -> None:
-    """Raise ``ConfigError`` where there will never be an evaluated checkpoint to go back to."""
-    rule = f"health.{config.health.rolling_back[0]}"
-    if config.is_online:
-        raise ConfigError(
-            f"{rule}=rollback cannot be with agent=online, which evaluates nothing: only checkpoints that were "
-            "evaluated are known to be good",
-            fix="set it to stop",
-            key=rule,
-        )
-    evaluated, saved, steps = config.evaluation.every, config.training.checkpoint_every, config.training.steps
-    missing = "tasks.eval is null" if config.tasks.eval is None else "evaluation.every is 0" if not evaluated else None
-    missing = missing or ("training.checkpoint_every is 0" if not saved else None)
-    if not missing and steps and (both := math.lcm(evaluated, saved)) >= steps:
-        missing = (
-            f"with evaluation.every={evaluated} and training.checkpoint_every={saved} the first checkpoint that is "
-            f"evaluated is that of step {both}, and training.steps is {steps}"
-        )
-        raise ConfigError(
-            f"{rule}=rollback has no checkpoint to go back to: {missing}",
-            fix="set evaluation.every and training.checkpoint_every to the same number below training.steps, or set "
-            f"{rule}=stop",
-            key=rule,
-        )
-    if missing:
-        raise ConfigError(
-            f"{rule}=rollback has no checkpoint to go back to: {missing}, and only "
-            "checkpoints that were evaluated are known to be good",
-            fix="name held-out tasks, evaluate and save checkpoints, or set it to stop",
-        )

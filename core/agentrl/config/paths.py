@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from agentrl.config.models import Written
+from agentrl.config.section import Written
 
 __all__ = ["from_folder", "to_folder"]
 

@@ -22,7 +22,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
-from agentrl.config.models import Written
+from agentrl.config.section import Written
 from agentrl.errors import ConfigError, one_line
 
 __all__ = ["Document", "parse_document", "parse_text", "parse_value", "to_yaml"]

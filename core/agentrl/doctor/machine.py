@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from agentrl.config.models import Config
 from agentrl.doctor.report import Finding, note, ok, problem, warning
 from agentrl.errors import ConfigError, RunFolderError, one_line
-from agentrl.memory import free_memory, human
-from agentrl.processors import usable_processors
+from agentrl.machine import free_memory, human, usable_processors
 from agentrl.runs.folder import filesystem_type, is_network_filesystem
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from agentrl.config.models import LoraModel
+from agentrl.config.training import LoraModel
 from agentrl.errors import ConfigError, near_matches, one_line, shortened
 from agentrl.inference.adapter_folder import ADAPTER_WEIGHTS, base_of, is_adapter, read_adapter
 from agentrl.inference.merging import adapter_tensors, merged_weight

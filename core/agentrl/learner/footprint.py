@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.adapters import LoraAdapter
 from agentrl.learner.attention import NAME, ForestAttention
 from agentrl.learner.masters import Masters

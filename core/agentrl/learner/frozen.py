@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.learner.contract import Scores, Targets
-from agentrl.learner.loading import has_room_in_float32, load_model, precision_on
+from agentrl.learner.folder import has_room_in_float32, load_model, precision_on
 from agentrl.learner.masters import Masters
 from agentrl.learner.packing import check_targets
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
-from agentrl.processors import find_device
+from agentrl.machine import find_device
 
 if TYPE_CHECKING:
     from agentrl.learner.contract import Ints

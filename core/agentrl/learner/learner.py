@@ -23,24 +23,31 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.inference.adapter_folder import base_of, is_adapter
 from agentrl.learner.adapters import LoraAdapter
 from agentrl.learner.contract import Loss, Scores, Targets, TrainBatch
-from agentrl.learner.folder import read_state, save_adapter, save_model, stored_dtype, write_state
+from agentrl.learner.folder import (
+    has_room_in_float32,
+    load_model,
+    precision_on,
+    read_state,
+    save_adapter,
+    save_model,
+    stored_dtype,
+    write_state,
+)
 from agentrl.learner.gradient import accumulate_gradient, is_learned
 from agentrl.learner.lending import LentWeights
-from agentrl.learner.loading import has_room_in_float32, load_model, precision_on
 from agentrl.learner.masters import Masters
-from agentrl.learner.optimiser import Optimiser, check_optimiser
+from agentrl.learner.optimiser import Optimiser, check_optimiser, with_rate
 from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
-from agentrl.learner.rate import with_rate
 from agentrl.learner.recompute import recompute_layers
 from agentrl.learner.updates import cut_updates, joined_metrics
 from agentrl.learner.value import ValueHead
-from agentrl.processors import find_device
+from agentrl.machine import find_device
 
 if TYPE_CHECKING:
     from agentrl.learner.contract import Floats, Ints

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 
 __all__ = ["ValueHead"]
 

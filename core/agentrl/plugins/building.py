@@ -94,7 +94,7 @@ def _written(part: PartLike) -> Mapping[str, Any]:
 def _settings(settings: type[BaseModel], options: Mapping[str, Any], key: str, part: str) -> BaseModel:
     from pydantic import ValidationError
 
-    from agentrl.config.checks import config_error
+    from agentrl.config.errors import config_error
     from agentrl.config.keys import fitted, key_names
 
     if settings.model_config.get("extra") != "allow":
@@ -153,9 +153,9 @@ def _as(annotation: Any, value: object, key: str) -> object:
     from pydantic import BaseModel, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
-    from agentrl.config.checks import config_error
+    from agentrl.config.errors import config_error
     from agentrl.config.keys import fitted_to
-    from agentrl.config.models import plain
+    from agentrl.config.section import plain
 
     try:
         return TypeAdapter(annotation).validate_python(plain(fitted_to(annotation, value)))

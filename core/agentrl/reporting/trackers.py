@@ -13,7 +13,8 @@ from agentrl.reporting.listener import Failure, Listener, settle
 from agentrl.runs.contract import RunInfo
 
 if TYPE_CHECKING:
-    from agentrl.config.models import Config, Part
+    from agentrl.config.models import Config
+    from agentrl.config.section import Part
     from agentrl.plugins import Plugins
 
 __all__ = ["Trackers"]

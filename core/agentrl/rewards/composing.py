@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from agentrl.agents.result import Reward, parts_of
-from agentrl.config.models import PartModel, Section
+from agentrl.config.section import PartModel, Section
 from agentrl.errors import RewardError
 from agentrl.rewards.scoring import Scorer, load_reward
 from agentrl.rollout.contract import EpisodeView

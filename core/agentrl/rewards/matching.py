@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import RewardError
 from agentrl.extras import require
 from agentrl.loops import run_in_thread

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import ConfigError
 from agentrl.tasks.contract import Task
 

@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO
 
 from pydantic import Field, Strict
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import ConfigError, shown
 from agentrl.tasks.contract import Task
 from agentrl.tasks.records import Records, chosen, decoded

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import ConfigError, near_matches, one_line
 from agentrl.tasks.contract import Task
 

@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO
 
 from pydantic import Strict
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import ConfigError
 from agentrl.tasks.contract import Task
 from agentrl.tasks.records import Columns, Records, Scan, as_object, chosen, parse_json

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from pydantic import ConfigDict, Field
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import ConfigError, near_matches
 from agentrl.tasks.contract import Task
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from agentrl.config.models import ModelSection, Part
+from agentrl.config.models import ModelSection
+from agentrl.config.section import Part
 from agentrl.errors import AgentRLError
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins

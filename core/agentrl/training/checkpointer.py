@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agentrl.config.models import TrainingSection
+from agentrl.config.training import TrainingSection
 from agentrl.errors import RunError
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agentrl.config.models import Config, PartModel, TasksSection
+from agentrl.config.models import Config, TasksSection
+from agentrl.config.section import PartModel
 from agentrl.errors import PluginError, one_line
 from agentrl.inference.model_folder import count_parameters
-from agentrl.learner.rate import with_rate
+from agentrl.learner.optimiser import with_rate
 from agentrl.plugins import Plugins
 
 __all__ = ["Choice", "choices", "told", "with_learning_rate", "with_suggestions"]

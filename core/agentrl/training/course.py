@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from agentrl.config.models import Config, TrainingSection
+from agentrl.config.models import Config
+from agentrl.config.training import TrainingSection
 from agentrl.errors import AgentRLError
 from agentrl.learner.adapters import plan_adapter
+from agentrl.learner.folder import check_unquantised
 from agentrl.learner.learner import Learner
-from agentrl.learner.loading import check_unquantised
 from agentrl.learner.optimiser import check_optimiser
+from agentrl.machine import find_device
 from agentrl.plugins import Plugins
-from agentrl.processors import find_device
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
 from agentrl.reporting.reporter import Reporters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agentrl.config.models import HealthAction, HealthSection
+from agentrl.config.health import HealthAction, HealthSection
 from agentrl.runs.contract import MetricsLine
 from agentrl.training.rules import RULES, WINDOW, History, Reading, Rule
 

@@ -19,7 +19,8 @@ from typing import Self
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
 from agentrl.algorithms.soundness import check_command
-from agentrl.config.models import Config, HealthRuleModel
+from agentrl.config.health import HealthRuleModel
+from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 from agentrl.inference.grammars import grammars_of
 from agentrl.inference.model_folder import find_model

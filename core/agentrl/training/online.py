@@ -23,7 +23,8 @@ from typing import Self
 
 from agentrl.algorithms.advantages import BatchBaseline
 from agentrl.algorithms.contract import Algorithm, StepAdvantage, TokenAdvantage
-from agentrl.config.models import ONLINE, Config, check_trainable
+from agentrl.config.checks import check_trainable
+from agentrl.config.models import ONLINE, Config
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import EngineCompleter, Gateway
 from agentrl.gateway.contract import SessionSettings

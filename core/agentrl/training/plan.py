@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from agentrl.config.models import Config, LoraModel, OptimiserSection, TrainingSection
+from agentrl.config.models import Config
+from agentrl.config.training import LoraModel, OptimiserSection, TrainingSection
 from agentrl.errors import AgentRLError, ConfigError, one_line, shortened
 from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.engine.loading import TorchSettings, dtype_of
 from agentrl.learner.adapters import plan_adapter
+from agentrl.learner.folder import precision_on
 from agentrl.learner.footprint import PassFootprint, measure_pass
-from agentrl.learner.loading import precision_on
-from agentrl.memory import free_memory, human
-from agentrl.processors import find_device
+from agentrl.machine import find_device, free_memory, human
 
 __all__ = ["MemoryPlan", "plan_memory", "planned"]
 

@@ -18,7 +18,7 @@ from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
-from agentrl.processors import find_device
+from agentrl.machine import find_device
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers

@@ -18,7 +18,8 @@ import numpy as np
 
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
-from agentrl.config.models import Config, PartModel, SftSection
+from agentrl.config.models import Config, SftSection
+from agentrl.config.section import PartModel
 from agentrl.errors import ConfigError, RunError, near_files
 from agentrl.inference.model_folder import find_model
 from agentrl.learner.learner import Learner

@@ -15,16 +15,17 @@ from typing import Any, Self, TypeVar
 
 from agentrl.agents.binding import reference_of
 from agentrl.algorithms.building import build_algorithm
+from agentrl.config.checks import check_trainable
 from agentrl.config.loader import load_config
-from agentrl.config.models import Config, ReplaySection, SftSection, check_trainable
+from agentrl.config.models import Config, ReplaySection, SftSection
 from agentrl.environments import entries_elsewhere
 from agentrl.errors import ConfigError
 from agentrl.extras import missing_extras
-from agentrl.learner.loading import check_unquantised
+from agentrl.learner.folder import check_unquantised
 from agentrl.learner.optimiser import check_optimiser
+from agentrl.machine import find_device
 from agentrl.plugins import Plugins
 from agentrl.plugins.building import PartLike
-from agentrl.processors import find_device
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import default_reporter
 from agentrl.rewards.scoring import Scorer, load_reward

@@ -41,7 +41,7 @@ from agentrl.inference.engine.loading import TorchSettings, check_reproducible, 
 from agentrl.inference.engine.sampler import StopStrings
 from agentrl.inference.grammars import Grammars, GrammarState
 from agentrl.loops import run_in_thread
-from agentrl.processors import find_device
+from agentrl.machine import find_device
 
 __all__ = ["TorchBackend"]
 

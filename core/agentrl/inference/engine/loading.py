@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import BackendError, ConfigError, one_line, shortened
 from agentrl.inference.contract import BackendContext
 from agentrl.inference.engine.cache import KVBlock, KVLayout, PrefixCache, round_up
@@ -23,7 +23,7 @@ from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
 from agentrl.inference.families import Undescribed
 from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.merging import load_whole
-from agentrl.processors import find_device, has_bfloat16_units, limit_threads
+from agentrl.machine import find_device, has_bfloat16_units, limit_threads
 
 __all__ = ["TorchSettings", "check_reproducible", "dtype_of", "load_engine", "threads_for"]
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from agentrl.clients import client_library
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:

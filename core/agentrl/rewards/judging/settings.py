@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from agentrl.config.models import Section
+from agentrl.config.section import Section
 from agentrl.inference.openai.endpoint import base_url, key_variable, variable_name
 
 __all__ = ["BudgetSection", "JudgeSettings", "RankedJudgeSettings"]

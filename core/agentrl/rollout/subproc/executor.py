@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from agentrl.agents.contract import Data
 from agentrl.errors import ConfigError
-from agentrl.processors import usable_processors
+from agentrl.machine import usable_processors
 from agentrl.rollout.contract import Activity, AgentFacts, AgentRunner, AgentSpec, ExecutorContext, ProcessEndpoint
 from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
 from agentrl.rollout.subproc.pool import Pool

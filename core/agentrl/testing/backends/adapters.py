@@ -47,7 +47,7 @@ class AdapterUpdates(BackendSuite):
         """The backend, started anew for adapters."""
         if not cls.other_models:
             pytest.skip("it cannot be started a second time: `other_models` is false")
-        from agentrl.config.models import LoraModel
+        from agentrl.config.training import LoraModel
         from agentrl.learner.adapters import plan_adapter
 
         folder = model_folder(cls.model)
@@ -126,7 +126,7 @@ def _adapted(base: Reference, version: int) -> _Adapted:
     """``base`` with an adapter whose numbers are those of ``version``."""
     import torch
 
-    from agentrl.config.models import LoraModel
+    from agentrl.config.training import LoraModel
     from agentrl.learner.adapters import LoraAdapter
     from agentrl.learner.lending import LentWeights
     from agentrl.learner.policy import Policy

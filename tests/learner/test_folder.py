@@ -8,7 +8,7 @@ import pytest
 from tests.learner.models import of_kind
 
 from agentrl.errors import ConfigError
-from agentrl.learner.loading import check_unquantised, load_model
+from agentrl.learner.folder import check_unquantised, load_model
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The processors that this process may use: CPUs, the CPU threads of torch operations, and the device of a model."""
+"""What of the machine this process may use: CPUs, the CPU threads of torch operations, a model's device, and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_device", "has_bfloat16_units", "limit_threads", "usable_processors"]
+__all__ = ["find_device", "free_memory", "has_bfloat16_units", "human", "limit_threads", "usable_processors"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _DEVICE_FIX = "use auto, cpu, cuda or cuda:N"
@@ -29,13 +29,6 @@ def usable_processors(cgroup: Path = _CGROUP) -> int:
     if quota.isdigit() and period.strip().isdigit():
         processors = min(processors, max(1, round(int(quota) / int(period))))
     return processors
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def has_bfloat16_units() -> bool:
@@ -85,3 +78,46 @@ def find_device(name: str, key: str) -> torch.device:
         found = f"torch sees {count} CUDA devices" if count else "torch finds no CUDA device"
         raise ConfigError(f"{key}={name!r}, but {found}", fix=_DEVICE_FIX)
     return device
+
+
+def free_memory(cgroup: Path = _CGROUP) -> tuple[int, bool]:
+    """The bytes of memory that this process may still take, and whether that is known.
+
+    Where it is not, since psutil is not installed, they are all the memory of the machine. The limit of a container
+    that is set in ``cgroup``, a folder of version 2 of Linux's control groups, counts.
+    """
+    try:
+        import psutil
+    except ImportError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), False
+    available = int(psutil.virtual_memory().available)
+    limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        available = min(available, int(limit) - int(used) + _reclaimable(cgroup))
+    return available, True
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """The bytes of cached files in a control group, which make room when memory is needed."""
+    for line in _read(cgroup / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
+def human(size: float) -> str:
+    """A number of bytes for people to read, such as ``1.8 GB``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _read(path: Path) -> str:
+    """The text of the file; empty where it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
