@@ -9,14 +9,20 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import agentrl
 
 CORE = Path(agentrl.__file__).parent
+ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"cli"},
     {"doctor", "scaffold", "testing"},
@@ -41,6 +47,8 @@ ONLY = {
     "learner": {"config", "errors", "extras", "inference", "machine"},
 }
 """Packages that know fewer than all that stand below them."""
+BROUGHT = {"huggingface-hub", "numpy", "pydantic-core", "tokenizers"}
+"""Distributions that transformers and pydantic, which core declares, cannot do without."""
 ENTRANCES = {"__init__", "__main__"}
 TEMPLATES = CORE / "scaffold" / "templates"
 MODULES = sorted(path.relative_to(CORE) for path in CORE.rglob("*.py") if not path.is_relative_to(TEMPLATES))
@@ -102,6 +110,35 @@ def test_a_contract_imports_the_standard_library_numpy_errors_and_other_contract
             assert is_contract(name) or name == "agentrl.errors", name
         else:
             assert name.split(".")[0] in {*sys.stdlib_module_names, "numpy"}, name
+
+
+def test_core_imports_no_third_party_that_it_does_not_declare():
+    """What only happens to be installed beside core, by another package or by hand, is missing on a fresh machine."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: listed for name, listed in project["optional-dependencies"].items() if name != "dev"}
+    declared = {
+        canonicalize_name(Requirement(each).name) for each in chain(project["dependencies"], *extras.values())
+    } | BROUGHT
+    distributions = metadata.packages_distributions()
+    undeclared = {
+        (str(module), root)
+        for module in MODULES
+        for root in third_parties(ast.parse((CORE / module).read_text(encoding="utf-8")))
+        if not declared & {canonicalize_name(name) for name in distributions.get(root, [root])}
+        and not (root == "pytest" and package_of(module) == "testing")
+    }
+    assert undeclared == set()
+
+
+def third_parties(tree: ast.AST) -> set[str]:
+    """The packages of others that are imported anywhere in a module."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"agentrl"}
 
 
 def test_contracts_need_nothing_but_core_to_be_installed():

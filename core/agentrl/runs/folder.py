@@ -300,12 +300,13 @@ def _taken(path: Path) -> ConfigError:
 
 def _is_replay(config: Path) -> bool:
     """Whether a run's ``config.yaml`` names a run that it trains from."""
-    import yaml
+    from agentrl.config.section import plain
+    from agentrl.config.syntax import parse_document
 
     try:
-        written = yaml.safe_load(config.read_text(encoding="utf-8"))
+        written = plain(parse_document(config.read_text(encoding="utf-8"), str(config)).values)
         return bool(written["replay"]["run"])
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+    except (OSError, ValueError, ConfigError, LookupError, TypeError):
         return False
 
 
