@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with gradient clipping, a learning rate and its course, which refuses gradients that are not finite."""
+"""The optimiser: AdamW with gradient clipping and a learning rate, which refuses gradients that are not finite."""
 
 from __future__ import annotations
 
