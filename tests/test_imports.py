@@ -38,13 +38,13 @@ LAYERS = (
     {"config"},
     {"_lazy"},
     {"extras", "machine"},
-    {"errors", "environ", "locks", "clients", "loops", "redaction"},
+    {"errors", "environ", "locks", "clients", "loops", "redaction", "threads"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 ONLY = {
     "algorithms": {"config", "plugins", "errors"},
-    "learner": {"config", "errors", "extras", "inference", "machine"},
+    "learner": {"config", "errors", "extras", "inference", "machine", "threads"},
 }
 """Packages that know fewer than all that stand below them."""
 BROUGHT = {"huggingface-hub", "numpy", "pydantic-core", "tokenizers"}
@@ -112,7 +112,8 @@ def test_a_contract_imports_the_standard_library_numpy_errors_and_other_contract
             assert name.split(".")[0] in {*sys.stdlib_module_names, "numpy"}, name
 
 
-def test_core_imports_no_third_party_that_it_does_not_declare():
+@pytest.mark.parametrize("root", [CORE, ROOT / "agents"], ids=["core", "agents"])
+def test_it_imports_no_third_party_that_the_distribution_does_not_declare(root):
     """What only happens to be installed beside core, by another package or by hand, is missing on a fresh machine."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: listed for name, listed in project["optional-dependencies"].items() if name != "dev"}
@@ -121,11 +122,12 @@ def test_core_imports_no_third_party_that_it_does_not_declare():
     } | BROUGHT
     distributions = metadata.packages_distributions()
     undeclared = {
-        (str(module), root)
-        for module in MODULES
-        for root in third_parties(ast.parse((CORE / module).read_text(encoding="utf-8")))
-        if not declared & {canonicalize_name(name) for name in distributions.get(root, [root])}
-        and not (root == "pytest" and package_of(module) == "testing")
+        (str(module), name)
+        for module in root.rglob("*.py")
+        if not module.is_relative_to(TEMPLATES)
+        for name in third_parties(ast.parse(module.read_text(encoding="utf-8"))) - {"agentrl_agents"}
+        if not declared & {canonicalize_name(found) for found in distributions.get(name, [name])}
+        and not (name == "pytest" and module.is_relative_to(CORE / "testing"))
     }
     assert undeclared == set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_device", "free_memory", "has_bfloat16_units", "human", "limit_threads", "usable_processors"]
+__all__ = ["find_device", "free_memory", "has_bfloat16_units", "human", "usable_processors"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _DEVICE_FIX = "use auto, cpu, cuda or cuda:N"
@@ -39,21 +38,6 @@ def has_bfloat16_units() -> bool:
     import torch
 
     return any(bool(has) for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
-
-
-def limit_threads(count: int) -> None:
-    """Let torch operations of the calling thread use ``count`` CPU threads; other threads keep their number.
-
-    ``torch.set_num_threads`` changes two numbers: the caller's own and the one that new threads start with. A helper
-    thread that ends at once restores the second.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    restore = threading.Thread(target=torch.set_num_threads, args=(before,))
-    restore.start()
-    restore.join()
 
 
 def find_device(name: str, key: str) -> torch.device:

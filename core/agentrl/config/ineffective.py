@@ -24,6 +24,8 @@ _OF_TRAINING = (
     "training.schedule",
     "training.weight_decay",
     "training.max_grad_norm",
+    "training.optimiser",
+    "training.gradient_checkpointing",
     "training.minibatches",
     "training.lora",
     "training.tokens_per_batch",

@@ -6,8 +6,6 @@ the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from agentrl.errors import ConfigError, near_matches, one_line, shortened
 from agentrl.inference.adapter_folder import ADAPTER_WEIGHTS, AdapterFolder, is_adapter, read_adapter
 from agentrl.inference.model_folder import no_progress_bars
+from agentrl.threads import threads
 
 __all__ = ["adapter_tensors", "load_whole", "merged_weight"]
 
@@ -36,20 +35,10 @@ def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, *, transpo
     with torch.no_grad():
         if not bool(b.any()):
             return weight.detach()
-        with _one_thread():  # How a product is split over threads can show in its last bit.
+        with threads(1):  # How a product is split over threads can show in its last bit.
             change = b.float() @ a.float() if b.dtype.itemsize < 4 else b @ a
         change *= scale
         return weight.detach() + (change.T if transposed else change)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def load_whole(folder: Path, dtype: torch.dtype, **options: object) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from torch import Tensor
 from agentrl.errors import RunError
 from agentrl.learner.contract import CorrectionTerms, Loss, ObjectiveTerms, PenaltyTerms, TrainBatch, ValueTerms
 from agentrl.learner.packing import Pass
-from agentrl.learner.policy import Policy, PolicyMetrics, limited_threads
+from agentrl.learner.policy import Policy, PolicyMetrics
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,7 +46,7 @@ def accumulate_gradient(
     for work in passes:
         learns = bool(np.any(learned[work.targets_N]))
         try:
-            with limited_threads(policy.size, work.ids_RT.size), torch.set_grad_enabled(learns):
+            with policy.threads.of(work.ids_RT.size), torch.set_grad_enabled(learns):
                 _backward(policy, batch, work, loss, version, before, metrics)
         except torch.OutOfMemoryError as error:
             raise RunError(

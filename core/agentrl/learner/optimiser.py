@@ -20,7 +20,7 @@ from agentrl.config.training import OptimiserSection, TrainingSection
 from agentrl.errors import ConfigError, PluginError, RunError
 from agentrl.extras import require
 from agentrl.learner.masters import Masters
-from agentrl.learner.policy import limited_threads
+from agentrl.threads import ThreadLimit
 
 __all__ = ["Optimiser", "check_optimiser", "learning_rate", "recommended_rate", "with_rate"]
 
@@ -48,7 +48,7 @@ class Optimiser:
     def __init__(self, masters: Masters, training: TrainingSection) -> None:
         self._masters = masters
         self._parameters = list(masters.parameters.values())
-        self._size = sum(parameter.numel() for parameter in self._parameters)
+        self._threads = ThreadLimit(sum(parameter.numel() for parameter in self._parameters))
         self._training = training
         self._bad_in_a_row = 0
         decayed = [parameter for parameter in self._parameters if parameter.ndim > 1]
@@ -64,7 +64,7 @@ class Optimiser:
         Raises ``RunError`` when that has happened ``PATIENCE`` times in a row.
         """
         rate = learning_rate(self._training, step)
-        with limited_threads(self._size, UPDATE_TOKENS):
+        with self._threads.of(UPDATE_TOKENS):
             norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm, foreach=True))
             finite = math.isfinite(norm) and math.isfinite(loss)
             updated = finite and norm > 0.0

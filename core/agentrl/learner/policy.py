@@ -9,8 +9,8 @@ distributions, E hidden size, V vocabulary, M masks, A bytes of a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,7 @@ from agentrl.learner.attention import NAME, ForestAttention
 from agentrl.learner.contract import Scores, Targets
 from agentrl.learner.packing import Pass, pack
 from agentrl.learner.vocabulary import Logits, score_tokens
+from agentrl.threads import ThreadLimit
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -32,13 +33,10 @@ if TYPE_CHECKING:
     from agentrl.learner.adapters import LoraAdapter
     from agentrl.learner.contract import Floats, Ints
 
-__all__ = ["Policy", "PolicyMetrics", "TensorScores", "limited_threads"]
+__all__ = ["Policy", "PolicyMetrics", "TensorScores"]
 
 MAX_LOGITS = 1 << 26
 """Logits held at once. More are computed in chunks, and again in the backward pass, instead of being kept."""
-SECOND_THREAD = 500_000_000
-"""Parameters times tokens of a pass from which on a second CPU thread gains more than it costs to wake it. Measured
-with 0.4 million parameters within runs: with 240 tokens two threads took 1.4 times as long as one, with 900 as long."""
 
 
 class TensorScores(NamedTuple):
@@ -64,6 +62,7 @@ class Policy:
         self.model.train(False)
         self.size: int = model.num_parameters()
         """How many parameters the model has."""
+        self.threads = ThreadLimit(self.size)
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +102,8 @@ class Policy:
         """
         logprob, entropy, value = (np.empty(len(targets.token)) for _ in range(3))
         for work in pack(paths, targets, tokens_per_batch, forest=self.takes_forest if forest is None else forest):
-            scores = self.score(work, targets)
+            with self.threads.of(work.ids_RT.size):
+                scores = self.score(work, targets)
             logprob[work.targets_N] = scores.logprob_N.double().cpu().numpy()
             entropy[work.targets_N] = scores.entropy_N.double().cpu().numpy()
             if scores.value_N is not None:
@@ -367,18 +367,3 @@ class _LogSoftmax(torch.autograd.Function):
             surprise_UV = torch.xlogy(probability_UV, probability_UV).addcmul_(probability_UV, entropy_U[:, None])
             gradient_UV.addcmul_(surprise_UV, entropy_total_U[:, None], value=-1.0)
         return gradient_UV, None, None
-
-
-@contextmanager
-def limited_threads(parameters: int, tokens: int) -> Iterator[None]:
-    """Within the block, PyTorch uses one CPU thread where ``tokens`` of a model of that size are too little work for
-    two; elsewhere it uses as many as before."""
-    before = torch.get_num_threads()
-    if parameters * tokens >= SECOND_THREAD:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -27,10 +27,7 @@ from agentrl.rollout.contract import EpisodeKey, Failure, Group
 from agentrl.training.sources import Sources
 
 if TYPE_CHECKING:
-    from agentrl.algorithms.teacher import TeacherSettings
     from agentrl.learner.contract import Floats
-    from agentrl.training.score_log import ScoreLog
-    from agentrl.training.teachers import EndpointTeacher
 
 __all__ = ["Columns", "Prepared", "Scored", "Scorer"]
 
@@ -98,7 +95,11 @@ class Columns:
         if isinstance(sources.teacher, Path):
             scorers["teacher"] = _of_model(FrozenModel(sources.teacher, config.training))
         elif sources.teacher is not None:
-            scorers["teacher"] = endpoint = _endpoint_scorer(sources.teacher, sources, learner, config, run)
+            # Loads the client of endpoints, which no other run needs.
+            from agentrl.training.endpoint_column import EndpointColumn
+
+            endpoint = EndpointColumn.open(sources.teacher, sources, learner, config, run)
+            scorers["teacher"] = endpoint
             columns.given_up = endpoint.forget_failures
         columns.scorers = scorers
         return columns
@@ -182,75 +183,3 @@ def _values(learner: Learner, batch: TrainBatch) -> Floats:
     value = learner.score(batch.targets, batch.paths).value
     assert value is not None, "an algorithm that asks for values has a critic"
     return value
-
-
-def _endpoint_scorer(
-    settings: TeacherSettings, sources: Sources, learner: Learner, config: Config, run: Path | None
-) -> _OfEndpoint:
-    # Loads the client of endpoints, which no other run needs.
-    from agentrl.training.score_log import ScoreLog
-    from agentrl.training.teachers import EndpointTeacher
-
-    teacher = EndpointTeacher(settings)
-    if sources.tokenizer is not None:
-        teacher.check(sources.tokenizer())
-    log = None if run is None else ScoreLog(run, config.training.keep)
-    return _OfEndpoint(teacher, learner, log)
-
-
-@dataclass
-class _OfEndpoint:
-    """The column of a teacher at an endpoint, which is asked once about each sequence of a step."""
-
-    teacher: EndpointTeacher
-    learner: Learner
-    log: ScoreLog | None
-    _step: int = -1
-    _logprobs: dict[str, Sequence[float]] = field(default_factory=dict)
-    _failures: dict[str, Failure] = field(default_factory=dict)
-
-    def __call__(self, batch: TrainBatch) -> Scored:
-        from agentrl.training.teachers import digest_of, sequences_of
-
-        self._begin(self.learner.version + 1)
-        values = np.zeros(len(batch.logprob))
-        failures = {int(path): _OTHER_TEMPERATURE for path in batch.targets.path[batch.targets.temperature != 1.0]}
-        wanted = [(ids, digest_of(ids.tolist()), terms, path) for ids, terms, path in sequences_of(batch)]
-        open_ = {
-            digest: ids
-            for ids, digest, _, path in wanted
-            if digest not in self._logprobs and digest not in self._failures and path not in failures
-        }
-        if open_:
-            asked = self.teacher.ask(open_.values())
-            self._logprobs |= asked.logprobs
-            self._failures |= asked.failures
-            if self.log is not None:
-                self.log.write(self._step, self._logprobs, self._failures)
-        for _, digest, terms, path in wanted:
-            if digest in self._failures:
-                failures.setdefault(path, self._failures[digest])
-            elif path not in failures:
-                values[terms] = np.asarray(self._logprobs[digest])[batch.targets.depth[terms]]
-        return Scored(values, failures)
-
-    def forget_failures(self) -> None:
-        """Have the step ask again, for what was not scored, where it is repeated."""
-        self._failures.clear()
-        if self.log is not None:
-            self.log.write(self._step, self._logprobs, self._failures)
-
-    def _begin(self, step: int) -> None:
-        if step != self._step:
-            known = None if self.log is None else self.log.read(step)
-            self._step = step
-            self._logprobs = {} if known is None else dict(known.logprobs)
-            self._failures = {} if known is None else dict(known.failures)
-
-
-_OTHER_TEMPERATURE = Failure(
-    "reward",
-    "the teacher did not score it: tokens of it were sampled at another temperature than 1, at which an endpoint tells "
-    "no log-probabilities (set rollout.override={temperature: 1})",
-    "teacher: another temperature than 1",
-)

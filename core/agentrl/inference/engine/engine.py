@@ -29,6 +29,7 @@ from agentrl.inference.engine.model import Decoder
 from agentrl.inference.engine.prefill import PrefillBatch, Prompt, followed, prefill_groups, with_common_beginnings
 from agentrl.inference.engine.sampler import DecodeBatch, DrawnTokens, TextDecoder, sample
 from agentrl.inference.grammars import Grammars
+from agentrl.threads import all_shared, threads
 
 __all__ = ["Counters", "Engine", "EngineLimits", "model_failed"]
 
@@ -176,12 +177,8 @@ class Engine:
         Each comes from a decoding step of its own row, over KV that is computed for this call and not kept. It takes
         one CPU thread, because the learner scores the same tokens beside it.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with threads(1):
             return self._scored(ids)
-        finally:
-            torch.set_num_threads(threads)
 
     def _scored(self, ids: Ids) -> list[float]:
         prompt = Prompt(ids[:-1], [])
@@ -290,7 +287,8 @@ class Engine:
         while turns and budget > 0:
             prefill = turns.popleft()
             try:
-                budget -= prefill.run(budget)
+                with all_shared():
+                    budget -= prefill.run(budget)
             except Exception as error:
                 waiting = [each for prompt in prefill.prompts for follower in prompt.all() for each in follower.waiting]
                 self._fail(waiting, model_failed(error))

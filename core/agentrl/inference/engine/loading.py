@@ -23,7 +23,8 @@ from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
 from agentrl.inference.families import Undescribed
 from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.merging import load_whole
-from agentrl.machine import find_device, has_bfloat16_units, limit_threads
+from agentrl.machine import find_device, has_bfloat16_units
+from agentrl.threads import use_threads
 
 __all__ = ["TorchSettings", "check_reproducible", "dtype_of", "load_engine", "threads_for"]
 
@@ -65,7 +66,7 @@ class TorchSettings(Section):
 
 
 def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
-    """Returns an engine over the context's model folder, and limits the CPU threads of the calling thread for it.
+    """Returns an engine over the context's model folder, and sets the CPU threads of the calling thread for it.
 
     Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
     """
@@ -73,7 +74,9 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
     device = find_device(settings.device, "inference.backend.device")
     dtype = dtype_of(settings, context.precision, device)
     model = _load_model(context.model_folder if adapter is None else adapter, device, dtype)
-    limit_threads(settings.threads or threads_for(model))
+    # What is reproducible was tried out under the number that torch tells.
+    products_alone = dtype == torch.float32 and settings.reproducible is not True
+    use_threads(settings.threads or threads_for(model), products_alone=products_alone)
     decoder = _decoder(model, settings)
     context_length = _context_length(decoder, settings)
     tokenizer = _load_tokenizer(context.model_folder)
