@@ -13,7 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.acceptance.checks import Check, agreement, blanked_tools, environment, learning, preset_learns
+from tests.acceptance.checks import (
+    Check,
+    agreement,
+    blanked_tools,
+    environment,
+    learning,
+    memory_plan,
+    preset_learns,
+)
 
 from agentrl.environ import ENVIRONMENTS
 from agentrl.plugins import Plugins
@@ -26,6 +34,14 @@ TEMPERATURES = (1.0, 0.7)
 PRESETS = tuple(sorted(entry.name for entry in Plugins().entries("algorithms") if entry.name != "sft"))
 """All that `agentrl train` takes."""
 STALENESS = (0, 2)
+PLANNED = (
+    ("llama-135m", "training.tokens_per_batch=256"),
+    ("llama-135m", "training.tokens_per_batch=2048"),
+    ("llama-135m", "training.tokens_per_batch=2048", "training.gradient_checkpointing=true"),
+    ("llama-135m", "training.tokens_per_batch=2048", "training.lora=16"),
+    ("qwen3-0.6b", "training.tokens_per_batch=1024"),
+)
+"""Shapes, and settings that change what a learner's step takes."""
 OF_THE_SHORT_TABLE = (("ppo", 2), ("rloo", 0))
 
 
@@ -56,6 +72,8 @@ def _checks(scratch: Path, short: bool):
     at_rest = list(zip(AGENTS[1:], TEMPERATURES, strict=True)) if short else itertools.product(AGENTS, TEMPERATURES)
     for agent, temperature in at_rest:
         yield agreement(agent, temperature, scratch)
+    for shape, *settings in () if short else PLANNED:
+        yield memory_plan(shape, scratch, *settings)
     for preset, staleness in OF_THE_SHORT_TABLE if short else itertools.product(PRESETS, STALENESS):
         yield preset_learns(preset, staleness, scratch)
     os.environ[ENVIRONMENTS] = str(scratch / "environments")

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.gpu.shapes import random_model
+
 from agentrl import open_run
 
 CONFIG = Path(__file__).parents[2] / "agents/agentrl_agents/configs/quickstart.yaml"
@@ -21,6 +23,8 @@ BLANKED_BELOW = 0.3
 RATIO_WITHIN = 1e-3
 KL_BELOW = 1e-4
 STEPS_AT_REST = 20
+MEMORY_WITHIN = 0.15
+MEMORY_SMALL = 100e6
 PRESET_STEPS = 25
 PRESET_RISE = 0.3
 MORE_KEYS: Mapping[str, str] = {"distill": "algorithm.advantage.model={scratch}/math-0"}
@@ -91,6 +95,22 @@ def preset_learns(preset: str, staleness: int, scratch: Path) -> Check:
         f"{preset}, staleness {staleness}, learns",
         f"sampled {before:.3f} to {after:.3f}",
         after >= before + PRESET_RISE,
+        time.monotonic() - began,
+    )
+
+
+def memory_plan(shape: str, scratch: Path, *settings: str) -> Check:
+    """Two steps of a model of that shape on the CPU, in a process of its own, take what was planned for them."""
+    began = time.monotonic()
+    folder = random_model(shape, scratch / shape)
+    command = [sys.executable, "-m", "tests.gpu.memory", str(folder), "training.device=cpu", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    planned, taken = found["planned"], found["taken"]
+    return Check(
+        f"memory of {shape}, {' '.join(settings)}",
+        f"planned {planned / 1e6:,.0f} MB, taken {taken / 1e6:,.0f} MB",
+        abs(planned - taken) <= max(MEMORY_WITHIN * taken, MEMORY_SMALL),
         time.monotonic() - began,
     )
 
