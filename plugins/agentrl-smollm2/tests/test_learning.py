@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agentrl import open_run
 from agentrl.testing import BackendConformance
 
 pytestmark = pytest.mark.slow
@@ -48,8 +49,11 @@ def test_bundled_agents_learn_with_the_defaults(tmp_path, agent, adapter, seed):
     agentrl(tmp_path, "train", agent, MODEL, *adapter, f"seed={seed}", "run.name=run")
     summary: dict[str, Any] = json.loads((tmp_path / "runs/run/summary.json").read_text())
     before, after, seconds = summary["reward_before"], summary["reward_after"], summary["seconds"]
-    print(f"{agent} {adapter} seed {seed}: {before:.3f} to {after:.3f} in {seconds:.0f} s")
+    apart = max(line.metrics["policy/mismatch_kl"] for line in open_run(tmp_path / "runs/run").steps())
+    print(f"{agent} {adapter} seed {seed}: {before:.3f} to {after:.3f} in {seconds:.0f} s, mismatch KL {apart:.1e}")
     assert after - before >= 0.3
+    # Half the mean square of the differences between the engine's log-probabilities and the learner's.
+    assert (2 * apart) ** 0.5 < 1e-5
 
 
 @pytest.mark.parametrize(
