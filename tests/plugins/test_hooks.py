@@ -56,6 +56,7 @@ def test_every_hook_reaches_every_plugin_with_the_arguments_that_it_takes(site: 
         "agentrl_episode_finished",
         "agentrl_batch_ready",
         "agentrl_step_finished",
+        "agentrl_evaluation_finished",
         "agentrl_checkpoint_saved",
         "agentrl_run_finished",
     ]

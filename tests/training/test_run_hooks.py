@@ -28,6 +28,9 @@ def agentrl_batch_ready(batch): heard.append(f"batch of {len(batch)}")
 @hookimpl
 def agentrl_step_finished(step, metrics): heard.append(f"step {step}")
 @hookimpl
+def agentrl_evaluation_finished(step, metrics):
+    heard.append(f"evaluation {step} of {metrics['evaluation/episodes']}")
+@hookimpl
 def agentrl_checkpoint_saved(path): heard.append(path.name)
 @hookimpl
 def agentrl_run_finished(run, outcome): heard.append(outcome)
@@ -59,6 +62,36 @@ def test_hooks_hear_of_a_run_in_order(site, tmp_path):  # noqa: F811
     ]
 
 
+EVALUATED = ("tasks.eval=arithmetic-heldout", "evaluation.tasks=2", "evaluation.every=1")
+
+
+def test_evaluations_are_heard_of_in_their_place_with_what_is_logged_of_them(site, tmp_path):  # noqa: F811
+    listen(site, LISTENER)
+    train(tmp_path, *EVALUATED)
+    import listener_mod
+
+    assert listener_mod.heard == [
+        *("configure", "started run"),
+        *["episode"] * 4,
+        "evaluation 0 of 4",
+        *["episode"] * 4,
+        *("batch of 2", "step 1"),
+        *["episode"] * 4,
+        "evaluation 1 of 4",
+        *("step-000001", "completed"),
+    ]
+
+
+def test_a_hook_of_evaluations_that_raises_ends_the_run_with_its_name(site, tmp_path):  # noqa: F811
+    listen(site, "from agentrl import hookimpl\n@hookimpl\ndef agentrl_evaluation_finished(step): 1 / 0\n")
+    with pytest.raises(PluginError, match=r"listener.*ZeroDivisionError.*agentrl_evaluation_finished.*-p no:"):
+        train(tmp_path, *EVALUATED)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "ZeroDivisionError" in summary["outcome"]
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert "evaluation/reward" in line
+
+
 def test_a_hook_that_raises_ends_the_run_with_its_name_and_what_was_learned_saved(site, tmp_path):  # noqa: F811
     listen(site, LISTENER.replace('heard.append(f"step {step}")', "1 / 0"))
     with pytest.raises(PluginError, match=r"listener.*ZeroDivisionError.*agentrl_step_finished.*-p no:"):
@@ -74,14 +107,16 @@ end = threading.Event()
 """
 
 
-@pytest.mark.parametrize("hook", ["run_started", "episode_finished", "step_finished", "run_finished"])
+@pytest.mark.parametrize(
+    "hook", ["run_started", "episode_finished", "step_finished", "evaluation_finished", "run_finished"]
+)
 def test_a_hook_that_hangs_is_given_up_with_its_name_and_the_run_goes_on(site, tmp_path, hook):  # noqa: F811
-    arguments = {"run_started": "run", "episode_finished": "episode", "step_finished": "step", "run_finished": "run"}
-    hung = f"@hookimpl\ndef agentrl_{hook}({arguments[hook]}): end.wait(30)\n"
+    hung = f"@hookimpl\ndef agentrl_{hook}(): end.wait(30)\n"
     listen(site, HUNG + "from agentrl import hookimpl\n" + hung)
     told = io.StringIO()
     try:
-        assert train(tmp_path, "run.hook_timeout=0.2", told=told).outcome == "completed"
+        evaluated = EVALUATED if hook == "evaluation_finished" else ()
+        assert train(tmp_path, *evaluated, "run.hook_timeout=0.2", told=told).outcome == "completed"
     finally:
         import listener_mod
 

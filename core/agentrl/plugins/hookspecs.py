@@ -74,6 +74,15 @@ def agentrl_step_finished(step: int, metrics: Mapping[str, float]) -> None:
 
 
 @hookspec
+def agentrl_evaluation_finished(step: int, metrics: Mapping[str, float]) -> None:
+    """The weights after ``step`` optimiser steps have been evaluated; ``step`` is 0 before the first one.
+
+    ``metrics`` are what is logged of it, by name: ``evaluation/reward``, ``evaluation/reward_greedy``, … and of
+    `agentrl sft` ``evaluation/loss``. An evaluation beside training may end after later steps.
+    """
+
+
+@hookspec
 def agentrl_checkpoint_saved(path: Path) -> None:
     """A checkpoint folder is complete."""
 

@@ -18,6 +18,7 @@ _HOOKS = (
     "agentrl_episode_finished",
     "agentrl_batch_ready",
     "agentrl_step_finished",
+    "agentrl_evaluation_finished",
     "agentrl_checkpoint_saved",
     "agentrl_run_finished",
 )

@@ -137,6 +137,7 @@ class RunRecorder:
         """An evaluation within the run is done. Raises ``RunError`` where its results cannot be written."""
         metrics = evaluation.metrics()
         self._log(evaluation.step, metrics)
+        self._tell("agentrl_evaluation_finished", step=evaluation.step, metrics=metrics)
         self.reporter.evaluation_finished(evaluation.step, metrics)
 
     def sync(self) -> None:
