@@ -25,7 +25,7 @@ CORE = Path(agentrl.__file__).parent
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"cli"},
-    {"doctor", "scaffold", "testing"},
+    {"doctor", "scaffold", "testing", "view"},
     {"training"},
     {"reporting"},
     {"runs"},

@@ -1,0 +1,53 @@
+"""The files beside the pages: the style sheet and script of this package, and plotly's own bundle from where it is
+installed. No page loads anything else."""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from agentrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+__all__ = ["ROUTES"]
+
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_FRESH = {"cache-control": "no-cache"}
+"""It is asked for again each time, and answered with 304: another version may be installed meanwhile."""
+
+
+def _asset(request: Request) -> Response:
+    name = request.path_params["name"]
+    path = Path(str(resources.files("agentrl.view"))) / "static" / name
+    if path.suffix not in _TYPES or not path.is_file():
+        raise ConfigError(f"there is no file {name!r} beside the pages")
+    return _file(request, path, _TYPES[path.suffix])
+
+
+def _plotly(request: Request) -> Response:
+    found = find_spec("plotly")  # The package itself, of which only a file is wanted, takes a second to import.
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / "package_data" / "plotly.min.js"
+        if path.is_file():
+            return _file(request, path, "text/javascript")
+    raise ConfigError("the installed plotly has no plotly.min.js, so there are no plots", fix="pip install plotly")
+
+
+def _file(request: Request, path: Path, kind: str) -> Response:
+    made = FileResponse(path, media_type=kind, headers=_FRESH, stat_result=path.stat())
+    if request.headers.get("if-none-match") == made.headers["etag"]:
+        return Response(status_code=304, headers=_FRESH | {"etag": made.headers["etag"]})
+    return made
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/assets/plotly.js", _plotly, name="plotly"),
+    Route("/assets/{name}", _asset, name="asset"),
+]

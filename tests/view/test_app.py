@@ -1,0 +1,109 @@
+"""The frame of the pages: that every run is listed as its reader tells it, and that nothing else can be had."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from agentrl.config import load_config
+from agentrl.runs.contract import Summary
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.metrics import MetricsLog
+from agentrl.view.app import view_app
+from agentrl.view.library import Library
+
+
+def made(place: Path, name: str, outcome: str | None = "completed") -> RunFolder:
+    """A run of two steps and two evaluations."""
+    folder = RunFolder.create(load_config(None, f"run.dir={place}", f"run.name={name}", "training.steps=4", environ={}))
+    with MetricsLog(folder.metrics) as log:
+        log.append(0, {"evaluation/reward": 0.25})
+        for step in (1, 2):
+            log.append(step, {"reward/mean": step / 7, "tokens/completion": 300, "seconds/step": 2.0})
+        log.append(2, {"evaluation/reward": 0.75})
+    if outcome is not None:
+        folder.write_summary(Summary(outcome))
+    return folder
+
+
+def client(*places: Path) -> TestClient:
+    return TestClient(view_app(Library(places)), base_url="http://127.0.0.1:8000")
+
+
+def test_every_run_is_listed_with_the_numbers_of_its_files(tmp_path: Path):
+    made(tmp_path, "one")
+    made(tmp_path, "failing", "failed: the disk is full")
+    made(tmp_path, "torn").metrics.write_text("{\n")
+    text = client(tmp_path).get("/").text
+    rows = dict(re.findall(r'<tr data-row.*?<a href="([^"]*)">(.*?)</tr>', text, re.DOTALL))
+    assert set(rows) == {"/runs/one", "/runs/failing", "/runs/torn"}
+    values = [float(each) for each in re.findall(r'<data value="([^"]*)"', rows["/runs/one"])]
+    assert values == [0.25, 0.75, 2 / 7, 150.0]
+    assert "2/4 steps" in rows["/runs/one"]
+    assert "failed: the disk is full" in text
+    assert "line 1 is not JSON" in text
+
+
+def test_a_page_that_has_not_changed_is_not_made_again(tmp_path: Path):
+    folder = made(tmp_path, "one")
+    browser = client(tmp_path)
+    for path in ("/", "/runs/one"):
+        tag = browser.get(path).headers["etag"]
+        again = browser.get(path, headers={"if-none-match": tag})
+        assert (again.status_code, again.content) == (304, b"")
+        with MetricsLog(folder.metrics) as log:
+            log.append(3, {"reward/mean": 0.5})
+        assert browser.get(path, headers={"if-none-match": tag}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/runs/onee", "there is no run &#39;onee&#39; here (did you mean &#39;one&#39;?)"),
+        ("/nowhere", "there is no page /nowhere"),
+        ("/assets/..%2fapp.py", "there is no page"),
+        ("/assets/app.py", "there is no file"),
+    ],
+)
+def test_what_there_is_not_is_said_in_a_sentence(tmp_path: Path, path: str, said: str):
+    made(tmp_path, "one")
+    answer = client(tmp_path).get(path)
+    assert answer.status_code == 404
+    assert said in answer.text
+
+
+def test_runs_of_one_name_in_two_folders_are_told_apart_and_one_that_is_taken_away_is_gone(tmp_path: Path):
+    made(tmp_path / "a", "one")
+    made(tmp_path / "b", "one")
+    library = Library([tmp_path / "a", tmp_path / "b" / "one"])
+    assert library.names() == ["one", "one-2"]
+    assert library.run("one-2").path == tmp_path / "b" / "one"
+    (tmp_path / "a" / "one" / "config.yaml").unlink()
+    assert library.names() == ["one"]
+
+
+def test_names_are_text_wherever_they_stand(tmp_path: Path):
+    name = "<script>alert('% ?#&1')<script>"
+    folder = made(tmp_path, "one")
+    folder.path.rename(tmp_path / name)
+    browser = client(tmp_path)
+    listed = browser.get("/").text
+    assert name not in listed
+    link = html.unescape(re.findall(r'<a href="(/runs/[^"]*)"', listed)[0])
+    shown = browser.get(link)
+    assert shown.status_code == 200
+    assert name not in shown.text
+    assert 'aria-current="page"' in shown.text
+    assert "<b>" not in browser.get("/runs/%3Cb%3E").text
+
+
+@pytest.mark.parametrize("name", ["view.css", "view.js", "icon.svg", "plotly.js"])
+def test_what_the_pages_load_is_served_from_here_and_kept_by_the_browser(tmp_path: Path, name: str):
+    browser = client(tmp_path)
+    first = browser.get(f"/assets/{name}")
+    assert first.status_code == 200
+    assert browser.get(f"/assets/{name}", headers={"if-none-match": first.headers["etag"]}).status_code == 304
