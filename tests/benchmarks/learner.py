@@ -58,7 +58,7 @@ class Side:
     def run(self, groups: list[Group]) -> None:
         start = Taken.now()
         batch, _ = build_batch(groups, GRPO)
-        metrics = self.learner.step(batch)
+        metrics = self.learner.step(batch).metrics
         self.steps.append((Taken.now().since(start), metrics))
 
     @property

@@ -36,7 +36,7 @@ def measure(folder: Path, *settings: str) -> dict[str, object]:
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        metrics = learner.step(batch)
+        metrics = learner.step(batch).metrics
         seconds.append(time.perf_counter() - began)
     taken = torch.cuda.max_memory_allocated() if cuda else _peak(process) - before
     return {

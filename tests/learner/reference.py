@@ -177,7 +177,7 @@ def _learner_gradient(model, groups, algorithm, tokens_per_batch, *, forest, ref
     batch = Columns(algorithm, scorers).prepare(groups).batch
     passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=forest)
     model.zero_grad()
-    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss, version=version)
+    metrics = accumulate_gradient(Policy(model), batch, passes, algorithm.loss, version=version).metrics
     return metrics["policy/loss"], _gradient(model)
 
 

@@ -87,7 +87,7 @@ def test_gradients_through_the_forest_are_those_of_peft_on_a_plain_forward(build
     assert probe_forest(ours) is None
     batch, _ = build_batch(groups, GRPO)
     passes = pack(batch.paths, batch.targets, 8192, forest=True)
-    metrics = accumulate_gradient(Policy(ours, adapter=adapter), batch, passes, GRPO.loss)
+    metrics = accumulate_gradient(Policy(ours, adapter=adapter), batch, passes, GRPO.loss).metrics
     found = {name: tensor.grad for name, tensor in adapter.tensors()}
 
     peft = get_peft_model(plain, LoraConfig(r=3, lora_alpha=5, target_modules="all-linear"))
@@ -118,7 +118,7 @@ class _OnlyTrained:
 def test_only_the_adapter_is_trained_and_in_the_optimiser(folder):
     made = learner(folder)
     before = {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
-    assert made.step(batch())["policy/updated"] == 1
+    assert made.step(batch()).metrics["policy/updated"] == 1
     changed = {name for name, parameter in made.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed
     assert all(".lora_" in name for name in changed)
@@ -255,7 +255,7 @@ def test_without_its_adapter_the_model_is_the_base(folder):
     with made.without_adapter():
         assert scores(made).tolist() == scores(base).tolist()
     assert scores(made).tolist() == trained.tolist() != scores(base).tolist()
-    assert made.step(batch(2))["policy/updated"] == 1
+    assert made.step(batch(2)).metrics["policy/updated"] == 1
     with pytest.raises(ValueError, match="there is no adapter to leave out"):
         base.without_adapter()
 
@@ -265,7 +265,7 @@ def test_dropout_falls_on_gradients_alone(folder):
     perturbed(made.adapter)
     perturbed(dry.adapter)
     assert scores(made).tolist() == scores(dry).tolist()
-    assert made.step(batch())["policy/loss"] != dry.step(batch())["policy/loss"]
+    assert made.step(batch()).metrics["policy/loss"] != dry.step(batch()).metrics["policy/loss"]
 
 
 def test_digests_of_base_and_adapter_apart(folder):
@@ -402,7 +402,7 @@ def test_a_base_for_which_there_is_room_in_its_own_type_alone_is_trained_as_any(
     tight = learner(folder, training={"precision": precision})
     assert seen == [{getattr(torch, precision)}]
     assert tight.rows_because is None
-    assert tight.step(batch(1))["policy/loss"] == usual.step(batch(1))["policy/loss"]
+    assert tight.step(batch(1)).metrics["policy/loss"] == usual.step(batch(1)).metrics["policy/loss"]
     tight.step(batch(2))
     usual.step(batch(2))
     for name, tensor in usual._masters.tensors().items():

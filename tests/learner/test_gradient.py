@@ -140,7 +140,7 @@ def test_what_a_correction_leaves_out_is_counted(cap, masked):
     groups = wandering_groups(random.Random(6), VOCABULARY)
     batch, _ = build_batch(groups, built := build({**REINFORCE, "correction": {"name": "masked", "cap": cap}}))
     passes = pack(batch.paths, batch.targets, 64, forest=True)
-    metrics = accumulate_gradient(Policy(takes_forest(model("full"))), batch, passes, built.loss)
+    metrics = accumulate_gradient(Policy(takes_forest(model("full"))), batch, passes, built.loss).metrics
     assert metrics["policy/masked"] == masked
     assert metrics["policy/weight_mean"] == pytest.approx((1 - masked) * metrics["policy/ratio_mean"])
 

@@ -48,7 +48,7 @@ class GroupLearner(Learner):
 
     def step(self, groups):
         batch, account = build_batch(groups, self.algorithm)
-        return {**account.counts, **super().step(batch)}
+        return {**account.counts, **super().step(batch).metrics}
 
 
 def learner(folder, algorithm=GRPO, **training):

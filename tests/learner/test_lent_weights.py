@@ -82,7 +82,7 @@ def test_no_step_changes_weights_that_somebody_has(learner, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.tensors())
     engine.give_back()
     engine.give_back()
-    assert learner.step(batch())["policy/updated"] == 1.0
+    assert learner.step(batch()).metrics["policy/updated"] == 1.0
 
 
 def test_a_block_gives_them_back_however_it_ends(learner):

@@ -80,7 +80,7 @@ def test_penalties_train_what_no_advantage_does(model, reference):
     batch, _ = build_batch(groups, algorithm)
     extra = {"reference": Policy(model).score_paths(batch.targets, batch.paths, 64).logprob}
     passes = pack(batch.paths, batch.targets, 64, forest=True)
-    metrics = accumulate_gradient(Policy(model), replace(batch, extra=extra), passes, algorithm.loss)
+    metrics = accumulate_gradient(Policy(model), replace(batch, extra=extra), passes, algorithm.loss).metrics
     assert metrics["penalty/entropy"] == metrics["policy/entropy"] > 0
     assert metrics["penalty/kl"] == pytest.approx(0, abs=1e-12)
 

@@ -70,7 +70,7 @@ def test_an_update_follows_the_other_with_the_policy_before_the_step_as_the_prox
 
     learner = Learner(folder, TrainingSection(learning_rate=1e-3), replace(algorithm.loss, correction=spying), seed=0)
     before = learner.score(batch.targets, batch.paths).logprob
-    metrics = learner.step(batch)
+    metrics = learner.step(batch).metrics
     assert learner.version == 1
     assert metrics["learner/updates"] == 2
     assert metrics["policy/updated"] == 1
@@ -94,6 +94,27 @@ def test_an_update_follows_the_other_with_the_policy_before_the_step_as_the_prox
     )
 
 
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("tokens", [8192, 40])
+def test_a_step_tells_what_it_found_of_every_term_in_the_order_of_its_batch(folder, updates, tokens):
+    """By the weights before it, however many updates and passes it takes."""
+    groups = wandering_groups(random.Random(6), VOCABULARY, groups=3, size=4)
+    algorithm = grpo(correction={"name": "truncated", "cap": 1.05})
+    batch, _ = build_batch(groups, algorithm, updates=updates)
+    batch = replace(batch, advantage=np.where(batch.call % 2, batch.advantage, 0.0))  # some passes have no gradient
+    learner = learner_of(folder, algorithm, tokens_per_batch=tokens)
+    before = learner.score(batch.targets, batch.paths)
+    metrics, terms = learner.step(batch)
+    assert (metrics["learner/updates"], metrics["learner/passes"] > 1) == (updates, True)
+    np.testing.assert_allclose(terms.logprob, before.logprob, atol=1e-5)
+    np.testing.assert_allclose(terms.entropy, before.entropy, atol=1e-5)
+    weight = np.minimum(np.exp(before.logprob - batch.logprob), 1.05)
+    np.testing.assert_allclose(terms.importance, weight, atol=1e-5)
+    assert 0 < np.mean(weight < 1.05) < 1
+    assert metrics["policy/weight_mean"] == pytest.approx(terms.importance.mean(), abs=1e-6)
+    assert metrics["policy/ratio_mean"] == pytest.approx(np.exp(terms.logprob - batch.logprob).mean(), abs=1e-6)
+
+
 def test_the_same_step_makes_the_same_weights_to_the_bit(folder):
     batch, _ = build_batch(wandering_groups(random.Random(4), VOCABULARY), grpo(), updates=3)
     learners = [learner_of(folder) for _ in range(2)]
@@ -106,7 +127,7 @@ def test_the_same_step_makes_the_same_weights_to_the_bit(folder):
 def test_the_learning_rate_is_that_of_the_step_in_all_its_updates(folder):
     batch, _ = build_batch(wandering_groups(random.Random(4), VOCABULARY), grpo(), updates=3)
     learner = learner_of(folder, schedule="linear", steps=4)
-    rates = [learner.step(batch)["policy/learning_rate"] for _ in range(2)]
+    rates = [learner.step(batch).metrics["policy/learning_rate"] for _ in range(2)]
     assert rates == [pytest.approx(1e-3), pytest.approx(0.75e-3)]
 
 
@@ -116,7 +137,7 @@ def test_fewer_episodes_make_fewer_updates_and_none_are_a_step_too(folder):
     alone, _ = build_batch([Group(0, (recorder.episode(1.0),))], grpo(), updates=4)
     nothing, _ = build_batch([], grpo(), updates=4)
     learner = learner_of(folder)
-    assert learner.step(alone)["learner/updates"] == 1
+    assert learner.step(alone).metrics["learner/updates"] == 1
     learner.step(nothing)
     assert learner.version == 2
 

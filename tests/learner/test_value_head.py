@@ -62,7 +62,7 @@ def test_loss_and_gradient_are_those_of_separate_rows(model, tokens_per_batch):
     policy.value_head = head
     passes = pack(batch.paths, batch.targets, tokens_per_batch, forest=True)
     model.zero_grad()
-    metrics = accumulate_gradient(policy, batch, passes, algorithm.loss)
+    metrics = accumulate_gradient(policy, batch, passes, algorithm.loss).metrics
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     of_value, values = of_head(head), policy.score_paths(batch.targets, batch.paths, tokens_per_batch).value
     head.weight.grad = head.bias.grad = None
@@ -118,7 +118,7 @@ def test_a_head_that_was_saved_goes_on_to_the_bit(folder, tmp_path):
     whole.save_state(tmp_path / "saved")
     resumed = learner_of(tmp_path / "saved", ppo())
     resumed.load_state(tmp_path / "saved")
-    made = [learner.step(batch) for learner in (whole, resumed)]
+    made = [learner.step(batch).metrics for learner in (whole, resumed)]
     first, second = ({name: v for name, v in each.items() if "seconds" not in name} for each in made)
     assert first == second
     scores = [learner.score(batch.targets, batch.paths) for learner in (whole, resumed)]
@@ -143,8 +143,8 @@ def test_metrics_say_how_much_of_the_returns_the_values_explain(folder):
     batch = with_columns(build_batch(wandering_groups(random.Random(3), VOCABULARY), ppo())[0])
     target = batch.extra["return"]
     for value, explained in ((target, 1.0), (target * 0 + 5, 0.0), (target / 2, 0.75)):
-        metrics = learner_of(folder, ppo()).step(replace(batch, extra={"value": value, "return": target}))
+        metrics = learner_of(folder, ppo()).step(replace(batch, extra={"value": value, "return": target})).metrics
         assert metrics["value/explained_variance"] == pytest.approx(explained, abs=1e-9)
         assert metrics["value/mean"] == pytest.approx(value.mean())
     constant = replace(batch, extra={"value": target, "return": target * 0})
-    assert "value/explained_variance" not in learner_of(folder, ppo()).step(constant)
+    assert "value/explained_variance" not in learner_of(folder, ppo()).step(constant).metrics

@@ -83,12 +83,12 @@ def test_under_an_adapter_the_reference_is_the_base(tiny_folder: Path) -> None:
     columns = Columns.load(algorithm, learner, sources, config)
     groups = wandering_groups(random.Random(3), VOCABULARY)
     first = columns.prepare(groups)
-    assert learner.step(first.batch)["penalty/kl"] == pytest.approx(0, abs=1e-9)
+    assert learner.step(first.batch).metrics["penalty/kl"] == pytest.approx(0, abs=1e-9)
     second = columns.prepare(groups)
     np.testing.assert_array_equal(second.batch.extra["reference"], first.batch.extra["reference"])
     base = FrozenModel(tiny_folder, config.training).score(first.batch.targets, first.batch.paths).logprob
     np.testing.assert_allclose(first.batch.extra["reference"], base, atol=1e-5)
-    assert learner.step(second.batch)["penalty/kl"] > 1e-6
+    assert learner.step(second.batch).metrics["penalty/kl"] > 1e-6
     moved = learner.score(first.batch.targets, first.batch.paths).logprob
     assert np.abs(moved - base).max() > 1e-3
 

@@ -80,7 +80,7 @@ def test_at_learning_rate_zero_learner_and_engine_agree(choices, group, grammars
     learner = Learner(tiny_folder, settings, algorithm.loss, 0)
     scores = learner.score(batch.targets, batch.paths)
     assert np.abs(scores.logprob - batch.logprob).max() < 1e-5
-    metrics = learner.step(batch)
+    metrics = learner.step(batch).metrics
     assert metrics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
     assert account.counts["tokens/excluded"] > 0

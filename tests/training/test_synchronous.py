@@ -127,7 +127,7 @@ async def _plain_loop(config: Config) -> Outcome:
                 samples |= {episode.key: _bits(episode) for episode in episodes}
                 groups.append(Group(request.task, tuple(episodes)))
             batch, account = build_batch(groups, algorithm, longest=config.training.pass_tokens)
-            metrics.append({**account.counts, **learner.step(batch)})
+            metrics.append({**account.counts, **learner.step(batch).metrics})
             with learner.lend("the engine") as weights:
                 await serving.backend.update_weights(weights)
     weights = {name: _bytes(tensor) for name, tensor in learner.model.state_dict().items()}

@@ -225,7 +225,7 @@ def _learn(case: Case) -> dict[str, float]:
     sources = Sources.of(case.algorithm, case.config, case.plugins, case.folder)
     columns = Columns.load(case.algorithm, case.learner, sources, case.config)
     prepared = columns.prepare(case.groups, allowed=grammars_of(case.folder), choices=choices)
-    return {**prepared.account.counts, **case.learner.step(prepared.batch)}
+    return {**prepared.account.counts, **case.learner.step(prepared.batch).metrics}
 
 
 def _learned(learned: Mapping[str, float], seconds: float) -> Finding:

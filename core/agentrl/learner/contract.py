@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,9 @@ __all__ = [
     "Penalty",
     "PenaltyTerms",
     "Scores",
+    "StepResult",
     "Targets",
+    "TermScores",
     "TrainBatch",
     "ValueTerms",
 ]
@@ -110,6 +112,25 @@ class Scores:
     """Entropy, in nats, of the distribution that each token is scored under."""
     value: Floats | None = None
     """What the value head expects at the position that predicts each token; ``None`` where there is no head."""
+
+
+@dataclass(frozen=True, slots=True)
+class TermScores:
+    """What a step found of the ``n`` terms of its batch, in their order, and trained them by."""
+
+    logprob: Floats
+    """Log-probability under the weights before the step: what ``CorrectionTerms.learner`` was."""
+    entropy: Floats
+    """Entropy, in nats, of the distribution that each token is scored under, by the same weights."""
+    importance: Floats
+    """``Anchor.weight``, which multiplied the loss of the term."""
+
+
+class StepResult(NamedTuple):
+    """What one step, or one update of it, has made."""
+
+    metrics: dict[str, float]
+    terms: TermScores
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import RunError
-from agentrl.learner.contract import CorrectionTerms, Loss, ObjectiveTerms, PenaltyTerms, TrainBatch, ValueTerms
+from agentrl.learner.contract import (
+    CorrectionTerms,
+    Loss,
+    ObjectiveTerms,
+    PenaltyTerms,
+    StepResult,
+    TermScores,
+    TrainBatch,
+    ValueTerms,
+)
 from agentrl.learner.packing import Pass
 from agentrl.learner.policy import Policy, PolicyMetrics
 
@@ -32,28 +41,38 @@ def accumulate_gradient(
     *,
     version: int = 0,
     before: Floats | None = None,
-) -> dict[str, float]:
-    """Add the gradient of the loss to the policy's weights; returns the ``policy/`` metrics of the step.
+) -> StepResult:
+    """Add the gradient of the loss to the policy's weights; returns the ``policy/`` metrics, and the scores of terms.
 
     The loss is ``Σ weight · (importance · objective + Σ coefficient · penalty)`` over all terms, and the critic's.
     Weights are shares of the whole update, so however the terms are spread over passes, the sum of their gradients is
     that of one pass. Passes that ``is_learned`` leaves out are computed for the metrics alone. ``version`` is that of
     the policy's weights before the step, and ``before`` are the terms' log-probabilities under those, ``None`` while
-    the weights are the same. Raises ``RunError`` where a pass needs more memory than the device has.
+    the weights are the same. The entropies that are returned are those of the weights as they are. Raises ``RunError``
+    where a pass needs more memory than the device has.
     """
     metrics = PolicyMetrics()
+    scored: list[Tensor] = []
     learned = is_learned(batch, loss)
     for work in passes:
         learns = bool(np.any(learned[work.targets_N]))
         try:
             with policy.threads.of(work.ids_RT.size), torch.set_grad_enabled(learns):
-                _backward(policy, batch, work, loss, version, before, metrics)
+                scored.append(_backward(policy, batch, work, loss, version, before, metrics))
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"a pass of {work.ids_RT.size} tokens does not fit the memory of {policy.device}",
                 fix="lower training.tokens_per_batch",
             ) from error
-    return metrics.result()
+    return StepResult(metrics.result(), _in_order(scored, passes, len(batch.version)))
+
+
+def _in_order(scored: Sequence[Tensor], passes: Sequence[Pass], terms: int) -> TermScores:
+    """The scores of all terms, from those of each pass, shape (3, terms of the pass); copied to the CPU at once."""
+    columns = np.full((3, terms), np.nan)
+    if scored:
+        columns[:, np.concatenate([work.targets_N for work in passes])] = torch.cat(list(scored), dim=1).cpu().numpy()
+    return TermScores(*columns)
 
 
 def is_learned(batch: TrainBatch, loss: Loss) -> Bools:
@@ -72,9 +91,10 @@ def _backward(
     version: int,
     before: Floats | None,
     metrics: PolicyMetrics,
-) -> None:
+) -> Tensor:
+    """Returns the rows of ``TermScores``, shape (3, terms of the pass), in double precision and without a gradient."""
     scores = policy.score(work, batch.targets)
-    now_N = scores.logprob_N.detach()
+    now_N, entropy_N = scores.logprob_N.detach(), scores.entropy_N.detach()
 
     def column(values: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(values[work.targets_N]).to(now_N)
@@ -109,7 +129,8 @@ def _backward(
     metrics.add(
         loss=total.detach(),
         log_ratio_N=learner_N - behaviour_N,
-        entropy_N=scores.entropy_N.detach(),
+        entropy_N=entropy_N,
         clipped_N=made.clipped,
         means=means,
     )
+    return torch.stack([column_N.double() for column_N in (learner_N, entropy_N, anchor.weight)])

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from agentrl.config.training import TrainingSection
 from agentrl.inference.adapter_folder import base_of, is_adapter
 from agentrl.learner.adapters import LoraAdapter
-from agentrl.learner.contract import Loss, Scores, Targets, TrainBatch
+from agentrl.learner.contract import Loss, Scores, StepResult, Targets, TrainBatch
 from agentrl.learner.folder import (
     has_room_in_float32,
     load_model,
@@ -45,7 +45,7 @@ from agentrl.learner.packing import check_batch, check_lengths, check_targets, p
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
 from agentrl.learner.recompute import recompute_layers
-from agentrl.learner.updates import cut_updates, joined_metrics
+from agentrl.learner.updates import cut_updates, joined
 from agentrl.learner.value import ValueHead
 from agentrl.machine import find_device
 
@@ -119,8 +119,8 @@ class Learner:
         """
         return self._policy.without_adapter()
 
-    def step(self, batch: TrainBatch) -> dict[str, float]:
-        """Make new weights from ``batch``, by one update or as many as it names; returns metrics by name.
+    def step(self, batch: TrainBatch) -> StepResult:
+        """Make new weights from ``batch``, by one update or as many as it names; returns metrics, and scores of terms.
 
         Where no term has a gradient, as where every advantage is 0 and nothing is added by a penalty or a critic, the
         weights and the optimiser's moments stay as they are (``policy/updated`` is 0); the step counts all the same,
@@ -140,12 +140,12 @@ class Learner:
         if len(updates) == 1:
             made = self._update(batch, None)
         else:
-            before = self._policy.score_paths(batch.targets, batch.paths, limit).logprob
-            made = joined_metrics([(self._update(part, before[terms]), len(terms)) for terms, part in updates])
+            before = self._policy.score_paths(batch.targets, batch.paths, limit)
+            made = joined([(self._update(part, before.logprob[terms]), terms) for terms, part in updates], before)
         self.version += 1
-        return metrics | made | {"learner/updates": float(len(updates))}
+        return StepResult(metrics | made.metrics | {"learner/updates": float(len(updates))}, made.terms)
 
-    def _update(self, batch: TrainBatch, before: Floats | None) -> dict[str, float]:
+    def _update(self, batch: TrainBatch, before: Floats | None) -> StepResult:
         """One update of the weights; ``before`` holds the log-probabilities under those that the step began with."""
         started = time.perf_counter()
         first = np.flatnonzero(is_learned(batch, self._loss))
@@ -157,17 +157,21 @@ class Learner:
             "learner/passes": float(len(passes)),
         }
         with self._policy.dropping():
-            metrics |= accumulate_gradient(self._policy, batch, passes, self._loss, version=self.version, before=before)
+            made, terms = accumulate_gradient(
+                self._policy, batch, passes, self._loss, version=self.version, before=before
+            )
+            metrics |= made
         computed = time.perf_counter()
         if passes:
             metrics |= self._optimiser.step(self.version, metrics["policy/loss"])
             if self._value_head is not None:
                 metrics |= self._value_head.step(metrics["policy/learning_rate"])
-        return metrics | {
+        metrics |= {
             "seconds/learner/pack": packed - started,
             "seconds/learner/gradient": computed - packed,
             "seconds/learner/update": time.perf_counter() - computed,
         }
+        return StepResult(metrics, terms)
 
     def score(self, targets: Targets, paths: Sequence[Ints]) -> Scores:
         """Score ``targets`` on ``paths`` under the current weights, without a gradient and without changing anything.

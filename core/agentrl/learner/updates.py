@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agentrl.learner.contract import Targets, TrainBatch
+from agentrl.learner.contract import Scores, StepResult, Targets, TermScores, TrainBatch
 
 if TYPE_CHECKING:
     from agentrl.learner.contract import Ints
 
-__all__ = ["cut_updates", "joined_metrics"]
+__all__ = ["cut_updates", "joined"]
 
 _GREATEST = ("policy/ratio_max", "policy/updated")
 _SUMS = (
@@ -65,11 +65,21 @@ def _share(batch: TrainBatch, terms: Ints, paths: Ints) -> TrainBatch:
     )
 
 
-def joined_metrics(made: Sequence[tuple[dict[str, float], int]]) -> dict[str, float]:
-    """Return the metrics of a step from those of its updates, each with its number of terms.
+def joined(made: Sequence[tuple[StepResult, Ints]], before: Scores) -> StepResult:
+    """Return the result of a step from those of its updates, each with its terms.
 
-    They are means over terms, but for those that are sums or the greatest of all.
+    Metrics are means over terms, but for those that are sums or the greatest of all. ``before`` has the scores of all
+    terms before the step.
     """
+    importance = np.empty(len(before.logprob))
+    for result, terms in made:
+        importance[terms] = result.terms.importance
+    scores = TermScores(before.logprob, before.entropy, importance)
+    return StepResult(_joined_metrics([(result.metrics, len(terms)) for result, terms in made]), scores)
+
+
+def _joined_metrics(made: Sequence[tuple[dict[str, float], int]]) -> dict[str, float]:
+    """The metrics of a step from those of its updates, each with its number of terms."""
     total = sum(count for _, count in made)
     joined: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics, _ in made for name in metrics):

@@ -354,7 +354,7 @@ class TrainingLoop:
         left_out = [(group, fates_left_out(group, self.columns.algorithm)) for group in taken.left_out]
         ledger = step_ledger(groups, account.fates, left_out=left_out, stale=taken.stale)
         with self.checkpointer.weights_change():
-            learned = {**account.counts, **ledger.metrics(), **scored, **self.learner.step(batch)}
+            learned = {**account.counts, **ledger.metrics(), **scored, **self.learner.step(batch).metrics}
             # Here, because whoever waits for this may be interrupted meanwhile.
             self._learned = _Learned(self.learner.version, taken, learned)
         return learned

@@ -217,7 +217,7 @@ class SftLoop:
         examples = [self.train[index] for index in self.order.at(version)]
         batch = train_batch(examples, self._weights(examples), version)
         with self.checkpointer.weights_change():
-            metrics = self.learner.step(batch)
+            metrics = self.learner.step(batch).metrics
             self.checkpointer.cursor += len(examples)  # Those that came again are counted again.
             # Here, because whoever waits for this may be interrupted meanwhile.
             self._learned = _Learned(version + 1, len(examples), metrics)
