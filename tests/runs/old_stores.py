@@ -86,9 +86,16 @@ def write(path: Path, version: int, episodes: Sequence[tuple[int, Episode]]) -> 
     connection.close()
 
 
-LATER_COLUMNS = {7: ["calls.normalised"], 8: ["episodes.mistake_fingerprint", "episodes.setbacks"]}
+LATER_COLUMNS = {
+    7: ["calls.normalised"],
+    8: ["episodes.mistake_fingerprint", "episodes.setbacks"],
+    9: [
+        *("episodes.fate", "episodes.advantage", "episodes.surprise", "episodes.started"),
+        *("calls.started", "calls.waited", "trees.alternatives"),
+    ],
+}
 """The columns that a schema brought."""
-LATER_TABLES = {8: ["steps"]}
+LATER_TABLES = {8: ["steps"], 9: ["tools", "trained"]}
 """The tables that a schema brought. Since 6 nothing else has changed."""
 
 
@@ -143,7 +150,9 @@ def calls_to_json(calls: Sequence[Call], version: int) -> list[dict[str, Any]]:
     rows = []
     for call in calls:
         row = {field.name: getattr(call, field.name) for field in fields(call)}
-        later = {"normalised"} | ({"unmet", "control_tokens", "delivered"} if version == 1 else set())
+        later = {"normalised", "started", "waited"} | (
+            {"unmet", "control_tokens", "delivered"} if version == 1 else set()
+        )
         row = {name: value for name, value in row.items() if name not in later}
         row["request"] = beyond(requests.get(call.parent or "", {}), call.request)
         rows.append(row)

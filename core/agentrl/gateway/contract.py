@@ -134,6 +134,11 @@ class Call:
     """Whether the agent has the whole answer, as far as is known; not where its client left before the last byte."""
     seconds: float = 0.0
     """How long the completion took."""
+    started: float | None = None
+    """Seconds from the start of the episode's last attempt to the arrival of the request; ``None`` where that is not
+    recorded."""
+    waited: float | None = None
+    """Seconds from the arrival of the request to the first sampled token; ``None`` where the backend does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,8 @@ class Episode:
     """A text that mistakes of the same origin share, as in ``Failure``."""
     setbacks: tuple[Failure, ...] = field(default=(), compare=False)
     """What failed on the way and was tried again: calls that the agent's client repeated, earlier attempts."""
+    started: float | None = field(default=None, compare=False)
+    """When the last attempt began, in seconds since the epoch; ``None`` where that is not recorded."""
 
     @property
     def limit(self) -> Limit | None:

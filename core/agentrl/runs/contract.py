@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from agentrl.errors import Side
-from agentrl.rollout.contract import EpisodeKey, Outcome, Phase
+from agentrl.rollout.contract import EpisodeKey, Fate, Outcome, Phase
 
 __all__ = [
     "Checkpoint",
@@ -21,16 +21,47 @@ __all__ = [
     "RunState",
     "SortKey",
     "Summary",
+    "TokenFate",
+    "TrainedEpisode",
+    "TrainedTokens",
 ]
 
 RunState = Literal["running", "completed", "interrupted", "failed", "killed"]
 """``running`` while a process writes to the run folder; ``killed`` where none does and there is no summary."""
 
-SortKey = Literal["committed", "reward", "seconds", "tokens", "calls", "attempts", "group", "task", "step", "version"]
+SortKey = Literal[
+    "committed",
+    "reward",
+    "seconds",
+    "tokens",
+    "calls",
+    "attempts",
+    "group",
+    "task",
+    "sample",
+    "step",
+    "version",
+    "phase",
+    "outcome",
+    "side",
+    "fate",
+    "advantage",
+    "surprise",
+    "started",
+]
 """What episodes are sorted by; ``committed`` is the order in which they finished."""
 
-CountKey = Literal["phase", "outcome", "side", "step"]
-"""What episodes are counted by; ``side`` is the side of a failure, ``step`` the trained step."""
+CountKey = Literal["phase", "outcome", "side", "step", "fate", "tool", "task", "version"]
+"""What episodes are counted by; ``side`` is the side of a failure, ``step`` the trained step, and ``tool`` a tool that
+the policy called: an episode counts once for each of its tools."""
+
+TokenFate = Literal["trained", "constrained", "stale", "unrewarded", "left_out"]
+"""What became of a sampled token in the step that its episode's group was in.
+
+``trained``: the loss has a term for it. ``constrained``: a grammar or greedy sampling chose it, so that its
+log-probability is not the policy's. ``stale``: it was older than ``rollout.max_staleness`` allows. ``unrewarded``: no
+reward reaches its call, or the call's answer was not delivered. ``left_out``: its episode or its group is not in the
+batch, and the fate of the episode says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +174,10 @@ class EpisodeFilter(TypedDict, total=False):
     outcome: Outcome
     side: Side
     """The side that a failure is attributed to."""
+    fate: Fate
+    """What became of the episode in its step; none before the step has ended, and in evaluations."""
+    tool: str
+    """The name of a tool that the policy called."""
     min_reward: float
     max_reward: float
     """Inclusive bounds; an episode without a reward matches neither."""
@@ -173,6 +208,15 @@ class EpisodeRow:
     failure_reason: str | None
     mistake: str | None
     """The policy's mistake that ended the episode, if one did."""
+    fate: Fate | None = None
+    """What became of it in its step; ``None`` before the step has ended, and in evaluations."""
+    advantage: float | None = None
+    """The mean advantage of its trained tokens; ``None`` where none is trained, or not yet."""
+    surprise: float | None = None
+    """How unlikely the policy found what it did: the mean over its sampled tokens of the log-probability below zero,
+    in nats a token; ``None`` where none was sampled."""
+    started: float | None = None
+    """When its last attempt began, in seconds since the epoch; ``None`` where that is not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +250,54 @@ class Membership:
     """Groups that it consumes without training them, because the algorithm's filter leaves them out."""
     stale: tuple[int, ...] = ()
     """Groups that were dropped before it because tokens in them had become too old; their tasks come again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTokens:
+    """What an optimiser step made of the sampled tokens of one episode, a value for each token.
+
+    The tokens are in the order in which ``TokenTree.spans`` holds the sampled spans. A value is NaN where there is
+    none.
+    """
+
+    step: int
+    """The optimiser step."""
+    fates: tuple[TokenFate, ...]
+    advantages: tuple[float, ...]
+    """The advantage that the loss gave each token."""
+    weights: tuple[float, ...]
+    """The share of each token in the step's loss."""
+    logprobs: tuple[float, ...]
+    """The learner's log-probability of each token, in nats, under the weights before the step."""
+    entropies: tuple[float, ...]
+    """The entropy, in nats, of the distribution from which the learner's log-probability was taken."""
+    importances: tuple[float, ...]
+    """The weight with which the off-policy correction multiplied each token's term."""
+
+    def __post_init__(self) -> None:
+        for name in ("advantages", "weights", "logprobs", "entropies", "importances"):
+            if len(getattr(self, name)) != len(self.fates):
+                raise ValueError(f"{len(getattr(self, name))} {name} for {len(self.fates)} sampled tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedEpisode:
+    """What an optimiser step made of one episode of its groups, whether it is in the batch or not."""
+
+    key: EpisodeKey
+    fate: Fate
+    tokens: TrainedTokens
+    """A value for every sampled token of the episode's tree."""
+
+    @property
+    def advantage(self) -> float | None:
+        """The mean advantage of the tokens that are trained; ``None`` where none is."""
+        trained = [
+            advantage
+            for advantage, fate in zip(self.tokens.advantages, self.tokens.fates, strict=True)
+            if fate == "trained"
+        ]
+        return sum(trained) / len(trained) if trained else None
 
 
 @dataclass(frozen=True, slots=True)

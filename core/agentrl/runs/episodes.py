@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import sys
 import threading
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -20,14 +18,20 @@ from typing import Any, Unpack, cast, get_args
 from agentrl.errors import ConfigError, RunError
 from agentrl.gateway.contract import Call, Replacement
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Outcome, Phase
-from agentrl.runs.contract import CountKey, EpisodeFilter, EpisodeRow, GroupRow, Membership, SortKey
+from agentrl.runs.contract import (
+    CountKey,
+    EpisodeFilter,
+    EpisodeRow,
+    GroupRow,
+    Membership,
+    SortKey,
+    TrainedTokens,
+)
 from agentrl.runs.migrations import (
     FIRST_WITH_STEPS,
     FIRST_WITH_TABLES,
-    call_columns,
     call_rows,
     call_texts,
-    episode_columns,
     shadow,
     tree_row,
 )
@@ -36,15 +40,19 @@ from agentrl.runs.schema import (
     CALL_COLUMNS,
     EPISODE_COLUMNS,
     MESSAGE_TEXTS,
+    SCHEMA_VERSION,
     STEP_COLUMNS,
+    TRAINED_COLUMNS,
     TREE_COLUMNS,
     database_error,
     has_search,
     open_for_reading,
     schema_version,
+    storable,
     stored_text,
     unindexed_from,
 )
+from agentrl.runs.trained import numbers, trained_tokens
 from agentrl.tokens.contract import TokenTree
 
 __all__ = ["EpisodeReader", "parse_key"]
@@ -55,6 +63,7 @@ _PAGE = 128
 _ROW_COLUMNS = (
     *("id", "phase", "group_ordinal", "task", "sample", "version", "trained_step", "outcome", "reward", "seconds"),
     *("attempts", "call_count", "sampled_tokens", "failure_side", "failure_reason", "mistake"),
+    *("fate", "advantage", "surprise", "started"),
 )
 _ROWS = f"SELECT {', '.join(_ROW_COLUMNS)} FROM episodes"
 
@@ -83,6 +92,8 @@ _CONDITIONS = {
     "version": "version = :version",
     "outcome": "outcome = :outcome",
     "side": "failure_side = :side",
+    "fate": "fate = :fate",
+    "tool": "id IN (SELECT episode FROM tools WHERE tool = :tool)",
     "min_reward": "reward >= :min_reward",
     "max_reward": "reward <= :max_reward",
 }
@@ -95,14 +106,26 @@ _ORDERS: dict[SortKey, str] = {
     "attempts": "attempts",
     "group": "group_ordinal",
     "task": "task",
+    "sample": "sample",
     "step": "trained_step",
     "version": "version",
+    "phase": "phase",
+    "outcome": "outcome",
+    "side": "failure_side",
+    "fate": "fate",
+    "advantage": "advantage",
+    "surprise": "surprise",
+    "started": "started",
 }
 _COUNTED: dict[CountKey, str] = {
     "phase": "phase",
     "outcome": "outcome",
     "side": "failure_side",
     "step": "trained_step",
+    "fate": "fate",
+    "tool": "tool",
+    "task": "task",
+    "version": "version",
 }
 _KEY = re.compile(rf"({'|'.join(get_args(Phase))})-(\d+)-(\d+)-(\d+)")
 _QUERY = re.compile(r'"([^"]*)"|(\S+)')
@@ -165,10 +188,12 @@ class EpisodeReader:
     def counts(self, by: CountKey, **filters: Unpack[EpisodeFilter]) -> dict[str | int, int]:
         """How many of the episodes that match ``filters`` have each value of ``by``; those without one do not count."""
         column = _COUNTED[by]
+        among = "tools JOIN episodes ON episode = id" if by == "tool" else "episodes"
         with self._opened() as (connection, version):
             where, values = _where(connection, version, filters)
-            counted = f"SELECT {column}, count(*) FROM episodes WHERE {where} AND {column} NOT NULL"
-            return dict(connection.execute(f"{counted} GROUP BY {column} ORDER BY {column}", values).fetchall())
+            counted = f"SELECT {column}, count(*) FROM {among} WHERE {where} AND {column} NOT NULL"
+            found = connection.execute(f"{counted} GROUP BY {column} ORDER BY {column}", values).fetchall()
+            return {stored_text(value) if isinstance(value, bytes) else value: count for value, count in found}
 
     def groups(
         self, *, limit: int | None = None, offset: int = 0, **filters: Unpack[EpisodeFilter]
@@ -190,16 +215,38 @@ class EpisodeReader:
 
         Raises ``RunError`` where there is none, and ``ConfigError`` for a text that is no key.
         """
-        key = parse_key(key) if isinstance(key, str) else key
         with self._opened() as (connection, version):
-            where = "phase = ? AND group_ordinal = ? AND task = ? AND sample = ? ORDER BY id DESC LIMIT 1"
-            found = connection.execute(
-                f"SELECT id FROM episodes WHERE {where}",
-                (key.phase, key.group, key.task, key.sample),
-            )
-            for episode in _episodes(connection, version, [id for (id,) in found]):
-                return episode
-        raise RunError(f"the store {self.path} has no episode {key}", fix="list them with Run.episodes")
+            (episode,) = _episodes(connection, version, [self._id(connection, key)])
+        return episode
+
+    def _id(self, connection: sqlite3.Connection, key: EpisodeKey | str) -> int:
+        """The id of the newest episode of ``key``."""
+        key = parse_key(key) if isinstance(key, str) else key
+        where = "phase = ? AND group_ordinal = ? AND task = ? AND sample = ? ORDER BY id DESC LIMIT 1"
+        found = connection.execute(
+            f"SELECT id FROM episodes WHERE {where}", (key.phase, key.group, key.task, key.sample)
+        ).fetchone()
+        if found is None:
+            raise RunError(f"the store {self.path} has no episode {key}", fix="list them with Run.episodes")
+        return int(found[0])
+
+    def row(self, key: EpisodeKey | str) -> EpisodeRow:
+        """The episode of ``key`` as lists show it. Raises as ``episode`` does."""
+        with self._opened() as (connection, _):
+            found = connection.execute(f"{_ROWS} WHERE id = ?", (self._id(connection, key),))
+            return _row(found.fetchone())
+
+    def trained(self, key: EpisodeKey | str) -> TrainedTokens | None:
+        """What the optimiser step that the episode's group was in made of its sampled tokens.
+
+        ``None`` before that step has ended, for an episode of no step, and in a store of a schema before 9. Raises as
+        ``episode`` does.
+        """
+        with self._opened() as (connection, _):
+            id = self._id(connection, key)
+            columns = ", ".join(TRAINED_COLUMNS[1:])
+            found = connection.execute(f"SELECT {columns} FROM trained WHERE episode = ?", (id,)).fetchone()
+            return None if found is None else trained_tokens(found)
 
     def load(self, **filters: Unpack[EpisodeFilter]) -> Iterator[Episode]:
         """Whole episodes that match ``filters``, in the order of their commits; memory holds a page of them at most."""
@@ -251,15 +298,14 @@ class EpisodeReader:
         after = 0
         while True:
             with self._opened() as (connection, version):
-                table = f"(SELECT {_own_columns(version)} FROM episodes WHERE id > ? ORDER BY id LIMIT {_OUTLINED})"
-                wanted = f"SELECT {', '.join(_OUTLINED_OF_EPISODES)} FROM"
-                found = connection.execute(f"{wanted} {table} ORDER BY id", (after,)).fetchall()
+                wanted = f"SELECT {', '.join(_OUTLINED_OF_EPISODES)} FROM episodes WHERE id > ? ORDER BY id"
+                found = connection.execute(f"{wanted} LIMIT {_OUTLINED}", (after,)).fetchall()
                 calls: dict[int, list[Call]] = {row[0]: [] for row in found}
                 if found and version >= FIRST_WITH_TABLES:
-                    wanted = f"SELECT episode, {', '.join(_OUTLINED_OF_CALLS)} FROM"
-                    among = f"(SELECT {call_columns(version)} FROM calls WHERE episode BETWEEN ? AND ?)"
+                    wanted = f"SELECT episode, {', '.join(_OUTLINED_OF_CALLS)} FROM calls"
+                    among = "WHERE episode BETWEEN ? AND ? ORDER BY episode, ordinal"
                     ends = (found[0][0], found[-1][0])
-                    for id, *call in connection.execute(f"{wanted} {among} ORDER BY episode, ordinal", ends):
+                    for id, *call in connection.execute(f"{wanted} {among}", ends):
                         calls[id].append(_outlined_call(call))
             yield from (_outlined(row, tuple(calls[row[0]])) for row in found)
             if len(found) < _OUTLINED:
@@ -274,8 +320,9 @@ class EpisodeReader:
                     yield self._shadowed, schema_version(self._shadowed, self.path)
                     return
                 connection, version = open_for_reading(self.path)
-                if version < FIRST_WITH_TABLES:
+                if version < SCHEMA_VERSION:
                     shadow(connection, version)
+                if version < FIRST_WITH_TABLES:
                     self._shadowed = connection
                     yield connection, version
                     return
@@ -287,7 +334,7 @@ class EpisodeReader:
 
 def _where(
     connection: sqlite3.Connection, version: int, filters: EpisodeFilter
-) -> tuple[str, dict[str, str | int | float]]:
+) -> tuple[str, dict[str, str | bytes | int | float]]:
     """An SQL condition for ``filters``, and the values of its parameters."""
     wanted = cast(dict[str, Any], dict(filters))
     if unknown := wanted.keys() - EpisodeFilter.__annotations__.keys():
@@ -298,6 +345,8 @@ def _where(
         condition, parameters = _search(connection, version, phrases)
         conditions.append(condition)
         values |= parameters
+    if "tool" in values:
+        values["tool"] = storable(values["tool"])
     return " AND ".join(conditions) or "1", values
 
 
@@ -345,18 +394,12 @@ def _group(members: Sequence[EpisodeRow]) -> GroupRow:
     return GroupRow(first.phase, first.group, first.task, tuple(members))
 
 
-def _own_columns(version: int) -> str:
-    """The columns of ``episodes``; the temporary table that stands for one of an older schema has the present ones."""
-    return ", ".join(EPISODE_COLUMNS) if version < FIRST_WITH_TABLES else episode_columns(version)
-
-
 def _episodes(connection: sqlite3.Connection, version: int, ids: Sequence[int]) -> list[Episode]:
     """The whole episodes of ``ids``, in the same order."""
     among = f"IN ({', '.join(map(str, ids))})"
     columns = ", ".join("tasks.data" if name == "data" else f"e.{name}" for name in EPISODE_COLUMNS)
     found = connection.execute(
-        f"SELECT {columns} FROM (SELECT {_own_columns(version)} FROM episodes WHERE id {among}) AS e "
-        "JOIN tasks ON digest = e.data ORDER BY e.id"
+        f"SELECT {columns} FROM episodes AS e JOIN tasks ON digest = e.data WHERE e.id {among} ORDER BY e.id"
     ).fetchall()
     calls: dict[int, list[Sequence[Any]]] = {id: [] for id in ids}
     trees: dict[int, Sequence[Any]] = {}
@@ -367,7 +410,7 @@ def _episodes(connection: sqlite3.Connection, version: int, ids: Sequence[int]) 
             calls[id] = list(call_rows(old_calls))
             trees[id] = tree_row(old_tree)
     else:
-        names = f"SELECT {call_columns(version)} FROM calls"
+        names = f"SELECT {', '.join(CALL_COLUMNS)} FROM calls"
         for id, *call in connection.execute(f"{names} WHERE episode {among} ORDER BY episode, ordinal"):
             calls[id].append(call)
         names = f"SELECT {', '.join(TREE_COLUMNS)} FROM trees"
@@ -395,6 +438,7 @@ def _episode(values: Sequence[Any], calls: Iterable[Sequence[Any]], tree: Sequen
         attempts=value["attempts"],
         version=value["version"],
         trained_step=value["trained_step"],
+        started=value["started"],
     )
 
 
@@ -463,6 +507,8 @@ def _calls(rows: Iterable[Sequence[Any]]) -> Iterator[Call]:
             completion_tokens=value["completion_tokens"],
             fork_reason=None if value["fork_reason"] is None else stored_text(value["fork_reason"]),
             seconds=value["seconds"],
+            started=value["started"],
+            waited=value["waited"],
             **_told(value),
         )
         requests[call.id] = request
@@ -481,11 +527,12 @@ def _joined(parent: Mapping[str, Any], added: Mapping[str, Any], repeated: Mappi
     return request
 
 
-def _tree(spans: str, ids: bytes, logprobs: bytes, versions: bytes) -> TokenTree:
-    tokens, sampled_versions = _array("i", ids), _array("i", versions)
+def _tree(spans: str, ids: bytes, logprobs: bytes, versions: bytes, alternatives: str | None = None) -> TokenTree:
+    tokens, sampled_versions = numbers("i", ids), numbers("i", versions)
     # As many log-probabilities as versions: their size says which floats they are.
-    drawn = _array("f" if len(logprobs) == len(versions) else "d", logprobs)
-    rows, token, draw = [], 0, 0
+    drawn = numbers("f" if len(logprobs) == len(versions) else "d", logprobs)
+    reported = {} if alternatives is None else json.loads(alternatives)
+    rows, token, draw = list[dict[str, Any]](), 0, 0
     shape = json.loads(spans)
     for parent, fork, count, *sample in shape:
         row: dict[str, Any] = {"parent": parent, "fork": fork, "ids": tokens[token : token + count]}
@@ -499,14 +546,8 @@ def _tree(spans: str, ids: bytes, logprobs: bytes, versions: bytes) -> TokenTree
             if grammar:  # It is spelled out where it comes first; after that stands the index of that span.
                 kind, text, stop_ids = shape[grammar[0]][6] if isinstance(grammar[0], int) else grammar[0]
                 row["sampled"] |= {"grammar": {"kind": kind, "text": text}, "stop_ids": stop_ids}
+            if str(len(rows)) in reported:
+                row["sampled"] |= {"alternatives": reported[str(len(rows))]}
             draw += count
         rows.append(row)
     return TokenTree.from_json(rows)
-
-
-def _array(typecode: str, data: bytes) -> list[Any]:
-    values: array[Any] = array(typecode)
-    values.frombytes(data)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tolist()

@@ -1,9 +1,10 @@
-"""Episode stores of the schemas 1 to 7, read with the tables of the present one or rewritten in them.
+"""Episode stores of the schemas 1 to 8, read with the tables of the present one or rewritten in them.
 
 1: all of an episode in one row. 2: ``mistake``. 3: tasks in a table of their own. 4: ``reward_parts``. 5: the ordinal
 of the group, the policy version and the trained step in the place of ``step``. 6: calls and token trees in tables of
 their own, failures in columns. 7: ``normalised``. 8: the table ``steps``,
-and what was tried again.
+and what was tried again. 9: the tables ``tools`` and ``trained``, the fate, advantage and surprise of an episode, when
+episodes and calls began, alternatives of tokens.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from agentrl.runs.schema import BETWEEN_TEXTS, CALL_COLUMNS, EPISODE_COLUMNS, TEXT_KEYS, TREE_COLUMNS, storable
+from agentrl.runs.schema import (
+    BETWEEN_TEXTS,
+    CALL_COLUMNS,
+    EPISODE_COLUMNS,
+    STEP_COLUMNS,
+    TEXT_KEYS,
+    TRAINED_COLUMNS,
+    TREE_COLUMNS,
+    called_tools,
+    storable,
+)
+from agentrl.runs.trained import numbers
 
 __all__ = [
     "FIRST_WITH_STEPS",
     "FIRST_WITH_TABLES",
     "add_to",
-    "call_columns",
     "call_rows",
     "call_texts",
-    "episode_columns",
     "rewrite",
     "shadow",
     "tree_row",
@@ -36,9 +46,30 @@ FIRST_WITH_TABLES = 6
 FIRST_WITH_STEPS = 8
 """The first schema that keeps which groups a step takes."""
 
-_LATER_OF_CALLS = {"normalised": (7, "'[]'")}
-"""Columns of ``calls`` that a later schema brought, and their value before it."""
-_LATER_OF_EPISODES = {"mistake_fingerprint": (8, "''"), "setbacks": (8, "'[]'")}
+FIRST_WITH_TRAINED = 9
+"""The first schema that keeps which tools were called, and what a step made of tokens."""
+
+_Later = Mapping[str, tuple[int, str]]
+"""Columns that a later schema brought: the number of that schema, and their value before it."""
+
+_LATER_OF_CALLS: _Later = {"normalised": (7, "'[]'"), "started": (9, "NULL"), "waited": (9, "NULL")}
+_LATER_OF_EPISODES: _Later = {
+    "mistake_fingerprint": (8, "''"),
+    "setbacks": (8, "'[]'"),
+    "fate": (9, "NULL"),
+    "advantage": (9, "NULL"),
+    "surprise": (9, "(SELECT old_surprise(logprobs, versions) FROM trees WHERE episode = id)"),
+    "started": (9, "NULL"),
+}
+_LATER_OF_TREES: _Later = {"alternatives": (9, "NULL")}
+
+_TOOLS = """
+SELECT DISTINCT value AS tool, episode FROM calls, json_each(old_tools(message)) WHERE message LIKE '%"tool_calls"%'
+"""
+_TOOLS_OF_EPISODES = """
+SELECT DISTINCT value AS tool, id AS episode FROM main.episodes, json_each(old_tools_of_calls(calls))
+"""
+"""The same of a schema before 6."""
 
 _STEPS = """
 INSERT INTO steps (step, trained, left_out, stale)
@@ -62,6 +93,7 @@ def _columns(version: int) -> dict[str, str]:
         "failure_side": "old_failure(failure, 'side')",
         "failure_reason": "old_failure(failure, 'reason')",
         "failure_fingerprint": "old_failure(failure, 'fingerprint')",
+        "surprise": "old_surprise_of_tree(tree)",
     }
     if version < 5:
         # ``step`` was the optimiser step that a training batch was for, or the version that was evaluated.
@@ -81,13 +113,23 @@ def _select(version: int, table: str) -> str:
 
 
 def shadow(connection: sqlite3.Connection, version: int) -> None:
-    """Make a read-only connection to a store of ``version`` see the present ``episodes`` and ``tasks``.
+    """Make a read-only connection to a store of an older ``version`` see the present tables.
 
-    They are temporary tables in memory, without calls and trees, which stay in ``main.episodes``. Episodes that are
-    committed later are not seen. Raises what SQLite raises.
+    Since 6 they are views. Before it ``episodes`` and ``tasks`` are temporary tables in memory, and there are neither
+    calls nor trees, which stay in ``main.episodes``: episodes that are committed later are not seen. Raises what SQLite
+    raises.
     """
     _add_functions(connection)
     connection.execute("PRAGMA temp_store = memory")
+    if version < FIRST_WITH_STEPS:
+        _view(connection, "steps", _nothing(STEP_COLUMNS))
+    _view(connection, "trained", _nothing(TRAINED_COLUMNS))
+    if version >= FIRST_WITH_TABLES:
+        for table, columns, later in _GROWN:
+            _view(connection, table, f"SELECT {_named(columns, _since(columns, later, version))} FROM main.{table}")
+        _view(connection, "tools", _TOOLS)
+        return
+    _view(connection, "tools", _TOOLS_OF_EPISODES)
     connection.execute(f"CREATE TEMP TABLE episodes AS {_select(version, 'main.episodes')}")
     connection.execute("CREATE INDEX temp.by_id ON episodes (id)")
     if version < 3:
@@ -96,14 +138,20 @@ def shadow(connection: sqlite3.Connection, version: int) -> None:
         connection.execute("CREATE INDEX temp.by_digest ON tasks (digest)")
 
 
-def call_columns(version: int) -> str:
-    """The columns of ``calls`` as a store of ``version``, which has the table, gives them."""
-    return _named(CALL_COLUMNS, _since(CALL_COLUMNS, _LATER_OF_CALLS, version))
+_GROWN = (
+    ("episodes", EPISODE_COLUMNS, _LATER_OF_EPISODES),
+    ("calls", CALL_COLUMNS, _LATER_OF_CALLS),
+    ("trees", TREE_COLUMNS, _LATER_OF_TREES),
+)
+"""Tables since 6 that later schemas gave more columns."""
 
 
-def episode_columns(version: int) -> str:
-    """The columns of ``episodes`` as a store of ``version``, which has tables for calls and trees, gives them."""
-    return _named(EPISODE_COLUMNS, _since(EPISODE_COLUMNS, _LATER_OF_EPISODES, version))
+def _view(connection: sqlite3.Connection, name: str, select: str) -> None:
+    connection.execute(f"CREATE TEMP VIEW {name} AS {select}")
+
+
+def _nothing(columns: Sequence[str]) -> str:
+    return f"SELECT {', '.join(f'NULL AS {name}' for name in columns)} WHERE 0"
 
 
 def _named(columns: Sequence[str], values: Sequence[str]) -> str:
@@ -112,7 +160,7 @@ def _named(columns: Sequence[str], values: Sequence[str]) -> str:
     )
 
 
-def _since(columns: Sequence[str], later: Mapping[str, tuple[int, str]], version: int) -> list[str]:
+def _since(columns: Sequence[str], later: _Later, version: int) -> list[str]:
     """How a store of ``version`` gives each of ``columns``: by its name, or by its value before ``later``."""
     since = (later.get(name, (0, "")) for name in columns)
     return [name if version >= first else value for name, (first, value) in zip(columns, since, strict=True)]
@@ -123,12 +171,10 @@ def add_to(connection: sqlite3.Connection, version: int, statements: Sequence[st
 
     ``statements`` make the present tables and indexes. Raises what SQLite raises.
     """
+    _add_functions(connection)
     # Otherwise the tables that refer to `episodes` would refer to its old rows from now on.
     connection.execute("PRAGMA legacy_alter_table = ON")
-    for table, columns, select, later in (
-        ("episodes", EPISODE_COLUMNS, episode_columns(version), _LATER_OF_EPISODES),
-        ("calls", CALL_COLUMNS, call_columns(version), _LATER_OF_CALLS),
-    ):
+    for table, columns, later in _GROWN:
         if any(since > version for since, _ in later.values()):
             connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
             for (index,) in connection.execute(
@@ -139,14 +185,19 @@ def add_to(connection: sqlite3.Connection, version: int, statements: Sequence[st
             for statement in statements:
                 if f"CREATE TABLE {table} " in statement or f" ON {table} " in statement:
                     connection.execute(statement)
+            select = _named(columns, _since(columns, later, version))
             connection.execute(
                 f"INSERT INTO {table} ({', '.join(columns)}) SELECT {select} FROM old_{table} ORDER BY rowid"
             )
             connection.execute(f"DROP TABLE old_{table}")
     connection.execute("PRAGMA legacy_alter_table = OFF")
+    for first, table in ((FIRST_WITH_STEPS, "steps"), (FIRST_WITH_TRAINED, "tools"), (FIRST_WITH_TRAINED, "trained")):
+        if version < first:
+            connection.execute(next(each for each in statements if f"CREATE TABLE {table} " in each))
     if version < FIRST_WITH_STEPS:
-        connection.execute(next(each for each in statements if "CREATE TABLE steps " in each))
         connection.execute(_STEPS)
+    if version < FIRST_WITH_TRAINED:
+        connection.execute(f"INSERT INTO tools (tool, episode) {_TOOLS}")
 
 
 def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], None]) -> None:
@@ -169,7 +220,8 @@ def rewrite(connection: sqlite3.Connection, version: int, create: Callable[[], N
     for id, calls, tree in connection.execute("SELECT id, calls, tree FROM old_episodes"):
         for row in call_rows(calls):
             _insert(connection, "calls", CALL_COLUMNS, (id, *row))
-        _insert(connection, "trees", TREE_COLUMNS, (id, *tree_row(tree)))
+        _insert(connection, "trees", TREE_COLUMNS, (id, *tree_row(tree), None))
+    connection.execute(f"INSERT INTO tools (tool, episode) {_TOOLS}")
     connection.execute("DROP TABLE old_episodes")
     connection.execute("DROP TABLE IF EXISTS old_tasks")
     connection.execute(_STEPS)
@@ -199,6 +251,8 @@ def call_rows(calls: str) -> Iterator[tuple[Any, ...]]:
             call.get("delivered", True),
             None if call["fork_reason"] is None else storable(call["fork_reason"]),
             *(json.dumps(call.get(name, ())) for name in ("overridden", "unmet", "control_tokens", "normalised")),
+            None,
+            None,
         )
 
 
@@ -236,6 +290,28 @@ def _add_functions(connection: sqlite3.Connection) -> None:
     connection.create_function("old_digest", 1, _digest, deterministic=True)
     connection.create_function("old_call_count", 1, lambda calls: len(json.loads(calls)), deterministic=True)
     connection.create_function("old_failure", 2, _failure, deterministic=True)
+    connection.create_function("old_surprise", 2, _surprise, deterministic=True)
+    connection.create_function(
+        "old_surprise_of_tree", 1, lambda tree: _surprise(*tree_row(tree)[2:]), deterministic=True
+    )
+    connection.create_function("old_tools", 1, lambda message: _tools([json.loads(message)]), deterministic=True)
+    connection.create_function(
+        "old_tools_of_calls",
+        1,
+        lambda calls: _tools([call["message"] for call in json.loads(calls)]),
+        deterministic=True,
+    )
+
+
+def _surprise(logprobs: bytes, versions: bytes) -> float | None:
+    drawn = numbers("f" if len(logprobs) == len(versions) else "d", logprobs)
+    return -sum(drawn) / len(drawn) if drawn else None
+
+
+def _tools(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The names of the tools that are called in ``messages``, as a JSON list."""
+    names = [name for message in messages for name in called_tools(message)]
+    return json.dumps([name.encode(errors="replace").decode() for name in names])
 
 
 def _digest(data: str) -> bytes:

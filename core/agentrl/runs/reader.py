@@ -32,6 +32,7 @@ from agentrl.runs.contract import (
     RunState,
     SortKey,
     Summary,
+    TrainedTokens,
 )
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder, is_locked, read_summary, run_names
@@ -172,6 +173,18 @@ class Run:
         Raises ``RunError`` where there is none, and ``ConfigError`` for a text that is no key.
         """
         return self._store.episode(key)
+
+    def row(self, key: EpisodeKey | str) -> EpisodeRow:
+        """The episode of ``key`` as lists show it. Raises as ``episode`` does."""
+        return self._store.row(key)
+
+    def trained(self, key: EpisodeKey | str) -> TrainedTokens | None:
+        """What the optimiser step that the episode's group was in made of each of its sampled tokens.
+
+        ``None`` before that step has ended, for an episode of no step, and in a store that an older version has
+        written. Raises as ``episode`` does.
+        """
+        return self._store.trained(key)
 
     def load_episodes(self, **filters: Unpack[EpisodeFilter]) -> Iterator[Episode]:
         """Whole episodes that match ``filters``, in the order of their commits, read a page at a time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -26,8 +26,11 @@ __all__ = [
     "SCHEMA_VERSION",
     "STEP_COLUMNS",
     "TEXT_KEYS",
+    "TOOL_COLUMNS",
+    "TRAINED_COLUMNS",
     "TREE_COLUMNS",
     "JournalMode",
+    "called_tools",
     "close_for_writing",
     "database_error",
     "has_search",
@@ -45,7 +48,7 @@ JournalMode = Literal["wal", "delete"]
 
 Row = Sequence[Any]
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """``PRAGMA user_version`` of the files that are written; ``agentrl.runs.migrations`` reads the versions before it."""
 
 APPLICATION_ID = 0x61726C31
@@ -79,7 +82,11 @@ CREATE TABLE episodes (
     data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,               -- JSON: what the agent returned for a reward function to score
     call_rewards TEXT NOT NULL,         -- JSON: rewards of single calls by call id
-    reward_parts TEXT NOT NULL          -- JSON: named parts of the reward
+    reward_parts TEXT NOT NULL,         -- JSON: named parts of the reward
+    fate TEXT,                          -- trained, without_difference, …; NULL before its step ends, and in evaluations
+    advantage REAL,                     -- mean over its trained tokens; NULL where there are none
+    surprise REAL,                      -- mean of -log-probability over its sampled tokens; NULL where there are none
+    started REAL                        -- when the last attempt began, in seconds since the epoch; NULL if not recorded
 );
 CREATE INDEX episodes_by_group ON episodes (phase, group_ordinal);
 CREATE INDEX episodes_by_task ON episodes (phase, task);
@@ -102,6 +109,8 @@ CREATE TABLE calls (
     unmet TEXT NOT NULL,                -- JSON: what the request asked for and did not get
     control_tokens TEXT NOT NULL,       -- JSON: control tokens that texts of the request spelled out
     normalised TEXT NOT NULL,           -- JSON: what rules of gateway.normalise replaced, as a list of replacements
+    started REAL,                       -- seconds from the start of the last attempt to the request, or NULL
+    waited REAL,                        -- seconds from the request to the first token, or NULL
     PRIMARY KEY (episode, ordinal)
 );
 CREATE TABLE trees (
@@ -109,7 +118,23 @@ CREATE TABLE trees (
     spans TEXT NOT NULL,                -- JSON: [parent, fork, tokens, …] for each span of the tree
     ids BLOB NOT NULL,                  -- int32: the token ids of all spans, in order
     logprobs BLOB NOT NULL,             -- float32 or float64: a log-probability for each sampled token
-    versions BLOB NOT NULL              -- int32: the policy version of each sampled token
+    versions BLOB NOT NULL,             -- int32: the policy version of each sampled token
+    alternatives TEXT                   -- JSON: by index of a span, for each of its tokens [id, log-probability] pairs
+);
+CREATE TABLE tools (
+    tool TEXT NOT NULL,                 -- name of a tool that the policy called
+    episode INTEGER NOT NULL REFERENCES episodes,
+    PRIMARY KEY (tool, episode)
+) WITHOUT ROWID;
+CREATE TABLE trained (
+    episode INTEGER PRIMARY KEY REFERENCES episodes,
+    step INTEGER NOT NULL,              -- the optimiser step that made this of the episode's sampled tokens
+    fates BLOB NOT NULL,                -- uint8: 0 trained, 1 constrained, 2 stale, 3 unrewarded, 4 left_out
+    advantages BLOB,                    -- float32 or float64 a token: of the loss; NULL where no token has a value
+    weights BLOB,                       -- the share in the step's loss
+    logprobs BLOB,                      -- the learner's log-probability before the step
+    entropies BLOB,                     -- the entropy of the learner's distribution
+    importances BLOB                    -- the weight of the off-policy correction
 );
 CREATE TABLE steps (
     step INTEGER PRIMARY KEY,           -- number of the optimiser step; the row is there before the step begins
@@ -126,13 +151,16 @@ EPISODE_COLUMNS = (
     *("id", "phase", "group_ordinal", "task", "sample", "version", "trained_step", "outcome", "reward", "seconds"),
     *("attempts", "call_count", "sampled_tokens", "failure_side", "failure_reason", "failure_fingerprint", "mistake"),
     *("mistake_fingerprint", "setbacks", "data", "answer", "call_rewards", "reward_parts"),
+    *("fate", "advantage", "surprise", "started"),
 )
 CALL_COLUMNS = (
     *("episode", "ordinal", "id", "parent", "request", "repeated", "message", "finish_reason", "prompt_tokens"),
     *("completion_tokens", "seconds", "delivered", "fork_reason", "overridden", "unmet", "control_tokens"),
-    "normalised",
+    *("normalised", "started", "waited"),
 )
-TREE_COLUMNS = ("episode", "spans", "ids", "logprobs", "versions")
+TREE_COLUMNS = ("episode", "spans", "ids", "logprobs", "versions", "alternatives")
+TOOL_COLUMNS = ("tool", "episode")
+TRAINED_COLUMNS = ("episode", "step", "fates", "advantages", "weights", "logprobs", "entropies", "importances")
 STEP_COLUMNS = ("step", "trained", "left_out", "stale")
 
 _BUSY_SECONDS = 30.0
@@ -234,6 +262,15 @@ def storable(text: str) -> str | bytes:
     except UnicodeEncodeError:
         return text.encode(errors="surrogatepass")
     return text
+
+
+def called_tools(message: Mapping[str, Any]) -> Iterator[str]:
+    """The name of the tool in each tool call of an assistant message."""
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(name := function.get("name"), str):
+            yield name
 
 
 def stored_text(value: str | bytes) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import queue
 import sqlite3
-import sys
 import threading
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,14 +26,17 @@ from agentrl.errors import RunError, encodable
 from agentrl.gateway.contract import Call
 from agentrl.inference.contract import Grammar
 from agentrl.rollout.contract import Episode, EpisodeKey
-from agentrl.runs.contract import Membership
+from agentrl.runs.contract import Membership, TrainedEpisode
 from agentrl.runs.folder import FolderLock
 from agentrl.runs.schema import (
     CALL_COLUMNS,
     EPISODE_COLUMNS,
     STEP_COLUMNS,
+    TOOL_COLUMNS,
+    TRAINED_COLUMNS,
     TREE_COLUMNS,
     JournalMode,
+    called_tools,
     close_for_writing,
     database_error,
     has_search,
@@ -44,6 +46,7 @@ from agentrl.runs.schema import (
     transaction,
     unindexed_from,
 )
+from agentrl.runs.trained import packed, single, trained_row
 from agentrl.tokens.contract import TokenTree
 
 __all__ = ["EpisodeRows", "EpisodeStore", "plain", "to_rows"]
@@ -54,6 +57,8 @@ _IDLE_S = 0.1
 """Seconds without a commit after which the messages of the newest episodes are indexed for search."""
 _MOST_UNINDEXED = 512
 """Episodes after which they are indexed without waiting for an idle moment; a batch costs half of single entries."""
+_MOST_TRAINED = 128
+"""Trained episodes of one statement, which looks through all of them for each."""
 _MOST_VALUES = 32_766
 """Values of one statement in SQLite's default build; older builds take fewer."""
 
@@ -72,6 +77,8 @@ class EpisodeRows:
     """The columns of ``calls`` after ``episode``."""
     tree: tuple[Any, ...]
     """The columns of ``trees`` after ``episode``."""
+    tools: tuple[str | bytes, ...]
+    """The names of the tools that the policy called, each once, for ``tools``."""
 
 
 DATA = EPISODE_COLUMNS.index("data") - 1
@@ -105,10 +112,21 @@ def to_rows(episode: Episode) -> EpisodeRows:
             _json(plain(episode.answer)),
             _json(dict(episode.call_rewards)),
             _json(dict(episode.reward_parts)),
+            None,
+            None,
+            surprise(episode.tree),
+            episode.started,
         ),
         calls=tuple(_call_rows(episode.calls)),
         tree=_tree_row(episode.tree),
+        tools=tuple(dict.fromkeys(storable(name) for call in episode.calls for name in called_tools(call.message))),
     )
+
+
+def surprise(tree: TokenTree) -> float | None:
+    """The mean over the sampled tokens of the log-probability below zero; ``None`` where none was sampled."""
+    logprobs = [logprob for span in tree.spans if span.sampled for logprob in span.sampled.logprobs]
+    return -sum(logprobs) / len(logprobs) if logprobs else None
 
 
 def plain(value: Any) -> Any:
@@ -163,6 +181,8 @@ def _call_rows(calls: Sequence[Call]) -> Iterable[tuple[Any, ...]]:
             _json(call.unmet),
             _json(call.control_tokens),
             _json([asdict(each) for each in call.normalised]),
+            call.started,
+            call.waited,
         )
 
 
@@ -200,11 +220,12 @@ def _without(value: Any, rows: Sequence[tuple[int, int]]) -> Any:
     return [*left, *value[end:]] if rows else value
 
 
-def _tree_row(tree: TokenTree) -> tuple[str, bytes, bytes, bytes]:
+def _tree_row(tree: TokenTree) -> tuple[str, bytes, bytes, bytes, str | None]:
     """Log-probabilities take four bytes where single precision holds all of them exactly, else eight."""
     spans: list[list[Any]] = []
     ids, versions, logprobs = array("i"), array("i"), array("d")
     grammars: dict[tuple[Grammar, tuple[int, ...]], int] = {}
+    alternatives: dict[int, Any] = {}
     for index, span in enumerate(tree.spans):
         ids.extend(span.ids)
         sampled = span.sampled
@@ -218,22 +239,16 @@ def _tree_row(tree: TokenTree) -> tuple[str, bytes, bytes, bytes]:
             spans[-1].append(spelled if first == index else first)
         logprobs.extend(sampled.logprobs)
         versions.extend(sampled.versions)
-    return _json(spans), _bytes(ids), _bytes(_single(logprobs) or logprobs), _bytes(versions)
-
-
-def _single(values: array[float]) -> array[float] | None:
-    try:
-        single = array("f", values)
-    except OverflowError:
-        return None
-    return single if array("d", single) == values else None
-
-
-def _bytes(values: array[Any]) -> bytes:
-    if sys.byteorder == "big":
-        values = array(values.typecode, values)
-        values.byteswap()
-    return values.tobytes()
+        if sampled.alternatives:
+            alternatives[index] = sampled.alternatives
+    drawn = single(logprobs)
+    return (
+        _json(spans),
+        packed(ids),
+        packed(logprobs if drawn is None else drawn),
+        packed(versions),
+        _json(alternatives) if alternatives else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +261,8 @@ class _Commit:
     """The step that is about to begin, with its groups."""
     keys: Sequence[EpisodeKey] | None = None
     """The episodes that it trains; ``None`` for all of its groups."""
+    trained: Sequence[tuple[TrainedEpisode, tuple[Any, ...]]] = ()
+    """What a step made of episodes, each with its columns of ``trained`` after ``episode``."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -360,6 +377,24 @@ class EpisodeStore:
         self._enqueue(_Commit(done, begins=membership, keys=None if keys is None else tuple(keys)))
         return done
 
+    def record_training(self, step: int, rows: Iterable[TrainedEpisode]) -> Future[None]:
+        """Record what the optimiser step ``step`` made of the episodes of its groups, token by token.
+
+        It is committed with whatever waits at that moment; the future is done when it is on disk. What was recorded of
+        an episode before is replaced, since a resumed run repeats steps. The future's exception is the ``RunError``
+        where that fails, or where an episode is not in the store or has another number of sampled tokens.
+
+        Raises ``ValueError`` for tokens of another step.
+        """
+        episodes = tuple(rows)
+        for each in episodes:
+            if each.tokens.step != step:
+                raise ValueError(f"episode {each.key} has tokens of step {each.tokens.step}, not of {step}")
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()
+        self._enqueue(_Commit(done, trained=[(each, trained_row(each.tokens)) for each in episodes]))
+        return done
+
     def _enqueue(self, commit: _Commit) -> None:
         with self._closing:
             if self._closed:
@@ -424,6 +459,8 @@ class EpisodeStore:
                 for commit in commits:
                     if commit.begins is not None:
                         self._begin(commit.begins, commit.keys)
+                    if commit.trained:
+                        self._record_training(commit.trained)
         except Exception as error:  # whatever it is, those who wait have to learn of it
             failure = database_error(self.path, error, "write") if isinstance(error, sqlite3.Error) else error
         else:
@@ -438,7 +475,7 @@ class EpisodeStore:
         digests = [hashlib.sha256(rows.data.encode()).digest() for rows in episodes]
         tasks = {digest: (digest, rows.data) for digest, rows in zip(digests, episodes, strict=True)}
         numbered = list(enumerate(episodes, start=self._last_id + 1))
-        self._insert_into("tasks", ("digest", "data"), list(tasks.values()))
+        self._insert_into("tasks", ("digest", "data"), list(tasks.values()), "OR IGNORE")
         self._insert_into(
             "episodes",
             EPISODE_COLUMNS,
@@ -449,14 +486,17 @@ class EpisodeStore:
         )
         self._insert_into("calls", CALL_COLUMNS, [(id, *call) for id, rows in numbered for call in rows.calls])
         self._insert_into("trees", TREE_COLUMNS, [(id, *rows.tree) for id, rows in numbered])
+        self._insert_into("tools", TOOL_COLUMNS, [(tool, id) for id, rows in numbered for tool in rows.tools])
 
-    def _insert_into(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def _insert_into(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], otherwise: str = ""
+    ) -> None:
+        """``otherwise`` is what becomes of a row that is there: ``OR IGNORE``, ``OR REPLACE`` or an error."""
         values, at_once = f"({', '.join('?' * len(columns))})", self._most_values // len(columns)
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
             self._connection.execute(
-                f"INSERT {'OR IGNORE ' * (table == 'tasks')}INTO {table} ({', '.join(columns)}) "
-                f"VALUES {', '.join([values] * len(some))}",
+                f"INSERT {otherwise} INTO {table} ({', '.join(columns)}) VALUES {', '.join([values] * len(some))}",
                 [value for row in some for value in row],
             )
 
@@ -476,6 +516,41 @@ class EpisodeStore:
             self._connection.execute(
                 f"UPDATE episodes SET trained_step = ? WHERE phase = 'train' AND {chosen}",
                 [step, *(value for row in some for value in row)],
+            )
+
+    def _record_training(self, episodes: Sequence[tuple[TrainedEpisode, tuple[Any, ...]]]) -> None:
+        for start in range(0, len(episodes), _MOST_TRAINED):
+            some = episodes[start : start + _MOST_TRAINED]
+            found = self._connection.execute(
+                f"WITH wanted (phase, ordinal, task, sample) AS (VALUES {', '.join(['(?, ?, ?, ?)'] * len(some))}) "
+                "SELECT wanted.ordinal, wanted.task, wanted.sample, wanted.phase, max(id), sampled_tokens "
+                "FROM wanted JOIN episodes AS e ON e.phase = wanted.phase AND group_ordinal = ordinal "
+                "AND e.task = wanted.task AND e.sample = wanted.sample GROUP BY 1, 2, 3, 4",
+                [
+                    value
+                    for each, _ in some
+                    for value in (each.key.phase, each.key.group, each.key.task, each.key.sample)
+                ],
+            )
+            known = {
+                EpisodeKey(phase, ordinal, task, sample): (id, sampled)
+                for ordinal, task, sample, phase, id, sampled in found.fetchall()
+            }
+            for each, _ in some:
+                id, sampled = known.get(each.key, (None, 0))
+                if id is None:
+                    raise RunError(f"step {each.tokens.step} trained episode {each.key}, which is not in {self.path}")
+                if len(each.tokens.fates) != sampled:
+                    told = f"{len(each.tokens.fates):,} tokens of episode {each.key}, which has {sampled:,}"
+                    raise RunError(f"step {each.tokens.step} tells of {told}")
+            rows = [(known[each.key][0], *row) for each, row in some]
+            self._insert_into("trained", TRAINED_COLUMNS, rows, "OR REPLACE")
+            marks = [(known[each.key][0], each.fate, each.advantage) for each, _ in some]
+            self._connection.execute(
+                f"WITH marks (id, fate, advantage) AS (VALUES {', '.join(['(?, ?, ?)'] * len(marks))}) "
+                "UPDATE episodes SET (fate, advantage) = "
+                "(SELECT fate, advantage FROM marks WHERE marks.id = episodes.id) WHERE id IN (SELECT id FROM marks)",
+                [value for mark in marks for value in mark],
             )
 
     def _index(self) -> None:

@@ -49,6 +49,9 @@ class Sampled:
     """That grammar, from which and the ids follows which tokens were allowed where; ``None`` where it is not known."""
     stop_ids: tuple[int, ...] = ()
     """The ids that could end the completion where the grammar may end; empty without a grammar."""
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each token the likeliest (id, log-probability) pairs in its place, the likeliest first; empty where the
+    request did not ask for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +187,27 @@ class TokenTree:
 
 
 def _sampled_to_json(sampled: Sampled) -> dict[str, Any]:
-    return {
-        "call": sampled.call,
-        "logprobs": list(sampled.logprobs),
-        "versions": list(sampled.versions),
-        "temperature": sampled.temperature,
-        "constrained": sampled.constrained,
-    } | (
-        {}
-        if sampled.grammar is None
-        else {
-            "grammar": {"kind": sampled.grammar.kind, "text": sampled.grammar.text},
-            "stop_ids": list(sampled.stop_ids),
+    return (
+        {
+            "call": sampled.call,
+            "logprobs": list(sampled.logprobs),
+            "versions": list(sampled.versions),
+            "temperature": sampled.temperature,
+            "constrained": sampled.constrained,
         }
+        | (
+            {}
+            if sampled.grammar is None
+            else {
+                "grammar": {"kind": sampled.grammar.kind, "text": sampled.grammar.text},
+                "stop_ids": list(sampled.stop_ids),
+            }
+        )
+        | (
+            {}
+            if not sampled.alternatives
+            else {"alternatives": [[list(pair) for pair in pairs] for pairs in sampled.alternatives]}
+        )
     )
 
 
@@ -210,6 +221,7 @@ def _sampled_from_json(row: dict[str, Any]) -> Sampled:
         row["constrained"],
         None if grammar is None else Grammar(**grammar),
         tuple(row.get("stop_ids", ())),
+        tuple(tuple((id, logprob) for id, logprob in pairs) for pairs in row.get("alternatives", ())),
     )
 
 
