@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from agentrl.algorithms.account import Account, TokenFates
 from agentrl.algorithms.contract import (
     Advantage,
     Algorithm,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
 
 __all__ = [
-    "Account",
     "AllowedTokens",
     "Path",
     "build_batch",
@@ -79,20 +79,6 @@ class AllowedTokens(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What became of the groups of which a batch was made."""
-
-    counts: Mapping[str, float]
-    """By metric name: ``groups/zero_variance`` (groups in which no call is better than another, whether they enter or
-    not), ``groups/filtered`` (groups of which a filter left out everything), ``tokens/excluded`` (tokens of calls with
-    an advantage that were not drawn from the policy alone) and ``tokens/stale`` (further ones that were too old)."""
-    fates: tuple[tuple[Fate, ...], ...]
-    """The fate of every episode, group by group, in the order given."""
-    paths: tuple[EpisodeKey, ...] = ()
-    """Which episode each path of the batch is of."""
-
-
 def build_batch(
     groups: Sequence[Group],
     algorithm: Algorithm,
@@ -121,6 +107,7 @@ def build_batch(
     keys: list[EpisodeKey] = []
     samples: list[_Sample] = []
     fates: list[tuple[Fate, ...]] = []
+    tokens = TokenFates()
     episodes = excluded = stale = 0
     for group, entered in zip(compared, enters, strict=True):
         of_group: list[Fate] = []
@@ -128,17 +115,20 @@ def build_batch(
         for episode in group.group.episodes:
             if episode.outcome != "rewarded":
                 of_group.append(episode.fate or episode.outcome)
+                tokens.add(episode)
                 continue
             by_call, enters_itself = next(advantages)
             selection = keeping.of(episode, by_call)
+            is_in = enters_itself and selection.fate != "over_long"
+            firsts = tokens.add(episode, by_call if is_in else None, selection.too_old)
             if enters_itself:
                 for path in cover(episode.tree, selection.spans):
-                    samples += _samples(episode, path, selection, len(paths), episodes)
+                    samples += _samples(episode, path, selection, len(paths), episodes, firsts)
                     paths.append(path.ids)
                     labels.append(f"episode {episode.key}")
                     keys.append(episode.key)
                 excluded += selection.excluded
-                stale += selection.stale
+                stale += sum(map(len, selection.too_old.values()))
                 episodes += 1
             kept = enters_itself or selection.fate == "over_long"
             of_group.append(selection.fate if kept else _fate_of_filtered(group))
@@ -149,7 +139,9 @@ def build_batch(
         "tokens/excluded": float(excluded),
         "tokens/stale": float(stale),
     }
-    return _tabulate(samples, algorithm, paths, labels, updates), Account(counts, tuple(fates), tuple(keys))
+    batch, within = _tabulate(samples, algorithm, paths, labels, updates)
+    terms = np.array([sample.first for sample in samples], dtype=np.int64)[batch.call] + within
+    return batch, Account(counts, tuple(fates), tokens.account(terms), tuple(keys))
 
 
 def compare(group: Group, algorithm: Algorithm) -> ComparedGroup:
@@ -255,8 +247,8 @@ class _Selection:
     """What to train of each span, by index."""
     excluded: int = 0
     """Tokens of calls with an advantage that were not drawn from the policy alone."""
-    stale: int = 0
-    """Further ones that are too old."""
+    too_old: Mapping[int, Ints] = field(default_factory=dict)
+    """Further ones that are too old, as indices in their spans, by the index of the span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +267,8 @@ class _Keeping:
         if episode.fate or (self.longest is not None and episode.tree.longest_path() > self.longest):
             return _Selection("over_long", advantages)
         spans: dict[int, _Kept] = {}
-        excluded = stale = 0
+        too_old: dict[int, Ints] = {}
+        excluded = 0
         fates: set[Fate] = {"without_tokens"}
         for index, span in enumerate(episode.tree.spans):
             if span.sampled is None or span.sampled.call not in advantages:
@@ -284,12 +277,13 @@ class _Keeping:
             fresh = self._fresh(kept, span.sampled)
             drawn = len(kept.at)
             excluded += len(span.ids) - drawn
-            stale += drawn - len(fresh.at)
+            if len(fresh.at) < drawn:
+                too_old[index] = np.setdiff1d(kept.at, fresh.at, assume_unique=True)
             if len(fresh.at):
                 spans[index] = fresh
             differs = self.all or advantages[span.sampled.call] != 0
             fates.add(_fate_of_span(differs, drawn=drawn > 0, fresh=len(fresh.at) > 0))
-        return _Selection(min(fates, key=_MOST_TELLING.index), advantages, spans, excluded, stale)
+        return _Selection(min(fates, key=_MOST_TELLING.index), advantages, spans, excluded, too_old)
 
     def _fresh(self, kept: _Kept, sampled: Sampled) -> _Kept:
         """Those tokens of ``kept`` that are not too old."""
@@ -390,13 +384,17 @@ class _Sample:
     """How many ids come before its first token on the path."""
     episode: int
     advantage: float
+    first: int
+    """Which of all sampled tokens of the step is the first of the span."""
 
     def of(self, values: Sequence[float]) -> Iterable[float]:
         """``values``, one for each token of the span, of the tokens that are trained."""
         return values if len(self.kept.at) == len(values) else (values[index] for index in self.kept.at)
 
 
-def _samples(episode: Episode, path: Path, selection: _Selection, index: int, number: int) -> list[_Sample]:
+def _samples(
+    episode: Episode, path: Path, selection: _Selection, index: int, number: int, firsts: Mapping[int, int]
+) -> list[_Sample]:
     """The spans of ``path``, which is path ``index`` of the batch and of its episode ``number``."""
     samples: list[_Sample] = []
     for span_index, start in path.spans:
@@ -408,14 +406,15 @@ def _samples(episode: Episode, path: Path, selection: _Selection, index: int, nu
         if span.sampled is not None:
             advantage = selection.advantages[span.sampled.call]
             kept = selection.spans[span_index]
-            samples.append(_Sample(span.ids, span.sampled, kept, index, start, number, advantage))
+            first = firsts[span_index]
+            samples.append(_Sample(span.ids, span.sampled, kept, index, start, number, advantage, first))
     return samples
 
 
 def _tabulate(
     samples: Sequence[_Sample], algorithm: Algorithm, paths: Sequence[Ints], labels: Sequence[str], updates: int
-) -> TrainBatch:
-    """The batch, with one loss term for each trained token of ``samples``, in their order."""
+) -> tuple[TrainBatch, Ints]:
+    """The batch, a loss term for each trained token of ``samples`` in their order, and where in its span each is."""
     lengths = np.array([len(sample.kept.at) for sample in samples], dtype=np.int64)
     count = int(lengths.sum())
 
@@ -430,7 +429,7 @@ def _tabulate(
     call = np.repeat(np.arange(len(samples)), lengths)
     episode = spread((sample.episode for sample in samples), np.int64)
     update = _updates(episode, updates)
-    return TrainBatch(
+    batch = TrainBatch(
         paths=tuple(paths),
         targets=Targets(
             path=spread((sample.path for sample in samples), np.int64),
@@ -448,6 +447,7 @@ def _tabulate(
         update=update,
         labels=tuple(labels),
     )
+    return batch, within
 
 
 def _updates(episode: Ints, updates: int) -> Ints | None:

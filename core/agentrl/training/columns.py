@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from agentrl.algorithms.batch import Account, build_batch
+from agentrl.algorithms.account import Account
+from agentrl.algorithms.batch import build_batch
 from agentrl.algorithms.contract import Algorithm, TokenAdvantage, TokenTerms
 from agentrl.config.models import Config
 from agentrl.errors import RunError
