@@ -34,6 +34,14 @@ BASE = {
     "ruamel",
 }
 """What the base install brings, as it is imported."""
+OTHERS = {
+    "latex2mathml": "view",
+    "markdown_it": "view",
+    "mdit_py_plugins": "view",
+    "plotly": "view",
+    "tensorboard": "tensorboard",
+}
+"""The extras of packages that the extra ``train`` does not bring."""
 TEST_TOOLS = {"pytest", "_pytest"}
 
 WITHOUT = """
@@ -67,7 +75,7 @@ def test_the_base_install_is_what_it_was_taken_for() -> None:
     assert {"torch", "psutil", "uvicorn", "tensorboard", "datasets", "reasoning_gym", "math_verify"} <= {*optional()}
 
 
-@pytest.mark.parametrize("arguments", ["train math", "eval tiny agent=math", "doctor math"])
+@pytest.mark.parametrize("arguments", ["train math", "eval tiny agent=math", "doctor math", "view"])
 def test_a_base_install_says_what_to_install_and_exits_with_3(arguments: str) -> None:
     command = [sys.executable, "-c", WITHOUT, ",".join(optional()), *arguments.split()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -78,7 +86,8 @@ def test_a_base_install_says_what_to_install_and_exits_with_3(arguments: str) ->
         assert "problem  importing torch raised ModuleNotFoundError" in told
     else:
         assert result.stderr.startswith("error: ")
-        assert result.stderr.endswith("(pip install 'agentrl-core[train]')\n")
+        extra = "view" if arguments == "view" else "train"
+        assert result.stderr.endswith(f"(pip install 'agentrl-core[{extra}]')\n")
         assert (result.stdout, result.stderr.count("\n")) == ("", 1)
 
 
@@ -89,7 +98,7 @@ def test_every_optional_import_of_core_is_told_with_the_extra_that_brings_it(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra) as caught, missing_extras():
         exec(f"import {module}.of_it", {"__name__": "agentrl.somewhere"})
-    extra = "tensorboard" if module == "tensorboard" else "train"
+    extra = OTHERS.get(module, "train")
     assert str(caught.value) == (
         f"{module} is not installed: it comes with agentrl-core[{extra}] (pip install 'agentrl-core[{extra}]')"
     )

@@ -20,10 +20,13 @@ ENVIRONMENTS = "AGENTRL_ENVIRONMENTS"
 TEST_DATA = "AGENTRL_TEST_DATA"
 """Where the test suite finds real data sets."""
 
+VIEW_TOKEN = "AGENTRL_VIEW_TOKEN"  # noqa: S105 - The name of the variable, not its value.
+"""What a browser has to know that opens the pages of ``agentrl view``."""
+
 WORKER = "AGENTRL_WORKER"
 """Set in an agent's process, and so in all that it starts: a word by which they are found when it is killed."""
 
 PREFIX = "AGENTRL_"
 
-RESERVED = frozenset({ADMIN_KEY, DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA, WORKER})
+RESERVED = frozenset({ADMIN_KEY, DEBUG, DISABLE_PLUGINS, ENVIRONMENTS, TEST_DATA, VIEW_TOKEN, WORKER})
 """Names below ``PREFIX`` that are no configuration keys."""

@@ -21,6 +21,9 @@ _OURS = ("agentrl", "agentrl_agents")
 _WHERE_TRAINING_IS = "train"
 """The extra of packages that nobody declares, because those of this one bring them."""
 
+_PROJECTS = {"markdown_it": "markdown-it-py"}
+"""The distributions whose names are not those of their packages, as far as an extra other than that one has them."""
+
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 _PROJECT = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -28,16 +31,20 @@ _PROJECT = re.compile(r"[A-Za-z0-9._-]+")
 class MissingExtra(PluginError, ImportError):
     """A package that an extra of agentrl-core brings is not installed."""
 
-    def __init__(self, module: str) -> None:
-        extra = _extra_of(module)
+    def __init__(self, module: str, extra: str | None = None) -> None:
+        """``extra`` is what brings it, by default the first of the extras that do."""
+        extra = extra or _extra_of(module)
         bringing = _CORE if extra is None else f"{_CORE}[{extra}]"
         super().__init__(f"{module} is not installed: it comes with {bringing}", fix=f"pip install '{bringing}'")
 
 
-def require(module: str) -> None:
-    """Raise ``MissingExtra`` where the package ``module`` is not installed; nothing is imported."""
+def require(module: str, extra: str | None = None) -> None:
+    """Raise ``MissingExtra`` where the package ``module`` is not installed; nothing is imported.
+
+    ``extra`` is the one to install for what is wanted here, where several bring the package.
+    """
     if find_spec(module) is None:
-        raise MissingExtra(module)
+        raise MissingExtra(module, extra)
 
 
 def missing_extra(error: BaseException | None) -> MissingExtra | None:
@@ -81,7 +88,7 @@ def _extra_of(module: str) -> str | None:
     """The extra that brings ``module``; ``None`` where core itself does."""
     from importlib import metadata
 
-    project = module.replace("_", "-").lower()
+    project = _PROJECTS.get(module, module.replace("_", "-").lower())
     for line in metadata.requires(_CORE) or ():
         name = _PROJECT.match(line)
         if name is not None and re.sub(r"[-_.]+", "-", name.group()).lower() == project:

@@ -1,0 +1,137 @@
+"""``agentrl view``: a web page that shows runs, also while they go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agentrl.cli.completion import complete_run
+from agentrl.cli.root import App
+from agentrl.environ import VIEW_TOKEN
+
+if TYPE_CHECKING:
+    from agentrl.view.library import Library
+
+__all__ = ["view"]
+
+_NEEDED = ("plotly", "jinja2", "latex2mathml", "markdown_it", "mdit_py_plugins", "starlette", "uvicorn")
+_AUTO = "auto"
+_NEWEST = "newest"
+
+_EPILOG = """\b
+Examples:
+  agentrl view
+  agentrl view quickstart --open
+  agentrl view runs/a runs/b --port 8000
+  agentrl view --host 0.0.0.0 --token auto
+
+\b
+From another machine, without opening a port to others:
+  ssh -L 8000:127.0.0.1:8000 MACHINE agentrl view --port 8000
+
+\b
+Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 usage, 3 plugin or environment.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("runs", nargs=-1, metavar="[RUN|FOLDER]...", shell_complete=complete_run)
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to serve at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port. By default a free one is taken.")
+@click.option(
+    "--token",
+    metavar="TOKEN|auto",
+    help="What a browser has to know, by ?token=… in the address; `auto` makes one. Addresses that others can reach "
+    f"need it. Better set as {VIEW_TOKEN}, which other users of the machine do not see.",
+)
+@click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print the address as a line of JSON.")
+@click.pass_obj
+def view(app: App, runs: tuple[str, ...], host: str, port: int, token: str | None, opens: bool, as_json: bool) -> None:
+    """Show runs in a web page: how they learn, and what the agent did, token by token.
+
+    RUN is a run folder, a name in `run.dir`, or `newest`; FOLDER is a folder of runs, by default `run.dir`. The page
+    follows runs that go on, and shows those that begin later in a folder. It is served to this machine alone, changes
+    nothing, and loads nothing from elsewhere.
+    """
+    from agentrl.extras import require
+
+    for module in _NEEDED:
+        require(module, "view")
+    from agentrl.view.library import Library
+    from agentrl.view.security import is_loopback, new_token
+    from agentrl.view.server import address_of, check_exposure, listen, serve
+
+    given = token or os.environ.get(VIEW_TOKEN) or None
+    secret = new_token() if given == _AUTO else given
+    check_exposure(host, secret)
+    library = Library(_places(runs))
+    with listen(host, port) as listener:
+        address = f"{address_of(host, listener)}{_path(library, runs)}"
+        shown = f"{address}?token={secret}" if given == _AUTO else address
+        _tell(shown, library, as_json, is_open=not is_loopback(host))
+        if opens:
+            _open(f"{address}?token={secret}" if secret else address)
+        from agentrl.view.app import view_app
+        from agentrl.view.security import own_hosts
+
+        cookie = f"agentrl-view-{listener.getsockname()[1]}"
+        serve(view_app(library, is_own=own_hosts(host), token=secret, cookie=cookie), listener)
+
+
+def _places(runs: Sequence[str]) -> list[Path]:
+    """The run folders and folders of runs that the arguments mean. Raises ``ConfigError`` for what is neither."""
+    from agentrl.config import load_config
+    from agentrl.errors import ConfigError, near_matches
+    from agentrl.runs.folder import newest_run, run_names
+
+    folder = load_config().run.dir.expanduser()
+    places = []
+    for each in runs:
+        path = Path(each.removeprefix("run.dir=")).expanduser()
+        if (path / "config.yaml").is_file():
+            places.append(path)
+        elif (folder / path / "config.yaml").is_file():
+            places.append(folder / path)
+        elif each == _NEWEST:
+            places.append(newest_run(folder))
+        elif path.is_dir():
+            places.append(path)
+        else:
+            near = near_matches(path.name, [*run_names(folder), *run_names(path.parent)])
+            raise ConfigError(f"there is no run {each!r}, neither in {folder} nor as a folder", fix=near)
+    return places or [folder]
+
+
+def _path(library: Library, runs: Sequence[str]) -> str:
+    """The page to begin with: that of the run where one was named, else the list."""
+    from urllib.parse import quote
+
+    names = library.names()
+    return f"/runs/{quote(names[0], safe='')}" if len(runs) == len(names) == 1 else "/"
+
+
+def _tell(address: str, library: Library, as_json: bool, *, is_open: bool) -> None:
+    count = len(library.names())
+    places = ", ".join(map(str, library.places))
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"url": address, "runs": count}))
+    else:
+        click.echo(address)
+    click.echo(f"{count} {'run' if count == 1 else 'runs'} of {places} (Ctrl-C ends it)", err=True)
+    if is_open:
+        click.echo("others on the network can read along: what is sent is not encrypted (ssh -L is)", err=True)
+
+
+def _open(address: str) -> None:
+    import threading
+    import webbrowser
+
+    # A browser that is started may keep its caller, and waits for the answers of this process.
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
