@@ -11,14 +11,13 @@ import sys
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 NO_BROWSER = (
-    f"no browser: none of {', '.join(NAMES)} is on PATH, and AGENTRL_BROWSER names none; "
-    "on Debian: apt-get install chromium"
+    f"no browser: none of {', '.join(NAMES)} is on PATH, and CHROME_BIN names none; on Debian: apt-get install chromium"
 )
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium: that of ``AGENTRL_BROWSER``, or the first that is on ``PATH``; ``None`` without one."""
-    named = os.environ.get("AGENTRL_BROWSER")
+    """The path of a Chromium: that of ``CHROME_BIN``, or the first that is on ``PATH``; ``None`` without one."""
+    named = os.environ.get("CHROME_BIN")
     return next((path for name in ((named,) if named else NAMES) if (path := shutil.which(name))), None)
 
 

@@ -11,13 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.browser.chromium import NO_BROWSER, find_browser
+from tests.browser import runs
+from tests.browser.chromium import NO_BROWSER, find_browser, options
 
 collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 
 if find_spec("playwright"):
     from playwright.sync_api import Browser, sync_playwright
+    from tests.browser.serving import served
     from tests.browser.watching import Watched
+
+    from agentrl.view.app import view_app
+    from agentrl.view.library import Library
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,12 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless browser, in which the host ``rebound.test`` is this machine, as after a rebinding of its name."""
-    from tests.browser.chromium import options
-
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=find_browser(), args=options())
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps on the bundled model, with every kind of outcome."""
+    return runs.record(tmp_path_factory.mktemp("runs"), "recorded", "training.steps=4", "evaluation.every=2")
+
+
+@pytest.fixture(scope="session")
+def site(recorded: Path) -> Iterator[str]:
+    """The address of the pages over the folder of the recorded run."""
+    with served(view_app(Library([recorded.parent]))) as url:
+        yield url
 
 
 @pytest.fixture
