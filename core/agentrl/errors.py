@@ -27,6 +27,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -62,6 +63,7 @@ __all__ = [
     "near_files",
     "near_matches",
     "one_line",
+    "printable",
     "shortened",
     "shown",
 ]
@@ -266,9 +268,36 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+"""Characters that a terminal obeys instead of showing them: controls, marks that turn the direction of what follows,
+and some that have no width. Tab and newline are not among them."""
+
+
+def printable(text: str) -> str:
+    """``text`` that a terminal shows and does not obey: control characters are spelled out, as JSON spells them.
+
+    Tabs and newlines stay. A carriage return before a newline is left out.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(lambda found: _spelled(found[0]), encodable(text.replace("\r\n", "\n")))
+
+
+def _spelled(character: str) -> str:
+    """As JSON writes it, in two halves where it is beyond the first 65,536."""
+    code = ord(character)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
 def one_line(text: object) -> str:
     """``text``, or an exception's message, with every run of white space as one space; it can be written anywhere."""
-    return " ".join(encodable(str(text)).split())
+    return printable(" ".join(str(text).split()))
 
 
 def shortened(text: str, longest: int = 200) -> str:

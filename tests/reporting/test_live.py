@@ -10,11 +10,13 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from agentrl.gateway.contract import Call
 from agentrl.reporting.live import LiveReporter
 from agentrl.reporting.plain import PlainReporter
 from agentrl.reporting.reporter import default_reporter
@@ -61,6 +63,56 @@ def test_what_went_wrong_stays_in_sight_with_its_commonest_cause() -> None:
     assert re.search(r"ledger +4 episodes: 1 trained, 3 failed \(3 agent\)", output)
     assert re.search(r"mistaken +1, 1x train-1-0-3: no such tool", output)
     assert output.count("Traceback") == 1
+
+
+def drawn(report: Callable[[LiveReporter], None]) -> str:
+    """The last drawing after ``report``, without what moves the cursor."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    reporter = LiveReporter(console)
+    reporter.activity_started("rolling out", 4)
+    report(reporter)
+    reporter.close()
+    output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]
+    return output.rpartition("rolling out")[2]
+
+
+def rewarded(sample: int, reward: float, said: str = "") -> Episode:
+    calls = (Call(f"c{sample}", None, {}, {"role": "assistant", "content": said}, "stop", 1, 1),)
+    return Episode(EpisodeKey("train", 1, 0, sample), {}, "rewarded", reward, calls=calls)
+
+
+def test_the_last_interesting_episode_is_shown_with_what_it_said() -> None:
+    def report(reporter: LiveReporter) -> None:
+        reporter.episode_finished(rewarded(0, 0.5, "no"))
+        reporter.episode_finished(rewarded(1, 0.9, "It is\n[bold]42[/bold]\x1b]0;title\x07."))
+        reporter.episode_finished(rewarded(2, 0.7, "neither"))
+
+    assert re.search(
+        r"episode +best: train-1-0-1, reward 0\.900: It is \[bold\]42\[/bold\]\\u001b\]0;title", drawn(report)
+    )
+
+
+def test_a_step_begins_the_search_for_interesting_episodes_anew_and_a_failure_is_always_one() -> None:
+    def report(reporter: LiveReporter) -> None:
+        reporter.episode_finished(rewarded(0, 0.9))
+        reporter.step_finished(1, {"staleness/mean": 0.25, "staleness/max": 2.0})
+        reporter.episode_finished(rewarded(1, 0.5, "calm"))
+
+    drawing = drawn(report)
+    assert re.search(r"episode +best: train-1-0-1, reward 0\.500: calm", drawing)
+    assert re.search(r"staleness +0\.25 versions on average, 2 at most", drawing)
+    failed = Episode(EpisodeKey("train", 1, 0, 2), {}, "failed", None, failure=Failure("agent", "no such file"))
+    assert re.search(r"episode +failed: train-1-0-2: agent: no such file", drawn(lambda r: r.episode_finished(failed)))
+
+
+def test_the_findings_of_learning_health_stay_in_sight() -> None:
+    def report(reporter: LiveReporter) -> None:
+        reporter.step_finished(3, {})
+        reporter.warning("health: truncation: completions were cut")
+        reporter.warning("something else")
+
+    assert re.search(r"health +after step 3: truncation: completions were cut", drawn(report))
+    assert re.search(r"health +nothing found", drawn(lambda reporter: reporter.step_finished(1, {})))
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 200])

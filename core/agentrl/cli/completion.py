@@ -8,9 +8,10 @@ hand over the line up to the cursor, and are given one candidate a line, with a 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, add_completion_class, split_arg_string
@@ -18,7 +19,13 @@ from click.shell_completion import CompletionItem, ShellComplete, add_completion
 from agentrl.cli.catalogue import Catalogue
 from agentrl.cli.root import App
 from agentrl.environ import DEBUG
+from agentrl.errors import AgentRLError
 from agentrl.plugins.declared import Key
+from agentrl.rollout.contract import Phase
+
+if TYPE_CHECKING:
+    from agentrl.runs.contract import CountKey, EpisodeFilter
+    from agentrl.runs.reader import Run
 
 __all__ = [
     "add_shells",
@@ -26,9 +33,11 @@ __all__ = [
     "complete_checkpoint",
     "complete_data",
     "complete_environment",
+    "complete_episode",
     "complete_keys",
     "complete_reward",
     "complete_run",
+    "complete_tool",
     "complete_training",
     "paths_like",
 ]
@@ -36,6 +45,8 @@ __all__ = [
 Items = list[CompletionItem]
 
 _RUNS = "run.dir"
+_KEYS = 200
+"""Episodes that are offered at once; who has written more of a key is offered those that begin so."""
 _LISTED = ("trackers", "normalisers")
 """Kinds of which a key takes a list."""
 
@@ -100,6 +111,47 @@ def complete_run(context: click.Context, parameter: click.Parameter, incomplete:
     from agentrl.runs.folder import run_names
 
     return [*_items(run_names("runs")), *paths_like(incomplete, None)]
+
+
+def complete_episode(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The keys of a run's episodes, the newest first: of the run that is named, or that stands before a slash."""
+    folder, slash, begun = incomplete.rpartition("/")
+    run = _run(folder if slash else context.params.get("run"))
+    if run is None:
+        return _items(f"{name}/" for name in _run_names() if name.startswith(incomplete)) if slash else []
+    keys = [str(row.key) for row in run.episodes(descending=True, limit=_KEYS, **_begun_key(begun))]
+    runs = [] if slash or context.params.get("run") else [f"{name}/" for name in _run_names()]
+    return _starting(_items([*(f"{folder}{slash}{key}" for key in dict.fromkeys(keys)), *runs]), incomplete)
+
+
+def complete_tool(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The tools that the policy has called in the run that is named, or else in the newest."""
+    run = _run(context.params.get("run"))
+    return [] if run is None else _starting(_items(map(str, run.counts(cast("CountKey", "tool")))), incomplete)
+
+
+def _begun_key(text: str) -> EpisodeFilter:
+    """The filters that the whole parts of a key make, of which the last one is not written to its end."""
+    *parts, _ = re.split(r"(?<!eval)-", text)
+    numbers = dict(zip(("group", "task"), filter(str.isdigit, parts[1:]), strict=False))
+    phase = {"phase": parts[0]} if parts and parts[0] in get_args(Phase) else {}
+    return cast("EpisodeFilter", phase | {name: int(number) for name, number in numbers.items()})
+
+
+def _run(name: str | None) -> Run | None:
+    """The run of that name, or the newest; ``None`` where there is none."""
+    from agentrl.cli.selection import chosen_run
+
+    try:
+        return chosen_run(name)
+    except AgentRLError:
+        return None
+
+
+def _run_names() -> list[str]:
+    from agentrl.runs.folder import run_names
+
+    return run_names("runs")
 
 
 def complete_keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

@@ -21,7 +21,7 @@ from agentrl.cli.completion import complete_training
 from agentrl.cli.output import program
 from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
-from agentrl.errors import encodable
+from agentrl.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -178,7 +178,7 @@ class ExaminationDisplay:
         return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
     def _write(self, line: str) -> None:
-        click.echo(encodable(line), file=self._out)
+        click.echo(printable(line), file=self._out)
 
     def _write_json(self, diagnosis: Diagnosis) -> None:
         import json

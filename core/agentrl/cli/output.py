@@ -9,17 +9,25 @@ from pathlib import Path
 
 import click
 
-from agentrl.errors import encodable
+from agentrl.errors import printable
 from agentrl.plugins.entries import Broken
 
-__all__ = ["broken_json", "print_broken", "print_columns", "print_json", "program"]
+__all__ = ["broken_json", "print_broken", "print_columns", "print_json", "print_json_line", "program"]
 
 
 def print_json(value: object) -> None:
     """One JSON document."""
     import json
 
-    click.echo(encodable(json.dumps(value, indent=2, ensure_ascii=False)))
+    # Outside of its strings JSON has no character that is spelled out, and in them the spelling is JSON's.
+    click.echo(printable(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def print_json_line(value: object) -> None:
+    """One JSON document in one line, as programs read many of them."""
+    import json
+
+    click.echo(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def print_columns(rows: Sequence[Sequence[str]], below: Sequence[Sequence[str]] = ()) -> None:

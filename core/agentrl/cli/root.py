@@ -177,6 +177,7 @@ VERBS = {
     "export": Verb("agentrl.cli.export:export", "Write a checkpoint as a model for other programs."),
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
     "view": Verb("agentrl.cli.view:view", "Show runs in a web page, token by token."),
+    "episodes": Verb("agentrl.cli.episodes:episodes", "List the episodes of a run, by filter and order."),
     "config": Verb("agentrl.cli.config:config", "Show the keys of a configuration, and what they mean."),
     "doctor": Verb("agentrl.cli.doctor:doctor", "Find out whether an agent can be trained here."),
     "list-agents": Verb("agentrl.cli.listing:list_agents", "List the agents that can be trained."),

@@ -15,9 +15,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.errors import one_line
+from agentrl.errors import one_line, shortened
 from agentrl.reporting.plain import (
     FAILURES,
+    Interesting,
     Progress,
     Reading,
     duration,
@@ -34,6 +35,8 @@ __all__ = ["LiveReporter", "sparkline"]
 _FRAMES_PER_SECOND = 5
 _CURVE_WIDTH = 40
 _BESIDE_CURVE = 36
+_LONGEST_WORDS = 500
+"""Characters that are looked at of what an episode ended with."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -44,12 +47,22 @@ class LiveReporter:
     """
 
     def __init__(
-        self, console: Console, clock: Callable[[], float] = time.monotonic, *, tracebacks: bool = False
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        tracebacks: bool = False,
+        progress: Progress | None = None,
     ) -> None:
-        """``tracebacks`` says whether the first failed episode of each reason is shown with its traceback."""
+        """``tracebacks`` says whether the first failed episode of each reason is shown with its traceback.
+
+        ``progress`` is what is known of the run already, by default nothing.
+        """
         self._tracebacks = tracebacks
         self._console = console
-        self._progress = Progress(clock)
+        self._progress = progress or Progress(clock)
+        self._told: tuple[Interesting, str] | None = None
+        """The last interesting episode, and what is drawn of it: its messages are not looked at again."""
         self._spinner = Spinner("dots")
         self._live: Live | None = None
 
@@ -83,6 +96,7 @@ class LiveReporter:
 
     def warning(self, text: str) -> None:
         """Print it above the drawing."""
+        self._progress.warning(text)
         self._print(f"warning: {text}", "yellow")
 
     def run_finished(self, summary: Summary) -> None:
@@ -127,8 +141,10 @@ class LiveReporter:
             rows.add_row("loss", Text.assemble((f"{progress.losses[-1]:.3f}", "bold"), "  ", (curve, "green")))
         if progress.readings:
             rows.add_row("held out", _held_out(progress.readings[0], progress.readings[-1]))
-        if (ledger := progress.ledger).all_but_trained:
+        if (ledger := progress.ledger).received:
             rows.add_row("ledger", str(ledger))
+        if (age := progress.staleness) is not None:
+            rows.add_row("staleness", f"{age[0]:.2f} versions on average, {age[1]:.0f} at most")
         if progress.imitates and progress.metrics:
             rows.add_row("speed", f"{progress.trained_per_second:,.0f} trained tokens/s")
         elif (speed := progress.throughput) is not None:
@@ -139,10 +155,36 @@ class LiveReporter:
             for commonest in causes.commonest(1):
                 text = f"{causes.total:,}, {commonest.count:,}x {commonest.episode}: {commonest.reason}"
                 rows.add_row(kind, Text(one_line(text), style="yellow" if kind in FAILURES else ""))
+        if findings := progress.findings:
+            step, said = findings[-1]
+            count = f"{len(findings)} findings, the last " if len(findings) > 1 else ""
+            rows.add_row("health", Text(one_line(f"{count}after step {step}: {said}"), style="yellow"))
+        elif progress.step:
+            rows.add_row("health", "nothing found")
+        if (interesting := progress.interesting) is not None:
+            rows.add_row("episode", Text(self._line_of(interesting)))
         if (activity := progress.activity) is not None:
             self._spinner.update(text=Text(f"{activity.text}   {duration(progress.elapsed(activity))}"))
             rows.add_row("now", self._spinner)
         return Group("", rows)
+
+    def _line_of(self, interesting: Interesting) -> str:
+        """The line of an episode, made once: the drawing comes again and again."""
+        if self._told is None or self._told[0] is not interesting:
+            self._told = interesting, _interesting(interesting)
+        return self._told[1]
+
+
+def _interesting(interesting: Interesting) -> str:
+    """Why an episode is worth a look, and what was said last in it."""
+    from agentrl.reporting.transcript import last_words
+
+    episode = interesting.episode
+    if episode.failure is not None:
+        return one_line(f"failed: {episode.key}: {episode.failure}")
+    reward = "" if episode.reward is None else f", reward {reward_text(episode.reward)}"
+    said = episode.mistake or last_words(episode)
+    return f"{interesting.why}: {episode.key}{reward}{f': {one_line(shortened(said, _LONGEST_WORDS))}' if said else ''}"
 
 
 def _steps(progress: Progress, run: RunInfo, width: int) -> RenderableType:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO, cast
+from typing import Final, Literal, NamedTuple, TextIO, cast
 
 from agentrl.errors import cannot_write, one_line
 from agentrl.rollout.contract import Episode, Failure
@@ -22,6 +22,7 @@ from agentrl.runs.tally import Kind, Reason, Tally, sentence
 
 __all__ = [
     "FAILURES",
+    "Interesting",
     "PlainReporter",
     "Progress",
     "Reading",
@@ -35,6 +36,8 @@ __all__ = [
     "traceback_lines",
 ]
 
+_HEALTH = "health: "
+"""What the warnings of the rules of learning health begin with."""
 FAILURES: Final[tuple[Kind, ...]] = ("failed", "retried")
 """The counts that are reported whenever they are not 0, since nobody intends them."""
 
@@ -56,13 +59,17 @@ class PlainReporter:
         clock: Callable[[], float] = time.monotonic,
         *,
         tracebacks: bool = False,
+        progress: Progress | None = None,
     ) -> None:
-        """``tracebacks`` says whether the first failed episode of each reason is shown with its traceback."""
+        """``tracebacks`` says whether the first failed episode of each reason is shown with its traceback.
+
+        ``progress`` is what is known of the run already, by ``clock``; by default nothing is.
+        """
         self._tracebacks = tracebacks
         self._stream = stream
         self._interval = interval
         self._clock = clock
-        self._progress = Progress(clock)
+        self._progress = progress or Progress(clock)
         self._short: set[str] = set()
         self._last_sign = self._last_step = float("-inf")
         self._trained, self._evaluated = Tally(), Tally()
@@ -119,6 +126,7 @@ class PlainReporter:
 
     def warning(self, text: str) -> None:
         """Write it as ``warning: …``."""
+        self._progress.warning(text)
         self._line(f"warning: {text}")
 
     def run_finished(self, summary: Summary) -> None:
@@ -184,6 +192,14 @@ class Reading(NamedTuple):
     """Mean held-out loss of a token, where conversations are imitated."""
 
 
+class Interesting(NamedTuple):
+    """An episode that is worth a look."""
+
+    why: Literal["best", "worst", "failed"]
+    """It has the highest or the lowest reward since the step before it was trained, or it failed."""
+    episode: Episode
+
+
 class Throughput(NamedTuple):
     """Episodes and sampled tokens a second over a whole step, learning included."""
 
@@ -234,12 +250,19 @@ class Progress:
         """Failures and other counts over all episodes so far."""
         self.ledger = Ledger()
         """What became of the episodes of all steps so far."""
+        self.findings: list[tuple[int, str]] = []
+        """What the rules of learning health have found, each with the step after which it was said."""
+        self.interesting: Interesting | None = None
+        """The last episode that is worth a look."""
+        self._rewards: tuple[float, float] | None = None
+        """The lowest and the highest reward since the last step."""
 
     def run_started(self, run: RunInfo) -> None:
         """Remember which run it is and start the clock of its steps."""
         self.run = run
         self.step = run.resumed_from or 0
         self._training_since = self._clock()
+        self._steps_timed = 0
 
     def activity_started(self, name: str, episodes: int | None) -> None:
         """Begin a new activity; the one before it is over."""
@@ -250,11 +273,29 @@ class Progress:
         if self.activity is not None:
             self.activity.done += 1
             self.activity.failed += episode.outcome == "failed"
+        self._look_at(episode)
         return self.tally.add(episode)
+
+    def _look_at(self, episode: Episode) -> None:
+        """Keep the episode where it is better or worse than all since the last step, or has failed."""
+        reward = episode.reward
+        if episode.outcome == "failed":
+            self.interesting = Interesting("failed", episode)
+        elif reward is not None:
+            low, high = self._rewards or (math.inf, -math.inf)
+            if reward > high or reward < low:
+                self.interesting = Interesting("best" if reward > high else "worst", episode)
+                self._rewards = min(low, reward), max(high, reward)
+
+    def warning(self, text: str) -> None:
+        """Keep what a rule of learning health has found."""
+        if text.startswith(_HEALTH):
+            self.findings.append((self.step, text.removeprefix(_HEALTH)))
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a step."""
         self.step = step
+        self._rewards = None
         self.metrics = dict(metrics)
         self.ledger += Ledger.of_metrics(metrics)
         if self.imitates:
@@ -310,6 +351,12 @@ class Progress:
         return Throughput(
             self.metrics.get("rollout/episodes", 0.0) / seconds, self.metrics.get("tokens/completion", 0.0) / seconds
         )
+
+    @property
+    def staleness(self) -> tuple[float, float] | None:
+        """How many versions old the newest step's tokens were, on average and at most; ``None`` where none was old."""
+        oldest = self.metrics.get("staleness/max") or 0.0
+        return (self.metrics.get("staleness/mean") or 0.0, oldest) if oldest else None
 
     @property
     def trained_per_second(self) -> float:

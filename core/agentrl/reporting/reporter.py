@@ -8,29 +8,32 @@ from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 from agentrl.reporting.contract import Reporter
-from agentrl.reporting.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter, Progress
 from agentrl.rollout.contract import Episode
 from agentrl.runs.contract import RunInfo, Summary
 
 __all__ = ["Reporters", "default_reporter"]
 
 
-def default_reporter(stream: TextIO | None = None, *, tracebacks: bool = False) -> Reporter:
+def default_reporter(
+    stream: TextIO | None = None, *, tracebacks: bool = False, progress: Progress | None = None
+) -> Reporter:
     """A live display where ``stream``, by default stderr, is a terminal that can redraw; else plain lines.
 
-    ``tracebacks`` says whether the first failed episode of each reason is shown with the traceback of its agent.
+    ``tracebacks`` says whether the first failed episode of each reason is shown with the traceback of its agent, and
+    ``progress`` is what is known of the run already.
     """
     stream = stream or sys.stderr
     if not stream.isatty():
-        return PlainReporter(stream, tracebacks=tracebacks)
+        return PlainReporter(stream, tracebacks=tracebacks, progress=progress)
     from rich.console import Console
 
     from agentrl.reporting.live import LiveReporter
 
     console = Console(file=cast(TextIO, _Terminal(stream)))
     if console.is_dumb_terminal or not console.is_terminal or not console.encoding.startswith("utf"):
-        return PlainReporter(stream, tracebacks=tracebacks)
-    return LiveReporter(console, tracebacks=tracebacks)
+        return PlainReporter(stream, tracebacks=tracebacks, progress=progress)
+    return LiveReporter(console, tracebacks=tracebacks, progress=progress)
 
 
 class _Terminal:
