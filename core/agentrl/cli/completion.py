@@ -24,7 +24,7 @@ from agentrl.plugins.declared import Key
 from agentrl.rollout.contract import Phase
 
 if TYPE_CHECKING:
-    from agentrl.runs.contract import CountKey, EpisodeFilter
+    from agentrl.runs.contract import EpisodeFilter
     from agentrl.runs.reader import Run
 
 __all__ = [
@@ -127,7 +127,7 @@ def complete_episode(context: click.Context, parameter: click.Parameter, incompl
 def complete_tool(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """The tools that the policy has called in the run that is named, or else in the newest."""
     run = _run(context.params.get("run"))
-    return [] if run is None else _starting(_items(map(str, run.counts(cast("CountKey", "tool")))), incomplete)
+    return [] if run is None else _starting(_items(map(str, run.counts("tool"))), incomplete)
 
 
 def _begun_key(text: str) -> EpisodeFilter:

@@ -178,6 +178,7 @@ VERBS = {
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
     "view": Verb("agentrl.cli.view:view", "Show runs in a web page, token by token."),
     "episodes": Verb("agentrl.cli.episodes:episodes", "List the episodes of a run, by filter and order."),
+    "episode": Verb("agentrl.cli.episode:episode", "Read one episode: what was said, what came of it, its tokens."),
     "config": Verb("agentrl.cli.config:config", "Show the keys of a configuration, and what they mean."),
     "doctor": Verb("agentrl.cli.doctor:doctor", "Find out whether an agent can be trained here."),
     "list-agents": Verb("agentrl.cli.listing:list_agents", "List the agents that can be trained."),
