@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
+import openai
 import pytest
 
 from agentrl.algorithms.credit import TreeCredit
@@ -69,6 +71,44 @@ def test_a_sampled_span_holds_what_the_backend_said_of_it(ask, backend, session)
     assert span.sampled.logprobs == tuple(-0.01 * (n + 1) for n in range(len(span.ids)))
     assert set(span.sampled.versions) == {backend.version}
     assert span.sampled.temperature == 0.5
+
+
+def test_alternatives_are_recorded_where_a_request_asked_for_them(ask, backend, session):
+    ids = backend.renderer.vocabulary.encode("It is 408.")
+    tops = tuple(((token, -0.5), (0, -2.0)) for token in [*ids, backend.end])
+    backend.script = [backend.chunk([*ids, backend.end], top_logprobs=tops)]
+    ask([ASK], logprobs=True, top_logprobs=2)
+    backend.says("Yes.")
+    ask([ASK], logprobs=True)
+    assert [span.sampled.alternatives for span in sampled(session)] == [tops, ()]
+
+
+def test_alternatives_that_are_not_one_a_token_break_the_contract(in_process, backend, session):
+    async def create():
+        async with in_process.client(session) as client:
+            once = client.with_options(max_retries=0)
+            await once.chat.completions.create(model="x", messages=[ASK], logprobs=True, top_logprobs=2)
+
+    backend.script = [backend.chunk([*backend.renderer.vocabulary.encode("Yes."), backend.end], top_logprobs=((),))]
+    with pytest.raises(openai.InternalServerError, match="alternatives for 1 of them"):
+        asyncio.run(create())
+    assert not session.calls
+
+
+def test_calls_tell_when_they_came_and_how_long_they_waited_where_the_backend_knows(ask, backend, session):
+    """A call that follows another came after it had its answer."""
+    ids = [*backend.renderer.vocabulary.encode("It is 408."), backend.end]
+    opened = time.monotonic()
+    backend.script = [backend.chunk(ids, first_token=time.monotonic() + 60)]  # A backend's word is taken.
+    messages = [ASK]
+    messages += [ask(messages), MORE]
+    backend.says("Yes.")
+    ask(messages)
+    first, second = session.calls
+    since = opened - session.opened
+    assert 0 < first.started < first.started + first.seconds <= second.started < time.monotonic() - session.opened
+    assert since + 60 - first.started == pytest.approx(first.waited, abs=30)
+    assert second.waited is None
 
 
 def test_the_path_to_a_span_is_the_prompt_that_the_backend_was_given(ask, backend, session):

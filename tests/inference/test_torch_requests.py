@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,18 @@ def test_a_lower_precision_is_honoured(folder: Path) -> None:
     low = served(folder, use, dtype="bfloat16")[0].logprobs[0]
     high = served(folder, use, dtype="float32")[0].logprobs[0]
     assert 0 < abs(low - high) < 0.3
+
+
+def test_the_first_chunk_alone_tells_when_the_first_token_was_sampled(folder: Path) -> None:
+    async def use(backend: TorchBackend) -> tuple[float, list[Chunk], list[Chunk], float]:
+        before = time.monotonic()
+        streamed = await chunks(backend, [1, 2, 3], stream=True, max_tokens=3)
+        return before, streamed, await chunks(backend, [1, 2, 3], max_tokens=3), time.monotonic()
+
+    before, streamed, whole, after = served(folder, use)
+    assert [chunk.first_token is None for chunk in streamed] == [False, True, True]
+    times = [before, streamed[0].first_token, whole[0].first_token, after]
+    assert times == sorted(times)
 
 
 async def _start(folder: Path, **options: object) -> None:

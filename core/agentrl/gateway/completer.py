@@ -254,6 +254,8 @@ class EngineCompleter:
             control_tokens=self._control_tokens(asked.continues, request),
             normalised=request.normalised,
             seconds=time.monotonic() - asked.began,
+            started=request.arrived - session.opened,
+            waited=None if chunk.first_token is None else chunk.first_token - request.arrived,
         )
         turn = Turn(
             call=call.id,
@@ -273,6 +275,7 @@ class EngineCompleter:
             constrained=grammar is not None,
             grammar=grammar,
             stop_ids=() if grammar is None else tuple(sorted(asked.sampling.stop_ids)),
+            alternatives=chunk.top_logprobs if asked.sampling.top_logprobs else (),
         )
         session.record(
             call,
@@ -420,6 +423,8 @@ class EngineCompleter:
         return whole
 
     def _fault(self, chunk: Chunk, asked: _Asked) -> str | None:
+        if len(chunk.top_logprobs) not in (0, len(chunk.ids)):
+            return f"a completion of {len(chunk.ids)} ids came with alternatives for {len(chunk.top_logprobs)} of them"
         return completion_fault(chunk, vocabulary=self._vocabulary, versions=asked.session.settings.versions)
 
     def _read(

@@ -17,6 +17,7 @@ keeping track of which answers were delivered. A *completer* turns a ``ModelRequ
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -157,6 +158,8 @@ class Exchange:
     """Whether the request came through the in-process client, and not over a socket."""
     query: str = ""
     """What follows the ``?`` of the URL, as it was sent."""
+    arrived: float = field(default_factory=time.monotonic, compare=False)
+    """When the gateway had the whole request, by ``time.monotonic()``."""
 
 
 def _ignore() -> None:
@@ -272,6 +275,8 @@ class ModelRequest:
     relay: Mapping[str, Any] | None = None
     """The body that an endpoint of the chat completions API is sent where the request is passed on; ``None`` has one
     made of the messages, tools and fields above."""
+    arrived: float = field(default_factory=time.monotonic, compare=False)
+    """``Exchange.arrived`` of its request. The gateway sets it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,10 @@ class Gateway:
             asked = dialect.parse(request)
             if isinstance(asked, Reply):
                 return asked if isinstance(asked.body, bytes) else replace(asked, body=parts(asked.body))
-            several = [asked] if isinstance(asked, ModelRequest) else asked
+            several = [
+                replace(each, arrived=exchange.arrived)
+                for each in ([asked] if isinstance(asked, ModelRequest) else asked)
+            ]
             return await self._complete(session, exchange, dialect, request, several, overridden)
         except Exception as error:  # The boundary to the client: everything becomes a status.
             return self._refused(error, owner, session)

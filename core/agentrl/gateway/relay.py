@@ -53,6 +53,7 @@ class RelayCompleter:
                 unmet=(*request.unmet, *(name for name in request.preferences if name not in _LEVELS)),
                 normalised=request.normalised,
                 seconds=time.monotonic() - began,
+                started=request.arrived - session.opened,
             )
             answer = _readable({**completion.message, "role": "assistant"})
             turn = Turn(

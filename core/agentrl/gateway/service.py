@@ -387,6 +387,7 @@ class SessionService(Resource):
             calls=session.calls,
             tree=session.tree,
             seconds=self._clock() - open_.began,
+            started=open_.created,
             version=version,
         )
         if failed is not None:

@@ -202,6 +202,8 @@ class Session:
         self.credentials = credentials
         self.base_url = base_url
         self.api_key = credentials.key
+        self.opened = time.monotonic()
+        """When it was opened, from which on the calls of its episode are timed."""
         self.http_client = http_client
         """For ``AsyncOpenAI(http_client=…)``: reaches the gateway in process."""
         self.tree = TokenTree()

@@ -67,6 +67,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
         top_logprobs=tuple(top for chunk in chunks for top in chunk.top_logprobs),
         finish=chunks[-1].finish if chunks else None,
         stop_string=chunks[-1].stop_string if chunks else None,
+        first_token=chunks[0].first_token if chunks else None,
     )
 
 

@@ -92,6 +92,9 @@ class Chunk:
     """Why the completion ended; set on its last chunk only."""
     stop_string: str | None = None
     """The stop string that ended the completion, if one did. The ids include it; the text is cut before it."""
+    first_token: float | None = field(default=None, compare=False)
+    """When the first token of the completion was sampled, by ``time.monotonic()`` of this process; set on its first
+    chunk only, and ``None`` where the backend does not know."""
 
 
 _ROUNDING: Final = 1e-3

@@ -81,7 +81,7 @@ class EpisodeRunner:
         return replace(episode, attempts=attempts, setbacks=setbacks, version=version, agent=self.agent_name)
 
     async def _attempt(self, key: EpisodeKey, data: Data, settings: SessionSettings, *, alone: bool = False) -> Episode:
-        began = time.monotonic()
+        began, started = time.monotonic(), time.time()
         session = self.open_session(settings)
         try:
             returned, mistake = await self._returned(data, session, settings, alone)
@@ -100,7 +100,7 @@ class EpisodeRunner:
         finally:
             session.close()
         setbacks = _setbacks(session.refusals, episode.failure)
-        return replace(episode, seconds=time.monotonic() - began, setbacks=setbacks)
+        return replace(episode, seconds=time.monotonic() - began, setbacks=setbacks, started=started)
 
     async def _returned(
         self, data: Data, session: Session, settings: SessionSettings, alone: bool

@@ -194,6 +194,8 @@ def test_a_stream_gives_tokens_as_they_come() -> None:
     assert [chunk.ids for chunk in chunks] == [(1,), (2, 3), (4,)]
     assert [chunk.versions for chunk in chunks] == [(3,), (3, 3), (3,)]
     assert [chunk.finish for chunk in chunks] == [None, None, "length"]
+    assert [chunk.first_token is None for chunk in chunks] == [False, True, True]
+    assert whole(choice([1, 2])).first_token is None, "a server that answers at once tells nothing of the first token"
 
 
 def test_what_comes_once_weights_change_is_held_until_its_versions_are_known() -> None:

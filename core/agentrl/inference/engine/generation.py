@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -93,6 +94,8 @@ class Generation:
     sent: int = 0
     """How many of ``ids`` have been delivered."""
     stop_string: str | None = None
+    first_token: float | None = None
+    """When the first token was sampled, by ``time.monotonic()``."""
 
     @property
     def length(self) -> int:
@@ -106,6 +109,8 @@ class Generation:
 
     def add(self, token: int, logprob: float, version: int) -> FinishReason | None:
         """Take a sampled token. Returns why the generation ends with it, or ``None`` where it goes on."""
+        if self.first_token is None:
+            self.first_token = time.monotonic()
         self.ids.append(token)
         self.logprobs.append(logprob)
         self.versions.append(version)
@@ -121,7 +126,7 @@ class Generation:
 
     def chunk(self, finish: FinishReason | None) -> Chunk:
         """Returns what has been sampled since the last chunk; ``finish`` is set on the last one only."""
-        new = slice(self.sent, None)
+        new, is_first = slice(self.sent, None), not self.sent
         self.sent = len(self.ids)
         return Chunk(
             ids=tuple(self.ids[new]),
@@ -130,4 +135,5 @@ class Generation:
             top_logprobs=tuple(self.top_logprobs[new]),
             finish=finish,
             stop_string=self.stop_string,
+            first_token=self.first_token if is_first else None,
         )

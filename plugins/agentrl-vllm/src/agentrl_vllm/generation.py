@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def request_body(request: GenerationRequest, params: Body) -> Body:
 async def complete(client: Client, url: str, body: Body, top: int, fixed: int | None = None) -> Chunk:
     """Returns a completion, whole; ``top`` is how many alternatives per token it should hold.
 
+    When its first token was sampled is not known: the server tells nothing before the last.
+
     ``fixed`` is the version of all of its tokens where that does not change on its way: it names an adapter. Raises
     ``BackendError`` for an answer that is not a completion, and what the client raises.
     """
@@ -161,6 +164,8 @@ async def stream(
 ) -> AsyncGenerator[Chunk, None]:
     """Yields the tokens of a completion as they come; ``top`` is how many alternatives per token they should hold.
 
+    The first one counts as sampled when it has come.
+
     With ``fixed`` all of them are of ``version``, because the request names an adapter. Else it is so:
 
     The server tells the versions of all tokens with the last of them. While ``settled()`` is true, tokens that have
@@ -169,19 +174,22 @@ async def stream(
     """
     held: list[Any] = []
     given = 0
+    first: float | None = None
     async with aclosing(client.events(url, PATH, body)) as events:
         async for event in events:
             choice = _choice(event)
             held.append(choice)
+            first = time.monotonic() if first is None and choice["token_ids"] else first
             if _finish(choice["finish_reason"]) is not None:
                 count = given + sum(len(each["token_ids"]) for each in held)
                 told = choice.get("weight_versions")
                 versions = (version,) * count if fixed else versions_of(told, count)
                 _check_given(versions[:given], version)
-                yield _chunk(held, versions[given:], top)
+                yield _chunk(held, versions[given:], top, None if given else first)
                 return
             if fixed or settled():
-                chunk = _chunk(held, (version,) * sum(len(each["token_ids"]) for each in held), top)
+                count = sum(len(each["token_ids"]) for each in held)
+                chunk = _chunk(held, (version,) * count, top, None if given else first)
                 given += len(chunk.ids)
                 held.clear()
                 yield chunk
@@ -228,7 +236,7 @@ def _choice(answer: Any) -> Any:
     return answer["choices"][0]
 
 
-def _chunk(choices: Sequence[Any], versions: tuple[int, ...], top: int) -> Chunk:
+def _chunk(choices: Sequence[Any], versions: tuple[int, ...], top: int, first_token: float | None = None) -> Chunk:
     content = [token for choice in choices for token in (choice["logprobs"] or {}).get("content") or ()]
     ids = tuple(token for choice in choices for token in choice["token_ids"])
     last = choices[-1]
@@ -242,6 +250,7 @@ def _chunk(choices: Sequence[Any], versions: tuple[int, ...], top: int) -> Chunk
         top_logprobs=tuple(_alternatives(token["top_logprobs"], top) for token in content) if top else (),
         finish=_finish(last["finish_reason"]),
         stop_string=stop if isinstance(stop := last["stop_reason"], str) else None,
+        first_token=first_token,
     )
 
 
