@@ -12,11 +12,12 @@ from pydantic.fields import FieldInfo
 from agentrl.config.models import Config
 from agentrl.config.section import Section
 from agentrl.plugins import hookspecs
+from agentrl.reporting.meanings import source
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """``markdown`` with ``{{ configuration }}`` and ``{{ hooks }}`` replaced."""
-    for mark, write in {"configuration": configuration, "hooks": hooks}.items():
+    """``markdown`` with ``{{ configuration }}``, ``{{ hooks }}`` and ``{{ metrics }}`` replaced."""
+    for mark, write in {"configuration": configuration, "hooks": hooks, "metrics": source}.items():
         if f"{{{{ {mark} }}}}" in markdown:
             markdown = markdown.replace(f"{{{{ {mark} }}}}", write())
     return markdown

@@ -19,6 +19,7 @@ from tests.warm import WarmInterpreter
 
 from agentrl import Config, Trainer, load_config
 from agentrl.cli import main
+from agentrl.reporting.meanings import source
 from agentrl.reporting.plain import PlainReporter
 
 SMALL = {
@@ -116,7 +117,8 @@ def test_an_entry_point_is_of_a_known_group(snippet: Snippet):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_names_only_files_that_exist(page: Path):
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8").replace("{{ metrics }}", source())
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
@@ -131,12 +133,12 @@ def test_a_page_says_what_each_block_is():
 
 
 def test_every_metric_of_a_run_is_explained_and_every_explained_one_exists(workspace: Path):
-    explained = set(re.findall(r"`([a-z]+/[a-z_/]+|reward/parts/NAME)`", (ROOT / "docs/metrics.md").read_text()))
+    explained = set(re.findall(r"`([a-z]+/[a-z_/]+|reward/parts/NAME)`", source()))
     lines = (workspace / "runs/quickstart/metrics.jsonl").read_text().splitlines()
     logged = {name for line in lines for name in json.loads(line) if "/" in name}
     assert logged - explained == set()
-    source = "\n".join(path.read_text() for path in (ROOT / "core/agentrl").rglob("*.py"))
-    made = {name for name in explained if name in source or f'time("{name.removeprefix("seconds/")}")' in source}
+    code = "\n".join(path.read_text() for path in (ROOT / "core/agentrl").rglob("*.py"))
+    made = {name for name in explained if name in code or f'time("{name.removeprefix("seconds/")}")' in code}
     assert explained - made - {"reward/parts/NAME", "evaluation/parts/NAME"} - logged == set()
 
 

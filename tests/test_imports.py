@@ -28,7 +28,7 @@ LAYERS = (
     {"doctor", "scaffold", "testing", "view"},
     {"training"},
     {"reporting"},
-    {"runs"},
+    {"health", "runs"},
     {"rewards"},
     {"rollout", "algorithms", "learner"},
     {"worker"},

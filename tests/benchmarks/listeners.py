@@ -10,9 +10,9 @@ import statistics
 import time
 
 from agentrl.config.health import HealthSection
+from agentrl.health.findings import Health
+from agentrl.health.rules import RULES
 from agentrl.reporting.listener import Listener, settle
-from agentrl.training.health import Health
-from agentrl.training.rules import RULES
 
 
 def main() -> None:

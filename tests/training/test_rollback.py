@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError, RunError
+from agentrl.health.findings import ROLLED_BACK
 from agentrl.reporting.plain import PlainReporter
-from agentrl.training.health import ROLLED_BACK
 
 COLLAPSING = (
     *("training.steps=30", "training.learning_rate=0.01", "rollout.tasks_per_step=2", "rollout.group_size=8"),

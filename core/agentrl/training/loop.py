@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from agentrl.algorithms.batch import fates_left_out, wholly_excluded
 from agentrl.config.models import Config
 from agentrl.errors import RunError
+from agentrl.health.findings import ROLLED_BACK, Finding, Health
 from agentrl.inference.grammars import Grammars
 from agentrl.learner.learner import Learner
 from agentrl.rollout.buffer import Taken
@@ -37,7 +38,6 @@ from agentrl.training.deadlines import finish_within
 from agentrl.training.engine_weights import EngineWeights, NoEngine
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.evaluations import Evaluations
-from agentrl.training.health import ROLLED_BACK, Finding, Health
 from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import Lineage, Resumed

@@ -2,7 +2,7 @@
 
 A rule looks at the mean over a window of steps, so that one odd step is no finding. It says how far a value is beyond
 its threshold, and its sentence names the metric, the value and what to do. ``docs/health.md`` documents every rule;
-where a threshold or the trouble itself is from the literature, ``Rule.source`` says from where. ``training/health.py``
+where a threshold or the trouble itself is from the literature, ``Rule.source`` says from where. ``findings.py``
 decides when a finding is said, and what is done about it.
 """
 

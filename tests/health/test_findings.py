@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.config.health import HealthSection
+from agentrl.health.findings import ROLLED_BACK, Health
+from agentrl.health.rules import WINDOW
 from agentrl.runs.contract import MetricsLine
-from agentrl.training.health import ROLLED_BACK, Health
-from agentrl.training.rules import WINDOW
 
 
 def judging() -> Health:
@@ -77,3 +77,12 @@ def test_a_run_that_is_resumed_is_judged_as_if_it_had_never_stopped():
             assert [str(finding) for finding in resumed.step(step, row)] == told[step]
             if ROLLED_BACK in row:
                 resumed.back_to(int(row[ROLLED_BACK]))
+
+
+def test_a_run_that_is_read_shows_what_was_said_while_it_went_on():
+    shares = [0.5] * 8 + [0.0] * 12 + [0.5] * 8
+    lines = [MetricsLine(step, float(step), cut(share)) for step, share in enumerate(shares, 1)]
+    found = list(judging().review(lines))
+    assert [step for step, _ in found] == steps_of(shares)
+    assert {finding.rule for _, finding in found} == {"truncation"}
+    assert all("rollout/truncated is" in finding.said for _, finding in found)

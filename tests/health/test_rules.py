@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agentrl.config.health import HealthRuleModel, HealthSection
-from agentrl.training.health import Finding, Health
-from agentrl.training.rules import RULES, WINDOW
+from agentrl.health.findings import Finding, Health
+from agentrl.health.rules import RULES, WINDOW
 
 HEALTHY = {
     "policy/updated": 1.0,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agentrl.config.health import HealthAction, HealthSection
+from agentrl.health.rules import RULES, WINDOW, History, Reading, Rule
 from agentrl.runs.contract import MetricsLine
-from agentrl.training.rules import RULES, WINDOW, History, Reading, Rule
 
 __all__ = ["ROLLED_BACK", "Finding", "Health"]
 
@@ -74,12 +74,17 @@ class Health:
 
     def recall(self, lines: Iterable[MetricsLine]) -> None:
         """Take in the metrics that a run had logged before it was stopped; what they show has been said."""
+        for _ in self.review(lines):
+            pass
+
+    def review(self, lines: Iterable[MetricsLine]) -> Iterator[tuple[int, Finding]]:
+        """Take in metrics that a run has logged, and yield each trouble with the step that it was found after."""
         for line in lines:
             metrics = {name: value for name, value in line.metrics.items() if value is not None}
             if line.is_evaluation:
                 self.evaluation(line.step, metrics)
             else:
-                self.step(line.step, metrics)
+                yield from ((line.step, found) for found in self.step(line.step, metrics))
             if ROLLED_BACK in metrics:
                 self.back_to(int(metrics[ROLLED_BACK]))
 
