@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from agentrl.gateway.contract import Call, Replacement
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
+from agentrl.runs.encoding import plain, to_rows
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.schema import TREE_COLUMNS
-from agentrl.runs.store import EpisodeStore, plain, to_rows
+from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import ROOT, Sampled, TokenTree
 
 text = st.text(st.characters(), max_size=8)

@@ -22,9 +22,10 @@ from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs import schema
 from agentrl.runs.contract import Checkpoint, Membership, RunInfo, Summary
-from agentrl.runs.episodes import EpisodeReader, parse_key
+from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import FolderLock, RunFolder, run_names
 from agentrl.runs.metrics import MetricsLog
+from agentrl.runs.queries import parse_key
 from agentrl.runs.reader import Run
 from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import Sampled, TokenTree

@@ -23,8 +23,8 @@ from agentrl.inference.engine.backend import TorchBackend
 from agentrl.inference.grammars import Grammars, grammars_of
 from agentrl.learner.learner import Learner
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.runs.episodes import _tree
-from agentrl.runs.store import _tree_row
+from agentrl.runs.decoding import to_tree
+from agentrl.runs.encoding import _tree_row
 from agentrl.tokens.selection import load_renderer
 from agentrl.training.parts import check_sampling
 from agentrl.training.untrained import mostly_excluded, refuse_untrainable
@@ -115,7 +115,7 @@ def test_by_default_constrained_tokens_are_left_out_and_those_before_a_call_are_
 def test_what_is_kept_reads_back_from_a_store(group) -> None:
     for episode in group.episodes:
         row = _tree_row(episode.tree)
-        assert _tree(*row) == episode.tree
+        assert to_tree(*row) == episode.tree
     spans = json.loads(_tree_row(group.episodes[2].tree)[0])
     grammar, again = [span[6] for span in spans if len(span) > 6]
     assert isinstance(grammar, list)
