@@ -75,7 +75,7 @@ def episode(app: App, key: str, run: str | None, tokens: bool, as_json: bool) ->
 
 def _found(run: Run, name: str) -> tuple[Episode, EpisodeRow]:
     """The episode of a key and its row in lists. Raises the error that names the keys which are near."""
-    from agentrl.runs.episodes import parse_key
+    from agentrl.runs.queries import parse_key
 
     key = parse_key(name)
     rows = run.episodes(phase=key.phase, group=key.group)
