@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MARK", "ControlTokens", "Vocabulary", "byte_of_token"]
+__all__ = ["MARK", "ControlTokens", "Vocabulary", "alphabet_bytes", "byte_of_token"]
 
 MARK = "\ufdd0"
 _CACHED_TEXTS = 4096
@@ -156,12 +156,12 @@ class Vocabulary:
         incomplete character. An id that is part of a character has its own bytes, and a space that the decoder
         writes between two ids belongs to the second.
         """
-        alone = before is None or self._spells is _alphabet_bytes  # In a byte-level vocabulary context adds nothing.
+        alone = before is None or self._spells is alphabet_bytes  # In a byte-level vocabulary context adds nothing.
         return self._bytes(token_id, None if alone else before)
 
     def _byte_spelling(self) -> Callable[[str], bytes | None] | None:
         """How the vocabulary writes bytes, if it has tokens that stand for single bytes."""
-        for token, char, spelling in (("<0x41>", "A", byte_of_token), ("\u0120", " ", _alphabet_bytes)):
+        for token, char, spelling in (("<0x41>", "A", byte_of_token), ("\u0120", " ", alphabet_bytes)):
             token_id = self._tokenizer.convert_tokens_to_ids(token)
             if isinstance(token_id, int) and token_id != self.unk_token_id and self._decode([token_id]) == char:
                 return spelling
@@ -207,8 +207,8 @@ def byte_of_token(token: str) -> bytes | None:
     return bytes.fromhex(match[1]) if match else None
 
 
-def _alphabet_bytes(token: str) -> bytes | None:
-    """The bytes of a token of a byte-level vocabulary; ``None`` for an added token, which is stored as text."""
+def alphabet_bytes(token: str) -> bytes | None:
+    """Return the bytes of a token of a byte-level vocabulary; ``None`` for an added token, which is stored as text."""
     byte_of = _byte_alphabet()
     return bytes(byte_of[char] for char in token) if all(char in byte_of for char in token) else None
 
