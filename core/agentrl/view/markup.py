@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
 
-__all__ = ["LONGEST_MARKDOWN", "markdown", "mathematics", "pretty_json", "readable", "visible"]
+__all__ = ["LONGEST_MARKDOWN", "markdown", "mathematics", "pretty_json", "readable", "visible", "visible_token"]
 
 LONGEST_MARKDOWN = 20_000
 """Characters. A longer text is shown as plain text: nobody reads it for its layout, and laying it out takes seconds."""
@@ -37,6 +37,8 @@ _HIDDEN = re.compile(
 )
 """Control characters but for tab and line feed, marks that change the direction of text, characters that take no
 space, halves of surrogate pairs, and codes that stand for no character."""
+_LINE_BREAK = '<span class="code" data-code="000A" title="line feed">\u21b5</span>\n'
+_TAB = '<span class="code" data-code="0009" title="tab">\u21e5</span>'
 _NO_MARKDOWN = re.compile("[\x00\ud800-\udfff]")
 """What a reader of Markdown replaces, and what UTF-8 cannot carry."""
 _CLOSINGS = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
@@ -82,6 +84,11 @@ def _shown(match: re.Match[str]) -> str:
     code = ord(match[0])
     symbol = chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"U+{code:04X}"
     return f'<span class="code" data-code="{code:04X}" title="character U+{code:04X}">{symbol}</span>'
+
+
+def visible_token(text: str) -> Markup:
+    """The text of a token for the inside of an element: as ``visible``, with its line breaks and tabs shown as well."""
+    return Markup(visible(text).replace("\n", _LINE_BREAK).replace("\t", _TAB))  # noqa: S704
 
 
 def readable(text: str) -> str:

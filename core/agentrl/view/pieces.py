@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,14 @@ class Pieces:
             return token.encode() if spelled is None else spelled
         single = byte_of_token(token)
         return token.replace("\u2581", " ").encode() if single is None else single
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` one after the other, or the ids themselves where a text is not known."""
+        found = [self.bytes_of(id) for id in ids]
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            return " ".join(map(str, ids))
+        return b"".join(known).decode(errors="replace")
 
     def is_control(self, id: int) -> bool:
         """Whether a token marks structure, such as the end of a turn, instead of being text."""

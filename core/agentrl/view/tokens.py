@@ -108,8 +108,8 @@ class SpanOutline:
     size: int
     first: int
     """The ``place`` of its first token."""
-    branch: int
-    """How many forks lead to it."""
+    lane: int
+    """The row of its bar: one that goes on where its parent ends is in the same row, and each fork begins another."""
     call: str | None
     """The response id of the call that sampled it; ``None`` for given tokens."""
     is_constrained: bool
@@ -132,6 +132,11 @@ class TokenView:
         """Return how many tokens the tree has."""
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def span_count(self) -> int:
+        """How many spans the tree has."""
+        return len(self._spans)
+
     def first_sampled(self) -> int:
         """The place of the first token that the policy sampled; 0 where there is none."""
         return next((self._start(index) for index, span in enumerate(self._spans) if span.sampled), 0)
@@ -142,32 +147,25 @@ class TokenView:
 
     def outline(self, count: int) -> list[SpanOutline]:
         """The first ``count`` spans."""
-        branches: list[int] = []
-        tips: set[tuple[int, int]] = set()
+        lanes: list[int] = []
+        continued: set[int] = set()
         found = []
         for index, span in enumerate(self._spans[:count]):
-            above = branches[span.parent] if span.parent >= 0 else 0
-            whole = span.parent < 0 or span.fork == len(self._spans[span.parent].ids)
-            forks = (span.parent, span.fork) in tips or not whole
-            tips.add((span.parent, span.fork))
-            branches.append(above + forks)
+            goes_on = span.parent < 0 or span.fork == len(self._spans[span.parent].ids)
+            if goes_on and span.parent not in continued:
+                continued.add(span.parent)
+                lanes.append(lanes[span.parent] if span.parent >= 0 else 0)
+            else:
+                lanes.append(max(lanes) + 1)
             sampled = span.sampled
             found.append(
                 SpanOutline(
-                    *(index, span.parent, self._depths[index], len(span.ids), self._start(index), branches[-1]),
+                    *(index, span.parent, self._depths[index], len(span.ids), self._start(index), lanes[-1]),
                     call=sampled.call if sampled else None,
                     is_constrained=bool(sampled and sampled.constrained),
                 )
             )
         return found
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of ``ids`` one after the other, or the ids themselves where the texts are not known."""
-        found = [self._pieces.bytes_of(id) for id in ids]
-        known = [each for each in found if each is not None]
-        if len(known) < len(found):
-            return " ".join(map(str, ids))
-        return b"".join(known).decode(errors="replace")
 
     def _start(self, index: int) -> int:
         return self._ends[index] - len(self._spans[index].ids)
