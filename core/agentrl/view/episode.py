@@ -188,7 +188,8 @@ def _part(request: Request) -> Response:
     """A text of an episode that its page shows only the beginning of."""
     name, key = request.path_params["run"], request.path_params["key"]
     run = frame.library(request).run(name)
-    row, episode = _stored(request).read(run, key)
+    row = run.row(key)
+    episode = _stored(request).read(run, row)
     part = request.query_params.get("part", "")
     text = text_of_part(episode, part)
     start = min(max(0, whole("from", request.query_params.get("from", "0"))), len(text))

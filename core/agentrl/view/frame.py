@@ -1,7 +1,7 @@
 """The frame of every page: templates that escape every text, and the answers that pages are made of.
 
-Nothing that a template is given is HTML, so what a model wrote is shown as it is, and never runs: autoescape is on, and
-no template switches it off.
+No text that a template is given is HTML, so what a model wrote is shown as it is, and never runs: autoescape is on, and
+no template switches it off. What ``markup`` has made of a text is the one exception.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from agentrl.plugins.entries import core_version
 from agentrl.reporting.plain import duration
+from agentrl.view.markup import readable, visible, visible_token
+from agentrl.view.query import address
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -37,6 +39,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "duration": duration, "when": _when}
+    made.filters |= {"address": address, "readable": readable, "token": visible_token, "visible": visible}
     made.globals |= {"version": core_version()}
     return made
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentrl.errors import RunError
+from agentrl.errors import ConfigError
 from agentrl.rollout.contract import Episode
 from agentrl.runs.contract import EpisodeRow
 from agentrl.tokens.contract import Position, TokenTree
@@ -92,7 +92,7 @@ def _group(request: Request) -> Response:
     phase, ordinal = phase_of(request.path_params["phase"]), whole("group", request.path_params["group"])
     found = run.groups(phase=phase, group=ordinal, limit=1)
     if not found:
-        raise RunError(f"the run {name} has no group {ordinal} of the phase {phase}, or not yet")
+        raise ConfigError(f"the run {name} has no group {ordinal} of the phase {phase}, or not yet")
     group = found[0]
     etag = frame.tag_of(run.path, str(request.url), group)
     if (same := frame.unchanged(request, etag)) is not None:

@@ -15,7 +15,17 @@ from agentrl.rollout.contract import Episode
 from agentrl.view.conversation import Message, Turn, conversation, sections
 from agentrl.view.markup import markdown, pretty_json, visible
 
-__all__ = ["FOLDED", "LONGEST_PART", "TURNS", "Reading", "ShownCall", "ShownText", "ShownTurn", "shown_text", "text_of_part"]
+__all__ = [
+    "FOLDED",
+    "LONGEST_PART",
+    "TURNS",
+    "Reading",
+    "ShownCall",
+    "ShownText",
+    "ShownTurn",
+    "shown_text",
+    "text_of_part",
+]
 
 TURNS = 60
 """Turns that are shown at once."""
@@ -148,9 +158,7 @@ def _called(message: Message, number: int) -> Iterator[ShownCall]:
         yield ShownCall(call.name, call.id, shown or ShownText(Markup(""), f"{number}.call{index}"), is_json)
 
 
-def shown_text(
-    text: str, part: str, *, is_plain: bool, is_json: bool = False, most: int = FOLDED
-) -> ShownText | None:
+def shown_text(text: str, part: str, *, is_plain: bool, is_json: bool = False, most: int = FOLDED) -> ShownText | None:
     """``text``, or its first ``most`` characters, as it is shown; ``None`` where there is none.
 
     ``is_plain`` leaves Markdown as it is, and with ``is_json`` JSON gets a line for each member.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentrl.errors import RunError
+from agentrl.errors import ConfigError
 from agentrl.runs.contract import EpisodeRow
 from agentrl.view import frame
 from agentrl.view.query import phase_of, whole
@@ -64,7 +64,7 @@ def _task(request: Request) -> Response:
     phase, task = phase_of(request.path_params["phase"]), whole("task", request.path_params["task"])
     count = run.count(phase=phase, task=task)
     if not count:
-        raise RunError(f"the run {name} has no episode of task {task} of the phase {phase}, or not yet")
+        raise ConfigError(f"the run {name} has no episode of task {task} of the phase {phase}, or not yet")
     rows = run.episodes(phase=phase, task=task, descending=True, limit=_MOST)
     etag = frame.tag_of(run.path, str(request.url), count, rows)
     if (same := frame.unchanged(request, etag)) is not None:

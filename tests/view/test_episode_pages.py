@@ -1,0 +1,353 @@
+"""The pages of episodes: every number on them equals what the reader of a recorded run gives."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.datastructures import QueryParams
+from starlette.testclient import TestClient
+from tests.browser import hostile
+from tests.browser.agents import EveryOutcome
+from tests.view.reading import Page
+
+from agentrl import Trainer, load_config, open_run
+from agentrl.errors import ConfigError
+from agentrl.inference.model_folder import find_model
+from agentrl.plugins import Plugins
+from agentrl.reporting.plain import PlainReporter
+from agentrl.runs.reader import Run
+from agentrl.view.app import view_app
+from agentrl.view.library import Library
+from agentrl.view.query import PAGE, EpisodeQuery
+from agentrl.view.reading import text_of_part
+
+SMALL = (
+    *("training.steps=2", "rollout.tasks_per_step=3", "rollout.group_size=4", "evaluation.tasks=3"),
+    *("evaluation.every=2", "training.checkpoint_every=2", "rollout.max_tokens=24", "tasks.train.size=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the bundled model, trained once for all of these tests."""
+    place = tmp_path_factory.mktemp("runs")
+    config = load_config(None, f"run.dir={place}", "run.name=recorded", *SMALL, environ={})
+    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+        trainer.train(agent=EveryOutcome)
+    return open_run(place / "recorded")
+
+
+@pytest.fixture(scope="module")
+def browser(run: Run) -> TestClient:
+    return TestClient(view_app(Library([run.path])), base_url="http://127.0.0.1:8000")
+
+
+def opened(browser: TestClient, path: str) -> Page:
+    answer = browser.get(path)
+    assert answer.status_code == 200, Page(answer.text).text
+    return Page(answer.text)
+
+
+def numbers_of(row):
+    return [
+        *(row.trained_step, row.reward, row.advantage, row.surprise, row.sampled_tokens, row.call_count),
+        *(row.seconds, row.attempts, row.version),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"phase": "train"},
+        {"phase": "train", "step": "1", "sort": "reward"},
+        {"sort": "reward", "descending": "1"},
+        {"sort": "surprise", "descending": "1"},
+        {"outcome": "failed"},
+        {"outcome": "rejected", "sort": "seconds"},
+        {"side": "agent"},
+        {"min_reward": "-1", "max_reward": "0.5", "sort": "tokens"},
+        {"text": "number alone", "phase": "eval"},
+        {"tool": "calculator"},
+        {"fate": "failed"},
+        {"task": "1", "group": "1"},
+        {"offset": "5", "sort": "task"},
+    ],
+)
+def test_the_table_shows_what_the_reader_gives_for_its_address(run: Run, browser: TestClient, fields):
+    address = str(QueryParams(fields))
+    page = opened(browser, f"/runs/recorded/episodes?{address}")
+    query = EpisodeQuery.read(fields)
+    rows = run.episodes(sort=query.sort, descending=query.descending, limit=PAGE, offset=query.offset, **query.filters)
+    assert [row["id"] for row in page.rows] == [f"episode-{row.id}" for row in rows]
+    for shown, row in zip(page.rows, rows, strict=True):
+        told = numbers_of(row)
+        if row.fate is None:
+            told.insert(1, None)
+        if row.started is None:
+            told.append(None)
+        assert shown["numbers"] == told
+        assert str(row.key) in shown["text"]
+        assert row.outcome in shown["text"]
+    if rows:
+        assert f"of {run.count(**query.filters):,} episode" in page.text
+
+
+def test_the_run_has_every_outcome(run: Run):
+    assert set(run.counts("outcome")) == {"rewarded", "rejected", "failed"}
+
+
+def test_every_link_of_the_table_and_of_its_pages_opens(browser: TestClient):
+    """Among them are the ready-made orders, the orders of the columns, and the episodes before and after."""
+    seen: set[str] = set()
+    waiting = ["/runs/recorded/episodes?phase=train&sort=reward"]
+    kinds: Counter[str] = Counter()
+    while waiting:
+        path = waiting.pop().partition("#")[0]
+        kind = re.sub(r"\d+", "N", path.partition("?")[0])
+        if path in seen or kinds[kind] >= 6:
+            continue
+        seen.add(path)
+        kinds[kind] += 1
+        waiting += [
+            link for link in opened(browser, path).links if re.match("/runs/recorded/(episodes|groups|tasks)", link)
+        ]
+    assert {"/runs/recorded/groups/train/N", "/runs/recorded/tasks/train/N"} <= kinds.keys()
+
+
+def test_previous_and_next_go_through_the_table_that_led_here(run: Run, browser: TestClient):
+    rows = run.episodes(sort="reward", phase="train")
+    page = opened(browser, "/runs/recorded/episodes?phase=train&sort=reward")
+    path = page.rows[0]["links"][0]
+    for row in rows[:5]:
+        page = opened(browser, path)
+        assert f"Episode {row.key}" in page.text
+        path = next(link for link in page.links if f"/episodes/{rows[rows.index(row) + 1].key}?" in link)
+
+
+def trained_rows(run: Run):
+    return run.episodes(phase="train", outcome="rewarded")
+
+
+def test_every_token_is_shown_with_what_the_reader_knows_of_it(run: Run, browser: TestClient):
+    for row in (*trained_rows(run)[:3], *run.episodes(phase="eval", limit=1)):
+        tree, trained = run.episode(row.key).tree, run.trained(row.key)
+        told, sampled = [], 0
+        for span in tree.spans:
+            for offset, id in enumerate(span.ids):
+                values = [id]
+                if span.sampled is not None:
+                    logprob = span.sampled.logprobs[offset]
+                    values += [logprob, math.exp(logprob), span.sampled.versions[offset]]
+                    columns = ("advantages", "weights", "logprobs", "entropies", "importances")
+                    values += [None if trained is None else getattr(trained, each)[sampled] for each in columns]
+                    values = [None if value is None or math.isnan(value) else value for value in values]
+                    if span.sampled.alternatives:
+                        values += [math.exp(other) for _, other in span.sampled.alternatives[offset]]
+                    sampled += 1
+                told.append(values)
+        shown = []
+        for start in range(0, len(tree), 400):
+            page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=tokens&from={start}")
+            shown += [[int(each["cells"][1]), *each["numbers"]] for each in page.rows]
+        assert shown == told
+        assert sum(len(values) > 1 for values in shown) == row.sampled_tokens
+
+
+def test_tokens_have_their_texts_and_their_fates_in_words(run: Run, browser: TestClient):
+    row = trained_rows(run)[0]
+    page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=tokens&from=0")
+    assert "<|im_start|>" in page.text
+    assert "never trained" in page.text
+    trained = run.trained(row.key)
+    for words in ("not trained: ", "trained"):
+        assert words in page.text or trained is None
+
+
+@pytest.mark.parametrize("colour", ["logprob", "advantage", "entropy", "version", "fate"])
+def test_tokens_are_coloured_by_any_of_their_values(run: Run, browser: TestClient, colour):
+    row = trained_rows(run)[0]
+    text = browser.get(f"/runs/recorded/episodes/{row.key}?view=tokens&colour={colour}").text
+    if colour != "fate" or run.trained(row.key) is not None:
+        classes = {"logprob": "t p", "advantage": "t ", "entropy": "t ", "version": "v1", "fate": "t fate-"}
+        assert classes[colour] in text
+
+
+def test_the_conversation_has_every_message_once(run: Run, browser: TestClient):
+    row = next(row for row in trained_rows(run) if row.call_count > 1)
+    episode = run.episode(row.key)
+    page = opened(browser, f"/runs/recorded/episodes/{row.key}")
+    assert page.text.count("Answer with a number alone.") == 1
+    assert "branch 1 of 2 after message 1".capitalize() in page.text
+    answered = [each for each in page.rows if "call " in each["text"]]
+    assert sum(each["numbers"][0] for each in answered) == sum(call.completion_tokens for call in episode.calls)
+    assert set(episode.reward_parts) == {"first", "second"}
+    facts = page.numbers
+    for value in (row.reward, row.surprise, row.seconds, *episode.reward_parts.values()):
+        assert value in facts
+
+
+def test_an_excluded_episode_says_why(run: Run, browser: TestClient):
+    failed = run.episodes(outcome="failed", limit=1)[0]
+    page = opened(browser, f"/runs/recorded/episodes/{failed.key}")
+    assert f"It failed on the side of the {failed.failure_side}" in page.text
+    assert "the <b>table</b> of answers is not there" in page.text
+
+
+def test_the_timeline_tells_the_times_of_the_calls(run: Run, browser: TestClient):
+    row = trained_rows(run)[0]
+    episode = run.episode(row.key)
+    page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=timeline")
+    for shown, call in zip(page.rows, episode.calls, strict=True):
+        assert shown["numbers"][:5] == [
+            *(call.started, call.waited, call.seconds, call.prompt_tokens, call.completion_tokens)
+        ]
+
+
+def test_a_group_shows_its_members_side_by_side(run: Run, browser: TestClient):
+    group = run.groups(phase="train", limit=1)[0]
+    page = opened(browser, f"/runs/recorded/groups/train/{group.ordinal}")
+    for shown, row in zip(page.rows, group.episodes, strict=True):
+        told = [row.reward, row.advantage, row.sampled_tokens, row.call_count, row.surprise, row.seconds]
+        if row.fate is None:
+            told.insert(2, None)
+        assert shown["numbers"] == told
+    assert group.mean_reward in page.numbers
+    assert "then they differ" in page.text
+
+
+def test_a_task_tells_how_its_success_went(run: Run, browser: TestClient):
+    row = run.episodes(phase="train", limit=1)[0]
+    rows = run.episodes(phase="train", task=row.key.task)
+    page = opened(browser, f"/runs/recorded/tasks/train/{row.key.task}")
+    steps = sorted({each.trained_step for each in rows if each.trained_step is not None})
+    for shown, step in zip(page.rows, steps, strict=False):
+        those = [each for each in rows if each.trained_step == step]
+        rewards = [each.reward for each in those if each.reward is not None]
+        assert shown["numbers"][0] == len(those)
+        if rewards:
+            assert shown["numbers"][1] == pytest.approx(sum(rewards) / len(rewards))
+            assert shown["numbers"][2:4] == [min(rewards), max(rewards)]
+        assert shown["numbers"][4] == sum(each.outcome == "failed" for each in those)
+
+
+def test_a_page_that_has_not_changed_is_not_made_again(run: Run, browser: TestClient):
+    key = trained_rows(run)[0].key
+    for path in ("episodes", f"episodes/{key}", f"groups/train/{key.group}", f"tasks/train/{key.task}"):
+        tag = browser.get(f"/runs/recorded/{path}").headers["etag"]
+        assert browser.get(f"/runs/recorded/{path}", headers={"if-none-match": tag}).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("episodes?step=x", "step='x' is no whole number"),
+        ("episodes?outcome=rewardd", "did you mean 'rewarded'?"),
+        ("episodes?sort=rewards", "did you mean 'reward'?"),
+        (f"episodes?task={2**70}", "is no whole number"),
+        ("episodes?min_reward=high", "is no number"),
+        ("episodes/nothing", "is not the key of an episode"),
+        ("groups/train/99999", "has no group 99999"),
+        ("groups/trainn/1", "did you mean 'train'?"),
+        ("tasks/eval/99999", "has no episode of task 99999"),
+    ],
+)
+def test_what_there_is_not_is_said_in_a_sentence(browser: TestClient, path, said):
+    answer = browser.get(f"/runs/recorded/{path}")
+    assert answer.status_code == 404
+    assert said in Page(answer.text).text
+
+
+def test_a_run_without_its_model_shows_ids(run: Run, browser: TestClient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agentrl.view.pieces._tokenizer_file", lambda run: None)
+    row = trained_rows(run)[0]
+    page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=tokens&from=0")
+    assert "The tokens are shown by their ids" in page.text
+    assert len(page.rows) == min(400, len(run.episode(row.key).tree))
+
+
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "phase": st.sampled_from(["train", "eval", "eval-greedy"]),
+        "step": st.integers(-(2**63), 2**63 - 1).map(str),
+        "outcome": st.sampled_from(["rewarded", "rejected", "failed"]),
+        "min_reward": st.floats(allow_nan=False).map(str),
+        "text": st.text(st.characters(exclude_categories=["Cs"])),
+        "tool": st.text(st.characters(exclude_categories=["Cs"])),
+        "sort": st.sampled_from(["committed", "reward", "surprise", "phase"]),
+        "descending": st.sampled_from(["0", "1"]),
+        "offset": st.integers(0, 1000).map(str),
+    },
+)
+
+
+@settings(max_examples=60)
+@given(FIELDS)
+def test_an_address_says_the_same_when_it_is_read_again(fields):
+    query = EpisodeQuery.read(fields)
+    assert EpisodeQuery.read(QueryParams(query.address().removeprefix("?"))) == query
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TestClient]:
+    """The pages of a run whose texts do what they can to break them."""
+    from tokenizers import Tokenizer
+
+    model = find_model(Plugins(), load_config(None, environ={}).model)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    path = hostile.write_run(tmp_path_factory.mktemp("hostile"), lambda text: tokenizer.encode(text).ids)
+    return Run(path), TestClient(view_app(Library([path])), base_url="http://127.0.0.1:8000")
+
+
+def place_of(browser: TestClient) -> str:
+    return next(link for link in opened(browser, "/").links if link.startswith("/runs/"))
+
+
+def test_hostile_conversations_are_shown_and_nothing_of_them_runs(broken):
+    _, browser = broken
+    place = place_of(browser)
+    for name in [*hostile.TEXTS, "tokens"]:
+        text = browser.get(f"{place}/episodes/{hostile.key(name)}").text
+        page = Page(text)
+        assert hostile.word(name) in page.text, name
+        assert len(text) < 500_000, name
+        rest = [link for link in page.links if "/part?" in link]
+        opened(browser, rest[-1])  # Every episode calls a tool with arguments that are nested 5,000 deep.
+
+
+@pytest.mark.parametrize("view", ["tokens", "tree", "timeline"])
+def test_hostile_tokens_are_shown_and_nothing_of_them_runs(broken, view):
+    _, browser = broken
+    place = place_of(browser)
+    for name in ["script", "latex", "controls", "right to left", "halves", "invisible", "tokens"]:
+        page = opened(browser, f"{place}/episodes/{hostile.key(name)}?view={view}")
+        assert len(page.rows) in range(1, 501)
+
+
+def test_the_last_of_100_000_tokens_is_reached_and_no_page_holds_them_all(broken):
+    run, browser = broken
+    key = hostile.key("tokens")
+    place = place_of(browser)
+    last = len(run.episode(key).tree) - 1
+    page = opened(browser, f"{place}/episodes/{key}?view=tokens&from={last - 10}")
+    assert [row["id"] for row in page.rows][-1] == f"t{last}"
+    assert len(page.rows) == 11
+    with pytest.raises(ConfigError, match="has no part"):
+        text_of_part(run.episode(key), "9.text")
+
+
+def test_hostile_groups_tasks_and_tables_are_shown_and_nothing_of_them_runs(broken):
+    _, browser = broken
+    place = place_of(browser)
+    for ordinal in range((len(hostile.TEXTS) + 4) // 4):
+        opened(browser, f"{place}/groups/train/{ordinal}")
+        opened(browser, f"{place}/tasks/train/{ordinal}")
+    opened(browser, f"{place}/episodes")
+    opened(browser, f"{place}/episodes?text=%3Cscript%3E&tool=%22%3E%3Cscript%3E")
