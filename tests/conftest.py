@@ -54,6 +54,7 @@ SLOW = {
     "training/test_online.py",
     "training/test_staleness_bound.py",
     "training/test_synchronous.py",
+    "training/test_trained.py",
     "training/test_teachers.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",

@@ -141,6 +141,15 @@ class EpisodeStore:
         """Wait for what ``begin_step`` returned. Raises as ``commit`` does."""
         await self._written(asyncio.wrap_future(submitted))
 
+    def wait(self, submitted: Future[None]) -> None:
+        """As ``written``, for code without an event loop."""
+        try:
+            submitted.result(PATIENCE_S)
+        except TimeoutError:
+            if submitted.done():
+                raise
+            raise self._unanswered() from None
+
     async def _written(self, done: asyncio.Future[None]) -> None:
         try:
             finished, _ = await asyncio.wait({done}, timeout=PATIENCE_S)

@@ -44,6 +44,7 @@ from agentrl.training.replay import Lineage, Resumed
 from agentrl.training.serving import EngineServing
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import Supply
+from agentrl.training.trained import trained_episodes
 from agentrl.training.untrained import mostly_excluded, refuse_untrainable, too_long
 
 __all__ = ["TrainingLoop"]
@@ -343,7 +344,7 @@ class TrainingLoop:
         choices = rollout.constrained == "train"
         if version == 0 and not self.config.is_online:  # People may ask for any form.
             refuse_untrainable(wholly_excluded(groups, allowed=self.grammars, choices=choices), choices)
-        batch, account, groups, scored = self.columns.prepare(
+        prepared = self.columns.prepare(
             groups,
             allowed=self.grammars,
             choices=choices,
@@ -351,12 +352,15 @@ class TrainingLoop:
             longest=self.config.training.pass_tokens,
             updates=self.config.training.minibatches,
         )
+        batch, account, groups, scored = prepared
         left_out = [(group, fates_left_out(group, self.columns.algorithm)) for group in taken.left_out]
         ledger = step_ledger(groups, account.fates, left_out=left_out, stale=taken.stale)
         with self.checkpointer.weights_change():
-            learned = {**account.counts, **ledger.metrics(), **scored, **self.learner.step(batch).metrics}
+            metrics, terms = self.learner.step(batch)
+            step, learned = self.learner.version, {**account.counts, **ledger.metrics(), **scored, **metrics}
             # Here, because whoever waits for this may be interrupted meanwhile.
-            self._learned = _Learned(self.learner.version, taken, learned)
+            self._learned = _Learned(step, taken, learned)
+            self.recorder.trained(step, trained_episodes(step, prepared, terms, left_out=left_out, stale=taken.stale))
         return learned
 
     async def _evaluate(self) -> None:

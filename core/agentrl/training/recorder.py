@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from agentrl.reporting.contract import Reporter
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.runs.contract import Membership, MetricsLine, RunInfo, Summary
+from agentrl.runs.contract import Membership, MetricsLine, RunInfo, Summary, TrainedEpisode
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.ledger import Ledger
 from agentrl.runs.metrics import MetricsLog
@@ -67,6 +68,8 @@ class RunRecorder:
         self._trackers = trackers
         self._hooks = hooks
         self._run: RunInfo | None = None
+        self._recording: list[Future[None]] = []
+        """What steps made of their tokens, as far as it may not be on disk yet."""
 
     async def start(self, config: Config, resumed_from: int | None = None) -> None:
         """Training is about to begin, or to go on. Raises the error by which a tracker or a plugin refuses the run."""
@@ -122,6 +125,16 @@ class RunRecorder:
         """The groups of a step are complete and about to be trained."""
         self._tell("agentrl_batch_ready", batch=groups)
 
+    def trained(self, step: int, episodes: Iterable[TrainedEpisode]) -> None:
+        """What a step made of the tokens of its episodes, which is written while the run goes on.
+
+        Not safe beside ``sync``. Raises ``RunError`` where that of a step before could not be written.
+        """
+        for each in (written := [each for each in self._recording if each.done()]):
+            each.result()
+        self._recording = [each for each in self._recording if each not in written]
+        self._recording.append(self._store.record_training(step, episodes))
+
     def step(self, step: int, metrics: Mapping[str, float], written: Callable[[], None] = lambda: None) -> None:
         """An optimiser step is done. Raises ``RunError`` where its metrics cannot be written.
 
@@ -141,8 +154,14 @@ class RunRecorder:
         self.reporter.evaluation_finished(evaluation.step, metrics)
 
     def sync(self) -> None:
-        """Return once all metrics are on the disk. Raises ``RunError`` where that fails."""
+        """Return once all metrics, and what steps made of their tokens, are on the disk.
+
+        Raises ``RunError`` where that fails.
+        """
         self._metrics.sync()
+        for each in self._recording:
+            self._store.wait(each)
+        self._recording.clear()
 
     def checkpoint(self, path: Path) -> None:
         """The checkpoint in the folder ``path`` is complete."""
