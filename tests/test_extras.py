@@ -40,6 +40,8 @@ OTHERS = {
     "mdit_py_plugins": "view",
     "plotly": "view",
     "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
 }
 """The extras of packages that the extra ``train`` does not bring."""
 TEST_TOOLS = {"pytest", "_pytest"}
@@ -115,6 +117,8 @@ def test_every_optional_import_of_core_is_told_with_the_extra_that_brings_it(
         ("tasks", {"name": "reasoning-gym", "dataset": "leg_counting"}, "reasoning_gym", "train"),
         ("tasks", {"name": "datasets", "path": "x"}, "datasets", "train"),
         ("trackers", {"name": "tensorboard"}, "tensorboard", "tensorboard"),
+        ("trackers", {"name": "trackio"}, "trackio", "trackio"),
+        ("trackers", {"name": "wandb"}, "wandb", "wandb"),
         ("backends", {"name": "torch"}, "torch", "train"),
     ],
 )

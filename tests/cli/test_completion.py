@@ -85,7 +85,7 @@ def complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Complete:
         ("train math algorithm.objective.clip_h", ["algorithm.objective.clip_high="]),
         ("train calculator agent.kwargs.", ["agent.kwargs.max_turns="]),
         ("train my_agent.py:Agent agent.kwargs.", ["agent.kwargs.depth="]),
-        ("train math trackers=", ["trackers=[tensorboard]"]),
+        ("train math trackers=", ["trackers=[tensorboard]", "trackers=[trackio]", "trackers=[wandb]"]),
         ("train math gateway.normalise=cl", []),
         (
             "train math gateway.normalise=[cl",

@@ -13,7 +13,8 @@ from agentrl.config.models import Config
 from agentrl.errors import ConfigError, PluginError
 from agentrl.plugins import Plugins
 from agentrl.reporting.trackers import Trackers
-from agentrl.runs.contract import RunInfo
+from agentrl.rollout.contract import Episode, EpisodeKey
+from agentrl.runs.contract import RunInfo, Summary
 from agentrl.runs.folder import RunFolder
 
 
@@ -38,6 +39,24 @@ class Recorder:
         self.told.append((verb, *said))
         if self._error is not None and verb == self._at:
             raise self._error
+
+
+class Witness(Recorder):
+    """Hears of episodes and of the summary, too."""
+
+    def start(self, run: RunInfo, config: Mapping[str, Any]) -> str:  # type: ignore[override]
+        super().start(run, config)
+        return "look\nhere"
+
+    def log_episode(self, episode: Episode) -> None:
+        self._hear("log_episode", episode)
+
+    def log_summary(self, summary: Summary) -> None:
+        self._hear("log_summary", summary)
+
+
+EPISODE = Episode(EpisodeKey("train", 0, 0, 0), {}, "rewarded", 1.0)
+SUMMARY = Summary("completed", 2)
 
 
 @pytest.fixture
@@ -104,6 +123,59 @@ def test_one_that_hangs_is_off_with_a_warning_and_counted(config: Config, verb: 
     assert warning.startswith("tracker 'hung' ")
     assert f"{verb} within 0.2 s" in warning or "calls left 0.2 s later" in warning
     assert warning.endswith("is off for the rest of the run")
+
+
+def run_whole(trackers: Trackers, config: Config) -> None:
+    with trackers:
+        trackers.start(run_info(config), config)
+        trackers.log_episode(EPISODE)
+        trackers.log(1, {"reward/mean": 0.5})
+        trackers.finish("completed", SUMMARY)
+
+
+def test_episodes_and_the_summary_reach_those_that_want_them_in_order(config: Config) -> None:
+    witness, recorder = Witness(), Recorder()
+    trackers = Trackers([("a", witness), ("b", recorder)], pytest.fail)
+    run_whole(trackers, config)
+    assert witness.told[1:] == [
+        ("log_episode", EPISODE),
+        ("log", 1, {"reward/mean": 0.5}),
+        ("log_summary", SUMMARY),
+        ("finish", "completed"),
+    ]
+    assert [told[0] for told in recorder.told] == ["start", "log", "finish"]
+    assert trackers.notes == ["tracker a: look here"]
+
+
+@pytest.mark.parametrize("verb", ["log_episode", "log_summary"])
+def test_one_that_raises_for_an_episode_or_the_summary_is_off_with_a_warning(config: Config, verb: str) -> None:
+    bad, good, warnings = Witness(ZeroDivisionError("oh"), verb), Witness(), []
+    trackers = Trackers([("bad", bad), ("good", good)], warnings.append)
+    run_whole(trackers, config)
+    assert bad.told[-1][0] == verb
+    assert len(good.told) == 5
+    assert trackers.failed == ["bad"]
+    assert warnings == [f"tracker 'bad' raised in {verb} and is off for the rest of the run: ZeroDivisionError: oh"]
+
+
+def test_trackers_are_told_no_secrets(config: Config) -> None:
+    secret = {
+        "agent": {
+            "name": "math",
+            "env": ["TOKEN=hidden", "PLAIN"],
+            "kwargs": {"api_key": "hidden", "token": "hidden", "max_tokens": 3, "answer_key": "b", "db_password": ""},
+        },
+        "reward": {"name": "judge", "url": "http://me:hidden@host/v1", "api_key_env": "JUDGE_KEY"},
+    }
+    config = Config.model_validate(config.model_dump(mode="json") | secret)
+    recorder = Recorder()
+    run_all(Trackers([("a", recorder)], pytest.fail), config)
+    told = recorder.told[0][2]
+    assert told["agent"]["env"] == ["TOKEN=…", "PLAIN"]
+    kept = {"max_tokens": 3, "answer_key": "b", "db_password": ""}
+    assert told["agent"]["kwargs"] == {"api_key": "…", "token": "…", **kept}
+    assert told["reward"]["url"] == "http://me:…@host/v1"
+    assert told["reward"]["api_key_env"] == "JUDGE_KEY"
 
 
 def test_one_that_refuses_the_run_at_its_start_is_heard(config: Config) -> None:

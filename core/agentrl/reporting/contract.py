@@ -6,12 +6,12 @@ The registered name of a tracker is a callable that returns one, given the keys 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from agentrl.rollout.contract import Episode
 from agentrl.runs.contract import RunInfo, Summary
 
-__all__ = ["Reporter", "Tracker"]
+__all__ = ["EpisodeTracker", "Reporter", "SummaryTracker", "Tracker"]
 
 
 class Reporter(Protocol):
@@ -65,10 +65,16 @@ class Tracker(Protocol):
     A tracker that raises, or does not return within ``run.hook_timeout``, is not called again, and the run goes on.
     Raising an ``AgentRLError`` from the constructor or from ``start`` refuses the run instead, for example where a
     package or an API key is missing.
+
+    One that has the method of ``EpisodeTracker`` or of ``SummaryTracker`` as well hears of that, too.
     """
 
-    def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
-        """The run begins; ``config`` is the resolved config as plain JSON."""
+    def start(self, run: RunInfo, config: Mapping[str, Any]) -> str | None:
+        """The run begins, or goes on after ``run.resumed_from`` steps; ``config`` is the resolved config as plain JSON.
+
+        Values of keys that name a secret, such as a password, are replaced in it. What it returns is shown to the user,
+        in one line: usually where the run can be looked at.
+        """
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -77,4 +83,25 @@ class Tracker(Protocol):
 
     def finish(self, outcome: str) -> None:
         """The run has ended: flush and close. ``outcome`` is as in ``summary.json``."""
+        ...
+
+
+@runtime_checkable
+class EpisodeTracker(Protocol):
+    """A tracker that shows episodes, too."""
+
+    def log_episode(self, episode: Episode) -> None:
+        """An episode of training or of an evaluation has ended, between two calls of ``log``.
+
+        It is called for every episode: keep a few.
+        """
+        ...
+
+
+@runtime_checkable
+class SummaryTracker(Protocol):
+    """A tracker that shows how a run ended, too."""
+
+    def log_summary(self, summary: Summary) -> None:
+        """The run has ended; ``finish`` is called next. Not called where no summary could be made."""
         ...

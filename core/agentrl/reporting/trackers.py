@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from agentrl.errors import AgentRLError, one_line
-from agentrl.reporting.contract import Tracker
+from agentrl.redaction import redact_config
+from agentrl.reporting.contract import EpisodeTracker, SummaryTracker, Tracker
 from agentrl.reporting.listener import Failure, Listener, settle
-from agentrl.runs.contract import RunInfo
+from agentrl.rollout.contract import Episode
+from agentrl.runs.contract import RunInfo, Summary
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config
@@ -36,6 +38,8 @@ class Trackers:
         self._starting = False
         self.failed: list[str] = []
         """Names of the trackers that were disabled."""
+        self.notes: list[str] = []
+        """What trackers had to say when they started, such as where the run can be looked at."""
 
     @classmethod
     def build(
@@ -52,9 +56,10 @@ class Trackers:
 
         That error is raised here. A tracker that hangs is waited for as long as any call of it may take.
         """
-        plain = config.model_dump(mode="json")
+        plain = redact_config(config.model_dump(mode="json"))
         self._starting = True
-        self._tell("start", lambda tracker: tracker.start(run, plain))
+        for listener, tracker in self._trackers:
+            listener.tell("start", partial(self._start, listener.name, tracker, run, plain))
         settle(listener for listener, _ in self._trackers)
         self._starting = False
         for refusal in self._refusals:
@@ -64,11 +69,21 @@ class Trackers:
         """Have ``log`` of every tracker called that has not failed; nothing is waited for."""
         self._tell("log", lambda tracker: tracker.log(step, metrics))
 
-    def finish(self, outcome: str) -> None:
+    def log_episode(self, episode: Episode) -> None:
+        """Have ``log_episode`` called of every tracker that has it and has not failed; nothing is waited for."""
+        for listener, tracker in self._trackers:
+            if isinstance(tracker, EpisodeTracker):
+                listener.tell("log_episode", partial(tracker.log_episode, episode))
+
+    def finish(self, outcome: str, summary: Summary | None = None) -> None:
         """Call ``finish`` of every tracker that has not failed, and wait for it. Safe to call twice.
 
-        All of them together are waited for as long as one call may take.
+        Those that have ``log_summary`` are given the ``summary`` before. All of them together are waited for as long as
+        one call may take.
         """
+        for listener, tracker in self._trackers:
+            if summary is not None and isinstance(tracker, SummaryTracker):
+                listener.tell("log_summary", partial(tracker.log_summary, summary))
         self._tell("finish", lambda tracker: tracker.finish(outcome))
         settle(listener for listener, _ in self._trackers)
         for listener, _ in self._trackers:
@@ -83,7 +98,12 @@ class Trackers:
     ) -> None:
         self.finish("completed" if error is None else f"failed: {error}")
 
-    def _tell(self, verb: str, method: Callable[[Tracker], None]) -> None:
+    def _start(self, name: str, tracker: Tracker, run: RunInfo, config: Mapping[str, Any]) -> None:
+        note = tracker.start(run, config)
+        if isinstance(note, str):
+            self.notes.append(f"tracker {name}: {one_line(note)}")
+
+    def _tell(self, verb: str, method: Callable[[Tracker], object]) -> None:
         for listener, tracker in self._trackers:
             listener.tell(verb, partial(method, tracker))
 

@@ -78,6 +78,8 @@ class RunRecorder:
         await run_in_thread(partial(self._hooks.ask, "agentrl_run_started", run=run))
         self._run = run
         self.reporter.run_started(run)
+        for note in self._trackers.notes:
+            self.reporter.note(note)
 
     def take_up(self, episodes: Iterable[Episode], lines: Iterable[MetricsLine]) -> None:
         """Count the ``episodes`` that a run had stored before it was resumed; nobody is told of them again.
@@ -102,6 +104,7 @@ class RunRecorder:
         """Store a finished episode durably, then report it. Raises ``RunError`` where it cannot be stored."""
         await self._store.commit([episode])
         self._count(episode)
+        self._trackers.log_episode(episode)
         self._tell("agentrl_episode_finished", episode=episode)
         self.reporter.episode_finished(episode)
 
@@ -178,7 +181,7 @@ class RunRecorder:
 
     async def finish(self, summary: Summary) -> None:
         """The run has ended: write the summary and report it. Raises ``RunError`` where it cannot be written."""
-        await run_in_thread(self._trackers.finish, summary.outcome)
+        await run_in_thread(self._trackers.finish, summary.outcome, summary)
         self.folder.write_summary(summary)
         if self._run is not None:
             try:
