@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PAGES", "view_app"]
 
-PAGES = ("assets", "overview", "progress", "episodes", "episode", "group", "task")
+PAGES = ("assets", "overview", "comparison", "progress", "episodes", "episode", "group", "task")
 """The modules of the pages, in the order of their tabs."""
 
 

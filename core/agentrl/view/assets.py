@@ -3,6 +3,8 @@ installed. No page loads anything else."""
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +18,9 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["ROUTES"]
+__all__ = ["ROUTES", "styles_of_maps"]
 
+_STYLE_ID = re.compile(rb'getElementById\("([0-9a-f]{64})"\)')
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FRESH = {"cache-control": "no-cache"}
 """It is asked for again each time, and answered with 304: another version may be installed meanwhile."""
@@ -32,12 +35,29 @@ def _asset(request: Request) -> Response:
 
 
 def _plotly(request: Request) -> Response:
+    path = _bundle()
+    if path is None:
+        raise ConfigError("the installed plotly has no plotly.min.js, so there are no plots", fix="pip install plotly")
+    return _file(request, path, "text/javascript")
+
+
+@cache
+def _bundle() -> Path | None:
     found = find_spec("plotly")  # The package itself, of which only a file is wanted, takes a second to import.
-    for folder in (found and found.submodule_search_locations) or ():
-        path = Path(folder) / "package_data" / "plotly.min.js"
-        if path.is_file():
-            return _file(request, path, "text/javascript")
-    raise ConfigError("the installed plotly has no plotly.min.js, so there are no plots", fix="pip install plotly")
+    folders = (Path(folder) for folder in (found and found.submodule_search_locations) or ())
+    files = (folder / "package_data" / "plotly.min.js" for folder in folders)
+    return next((file for file in files if file.is_file()), None)
+
+
+@cache
+def styles_of_maps() -> tuple[str, ...]:
+    """The ids of the style elements that plotly's bundle adds for maps when it is loaded, unless they are there.
+
+    A page that has elements of these ids spares the browser from refusing styles that nothing here needs.
+    """
+    path = _bundle()
+    text = b"" if path is None else path.read_bytes()
+    return tuple(dict.fromkeys(each.decode() for each in _STYLE_ID.findall(text)))
 
 
 def _file(request: Request, path: Path, kind: str) -> Response:

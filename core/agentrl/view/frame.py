@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 from datetime import datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from agentrl.plugins.entries import core_version
 from agentrl.reporting.plain import duration
+from agentrl.view.assets import styles_of_maps
 from agentrl.view.markup import readable, visible, visible_token
 from agentrl.view.query import address
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
     from agentrl.view.library import Library
 
-__all__ = ["answer", "data", "library", "number", "page", "tag_of", "unchanged"]
+__all__ = ["answer", "data", "library", "link", "number", "page", "tag_of", "unchanged"]
+
+_SERVER = secrets.token_hex(8)
+"""Another server, such as one of another version, makes another page of what is the same."""
 
 
 @cache
@@ -40,7 +45,7 @@ def _templates() -> jinja2.Environment:
     )
     made.filters |= {"number": number, "duration": duration, "when": _when}
     made.filters |= {"address": address, "readable": readable, "token": visible_token, "visible": visible}
-    made.globals |= {"version": core_version()}
+    made.globals |= {"version": core_version(), "styles_of_maps": styles_of_maps}
     return made
 
 
@@ -53,11 +58,11 @@ def page(request: Request, template: str, /, status: int = 200, etag: str | None
     """
     made = _templates().get_template(template)
     here = quote(request.scope["path"])
-    text = made.render(request=request, here=here, etag=etag, url_for=partial(_link, request), **context)
+    text = made.render(request=request, here=here, etag=etag, url_for=partial(link, request), **context)
     return HTMLResponse(text, status, headers={"etag": etag, "cache-control": "no-cache"} if etag else None)
 
 
-def _link(request: Request, route: str, /, **path: object) -> str:
+def link(request: Request, route: str, /, **path: object) -> str:
     """The address of a page of the route's name; any text may be in ``path``."""
     quoted = {name: quote(str(value), safe="") for name, value in path.items()}
     return str(request.app.url_path_for(route, **quoted))
@@ -83,7 +88,7 @@ def library(request: Request) -> Library:
 
 def tag_of(*parts: object) -> str:
     """The tag of what is known by ``parts``: a page made of the same ones is the same page."""
-    return f'W/"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
+    return f'W/"{hashlib.sha256(repr((_SERVER, *parts)).encode()).hexdigest()[:32]}"'
 
 
 def unchanged(request: Request, etag: str) -> Response | None:

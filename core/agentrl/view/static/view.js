@@ -60,13 +60,17 @@
     const fresh = new DOMParser().parseFromString(text, "text/html");
     for (const old of document.querySelectorAll("[data-live][id]")) {
       const next = fresh.getElementById(old.id);
-      if (!next || next.isEqualNode(old) || old.contains(document.activeElement.closest("input, select, textarea"))) continue;
+      if (!next || next.isEqualNode(old) || old.contains(document.activeElement.closest("input:not([type=checkbox]), select, textarea"))) continue;
       const at = [...old.querySelectorAll("[data-row]")].indexOf(document.activeElement);
+      for (const box of old.querySelectorAll("input[type=checkbox]:checked")) {
+        const same = [...next.querySelectorAll("input[type=checkbox]")].find((each) => each.name === box.name && each.value === box.value);
+        if (same) same.checked = true;
+      }
       old.replaceWith(document.adoptNode(next));
       const row = at < 0 ? null : [...next.querySelectorAll("[data-row]")][at];
       if (row) { row.tabIndex = -1; row.focus({ preventScroll: true }); }
     }
-    document.dispatchEvent(new CustomEvent("agentrl:replaced"));
+    document.dispatchEvent(new CustomEvent("agentrl:replaced", { detail: fresh }));
   }
   const followers = [];
   async function follow() {
