@@ -40,11 +40,13 @@ from agentrl.runs.migrations import (
     FIRST_WITH_TABLES,
     shadow,
 )
-from agentrl.runs.queries import COUNTED, ORDERS, condition, parse_key
+from agentrl.runs.queries import condition, counted_by, ordered, parse_key, storable_int
 from agentrl.runs.schema import (
     SCHEMA_VERSION,
     STEP_COLUMNS,
     TRAINED_COLUMNS,
+    closed_on_error,
+    damaged,
     database_error,
     open_for_reading,
     schema_version,
@@ -95,13 +97,13 @@ class EpisodeReader:
         """
         with self._opened() as (connection, version):
             where, values = condition(connection, version, filters)
-            column, direction = ORDERS[sort], "DESC" if descending else "ASC"
-            order = f"id {direction}" if column == "id" else f"{column} IS NULL, {column} {direction}, id"
+            order = ordered(sort, descending)
             page = {"limit": -1 if limit is None else limit, "offset": offset}
             # Only the ids are sorted: a page far behind would carry all columns of the pages before it.
             ids = f"SELECT id FROM episodes WHERE {where} ORDER BY {order} LIMIT :limit OFFSET :offset"
             found = connection.execute(f"{ROWS} WHERE id IN ({ids}) ORDER BY {order}", values | page)
-            return tuple(map(to_row, found))
+            with self._decoding():
+                return tuple(map(to_row, found))
 
     def count(self, **filters: Unpack[EpisodeFilter]) -> int:
         """How many episodes match ``filters``."""
@@ -112,13 +114,16 @@ class EpisodeReader:
 
     def counts(self, by: CountKey, **filters: Unpack[EpisodeFilter]) -> dict[str | int, int]:
         """How many of the episodes that match ``filters`` have each value of ``by``; those without one do not count."""
-        column = COUNTED[by]
-        among = "tools JOIN episodes ON episode = id" if by == "tool" else "episodes"
+        column = counted_by(by)
         with self._opened() as (connection, version):
             where, values = condition(connection, version, filters)
+            among = "episodes"
+            if by == "tool":
+                among = "tools" if where == "1" else "tools JOIN episodes ON episode = id"
             counted = f"SELECT {column}, count(*) FROM {among} WHERE {where} AND {column} NOT NULL"
             found = connection.execute(f"{counted} GROUP BY {column} ORDER BY {column}", values).fetchall()
-            return {stored_text(value) if isinstance(value, bytes) else value: count for value, count in found}
+            with self._decoding():
+                return {stored_text(value) if isinstance(value, bytes) else value: count for value, count in found}
 
     def groups(
         self, *, limit: int | None = None, offset: int = 0, **filters: Unpack[EpisodeFilter]
@@ -133,7 +138,8 @@ class EpisodeReader:
             grouped = f"SELECT phase, group_ordinal FROM episodes WHERE {where} GROUP BY phase, group_ordinal"
             found = connection.execute(f"{grouped} ORDER BY min(id) LIMIT :limit OFFSET :offset", values | page)
             members = f"{ROWS} WHERE phase = ? AND group_ordinal = ? ORDER BY sample, id"
-            return tuple(to_group(list(map(to_row, connection.execute(members, key)))) for key in found.fetchall())
+            with self._decoding():
+                return tuple(to_group(list(map(to_row, connection.execute(members, key)))) for key in found.fetchall())
 
     def episode(self, key: EpisodeKey | str) -> Episode:
         """The whole episode of ``key``, with its calls and its token tree.
@@ -141,7 +147,9 @@ class EpisodeReader:
         Raises ``RunError`` where there is none, and ``ConfigError`` for a text that is no key.
         """
         with self._opened() as (connection, version):
-            (episode,) = read_episodes(connection, version, [self._id(connection, key)])
+            id = self._id(connection, key)
+            with self._decoding():
+                (episode,) = read_episodes(connection, version, [id])
         return episode
 
     def _id(self, connection: sqlite3.Connection, key: EpisodeKey | str) -> int:
@@ -149,7 +157,7 @@ class EpisodeReader:
         key = parse_key(key) if isinstance(key, str) else key
         where = "phase = ? AND group_ordinal = ? AND task = ? AND sample = ? ORDER BY id DESC LIMIT 1"
         found = connection.execute(
-            f"SELECT id FROM episodes WHERE {where}", (key.phase, key.group, key.task, key.sample)
+            f"SELECT id FROM episodes WHERE {where}", (key.phase, *map(storable_int, (key.group, key.task, key.sample)))
         ).fetchone()
         if found is None:
             raise RunError(f"the store {self.path} has no episode {key}", fix="list them with Run.episodes")
@@ -159,7 +167,8 @@ class EpisodeReader:
         """The episode of ``key`` as lists show it. Raises as ``episode`` does."""
         with self._opened() as (connection, _):
             found = connection.execute(f"{ROWS} WHERE id = ?", (self._id(connection, key),))
-            return to_row(found.fetchone())
+            with self._decoding():
+                return to_row(found.fetchone())
 
     def trained(self, key: EpisodeKey | str) -> TrainedTokens | None:
         """What the optimiser step that the episode's group was in made of its sampled tokens.
@@ -171,21 +180,41 @@ class EpisodeReader:
             id = self._id(connection, key)
             columns = ", ".join(TRAINED_COLUMNS[1:])
             found = connection.execute(f"SELECT {columns} FROM trained WHERE episode = ?", (id,)).fetchone()
-            return None if found is None else trained_tokens(found)
+            with self._decoding():
+                return None if found is None else trained_tokens(found)
 
     def load(self, **filters: Unpack[EpisodeFilter]) -> Iterator[Episode]:
         """Whole episodes that match ``filters``, in the order of their commits; memory holds a page of them at most."""
+        for page in self._pages(**filters):
+            with self._opened() as (connection, version), self._decoding():
+                episodes = read_episodes(connection, version, [id for id, _ in page])
+            yield from episodes
+
+    def whole(self, **filters: Unpack[EpisodeFilter]) -> Iterator[tuple[EpisodeRow, Episode, TrainedTokens | None]]:
+        """The same, each with its row in lists, and with what its step made of its tokens."""
+        for page in self._pages(**filters):
+            ids = [id for id, _ in page]
+            with self._opened() as (connection, version), self._decoding():
+                episodes = read_episodes(connection, version, ids)
+                wanted = (
+                    f"SELECT {', '.join(TRAINED_COLUMNS)} FROM trained WHERE episode IN ({', '.join(map(str, ids))})"
+                )
+                trained = {id: trained_tokens(found) for id, *found in connection.execute(wanted)}
+            yield from ((row, episode, trained.get(id)) for (id, row), episode in zip(page, episodes, strict=True))
+
+    def _pages(self, **filters: Unpack[EpisodeFilter]) -> Iterator[list[tuple[int, EpisodeRow]]]:
         after = 0
         while True:
             with self._opened() as (connection, version):
                 where, values = condition(connection, version, filters)
-                page = f"SELECT id FROM episodes WHERE id > :after AND {where} ORDER BY id LIMIT {_PAGE}"
-                ids = [id for (id,) in connection.execute(page, values | {"after": after})]
-                episodes = read_episodes(connection, version, ids)
-            yield from episodes
-            if len(ids) < _PAGE:
+                page = f"{ROWS} WHERE id > :after AND {where} ORDER BY id LIMIT {_PAGE}"
+                found = connection.execute(page, values | {"after": after})
+                with self._decoding():
+                    rows = [(row.id, row) for row in map(to_row, found)]
+            yield rows
+            if len(rows) < _PAGE:
                 return
-            after = ids[-1]
+            after = rows[-1][0]
 
     def memberships(self, after: int = 0) -> tuple[Membership, ...]:
         """Which groups each step took that was about to begin, in order, from the step after ``after`` on.
@@ -198,7 +227,8 @@ class EpisodeReader:
             found = connection.execute(
                 f"SELECT {', '.join(STEP_COLUMNS)} FROM steps WHERE step > ? ORDER BY step", (after,)
             )
-            return tuple(Membership(step, *(tuple(json.loads(each)) for each in groups)) for step, *groups in found)
+            with self._decoding():
+                return tuple(Membership(step, *(tuple(json.loads(each)) for each in groups)) for step, *groups in found)
 
     def untaken(self) -> Iterator[Episode]:
         """The training episodes whose groups no step has trained or left out, in the order of their commits.
@@ -211,7 +241,7 @@ class EpisodeReader:
                 raise RunError(f"{self.path} does not tell which groups a step took: an older version has written it")
             ids = [id for (id,) in connection.execute(_UNTAKEN)]
         for start in range(0, len(ids), _PAGE):
-            with self._opened() as (connection, version):
+            with self._opened() as (connection, version), self._decoding():
                 episodes = read_episodes(connection, version, ids[start : start + _PAGE])
             yield from episodes
 
@@ -222,7 +252,7 @@ class EpisodeReader:
         """
         after = 0
         while True:
-            with self._opened() as (connection, version):
+            with self._opened() as (connection, version), self._decoding():
                 wanted = f"SELECT {', '.join(OUTLINED_OF_EPISODES)} FROM episodes WHERE id > ? ORDER BY id"
                 found = connection.execute(f"{wanted} LIMIT {_OUTLINED}", (after,)).fetchall()
                 calls: dict[int, list[Call]] = {row[0]: [] for row in found}
@@ -232,7 +262,8 @@ class EpisodeReader:
                     ends = (found[0][0], found[-1][0])
                     for id, *call in connection.execute(f"{wanted} {among}", ends):
                         calls[id].append(outlined_call(call))
-            yield from (outlined(row, tuple(calls[row[0]])) for row in found)
+                outlines = [outlined(row, tuple(calls[row[0]])) for row in found]
+            yield from outlines
             if len(found) < _OUTLINED:
                 return
             after = found[-1][0]
@@ -246,7 +277,8 @@ class EpisodeReader:
                     return
                 connection, version = open_for_reading(self.path)
                 if version < SCHEMA_VERSION:
-                    shadow(connection, version)
+                    with closed_on_error(connection):
+                        shadow(connection, version)
                 if version < FIRST_WITH_TABLES:
                     self._shadowed = connection
                     yield connection, version
@@ -255,3 +287,11 @@ class EpisodeReader:
                 yield connection, version
         except sqlite3.Error as error:
             raise database_error(self.path, error, "read") from error
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Within it, a value that no writer has written is the ``RunError`` of a damaged store."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise damaged(self.path, f"a value in it cannot be read ({type(error).__name__}: {error})") from error

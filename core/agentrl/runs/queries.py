@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sqlite3
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from agentrl.runs.contract import CountKey, EpisodeFilter, SortKey
 from agentrl.runs.migrations import FIRST_WITH_TABLES, call_texts
 from agentrl.runs.schema import BETWEEN_TEXTS, MESSAGE_TEXTS, has_search, storable, unindexed_from
 
-__all__ = ["COUNTED", "ORDERS", "condition", "parse_key"]
+__all__ = ["condition", "counted_by", "ordered", "parse_key", "storable_int"]
 
 _CONDITIONS = {
     "phase": "phase = :phase",
@@ -28,7 +29,7 @@ _CONDITIONS = {
     "min_reward": "reward >= :min_reward",
     "max_reward": "reward <= :max_reward",
 }
-ORDERS: dict[SortKey, str] = {
+_ORDERS: dict[SortKey, str] = {
     "committed": "id",
     "reward": "reward",
     "seconds": "seconds",
@@ -48,7 +49,7 @@ ORDERS: dict[SortKey, str] = {
     "surprise": "surprise",
     "started": "started",
 }
-COUNTED: dict[CountKey, str] = {
+_COUNTED: dict[CountKey, str] = {
     "phase": "phase",
     "outcome": "outcome",
     "side": "failure_side",
@@ -73,6 +74,32 @@ def parse_key(text: str) -> EpisodeKey:
     return EpisodeKey(cast(Phase, match[1]), int(match[2]), int(match[3]), int(match[4]))
 
 
+def storable_int(number: int) -> int | float:
+    """``number`` as SQLite can compare it; one that no column can hold as the float beside it."""
+    try:
+        return number if -(2**63) <= number < 2**63 else float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)
+
+
+def ordered(sort: SortKey, descending: bool) -> str:
+    """``ORDER BY`` for a sort: what has no such value comes last, and equal ones in the order of their commits.
+
+    Raises ``TypeError`` for a text that is no sort.
+    """
+    if sort not in _ORDERS:
+        raise TypeError(f"episodes cannot be sorted by {sort!r}, only by {', '.join(_ORDERS)}")
+    column, direction = _ORDERS[sort], "DESC" if descending else "ASC"
+    return f"id {direction}" if column == "id" else f"{column} IS NULL, {column} {direction}, id"
+
+
+def counted_by(by: CountKey) -> str:
+    """The column that episodes are counted by. Raises ``TypeError`` for a text that names none."""
+    if by not in _COUNTED:
+        raise TypeError(f"episodes cannot be counted by {by!r}, only by {', '.join(_COUNTED)}")
+    return _COUNTED[by]
+
+
 def condition(
     connection: sqlite3.Connection, version: int, filters: EpisodeFilter
 ) -> tuple[str, dict[str, str | bytes | int | float]]:
@@ -88,6 +115,7 @@ def condition(
         values |= parameters
     if "tool" in values:
         values["tool"] = storable(values["tool"])
+    values = {name: storable_int(value) if isinstance(value, int) else value for name, value in values.items()}
     return " AND ".join(conditions) or "1", values
 
 

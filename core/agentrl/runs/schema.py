@@ -32,6 +32,8 @@ __all__ = [
     "JournalMode",
     "called_tools",
     "close_for_writing",
+    "closed_on_error",
+    "damaged",
     "database_error",
     "has_search",
     "index_messages",
@@ -73,6 +75,10 @@ CREATE TABLE episodes (
     attempts INTEGER NOT NULL,          -- how many times the agent was run
     call_count INTEGER NOT NULL,        -- rows in calls
     sampled_tokens INTEGER NOT NULL,    -- tokens that the policy sampled
+    fate TEXT,                          -- trained, without_difference, …; NULL before its step ends, and in evaluations
+    advantage REAL,                     -- mean over its trained tokens; NULL where there are none
+    surprise REAL,                      -- mean of -log-probability over its sampled tokens; NULL where there are none
+    started REAL,                       -- when the last attempt began, in seconds since the epoch; NULL if not recorded
     failure_side TEXT,                  -- agent, policy, reward, backend, gateway, worker, …; NULL unless failed
     failure_reason TEXT,                -- what failed
     failure_fingerprint TEXT,           -- what failures of the same origin share; may be empty
@@ -82,11 +88,7 @@ CREATE TABLE episodes (
     data BLOB NOT NULL REFERENCES tasks,
     answer TEXT NOT NULL,               -- JSON: what the agent returned for a reward function to score
     call_rewards TEXT NOT NULL,         -- JSON: rewards of single calls by call id
-    reward_parts TEXT NOT NULL,         -- JSON: named parts of the reward
-    fate TEXT,                          -- trained, without_difference, …; NULL before its step ends, and in evaluations
-    advantage REAL,                     -- mean over its trained tokens; NULL where there are none
-    surprise REAL,                      -- mean of -log-probability over its sampled tokens; NULL where there are none
-    started REAL                        -- when the last attempt began, in seconds since the epoch; NULL if not recorded
+    reward_parts TEXT NOT NULL          -- JSON: named parts of the reward
 );
 CREATE INDEX episodes_by_group ON episodes (phase, group_ordinal);
 CREATE INDEX episodes_by_task ON episodes (phase, task);
@@ -149,9 +151,9 @@ SEARCH = "CREATE VIRTUAL TABLE search USING fts5(text, content='', tokenize='uni
 
 EPISODE_COLUMNS = (
     *("id", "phase", "group_ordinal", "task", "sample", "version", "trained_step", "outcome", "reward", "seconds"),
-    *("attempts", "call_count", "sampled_tokens", "failure_side", "failure_reason", "failure_fingerprint", "mistake"),
-    *("mistake_fingerprint", "setbacks", "data", "answer", "call_rewards", "reward_parts"),
-    *("fate", "advantage", "surprise", "started"),
+    *("attempts", "call_count", "sampled_tokens", "fate", "advantage", "surprise", "started", "failure_side"),
+    *("failure_reason", "failure_fingerprint", "mistake", "mistake_fingerprint", "setbacks", "data", "answer"),
+    *("call_rewards", "reward_parts"),
 )
 CALL_COLUMNS = (
     *("episode", "ordinal", "id", "parent", "request", "repeated", "message", "finish_reason", "prompt_tokens"),
@@ -164,6 +166,8 @@ TRAINED_COLUMNS = ("episode", "step", "fates", "advantages", "weights", "logprob
 STEP_COLUMNS = ("step", "trained", "left_out", "stale")
 
 _BUSY_SECONDS = 30.0
+_BUSY_READING_SECONDS = 5.0
+"""Commits take a fraction of one, and a person waits for what is read."""
 _RESTORE = "restore it from a copy"
 
 TEXT_KEYS = ("content", "text", "arguments", "name", "reasoning_content", "thinking", "input", "output")
@@ -204,7 +208,7 @@ def open_for_writing(path: Path) -> tuple[sqlite3.Connection, JournalMode]:
     """
     with _reported(path, "write"):
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        with _closed_on_error(connection):
+        with closed_on_error(connection):
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             version = schema_version(connection, path) if tables else 0
             mode = _start_journal(connection, path)
@@ -226,8 +230,8 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
         raise RunError(f"no episode store at {path}", fix="a run makes it when it starts; is this a run folder?")
     with _reported(path, "read"):
         uri = f"file:{quote(str(path.resolve()))}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, check_same_thread=False)
-        with _closed_on_error(connection):
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_READING_SECONDS, check_same_thread=False)
+        with closed_on_error(connection):
             version = schema_version(connection, path)
     return connection, version
 
@@ -325,6 +329,8 @@ def index_messages(connection: sqlite3.Connection) -> None:
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:
     """The schema version of the open file ``path``. Raises ``RunError`` where it is none that can be read."""
+    if not path.stat().st_size:
+        raise RunError(f"the episode store {path} is empty", fix=f"wait where its run has just begun, else {_RESTORE}")
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
@@ -350,7 +356,8 @@ def _start_journal(connection: sqlite3.Connection, path: Path) -> JournalMode:
 
 
 @contextlib.contextmanager
-def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+def closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+    """Close the connection where the block raises."""
     try:
         yield
     except BaseException:
@@ -366,18 +373,26 @@ def _reported(path: Path, verb: Literal["read", "write"]) -> Iterator[None]:
         raise database_error(path, error, verb) from error
 
 
+def damaged(path: Path, how: str) -> RunError:
+    """The error for a store at ``path`` whose content is not whole."""
+    return RunError(f"the episode store {path} is damaged: {how}", fix=_RESTORE)
+
+
 def database_error(path: Path, error: sqlite3.Error, verb: Literal["read", "write"]) -> RunError:
     """The one-line error for what SQLite raised about the store at ``path``."""
     name = getattr(error, "sqlite_errorname", "")
     if name == "SQLITE_NOTADB":
         return RunError(f"{path} is not an episode store: {error}", fix=_RESTORE)
     if name == "SQLITE_CORRUPT" or name.startswith("SQLITE_CORRUPT_"):
-        return RunError(f"the episode store {path} is damaged: {error}", fix=_RESTORE)
+        return damaged(path, str(error))
     if name.startswith("SQLITE_BUSY"):
+        waited = _BUSY_SECONDS if verb == "write" else _BUSY_READING_SECONDS
         return RunError(
-            f"cannot {verb} {path}: another process has kept it locked for {_BUSY_SECONDS:.0f} s",
+            f"cannot {verb} {path}: another process has kept it locked for {waited:.0f} s",
             fix="close the program that has it open",
         )
     if verb == "write":
         return cannot_write(path, error)
+    if "decode" in str(error):  # A text that is no UTF-8: nothing that SQLite itself has written.
+        return damaged(path, str(error))
     return RunError(f"cannot read {path}: {error}")

@@ -65,8 +65,8 @@ class _Commit:
     """The step that is about to begin, with its groups."""
     keys: Sequence[EpisodeKey] | None = None
     """The episodes that it trains; ``None`` for all of its groups."""
-    trained: Sequence[tuple[TrainedEpisode, tuple[Any, ...]]] = ()
-    """What a step made of episodes, each with its columns of ``trained`` after ``episode``."""
+    trained: Sequence[TrainedEpisode] = ()
+    """What a step made of episodes."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -205,7 +205,7 @@ class EpisodeStore:
                 raise ValueError(f"episode {each.key} has tokens of step {each.tokens.step}, not of {step}")
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._enqueue(_Commit(done, trained=[(each, trained_row(each.tokens)) for each in episodes]))
+        self._enqueue(_Commit(done, trained=episodes))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -331,7 +331,7 @@ class EpisodeStore:
                 [step, *(value for row in some for value in row)],
             )
 
-    def _record_training(self, episodes: Sequence[tuple[TrainedEpisode, tuple[Any, ...]]]) -> None:
+    def _record_training(self, episodes: Sequence[TrainedEpisode]) -> None:
         for start in range(0, len(episodes), _MOST_TRAINED):
             some = episodes[start : start + _MOST_TRAINED]
             found = self._connection.execute(
@@ -339,26 +339,22 @@ class EpisodeStore:
                 "SELECT wanted.ordinal, wanted.task, wanted.sample, wanted.phase, max(id), sampled_tokens "
                 "FROM wanted JOIN episodes AS e ON e.phase = wanted.phase AND group_ordinal = ordinal "
                 "AND e.task = wanted.task AND e.sample = wanted.sample GROUP BY 1, 2, 3, 4",
-                [
-                    value
-                    for each, _ in some
-                    for value in (each.key.phase, each.key.group, each.key.task, each.key.sample)
-                ],
+                [value for each in some for value in (each.key.phase, each.key.group, each.key.task, each.key.sample)],
             )
             known = {
                 EpisodeKey(phase, ordinal, task, sample): (id, sampled)
                 for ordinal, task, sample, phase, id, sampled in found.fetchall()
             }
-            for each, _ in some:
+            for each in some:
                 id, sampled = known.get(each.key, (None, 0))
                 if id is None:
                     raise RunError(f"step {each.tokens.step} trained episode {each.key}, which is not in {self.path}")
                 if len(each.tokens.fates) != sampled:
                     told = f"{len(each.tokens.fates):,} tokens of episode {each.key}, which has {sampled:,}"
                     raise RunError(f"step {each.tokens.step} tells of {told}")
-            rows = [(known[each.key][0], *row) for each, row in some]
+            rows = [(known[each.key][0], *trained_row(each.tokens)) for each in some]
             self._insert_into("trained", TRAINED_COLUMNS, rows, "OR REPLACE")
-            marks = [(known[each.key][0], each.fate, each.advantage) for each, _ in some]
+            marks = [(known[each.key][0], each.fate, each.advantage) for each in some]
             self._connection.execute(
                 f"WITH marks (id, fate, advantage) AS (VALUES {', '.join(['(?, ?, ?)'] * len(marks))}) "
                 "UPDATE episodes SET (fate, advantage) = "
