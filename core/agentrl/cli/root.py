@@ -175,6 +175,9 @@ VERBS = {
     "eval": Verb("agentrl.cli.eval:evaluate", "Measure a checkpoint on held-out tasks."),
     "serve": Verb("agentrl.cli.serve:serve", "Serve a model to agents that run elsewhere."),
     "export": Verb("agentrl.cli.export:export", "Write a checkpoint as a model for other programs."),
+    "export-episodes": Verb(
+        "agentrl.cli.export_episodes:export_episodes", "Write the episodes of a run for other programs."
+    ),
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
     "view": Verb("agentrl.cli.view:view", "Show runs in a web page, token by token."),
     "episodes": Verb("agentrl.cli.episodes:episodes", "List the episodes of a run, by filter and order."),

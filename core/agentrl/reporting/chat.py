@@ -19,7 +19,7 @@ from agentrl.gateway.dialects.tools import INPUT, free_text
 from agentrl.gateway.dialects.tools import read_tools as chat_tools
 from agentrl.rollout.contract import Episode, delivered_calls
 
-__all__ = ["Chat", "chats", "request_messages", "request_tools"]
+__all__ = ["Chat", "chats", "request_messages", "request_tools", "response_message"]
 
 Message = dict[str, Any]
 
@@ -76,7 +76,7 @@ def request_tools(call: Call) -> list[dict[str, Any]] | None:
 
 def _chat(call: Call, by_id: Mapping[str, Call], told: set[str]) -> Chat:
     """The conversation that ends with ``call``. The calls whose answers it holds are added to ``told``."""
-    messages = [*_history(call, by_id), _answer(call)]
+    messages = [*_history(call, by_id), response_message(call)]
     own = _own(messages, [*_ancestors(call, by_id), call])
     trained = []
     for index, message in enumerate(messages):
@@ -84,7 +84,7 @@ def _chat(call: Call, by_id: Mapping[str, Call], told: set[str]) -> Chat:
             continue
         said = own.get(index)
         if said is not None:
-            messages[index] = message = _answer(said)
+            messages[index] = message = response_message(said)
         if said is None or said.id in told or said.finish_reason == "length":
             message["weight"] = 0
         else:
@@ -97,7 +97,7 @@ def _history(call: Call, by_id: Mapping[str, Call]) -> list[Message]:
     """What a call was asked with, including what it only refers to."""
     refers = any(call.request.get(name) is not None for name in ("previous_response_id", "conversation"))
     parent = by_id.get(call.parent or "") if refers else None
-    before = [] if parent is None else [*_history(parent, by_id), _answer(parent)]
+    before = [] if parent is None else [*_history(parent, by_id), response_message(parent)]
     sent = request_messages(call)
     if before and sent and sent[0]["role"] == "system":  # Instructions hold for one response.
         before = before[1:] if before[0]["role"] == "system" else before
@@ -114,19 +114,24 @@ def _ancestors(call: Call, by_id: Mapping[str, Call]) -> list[Call]:
 
 
 def _own(messages: Sequence[Message], line: Sequence[Call]) -> dict[int, Call]:
-    """Which messages the calls of a ``line`` have answered, whatever a framework changed when it sent them again."""
-    found: dict[int, Call] = {}
-    first = 0
-    for call in line:
-        meaning = _meaning(_answer(call))
-        for index in range(first, len(messages)):
+    """Which messages the calls of a ``line`` have answered, whatever a framework changed when it sent them again.
+
+    The last call has answered the last one. The others are looked for from the end: examples that an agent gives, and
+    that may read alike, come first.
+    """
+    found = {len(messages) - 1: line[-1]}
+    before = len(messages) - 1
+    for call in reversed(line[:-1]):
+        meaning = _meaning(response_message(call))
+        for index in reversed(range(before)):
             if messages[index]["role"] == "assistant" and _meaning(messages[index]) == meaning:
-                found[index], first = call, index + 1
+                found[index], before = call, index
                 break
     return found
 
 
-def _answer(call: Call) -> Message:
+def response_message(call: Call) -> Message:
+    """What a call was answered, in the form of the chat completions API."""
     (message, *_) = _messages({"role": "assistant", **call.message})
     return message
 
