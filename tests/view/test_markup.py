@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agentrl.view.markup import LONGEST_MARKDOWN, markdown, mathematics, pretty_json, readable, visible
+from agentrl.view.markup import LONGEST_MARKDOWN, markdown, mathematics, pretty_json, readable, visible, visible_token
 
 ELEMENTS = {
     *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "span", "div"),
@@ -192,6 +192,7 @@ def test_hidden_characters_are_shown_by_their_codes():
         ("span", {"class": "code", "data-code": code, "title": f"character U+{code}"})
         for code in ("202E", "000D", "0000")
     ]
+    assert Page(visible_token(" <b>\n\t")).text == " <b>\n\n\t"
     assert readable("a\u202e\tb\x1b") == "a\\u202e\tb\\u001b"
 
 

@@ -47,6 +47,8 @@ FATES: Final[Mapping[Fate, str]] = {
 TOKENS = 400
 """Tokens that are shown at once."""
 _SPANS = 300
+_EXCERPT = 24
+"""Tokens of a run of them whose text stands beside it."""
 _STRETCHES = 600
 _CALLS = 300
 
@@ -172,7 +174,8 @@ def _tree(request: Request, run: Run, row: EpisodeRow, episode: Episode) -> dict
         "width": max((span.depth + span.size for span in spans), default=1),
         "lanes": 1 + max((span.lane for span in spans), default=0),
         "calls": {call.id: (index, call) for index, call in enumerate(episode.calls)},
-        "texts": [pieces.text(episode.tree.spans[span.index].ids[:24]) for span in spans],
+        "excerpt": _EXCERPT,
+        "texts": [pieces.text(episode.tree.spans[span.index].ids[:_EXCERPT]) for span in spans],
     }
 
 

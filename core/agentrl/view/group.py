@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -27,16 +26,22 @@ __all__ = ["ROUTES", "Difference", "Side", "first_difference", "main_path"]
 _MEMBERS = 16
 """Members whose tokens and last words are shown; the table has all of them."""
 _BEFORE = 24
+_BETWEEN = 200
 _AFTER = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What a member says around the first difference, as texts."""
+    """What a member says around the first difference, as texts in their order."""
 
     before: str
     token: str
-    """The token in which it differs; empty where it ends there."""
+    """The token at the first difference; empty where the member ends there."""
+    between: str
+    """What follows that it still has in common with another member."""
+    alone: str
+    """The token from which on it is like no other member; empty where that is ``token``, or where it is like one to
+    its end."""
     after: str
 
 
@@ -64,18 +69,33 @@ def main_path(tree: TokenTree) -> list[int]:
 
 def first_difference(paths: Sequence[Sequence[int]], pieces: Pieces) -> Difference | None:
     """The first token in which any of ``paths`` differs from the others; ``None`` where all are alike."""
-    alike = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*paths, strict=False)))
-    if len(paths) < 2 or all(len(path) == alike for path in paths):
+    if len(paths) < 2:
         return None
-    return Difference(alike, tuple(_side(path, alike, pieces) for path in paths))
+    place = min(_alike(paths[0], path) for path in paths[1:])
+    if all(len(path) == place for path in paths):
+        return None
+    return Difference(place, tuple(_side(index, paths, place, pieces) for index in range(len(paths))))
 
 
-def _side(path: Sequence[int], place: int, pieces: Pieces) -> Side:
-    return Side(
-        pieces.text(path[max(0, place - _BEFORE) : place]),
-        pieces.text(path[place : place + 1]),
-        pieces.text(path[place + 1 : place + 1 + _AFTER]),
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two paths have in common from their beginnings."""
+    return next(
+        (index for index, (left, right) in enumerate(zip(one, other, strict=False)) if left != right),
+        min(len(one), len(other)),
     )
+
+
+def _side(index: int, paths: Sequence[Sequence[int]], place: int, pieces: Pieces) -> Side:
+    path = paths[index]
+    alone = max(_alike(path, other) for number, other in enumerate(paths) if number != index)
+    shown = min(alone, place + _BETWEEN)
+    if alone == place or alone > shown:
+        between, single, after = "", "", path[place + 1 : place + 1 + _AFTER]
+    else:
+        between, single = pieces.text(path[place + 1 : alone]), pieces.text(path[alone : alone + 1])
+        after = path[alone + 1 : alone + 1 + _AFTER]
+    before = pieces.text(path[max(0, place - _BEFORE) : place])
+    return Side(before, pieces.text(path[place : place + 1]), between, single, pieces.text(after))
 
 
 @dataclass(frozen=True, slots=True)

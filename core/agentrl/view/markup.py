@@ -88,7 +88,7 @@ def _shown(match: re.Match[str]) -> str:
 
 def visible_token(text: str) -> Markup:
     """The text of a token for the inside of an element: as ``visible``, with its line breaks and tabs shown as well."""
-    return Markup(visible(text).replace("\n", _LINE_BREAK).replace("\t", _TAB))  # noqa: S704
+    return Markup(str(visible(text)).replace("\n", _LINE_BREAK).replace("\t", _TAB))  # noqa: S704
 
 
 def readable(text: str) -> str:
