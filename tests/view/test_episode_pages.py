@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import math
 import re
+import sqlite3
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,18 +17,29 @@ from starlette.datastructures import QueryParams
 from starlette.testclient import TestClient
 from tests.browser import hostile
 from tests.browser.agents import EveryOutcome
+from tests.runs import old_stores
 from tests.view.reading import Page
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError
+from agentrl.gateway.contract import Call
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
+from agentrl.rollout.contract import Episode, EpisodeKey
+from agentrl.runs.folder import RunFolder
+from agentrl.runs.migrations import FIRST_WITH_TABLES
 from agentrl.runs.reader import Run
+from agentrl.runs.store import EpisodeStore
+from agentrl.tokens.contract import Sampled, TokenTree
 from agentrl.view.app import view_app
+from agentrl.view.episode import FATES
+from agentrl.view.group import first_difference
 from agentrl.view.library import Library
+from agentrl.view.pieces import Pieces
 from agentrl.view.query import PAGE, EpisodeQuery
 from agentrl.view.reading import text_of_part
+from agentrl.view.tokens import REASONS
 
 SMALL = (
     *("training.steps=2", "rollout.tasks_per_step=3", "rollout.group_size=4", "evaluation.tasks=3"),
@@ -161,22 +175,32 @@ def test_every_token_is_shown_with_what_the_reader_knows_of_it(run: Run, browser
 
 
 def test_tokens_have_their_texts_and_their_fates_in_words(run: Run, browser: TestClient):
-    row = trained_rows(run)[0]
-    page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=tokens&from=0")
-    assert "<|im_start|>" in page.text
-    assert "never trained" in page.text
-    trained = run.trained(row.key)
-    for words in ("not trained: ", "trained"):
-        assert words in page.text or trained is None
+    """Of a trained episode, and of one that the agent rejected, whose tokens are left out."""
+    for row in (trained_rows(run)[0], run.episodes(phase="train", outcome="rejected")[0]):
+        trained = run.trained(row.key)
+        assert trained is not None
+        page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=tokens&from=0")
+        assert page.rows[0]["cells"][2].strip() == "<|im_start|>"
+        told = [each["cells"][6].strip() for each in page.rows if "never trained" not in each["text"]]
+        assert told == [REASONS[fate] for fate in trained.fates[: len(told)]]
+        assert told
 
 
-@pytest.mark.parametrize("colour", ["logprob", "advantage", "entropy", "version", "fate"])
-def test_tokens_are_coloured_by_any_of_their_values(run: Run, browser: TestClient, colour):
-    row = trained_rows(run)[0]
+def test_what_became_of_an_episode_is_told_in_words(run: Run, browser: TestClient):
+    rows = {row.fate: row for row in run.episodes(phase="train")}
+    assert len(rows) > 1
+    for fate, row in rows.items():
+        assert fate is not None
+        assert FATES[fate] in opened(browser, f"/runs/recorded/episodes/{row.key}?view=timeline").text
+
+
+@pytest.mark.parametrize(
+    ("colour", "kind"), [("logprob", "p"), ("advantage", "[pg]"), ("entropy", "p"), ("version", "v"), ("fate", "fate-")]
+)
+def test_tokens_are_coloured_by_any_of_their_values(run: Run, browser: TestClient, colour: str, kind: str):
+    row = next(row for row in trained_rows(run) if row.advantage)
     text = browser.get(f"/runs/recorded/episodes/{row.key}?view=tokens&colour={colour}").text
-    if colour != "fate" or run.trained(row.key) is not None:
-        classes = {"logprob": "t p", "advantage": "t ", "entropy": "t ", "version": "v1", "fate": "t fate-"}
-        assert classes[colour] in text
+    assert re.search(f'<a class="t sampled {kind}', text)
 
 
 def test_the_conversation_has_every_message_once(run: Run, browser: TestClient):
@@ -220,6 +244,22 @@ def test_a_group_shows_its_members_side_by_side(run: Run, browser: TestClient):
         assert shown["numbers"] == told
     assert group.mean_reward in page.numbers
     assert "then they differ" in page.text
+
+
+def test_the_first_difference_is_where_any_member_differs_and_each_is_marked_where_it_is_like_no_other():
+    found = first_difference([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 6], [1, 2]], Pieces(None))
+    assert found is not None
+    assert found.place == 2
+    told = [(side.before, side.token, side.between, side.alone, side.after) for side in found.sides]
+    assert told == [
+        ("1 2", "3", "", "4", ""),
+        ("1 2", "5", "", "", ""),
+        ("1 2", "3", "", "6", ""),
+        ("1 2", "", "", "", ""),
+    ]
+    assert first_difference([[1, 2], [1, 2]], Pieces(None)) is None
+    assert first_difference([[1, 2]], Pieces(None)) is None
+    assert first_difference([], Pieces(None)) is None
 
 
 def test_a_task_tells_how_its_success_went(run: Run, browser: TestClient):
@@ -270,6 +310,73 @@ def test_a_run_without_its_model_shows_ids(run: Run, browser: TestClient, monkey
     page = opened(browser, f"/runs/recorded/episodes/{row.key}?view=tokens&from=0")
     assert "The tokens are shown by their ids" in page.text
     assert len(page.rows) == min(400, len(run.episode(row.key).tree))
+
+
+def test_an_episode_that_is_committed_appears_when_the_page_is_asked_for_again(tmp_path: Path):
+    folder = RunFolder.create(load_config(None, f"run.dir={tmp_path}", "run.name=live", environ={}))
+    browser = TestClient(view_app(Library([folder.path])), base_url="http://127.0.0.1:8000")
+    with EpisodeStore(folder.episodes) as store:
+        empty = browser.get("/runs/live/episodes")
+        assert "No episode has finished yet" in empty.text
+        for sample in (0, 1):
+            episode = Episode(EpisodeKey("train", 0, 0, sample), {}, "rewarded", 0.5)
+            store.submit([episode]).result()
+            fresh = browser.get("/runs/live/episodes", headers={"if-none-match": empty.headers["etag"]})
+            assert fresh.status_code == 200
+            assert len(Page(fresh.text).rows) == sample + 1
+            empty = fresh
+        assert "The model was not called" in opened(browser, "/runs/live/episodes/train-0-0-1").text
+        for view in ("tokens", "tree", "timeline"):
+            opened(browser, f"/runs/live/episodes/train-0-0-0?view={view}")
+        assert "do not differ" in opened(browser, "/runs/live/groups/train/0").text
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "other", "newer"])
+def test_a_store_that_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, damage: str):
+    folder = RunFolder.create(load_config(None, f"run.dir={tmp_path}", "run.name=broken", environ={}))
+    if damage != "none":
+        with EpisodeStore(folder.episodes) as store:
+            store.submit(
+                [Episode(EpisodeKey("train", 0, 0, each), {}, "rewarded", 0.5) for each in range(200)]
+            ).result()
+        content = folder.episodes.read_bytes()
+        damaged = {"cut": content[: len(content) // 3], "other": b"no database" * 500, "newer": content}[damage]
+        folder.episodes.write_bytes(damaged)
+        if damage == "newer":
+            with closing(sqlite3.connect(folder.episodes)) as connection:
+                connection.execute("PRAGMA user_version = 1000")
+    browser = TestClient(view_app(Library([folder.path])), base_url="http://127.0.0.1:8000")
+    said = {
+        "none": "no episode store",
+        "cut": "episodes.sqlite",
+        "other": "is not an episode store",
+        "newer": "has schema 1000",
+    }
+    for path in ("episodes", "episodes/train-0-0-0", "groups/train/0", "tasks/train/0"):
+        answer = browser.get(f"/runs/broken/{path}")
+        assert answer.status_code == 503
+        assert said[damage] in Page(answer.text).text
+
+
+@pytest.mark.parametrize("schema", [2, 7])
+def test_a_store_of_an_older_version_is_shown_as_far_as_it_goes(tmp_path: Path, schema: int):
+    folder = RunFolder.create(load_config(None, f"run.dir={tmp_path}", "run.name=old", environ={}))
+    tree = TokenTree()
+    tree.add_sampled((1, 2), Sampled("one", (-0.5, -0.25), (0, 0), 1.0), tree.add_given([3, 4]))
+    call = Call("one", None, {"messages": [{"role": "user", "content": "1 + 1?"}]}, {"content": "2"}, "stop", 2, 2)
+    episode = Episode(EpisodeKey("train", 0, 0, 0), {"question": "1 + 1?"}, "rewarded", 0.5, calls=(call,), tree=tree)
+    if schema < FIRST_WITH_TABLES:
+        old_stores.write(folder.episodes, schema, [(1, episode)])
+    else:
+        old_stores.write_without_later_columns(folder.episodes, schema, [episode])
+    browser = TestClient(view_app(Library([folder.path])), base_url="http://127.0.0.1:8000")
+    page = opened(browser, "/runs/old/episodes")
+    assert page.rows
+    key = Run(folder.path).episodes(limit=1)[0].key
+    for view in ("conversation", "tokens", "tree", "timeline"):
+        opened(browser, f"/runs/old/episodes/{key}?view={view}")
+    opened(browser, f"/runs/old/groups/{key.phase}/{key.group}")
+    opened(browser, f"/runs/old/tasks/{key.phase}/{key.task}")
 
 
 FIELDS = st.fixed_dictionaries(

@@ -67,7 +67,7 @@ _TOOLS = """
 SELECT DISTINCT value AS tool, episode FROM calls, json_each(old_tools(message)) WHERE message LIKE '%"tool_calls"%'
 """
 _TOOLS_OF_EPISODES = """
-SELECT DISTINCT value AS tool, id AS episode FROM main.episodes, json_each(old_tools_of_calls(calls))
+SELECT DISTINCT value AS tool, e.id AS episode FROM main.episodes AS e, json_each(old_tools_of_calls(e.calls))
 """
 """The same of a schema before 6."""
 
