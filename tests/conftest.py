@@ -26,6 +26,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SLOW = {
     "conformance/test_anthropic_agent.py",
     "cli/test_serve.py",
+    "cli/test_watch.py",
     "conformance/test_bundled_agents.py",
     "doctor/test_examination.py",
     "gateway/test_fuzzing.py",

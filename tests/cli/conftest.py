@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrl import Trainer, load_config
-from agentrl.reporting.plain import PlainReporter
+from agentrl.reporting.plain import PlainReporter, Progress
 from agentrl.runs.reader import Run, open_run
 
 SMALL = (
@@ -17,15 +17,22 @@ SMALL = (
 )
 
 
-def trained(folder: Path, name: str, *settings: str) -> Run:
-    """A real run of the calculator agent, of two steps of eight episodes."""
+def trained(folder: Path, name: str, *settings: str) -> tuple[Run, Progress]:
+    """A real run of the calculator agent, of two steps of eight episodes, and what its own reporter knew at the end."""
     config = load_config(None, *SMALL, f"run.dir={folder}", f"run.name={name}", *settings, environ={})
-    with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+    reporter = PlainReporter(io.StringIO())
+    with Trainer(config, reporter=reporter) as trainer:
         assert trainer.train("calculator").outcome == "completed"
-    return open_run(folder / name)
+    return open_run(folder / name), reporter._progress
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Progress]:
     """Two steps of two tasks with four episodes each, and three evaluations of four tasks."""
     return trained(tmp_path_factory.mktemp("recorded") / "runs", "first")
+
+
+@pytest.fixture(scope="session")
+def recorded(recording: tuple[Run, Progress]) -> Run:
+    """The run of ``recording``."""
+    return recording[0]

@@ -23,12 +23,13 @@ import click
 from agentrl.errors import AgentRLError, one_line
 from agentrl.extras import missing_extras
 
-__all__ = ["INTERRUPTED", "RESUMABLE", "interruptible", "leave", "open_streams", "report_errors"]
+__all__ = ["INTERRUPTED", "RESUMABLE", "code_of", "interruptible", "leave", "open_streams", "report_errors"]
 
 INTERRUPTED = 130
 RESUMABLE = 75
 """The exit code of a run that SIGTERM has stopped, as a machine does that is about to be taken away: it can be resumed.
 In ``sysexits.h`` the number means that a command should be tried again later."""
+_FAILED = 1
 _CANNOT_WRITE = 1
 """The exit code that click uses when it meets a closed pipe itself."""
 
@@ -37,6 +38,15 @@ _SURE = 0.8
 
 _GRACE_S = 2.0
 """Seconds for which the process waits at its end for threads that other code has left."""
+
+
+def code_of(outcome: str, signal: str | None) -> int:
+    """The exit code of a run that ended with ``outcome``, interrupted by ``signal``, as its summary has them."""
+    if outcome == "completed":
+        return 0
+    if outcome == "interrupted":
+        return RESUMABLE if signal == "SIGTERM" else INTERRUPTED
+    return _FAILED
 
 
 def report_errors(run: Callable[[], object], *, debug: Callable[[], bool]) -> int:

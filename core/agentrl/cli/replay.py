@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentrl.cli.boundary import INTERRUPTED, RESUMABLE
+from agentrl.cli.boundary import code_of
 from agentrl.cli.completion import complete_algorithm, complete_checkpoint, complete_reward
 from agentrl.cli.output import print_json
 from agentrl.cli.root import App
@@ -124,9 +124,7 @@ def replay(
             return 0
         summary = trainer.replay(run.path, rescored=bool(names))
     print_summary(resolved.config, summary, as_json)
-    if summary.outcome != "interrupted":
-        return 0
-    return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
+    return code_of(summary.outcome, summary.signal)
 
 
 def _check_options(

@@ -179,6 +179,7 @@ VERBS = {
         "agentrl.cli.export_episodes:export_episodes", "Write the episodes of a run for other programs."
     ),
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
+    "watch": Verb("agentrl.cli.watch:watch", "Show a run live that another process trains."),
     "view": Verb("agentrl.cli.view:view", "Show runs in a web page, token by token."),
     "episodes": Verb("agentrl.cli.episodes:episodes", "List the episodes of a run, by filter and order."),
     "episode": Verb("agentrl.cli.episode:episode", "Read one episode: what was said, what came of it, its tokens."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agentrl.cli.boundary import INTERRUPTED, RESUMABLE
+from agentrl.cli.boundary import code_of
 from agentrl.cli.completion import complete_data, complete_run
 from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
@@ -91,9 +91,7 @@ def sft(
         print_settings(resolved, chosen)
         return 0
     print_summary(resolved.config, summary, as_json)
-    if summary.outcome != "interrupted":
-        return 0
-    return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
+    return code_of(summary.outcome, summary.signal)
 
 
 def _dead(resolved: Resolved, run: Path | None) -> list[Ineffective]:

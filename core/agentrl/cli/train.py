@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentrl.cli.boundary import INTERRUPTED, RESUMABLE
+from agentrl.cli.boundary import code_of
 from agentrl.cli.completion import complete_run, complete_training
 from agentrl.cli.output import print_columns
 from agentrl.cli.root import App
@@ -80,9 +80,9 @@ def train(
             trainer.reporter.warning(str(key))
         summary = trainer.train()
     print_summary(resolved.config, summary, as_json)
-    if summary.outcome != "interrupted" or (resolved.config.is_online and summary.signal == "SIGTERM"):
+    if resolved.config.is_online and summary.outcome == "interrupted" and summary.signal == "SIGTERM":
         return 0  # A service that is told to end has done what it was to do, and there is nothing to resume.
-    return RESUMABLE if summary.signal == "SIGTERM" else INTERRUPTED
+    return code_of(summary.outcome, summary.signal)
 
 
 def _dead(resolved: Resolved, run: Path | None) -> list[Ineffective]:

@@ -36,7 +36,7 @@ _ROW_COLUMNS = (
 ROWS = f"SELECT {', '.join(_ROW_COLUMNS)} FROM episodes"
 
 OUTLINED_OF_EPISODES = (
-    *("id", "phase", "group_ordinal", "task", "sample", "outcome", "failure_side", "failure_reason"),
+    *("id", "phase", "group_ordinal", "task", "sample", "outcome", "reward", "failure_side", "failure_reason"),
     *("failure_fingerprint", "mistake", "mistake_fingerprint", "setbacks"),
 )
 OUTLINED_OF_CALLS = (
@@ -119,7 +119,7 @@ def outlined(row: Sequence[Any], calls: tuple[Call, ...]) -> Episode:
         key=EpisodeKey(cast(Phase, value["phase"]), value["group_ordinal"], value["task"], value["sample"]),
         data={},
         outcome=cast(Outcome, value["outcome"]),
-        reward=None,
+        reward=value["reward"],
         calls=calls,
         failure=_failure(value),
         mistake=value["mistake"],

@@ -245,12 +245,12 @@ class EpisodeReader:
                 episodes = read_episodes(connection, version, ids[start : start + _PAGE])
             yield from episodes
 
-    def outlines(self) -> Iterator[Episode]:
-        """All episodes in the order of their commits, without tasks, answers, rewards, requests, messages and tokens.
+    def outlines(self, after: int = 0) -> Iterator[Episode]:
+        """All episodes in the order of their commits, without tasks, answers, requests, messages and tokens.
 
-        What is left says how each ended and what went wrong in it. Memory holds a page of them at most.
+        What is left says how each ended and what went wrong in it. Memory holds a page of them at most. Those whose
+        ``EpisodeRow.id`` is not above ``after`` are left out.
         """
-        after = 0
         while True:
             with self._opened() as (connection, version), self._decoding():
                 wanted = f"SELECT {', '.join(OUTLINED_OF_EPISODES)} FROM episodes WHERE id > ? ORDER BY id"

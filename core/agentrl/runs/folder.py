@@ -70,6 +70,7 @@ class RunFolder:
         self.logs = path / "logs"
         self.summary = path / "summary.json"
         self.conversations = path / "conversations.json"
+        self.lock = path / _LOCK
 
     @property
     def name(self) -> str:

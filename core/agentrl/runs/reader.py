@@ -186,6 +186,14 @@ class Run:
         """
         return self._store.trained(key)
 
+    def outlines(self, after: int = 0) -> Iterator[Episode]:
+        """All episodes in the order of their commits, without tasks, answers, requests, messages and tokens.
+
+        Those whose ``EpisodeRow.id`` is not above ``after`` are left out. What is left of an episode says how it ended
+        and what went wrong in it.
+        """
+        return self._store.outlines(after)
+
     def load_episodes(self, **filters: Unpack[EpisodeFilter]) -> Iterator[Episode]:
         """Whole episodes that match ``filters``, in the order of their commits, read a page at a time."""
         return self._store.load(**filters)
