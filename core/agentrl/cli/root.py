@@ -181,6 +181,7 @@ VERBS = {
     "runs": Verb("agentrl.cli.runs:runs", "List the runs in a folder, and how each of them is."),
     "watch": Verb("agentrl.cli.watch:watch", "Show a run live that another process trains."),
     "view": Verb("agentrl.cli.view:view", "Show runs in a web page, token by token."),
+    "compare": Verb("agentrl.cli.compare:compare", "Show runs side by side: settings, rewards, time and tokens."),
     "episodes": Verb("agentrl.cli.episodes:episodes", "List the episodes of a run, by filter and order."),
     "episode": Verb("agentrl.cli.episode:episode", "Read one episode: what was said, what came of it, its tokens."),
     "config": Verb("agentrl.cli.config:config", "Show the keys of a configuration, and what they mean."),
