@@ -24,8 +24,19 @@ def sampled(episode):
     return [span for span in episode.tree.spans if span.sampled is not None]
 
 
+def by_episode(account, values):
+    """``values`` of all sampled tokens, episode by episode."""
+    ends = np.cumsum(account.tokens.lengths)
+    assert len(values) == (ends[-1] if len(ends) else 0)
+    return [values[end - length : end].tolist() for end, length in zip(ends, account.tokens.lengths, strict=True)]
+
+
+def laid_out(account, values):
+    return by_episode(account, account.tokens.laid_out(values))
+
+
 def fates_of(account):
-    return [[TOKEN_FATES[code] for code in codes] for codes in account.tokens.fates_by_episode()]
+    return [[TOKEN_FATES[code] for code in codes] for codes in by_episode(account, account.tokens.fates)]
 
 
 def some_greedy(episode, rng):
@@ -52,9 +63,9 @@ def test_terms_and_fates_lie_at_the_tokens_of_the_trees(seed, oldest, updates, d
     batch, account = build_batch(groups, algorithm, oldest=oldest, longest=longest, updates=updates)
     episodes = [episode for group in groups for episode in group.episodes]
     columns = {
-        "logprobs": account.tokens.by_episode(batch.logprob),
-        "versions": account.tokens.by_episode(batch.version.astype(float)),
-        "ids": account.tokens.by_episode(batch.targets.token.astype(float)),
+        "logprobs": laid_out(account, batch.logprob),
+        "versions": laid_out(account, batch.version.astype(float)),
+        "ids": laid_out(account, batch.targets.token.astype(float)),
     }
     of_episode = [fate for fates in account.fates for fate in fates]
     assert list(map(len, fates_of(account))) == [sum(len(span.ids) for span in sampled(e)) for e in episodes]
@@ -108,6 +119,6 @@ def test_what_is_not_in_the_batch_keeps_its_tokens_in_the_account():
     group = Group(0, (made.episode(1.0), failed, replace(made.episode(None, sample=2), tree=TokenTree(), calls=())))
     batch, account = build_batch([group], GRPO)
     assert fates_of(account) == [["trained"] * 2, ["left_out"] * 2, []]
-    assert account.tokens.by_episode(batch.weight)[0].tolist() == [0.5, 0.5]
+    assert laid_out(account, batch.weight)[0] == [0.5, 0.5]
     nothing, empty = build_batch([], GRPO)
-    assert empty.tokens.by_episode(nothing.weight) == [] == empty.tokens.fates_by_episode()
+    assert laid_out(empty, nothing.weight) == [] == fates_of(empty)

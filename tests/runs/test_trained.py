@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +16,11 @@ from tests.runs.test_store import make_episode
 
 from agentrl.errors import RunError
 from agentrl.gateway.contract import Call
-from agentrl.rollout.contract import Episode
+from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.runs.contract import TokenFate, TrainedEpisode, TrainedTokens
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.store import EpisodeStore
-from agentrl.runs.trained import trained_row, trained_tokens
+from agentrl.runs.trained import FATES, row_of, rows_of, trained_row, trained_tokens
 from agentrl.tokens.contract import Sampled, TokenTree
 
 VALUES = st.just(math.nan) | st.floats() | st.floats(width=32) | st.sampled_from([0.0, -0.0, 0.1])
@@ -44,6 +45,28 @@ def spelled(tokens: TrainedTokens | None) -> str:
 @given(several())
 def test_tokens_survive_their_row(tokens: TrainedTokens) -> None:
     assert spelled(trained_tokens(trained_row(tokens))) == spelled(tokens)
+
+
+@settings(max_examples=100)
+@given(st.lists(several(), max_size=4))
+def test_rows_of_arrays_are_those_of_the_tokens_one_by_one(tokens: list[TrainedTokens]) -> None:
+    episodes = [
+        TrainedEpisode(EpisodeKey("train", number, 0, 0), "trained", replace(each, step=1))
+        for number, each in enumerate(tokens)
+    ]
+    fates = np.array([FATES.index(fate) for each in tokens for fate in each.fates], dtype=np.uint8)
+    names = ("advantages", "weights", "logprobs", "entropies", "importances")
+    columns = [np.array([value for each in tokens for value in getattr(each, name)], dtype=float) for name in names]
+    lengths = [len(each.fates) for each in tokens]
+    made = list(rows_of(1, [(each.key, each.fate) for each in episodes], lengths, fates, columns))
+    expected = [row_of(each) for each in episodes]
+    for one, other in zip(made, expected, strict=True):
+        assert spelled(trained_tokens(one.columns)) == spelled(trained_tokens(other.columns))
+        assert one._replace(columns=(), advantage=None) == other._replace(columns=(), advantage=None)
+        assert (one.advantage is None) == (other.advantage is None)
+        if other.advantage is not None and math.isfinite(other.advantage):
+            most = max(map(abs, tokens[one.key.group].advantages))
+            assert math.isclose(one.advantage, other.advantage, rel_tol=0, abs_tol=1e-9 * most)
 
 
 def test_equal_values_take_no_room() -> None:

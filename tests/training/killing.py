@@ -51,6 +51,8 @@ class Trained:
     """Every line of metrics, but for times, and for proofs, whose noise is measured anew after a resume."""
     weights: dict[int, bytes]
     """The weights of the last checkpoint, by its step."""
+    records: dict[str, str]
+    """What steps made of each training episode and of its tokens, in full: a NaN is equal to nothing."""
 
 
 class Runs:
@@ -121,6 +123,10 @@ class Runs:
                 key=lambda line: (line[0], "evaluation/reward" in line[1]),
             ),
             weights={newest.step: (newest.path / "model.safetensors").read_bytes()},
+            records={
+                str(row.key): repr((row.fate, row.advantage, run.trained(row.key)))
+                for row in run.episodes(phase="train")
+            },
         )
 
 
@@ -142,6 +148,8 @@ def assert_the_same(one: Trained, other: Trained) -> None:
         differ = {name for name in these.keys() | those.keys() if these.get(name) != those.get(name)}
         assert not differ, (step, {name: (these.get(name), those.get(name)) for name in differ})
     assert one.weights == other.weights
+    assert "TrainedTokens" in min(one.records.values())
+    assert one.records == other.records
 
 
 def assert_bounded(folder: Path, name: str, staleness: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from agentrl.rollout.contract import Episode, EpisodeKey, Fate
 from agentrl.runs.contract import TokenFate
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from agentrl.learner.contract import Bits, Floats, Ints
 
 __all__ = ["TOKEN_FATES", "Account", "TokenAccount", "TokenFates"]
@@ -41,22 +38,11 @@ class TokenAccount:
     terms: Ints
     """Shape (terms,): which of the tokens each loss term of the batch is of."""
 
-    def by_episode(self, values: Floats) -> list[Floats]:
-        """One array an episode with a value for each sampled token, from ``values``, one for each term of the batch.
-
-        NaN where the token has no term.
-        """
+    def laid_out(self, values: Floats) -> Floats:
+        """A value for each token, from ``values``, one for each term of the batch; NaN where a token has no term."""
         laid_out = np.full(len(self.fates), np.nan)
         laid_out[self.terms] = values
-        return self._split(laid_out)
-
-    def fates_by_episode(self) -> list[Bits]:
-        """One array an episode with the fate of each sampled token."""
-        return self._split(self.fates)
-
-    def _split(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        ends = np.cumsum(self.lengths).tolist()
-        return [values[start:end] for start, end in pairwise([0, *ends])]
+        return laid_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from agentrl.runs.schema import (
     transaction,
     unindexed_from,
 )
-from agentrl.runs.trained import trained_row
+from agentrl.runs.trained import TrainedRow, row_of
 
 __all__ = ["EpisodeStore"]
 
@@ -65,7 +65,7 @@ class _Commit:
     """The step that is about to begin, with its groups."""
     keys: Sequence[EpisodeKey] | None = None
     """The episodes that it trains; ``None`` for all of its groups."""
-    trained: Sequence[TrainedEpisode] = ()
+    trained: Sequence[TrainedEpisode | TrainedRow] = ()
     """What a step made of episodes."""
 
     @property
@@ -190,7 +190,7 @@ class EpisodeStore:
         self._enqueue(_Commit(done, begins=membership, keys=None if keys is None else tuple(keys)))
         return done
 
-    def record_training(self, step: int, rows: Iterable[TrainedEpisode]) -> Future[None]:
+    def record_training(self, step: int, rows: Iterable[TrainedEpisode | TrainedRow]) -> Future[None]:
         """Record what the optimiser step ``step`` made of the episodes of its groups, token by token.
 
         It is committed with whatever waits at that moment; the future is done when it is on disk. What was recorded of
@@ -199,13 +199,14 @@ class EpisodeStore:
 
         Raises ``ValueError`` for tokens of another step.
         """
-        episodes = tuple(rows)
-        for each in episodes:
-            if each.tokens.step != step:
-                raise ValueError(f"episode {each.key} has tokens of step {each.tokens.step}, not of {step}")
+        made = tuple(rows)
+        for each in made:
+            told = each.tokens.step if isinstance(each, TrainedEpisode) else each.step
+            if told != step:
+                raise ValueError(f"episode {each.key} has tokens of step {told}, not of {step}")
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._enqueue(_Commit(done, trained=episodes))
+        self._enqueue(_Commit(done, trained=made))
         return done
 
     def _enqueue(self, commit: _Commit) -> None:
@@ -331,9 +332,10 @@ class EpisodeStore:
                 [step, *(value for row in some for value in row)],
             )
 
-    def _record_training(self, episodes: Sequence[TrainedEpisode]) -> None:
+    def _record_training(self, episodes: Sequence[TrainedEpisode | TrainedRow]) -> None:
         for start in range(0, len(episodes), _MOST_TRAINED):
-            some = episodes[start : start + _MOST_TRAINED]
+            chosen = episodes[start : start + _MOST_TRAINED]
+            some = [row_of(each) if isinstance(each, TrainedEpisode) else each for each in chosen]
             found = self._connection.execute(
                 f"WITH wanted (phase, ordinal, task, sample) AS (VALUES {', '.join(['(?, ?, ?, ?)'] * len(some))}) "
                 "SELECT wanted.ordinal, wanted.task, wanted.sample, wanted.phase, max(id), sampled_tokens "
@@ -348,11 +350,11 @@ class EpisodeStore:
             for each in some:
                 id, sampled = known.get(each.key, (None, 0))
                 if id is None:
-                    raise RunError(f"step {each.tokens.step} trained episode {each.key}, which is not in {self.path}")
-                if len(each.tokens.fates) != sampled:
-                    told = f"{len(each.tokens.fates):,} tokens of episode {each.key}, which has {sampled:,}"
-                    raise RunError(f"step {each.tokens.step} tells of {told}")
-            rows = [(known[each.key][0], *trained_row(each.tokens)) for each in some]
+                    raise RunError(f"step {each.step} trained episode {each.key}, which is not in {self.path}")
+                if each.tokens != sampled:
+                    told = f"{each.tokens:,} tokens of episode {each.key}, which has {sampled:,}"
+                    raise RunError(f"step {each.step} tells of {told}")
+            rows = [(known[each.key][0], *each.columns) for each in some]
             self._insert_into("trained", TRAINED_COLUMNS, rows, "OR REPLACE")
             marks = [(known[each.key][0], each.fate, each.advantage) for each in some]
             self._connection.execute(

@@ -44,7 +44,7 @@ from agentrl.training.replay import Lineage, Resumed
 from agentrl.training.serving import EngineServing
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import Supply
-from agentrl.training.trained import trained_episodes
+from agentrl.training.trained import trained_rows
 from agentrl.training.untrained import mostly_excluded, refuse_untrainable, too_long
 
 __all__ = ["TrainingLoop"]
@@ -360,7 +360,7 @@ class TrainingLoop:
             step, learned = self.learner.version, {**account.counts, **ledger.metrics(), **scored, **metrics}
             # Here, because whoever waits for this may be interrupted meanwhile.
             self._learned = _Learned(step, taken, learned)
-            self.recorder.trained(step, trained_episodes(step, prepared, terms, left_out=left_out, stale=taken.stale))
+            self.recorder.trained(step, trained_rows(step, prepared, terms, left_out=left_out, stale=taken.stale))
         return learned
 
     async def _evaluate(self) -> None:

@@ -15,12 +15,13 @@ from agentrl.reporting.contract import Reporter
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.trackers import Trackers
 from agentrl.rollout.contract import Episode, EpisodeKey, Group
-from agentrl.runs.contract import Membership, MetricsLine, RunInfo, Summary, TrainedEpisode
+from agentrl.runs.contract import Membership, MetricsLine, RunInfo, Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.ledger import Ledger
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.tally import Tally
+from agentrl.runs.trained import TrainedRow
 
 __all__ = ["Measured", "RunRecorder"]
 
@@ -128,7 +129,7 @@ class RunRecorder:
         """The groups of a step are complete and about to be trained."""
         self._tell("agentrl_batch_ready", batch=groups)
 
-    def trained(self, step: int, episodes: Iterable[TrainedEpisode]) -> None:
+    def trained(self, step: int, episodes: Iterable[TrainedRow]) -> None:
         """What a step made of the tokens of its episodes, which is written while the run goes on.
 
         Not safe beside ``sync``. Raises ``RunError`` where that of a step before could not be written.

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from agentrl.algorithms.account import TOKEN_FATES
 from agentrl.learner.contract import TermScores
-from agentrl.rollout.contract import Episode, Fate, Group
-from agentrl.runs.contract import TokenFate, TrainedEpisode, TrainedTokens
+from agentrl.rollout.contract import Fate, Group
+from agentrl.runs.trained import TrainedRow, row_left_out, rows_of
 from agentrl.training.columns import Prepared
 
-__all__ = ["trained_episodes"]
-
-_LEFT_OUT: TokenFate = "left_out"
+__all__ = ["trained_rows"]
 
 
-def trained_episodes(
+def trained_rows(
     step: int,
     prepared: Prepared,
     terms: TermScores,
     *,
     left_out: Iterable[tuple[Group, Sequence[Fate]]] = (),
     stale: Iterable[Group] = (),
-) -> Iterator[TrainedEpisode]:
+) -> Iterator[TrainedRow]:
     """Yield what ``step`` made of every episode that it consumed.
 
     ``prepared`` is the batch that it trained, with its groups, and ``terms`` what the learner found of the terms.
@@ -31,22 +28,16 @@ def trained_episodes(
     ``stale`` those that were dropped because they were too old.
     """
     batch, tokens = prepared.batch, prepared.account.tokens
-    columns = (batch.advantage, batch.weight, terms.logprob, terms.entropy, terms.importance)
-    laid_out = zip(tokens.fates_by_episode(), *map(tokens.by_episode, columns), strict=True)
-    episodes = (episode for group in prepared.groups for episode in group.episodes)
+    keys = [episode.key for group in prepared.groups for episode in group.episodes]
     fates = chain.from_iterable(prepared.account.fates)
-    for episode, fate, (codes, *values) in zip(episodes, fates, laid_out, strict=True):
-        told = tuple(TOKEN_FATES[code] for code in codes.tolist())
-        yield TrainedEpisode(episode.key, fate, TrainedTokens(step, told, *(tuple(each.tolist()) for each in values)))
+    columns = (batch.advantage, batch.weight, terms.logprob, terms.entropy, terms.importance)
+    lengths = tokens.lengths.tolist()
+    yield from rows_of(
+        step, list(zip(keys, fates, strict=True)), lengths, tokens.fates, [*map(tokens.laid_out, columns)]
+    )
     for group, of_group in left_out:
         for episode, fate in zip(group.episodes, of_group, strict=True):
-            yield _not_trained(step, episode, fate)
+            yield row_left_out(step, episode, fate)
     for group in stale:
         for episode in group.episodes:
-            yield _not_trained(step, episode, episode.fate or "stale")
-
-
-def _not_trained(step: int, episode: Episode, fate: Fate) -> TrainedEpisode:
-    count = sum(len(span.ids) for span in episode.tree.spans if span.sampled is not None)
-    nothing = (float("nan"),) * count
-    return TrainedEpisode(episode.key, fate, TrainedTokens(step, (_LEFT_OUT,) * count, *[nothing] * 5))
+            yield row_left_out(step, episode, episode.fate or "stale")
