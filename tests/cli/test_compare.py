@@ -49,7 +49,7 @@ def test_it_says_what_differs_and_what_came_of_it(two: tuple[Run, Run], capsys: 
     heading, *rows = told(capsys, "first", "second").splitlines()
     assert heading.split() == ["first", "second"]
     lines = {" ".join(row.split()[:-2]): row.split()[-2:] for row in rows}
-    lines |= {"optimiser steps": row.split()[-2:] for row in rows if row.startswith("steps ")}
+    lines["optimiser steps"] = next(row.split()[-2:] for row in rows if row.startswith("steps "))
     assert lines["optimiser steps"] == ["2/2", "1/2"]
     assert lines[next(iter(document["differences"]))] == ["1.0", "0.5"]
     assert lines["after step 2"][1] == "-"
