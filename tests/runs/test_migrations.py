@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_an_old_store_reads_as_it_would_be_written_today_and_is_left_alone(
         EpisodeKey("train", 1, 7, 0),
     ]
     assert reader.counts("outcome") == {"failed": 1, "rewarded": 5}
+    calls = [{name for call in episode.calls for name in schema.called_tools(call.message)} for _, episode in stored]
+    assert reader.counts("tool") == Counter(name for names in calls for name in names)
+    assert all(reader.count(tool=name) == count for name, count in reader.counts("tool").items())
     assert [group.ordinal for group in reader.groups(step=1)] == [0, 1]
     assert reader.rows(side="agent")[0].failure_reason == "KeyError: \ud800"
     assert [row.call_count for row in reader.rows(task=4)] == [2, 2, 2]
