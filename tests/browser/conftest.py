@@ -18,11 +18,8 @@ collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 
 if find_spec("playwright"):
     from playwright.sync_api import Browser, sync_playwright
-    from tests.browser.serving import served
+    from tests.browser.serving import viewed
     from tests.browser.watching import Watched
-
-    from agentrl.view.app import view_app
-    from agentrl.view.library import Library
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +48,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def site(recorded: Path) -> Iterator[str]:
     """The address of the pages over the folder of the recorded run."""
-    with served(view_app(Library([recorded.parent]))) as url:
+    with viewed(recorded.parent) as url:
         yield url
 
 

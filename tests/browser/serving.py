@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,3 +28,16 @@ def served(app: ASGIApp) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def viewed(place: Path) -> Iterator[str]:
+    """Run ``agentrl view`` over a folder; the value is the address of its server, without a path."""
+    command = [sys.executable, "-m", "agentrl", "view", str(place), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = urlsplit(json.loads(server.stdout.readline())["url"])
+            yield f"{url.scheme}://{url.netloc}"
+        finally:
+            server.terminate()

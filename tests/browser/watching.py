@@ -59,19 +59,19 @@ class Watched:
         assert not unexpected, "\n".join(unexpected)
 
     def sideways(self) -> list[str]:
-        """What is wider than the window, outside of a part that scrolls by itself; empty where nothing is."""
-        return self.page.evaluate(
+        """What reaches beyond the window, outside of a part that scrolls by itself; empty where nothing does."""
+        found: list[str] = self.page.evaluate(
             """() => {
-                const width = document.documentElement.clientWidth;
-                if (document.documentElement.scrollWidth <= width) return [];
+                const width = document.documentElement.clientWidth, whole = document.documentElement.scrollWidth;
                 const wide = [...document.querySelectorAll("body *")].filter(e => {
                     const box = e.getBoundingClientRect();
                     if (!box.width || box.right <= width + 0.5) return false;
                     for (let up = e.parentElement; up && up !== document.body; up = up.parentElement)
-                        if (getComputedStyle(up).overflowX !== "visible") return false;
+                        if (/auto|scroll|hidden/.test(getComputedStyle(up).overflowX)) return false;
                     return true;
                 });
-                return [`${document.documentElement.scrollWidth} of ${width} pixels`,
+                return [...(whole > width ? [`${whole} of ${width} pixels`] : []),
                         ...wide.slice(0, 8).map(e => e.outerHTML.slice(0, 120))];
             }"""
         )
+        return found
