@@ -59,6 +59,7 @@ SLOW = {
     "training/test_teachers.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",
+    "view/test_episode_pages.py",
 }
 """Modules whose tests train whole runs, start processes, install or send requests by the hundred: ``make check`` leaves
 them to ``make test``."""

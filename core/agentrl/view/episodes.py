@@ -45,7 +45,9 @@ def _episodes(request: Request) -> Response:
         return same
     query = EpisodeQuery.read(request.query_params)
     rows = run.episodes(sort=query.sort, descending=query.descending, limit=PAGE, offset=query.offset, **query.filters)
-    count = run.count(**query.filters)
+    # Where the table ends on this page, its end says how many there are.
+    is_whole = len(rows) < PAGE and (rows or not query.offset)
+    count = query.offset + len(rows) if is_whole else run.count(**query.filters)
     return frame.page(
         request,
         "episodes.html",
