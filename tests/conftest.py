@@ -31,6 +31,8 @@ SLOW = {
     "doctor/test_examination.py",
     "gateway/test_fuzzing.py",
     "gateway/test_memory.py",
+    "reporting/test_tracked_run.py",
+    "reporting/test_wandb.py",
     "rollout/test_limits.py",
     "rollout/test_subproc_faults.py",
     "test_agent_workflow.py",

@@ -22,8 +22,8 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home of its own with a token of Hugging Face, and no way to any network."""
     home = tmp_path_factory.mktemp("home")
 
-    def refuse(self: socket.socket, address: Any) -> None:
-        pytest.fail(f"a connection to {address}")
+    def refuse(*asked: Any, **_: Any) -> None:
+        pytest.fail(f"a connection: {asked}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(home))
@@ -31,6 +31,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("TRACKIO_DIR", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
             patch.delenv(name, raising=False)
         patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
         yield home
 
 
