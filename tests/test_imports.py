@@ -35,6 +35,7 @@ LAYERS = (
     {"agents", "tasks", "gateway"},
     {"tokens", "inference", "environments"},
     {"plugins"},
+    {"costs"},
     {"config"},
     {"_lazy"},
     {"extras", "machine"},

@@ -34,9 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 
 def test_a_run_crosses_few_files(run: Trace):
-    # 167 before the rooms were made and 93 after it; what several protocols share, and what lets groups roll out beside
-    # the learner, is read in modules of its own.
-    assert len(run.files) <= 150, sorted(run.files)
+    # 167 before the rooms were made and 93 after it; what several protocols share, what lets groups roll out beside the
+    # learner, and what counts the cost, is read in modules of its own.
+    assert len(run.files) <= 155, sorted(run.files)
 
 
 def test_a_task_crosses_few_files_on_its_way_to_the_gradient(run: Trace):

@@ -78,6 +78,7 @@ def test_every_run_is_listed_with_its_state_the_last_one_last(
         "started": "",
         "outcome": None,
         "checkpoint": None,
+        "cost": {},
         "error": None,
     }
 

@@ -266,6 +266,7 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "rejected",
         "mistaken",
         "limited",
+        "cost",
         "ledger",
         "retried",
         "truncated",

@@ -61,7 +61,8 @@ class Teacher:
                 {str(token): {"logprob": value, "rank": 1, "decoded_token": self.tokenizer.decode([token])}}
                 for token, value in zip(ids[1:], values, strict=True)
             ]
-            return 200, {"choices": [{"text": "x", "prompt_logprobs": [None, *entries]}]}
+            usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
+            return 200, {"choices": [{"text": "x", "prompt_logprobs": [None, *entries]}], "usage": usage}
         finally:
             with self._lock:
                 self._now -= 1

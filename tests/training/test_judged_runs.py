@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests.rewards.scripted_judge import Reply, ScriptedJudge, ranked, scored, shown
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError, RunError
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode
@@ -37,6 +37,7 @@ async def agent(data, *, base_url, api_key, http_client):
 
 agent.returns_answer = True
 """
+PRICES = "prices={currency: EUR, tokens: {wise: {prompt: 2, completion: 4}, judge: {prompt: 9}}}"
 BRIEF = (
     *("training.steps=2", "rollout.tasks_per_step=2", "rollout.group_size=4", "evaluation.tasks=4"),
     *("evaluation.every=0", "training.checkpoint_every=1"),
@@ -99,6 +100,21 @@ def test_a_judged_run_learns_from_ranks_in_workers_and_at_staleness_above_0(
     assert {episode.reward_parts["brief"] for episode in judged} <= {0.3}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("reward/parts/brief" in line.get("metrics", line) for line in lines)
+    # An evaluation, whose answers are scored one by one, has a cost of its own.
+    cost, alone = open_run(tmp_path / "run").cost, [body for body in endpoint.requests if "answer" in shown(body)]
+    assert cost.usage("judge", "evaluation").requests == len(alone)
+    of_evaluations = [line for line in lines if "evaluation/reward" in line]
+    assert sum(line.get("cost/evaluation/judge/requests", 0) for line in of_evaluations) == len(alone)
+    assert not any("cost/rollout/policy/requests" in line for line in of_evaluations)
+    sampled = [call for episode in episodes(tmp_path, "eval") for call in episode.calls]
+    sampled += [call for episode in episodes(tmp_path, "eval-greedy") for call in episode.calls]
+    used = cost.usage("policy", "evaluation")
+    assert (used.requests, used.prompt_tokens, used.completion_tokens) == (
+        len(sampled),
+        sum(call.prompt_tokens for call in sampled),
+        sum(call.completion_tokens for call in sampled),
+    )
+    assert cost.money is None
 
 
 def test_a_budget_ends_a_run_which_goes_on_with_a_larger_one_and_asks_nothing_twice(
@@ -107,7 +123,7 @@ def test_a_budget_ends_a_run_which_goes_on_with_a_larger_one_and_asks_nothing_tw
     asked = len(endpoint.requests)
     limited = reward_of(endpoint, budget={"requests": 4})
     with pytest.raises(RunError, match=r"the judge's budget is spent: 4 requests of budget\.requests=4"):
-        trained(tmp_path, limited, "tasks.eval=null")
+        trained(tmp_path, limited, "tasks.eval=null", PRICES)
     assert len(endpoint.requests) == asked + 4
     first = {episode.key: episode for episode in episodes(tmp_path, "train")}
     larger = f"reward={reward_of(endpoint, budget={'requests': 400})}"
@@ -117,6 +133,20 @@ def test_a_budget_ends_a_run_which_goes_on_with_a_larger_one_and_asks_nothing_tw
     assert {key: again[key].reward for key in first} == {key: episode.reward for key, episode in first.items()}
     questions = [json.dumps(body) for body in endpoint.requests[asked:]]
     assert len(questions) == len(set(questions))
+    # What the run cost before it was resumed is part of its cost, and so is every verdict that is none.
+    run = open_run(tmp_path / "run")
+    judge, policy = run.cost.usage("judge"), run.cost.usage("policy", "rollout")
+    assert (judge.requests, judge.unknown) == (len(questions), 0)
+    assert (judge.prompt_tokens, judge.completion_tokens) == (90 * len(questions), 10 * len(questions))
+    assert run.cost.money_of("judge") == pytest.approx(len(questions) * (90 * 2.0 + 10 * 4.0) / 1e6)
+    assert run.summary is not None
+    assert run.summary.cost["currency"] == "EUR"
+    assert policy.completion_tokens >= sum(call.completion_tokens for each in again.values() for call in each.calls)
+    lines = [line.metrics for line in run.metrics()]
+    assert sum(line.get("cost/rollout/judge/requests") or 0 for line in lines) == len(questions)
+    assert sum(line["cost/seconds"] or 0 for line in lines) < run.cost.seconds
+    told = (tmp_path / "run" / "logs" / "run.log").read_text()
+    assert f"judge: {len(questions)} requests, {90 * len(questions):,} prompt tokens" in told
 
 
 def test_a_judge_that_ranks_is_refused_beside_groups_of_one(endpoint: ScriptedJudge, tmp_path: Path) -> None:

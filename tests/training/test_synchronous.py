@@ -154,7 +154,9 @@ def _bits(episode: Episode) -> object:
 
 
 def _untimed(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "episode/seconds"))}
+    return {
+        name: value for name, value in metrics.items() if not name.startswith(("seconds/", "episode/seconds", "cost/"))
+    }
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

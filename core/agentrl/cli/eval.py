@@ -13,7 +13,7 @@ from agentrl.cli.completion import complete_checkpoint
 from agentrl.cli.output import print_json
 from agentrl.cli.root import App
 from agentrl.cli.settings import split_arguments
-from agentrl.reporting.plain import reward_text
+from agentrl.reporting.plain import cost_lines, reward_text
 
 if TYPE_CHECKING:
     from agentrl.config.loader import Resolved
@@ -118,6 +118,8 @@ def _print(config: Config, measured: Evaluation, as_json: bool) -> None:
     if measured.parts:
         parts = (f"{name} {reward_text(value)}" for name, value in sorted(measured.parts.items()))
         click.echo(f"parts, sampled: {', '.join(parts)}")
+    for line in cost_lines(measured.cost):
+        click.echo(line)
     click.echo(f"episodes: {measured.folder}")
 
 

@@ -82,6 +82,7 @@ def _described(run: Run) -> dict[str, Any]:
         "started": datetime.fromtimestamp((run.path / "config.yaml").stat().st_mtime).isoformat(timespec="seconds"),
         "outcome": None,
         "checkpoint": None,
+        "cost": None,
         "error": None,
     }
     try:
@@ -89,6 +90,7 @@ def _described(run: Run) -> dict[str, Any]:
         described |= _progress(run)
         info = run.info
         described |= {"agent": info.agent, "model": info.model, "steps_to_do": info.steps}
+        described["cost"] = run.cost.to_json(run.config.prices.currency)
         if described["kind"] != "other":
             described["kind"] = info.kind
     except AgentRLError as error:  # Of another version, or damaged: the others are listed all the same.

@@ -148,6 +148,10 @@ def _dead(config: Config) -> Iterator[tuple[str, str]]:
             if not (no_training and key == "every"):
                 yield f"evaluation.{key}", "tasks.eval is null"
         yield "health.reward_gap", "tasks.eval is null"
+    if not config.prices.known:
+        yield "prices.currency", "no price is set"
+    if config.prices.gpu_hour is None:
+        yield "prices.gpus", "prices.gpu_hour is null"
     if not config.health.rolling_back:
         yield "health.most_rollbacks", "no rule of health is set to rollback"
     if not (config.rollout.max_staleness or config.is_online or no_training):

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from agentrl.config.health import HealthSection
+from agentrl.config.prices import PricesSection
 from agentrl.config.section import OptionalPart, Part, PartModel, Section, Selectable, named
 from agentrl.config.training import TrainingSection
 from agentrl.errors import ConfigError
@@ -374,6 +375,9 @@ class Config(Section):
     """Where the run takes place."""
     trackers: list[Part] = Field([])
     """Where metrics are sent, beside the run's folder."""
+    prices: PricesSection = PricesSection()
+    """What tokens and time cost, for the [money](metrics.md#cost) that a run says it has taken. Without prices there is
+    none."""
 
     _written_at: _WrittenAt = PrivateAttr(default_factory=lambda: _WrittenAt())
 

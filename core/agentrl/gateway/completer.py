@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
+from agentrl.costs.contract import UNMETERED, Meter, Stage, Usage
 from agentrl.errors import AgentRLError, BackendError, GatewayError, UnsupportedSampling
 from agentrl.gateway.constraints import constraint, ill_formed, unmet
 from agentrl.gateway.contract import CONTEXT_EXCEEDED, Call, Completion, Delta, ModelRequest, Tokens
@@ -102,13 +103,23 @@ class EngineCompleter:
     relays = False
 
     def __init__(
-        self, backend: Backend, capabilities: Capabilities, renderer: Renderer, *, vocabulary: int | None = None
+        self,
+        backend: Backend,
+        capabilities: Capabilities,
+        renderer: Renderer,
+        *,
+        vocabulary: int | None = None,
+        meter: Meter = UNMETERED,
     ) -> None:
-        """``vocabulary`` is how many ids the model knows; a completion with others is refused. ``None`` checks none."""
+        """``vocabulary`` is how many ids the model knows; a completion with others is refused. ``None`` checks none.
+
+        ``meter`` is told of every request to the backend, also of one that fails or is given up.
+        """
         self.backend = backend
         self.capabilities = capabilities
         self.renderer = renderer
         self._vocabulary = vocabulary
+        self._meter = meter
         self._openings = lru_cache(_REMEMBERED_OPENINGS)(self._opening)
 
     @property
@@ -412,15 +423,27 @@ class EngineCompleter:
         request = GenerationRequest(
             asked.prompt.ids, asked.sampling, stream=chunks is not None, session=asked.session.id
         )
+        chunks = [] if chunks is None else chunks
+        began = time.monotonic()
         try:
             whole = await generate(self.backend, request, chunks=chunks, new=new)
         except UnsupportedSampling as error:
             if asked.sampling.grammar is None:
                 raise
             raise ill_formed(error, asked.request) from error
+        finally:
+            self._spend(asked, chunks, time.monotonic() - began)
         if wrong := self._fault(whole, asked):
             raise BackendError(f"the inference backend broke its contract: {wrong}", fix=_CONTRACT)
         return whole
+
+    def _spend(self, asked: _Asked, chunks: Sequence[Chunk], seconds: float) -> None:
+        """Tell the meter of a request, with the tokens that were sampled until it ended."""
+        prompt, history, settings = asked.prompt, asked.continues.history, asked.session.settings
+        shared = min(len(history.prompt) + len(history.completion), len(prompt.ids)) if prompt.extends else 0
+        sampled = sum(len(chunk.ids) for chunk in chunks)
+        stage: Stage = "rollout" if settings.training else "evaluation"
+        self._meter.spend(stage, "policy", settings.model, Usage(1, 0, len(prompt.ids), shared, sampled, seconds))
 
     def _fault(self, chunk: Chunk, asked: _Asked) -> str | None:
         if len(chunk.top_logprobs) not in (0, len(chunk.ids)):

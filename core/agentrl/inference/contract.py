@@ -15,6 +15,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
+from agentrl.costs.contract import Usage
+
 if TYPE_CHECKING:
     import torch
 
@@ -478,6 +480,9 @@ class ChatContext:
     """Call it, from any thread, to report a refusal in spite of which the evaluation goes on."""
     options: dict[str, object] = field(default_factory=dict)
     """The keys of ``inference.backend`` beside its name, validated by the backend's ``Settings``."""
+    spend: Callable[[Usage], None] = lambda usage: None
+    """Call it, from any thread, with what each request has used, failed ones and retries included: that is what the
+    evaluation costs."""
 
 
 @runtime_checkable

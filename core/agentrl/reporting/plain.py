@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TextIO, cast
+from typing import Any, Final, Literal, NamedTuple, TextIO, cast
 
+from agentrl.costs.cost import Cost
 from agentrl.errors import cannot_write, one_line
 from agentrl.rollout.contract import Episode, Failure
 from agentrl.runs.contract import RunInfo, Summary
@@ -27,6 +28,7 @@ __all__ = [
     "Progress",
     "Reading",
     "RunLog",
+    "cost_lines",
     "duration",
     "final_lines",
     "reading_text",
@@ -422,7 +424,7 @@ def reading_text(reading: Reading) -> str:
 
 
 def final_lines(summary: Summary, command: str | None = None) -> list[str]:
-    """The last lines of a run: rewards, the fates of its episodes, failures and the checkpoint.
+    """The last lines of a run: rewards, the fates of its episodes, failures, what it cost, and the checkpoint.
 
     ``command`` evaluates the checkpoint.
     """
@@ -441,6 +443,7 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
     if (ledger := Ledger.from_json(summary.ledger)).all_but_trained:
         lines.append(_ledger_text(ledger))
     lines += _troubles(summary)
+    lines += cost_lines(summary.cost)
     if summary.checkpoint is None:
         lines.append("no checkpoint was saved")
         return lines
@@ -448,6 +451,11 @@ def final_lines(summary: Summary, command: str | None = None) -> list[str]:
     if command is not None:
         lines.append(f"evaluate it: {command}")
     return lines
+
+
+def cost_lines(cost: Mapping[str, Any]) -> list[str]:
+    """Lines that say what a run or an evaluation has cost, from its ``cost``; none where nothing was counted."""
+    return Cost.from_json(cost).texts(str(cost.get("currency", "")))
 
 
 def _headline(summary: Summary) -> str:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from agentrl.agents.result import Reward, parts_of
 from agentrl.config.section import PartModel, Section
+from agentrl.costs.contract import Meter
 from agentrl.errors import RewardError
 from agentrl.rewards.scoring import Scorer, load_reward
 from agentrl.rollout.contract import EpisodeView
@@ -100,6 +101,11 @@ class SumReward:
         """Tell the run's folder to every reward in it that wants to know it."""
         for scorer in (*self._gates.values(), *self._summed.values()):
             scorer.keep_in(folder)
+
+    def report_to(self, meter: Meter) -> None:
+        """Have every reward in it that asks models report what they have used."""
+        for scorer in (*self._gates.values(), *self._summed.values()):
+            scorer.report_to(meter)
 
     async def __call__(self, answer: Any, data: Mapping[str, Any], *, episode: EpisodeView) -> Reward:
         """The sum for one answer, with what each reward in it gave as a part. Raises the first error of theirs."""

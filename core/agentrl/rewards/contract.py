@@ -18,12 +18,13 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agentrl.costs.contract import Meter
 from agentrl.errors import RewardError
 
 if TYPE_CHECKING:
     from agentrl.rollout.contract import EpisodeView
 
-__all__ = ["GroupRewardFunction", "KeepingRewardFunction", "RewardFunction"]
+__all__ = ["GroupRewardFunction", "KeepingRewardFunction", "ReportingRewardFunction", "RewardFunction"]
 
 
 class RewardFunction(Protocol):
@@ -67,5 +68,21 @@ class KeepingRewardFunction(RewardFunction, Protocol):
         """``folder`` is the run's; called before the first answer is scored, again where the run is resumed.
 
         What scores outside of a run does not call it. Only a subfolder of a name of its own should be written to.
+        """
+        ...
+
+
+class ReportingRewardFunction(RewardFunction, Protocol):
+    """Asks models that cost something, and reports what they have used."""
+
+    def report_to(self, meter: Meter) -> None:
+        """``meter`` is the run's; called before the first answer is scored.
+
+        Tell it of every request to a model, failed ones and retries included::
+
+            self.meter.spend("rollout", "judge", "gpt-4o-mini", Usage.of_answer(answer["usage"]))
+
+        The stage is ``rollout`` for episodes whose ``key.phase`` is ``train``, and ``evaluation`` for others. What
+        scores outside of a run does not call it.
         """
         ...

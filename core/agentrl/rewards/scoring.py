@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from agentrl.agents.exceptions import code_location, fingerprint_of
 from agentrl.agents.result import Reward, as_number, parts_of
 from agentrl.agents.watchdog import Holder
+from agentrl.costs.contract import Meter
 from agentrl.errors import AgentRLError, ConfigError, RewardError, shown
 
 if TYPE_CHECKING:
@@ -95,6 +96,12 @@ class Scorer:
         keep = getattr(self.reward, "keep_in", None)
         if keep is not None:
             keep(folder)
+
+    def report_to(self, meter: Meter) -> None:
+        """Have the reward report to ``meter`` what the models that it asks have used, where it asks any."""
+        report = getattr(self.reward, "report_to", None)
+        if report is not None:
+            report(meter)
 
 
 async def call_reward(reward: Callable[..., Any], answer: Any, data: Mapping[str, Any], view: EpisodeView) -> float:

@@ -153,6 +153,9 @@ class Summary:
     """Conversations that were imitated, each as often as it was; ``tokens`` are then those that were trained."""
     over_long: int = 0
     """Conversations that were left out because they are longer than ``training.tokens_per_batch``."""
+    cost: dict[str, Any] = field(default_factory=dict)
+    """What the run has cost, as ``agentrl.costs.cost.Cost`` writes it: seconds, and tokens by stage and role, and where
+    there are prices the money. What the parts before it was resumed cost is part of it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as in ``summary.json``."""

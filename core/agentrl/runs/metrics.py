@@ -8,16 +8,17 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import SupportsFloat
 
+from agentrl.costs.cost import Cost
 from agentrl.errors import RunError, cannot_write
 from agentrl.runs.contract import MetricsLine
 from agentrl.runs.folder import write_atomically
 
-__all__ = ["MetricsLog", "MetricsReader", "cut_after"]
+__all__ = ["MetricsLog", "MetricsReader", "cost_of", "cut_after"]
 
 _MENDED = "restore the file from a copy, or delete that line: what it told is then missing"
 
@@ -88,6 +89,11 @@ def cut_after(path: Path, step: int) -> list[MetricsLine]:
     except OSError as error:
         raise cannot_write(path, error) from error
     return [line for line in lines if line.step > step]
+
+
+def cost_of(lines: Iterable[MetricsLine]) -> Cost:
+    """What ``lines`` say that they cost, together."""
+    return sum((Cost.of_metrics(line.metrics) for line in lines), Cost())
 
 
 def _text(line: MetricsLine) -> str:

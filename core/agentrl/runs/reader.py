@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from agentrl.costs.cost import Cost
 from agentrl.errors import ConfigError, near_matches
 from agentrl.rollout.contract import Episode, EpisodeKey
 from agentrl.runs.contract import (
@@ -36,7 +37,7 @@ from agentrl.runs.contract import (
 )
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder, is_locked, read_summary, run_names
-from agentrl.runs.metrics import MetricsReader
+from agentrl.runs.metrics import MetricsReader, cost_of
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config
@@ -105,6 +106,12 @@ class Run:
     def summary(self) -> Summary | None:
         """What the run came to; ``None`` before its end, and where it was killed."""
         return read_summary(self._folder.summary) if self._folder.summary.exists() else None
+
+    @property
+    def cost(self) -> Cost:
+        """What the run has cost so far, by its summary where it has ended, and else by its metrics."""
+        summary = self.summary
+        return cost_of(self.metrics()) if summary is None or not summary.cost else Cost.from_json(summary.cost)
 
     def metrics(self) -> list[MetricsLine]:
         """All lines of ``metrics.jsonl``, in the order in which they were written."""

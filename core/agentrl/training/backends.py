@@ -9,6 +9,7 @@ from typing import Protocol
 
 from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
+from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import BackendError, ConfigError, PluginError
 from agentrl.inference.adapter_folder import base_of, is_adapter, read_adapter
 from agentrl.inference.contract import AdapterContext, Backend, BackendContext, ChatBackend, ChatContext
@@ -150,14 +151,18 @@ def build_backend(
     return backend if merged is None else StartedOnMerged(backend, merged)
 
 
-def build_chat_backend(parts: ChatParts, warn: Callable[[str], None]) -> ChatBackend:
-    """The chat backend that the config names, not started; ``warn`` shows the user what it has to say."""
+def build_chat_backend(parts: ChatParts, warn: Callable[[str], None], meter: Meter = UNMETERED) -> ChatBackend:
+    """The chat backend that the config names, not started; ``warn`` shows the user what it has to say.
+
+    ``meter`` is told of what its requests have used, as those of an evaluation.
+    """
     config = parts.config
     context = ChatContext(
         model=config.model.name,
         timeout=config.inference.timeout,
         max_concurrency=config.rollout.concurrency,
         warn=warn,
+        spend=lambda usage: meter.spend("evaluation", "policy", config.model.name, usage),
         options=config.inference.backend.options,
     )
     backend: ChatBackend = parts.plugins.build("backends", config.inference.backend, context=context)

@@ -20,6 +20,7 @@ from agentrl.algorithms.account import Account
 from agentrl.algorithms.batch import build_batch
 from agentrl.algorithms.contract import Algorithm, TokenAdvantage, TokenTerms
 from agentrl.config.models import Config
+from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import RunError
 from agentrl.learner.contract import TrainBatch
 from agentrl.learner.frozen import FrozenModel
@@ -79,10 +80,12 @@ class Columns:
         *,
         run: Path | None = None,
         warn: Callable[[str], None] = lambda text: None,
+        meter: Meter = UNMETERED,
     ) -> Columns:
         """Load the models of ``sources``, and see whether those at endpoints answer.
 
-        ``run`` is the folder of the run, in which is kept what an endpoint said. Raises ``ConfigError`` for a folder
+        ``run`` is the folder of the run, in which is kept what an endpoint said, and ``meter`` is told of every request
+        to one. Raises ``ConfigError`` for a folder
         that holds no model, and an endpoint that cannot be asked or has another vocabulary.
         """
         columns = cls(algorithm, warn=warn)
@@ -99,7 +102,7 @@ class Columns:
             # Loads the client of endpoints, which no other run needs.
             from agentrl.training.endpoint_column import EndpointColumn
 
-            endpoint = EndpointColumn.open(sources.teacher, sources, learner, config, run)
+            endpoint = EndpointColumn.open(sources.teacher, sources, learner, config, run, meter)
             scorers["teacher"] = endpoint
             columns.given_up = endpoint.forget_failures
         columns.scorers = scorers

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from agentrl.config.models import Config
 from agentrl.config.training import TrainingSection
+from agentrl.costs.meter import CostMeter
 from agentrl.errors import AgentRLError
 from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.folder import check_unquantised
@@ -31,6 +32,7 @@ from agentrl.runs.store import EpisodeStore
 from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.recorder import RunRecorder
+from agentrl.training.stopwatch import Stopwatch
 
 __all__ = ["Course", "CourseLoop", "check_learner", "recording"]
 
@@ -43,6 +45,9 @@ class CourseLoop(Protocol):
 
     @property
     def checkpointer(self) -> Checkpointer: ...
+
+    @property
+    def stopwatch(self) -> Stopwatch: ...
 
     async def run(self) -> None:
         """Train to the last step."""
@@ -69,7 +74,7 @@ def recording(
         for note in store.notes:
             told.note(note)
         hooks = RunHooks(plugins, told.warning, config.run.hook_timeout)
-        yield RunRecorder(folder, store, metrics, trackers, hooks, told)
+        yield RunRecorder(folder, store, metrics, trackers, hooks, told, CostMeter(config.prices))
 
 
 def check_learner(folder: Path, training: TrainingSection, note: Callable[[str], None]) -> None:
@@ -171,7 +176,10 @@ class Course(ABC):
     def _summary(self, outcome: str, interrupts: Interrupts) -> Summary:
         tally = self.recorder.tally
         learned: dict[str, Any] = {}
+        rest: Mapping[str, float] = {}
+        meter = self.recorder.meter
         if self._loop is not None:
+            rest = self._loop.stopwatch.read()
             saved = self._loop.checkpointer.newest
             learned = {
                 "steps": self._loop.learner.version,
@@ -185,5 +193,6 @@ class Course(ABC):
             "signal": interrupts.name if outcome == "interrupted" else None,
             **tally.counts(),
             "reasons": tally.reasons(),
+            "cost": meter.run(rest).to_json(meter.currency),
         }
         return Summary(outcome=outcome, **{**counted, **learned})

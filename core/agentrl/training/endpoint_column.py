@@ -10,6 +10,7 @@ import numpy as np
 
 from agentrl.algorithms.teacher import TeacherSettings
 from agentrl.config.models import Config
+from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.learner.contract import TrainBatch
 from agentrl.learner.learner import Learner
 from agentrl.rollout.contract import Failure
@@ -41,14 +42,20 @@ class EndpointColumn:
 
     @classmethod
     def open(
-        cls, settings: TeacherSettings, sources: Sources, learner: Learner, config: Config, run: Path | None
+        cls,
+        settings: TeacherSettings,
+        sources: Sources,
+        learner: Learner,
+        config: Config,
+        run: Path | None,
+        meter: Meter = UNMETERED,
     ) -> EndpointColumn:
         """See whether the endpoint of ``settings`` answers and has the policy's vocabulary.
 
-        ``run`` is the folder in which is kept what it said; ``None`` keeps nothing. Raises ``ConfigError`` where the
-        endpoint cannot be asked, or has another vocabulary.
+        ``run`` is the folder in which is kept what it said; ``None`` keeps nothing. ``meter`` is told of every request.
+        Raises ``ConfigError`` where the endpoint cannot be asked, or has another vocabulary.
         """
-        teacher = EndpointTeacher(settings)
+        teacher = EndpointTeacher(settings, meter=meter)
         if sources.tokenizer is not None:
             teacher.check(sources.tokenizer())
         return cls(teacher, learner, None if run is None else ScoreLog(run, config.training.keep))

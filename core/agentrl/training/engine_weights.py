@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.inference.contract import Backend, Weights
 from agentrl.learner.learner import Learner
 from agentrl.rollout.contract import Group
@@ -22,12 +23,19 @@ class EngineWeights:
     All methods raise ``BackendError`` where the engine does not do what is asked, or not in time.
     """
 
-    def __init__(self, learner: Learner, backend: Backend, timeout: float, warn: Callable[[str], None]) -> None:
-        """``warn`` takes warnings, one line of text each."""
+    def __init__(
+        self,
+        learner: Learner,
+        backend: Backend,
+        timeout: float,
+        warn: Callable[[str], None],
+        meter: Meter = UNMETERED,
+    ) -> None:
+        """``warn`` takes warnings, one line of text each, and ``meter`` is told what proofs have the engine do."""
         self._learner = learner
         self._backend = backend
         self._timeout = timeout
-        self._proof = UpdateProof(warn)
+        self._proof = UpdateProof(warn, lambda usage: meter.spend("proof", "policy", "", usage))
         self._recorded: Recorded | None = None
 
     async def serve(self) -> None:

@@ -35,6 +35,8 @@ class Evaluation:
     """Where its episodes are kept; ``None`` for one within a run, whose folder has them."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Means of the parts of rewards at `evaluation.temperature`, by name."""
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    """What it cost, as ``Summary.cost`` says it; empty for one within a run, whose summary has it."""
 
     @classmethod
     def of_metrics(cls, step: int, metrics: Mapping[str, float | None]) -> Evaluation:
@@ -74,6 +76,7 @@ class Evaluation:
             "rejected": self.rejected,
             "folder": None if self.folder is None else str(self.folder),
             "parts": dict(self.parts),
+            "cost": dict(self.cost),
         }
 
 

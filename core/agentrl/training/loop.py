@@ -88,7 +88,9 @@ class TrainingLoop:
         self._supply = self.supply(self._stopwatch)
         self._weights: EngineWeights | NoEngine = NoEngine()
         if self.serving is not None:
-            self._weights = EngineWeights(self.learner, self.serving.backend, config.inference.timeout, warn)
+            self._weights = EngineWeights(
+                self.learner, self.serving.backend, config.inference.timeout, warn, recorder.meter
+            )
         self._agreement = MismatchWatch(warn)
         self._run = Run(recorder.folder.path)
         self._health = Health(config.health, config.training.steps, config.rollout.max_staleness)
@@ -185,6 +187,11 @@ class TrainingLoop:
 
     def _replays(self, step: int) -> bool:
         return self.resumed is not None and self.resumed.replay.has(step)
+
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """Has the seconds that no line of metrics tells yet."""
+        return self._stopwatch
 
     def results(self) -> dict[str, Any]:
         """What the run's summary says of its learning."""
@@ -376,7 +383,7 @@ class TrainingLoop:
 
     def _evaluated(self, evaluation: Evaluation) -> None:
         self._health.evaluation(evaluation.step, evaluation.metrics())
-        self.recorder.evaluation(evaluation)
+        self.recorder.evaluation(evaluation, self._stopwatch.take("evaluation"))
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.learner.version % every == 0 and self.learner.version < self.config.training.steps

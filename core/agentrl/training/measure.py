@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from agentrl.config.models import Config
+from agentrl.costs.meter import CostMeter
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.plain import FAILURES, RunLog
@@ -46,8 +48,15 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
         told, logs = recorder.reporter, recorder.folder.logs
         told.activity_started("starting the inference engine")
         backend = build_backend(parts, version, logs=logs, say=told.note, trains=False)
+        _report_to(recorder, parts)
         async with serve(
-            parts, backend, finished=recorder.episode, warn=told.warning, trains=False, logs=logs
+            parts,
+            backend,
+            finished=recorder.episode,
+            warn=told.warning,
+            trains=False,
+            logs=logs,
+            meter=recorder.meter,
         ) as serving:
             return await _measured(Evaluator(serving.dispatcher, tasks, parts.config), version, recorder)
 
@@ -64,7 +73,10 @@ async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluatio
             await recorder.episode(episode)
 
         told.activity_started("asking the endpoint")
-        async with serve_endpoint(parts, finished=finished, warn=told.warning, logs=logs) as endpoint:
+        _report_to(recorder, parts)
+        async with serve_endpoint(
+            parts, finished=finished, warn=told.warning, logs=logs, meter=recorder.meter
+        ) as endpoint:
             if not endpoint.greedy:
                 told.warning(f"model {config.model.name!r} does not take temperature 0: no greedy reading")
             evaluator = Evaluator(endpoint.dispatcher, tasks, config, greedy=endpoint.greedy)
@@ -77,6 +89,12 @@ async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluatio
     return measured
 
 
+def _report_to(recorder: EvaluationRecorder, parts: EpisodeParts) -> None:
+    """Have the reward report what it costs, if it costs anything."""
+    if parts.score is not None:
+        parts.score.report_to(recorder.meter)
+
+
 def _held_out(parts: EpisodeParts) -> TaskSet:
     if parts.eval_tasks is None:
         raise ConfigError("tasks.eval is null: there is nothing to evaluate on", fix="set tasks.eval to a task set")
@@ -85,7 +103,9 @@ def _held_out(parts: EpisodeParts) -> TaskSet:
 
 async def _measured(evaluator: Evaluator, version: int, recorder: EvaluationRecorder) -> Evaluation:
     recorder.reporter.activity_started("evaluating", episodes=evaluator.episodes)
-    return recorder.conclude(await evaluator.run(version))
+    began = time.monotonic()
+    evaluation = await evaluator.run(version)
+    return recorder.conclude(evaluation, time.monotonic() - began)
 
 
 @dataclass
@@ -96,6 +116,7 @@ class EvaluationRecorder:
     reporter: Reporter
     store: EpisodeStore
     metrics: MetricsLog
+    meter: CostMeter
     tally: Tally = field(default_factory=Tally)
     tokens: int = 0
     measured: Evaluation | None = None
@@ -107,15 +128,24 @@ class EvaluationRecorder:
         self.tally.add(episode)
         self.reporter.episode_finished(episode)
 
-    def conclude(self, evaluation: Evaluation) -> Evaluation:
-        """Write ``evaluation`` to the metrics file and report failures. Returns it with the folder of its episodes."""
-        self.measured = replace(evaluation, folder=self.folder.path)
-        self.metrics.append(evaluation.step, evaluation.metrics())
+    def conclude(self, evaluation: Evaluation, seconds: float) -> Evaluation:
+        """Write ``evaluation``, which took so many seconds, to the metrics file and report failures.
+
+        Returns it with the folder of its episodes, and what it cost with all that it took to start.
+        """
+        metrics = {**evaluation.metrics(), "seconds/evaluation": seconds}
+        self.metrics.append(evaluation.step, metrics | self.meter.evaluation(metrics))
+        self.measured = replace(evaluation, folder=self.folder.path, cost=self._cost())
+        for gap in self.meter.gaps():
+            self.reporter.warning(gap)
         for line in self.tally.lines(FAILURES):
             self.reporter.warning(line)
         for line in self.tally.lines(kind for kind in self.tally.kinds if kind not in FAILURES):
             self.reporter.note(line)
         return self.measured
+
+    def _cost(self) -> dict[str, Any]:
+        return self.meter.run().to_json(self.meter.currency)
 
     def summary(self, outcome: str, seconds: float, checkpoint: Path | None) -> Summary:
         """The same summary that a training run writes; ``seconds`` is the duration of the evaluation."""
@@ -131,6 +161,7 @@ class EvaluationRecorder:
             checkpoint=None if checkpoint is None else str(checkpoint),
             **self.tally.counts(),
             reasons=self.tally.reasons(),
+            cost=self._cost(),
         )
 
 
@@ -149,7 +180,7 @@ def _recording(config: Config, checkpoint: Path | None, reporter: Reporter) -> I
             EpisodeStore(folder.episodes) as store,
             MetricsLog(folder.metrics) as metrics,
         ):
-            recorder = EvaluationRecorder(folder, Reporters(reporter, log), store, metrics)
+            recorder = EvaluationRecorder(folder, Reporters(reporter, log), store, metrics, CostMeter(config.prices))
             for note in store.notes:
                 recorder.reporter.note(note)
             outcome = "interrupted"

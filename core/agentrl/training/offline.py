@@ -162,6 +162,7 @@ async def train_offline(parts: OfflineParts, reporter: Reporter, interrupts: Int
         told.note(f"training from {parts.told()}; nothing is evaluated: agentrl eval {folder.path} measures it")
         if parts.rescorer is not None:
             parts.rescorer.scorer.keep_in(folder.path)
+            parts.rescorer.scorer.report_to(recorder.meter)
         return await _OfflineCourse(parts, recorder).to_its_end(interrupts)
 
 
@@ -192,6 +193,7 @@ class _OfflineCourse(Course):
                 config,
                 run=recorder.folder.path,
                 warn=recorder.reporter.warning,
+                meter=recorder.meter,
             )
         )
         await recorder.start(config)

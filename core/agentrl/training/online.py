@@ -239,6 +239,7 @@ class SessionSupply:
             self.serving.capabilities,
             parts.renderer,
             vocabulary=vocabulary_of(parts.model_folder),
+            meter=self.recorder.meter,
         )
         return Gateway(
             QueueLimit(completer, running=self.serving.capabilities.max_concurrency, waiting=options.waiting),

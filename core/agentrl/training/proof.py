@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from agentrl.costs.contract import Usage
 from agentrl.errors import BackendError
 from agentrl.gateway.completer import generate
 from agentrl.inference.contract import Backend, Chunk, GenerationRequest, HeldWeights, Sampling, completion_fault
@@ -113,6 +114,8 @@ class UpdateProof:
 
     warn: Callable[[str], None]
     """Takes a warning, one line of text."""
+    spend: Callable[[Usage], None] = lambda usage: None
+    """Takes what the engine is asked for."""
     _text: tuple[int, ...] = ()
     _lengths: tuple[int, int] = _MANY
     _noise: float = 0.0
@@ -250,6 +253,7 @@ class UpdateProof:
 
     async def _scored(self, backend: Backend, weights: Weights, ids: Sequence[int]) -> _Scored:
         """Given tokens, scored by both at once."""
+        self.spend(Usage(prompt_tokens=len(ids)))
         learner, engine = await asyncio.gather(finish_in_thread(self._learner, weights, ids), backend.score(ids))
         return _Scored(weights.version, np.array(learner), np.array(engine))
 
@@ -260,6 +264,7 @@ class UpdateProof:
         length, tokens = self._lengths
         prompt_ids = prompt_ids[:length]
         done = await _completion(backend, prompt_ids, tokens)
+        self.spend(Usage(prompt_tokens=len(prompt_ids), completion_tokens=0 if done is None else len(done.ids)))
         if done is None:
             return None
         ids = [*prompt_ids, *done.ids]
@@ -303,6 +308,7 @@ class UpdateProof:
         off = completed.off
         if off <= _STALE * self._noise:
             return
+        self.spend(Usage(prompt_tokens=len(ids)))
         anew = np.array(await backend.score(ids))[-len(completed.engine) :]
         rest = _rms(anew - completed.learner)
         if off > _LARGER * rest:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agentrl.config.models import Config
+from agentrl.costs.cost import Cost
+from agentrl.costs.meter import CostMeter
 from agentrl.loops import run_in_thread
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.hooks import RunHooks
@@ -18,7 +20,7 @@ from agentrl.rollout.contract import Episode, EpisodeKey, Group
 from agentrl.runs.contract import Membership, MetricsLine, RunInfo, Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.ledger import Ledger
-from agentrl.runs.metrics import MetricsLog
+from agentrl.runs.metrics import MetricsLog, cost_of
 from agentrl.runs.store import EpisodeStore
 from agentrl.runs.tally import Tally
 from agentrl.runs.trained import TrainedRow
@@ -50,8 +52,11 @@ class RunRecorder:
         trackers: Trackers,
         hooks: RunHooks,
         reporter: Reporter,
+        meter: CostMeter,
     ) -> None:
         self.folder = folder
+        self.meter = meter
+        """What the run costs; whoever asks a model reports to it."""
         self.reporter = reporter
         self.episodes = 0
         """Episodes finished so far."""
@@ -82,15 +87,16 @@ class RunRecorder:
         for note in self._trackers.notes:
             self.reporter.note(note)
 
-    def take_up(self, episodes: Iterable[Episode], lines: Iterable[MetricsLine]) -> None:
+    def take_up(self, episodes: Iterable[Episode], lines: Sequence[MetricsLine], spent: Cost) -> None:
         """Count the ``episodes`` that a run had stored before it was resumed; nobody is told of them again.
 
-        ``lines`` are the metrics that it goes on from.
+        ``lines`` are the metrics that it goes on from, and ``spent`` is what the run had cost.
         """
         for episode in episodes:
             self._count(episode)
         for line in lines:
             self._ledger += Ledger.of_metrics(line.metrics)
+        self.meter.take_up(spent, cost_of(lines))
 
     @property
     def ledger(self) -> Ledger:
@@ -144,15 +150,20 @@ class RunRecorder:
 
         ``written`` is called when they are, before anybody is told.
         """
+        metrics = {**metrics, **self.meter.step(metrics)}
         self._log(step, metrics)
         written()
         self._ledger += Ledger.of_metrics(metrics)
         self._tell("agentrl_step_finished", step=step, metrics=metrics)
         self.reporter.step_finished(step, metrics)
 
-    def evaluation(self, evaluation: Measured) -> None:
-        """An evaluation within the run is done. Raises ``RunError`` where its results cannot be written."""
-        metrics = evaluation.metrics()
+    def evaluation(self, evaluation: Measured, seconds: Mapping[str, float]) -> None:
+        """An evaluation within the run is done. Raises ``RunError`` where its results cannot be written.
+
+        ``seconds`` are the metrics that say how long it took.
+        """
+        metrics = {**evaluation.metrics(), **seconds}
+        metrics |= self.meter.evaluation(metrics)
         self._log(evaluation.step, metrics)
         self._tell("agentrl_evaluation_finished", step=evaluation.step, metrics=metrics)
         self.reporter.evaluation_finished(evaluation.step, metrics)
@@ -183,6 +194,8 @@ class RunRecorder:
     async def finish(self, summary: Summary) -> None:
         """The run has ended: write the summary and report it. Raises ``RunError`` where it cannot be written."""
         await run_in_thread(self._trackers.finish, summary.outcome, summary)
+        for gap in self.meter.gaps():
+            self.reporter.warning(gap)
         self.folder.write_summary(summary)
         if self._run is not None:
             try:

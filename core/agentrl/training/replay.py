@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentrl.costs.cost import Cost
 from agentrl.errors import RunError
 from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Episode, EpisodeKey, Group, Phase
@@ -193,6 +194,8 @@ class Resumed:
     """The folder of the checkpoint; ``None`` where the run goes on from its model."""
     lines: Sequence[MetricsLine]
     """The metrics of the steps and evaluations up to there."""
+    spent: Cost = field(default_factory=Cost)
+    """What the run had cost when it ended."""
     seconds: float = 0.0
     """How long the run had taken by then."""
     measures_anew: bool = False

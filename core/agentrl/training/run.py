@@ -30,6 +30,7 @@ from agentrl.runs.contract import Summary
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsReader, cut_after
+from agentrl.runs.reader import Run
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.backends import build_backend
 from agentrl.training.checkpoints import read_checkpoint
@@ -81,7 +82,7 @@ async def train(
         recorder = stack.enter_context(opened)
         if resumed_from is not None and resumed is not None:
             told.note(_resumed_text(resumed_from, resumed))
-            recorder.take_up(EpisodeReader(folder.episodes).outlines(), resumed.lines)
+            recorder.take_up(EpisodeReader(folder.episodes).outlines(), resumed.lines, resumed.spent)
         return await _Run(parts, built, recorder, reporter, resumed).to_its_end(interrupts)
 
 
@@ -98,6 +99,7 @@ def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
         return group_request(config, order, ordinal, lambda: 0, attempt=attempt).samples
 
     replay = Replay(EpisodeReader(folder.episodes), point.version, samples)
+    spent = Run(folder.path).cost  # Before what it ended with is removed.
     folder.reopen(config)
     folder.prune([each.path for each in point.damaged])  # They are made again.
     logged = cut_after(folder.metrics, point.version)
@@ -108,6 +110,7 @@ def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
         lineage=Lineage(logged, exact=device.type == "cpu"),
         checkpoint=saved,
         lines=MetricsReader(folder.metrics).read(),
+        spent=spent,
         seconds=0.0 if saved is None else read_checkpoint(saved).seconds,
         measures_anew=any(change.key.startswith(_MEASURED) for change in point.changed),
     )
@@ -215,6 +218,7 @@ class _Run(Course):
                 config,
                 run=recorder.folder.path,
                 warn=reporter.warning,
+                meter=recorder.meter,
             )
         )
         reporter.activity_started("starting the inference engine")
@@ -253,8 +257,15 @@ class _Run(Course):
             return
         if parts.score is not None:
             parts.score.keep_in(recorder.folder.path)
+            parts.score.report_to(recorder.meter)
         async with serve(
-            parts, backend, finished=recorder.episode, warn=warn, trains=True, logs=recorder.folder.logs
+            parts,
+            backend,
+            finished=recorder.episode,
+            warn=warn,
+            trains=True,
+            logs=recorder.folder.logs,
+            meter=recorder.meter,
         ) as serving:
             supply_of = partial(
                 _rolled_out, parts, self.built.algorithm, serving.dispatcher, version, recorder.episode_started

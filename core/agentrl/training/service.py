@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from agentrl.config.models import Config
+from agentrl.costs.meter import CostMeter
 from agentrl.errors import AgentRLError, about
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
 from agentrl.gateway.contract import Completer, SessionSettings
@@ -122,6 +123,7 @@ class _Recorder:
     hooks: RunHooks
     reporter: Reporters
     store: EpisodeStore
+    meter: CostMeter
     tally: Tally = field(default_factory=Tally)
     tokens: int = 0
     outcome: str = "completed"
@@ -162,6 +164,7 @@ class _Recorder:
             seconds=time.monotonic() - self.began,
             **self.tally.counts(),
             reasons=self.tally.reasons(),
+            cost=self.meter.run().to_json(self.meter.currency),
         )
 
 
@@ -177,7 +180,7 @@ def _recording(config: Config, plugins: Plugins, reporter: Reporter) -> Iterator
         ):
             told = Reporters(reporter, log)
             hooks = RunHooks(plugins, told.warning, config.run.hook_timeout)
-            recorder = _Recorder(folder, hooks, told, store)
+            recorder = _Recorder(folder, hooks, told, store, CostMeter(config.prices))
             for note in store.notes:
                 recorder.reporter.note(note)
             try:
@@ -256,7 +259,7 @@ class _Service:
         """What answers the calls, how many it answers at once, and the version of its weights."""
         parts, told = self.parts, self.recorder.reporter
         if not isinstance(parts, _EngineParts):
-            endpoint = build_chat_backend(parts, told.warning)
+            endpoint = build_chat_backend(parts, told.warning, self.recorder.meter)
             async with started_endpoint(parts.config, endpoint, told.warning):
                 yield RelayCompleter(endpoint), parts.config.rollout.concurrency, 0
             return
@@ -265,7 +268,9 @@ class _Service:
         async with started(parts.config, backend, told.warning) as capabilities:
             check_sampling(parts.config, capabilities, trains=True)
             vocabulary = vocabulary_of(parts.model_folder)
-            completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary)
+            completer = EngineCompleter(
+                backend, capabilities, parts.renderer, vocabulary=vocabulary, meter=self.recorder.meter
+            )
             yield completer, capabilities.max_concurrency, version
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
+from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import BackendError
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
 from agentrl.gateway.completer import generate
@@ -84,13 +85,15 @@ async def serve(
     trains: bool,
     logs: Path | None = None,
     unstopped: Callable[[Exception], None] | None = None,
+    meter: Meter = UNMETERED,
 ) -> AsyncIterator[Serving]:
     """Start ``backend``, which ``build_backend`` made, the gateway and the agent; stop them at the end of the block.
 
     ``finished`` is awaited for every finished episode. ``logs`` is the folder for what processes of agents print;
     ``None`` keeps nothing of it. ``warn`` is called with each warning, and ``unstopped`` with the error that stopping
-    the backend raised, by default as a warning. ``trains`` says whether the backend has to take new weights. Raises
-    ``ConfigError`` where it cannot, and where the config wants to sample as the backend cannot.
+    the backend raised, by default as a warning. ``trains`` says whether the backend has to take new weights, and
+    ``meter`` is told of every request to it. Raises ``ConfigError`` where it cannot, and where the config wants to
+    sample as the backend cannot.
     """
     config = parts.config
     async with contextlib.AsyncExitStack() as stack:
@@ -98,7 +101,8 @@ async def serve(
         if trains and not capabilities.trains:
             raise untrainable(config)
         check_sampling(config, capabilities, trains=trains)
-        completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary_of(parts.model_folder))
+        vocabulary = vocabulary_of(parts.model_folder)
+        completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary, meter=meter)
         gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
         rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
@@ -147,9 +151,10 @@ async def serve_endpoint(
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
     logs: Path | None = None,
+    meter: Meter = UNMETERED,
 ) -> AsyncIterator[EndpointServing]:
     """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
-    backend = build_chat_backend(parts, warn)
+    backend = build_chat_backend(parts, warn, meter)
     async with contextlib.AsyncExitStack() as stack:
         capabilities = await stack.enter_async_context(started_endpoint(parts.config, backend, warn))
         completer = RelayCompleter(backend)

@@ -20,6 +20,7 @@ from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
 from agentrl.config.models import Config, SftSection
 from agentrl.config.section import PartModel
+from agentrl.costs.cost import Cost
 from agentrl.errors import ConfigError, RunError, near_files
 from agentrl.inference.model_folder import find_model
 from agentrl.learner.learner import Learner
@@ -30,7 +31,7 @@ from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
 from agentrl.runs.contract import MetricsLine, Summary
 from agentrl.runs.folder import RunFolder, write_atomically
-from agentrl.runs.metrics import MetricsReader, cut_after
+from agentrl.runs.metrics import MetricsReader, cost_of, cut_after
 from agentrl.runs.reader import Run, open_run
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.checkpoints import Conversing, read_checkpoint
@@ -326,13 +327,16 @@ async def fine_tune(
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(EpisodeStore(folder.episodes))  # It has no episodes, and locks the folder.
         lines: list[MetricsLine] = []
+        spent = Cost()
         if resumed_from is not None:
             _check_same(kept, digest)
+            spent = Run(folder.path).cost
             folder.reopen(config)
             folder.prune([each.path for each in resumed_from.damaged])
             cut_after(folder.metrics, resumed_from.version)
             lines = MetricsReader(folder.metrics).read()
         recorder = stack.enter_context(recording(folder, store, config, parts.plugins, trackers, told))
+        recorder.meter.take_up(spent, cost_of(lines))
         told.note(parts.told())
         if resumed_from is not None:
             changed = "; ".join(map(str, resumed_from.changed))

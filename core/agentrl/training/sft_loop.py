@@ -193,6 +193,11 @@ class SftLoop:
             self._write(self._learned)
         return True
 
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """Has the seconds that no line of metrics tells yet."""
+        return self._stopwatch
+
     def results(self) -> dict[str, Any]:
         """What the run's summary says of its learning."""
         current = self._latest if self._latest is not None and self._latest.step == self.learner.version else None
@@ -256,7 +261,7 @@ class SftLoop:
             what = "the learner to score the held-out conversations"
             self._latest = await finish_within(self.config.training.timeout, what, self._measured, version)
         self._before = self._before or self._latest
-        self.recorder.evaluation(self._latest)
+        self.recorder.evaluation(self._latest, self._stopwatch.take("evaluation"))
 
     def _measured(self, version: int) -> HeldOutLoss:
         total, tokens = 0.0, 0

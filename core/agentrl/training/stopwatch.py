@@ -28,8 +28,16 @@ class Stopwatch:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
-    def take(self) -> dict[str, float]:
-        """The seconds since the last reading, as metrics: ``{"seconds/rollout": 1.2, …}``."""
-        taken = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
-        self._seconds.clear()
+    def take(self, *names: str) -> dict[str, float]:
+        """The seconds since the last reading, as metrics: ``{"seconds/rollout": 1.2, …}``.
+
+        With ``names`` those of these parts alone; the others go on to the next reading.
+        """
+        taken = self.read(*names)
+        for name in names or tuple(self._seconds):
+            self._seconds.pop(name, None)
         return taken
+
+    def read(self, *names: str) -> dict[str, float]:
+        """As ``take``, and the seconds stay for the next reading too."""
+        return {f"seconds/{name}": seconds for name, seconds in self._seconds.items() if not names or name in names}

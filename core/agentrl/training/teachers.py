@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from agentrl.algorithms.teacher import TeacherSettings
 from agentrl.clients import client_library
+from agentrl.costs.contract import UNMETERED, Meter, Usage
 from agentrl.errors import AgentRLError, BackendError, ConfigError, GatewayError, about, shortened
 from agentrl.inference.openai.answers import endpoint_error, is_for_good
 from agentrl.inference.openai.endpoint import Endpoint, base_url, key_variable, make_client, variable_name
@@ -79,9 +81,14 @@ def sequences_of(batch: TrainBatch) -> list[tuple[Ints, Ints, int]]:
 class EndpointTeacher:
     """A teacher behind an endpoint. Each call opens its connections and closes them."""
 
-    def __init__(self, settings: TeacherSettings, environ: Mapping[str, str] | None = None) -> None:
-        """Raises ``ConfigError`` for a URL that is none, and where the environment does not hold the key."""
+    def __init__(
+        self, settings: TeacherSettings, environ: Mapping[str, str] | None = None, *, meter: Meter = UNMETERED
+    ) -> None:
+        """``meter`` is told of every request.
+
+        Raises ``ConfigError`` for a URL that is none, and where the environment does not hold the key."""
         self._settings = settings
+        self._meter = meter
         try:
             url, name = base_url(settings.url or ""), variable_name(settings.api_key_env)
         except ValueError as error:
@@ -138,13 +145,15 @@ class EndpointTeacher:
         places = asyncio.Semaphore(self._settings.concurrency)
         logprobs: dict[str, Sequence[float]] = {}
         failures: dict[str, Failure] = {}
-        async with make_client(self._endpoint, self._settings.timeout) as client:
+        used: list[Usage] = []
+        sent: list[None] = []
+        async with make_client(self._endpoint, self._settings.timeout, lambda: sent.append(None)) as client:
 
             async def one(ids: list[int]) -> None:
                 digest = digest_of(ids)
                 try:
                     async with places, asyncio.timeout(self._settings.timeout):
-                        scored = await self._scored(client, ids)
+                        scored = await self._scored(client, ids, used.append)
                 except TimeoutError:
                     silent = f"it did not answer within {self._settings.timeout:g} s, all tries included"
                     failures[digest] = _failure(silent, "it did not answer in time")
@@ -168,10 +177,19 @@ class EndpointTeacher:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise BackendError(f"the teacher refuses every call: {error.message}", fix=error.fix) from error
+            finally:
+                lost = len(sent) - len(used)
+                spent = sum(used, Usage(requests=lost, unknown=lost))
+                self._meter.spend("learner", "teacher", self._settings.model, spent)
         return Asked(logprobs, failures)
 
-    async def _scored(self, client: AsyncOpenAI, ids: list[int]) -> list[tuple[float, str | None]]:
+    async def _scored(
+        self, client: AsyncOpenAI, ids: list[int], used: Callable[[Usage], None]
+    ) -> list[tuple[float, str | None]]:
+        """The log-probability and the text of each id but the first; ``used`` is told what the answer has used."""
         from openai import APIError
+
+        began = time.monotonic()
 
         body = {"model": self._endpoint.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
         options: Any = {"max_retries": self._settings.max_retries}
@@ -180,11 +198,13 @@ class EndpointTeacher:
         except APIError as error:
             raise endpoint_error(error, self._endpoint) from None  # Its text may repeat the key.
         try:
-            told = response.json()["choices"][0]["prompt_logprobs"]
+            answer = response.json()
+            used(Usage.of_answer(answer.get("usage"), time.monotonic() - began))
+            told = answer["choices"][0]["prompt_logprobs"]
             if len(told) != len(ids):
                 raise ValueError(f"{len(told)} log-probabilities for {len(ids)} ids")
             return [_entry(entry[str(token)]) for token, entry in zip(ids[1:], told[1:], strict=True)]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             shown = self._endpoint.without_key(shortened(response.text))
             raise BackendError(
                 f"it answered without the log-probability of every id ({type(error).__name__}): {shown}"

@@ -9,12 +9,16 @@ import asyncio
 import os
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrl.clients import client_library
+from agentrl.costs.contract import Usage
 from agentrl.errors import BackendError, ConfigError, GatewayError, near_matches, one_line
 from agentrl.inference.contract import ChatCapabilities, ChatCompletion, ChatContext, ChatRequest
 from agentrl.inference.openai.answers import (
@@ -38,6 +42,8 @@ Result = TypeVar("Result")
 _START_S = 60.0
 _START_RETRIES = 2
 """Few, so that an endpoint that is not there is reported soon."""
+_SENT: ContextVar[Counter[str] | None] = ContextVar("agentrl-sent", default=None)
+"""Counts the requests of the call that runs in a task."""
 _QUESTION = [{"role": "user", "content": "Say hello."}]
 _ANSWER_TOKENS = 16
 
@@ -52,13 +58,14 @@ class OpenAIBackend:
         self._endpoint = Endpoint.of(settings, context.model, os.environ)
         self._timeout = context.timeout
         self._warn = context.warn
+        self._spend = context.spend
         self._max_retries = settings.max_retries
         self._support = ModelSupport()
         self._thread: ClientThread | None = None
 
     async def start(self) -> ChatCapabilities:
         """Ask one short question, to learn what the model supports; see ``ChatBackend``."""
-        self._thread = self._thread or ClientThread(lambda: make_client(self._endpoint, self._timeout))
+        self._thread = self._thread or ClientThread(lambda: make_client(self._endpoint, self._timeout, _count))
         seconds = min(_START_S, self._timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -103,14 +110,26 @@ class OpenAIBackend:
         return await self._thread.run(lambda client: self._post(client, body, retries))
 
     async def _post(self, client: AsyncOpenAI, body: dict[str, Any], retries: int) -> ChatCompletion:
+        sent = Counter[str]()
+        counting, began = _SENT.set(sent), time.monotonic()
+        answered = Usage(requests=0)
+        try:
+            response = await self._response(client, body, retries)
+            completion = read_answer(response, self._endpoint)
+            answered = Usage.of_answer(completion.answer.get("usage"), time.monotonic() - began)
+            return completion
+        finally:
+            _SENT.reset(counting)
+            lost = sent.total() - answered.requests
+            self._spend(answered + Usage(requests=lost, unknown=lost))
+
+    async def _response(self, client: AsyncOpenAI, body: dict[str, Any], retries: int) -> Any:
         from openai import APIError, APIStatusError
 
         kind = client_library().Response
         try:
             async with asyncio.timeout(self._timeout):
-                response = await client.post(
-                    "/chat/completions", cast_to=kind, body=body, options={"max_retries": retries}
-                )
+                return await client.post("/chat/completions", cast_to=kind, body=body, options={"max_retries": retries})
         except TimeoutError as error:
             raise self._silent(self._timeout, "raise inference.timeout, or lower rollout.concurrency") from error
         except APIError as error:
@@ -119,7 +138,6 @@ class OpenAIBackend:
                 explanation = await self._unknown_model(client, error)
             # Some endpoints repeat the key in what they answer, and a traceback would show it.
             raise explanation from (error if self._endpoint.without_key(str(error)) == str(error) else None)
-        return read_answer(response, self._endpoint)
 
     def _silent(self, seconds: float, fix: str) -> BackendError:
         return BackendError(f"{self._endpoint.url} did not answer within {seconds:g} s, all tries included", fix=fix)
@@ -139,6 +157,12 @@ class OpenAIBackend:
                 return read_models(await client.get("/models", cast_to=client_library().Response))
         except (APIError, TimeoutError):
             return []
+
+
+def _count() -> None:
+    """A request is sent: count it for its call."""
+    if (sent := _SENT.get()) is not None:
+        sent["requests"] += 1
 
 
 def _without(support: ModelSupport, error: GatewayError) -> ModelSupport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -142,10 +142,11 @@ class Endpoint:
         return text if self.variable is None else text.replace(self.key, "…")
 
 
-def make_client(endpoint: Endpoint, timeout: float) -> AsyncOpenAI:
+def make_client(endpoint: Endpoint, timeout: float, sent: Callable[[], None] = lambda: None) -> AsyncOpenAI:
     """Returns a client whose calls may take ``timeout`` seconds. Call it in the event loop that uses the client.
 
-    An endpoint other than OpenAI's own is sent no header that the SDK takes from environment variables for OpenAI.
+    ``sent`` is called, in the task that makes the call, for each request, those that the SDK tries again included. An
+    endpoint other than OpenAI's own is sent no header that the SDK takes from environment variables for OpenAI.
     """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
@@ -153,7 +154,12 @@ def make_client(endpoint: Endpoint, timeout: float) -> AsyncOpenAI:
     limit = library.Timeout(timeout, connect=CONNECT_S)
     # `rollout.concurrency` is the limit: a smaller pool would be a second one, that nobody has set.
     limits = library.Limits(max_connections=None, max_keepalive_connections=None)
-    hooks = {} if endpoint.is_openai else {"request": [_remove_openai_headers]}
+
+    async def count(request: Any) -> None:
+        if request.method == "POST":  # The list of models costs nothing.
+            sent()
+
+    hooks = {"request": [count, *([] if endpoint.is_openai else [_remove_openai_headers])]}
     return AsyncOpenAI(
         base_url=endpoint.url,
         api_key=endpoint.key,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentrl.clients import client_library
+from agentrl.costs.contract import UNMETERED, Meter, Stage, Usage
 from agentrl.errors import ConfigError, RewardError, one_line, shortened
 from agentrl.rewards.judging.cache import Verdicts
 from agentrl.rewards.judging.settings import JudgeSettings
@@ -54,6 +55,7 @@ class JudgeEndpoint:
         kept = None if settings.cache in (None, "run") else Path(str(settings.cache)).expanduser()
         self._verdicts = Verdicts(kept)
         self.spending = Spending(settings.budget)
+        self._meter: Meter = UNMETERED
         self._asking: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = {}
         self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
 
@@ -64,15 +66,28 @@ class JudgeEndpoint:
         if self._settings.cache == "run":
             self._verdicts.folder = folder / _FOLDER / "verdicts"
 
-    async def ask(self, system: str, user: str, schema: dict[str, Any], read: Callable[[str], Verdict]) -> Verdict:
+    def report_to(self, meter: Meter) -> None:
+        """Tell ``meter`` of every request."""
+        self._meter = meter
+
+    async def ask(
+        self,
+        system: str,
+        user: str,
+        schema: dict[str, Any],
+        read: Callable[[str], Verdict],
+        *,
+        stage: Stage = "rollout",
+    ) -> Verdict:
         """What ``read`` makes of the judge's answer to ``user`` under the instructions ``system``.
 
         ``schema`` is the JSON schema of the answer, and ``read`` raises ``Malformed`` for a text that is no verdict.
-        Equal questions are asked once. Raises ``RewardError`` where no verdict comes, and ``BudgetError``.
+        ``stage`` is the part of the run that pays for it. Equal questions are asked once. Raises ``RewardError`` where
+        no verdict comes, and ``BudgetError``.
         """
         body = _body(self._settings, system, user, schema)
         if self._settings.cache is None:
-            return await self._answered(body, read, lambda text: None)
+            return await self._answered(body, stage, read, lambda text: None)
         digest = _digest({"url": self._settings.url, "body": body})
         asking = asyncio.get_running_loop(), digest
         lock = self._asking.setdefault(asking, asyncio.Lock())
@@ -82,13 +97,13 @@ class JudgeEndpoint:
                 if known is not None:
                     with contextlib.suppress(Malformed):  # Somebody may have edited its file.
                         return read(known)
-                return await self._answered(body, read, lambda text: self._verdicts.put(digest, text, body))
+                return await self._answered(body, stage, read, lambda text: self._verdicts.put(digest, text, body))
         finally:
             if not lock.locked() and self._asking.get(asking) is lock:
                 del self._asking[asking]
 
     async def _answered(
-        self, body: dict[str, Any], read: Callable[[str], Verdict], keep: Callable[[str], None]
+        self, body: dict[str, Any], stage: Stage, read: Callable[[str], Verdict], keep: Callable[[str], None]
     ) -> Verdict:
         async with self._connected() as connection, connection.places:
             problem = _Problem("it has not answered")
@@ -96,7 +111,7 @@ class JudgeEndpoint:
                 async with asyncio.timeout(self._settings.timeout):
                     for attempt in range(self._settings.max_retries + 1):
                         await connection.wait()
-                        told = await self._tried(connection, body)
+                        told = await self._tried(connection, body, stage)
                         if isinstance(told, str):
                             try:
                                 verdict = read(told)
@@ -113,14 +128,20 @@ class JudgeEndpoint:
                 raise self._error(problem, f"within {self._settings.timeout:g} s, all tries included") from None
             raise self._error(problem, f"in {self._settings.max_retries + 1} tries")
 
-    async def _tried(self, connection: _Connection, body: dict[str, Any]) -> str | _Problem:
+    async def _tried(self, connection: _Connection, body: dict[str, Any], stage: Stage) -> str | _Problem:
         """The text that the endpoint answered once, or what is wrong that may be right another time."""
         library = client_library()
         self.spending.begin_request()
+        usage: object = None
+        began = time.monotonic()
         try:
             response = await connection.client.post(f"{self._settings.url}/chat/completions", json=body)
+            usage = _usage(response)
         except (library.TransportError, library.DecodingError) as error:
             return _Problem(f"it cannot be reached: {self._shown(one_line(error) or type(error).__name__)}")
+        finally:
+            used = Usage.of_answer(usage, time.monotonic() - began)
+            self._meter.spend(stage, "judge", self._settings.model, used)
         if response.status_code in _RETRIED or response.status_code >= 500:
             return _Problem(
                 f"it answered {response.status_code}: {self._shown(response.text)}",
@@ -133,13 +154,12 @@ class JudgeEndpoint:
                 fingerprint=f"the judge answered {response.status_code}",
             )
         try:
-            answer = response.json()
-            text = answer["choices"][0]["message"]["content"]
+            text = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
-            answer, text = None, None
+            text = None
         if not isinstance(text, str):
             return _Problem(f"it gave no verdict: no text in {self._shown(response.text)}", malformed=True)
-        self.spending.end_request(answer.get("usage"))
+        self.spending.end_request(usage)
         return text
 
     def _error(self, problem: _Problem, limits: str) -> RewardError:
@@ -262,6 +282,14 @@ def _body(settings: JudgeSettings, system: str, user: str, schema: dict[str, Any
     elif settings.format == "json_object":
         body["response_format"] = {"type": "json_object"}
     return body
+
+
+def _usage(response: Any) -> object:
+    """What an answer says of its tokens; ``None`` where it says nothing."""
+    try:
+        return response.json().get("usage")
+    except (ValueError, AttributeError):
+        return None
 
 
 def _digest(value: object) -> str:

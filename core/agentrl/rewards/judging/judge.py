@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agentrl.costs.contract import Meter
 from agentrl.rewards.judging.endpoint import JudgeEndpoint
 from agentrl.rewards.judging.settings import JudgeSettings
 from agentrl.rewards.judging.verdicts import (
@@ -36,6 +37,10 @@ class Judge:
         """Keep verdicts and costs in the run's folder; see ``KeepingRewardFunction``."""
         self._endpoint.keep_in(folder)
 
+    def report_to(self, meter: Meter) -> None:
+        """Report what verdicts cost; see ``ReportingRewardFunction``."""
+        self._endpoint.report_to(meter)
+
     async def __call__(self, answer: Any, data: Mapping[str, Any], *, episode: EpisodeView) -> float:
         """Raises ``RewardError`` where no verdict comes in time, and ``BudgetError`` where the budget is spent."""
         settings = self._settings
@@ -45,5 +50,6 @@ class Judge:
             to_text(shown),
             score_schema(settings.scale),
             partial(read_score, scale=settings.scale),
+            stage="rollout" if episode.key.phase == "train" else "evaluation",
         )
         return score / settings.scale
