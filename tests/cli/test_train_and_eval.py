@@ -117,8 +117,9 @@ def test_train_says_what_was_learned_and_the_command_it_prints_measures_the_same
     assert "before" in lines[1]
     assert "after" in lines[2]
     assert lines[3].startswith("ledger of 16 episodes: ")
-    assert lines[4] == "checkpoint: runs/first/checkpoints/step-000002"
-    program, *rest = lines[5].removeprefix("evaluate it: ").split()
+    assert [line.partition(":")[0] for line in lines[4:6]] == ["time", "policy"]
+    assert lines[6] == "checkpoint: runs/first/checkpoints/step-000002"
+    program, *rest = lines[7].removeprefix("evaluate it: ").split()
     assert program == "agentrl"
     process = agentrl.start(*rest, "--json")
     measured = json.loads(process.communicate(timeout=120)[0])
@@ -126,7 +127,9 @@ def test_train_says_what_was_learned_and_the_command_it_prints_measures_the_same
     assert (measured["reward"], measured["reward_greedy"]) == (summary["reward_after"], summary["reward_after_greedy"])
     again = json.loads(agentrl("eval", "runs/first", "--json")[1])
     assert (measured["folder"], again["folder"]) == ("runs/first-eval", "runs/first-eval-2")
-    assert again == {**measured, "folder": again["folder"]}
+    assert again == {**measured, "folder": again["folder"], "cost": again["cost"]}
+    tokens = [each["cost"]["evaluation"]["policy"]["completion_tokens"] for each in (measured, again)]
+    assert tokens[0] == tokens[1] > 0
 
 
 @pytest.mark.parametrize("tasks", [None, "questions.csv"])

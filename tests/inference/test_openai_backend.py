@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from agentrl.config.models import InferenceSection
+from agentrl.costs.contract import Usage
 from agentrl.errors import BackendError, ConfigError, GatewayError
 from agentrl.gateway.contract import CONTEXT_EXCEEDED
 from agentrl.inference.contract import Backend, ChatBackend, ChatContext, ChatRequest
@@ -120,11 +121,17 @@ def endpoint(request, monkeypatch) -> Iterator[FakeEndpoint]:
     thread.join()
 
 
-def build(endpoint: FakeEndpoint, *, timeout: float = 20.0, **settings: object) -> OpenAIBackend:
+def build(
+    endpoint: FakeEndpoint,
+    *,
+    timeout: float = 20.0,
+    spend: Callable[[Usage], None] = lambda usage: None,
+    **settings: object,
+) -> OpenAIBackend:
     """As a run builds it."""
     keys = {"name": "openai", "url": endpoint.url, "api_key_env": "OPENAI_API_KEY", **settings}
     section = InferenceSection.model_validate({"backend": keys})
-    context = ChatContext("gpt-4o", timeout=timeout, warn=endpoint.warnings.append)
+    context = ChatContext("gpt-4o", timeout=timeout, warn=endpoint.warnings.append, spend=spend)
     return Plugins().build("backends", section.backend, context=context)
 
 
@@ -208,6 +215,29 @@ def test_what_a_call_does_not_set_is_the_run_s(request_, sent):
 def test_an_answer_without_usage_counts_no_tokens(endpoint):
     answer = ask(endpoint, ((200, completion(usage=None)),))
     assert (answer.prompt_tokens, answer.completion_tokens) == (0, 0)
+
+
+def test_every_request_is_reported_with_its_tokens_or_as_unknown(endpoint):
+    used = []
+
+    async def main():
+        backend = build(endpoint, spend=used.append)
+        try:
+            await backend.start()
+            endpoint.script[:] = [(503, error("later")), (429, error("slowly"))]
+            await backend.complete(ChatRequest({"messages": MESSAGES}))
+            endpoint.script[:] = [(400, error("no"))]
+            with pytest.raises(GatewayError):
+                await backend.complete(ChatRequest({"messages": MESSAGES}))
+        finally:
+            await backend.stop()
+
+    asyncio.run(main())
+    assert [(each.requests, each.unknown, each.prompt_tokens, each.completion_tokens) for each in used] == [
+        (1, 0, 9, 4),
+        (3, 2, 9, 4),
+        (1, 1, 0, 0),
+    ]
 
 
 def test_a_start_asks_one_short_question(endpoint):

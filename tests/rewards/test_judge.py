@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.costs.accounts import Accounts
 from tests.rewards.scripted_judge import InTurn, Reply, ScriptedJudge, ranked, scored, shown
 
 from agentrl.config.models import Config
@@ -69,6 +70,21 @@ def test_the_judge_is_asked_by_rubric_task_and_answer_for_a_verdict_of_one_form(
     assert form["strict"] is True
     assert form["schema"]["required"] == ["reason", "score"]
     assert endpoint.keys == [None]
+
+
+def test_every_request_is_reported_with_what_the_endpoint_says_of_it(endpoint: ScriptedJudge) -> None:
+    told = {"prompt_tokens": 50, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 40}}
+    put_off = Reply(status=429, headers={"retry-after": "0"}, body="later")
+    endpoint.answer = InTurn(put_off, Reply("no verdict"), scored(7), Reply("7", usage=told))
+    accounts, reward = Accounts(), judge_of(endpoint, format="text")
+    Scorer(reward).report_to(accounts)
+    assert judged(reward, "42", "42") == [0.7, 0.7]
+    # One that was put off, one that was no verdict and cost all the same, and the verdict, which is kept.
+    assert accounts.counts("rollout", "judge", "wise") == (3, 1, 180, 20)
+    held_out = EpisodeView(EpisodeKey("eval", 0, 0, 0), ())
+    judged(reward, "41", view=held_out)
+    assert accounts.counts("evaluation", "judge", "wise") == (3, 0, 150, 15)
+    assert accounts.used["evaluation", "judge", "wise"].cached_tokens == 120
 
 
 def test_what_an_endpoint_does_not_know_can_be_left_out(endpoint: ScriptedJudge) -> None:

@@ -114,6 +114,11 @@ def test_an_episode_records_messages_and_usage_and_no_tokens(evaluate):
         assert [call.parent for call in later] == [call.id for call in episode.calls[:-1]]
     assert any(len(episode.calls) > 1 for episode in listening.episodes)
     assert list(open_run(measured.folder).load_episodes()) == listening.episodes
+    calls, question = [call for episode in listening.episodes for call in episode.calls], 1
+    policy = measured.cost["evaluation"]["policy"]
+    assert policy["requests"] == len(calls) + question
+    assert policy["prompt_tokens"] > sum(call.prompt_tokens for call in calls)
+    assert open_run(measured.folder).cost.usage("policy").requests == policy["requests"]
 
 
 def test_a_limit_that_cuts_many_completions_is_told(evaluate):

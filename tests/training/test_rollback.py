@@ -78,6 +78,14 @@ def test_a_run_goes_back_to_its_best_checkpoint_under_a_new_version_and_stops_wh
         assert episode.trained_step - 1 - min(versions) <= staleness
     assert max(episode.trained_step for episode in trained) > version
 
+    # What was spent on the steps that were given up is in the sum.
+    calls = [call for episode in run.load_episodes(phase="train") for call in episode.calls]
+    used = run.cost.usage("policy", "rollout")
+    assert used.completion_tokens >= sum(call.completion_tokens for call in calls) > 0
+    assert sum(line.metrics["seconds/learner"] or 0 for line in run.steps()) == pytest.approx(
+        run.cost.stage_seconds()["learner"]
+    )
+
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["outcome"].startswith("failed: health: entropy_collapse: ")
     assert Path(summary["checkpoint"]).name == f"step-{summary['steps']:06d}"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.algorithms.algorithms import build
 from tests.algorithms.episodes import Recorder, chain, wandering_groups
+from tests.costs.accounts import Accounts
 from tests.training.teaching import Teacher, serving
 
 from agentrl.algorithms.batch import build_batch
@@ -115,14 +116,16 @@ def test_what_is_refused_for_a_while_is_asked_again(learner, tiny_folder):
     def busy(ids, before):
         return (429, {"error": {"message": "slow down"}}) if before < 2 else (503, "no") if before == 2 else None
 
-    groups = short_groups(2)
+    groups, accounts = short_groups(2), Accounts()
     teacher = Teacher(tiny_folder)
     with serving(teacher) as url:
-        columns = columns_of(config_of(model="big", url=url), learner, tiny_folder)
+        columns = columns_of(config_of(model="big", url=url), learner, tiny_folder, meter=accounts)
         teacher.misbehave = busy
         prepared = columns.prepare(groups)
     assert prepared.account.fates == (("trained", "trained"),)
     assert len(teacher.asked) == 1 + 2 * 4
+    answered = [ids for n, ids in enumerate(teacher.asked) if ids not in teacher.asked[n + 1 :]]
+    assert accounts.counts("learner", "teacher", "big") == (1 + 2 * 4, 2 * 3, sum(map(len, answered)), len(answered))
 
 
 @pytest.mark.parametrize(
