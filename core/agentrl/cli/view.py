@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agentrl.cli.completion import complete_run
 from agentrl.cli.root import App
+from agentrl.cli.selection import chosen_filters, episode_filters, sort_options
 from agentrl.environ import VIEW_TOKEN
 
 if TYPE_CHECKING:
+    from agentrl.runs.contract import EpisodeFilter, SortKey
     from agentrl.view.library import Library
 
 __all__ = ["view"]
@@ -28,6 +30,8 @@ Examples:
   agentrl view quickstart --open
   agentrl view runs/a runs/b --port 8000
   agentrl view --host 0.0.0.0 --token auto
+  agentrl view quickstart --export report.html
+  agentrl view quickstart --export failures.html --outcome failed --limit 10
 
 \b
 From another machine, without opening a port to others:
@@ -49,19 +53,65 @@ Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 usage, 3 plugin or environment.
     f"need it. Better set as {VIEW_TOKEN}, which other users of the machine do not see.",
 )
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
-@click.option("--json", "as_json", is_flag=True, help="Print the address as a line of JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the address, or the file, as a line of JSON.")
+@click.option(
+    "--export",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one HTML file to send, with the curves of RUN and some of its episodes, instead of serving a page.",
+)
+@click.option(
+    "--episodes",
+    "keys",
+    multiple=True,
+    metavar="KEY[,KEY]...",
+    help="With --export: these episodes. By default the best, the worst and the most surprising, or those of a filter.",
+)
+@episode_filters
+@sort_options
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="With --export and a filter: at most so many.",
+)
 @click.pass_obj
-def view(app: App, runs: tuple[str, ...], host: str, port: int, token: str | None, opens: bool, as_json: bool) -> None:
+def view(
+    app: App,
+    /,
+    runs: tuple[str, ...],
+    host: str,
+    port: int,
+    token: str | None,
+    opens: bool,
+    as_json: bool,
+    file: Path | None,
+    keys: tuple[str, ...],
+    sort: SortKey,
+    descending: bool,
+    limit: int,
+    **options: Any,
+) -> None:
     """Show runs in a web page: how they learn, and what the agent did, token by token.
 
     RUN is a run folder, a name in `run.dir`, or `newest`; FOLDER is a folder of runs, by default `run.dir`. The page
     follows runs that go on, and shows those that begin later in a folder. It is served to this machine alone, changes
     nothing, and loads nothing from elsewhere.
+
+    With --export no page is served: the curves of one RUN and some of its episodes become one file, which loads nothing
+    either. The filters choose the episodes of that file.
     """
     from agentrl.extras import require
 
     for module in _NEEDED:
         require(module, "view")
+    filters = chosen_filters(options)
+    if file is not None:
+        _export(runs, file, keys, filters, sort, descending, limit, as_json=as_json)
+        return
+    _check_unused(keys, filters, sort, descending=descending)
     from agentrl.view.library import Library
     from agentrl.view.security import is_loopback, new_token
     from agentrl.view.server import address_of, check_exposure, listen, serve
@@ -81,6 +131,68 @@ def view(app: App, runs: tuple[str, ...], host: str, port: int, token: str | Non
 
         cookie = f"agentrl-view-{listener.getsockname()[1]}"
         serve(view_app(library, is_own=own_hosts(host), token=secret, cookie=cookie), listener)
+
+
+def _check_unused(keys: Sequence[str], filters: EpisodeFilter, sort: SortKey, *, descending: bool) -> None:
+    """Raise ``ConfigError`` for options that choose episodes of a file, where a page is served."""
+    from agentrl.errors import ConfigError
+
+    given = ["episodes"] if keys else [*filters]
+    given += ["sort"] if sort != "committed" else ["descending"] if descending else []
+    if given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} has no effect without --export",
+            fix="the page of a run's episodes has filters of its own",
+        )
+
+
+def _export(
+    runs: Sequence[str],
+    file: Path,
+    keys: Sequence[str],
+    filters: EpisodeFilter,
+    sort: SortKey,
+    descending: bool,
+    limit: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Write the report of a run."""
+    from agentrl.cli.selection import chosen_run, nothing_found
+    from agentrl.errors import ConfigError, cannot_write
+    from agentrl.runs.folder import write_atomically
+    from agentrl.view.report import chosen_by, interesting, named, report
+
+    if len(runs) > 1:
+        raise ConfigError(f"--export writes the report of one run, not of {', '.join(runs)}", fix="name one of them")
+    if keys and filters:
+        raise ConfigError("--episodes and a filter both choose the episodes", fix="leave one of them out")
+    if file.exists():
+        raise ConfigError(f"the file {file} exists already", fix="name another one, or remove it")
+    run = chosen_run(runs[0] if runs else None)
+    is_chosen = bool(filters) or sort != "committed"
+    if keys:
+        chapters = named(run, [key.strip() for each in keys for key in each.split(",") if key.strip()])
+    elif is_chosen:
+        chapters = chosen_by(run, filters, sort, descending, limit)
+    else:
+        chapters = interesting(run)
+    if not chapters:
+        click.echo(nothing_found(run, filters), err=True)
+    text = report(run, chapters)
+    try:
+        write_atomically(file, text)
+    except OSError as error:
+        raise cannot_write(file, error) from error
+    count = sum(len(chapter.rows) for chapter in chapters)
+    if as_json:
+        import json
+
+        click.echo(
+            json.dumps({"file": str(file), "run": str(run.path), "episodes": count, "bytes": len(text.encode())})
+        )
+    else:
+        click.echo(f"{file}: {run.name} with {count} episode{'' if count == 1 else 's'}, {len(text) / 1e6:.1f} MB")
 
 
 def _places(runs: Sequence[str]) -> list[Path]:

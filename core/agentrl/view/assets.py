@@ -18,7 +18,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["ROUTES", "styles_of_maps"]
+__all__ = ["ROUTES", "bundle", "styles_of_maps"]
 
 _STYLE_ID = re.compile(rb'getElementById\("([0-9a-f]{64})"\)')
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -35,14 +35,15 @@ def _asset(request: Request) -> Response:
 
 
 def _plotly(request: Request) -> Response:
-    path = _bundle()
+    path = bundle()
     if path is None:
         raise ConfigError("the installed plotly has no plotly.min.js, so there are no plots", fix="pip install plotly")
     return _file(request, path, "text/javascript")
 
 
 @cache
-def _bundle() -> Path | None:
+def bundle() -> Path | None:
+    """The file of plotly's own bundle, as its package ships it; ``None`` where there is none."""
     found = find_spec("plotly")  # The package itself, of which only a file is wanted, takes a second to import.
     folders = (Path(folder) for folder in (found and found.submodule_search_locations) or ())
     files = (folder / "package_data" / "plotly.min.js" for folder in folders)
@@ -55,7 +56,7 @@ def styles_of_maps() -> tuple[str, ...]:
 
     A page that has elements of these ids spares the browser from refusing styles that nothing here needs.
     """
-    path = _bundle()
+    path = bundle()
     text = b"" if path is None else path.read_bytes()
     return tuple(dict.fromkeys(each.decode() for each in _STYLE_ID.findall(text)))
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from agentrl.view.library import Library
 
-__all__ = ["answer", "data", "library", "link", "number", "page", "tag_of", "unchanged"]
+__all__ = ["answer", "data", "document", "library", "link", "number", "page", "tag_of", "unchanged"]
 
 _SERVER = secrets.token_hex(8)
 """Another server, such as one of another version, makes another page of what is the same."""
@@ -60,6 +60,11 @@ def page(request: Request, template: str, /, status: int = 200, etag: str | None
     here = quote(request.scope["path"])
     text = made.render(request=request, here=here, etag=etag, url_for=partial(link, request), **context)
     return HTMLResponse(text, status, headers={"etag": etag, "cache-control": "no-cache"} if etag else None)
+
+
+def document(template: str, /, **context: Any) -> str:
+    """What ``template`` makes of ``context`` where there is no request: a file that stands for itself."""
+    return _templates().get_template(template).render(**context)
 
 
 def link(request: Request, route: str, /, **path: object) -> str:
