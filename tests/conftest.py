@@ -27,6 +27,7 @@ SLOW = {
     "conformance/test_anthropic_agent.py",
     "cli/test_serve.py",
     "cli/test_watch.py",
+    "cli/test_view.py",
     "conformance/test_bundled_agents.py",
     "doctor/test_examination.py",
     "gateway/test_fuzzing.py",

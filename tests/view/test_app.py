@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.view.app import view_app
 from agentrl.view.library import Library
+from agentrl.view.standing import Standing
 
 
 def made(place: Path, name: str, outcome: str | None = "completed") -> RunFolder:
@@ -46,6 +49,25 @@ def test_every_run_is_listed_with_the_numbers_of_its_files(tmp_path: Path):
     assert "2/4 steps" in rows["/runs/one"]
     assert "failed: the disk is full" in text
     assert "line 1 is not JSON" in text
+
+
+def test_of_many_runs_the_newest_are_shown_and_no_other_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = made(tmp_path, "r0").path
+    for number in range(30):
+        if number:
+            shutil.copytree(kept, tmp_path / f"r{number}")
+        os.utime(tmp_path / f"r{number}" / "config.yaml", (number, number))
+    read: list[str] = []
+    monkeypatch.setattr("agentrl.view.overview.standing", lambda name, run: read.append(name) or Standing(name, 0.0))
+    browser = client(tmp_path)
+    text = browser.get("/").text
+    assert read == [f"r{number}" for number in range(29, 4, -1)]
+    assert "1 to 25 of 30 runs" in text
+    (older,) = re.findall(r'<a href="([^"]*)">older</a>', text)
+    text = browser.get(older).text
+    assert read[25:] == ["r4", "r3", "r2", "r1", "r0"]
+    assert '<a href="/?from=0">newer</a>' in text
+    assert browser.get("/?from=x").status_code == 404
 
 
 def test_a_page_that_has_not_changed_is_not_made_again(tmp_path: Path):

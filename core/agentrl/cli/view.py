@@ -121,7 +121,7 @@ def view(
     check_exposure(host, secret)
     library = Library(_places(runs))
     with listen(host, port) as listener:
-        address = f"{address_of(host, listener)}{_path(library, runs)}"
+        address = f"{address_of(host, listener)}{_path(library)}"
         shown = f"{address}?token={secret}" if given == _AUTO else address
         _tell(shown, library, as_json, is_open=not is_loopback(host))
         if opens:
@@ -219,12 +219,13 @@ def _places(runs: Sequence[str]) -> list[Path]:
     return places or [folder]
 
 
-def _path(library: Library, runs: Sequence[str]) -> str:
+def _path(library: Library) -> str:
     """The page to begin with: that of the run where one was named, else the list."""
     from urllib.parse import quote
 
-    names = library.names()
-    return f"/runs/{quote(names[0], safe='')}" if len(runs) == len(names) == 1 else "/"
+    (place, *others), names = library.places, library.names()
+    is_run = not others and (place / "config.yaml").is_file()
+    return f"/runs/{quote(names[0], safe='')}" if is_run and names else "/"
 
 
 def _tell(address: str, library: Library, as_json: bool, *, is_open: bool) -> None:

@@ -10,7 +10,7 @@ from agentrl.errors import AgentRLError
 from agentrl.runs.contract import MetricsLine, RunInfo, RunState
 from agentrl.runs.reader import Run
 
-__all__ = ["Standing", "mark", "standing"]
+__all__ = ["Standing", "begun", "mark", "standing"]
 
 _RECENT = 10
 """Steps that throughput is measured over, the newest ones."""
@@ -52,7 +52,7 @@ class Standing:
 
 def standing(name: str, run: Run) -> Standing:
     """How ``run`` is, which is shown as ``name``. What cannot be read is said in it, and raises nothing."""
-    found = Standing(name, _written(run.path / "config.yaml"))
+    found = Standing(name, begun(run))
     told: dict[str, object] = {}
     try:
         state = told["state"] = run.state
@@ -109,9 +109,10 @@ def _throughput(steps: list[MetricsLine]) -> float | None:
     return sum(count for count, _ in pairs) / sum(time for _, time in pairs) if pairs else None
 
 
-def _written(path: Path) -> float:
+def begun(run: Run) -> float:
+    """When the config of ``run`` was written, in seconds since the epoch; 0 where that cannot be told."""
     try:
-        return path.stat().st_mtime
+        return (run.path / "config.yaml").stat().st_mtime
     except OSError:
         return 0.0
 
