@@ -108,7 +108,7 @@
     Plotly.react(figure.querySelector(".drawing"), lines, {
       paper_bgcolor: paper, plot_bgcolor: paper, font: { color: ink, size: 11 }, margin: { l: 50, r: 8, t: 8, b: 34 },
       xaxis: { ...axis, title: { text: by.value === "step" ? "step" : "hours" }, rangemode: "tozero" },
-      yaxis: { ...axis, type: log.checked ? "log" : "linear", tickformat: "~g" },
+      yaxis: { ...axis, type: log.checked ? "log" : "linear", tickformat: "~g", nticks: 6 },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", font: { size: 10 } }, showlegend: lines.filter((each) => each.showlegend !== false).length > 1,
       hovermode: "x unified", hoverlabel: { bgcolor: paper, font: { color: ink } }, uirevision: by.value,
     }, { responsive: true, displaylogo: false, displayModeBar: false });

@@ -31,7 +31,7 @@
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || keys.open) return;
-    const field = event.target.closest("input, select, textarea, [contenteditable]");
+    const field = event.target.closest("input:not([type=checkbox], [type=range]), select, textarea, [contenteditable]");
     if (field) {
       if (event.key === "Escape") field.blur();
       return;
