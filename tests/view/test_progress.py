@@ -117,6 +117,16 @@ def test_a_question_that_makes_no_sense_is_refused_in_a_sentence(tmp_path: Path,
     assert answer.status_code == 200 or "is no number" in answer.json()["error"]
 
 
+def test_numbers_that_are_none_in_json_are_left_out_of_a_curve(tmp_path: Path):
+    folder = made(tmp_path)
+    folder.metrics.write_text(
+        '{"step": 1, "time": 1, "a": NaN, "b": 2}\n{"step": 2, "time": 2, "a": -Infinity, "b": null}\n'
+    )
+    browser = client(tmp_path)
+    assert asked(browser, "a", "b", "c")["metrics"] == {"a": [None, None], "b": [2, None], "c": [None, None]}
+    assert browser.get("/runs/one").status_code == 200
+
+
 def test_so_many_metrics_that_nobody_looks_at_them_are_refused(tmp_path: Path):
     made(tmp_path)
     query = "&".join(f"name={number}" for number in range(201))

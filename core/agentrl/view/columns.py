@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,5 +45,10 @@ def columns(
         "every": used,
         "step": [line.step for line in drawn],
         "time": [line.time for line in drawn],
-        "metrics": {name: [line.metrics.get(name) for line in drawn] for name in names},
+        "metrics": {name: [_finite(line.metrics.get(name)) for line in drawn] for name in names},
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """``value`` where JSON has a number for it; a file that another program wrote may hold one that it has not."""
+    return value if value is not None and math.isfinite(value) else None
