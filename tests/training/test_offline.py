@@ -64,6 +64,9 @@ def test_the_algorithm_of_the_run_makes_the_same_weights_again(folder: Path) -> 
     assert max(value or 0.0 for value in staleness[1]) > 0
     keys = [{str(row.key) for row in run.episodes(phase="train") if row.trained_step is not None} for run in runs]
     assert keys[0] == keys[1]
+    records = [{key: repr(run.trained(key)) for key in keys[0]} for run in runs]
+    assert records[0] == records[1]
+    assert "None" not in records[1].values()
     assert (runs[1].state, runs[1].info.kind) == ("completed", "replay")
 
 

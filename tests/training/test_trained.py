@@ -7,16 +7,22 @@ import math
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tests.training.test_staleness_bound import Versions
 
 from agentrl import Trainer, load_config, open_run
+from agentrl.errors import RunError
 from agentrl.learner.contract import TermScores, TrainBatch
 from agentrl.learner.learner import Learner
+from agentrl.rollout.contract import EpisodeKey
 from agentrl.runs.reader import Run
+from agentrl.runs.store import EpisodeStore
+from agentrl.runs.trained import TrainedRow
 from agentrl.tokens.contract import Position
+from agentrl.training.recorder import RunRecorder
 
 STEPS, GROUP = 4, 4
 SLACK = 0.5
@@ -200,6 +206,21 @@ def test_a_call_is_timed_from_the_start_of_its_episode_and_waits_for_its_first_t
         for call in (first, second, *others):
             assert call.waited > 0
             assert call.started + call.waited <= episode.seconds
+
+
+def test_a_checkpoint_waits_for_the_records_and_hears_of_one_that_could_not_be_written(tmp_path):
+    """Without them on disk, a run that is resumed from it would lack those of the steps before."""
+    nobody = TrainedRow(EpisodeKey("train", 0, 0, 0), "trained", None, 0, (1, b"", None, None, None, None, None))
+    metrics = SimpleNamespace(sync=lambda: None)
+    with EpisodeStore(tmp_path / "episodes.sqlite") as store:
+        recorder = RunRecorder(None, store, metrics, None, None, None)
+        recorder.trained(1, [])
+        recorder.sync()
+        recorder.trained(1, [nobody])
+        with pytest.raises(RunError, match="step 1 trained episode train-0-0-0, which is not in"):
+            recorder.sync()
+        with pytest.raises(RunError, match="which is not in"):
+            recorder.trained(2, [])
 
 
 def test_alternatives_come_back_for_the_tokens_of_calls_that_asked(recorded):

@@ -97,6 +97,10 @@ def test_a_run_samples_in_workers_what_it_samples_inline(train, tmp_path):
     with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
         trainer.train("calculator")
     assert sampled(in_workers) == sampled(RunFolder(tmp_path / "inline"))
+    for episode in open_run(in_workers.path).load_episodes():
+        arrived = [call.started for call in episode.calls]
+        assert arrived == sorted(arrived)
+        assert all(0 < call.started < call.started + call.waited < episode.seconds for call in episode.calls)
 
 
 def test_what_an_agent_prints_is_in_the_logs_of_the_run(train, capfd):
