@@ -125,7 +125,7 @@ class ExaminationDisplay:
             for line in self._lines(f"fix: {finding.fix}"):
                 self._write(f"{self._margin}{line}")
         for line in finding.details:
-            self._write(click.style(f"{self._margin}| {line}", dim=True))
+            self._write(click.style(f"{self._margin}| {printable(line)}", dim=True))
 
     def raised(self, error: Exception) -> None:
         """Print the traceback of ``error`` where the user asked for tracebacks."""
@@ -162,7 +162,7 @@ class ExaminationDisplay:
             ready = click.style("ready to train", fg="green", bold=True)
             futile = click.style("would train, but has nothing to learn from", fg="yellow", bold=True)
             verdict = ready if diagnosis.learns else futile
-            self._write(f"{verdict}{f', {counted}' if counted else ''}: {self._command}")
+            self._write(f"{verdict}{f', {counted}' if counted else ''}: {printable(self._command)}")
         else:
             self._write(click.style(counted, fg="red", bold=True))
 
@@ -172,13 +172,14 @@ class ExaminationDisplay:
 
     def _lines(self, text: str) -> list[str]:
         """``text`` wrapped to fit beside the levels on a terminal; in one line elsewhere."""
+        text = printable(text)
         if not self._out.isatty():
             return [text]
         width = max(40, shutil.get_terminal_size().columns - len(self._margin))
         return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
     def _write(self, line: str) -> None:
-        click.echo(printable(line), file=self._out)
+        click.echo(line, file=self._out)
 
     def _write_json(self, diagnosis: Diagnosis) -> None:
         import json

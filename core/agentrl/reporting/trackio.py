@@ -46,10 +46,10 @@ class TrackioTracker:
         """The run's name there; by default its own."""
         group: str | None = None
         """What runs are grouped by there."""
-        tags: Annotated[tuple[str, ...], Strict(False)] = ()
+        tags: list[str] = Field([])
         """Tags of the run, which its config there holds."""
         dir: Annotated[Path | None, Strict(False)] = None
-        """The folder of the store, where runs are to share one; by default that of ``TRACKIO_DIR``, or ``trackio/`` in
+        """The folder of the store, where runs are to share one; by default that of `TRACKIO_DIR`, or `trackio/` in
         the run folder."""
         episodes: int = Field(8, ge=0)
         """How many sample episodes are shown as traces; 0 shows none."""

@@ -12,10 +12,10 @@ import netrc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, Strict
+from pydantic import Field
 
 from agentrl.config.section import Settings as Section
 from agentrl.errors import PluginError, one_line
@@ -50,12 +50,12 @@ class WandbTracker:
         entity: str | None = None
         """The user or team whose project it is; by default that of the login."""
         mode: Literal["online", "offline"] | None = None
-        """``offline`` writes files that ``wandb sync`` sends; by default as ``WANDB_MODE`` says, or else ``online``."""
+        """`offline` writes files that `wandb sync` sends; by default as `WANDB_MODE` says, or else `online`."""
         name: str | None = None
         """The run's name there; by default its own."""
         group: str | None = None
         """What runs are grouped by there."""
-        tags: Annotated[tuple[str, ...], Strict(False)] = ()
+        tags: list[str] = Field([])
         """Tags of the run."""
         notes: str | None = None
         """A description of the run."""
