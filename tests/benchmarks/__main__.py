@@ -42,6 +42,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
     beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
     5 % of it.
+``store``
+    Milliseconds of every question to a store of 100,000 episodes, and the reader's memory; and of a step's commits,
+    alone and beside a reader that asks as an open page does. To reach: 500 ms, 300 MB, and the same within noise.
 ``train_step``
     Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
@@ -86,7 +89,7 @@ NAMES = (
         "modes",
         "proof",
     ),
-    *("staleness", "train_step", "updates", "view", "waiting"),
+    *("staleness", "store", "train_step", "updates", "view", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",

@@ -8,19 +8,18 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.benchmarks.made_run import make_run
 
 from agentrl.runs import schema
-from agentrl.runs.store import EpisodeStore
 
 PAGE = (Path(__file__).parents[2] / "docs/store.md").read_text(encoding="utf-8")
+CODE = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
 QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "episodes.sqlite"
-    EpisodeStore(path).close()
-    return path
+    return make_run(tmp_path_factory.mktemp("place") / "runs" / "quickstart", 192).episodes
 
 
 def described() -> dict[str, list[tuple[str, str]]]:
@@ -50,8 +49,15 @@ def test_the_page_names_the_version_of_the_schema() -> None:
 @pytest.mark.parametrize("query", QUERIES)
 def test_its_queries_run(store: Path, query: str) -> None:
     with contextlib.closing(sqlite3.connect(store)) as connection:
-        connection.execute(query).fetchall()
+        found = connection.execute(query).fetchall()
+    assert found or "IS NULL" in query
+
+
+def test_its_code_runs(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(store.parents[2])
+    exec(compile(CODE.replace("the answer", "task"), "store.md", "exec"), {})
+    assert "'trained', " in capsys.readouterr().out
 
 
 def test_there_are_queries() -> None:
-    assert len(QUERIES) >= 4
+    assert len(QUERIES) >= 7

@@ -40,6 +40,9 @@ from agentrl.runs.folder import RunFolder, is_locked, read_summary, run_names
 from agentrl.runs.metrics import MetricsReader, cost_of
 
 if TYPE_CHECKING:
+    import datasets
+    import pandas
+
     from agentrl.config.models import Config
 
 __all__ = ["Run", "open_run"]
@@ -204,3 +207,42 @@ class Run:
     def load_episodes(self, **filters: Unpack[EpisodeFilter]) -> Iterator[Episode]:
         """Whole episodes that match ``filters``, in the order of their commits, read a page at a time."""
         return self._store.load(**filters)
+
+    def metrics_frame(self) -> pandas.DataFrame:
+        """``metrics`` for pandas: one row a line, with ``step``, ``time`` and a column for each metric.
+
+        Raises ``MissingExtra`` where pandas is not installed.
+        """
+        from agentrl.runs.frames import metrics_frame
+
+        return metrics_frame(self.metrics())
+
+    def episodes_frame(
+        self,
+        *,
+        sort: SortKey = "committed",
+        descending: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
+        **filters: Unpack[EpisodeFilter],
+    ) -> pandas.DataFrame:
+        """``episodes`` for pandas: one row an episode, with the columns of ``EpisodeRow`` and the parts of its key.
+
+        Raises ``MissingExtra`` where pandas is not installed.
+        """
+        from agentrl.runs.frames import episodes_frame
+
+        return episodes_frame(self.episodes(sort=sort, descending=descending, limit=limit, offset=offset, **filters))
+
+    def dataset(self, *, tokens: bool = True, **filters: Unpack[EpisodeFilter]) -> datasets.Dataset:
+        """Whole episodes that match ``filters``, in the order of their commits, as a ``datasets.Dataset`` in memory.
+
+        It has the columns of ``episodes_frame``; ``data`` and ``answer``, which are JSON; ``messages``, the
+        conversation of the last call with its answer; and with ``tokens``, lists with a value for each sampled token:
+        ``token_ids``, ``token_logprobs``, ``token_versions``, ``token_fates``, and ``trained_advantages`` and the other
+        columns of ``TrainedTokens``, which are empty where no step has trained the episode. An episode of 300 tokens
+        takes about 20 kB. Raises ``MissingExtra`` where datasets is not installed.
+        """
+        from agentrl.runs.frames import episodes_dataset
+
+        return episodes_dataset(self._store.whole(**filters), tokens)
