@@ -50,7 +50,7 @@ def test_a_run_its_curve_and_its_episodes_appear_without_a_reload(place: str, wa
     before = episodes.locator("caption").inner_text()
 
     run = opened(watch(), f"{place}/runs/live")
-    run.wait_for_function("document.querySelector('.js-plotly-plot')?.data?.length > 0", timeout=PATIENCE_MS)
+    run.wait_for_function("() => document.querySelector('.js-plotly-plot')?.data?.length > 0", timeout=PATIENCE_MS)
     first = points(run)
     run.wait_for_function(f"first => {LONGEST} >= first + 3", arg=first, timeout=PATIENCE_MS)
     expect(episodes.locator("caption")).not_to_have_text(before, timeout=PATIENCE_MS)

@@ -21,8 +21,8 @@ __all__ = ["ROUTES", "TABS"]
 
 _COLUMNS: tuple[tuple[SortKey, str, str, str], ...] = (
     ("committed", "Episode", "", "Its key; in the order in which they finished"),
-    ("step", "Step", "n", "The optimiser step that trained its group"),
-    ("task", "Task", "n", "Index of its task in the task set"),
+    ("step", "Step", "n wide", "The optimiser step that trained its group"),
+    ("task", "Task", "n wide", "Index of its task in the task set"),
     ("outcome", "Outcome", "", "Rewarded, rejected, or failed and on which side"),
     ("fate", "Fate", "", "What became of it in its step"),
     ("reward", "Reward", "n", ""),
