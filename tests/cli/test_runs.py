@@ -15,6 +15,8 @@ from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 
+SPEED = {"tokens/completion": 400.0, "seconds/step": 2.0}
+
 
 def made(place: Path, name: str, age: int, outcome: str | None) -> RunFolder:
     """A run that began ``age`` seconds ago, with two steps and two evaluations."""
@@ -22,7 +24,7 @@ def made(place: Path, name: str, age: int, outcome: str | None) -> RunFolder:
     folder = RunFolder.create(config)
     EpisodeStore(folder.episodes).close()
     with MetricsLog(folder.metrics) as log:
-        for step, metrics in ((0, {"evaluation/reward": 0.25}), (1, {}), (2, {}), (2, {"evaluation/reward": 0.75})):
+        for step, metrics in ((0, {"evaluation/reward": 0.25}), (1, {}), (2, SPEED), (2, {"evaluation/reward": 0.75})):
             log.append(step, metrics)
     if outcome is not None:
         folder.write_summary(Summary(outcome))
@@ -50,7 +52,7 @@ def test_every_run_is_listed_with_its_state_the_last_one_last(
         told = json.loads(listed(capsys, str(tmp_path), "--json")[0])["runs"]
         assert listed(capsys, f"run.dir={tmp_path}") == (out, err)
     rows = [line.split() for line in out.splitlines() if not line.startswith(" ")]
-    assert rows[0] == ["name", "state", "steps", "reward", "agent", "model", "started"]
+    assert rows[0] == ["name", "state", "steps", "reward", "tokens/s", "agent", "model", "started"]
     assert [row[:2] for row in rows[1:]] == [
         ["going-on", "running"],
         ["killed", "killed"],
@@ -58,7 +60,7 @@ def test_every_run_is_listed_with_its_state_the_last_one_last(
         ["interrupted", "interrupted"],
         ["completed", "completed"],
     ]
-    assert all(row[2:8] == ["2/4", "0.250", "→", "0.750", "math", "tiny"] for row in rows[1:])
+    assert all(row[2:8] == ["2/4", "0.250", "→", "0.750", "200", "math"] for row in rows[1:])
     assert "\n    failed: no\n" in out
     assert "agentrl train --resume NAME" in err
     assert [(each["name"], each["state"]) for each in told] == [tuple(row[:2]) for row in rows[1:]]
@@ -73,6 +75,7 @@ def test_every_run_is_listed_with_its_state_the_last_one_last(
         "reward": 0.75,
         "loss_before": None,
         "loss": None,
+        "tokens_per_second": 200.0,
         "agent": "math",
         "model": "tiny",
         "started": "",

@@ -14,9 +14,8 @@ import click
 
 from agentrl.cli.completion import complete_episode, complete_run
 from agentrl.cli.output import print_json
-from agentrl.cli.root import App
 from agentrl.cli.selection import chosen_run
-from agentrl.errors import AgentRLError, RunError, near_matches, one_line, printable
+from agentrl.errors import RunError, near_matches, one_line, printable
 
 if TYPE_CHECKING:
     from agentrl.reporting.transcript import Exchange, Turn
@@ -49,8 +48,7 @@ _COLOURS = {"system": "magenta", "developer": "magenta", "user": "blue", "assist
 )
 @click.option("--tokens", is_flag=True, help="Show every sampled token, and what was made of it in training.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as one JSON document.")
-@click.pass_obj
-def episode(app: App, key: str, run: str | None, tokens: bool, as_json: bool) -> None:
+def episode(key: str, run: str | None, tokens: bool, as_json: bool) -> None:
     """Show the episode of KEY, such as train-12-3-0 or RUN/train-12-3-0: what was said, and what came of it.
 
     A call of the model is shown with what it adds to the conversation that it continues. With --tokens each token is
@@ -67,7 +65,7 @@ def episode(app: App, key: str, run: str | None, tokens: bool, as_json: bool) ->
     if as_json:
         print_json(_document(chosen, found, row, trained))
         return
-    text_of = _texts(chosen, app) if tokens else None
+    text_of = _texts(chosen) if tokens else None
     width = min(shutil.get_terminal_size().columns, _WIDEST) if sys.stdout.isatty() else None
     for line in episode_lines(found, row, trained, run=chosen.name, width=width, text_of=text_of, tokens=tokens):
         click.echo(line)
@@ -128,15 +126,15 @@ def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _texts(run: Run, app: App) -> Callable[[int], str] | None:
+def _texts(run: Run) -> Callable[[int], str] | None:
     """The texts of tokens; where they cannot be known, that is said and the ids do alone."""
-    from agentrl.reporting.token_texts import token_texts
+    from agentrl.view.pieces import pieces_of
 
-    try:
-        return token_texts(run, app.plugins)
-    except (AgentRLError, ImportError) as error:
-        click.echo(f"note: tokens are shown without their texts: {one_line(error)}", err=True)
+    pieces = pieces_of(run)
+    if pieces.missing:
+        click.echo(f"note: {one_line(pieces.missing)}", err=True)
         return None
+    return lambda token: pieces.text([token])
 
 
 def episode_lines(

@@ -10,6 +10,7 @@ import click
 
 from agentrl.cli.output import print_columns, print_json
 from agentrl.cli.root import App
+from agentrl.errors import printable
 
 if TYPE_CHECKING:
     from agentrl.runs.reader import Run
@@ -22,7 +23,9 @@ Examples:
   agentrl runs elsewhere/runs --json
   agentrl train --resume NAME
 """
-_COLUMNS = ("name", "state", "steps", "reward", "agent", "model", "started")
+_COLUMNS = ("name", "state", "steps", "reward", "tokens/s", "cost", "agent", "model", "started")
+_OPTIONAL = ("tokens/s", "cost")
+"""Columns that are shown where one of the runs has something in them."""
 _TO_RESUME = ("interrupted", "failed", "killed")
 _VERBS = {"training": "train", "imitation": "sft"}
 """The commands that resume runs, by the kind of run."""
@@ -37,7 +40,8 @@ def runs(app: App, folder: Path | None, as_json: bool) -> None:
 
     A run is running, completed, interrupted, failed, or killed, where no process writes to it and none has said how it
     ended. The steps are those done and those to do, and the reward is the mean on held-out tasks, before and now; of a
-    run of `agentrl sft` it is the loss on held-out conversations.
+    run of `agentrl sft` it is the loss on held-out conversations. Tokens a second are those of the newest steps, the
+    cost is that of all steps where the config has prices.
     """
     from agentrl.config import load_config
     from agentrl.errors import ConfigError
@@ -54,7 +58,9 @@ def runs(app: App, folder: Path | None, as_json: bool) -> None:
         print_json({"runs": listed})
         return
     if listed:
-        print_columns([_COLUMNS, *map(_row, listed)], [[], *map(_below, listed)])
+        rows = [_COLUMNS, *map(_row, listed)]
+        columns = [column for column in zip(*rows, strict=True) if column[0] not in _OPTIONAL or any(column[1:])]
+        print_columns(list(zip(*columns, strict=True)), [[], *map(_below, listed)])
     else:
         click.echo(f"there are no runs in {place}", err=True)
     for kind, verb in _VERBS.items():
@@ -77,6 +83,7 @@ def _described(run: Run) -> dict[str, Any]:
         "reward": None,
         "loss_before": None,
         "loss": None,
+        "tokens_per_second": None,
         "agent": None,
         "model": None,
         "started": datetime.fromtimestamp((run.path / "config.yaml").stat().st_mtime).isoformat(timespec="seconds"),
@@ -88,6 +95,7 @@ def _described(run: Run) -> dict[str, Any]:
     try:
         described |= _state(run)
         described |= _progress(run)
+        described |= _speed(run)
         info = run.info
         described |= {"agent": info.agent, "model": info.model, "steps_to_do": info.steps}
         described["cost"] = run.cost.to_json(run.config.prices.currency)
@@ -119,6 +127,13 @@ def _progress(run: Run) -> dict[str, Any]:
     return progress
 
 
+def _speed(run: Run) -> dict[str, float | None]:
+    """How fast the newest steps were."""
+    from agentrl.view.standing import standing
+
+    return {"tokens_per_second": standing(run.name, run).tokens_per_second}
+
+
 def _row(described: dict[str, Any]) -> tuple[str, ...]:
     steps, to_do = described["steps"], described["steps_to_do"]
     is_training = described["kind"] != "other" and steps is not None
@@ -127,10 +142,18 @@ def _row(described: dict[str, Any]) -> tuple[str, ...]:
         described["state"] or "?",
         f"{steps}/{'?' if to_do is None else to_do}" if is_training else "",
         _measured(described, "reward") or _measured(described, "loss"),
+        "" if described["tokens_per_second"] is None else f"{described['tokens_per_second']:,.0f}",
+        _money(described["cost"]),
         described["agent"] or "",
         described["model"] or "",
         described["started"].replace("T", " "),
     )
+
+
+def _money(cost: dict[str, Any] | None) -> str:
+    """What a run has cost, where its config has prices."""
+    money = (cost or {}).get("money")
+    return f"{money:.4g}" if isinstance(money, int | float) else ""
 
 
 def _measured(described: dict[str, Any], name: str) -> str:
@@ -145,4 +168,5 @@ def _measured(described: dict[str, Any], name: str) -> str:
 def _below(described: dict[str, Any]) -> list[str]:
     """Why a run failed, and why it cannot be read."""
     outcome = described["outcome"] or ""
-    return [line for line in (outcome if outcome.startswith("failed: ") else "", described["error"]) if line]
+    told = (outcome if outcome.startswith("failed: ") else "", described["error"])
+    return [printable(line) for line in told if line]
