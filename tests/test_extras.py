@@ -37,7 +37,7 @@ BASE = {
 OTHERS = {
     "latex2mathml": "view",
     "markdown_it": "view",
-    "mdit_py_plugins": "view",
+    "markupsafe": "view",
     "plotly": "view",
     "tensorboard": "tensorboard",
     "trackio": "trackio",

@@ -13,6 +13,7 @@ from tests.reporting.wandb_files import history, run_of, sessions, summary_of, t
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.reporting.plain import PlainReporter
+from agentrl.runs.contract import MetricsLine
 from agentrl.runs.reader import Run
 
 SMALL = (
@@ -46,9 +47,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         wandb.teardown()
 
 
-def same(told: dict[str, Any], logged: dict[str, float | None]) -> bool:
+def same(told: dict[str, Any], line: MetricsLine) -> bool:
     """Whether a tracker has every number of a line, one that was not finite aside."""
-    return all(value is None or math.isclose(float(told[name]), value, rel_tol=1e-12) for name, value in logged.items())
+    logged = {name: value for name, value in line.metrics.items() if value is not None}
+    if line.is_evaluation:
+        logged = {f"evaluation/{name.removeprefix('evaluation/')}": value for name, value in logged.items()}
+    return all(math.isclose(float(told[name]), value, rel_tol=1e-12) for name, value in logged.items())
 
 
 def test_every_number_of_the_run_is_there_once(run: Run) -> None:
@@ -62,10 +66,10 @@ def test_every_number_of_the_run_is_there_once(run: Run) -> None:
     lines = run.metrics()
     assert len([line for line in lines if line.is_evaluation]) == 4
     for line in lines:
-        assert same(rows[line.step], line.metrics)
+        assert same(rows[line.step], line)
         name = "evaluation/reward" if line.is_evaluation else "reward/mean"
         (found,) = [row for row in stored if row["step"] == line.step and name in row]
-        assert same(found, line.metrics)
+        assert same(found, line)
     assert run.summary is not None
     assert summary_of(two)["reward_after"] == run.summary.reward_after
     (summary,) = [row for row in stored if "summary/steps" in row]

@@ -213,7 +213,7 @@ def test_a_checkpoint_waits_for_the_records_and_hears_of_one_that_could_not_be_w
     nobody = TrainedRow(EpisodeKey("train", 0, 0, 0), "trained", None, 0, (1, b"", None, None, None, None, None))
     metrics = SimpleNamespace(sync=lambda: None)
     with EpisodeStore(tmp_path / "episodes.sqlite") as store:
-        recorder = RunRecorder(None, store, metrics, None, None, None)
+        recorder = RunRecorder(None, store, metrics, None, None, None, None)
         recorder.trained(1, [])
         recorder.sync()
         recorder.trained(1, [nobody])

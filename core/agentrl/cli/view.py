@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["view"]
 
-_NEEDED = ("plotly", "jinja2", "latex2mathml", "markdown_it", "mdit_py_plugins", "starlette", "uvicorn")
+_NEEDED = ("plotly", "jinja2", "latex2mathml", "markdown_it", "markupsafe", "starlette", "uvicorn")
 _AUTO = "auto"
 _NEWEST = "newest"
 

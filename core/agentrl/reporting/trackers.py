@@ -12,7 +12,7 @@ from agentrl.redaction import redact_config
 from agentrl.reporting.contract import EpisodeTracker, SummaryTracker, Tracker
 from agentrl.reporting.listener import Failure, Listener, settle
 from agentrl.rollout.contract import Episode
-from agentrl.runs.contract import RunInfo, Summary
+from agentrl.runs.contract import MetricsLine, RunInfo, Summary
 
 if TYPE_CHECKING:
     from agentrl.config.models import Config
@@ -66,7 +66,13 @@ class Trackers:
             raise refusal
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Have ``log`` of every tracker called that has not failed; nothing is waited for."""
+        """Have ``log`` of every tracker called that has not failed; nothing is waited for.
+
+        An evaluation and a step may have the same number, and each its own ``cost/seconds``: every number of an
+        evaluation is told by a name that begins with ``evaluation/``.
+        """
+        if MetricsLine(step, 0.0, dict(metrics)).is_evaluation:
+            metrics = {f"evaluation/{name.removeprefix('evaluation/')}": value for name, value in metrics.items()}
         self._tell("log", lambda tracker: tracker.log(step, metrics))
 
     def log_episode(self, episode: Episode) -> None:
