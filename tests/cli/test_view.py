@@ -70,6 +70,8 @@ def test_it_serves_until_it_is_ended_and_ends_without_a_word(
         (["runs/anothr"], "did you mean 'another'?"),
         (["--host", "0.0.0.0"], "--token auto"),
         (["--token", "short"], "at least 16"),
+        (["--token", ""], "has 0 characters"),
+        ([""], "an empty text names no run"),
         (["--host", "no.such.host.invalid", "--token", "auto"], "cannot be served at no.such.host.invalid"),
         (["--port", "99999"], "0<=x<=65535"),
         (["--prot", "1"], "--port"),

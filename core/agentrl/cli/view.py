@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentrl.cli.completion import complete_run
-from agentrl.cli.root import App
 from agentrl.cli.selection import chosen_filters, episode_filters, sort_options
 from agentrl.environ import VIEW_TOKEN
 
@@ -77,9 +76,9 @@ Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 usage, 3 plugin or environment.
     show_default=True,
     help="With --export and a filter: at most so many.",
 )
-@click.pass_obj
+@click.pass_context
 def view(
-    app: App,
+    context: click.Context,
     /,
     runs: tuple[str, ...],
     host: str,
@@ -108,15 +107,18 @@ def view(
     for module in _NEEDED:
         require(module, "view")
     filters = chosen_filters(options)
+    _check_used(
+        context, is_export=file is not None, is_named=bool(keys), is_chosen=bool(filters) or sort != "committed"
+    )
     if file is not None:
         _export(runs, file, keys, filters, sort, descending, limit, as_json=as_json)
         return
-    _check_unused(keys, filters, sort, descending=descending)
     from agentrl.view.library import Library
     from agentrl.view.security import is_loopback, new_token
     from agentrl.view.server import address_of, check_exposure, listen, serve
 
-    given = token or os.environ.get(VIEW_TOKEN) or None
+    # An empty --token is that of a variable that is not set: without one, others would read what it was to guard.
+    given = (os.environ.get(VIEW_TOKEN) or None) if token is None else token
     secret = new_token() if given == _AUTO else given
     check_exposure(host, secret)
     library = Library(_places(runs))
@@ -133,17 +135,40 @@ def view(
         serve(view_app(library, is_own=own_hosts(host), token=secret, cookie=cookie), listener)
 
 
-def _check_unused(keys: Sequence[str], filters: EpisodeFilter, sort: SortKey, *, descending: bool) -> None:
-    """Raise ``ConfigError`` for options that choose episodes of a file, where a page is served."""
+def _check_used(context: click.Context, *, is_export: bool, is_named: bool, is_chosen: bool) -> None:
+    """Raise ``ConfigError`` for an option that was given and would change nothing beside the others.
+
+    ``is_named`` tells whether the episodes of a file are named by their keys, and ``is_chosen`` whether a filter or an
+    order chooses them.
+    """
     from agentrl.errors import ConfigError
 
-    given = ["episodes"] if keys else [*filters]
-    given += ["sort"] if sort != "committed" else ["descending"] if descending else []
-    if given:
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')} has no effect without --export",
-            fix="the page of a run's episodes has filters of its own",
-        )
+    given = [name for name in context.params if _is_given(context, name)]
+    serving = {"host": "host", "port": "port", "token": "token", "opens": "open"}
+    for name in given:
+        if name in serving and is_export:
+            raise ConfigError(
+                f"--{serving[name]} has no effect beside --export, which serves no page", fix="leave it out"
+            )
+        if name in ("runs", "file", "as_json", *serving):
+            continue
+        option = "episodes" if name == "keys" else name.replace("_", "-")
+        if not is_export:
+            fix = "the page of a run's episodes has filters of its own"
+            raise ConfigError(f"--{option} has no effect without --export", fix=fix)
+        if is_named and name != "keys":
+            raise ConfigError(
+                f"--{option} has no effect beside --episodes, which names the episodes", fix="leave one of them out"
+            )
+        if name in ("limit", "descending") and not is_chosen:
+            raise ConfigError(
+                f"--{option} has no effect without a filter or --sort", fix="add one of them, or leave it out"
+            )
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether the user gave the option, also where its value is the default."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _export(
@@ -159,20 +184,23 @@ def _export(
 ) -> None:
     """Write the report of a run."""
     from agentrl.cli.selection import chosen_run, nothing_found
-    from agentrl.errors import ConfigError, cannot_write
+    from agentrl.errors import ConfigError, RunError
     from agentrl.runs.folder import write_atomically
     from agentrl.view.report import chosen_by, interesting, named, report
 
     if len(runs) > 1:
         raise ConfigError(f"--export writes the report of one run, not of {', '.join(runs)}", fix="name one of them")
-    if keys and filters:
-        raise ConfigError("--episodes and a filter both choose the episodes", fix="leave one of them out")
     if file.exists():
         raise ConfigError(f"the file {file} exists already", fix="name another one, or remove it")
     run = chosen_run(runs[0] if runs else None)
     is_chosen = bool(filters) or sort != "committed"
     if keys:
-        chapters = named(run, [key.strip() for each in keys for key in each.split(",") if key.strip()])
+        wanted = [key.strip() for each in keys for key in each.split(",") if key.strip()]
+        if not wanted:
+            raise ConfigError(
+                f"--episodes {','.join(keys)!r} names no episode", fix="write it as --episodes train-12-3-0"
+            )
+        chapters = named(run, wanted)
     elif is_chosen:
         chapters = chosen_by(run, filters, sort, descending, limit)
     else:
@@ -183,7 +211,9 @@ def _export(
     try:
         write_atomically(file, text)
     except OSError as error:
-        raise cannot_write(file, error) from error
+        raise RunError(
+            f"cannot write {file}: {error.strerror or error}", fix="name a file in a folder that can be written to"
+        ) from error
     count = sum(len(chapter.rows) for chapter in chapters)
     if as_json:
         import json
@@ -205,6 +235,8 @@ def _places(runs: Sequence[str]) -> list[Path]:
     places = []
     for each in runs:
         path = Path(each.removeprefix("run.dir=")).expanduser()
+        if not each:
+            raise ConfigError("an empty text names no run", fix="name a run or a folder, or leave it out")
         if (path / "config.yaml").is_file():
             places.append(path)
         elif (folder / path / "config.yaml").is_file():
