@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -21,7 +22,7 @@ from agentrl.errors import ConfigError, RunError
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs import schema
-from agentrl.runs.contract import Checkpoint, Membership, RunInfo, Summary
+from agentrl.runs.contract import Checkpoint, EpisodeFilter, Membership, RunInfo, Summary
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import FolderLock, RunFolder, run_names
 from agentrl.runs.metrics import MetricsLog
@@ -197,7 +198,6 @@ def test_checkpoints_are_listed_and_the_best_is_that_of_the_best_evaluation(fold
         ({"text": "content"}, 0),
         ({"text": "what", "outcome": "rejected"}, 1),
         ({"text": "' OR 1; --"}, 0),
-        ({"text": '"'}, 9),
     ],
 )
 def test_episodes_are_filtered(run: Run, filters: dict[str, object], found: int) -> None:
@@ -340,6 +340,26 @@ def test_an_sqlite_without_full_text_search_finds_the_same(folder: RunFolder, mo
             0,
         ]
     assert open_run(folder.path).count(text="maybe") == 3
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"text": "=> !"}, "holds no word"),
+        ({"text": ""}, "holds no word"),
+        ({"text": '"'}, "holds no word"),
+        ({"min_reward": math.nan}, "min_reward is NaN"),
+        ({"max_reward": math.nan}, "max_reward is NaN"),
+    ],
+)
+def test_a_filter_that_could_not_narrow_anything_down_is_refused(
+    folder: RunFolder, filters: EpisodeFilter, said: str
+) -> None:
+    EpisodeStore(folder.episodes).close()
+    run = open_run(folder.path)
+    for ask in (run.episodes, run.count, run.groups):
+        with pytest.raises(ConfigError, match=said):
+            ask(**filters)
 
 
 def test_texts_in_parts_thoughts_and_tool_calls_are_found_and_half_characters_harm_nothing(folder: RunFolder) -> None:

@@ -186,7 +186,7 @@ class EpisodeFilter(TypedDict, total=False):
     """Inclusive bounds; an episode without a reward matches neither."""
     text: str
     """Words that all have to occur in the episode's messages, in any order and case; ``"quoted words"`` have to
-    follow each other, and ``begin*`` matches words that begin so."""
+    follow each other, and ``begin*`` matches words that begin so. A text without a word is a ``ConfigError``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, cast, get_args
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, shown
 from agentrl.rollout.contract import EpisodeKey, Phase
 from agentrl.runs.contract import CountKey, EpisodeFilter, SortKey
 from agentrl.runs.migrations import FIRST_WITH_TABLES, call_texts
 from agentrl.runs.schema import BETWEEN_TEXTS, MESSAGE_TEXTS, has_search, storable, unindexed_from
 
-__all__ = ["condition", "counted_by", "ordered", "parse_key", "storable_int"]
+__all__ = ["condition", "counted_by", "ordered", "parse_key", "phrases", "storable_int"]
 
 _CONDITIONS = {
     "phase": "phase = :phase",
@@ -59,7 +59,7 @@ _COUNTED: dict[CountKey, str] = {
     "task": "task",
     "version": "version",
 }
-_KEY = re.compile(rf"({'|'.join(get_args(Phase))})-(\d+)-(\d+)-(\d+)")
+_KEY = re.compile(f"({'|'.join(get_args(Phase))})" + 3 * "-([0-9]{1,30})")
 _QUERY = re.compile(r'"([^"]*)"|(\S+)')
 _WORD = re.compile(rf"[^\W_]+|{BETWEEN_TEXTS}")
 
@@ -103,14 +103,20 @@ def counted_by(by: CountKey) -> str:
 def condition(
     connection: sqlite3.Connection, version: int, filters: EpisodeFilter
 ) -> tuple[str, dict[str, str | bytes | int | float]]:
-    """An SQL condition for ``filters``, and the values of its parameters."""
+    """An SQL condition for ``filters``, and the values of its parameters.
+
+    Raises ``ConfigError`` for a value that could not narrow anything down: a text without a word, and NaN.
+    """
     wanted = cast(dict[str, Any], dict(filters))
     if unknown := wanted.keys() - EpisodeFilter.__annotations__.keys():
         raise TypeError(f"episodes cannot be filtered by {', '.join(sorted(unknown))}")
     values = {name: value for name, value in wanted.items() if value is not None}
+    for name in ("min_reward", "max_reward"):
+        if values.get(name) != values.get(name):
+            raise ConfigError(f"{name} is NaN, with which no reward compares", fix="give a number")
     conditions = [_CONDITIONS[name] for name in values if name != "text"]
-    if phrases := _phrases(values.pop("text", "")):
-        found, parameters = _search(connection, version, phrases)
+    if "text" in values:
+        found, parameters = _search(connection, version, phrases(values.pop("text")))
         conditions.append(found)
         values |= parameters
     if "tool" in values:
@@ -119,10 +125,18 @@ def condition(
     return " AND ".join(conditions) or "1", values
 
 
-def _phrases(text: str) -> list[str]:
-    """The words, and the quoted phrases, of a search, each with a ``*`` at its end where it may go on."""
+def phrases(text: str) -> list[str]:
+    """The words, and the quoted phrases, of a search, each with a ``*`` at its end where it may go on.
+
+    Raises ``ConfigError`` where there is none: every episode would match.
+    """
     found = [(" ".join(_words(quoted or plain)), plain.endswith("*")) for quoted, plain in _QUERY.findall(text)]
-    return [phrase + "*" * is_prefix for phrase, is_prefix in found if phrase]
+    wanted = [phrase + "*" * is_prefix for phrase, is_prefix in found if phrase]
+    if not wanted:
+        raise ConfigError(
+            f"text={shown(text, 40)} holds no word to search for", fix="signs are not searched, only letters and digits"
+        )
+    return wanted
 
 
 def _words(text: str) -> list[str]:
@@ -130,12 +144,12 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _search(connection: sqlite3.Connection, version: int, phrases: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The episodes whose messages hold all of ``phrases``: by the index, and one by one what is not indexed."""
+def _search(connection: sqlite3.Connection, version: int, wanted: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The episodes whose messages hold all of ``wanted``: by the index, and one by one what is not indexed."""
 
     def holds(text: bytes | None) -> bool:
         words = f" {' '.join(_words((text or b'').decode(errors='replace')))} "
-        return all(f" {each[:-1]}" in words if each.endswith("*") else f" {each} " in words for each in phrases)
+        return all(f" {each[:-1]}" in words if each.endswith("*") else f" {each} " in words for each in wanted)
 
     connection.create_function("holds", 1, holds, deterministic=True)
     if version < FIRST_WITH_TABLES:
@@ -145,6 +159,6 @@ def _search(connection: sqlite3.Connection, version: int, phrases: Sequence[str]
     scan = f"SELECT episode FROM ({texts}) WHERE holds(CAST(texts AS BLOB))"
     if not has_search(connection):
         return f"id IN ({scan})", {"first": 0}
-    match = " ".join(f'"{phrase.rstrip("*")}"{"*" * phrase.endswith("*")}' for phrase in phrases)
+    match = " ".join(f'"{phrase.rstrip("*")}"{"*" * phrase.endswith("*")}' for phrase in wanted)
     parameters = {"match": match, "first": unindexed_from(connection)}
     return f"(id IN (SELECT rowid FROM search WHERE search MATCH :match) OR id IN ({scan}))", parameters
