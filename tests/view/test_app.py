@@ -67,7 +67,7 @@ def test_of_many_runs_the_newest_are_shown_and_no_other_is_read(tmp_path: Path, 
     text = browser.get(older).text
     assert read[25:] == ["r4", "r3", "r2", "r1", "r0"]
     assert '<a href="/?from=0">newer</a>' in text
-    assert browser.get("/?from=x").status_code == 404
+    assert browser.get("/?from=x").status_code == 400
 
 
 def test_a_page_that_has_not_changed_is_not_made_again(tmp_path: Path):

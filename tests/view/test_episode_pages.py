@@ -290,9 +290,33 @@ def test_a_page_that_has_not_changed_is_not_made_again(run: Run, browser: TestCl
         ("episodes?step=x", "step='x' is no whole number"),
         ("episodes?outcome=rewardd", "did you mean 'rewarded'?"),
         ("episodes?sort=rewards", "did you mean 'reward'?"),
+        ("episodes?sort=reward&descending=yes", "descending='yes' is unknown"),
         (f"episodes?task={2**70}", "is no whole number"),
         ("episodes?min_reward=high", "is no number"),
+        ("episodes?min_reward=nan", "is no number"),
+        ("episodes?text=%3D%3D%3E", "holds no word to search for"),
+        ("episodes?min_rewards=1", "did you mean 'min_reward'"),
+        ("episodes/{key}?min_rewards=1", "did you mean 'min_reward'"),
+        ("episodes/{key}?view=token", "did you mean 'tokens'?"),
+        ("episodes/{key}?view=tokens&colour=blue", "colour='blue' is unknown"),
+        ("episodes/{key}?view=tokens&from=x", "is no whole number"),
+        ("episodes/{key}?from=x", "is no whole number"),
+        ("episodes/{key}?at=x", "is no whole number"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused_in_a_sentence(run: Run, browser: TestClient, path: str, said: str):
+    answer = browser.get(f"/runs/recorded/{path.replace('{key}', str(trained_rows(run)[0].key))}")
+    assert answer.status_code == 400
+    assert said in Page(answer.text).text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
         ("episodes/nothing", "is not the key of an episode"),
+        (f"episodes/train-{'9' * 5000}-0-0", "is not the key of an episode"),
+        ("episodes/train-99999-0-0", "has no episode train-99999-0-0"),
+        ("episodes/train-99999-0-0/part?part=task", "has no episode train-99999-0-0"),
         ("groups/train/99999", "has no group 99999"),
         ("groups/trainn/1", "did you mean 'train'?"),
         ("tasks/eval/99999", "has no episode of task 99999"),
@@ -386,7 +410,7 @@ FIELDS = st.fixed_dictionaries(
         "step": st.integers(-(2**63), 2**63 - 1).map(str),
         "outcome": st.sampled_from(["rewarded", "rejected", "failed"]),
         "min_reward": st.floats(allow_nan=False).map(str),
-        "text": st.text(st.characters(exclude_categories=["Cs"])),
+        "text": st.text(st.characters(exclude_categories=["Cs"])).map("word {}".format),
         "tool": st.text(st.characters(exclude_categories=["Cs"])),
         "sort": st.sampled_from(["committed", "reward", "surprise", "phase"]),
         "descending": st.sampled_from(["0", "1"]),

@@ -31,6 +31,7 @@ from starlette.routing import BaseRoute
 
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.view import frame
+from agentrl.view.query import WrongQuestion
 from agentrl.view.security import Guard, is_loopback
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def view_app(
 
 async def _failed(request: Request, error: Any) -> Response:
     """What cannot be shown, in the error's own words: a wrong name is the reader's, a damaged file is the run's."""
-    return frame.answer(request, 404 if isinstance(error, ConfigError) else 503, str(error))
+    status = 400 if isinstance(error, WrongQuestion) else 404 if isinstance(error, ConfigError) else 503
+    return frame.answer(request, status, str(error))
 
 
 async def _refused(request: Request, error: Any) -> Response:

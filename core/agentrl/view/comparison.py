@@ -10,11 +10,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from agentrl.config.changes import changes
-from agentrl.errors import AgentRLError, ConfigError
+from agentrl.errors import AgentRLError
 from agentrl.runs.reader import Run
 from agentrl.view import frame
 from agentrl.view.account import account
 from agentrl.view.plots import Group, Plot, groups_of
+from agentrl.view.query import WrongQuestion
 from agentrl.view.standing import mark, standing
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def _compare(request: Request) -> Response:
     library = frame.library(request)
     names = list(dict.fromkeys(request.query_params.getlist("run")))
     if not names:
-        raise ConfigError("no run is named to be compared", fix="mark runs in the list of all runs")
+        raise WrongQuestion("no run is named to be compared", fix="mark runs in the list of all runs")
     if len(names) > _MOST:
-        raise ConfigError(f"{len(names)} runs are too many to be told apart", fix=f"compare at most {_MOST} at once")
+        raise WrongQuestion(f"{len(names)} runs are too many to be told apart", fix=f"compare at most {_MOST} at once")
     runs = [library.run(name) for name in names]
     metrics = tuple(dict.fromkeys(each for each in request.query_params.getlist("metric") if each)) or _USUAL
     etag = frame.tag_of(metrics, *((name, *mark(run)) for name, run in zip(names, runs, strict=True)))

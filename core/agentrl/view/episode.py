@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentrl.errors import ConfigError, near_matches
+from agentrl.errors import ConfigError, near_matches, shown
 from agentrl.rollout.contract import Episode, Fate
 from agentrl.runs.contract import EpisodeRow
+from agentrl.runs.queries import parse_key
 from agentrl.runs.reader import Run
 from agentrl.view import frame
 from agentrl.view.conversation import offered_tools
 from agentrl.view.pieces import pieces_of
-from agentrl.view.query import EpisodeQuery, whole
+from agentrl.view.query import EpisodeQuery, WrongQuestion, asked, whole
 from agentrl.view.reading import LONGEST_PART, TURNS, Reading, text_of_part
 from agentrl.view.stored import StoredEpisodes
 from agentrl.view.timeline import timeline
@@ -29,6 +30,8 @@ __all__ = ["FATES", "ROUTES"]
 
 View = Literal["conversation", "tokens", "tree", "timeline"]
 _VIEWS: tuple[View, ...] = get_args(View)
+_FIELDS = ("view", "at", "from", "colour", "written", "token")
+"""What its address may hold beside the table that led here. A token is there where a server asked for one before."""
 
 FATES: Final[Mapping[Fate, str]] = {
     "trained": "At least one of its tokens is in the loss, with an advantage that is not 0.",
@@ -57,9 +60,9 @@ def _episode(request: Request) -> Response:
     name, key = request.path_params["run"], request.path_params["key"]
     run = frame.library(request).run(name)
     view = _view(request)
-    query = EpisodeQuery.read(request.query_params)
-    place = whole("at", request.query_params["at"]) if "at" in request.query_params else None
-    row = run.row(key)
+    query = EpisodeQuery.read(request.query_params, others=_FIELDS)
+    place = _whole(request, "at")
+    row = _row(run, name, key)
     previous, following = _neighbours(run, row, query, place)
     etag = frame.tag_of(run.path, str(request.url), row, previous, following)
     if (same := frame.unchanged(request, etag)) is not None:
@@ -87,8 +90,25 @@ def _episode(request: Request) -> Response:
 def _view(request: Request) -> View:
     given = request.query_params.get("view", "conversation")
     if given not in _VIEWS:
-        raise ConfigError(f"view={given!r} is unknown", fix=near_matches(given, _VIEWS))
+        raise WrongQuestion(f"view={shown(given, 40)} is unknown", fix=near_matches(given, _VIEWS))
     return given
+
+
+def _whole(request: Request, name: str) -> int | None:
+    """The whole number of a field of the address; ``None`` where it has none."""
+    given = request.query_params.get(name, "").strip()
+    with asked():
+        return whole(name, given) if given else None
+
+
+def _row(run: Run, name: str, text: str) -> EpisodeRow:
+    """The newest episode of the key ``text``. Raises ``ConfigError`` where there is none."""
+    key = parse_key(text)
+    rows = run.episodes(phase=key.phase, group=key.group, task=key.task)
+    row = next((row for row in reversed(rows) if row.key == key), None)
+    if row is None:
+        raise ConfigError(f"the run {name} has no episode {key}, or not yet")
+    return row
 
 
 def _stored(request: Request) -> StoredEpisodes:
@@ -130,7 +150,7 @@ def _at(rows: Sequence[EpisodeRow], index: int, first: int | None) -> tuple[str,
 
 
 def _conversation(request: Request, run: Run, row: EpisodeRow, episode: Episode) -> dict[str, Any]:
-    start = max(0, whole("from", request.query_params.get("from", "0")))
+    start = max(0, _whole(request, "from") or 0)
     is_written = request.query_params.get("written") == "1"
     reading = Reading(episode)
     return {
@@ -145,11 +165,11 @@ def _conversation(request: Request, run: Run, row: EpisodeRow, episode: Episode)
 def _tokens(request: Request, run: Run, row: EpisodeRow, episode: Episode) -> dict[str, Any]:
     pieces = pieces_of(run)
     tokens = TokenView(episode.tree, run.trained(row.key), pieces)
-    given = request.query_params.get("from")
-    start = tokens.first_sampled() if given is None else min(max(0, whole("from", given)), max(0, len(tokens) - 1))
+    given = _whole(request, "from")
+    start = tokens.first_sampled() if given is None else min(max(0, given), max(0, len(tokens) - 1))
     colour = request.query_params.get("colour", "logprob")
     if colour not in COLOURS:
-        raise ConfigError(f"colour={colour!r} is unknown", fix=near_matches(colour, COLOURS))
+        raise WrongQuestion(f"colour={shown(colour, 40)} is unknown", fix=near_matches(colour, COLOURS))
     return {
         "tokens": tokens.page(start, TOKENS),
         "count": len(tokens),
@@ -191,11 +211,11 @@ def _part(request: Request) -> Response:
     """A text of an episode that its page shows only the beginning of."""
     name, key = request.path_params["run"], request.path_params["key"]
     run = frame.library(request).run(name)
-    row = run.row(key)
+    row = _row(run, name, key)
     episode = _stored(request).read(run, row)
     part = request.query_params.get("part", "")
     text = text_of_part(episode, part)
-    start = min(max(0, whole("from", request.query_params.get("from", "0"))), len(text))
+    start = min(max(0, _whole(request, "from") or 0), len(text))
     end = min(len(text), start + LONGEST_PART)
     return frame.page(
         request,

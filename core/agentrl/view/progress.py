@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentrl.errors import ConfigError, RunError
+from agentrl.errors import RunError, shown
 from agentrl.view import frame
 from agentrl.view.account import Account, account
 from agentrl.view.columns import columns
 from agentrl.view.plots import groups_of
+from agentrl.view.query import WrongQuestion
 from agentrl.view.standing import mark, standing
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def _curves(request: Request) -> Response:
     asked = request.query_params
     names = tuple(dict.fromkeys(asked.getlist("name")))
     if len(names) > _MOST_NAMES:
-        raise ConfigError(f"{len(names)} metrics at once are too many: ask for at most {_MOST_NAMES}")
+        raise WrongQuestion(f"{len(names)} metrics at once are too many: ask for at most {_MOST_NAMES}")
     numbers = {}
     for field in ("after", "until", "every", "file"):
         text = asked.get(field, "")
-        if text and not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"{field}={text} is no number from 0 on")
+        if text and not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise WrongQuestion(f"{field}={shown(text, 40)} is no number from 0 on")
         numbers[field] = int(text) if text else None
     lines, file = run.metrics(), _file_of(run.path)
     known = file == numbers["file"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 from urllib.parse import urlencode
@@ -10,8 +12,9 @@ from urllib.parse import urlencode
 from agentrl.errors import ConfigError, Side, near_matches, shown
 from agentrl.rollout.contract import Fate, Outcome, Phase
 from agentrl.runs.contract import EpisodeFilter, SortKey
+from agentrl.runs.queries import phrases
 
-__all__ = ["PAGE", "PRESETS", "EpisodeQuery", "address", "phase_of", "whole"]
+__all__ = ["PAGE", "PRESETS", "EpisodeQuery", "WrongQuestion", "address", "asked", "phase_of", "whole"]
 
 PAGE = 50
 """Rows of a table that are shown at once."""
@@ -25,6 +28,19 @@ PRESETS: Mapping[str, Mapping[str, str]] = {
 """What one looks at first, as fields of the address."""
 
 _DIRECTION = "descending"
+
+
+class WrongQuestion(ConfigError):
+    """A field after the ``?`` of an address has a value that it cannot have, or there is no such field."""
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Within it, fields after the ``?`` of an address are read: a ``ConfigError`` becomes a ``WrongQuestion``."""
+    try:
+        yield
+    except ConfigError as error:
+        raise WrongQuestion(error.message, fix=error.fix) from error
 
 
 def whole(name: str, given: str) -> int:
@@ -46,12 +62,20 @@ def address(fields: Mapping[str, object]) -> str:
 
 def _number(name: str, given: str) -> float:
     try:
-        return float(given)
-    except ValueError as error:
-        raise ConfigError(f"{name}={shown(given, 40)} is no number", fix=f"write it as {name}=0.5") from error
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise ConfigError(f"{name}={shown(given, 40)} is no number", fix=f"write it as {name}=0.5")
+    return value
 
 
 def _text(name: str, given: str) -> str:
+    return given
+
+
+def _searched(name: str, given: str) -> str:
+    phrases(given)
     return given
 
 
@@ -81,7 +105,7 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "tool": _text,
     "min_reward": _number,
     "max_reward": _number,
-    "text": _text,
+    "text": _searched,
 }
 _SORTS: tuple[SortKey, ...] = get_args(SortKey)
 
@@ -96,18 +120,24 @@ class EpisodeQuery:
     offset: int = 0
 
     @classmethod
-    def read(cls, given: Mapping[str, str]) -> EpisodeQuery:
-        """The query of an address. Fields without a value do not count, and others than these are passed over.
+    @asked()
+    def read(cls, given: Mapping[str, str], others: Iterable[str] = ()) -> EpisodeQuery:
+        """The query of an address, which may have the fields ``others`` beside its own. Those without a value do not
+        count.
 
-        Raises ``ConfigError`` for a value that its field cannot have.
+        Raises ``WrongQuestion`` for a value that its field cannot have, and for any other field: one that is misspelled
+        would show every episode.
         """
+        known = (*_READ, "sort", _DIRECTION, "offset", *others)
+        if unknown := [name for name in given if name not in known]:
+            raise ConfigError(f"there is no field {shown(unknown[0], 40)} here", fix=near_matches(unknown[0], known))
         values = {name: value.strip() for name, value in given.items() if value.strip()}
         sort = _one_of(_SORTS)("sort", values.get("sort", "committed"))
         default = "1" if sort == "committed" else "0"
         return cls(
             cast(EpisodeFilter, {name: _READ[name](name, values[name]) for name in _READ if name in values}),
             cast(SortKey, sort),
-            values.get(_DIRECTION, default) in ("1", "true"),
+            _one_of(("0", "1"))(_DIRECTION, values.get(_DIRECTION, default)) == "1",
             max(0, whole("offset", values.get("offset", "0"))),
         )
 
