@@ -22,11 +22,11 @@ from agentrl.errors import ConfigError, RunError
 from agentrl.gateway.contract import Call
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure
 from agentrl.runs import schema
-from agentrl.runs.contract import Checkpoint, EpisodeFilter, Membership, RunInfo, Summary
+from agentrl.runs.contract import Checkpoint, EpisodeFilter, Membership, RunInfo, SortKey, Summary
 from agentrl.runs.episodes import EpisodeReader
 from agentrl.runs.folder import FolderLock, RunFolder, run_names
 from agentrl.runs.metrics import MetricsLog
-from agentrl.runs.queries import parse_key
+from agentrl.runs.queries import condition, parse_key
 from agentrl.runs.reader import Run
 from agentrl.runs.store import EpisodeStore
 from agentrl.tokens.contract import Sampled, TokenTree
@@ -203,6 +203,29 @@ def test_checkpoints_are_listed_and_the_best_is_that_of_the_best_evaluation(fold
 def test_episodes_are_filtered(run: Run, filters: dict[str, object], found: int) -> None:
     assert len(run.episodes(**filters)) == run.count(**filters) == found  # type: ignore[arg-type]
     assert len(list(run.load_episodes(**filters))) == found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("filters", [{}, {"text": "what*"}, {"text": "maybe", "min_reward": 0.0}, {"phase": "train"}])
+@pytest.mark.parametrize("sort", ["committed", "reward"])
+@pytest.mark.parametrize("limit", [2, 100])
+@pytest.mark.parametrize("offset", [0, 1, 50])
+def test_a_page_has_the_rows_and_the_count_that_are_read_alone(
+    run: Run, filters: EpisodeFilter, sort: SortKey, limit: int, offset: int
+) -> None:
+    rows = run.episodes(sort=sort, descending=True, limit=limit, offset=offset, **filters)
+    page = run.page(sort=sort, descending=True, limit=limit, offset=offset, **filters)
+    assert page == (rows, run.count(**filters))
+    assert page[1] > 1
+
+
+def test_a_page_of_a_search_looks_into_the_index_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "agentrl.runs.episodes.condition",
+        lambda connection, version, filters: asked.append(filters) or condition(connection, version, filters),
+    )
+    rows, count = run.page(limit=1, text="maybe")
+    assert (len(rows), count, len(asked)) == (1, 3, 1)
 
 
 def test_a_filter_that_is_not_known_is_refused(run: Run) -> None:

@@ -105,6 +105,27 @@ class EpisodeReader:
             with self._decoding():
                 return tuple(map(to_row, found))
 
+    def page(
+        self, sort: SortKey, descending: bool, limit: int, offset: int, **filters: Unpack[EpisodeFilter]
+    ) -> tuple[tuple[EpisodeRow, ...], int]:
+        """What ``rows`` gives, and how many episodes match in all; a search looks into the index once for both."""
+        if "text" not in filters:  # A count over an index is cheaper than all ids in order.
+            rows = self.rows(sort=sort, descending=descending, limit=limit, offset=offset, **filters)
+            is_whole = len(rows) < limit and (rows or not offset)
+            return rows, offset + len(rows) if is_whole else self.count(**filters)
+        with self._opened() as (connection, version):
+            where, values = condition(connection, version, filters)
+            order = ordered(sort, descending)
+            ids = (
+                f"SELECT id, count(*) OVER () FROM episodes WHERE {where} ORDER BY {order} LIMIT :limit OFFSET :offset"
+            )
+            found = connection.execute(ids, values | {"limit": limit, "offset": offset}).fetchall()
+            chosen = json.dumps([id for id, _ in found])
+            wanted = f"{ROWS} WHERE id IN (SELECT value FROM json_each(?)) ORDER BY {order}"
+            with self._decoding():
+                rows = tuple(map(to_row, connection.execute(wanted, (chosen,))))
+        return rows, found[0][1] if found else self.count(**filters) if offset else 0
+
     def count(self, **filters: Unpack[EpisodeFilter]) -> int:
         """How many episodes match ``filters``."""
         with self._opened() as (connection, version):

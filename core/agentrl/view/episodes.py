@@ -44,10 +44,9 @@ def _episodes(request: Request) -> Response:
     if (same := frame.unchanged(request, etag)) is not None:
         return same
     query = EpisodeQuery.read(request.query_params, others=("token",))  # As an old address may have it.
-    rows = run.episodes(sort=query.sort, descending=query.descending, limit=PAGE, offset=query.offset, **query.filters)
-    # Where the table ends on this page, its end says how many there are.
-    is_whole = len(rows) < PAGE and (rows or not query.offset)
-    count = query.offset + len(rows) if is_whole else run.count(**query.filters)
+    rows, count = run.page(
+        sort=query.sort, descending=query.descending, limit=PAGE, offset=query.offset, **query.filters
+    )
     return frame.page(
         request,
         "episodes.html",
