@@ -16,14 +16,15 @@ _A_KIND = 2
 
 
 def kind_of(url: str) -> str:
-    """The path without its numbers and keys of episodes, and the view that is asked for: what tells pages apart."""
+    """The path without its numbers, those in keys of episodes too, and the view that is asked for: what tells pages
+    apart. Pages of training and of evaluations are of two kinds."""
     parts = urlsplit(url)
-    path = re.sub(r"/(train|eval|eval-greedy)(-\d+)+", "/KEY", parts.path)
+    path = re.sub(r"(?<=/)(train|eval|eval-greedy)(-\d+)+", r"\1-N", parts.path)
     view = dict(parse_qsl(parts.query)).get("view")
     return re.sub(r"\d+", "N", path) + (f"?view={view}" if view else "")
 
 
-def crawl(window: Watched, start: str, *, most: int = 40, picture: str = "") -> list[str]:
+def crawl(window: Watched, start: str, *, most: int = 60, picture: str = "") -> list[str]:
     """Open ``start`` and at most ``most`` pages that can be reached from it; at most a few of each kind.
 
     Every page has a heading, and none is wider than the window.

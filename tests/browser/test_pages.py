@@ -9,7 +9,14 @@ from playwright.sync_api import expect
 from tests.browser.crawling import crawl, kind_of
 from tests.browser.watching import Watched
 
-VIEWS = {"/", "/runs/recorded"}
+VIEWS = {
+    "/",
+    "/runs/recorded",
+    "/runs/recorded/episodes",
+    *(f"/runs/recorded/episodes/train-N{view}" for view in ("", "?view=tokens", "?view=tree", "?view=timeline")),
+    "/runs/recorded/groups/train/N",
+    "/runs/recorded/tasks/train/N",
+}
 """Kinds of pages that links lead to from the list of runs."""
 
 
