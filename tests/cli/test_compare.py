@@ -44,6 +44,7 @@ def test_it_says_what_differs_and_what_came_of_it(two: tuple[Run, Run], capsys: 
         assert told_of["reward_first"] == steps[0].metrics["reward/mean"]
         assert told_of["tokens"]["sampled"] == sum(line.metrics["tokens/completion"] or 0 for line in steps)
         assert told_of["seconds"]["steps"] == sum(line.metrics["seconds/step"] or 0 for line in steps)
+        assert told_of["cost"] == {"seconds": run.cost.seconds}
         rewards = [line.metrics["evaluation/reward"] for line in run.evaluations()]
         assert [each["reward"] for each in told_of["evaluations"]] == rewards
     heading, *rows = told(capsys, "first", "second").splitlines()

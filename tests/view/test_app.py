@@ -15,9 +15,10 @@ from agentrl.config import load_config
 from agentrl.runs.contract import Summary
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsLog
+from agentrl.runs.reader import Run
 from agentrl.view.app import view_app
 from agentrl.view.library import Library
-from agentrl.view.standing import Standing
+from agentrl.view.standing import Standing, standing
 
 
 def made(place: Path, name: str, outcome: str | None = "completed") -> RunFolder:
@@ -96,6 +97,17 @@ def test_what_there_is_not_is_said_in_a_sentence(tmp_path: Path, path: str, said
     answer = client(tmp_path).get(path)
     assert answer.status_code == 404
     assert said in answer.text
+
+
+def test_the_cost_of_a_run_is_that_of_its_reader_with_evaluations_and_what_came_after_the_last_line(tmp_path: Path):
+    folder = made(tmp_path, "one", outcome=None)
+    with MetricsLog(folder.metrics) as log:
+        log.append(3, {"cost/machine/money": 0.5, "cost/rollout/judge/money": 0.25, "cost/money": 0.75})
+        log.append(3, {"evaluation/reward": 0.5, "cost/machine/money": 0.125, "cost/money": 0.125})
+    run = Run(folder.path)
+    assert standing("one", run).money == run.cost.money == 0.875
+    folder.write_summary(Summary("completed", cost={"currency": "USD", "money": 1.5, "machine": {"money": 1.5}}))
+    assert standing("one", run).money == run.cost.money == 1.5
 
 
 def test_runs_of_one_name_in_two_folders_are_told_apart_and_one_that_is_taken_away_is_gone(tmp_path: Path):

@@ -46,7 +46,8 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
     """Show RUNs, folders or names, side by side: the settings in which they differ, rewards, evaluations, time, tokens.
 
     Rewards are means of training steps, the first one and the last ten; evaluations are those on held-out tasks after
-    each number of steps. Seconds and tokens are sums over all steps.
+    each number of steps. Seconds and tokens are sums over all steps; the cost
+    is that of the whole run, evaluations included.
     """
     if len(runs) < 2:
         raise ConfigError(f"there is nothing to compare {runs[0]!r} with", fix="name two runs or more")
@@ -103,8 +104,13 @@ def _described(run: Run) -> dict[str, Any]:
         },
         "tokens": {**tokens, "sampled a second": tokens["sampled"] / in_steps if in_steps else None},
         "episodes": _sum(steps, "rollout/episodes"),
-        "cost": _sums(steps, "cost/"),
+        "cost": _cost(run),
     }
+
+
+def _cost(run: Run) -> dict[str, float]:
+    cost = run.cost
+    return {"seconds": cost.seconds} | ({} if cost.money is None else {"money": cost.money}) if cost.numbers else {}
 
 
 def _evaluation(line: MetricsLine) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def runs(app: App, folder: Path | None, as_json: bool) -> None:
     A run is running, completed, interrupted, failed, or killed, where no process writes to it and none has said how it
     ended. The steps are those done and those to do, and the reward is the mean on held-out tasks, before and now; of a
     run of `agentrl sft` it is the loss on held-out conversations. Tokens a second are those of the newest steps, the
-    cost is that of all steps where the config has prices.
+    cost is that of the whole run where the config has prices.
     """
     from agentrl.config import load_config
     from agentrl.errors import ConfigError

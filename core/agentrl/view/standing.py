@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentrl.costs.cost import Cost
 from agentrl.errors import AgentRLError
 from agentrl.runs.contract import MetricsLine, RunInfo, RunState
 from agentrl.runs.reader import Run
@@ -38,7 +39,7 @@ class Standing:
     tokens_per_second: float | None = None
     """Sampled tokens, or trained ones where nothing is sampled, over the time of the newest steps."""
     money: float | None = None
-    """What the steps so far have cost, where the config has prices."""
+    """What the run has cost so far, where the config has prices."""
     ended: str | None = None
     """The outcome in the words of ``summary.json``, once there is one."""
     error: str | None = None
@@ -56,8 +57,11 @@ def standing(name: str, run: Run) -> Standing:
     told: dict[str, object] = {}
     try:
         state = told["state"] = run.state
-        told["ended"] = run.summary.outcome if state != "running" and run.summary is not None else None
+        summary = run.summary if state != "running" else None
+        told["ended"] = None if summary is None else summary.outcome
         told |= _measured(run.metrics())
+        if summary is not None and summary.cost:  # With what came after the last line.
+            told["money"] = Cost.from_json(summary.cost).money
         told["info"] = run.info
     except AgentRLError as error:
         told["error"] = str(error)
@@ -85,7 +89,7 @@ def _measured(lines: list[MetricsLine]) -> dict[str, object]:
     evaluations = sorted((line for line in lines if line.is_evaluation), key=lambda line: line.step)
     values = [(line.step, value) for line in evaluations if (value := _evaluated(line)) is not None]
     rewards = [value for line in steps if (value := line.metrics.get("reward/mean")) is not None]
-    money = [value for line in steps if (value := line.metrics.get("cost/money")) is not None]
+    money = [value for line in lines if (value := line.metrics.get("cost/money")) is not None]
     return {
         "steps": max((line.step for line in steps), default=0),
         "step_reward": rewards[-1] if rewards else None,
