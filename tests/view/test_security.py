@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,35 @@ def test_the_redirect_without_the_token_stays_on_this_server(path: str):
     location = client("0.0.0.0", TOKEN).get(f"http://127.0.0.1:8000{path}?token={TOKEN}").headers["location"]
     assert location.startswith("/")
     assert not location.startswith(("//", "/\\"))
+
+
+def test_the_redirect_of_a_client_that_sends_backslashes_stays_on_this_server():
+    answers = []
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/\\evil.example",
+        "raw_path": b"/\\evil.example",
+        "query_string": f"token={TOKEN}".encode(),
+        "headers": [(b"host", b"127.0.0.1")],
+    }
+    asyncio.run(Guard(PlainTextResponse("the page"), own_hosts("0.0.0.0"), TOKEN, COOKIE)(scope, no_body, send))
+    assert dict(answers[0]["headers"])[b"location"] == b"/evil.example"
+
+
+async def no_body() -> Any:
+    raise AssertionError("nothing is read of a request")
+
+
+@pytest.mark.parametrize("other", ["x y", '{"a": 1}', 'a="', "=", "ü=1", "a=[1]"])
+def test_cookies_of_other_servers_of_the_machine_do_no_harm(other: str):
+    own = client("0.0.0.0", TOKEN).get(f"/?token={TOKEN}").headers["set-cookie"].partition(";")[0]
+    for header in (f"{other}; {own}", f"{own}; {other}", f"{COOKIE}=old; {other}; {own}"):
+        assert client("0.0.0.0", TOKEN).get("/", headers={"cookie": header.encode()}).text == "the page"
 
 
 @pytest.mark.parametrize(

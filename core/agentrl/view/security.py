@@ -21,7 +21,6 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
@@ -150,8 +149,8 @@ class Guard:
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
         if given and hmac.compare_digest(given[0].encode(), token):
             rest = urlencode([field for field in fields if field[0] != _TOKEN])
-            # Two slashes at its beginning would make the address that of another server.
-            location = "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
+            # Two slashes at its beginning, of either kind, would make the address that of another server.
+            location = "/" + path.lstrip("/\\") + (f"?{rest}" if rest else "")
             cookie = f"{self._cookie}={_stand_in(token)}; Path=/; Max-Age={_YEAR}; HttpOnly; SameSite=Strict"
             return 303, {"location": location, "set-cookie": cookie}, "go on without the token in the address\n"
         if not given and any(hmac.compare_digest(each, _stand_in(token).encode()) for each in self._cookies(scope)):
@@ -160,15 +159,10 @@ class Guard:
         return 401, {}, f"{wrong}: open the address that `agentrl view` printed, with ?token=… at its end\n"
 
     def _cookies(self, scope: Scope) -> list[bytes]:
-        found = []
-        for header in _values(scope, b"cookie"):
-            try:
-                cookies = SimpleCookie(header)
-            except CookieError:
-                continue
-            if (cookie := cookies.get(self._cookie)) is not None:
-                found.append(cookie.value.encode())
-        return found
+        # Not by http.cookies: it gives up at the first that it cannot read, and all servers of a machine, whatever they
+        # call theirs, share one header.
+        pairs = (each.partition("=") for header in _values(scope, b"cookie") for each in header.split(";"))
+        return [value.strip().encode() for name, _, value in pairs if name.strip() == self._cookie]
 
 
 def _stand_in(token: bytes) -> str:
