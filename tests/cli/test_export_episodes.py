@@ -138,6 +138,9 @@ def test_a_file_is_whole_or_not_there_and_never_replaced_unasked(run: Run, tmp_p
     ("arguments", "message"),
     [
         (("first", "-", "--json"), "--json has no effect"),
+        (("first", ".", "--overwrite"), r"\. is a folder"),
+        (("first", ".."), "is a folder"),
+        (("first", ""), "is a folder"),
         (("frist", "out.jsonl"), "did you mean 'first'"),
         (("first", "out.jsonl", "--step", "9"), "no episode of first has step 9"),
         (("first", "out.jsonl", "--min-reward", "99"), "no episode of first matches"),

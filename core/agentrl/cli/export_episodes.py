@@ -67,6 +67,8 @@ def export_episodes(run: str, out: str, form: str, overwrite: bool, as_json: boo
     if not matching:
         raise ConfigError(nothing_found(chosen, filters))
     path = None if out == "-" else Path(out).expanduser()
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{out or '.'} is a folder", fix="name a file in it")
     if path is not None and path.exists() and not overwrite:
         raise ConfigError(f"{out} exists", fix="name another file, or add --overwrite")
     left_out: Counter[str] = Counter()
