@@ -19,6 +19,7 @@ FIELDS: dict[str, Any] = {
     "step": 2,
     "task": 0,
     "group": 1,
+    "version": 1,
     "min_reward": 0.5,
     "max_reward": 0.25,
     "text": '"answer with a number"',

@@ -27,6 +27,7 @@ from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.rollout.contract import Episode, EpisodeKey
+from agentrl.runs.contract import EpisodeFilter
 from agentrl.runs.folder import RunFolder
 from agentrl.runs.migrations import FIRST_WITH_TABLES
 from agentrl.runs.reader import Run
@@ -282,6 +283,11 @@ def test_a_page_that_has_not_changed_is_not_made_again(run: Run, browser: TestCl
     for path in ("episodes", f"episodes/{key}", f"groups/train/{key.group}", f"tasks/train/{key.task}"):
         tag = browser.get(f"/runs/recorded/{path}").headers["etag"]
         assert browser.get(f"/runs/recorded/{path}", headers={"if-none-match": tag}).status_code == 304
+
+
+def test_the_form_has_a_field_for_every_filter(browser: TestClient):
+    fields = re.findall(r'<(?:input|select) name="(\w+)"', browser.get("/runs/recorded/episodes").text)
+    assert set(EpisodeFilter.__annotations__) <= set(fields)
 
 
 @pytest.mark.parametrize(
