@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import agentrl
+from agentrl.cli.view import NEEDED
 from agentrl.config.section import PartModel
 from agentrl.errors import PluginError
 from agentrl.extras import MissingExtra, missing_extra, missing_extras
@@ -44,6 +47,8 @@ OTHERS = {
     "wandb": "wandb",
 }
 """The extras of packages that the extra ``train`` does not bring."""
+VIEW = {name for name, extra in OTHERS.items() if extra == "view"} | {"jinja2", "starlette", "uvicorn"}
+"""What the extra ``view`` brings, some of it as ``train`` does."""
 TEST_TOOLS = {"pytest", "_pytest"}
 
 WITHOUT = """
@@ -91,6 +96,14 @@ def test_a_base_install_says_what_to_install_and_exits_with_3(arguments: str) ->
         extra = "view" if arguments == "view" else "train"
         assert result.stderr.endswith(f"(pip install 'agentrl-core[{extra}]')\n")
         assert (result.stdout, result.stderr.count("\n")) == ("", 1)
+
+
+def test_the_page_asks_for_what_its_extra_brings_and_for_nothing_else() -> None:
+    listed = [each for each in metadata.requires("agentrl-core") or [] if 'extra == "view"' in each]
+    found = metadata.packages_distributions()
+    bringing = {canonicalize_name(name) for module in NEEDED for name in found[module]}
+    assert {canonicalize_name(Requirement(each).name) for each in listed} == bringing
+    assert set(NEEDED) == VIEW
 
 
 @pytest.mark.parametrize("module", optional())

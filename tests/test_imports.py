@@ -38,7 +38,7 @@ LAYERS = (
     {"costs"},
     {"config"},
     {"_lazy"},
-    {"extras", "machine"},
+    {"extras", "listening", "machine"},
     {"errors", "environ", "locks", "clients", "loops", "redaction", "threads"},
 )
 """Top to bottom; those of one layer do not import each other."""

@@ -88,6 +88,20 @@ def test_every_tracker_hears_everything_in_order(config: Config) -> None:
         ]
 
 
+@pytest.mark.parametrize("score", ["evaluation/reward", "evaluation/loss"])
+def test_an_evaluation_and_a_step_have_no_name_in_common(config: Config, score: str) -> None:
+    """A tracker that keeps one row a step would lose one of two numbers of a name."""
+    recorder = Recorder()
+    with Trackers([("mine", recorder)], pytest.fail) as trackers:
+        trackers.start(run_info(config), config)
+        trackers.log(2, {"reward/mean": 0.5, "cost/seconds": 1.0})
+        trackers.log(2, {score: 0.5, "cost/seconds": 3.0})
+    assert [told for told in recorder.told if told[0] == "log"] == [
+        ("log", 2, {"reward/mean": 0.5, "cost/seconds": 1.0}),
+        ("log", 2, {score: 0.5, "evaluation/cost/seconds": 3.0}),
+    ]
+
+
 @pytest.mark.parametrize("verb", ["start", "log", "finish"])
 def test_one_that_raises_is_off_with_a_warning_and_counted(config: Config, verb: str) -> None:
     bad, good, warnings = Recorder(ZeroDivisionError("by\nzero"), verb), Recorder(), []

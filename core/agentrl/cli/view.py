@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from agentrl.runs.contract import EpisodeFilter, SortKey
     from agentrl.view.library import Library
 
-__all__ = ["view"]
+__all__ = ["NEEDED", "view"]
 
-_NEEDED = ("plotly", "jinja2", "latex2mathml", "markdown_it", "markupsafe", "starlette", "uvicorn")
+NEEDED = ("plotly", "jinja2", "latex2mathml", "markdown_it", "markupsafe", "starlette", "uvicorn")
+"""The packages of the extra ``view``, as they are imported."""
 _AUTO = "auto"
 _NEWEST = "newest"
 
@@ -104,7 +105,7 @@ def view(
     """
     from agentrl.extras import require
 
-    for module in _NEEDED:
+    for module in NEEDED:
         require(module, "view")
     filters = chosen_filters(options)
     _check_used(
@@ -113,16 +114,24 @@ def view(
     if file is not None:
         _export(runs, file, keys, filters, sort, descending, limit, as_json=as_json)
         return
+    from agentrl.listening import listen
     from agentrl.view.library import Library
     from agentrl.view.security import is_loopback, new_token
-    from agentrl.view.server import address_of, check_exposure, listen, serve
+    from agentrl.view.server import address_of, check_exposure, serve
 
     # An empty --token is that of a variable that is not set: without one, others would read what it was to guard.
     given = (os.environ.get(VIEW_TOKEN) or None) if token is None else token
     secret = new_token() if given == _AUTO else given
     check_exposure(host, secret)
     library = Library(_places(runs))
-    with listen(host, port) as listener:
+    here = listen(
+        host,
+        port,
+        what="the page",
+        other_port="leave --port out for a free one, or take another",
+        other_host="take another --host or --port",
+    )
+    with here as listener:
         address = f"{address_of(host, listener)}{_path(library)}"
         shown = f"{address}?token={secret}" if given == _AUTO else address
         _tell(shown, library, as_json, is_open=not is_loopback(host))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import http
 import ipaddress
 import socket
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
 
-from agentrl.errors import ConfigError, GatewayError, RunError
+from agentrl.errors import GatewayError, RunError
 from agentrl.gateway.connection import DEFAULT_LIMITS, Connection, ConnectionLimits, connection_of, header_too_large
 from agentrl.gateway.contract import Exchange, Reply
 from agentrl.gateway.retries import LastPart
+from agentrl.listening import listen
 from agentrl.loops import AwakeClock, Ticker
 from agentrl.redaction import redact_log
 
@@ -75,7 +75,12 @@ class Server:
         """
         if self._thread is not None:
             return
-        listener = _listener(*self._address)
+        listener = listen(
+            *self._address,
+            what="the gateway",
+            other_port="take another port, or 0 for a free one",
+            other_host="take another address",
+        )
         self._server = server = self._made()
         self._thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="agentrl-gateway", daemon=True
@@ -136,31 +141,6 @@ class Server:
         if thread.is_alive():
             server.force_exit = True
             raise RunError(f"the gateway's HTTP server did not end within {DEADLINE_S:g} s")
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address of this machine. Raises ``ConfigError`` where that cannot be.
-
-    Its protocol is named because asyncio sets TCP_NODELAY only then. Without it, every answer after a connection's
-    first waits for the client's delayed acknowledgement of its header.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            if port:  # A port that was asked for is free again as soon as its last server has ended.
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"the gateway cannot be served at {host}, port {port}: {error.strerror or error}",
-            fix="take another port, or 0 for a free one" if error.errno == errno.EADDRINUSE else "take another address",
-        ) from error
-    return listener
 
 
 def _url(listener: socket.socket) -> str:

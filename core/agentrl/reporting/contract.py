@@ -78,7 +78,10 @@ class Tracker(Protocol):
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Flat numbers after ``step`` optimiser steps; an evaluation and a step may share a number."""
+        """Flat numbers after ``step`` optimiser steps.
+
+        An evaluation and a step may share ``step``, and no name: those of an evaluation begin with ``evaluation/``.
+        """
         ...
 
     def finish(self, outcome: str) -> None:

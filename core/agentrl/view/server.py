@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
@@ -14,11 +13,10 @@ from agentrl.view.security import is_loopback
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-__all__ = ["address_of", "check_exposure", "listen", "serve"]
+__all__ = ["address_of", "check_exposure", "serve"]
 
 _SHORTEST = 16
 """Fewest characters of a token: with a shorter one, somebody who tries them all may come to the end."""
-_BACKLOG = 1024
 _STOP_S = 1
 """Seconds that requests have to come to their end once the server is stopped."""
 
@@ -35,32 +33,6 @@ def check_exposure(host: str, token: str | None) -> None:
             f"the token has to be at least {_SHORTEST} printable ASCII characters, and has {len(token)} characters",
             fix="--token auto makes one",
         )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address of this machine; port 0 is a free one.
-
-    Raises ``ConfigError`` where that cannot be.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Its protocol is named because asyncio sets TCP_NODELAY only then.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            if port:  # A port that was asked for is free again as soon as its last server has ended.
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        raise ConfigError(
-            f"the page cannot be served at {host}, port {port}: {error.strerror or error}",
-            fix="leave --port out for a free one, or take another" if taken else "take another --host or --port",
-        ) from error
-    return listener
 
 
 def address_of(host: str, listener: socket.socket) -> str:
