@@ -35,3 +35,9 @@ def test_a_metric_is_told_by_its_name_or_by_what_stands_for_it(metric: str, topi
 def test_nothing_is_made_up_for_a_metric_that_nobody_has_explained():
     assert meaning_of("of_a_plugin/loss") is None
     assert meaning_of("reward") is None
+
+
+def test_a_metric_has_one_meaning():
+    """Of two, a page would show the first, to runs of which it is not true."""
+    names = [name for meaning in meanings() for name in meaning.names]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
