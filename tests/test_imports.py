@@ -38,7 +38,7 @@ LAYERS = (
     {"costs"},
     {"config"},
     {"_lazy"},
-    {"extras", "listening", "machine"},
+    {"extras", "hosting", "listening", "machine"},
     {"errors", "environ", "locks", "clients", "loops", "redaction", "threads"},
 )
 """Top to bottom; those of one layer do not import each other."""

@@ -18,6 +18,7 @@ counted and what stops it, and the command line can decide its exit code::
     ├── GatewayError      gateway   a request that the gateway refuses, with its status
     └── RunError          run       the run itself cannot go on                        exit 1
         ├── RunFolderError          …its folder cannot be made                         exit 3
+        ├── HostLostError           …a process that it needs is gone
         └── BudgetError             …it has spent what the config lets it spend
 """
 
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigError",
     "EpisodeTimeout",
     "GatewayError",
+    "HostLostError",
     "Limit",
     "ModelTimeout",
     "PluginError",
@@ -223,6 +225,10 @@ class RunFolderError(RunError):
     """The run cannot start: the place that its folder should be made in does not take it."""
 
     exit_code = 3
+
+
+class HostLostError(RunError):
+    """A process that the run needs, here or on another machine, has ended before it did what it was asked."""
 
 
 class BudgetError(RunError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 from agentrl.costs.contract import Usage
+from agentrl.hosting.contract import Hosts
 
 if TYPE_CHECKING:
     import torch
@@ -330,6 +331,15 @@ class Weights(Protocol):
         """
         ...
 
+    def send(self, target: str, /, **arguments: Any) -> Any:
+        """Call the function ``package.module:function`` with these weights and ``arguments`` where the weights are.
+
+        A learner in other processes has it called in the first of them, so that no tensor passes through this one; only
+        ``arguments``, what it returns and what it raises do. Meanwhile ``tensors`` yields whole tensors, one at a time,
+        which the processes put together. Raises what the function raises.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterContext:
@@ -372,6 +382,9 @@ class BackendContext:
     adapter: AdapterContext | None = None
     """Where an adapter is sampled, or trained, and the backend's class has the attribute ``takes_adapters``, true. Any
     other backend is given whole models, with the adapter merged."""
+    hosts: Hosts | None = None
+    """Starts processes where the scheduler places them, which may be on other machines; ``None`` leaves it to the
+    backend to start its own, here."""
 
 
 class Backend(Protocol):

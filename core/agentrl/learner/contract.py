@@ -14,8 +14,13 @@ none of them may be changed once it is in a batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+from agentrl.inference.contract import Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +37,7 @@ __all__ = [
     "Correction",
     "CorrectionTerms",
     "Critic",
+    "Lease",
     "Loss",
     "Objective",
     "ObjectiveLoss",
@@ -43,6 +49,7 @@ __all__ = [
     "Targets",
     "TermScores",
     "TrainBatch",
+    "Trainable",
     "ValueTerms",
 ]
 
@@ -283,3 +290,68 @@ class Loss:
     penalties: Sequence[Penalty] = ()
     critic: Critic | None = None
     """Where there is one, the learner has a value head."""
+
+
+class Lease(Weights, Protocol):
+    """The weights of one policy version while somebody has them; the end of its block gives them back."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Trainable(Protocol):
+    """A model under training, in this process or in several others. Not thread-safe: one call at a time.
+
+    What each method does and raises is told at ``agentrl.learner.learner.Learner``. One that is computed in other
+    processes raises ``HostLostError`` as well, where one of them is gone; nothing can be asked of it then.
+    """
+
+    @property
+    def version(self) -> int:
+        """How many steps made the weights."""
+        ...
+
+    @property
+    def rows_because(self) -> str | None:
+        """Why the model is trained on padded rows; ``None`` where it takes the forest."""
+        ...
+
+    @property
+    def merges_at_start(self) -> bool:
+        """Whether the model came as an adapter and its base, which an engine may have merged in its own way."""
+        ...
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Return a block in which ``score`` is that of the model before an adapter was trained over it."""
+        ...
+
+    def step(self, batch: TrainBatch) -> StepResult:
+        """Make new weights from ``batch``."""
+        ...
+
+    def score(self, targets: Targets, paths: Sequence[Ints]) -> Scores:
+        """Score ``targets`` on ``paths`` under the current weights."""
+        ...
+
+    def lend(self, borrower: str) -> Lease:
+        """Lend the weights to ``borrower`` until they are given back."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face model or an adapter into ``folder``."""
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Write into ``folder`` what a run needs, beside the weights, to go on as if it had never stopped."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """Take up what ``save_state`` wrote."""
+        ...
+
+    def go_back(self, folder: Path, version: int) -> None:
+        """Take up the checkpoint in ``folder``, as policy version ``version``."""
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.contract import TensorDigest
 from agentrl.inference.digests import tensor_digest
+from agentrl.inference.sending import call_with
 from agentrl.learner.contract import Targets
 from agentrl.learner.folder import save_adapter, save_model
 from agentrl.learner.policy import Policy
@@ -124,6 +125,11 @@ class LentWeights:
                 found[key] = _digest(self._value(parameter, layer), dtypes[name])
             named[name] = found[key]
         return named
+
+    def send(self, target: str, /, **arguments: Any) -> Any:
+        """Call the function ``package.module:function`` with these weights and ``arguments``; see the contract."""
+        self._model()
+        return call_with(self, target, arguments)
 
     def _parameters(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter, LoraLayer | None]]:
         """The parameters by the names that they have without an adapter, each with the layer that adapts it."""

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from agentrl.agents.contract import Data, LoadedAgent
 from agentrl.errors import Limit, Side
 from agentrl.gateway.contract import Call
+from agentrl.hosting.contract import Hosts
 from agentrl.tokens.contract import TokenTree
 
 __all__ = [
@@ -337,6 +338,9 @@ class ExecutorContext:
     """Opens an endpoint for a process that runs agents; whoever opens it closes it."""
     warn: Callable[[str], None]
     """Shows the user a warning; may be called from any thread."""
+    hosts: Hosts | None = None
+    """Starts processes where the scheduler places them, which may be on other machines; ``None`` where there is no
+    scheduler, as in an evaluation of an agent alone."""
 
 
 class Executor(Protocol):

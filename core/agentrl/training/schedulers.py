@@ -17,8 +17,10 @@ class Scheduler(Protocol):
     """What a scheduler is, built with its own keys and, if its signature takes it, ``config``."""
 
     def run(self, train: Callable[[], Summary]) -> Summary:
-        """Call ``train`` once where the run is to take place, and return what it returns; what it raises passes."""
+        """Call ``train`` where the run is to take place, and return what it returns; what it raises passes."""
         ...
+
+    # One that starts processes has `hosts`, an `agentrl.hosting.contract.Hosts`, while `run` lasts.
 
 
 class LocalScheduler:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agentrl.inference.contract import (
     Adapter,
@@ -18,6 +18,7 @@ from agentrl.inference.contract import (
     TensorDigest,
     Weights,
 )
+from agentrl.inference.sending import call_with
 from agentrl.testing.backends.reference import load_reference
 
 if TYPE_CHECKING:
@@ -167,6 +168,9 @@ class _Altered:
 
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
         return self._weights.logprobs(ids)
+
+    def send(self, target: str, /, **arguments: Any) -> Any:
+        return call_with(self, target, arguments)
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
         return self._weights.digests(dtypes)

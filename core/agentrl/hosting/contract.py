@@ -1,0 +1,89 @@
+"""The contract of hosts: processes, here or on other machines, each of which holds one object and calls its methods.
+
+A scheduler starts them: the ranks of a learner, the servers of an engine, the workers that run agents. Whoever asks a
+host knows neither where it is nor what carries the question there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Host", "HostSpec", "Hosts"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """What a host is to be."""
+
+    name: str
+    """What it is called in messages and logs, such as ``learner rank 1``; no two hosts of a run share a name."""
+    target: str
+    """``package.module:Class``: what is called with ``arguments`` in the host, and makes the object that it holds."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """By keyword; plain values, arrays and dataclasses of ours, which are pickled on their way."""
+    cpus: float = 1.0
+    """How many processors it uses, for whoever places it."""
+    gpus: float = 0.0
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that it has beside those of this process."""
+
+
+class Host(Protocol):
+    """A running host. Its methods may be called from any thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def node(self) -> str:
+        """The machine that it runs on, in words."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """The name or IP address at which other hosts reach that machine."""
+        ...
+
+    def ask(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have ``method`` of the object called, and return the future of what it returns.
+
+        A plain method is called when those asked for before it have returned, so that the order of questions is the
+        order of calls; coroutine methods run beside each other on the host's event loop. The future raises what the
+        method raises, as an ``AgentRLError`` of the same class where it is one and else as a ``RunError`` that quotes
+        it, and ``HostLostError`` where the host ends before it has answered. Cancelling it cancels a coroutine; a plain
+        method goes on.
+        """
+        ...
+
+    def stop(self, patience: float) -> None:
+        """End the host: its object's ``close``, where it has one, gets ``patience`` seconds, and then it is killed.
+
+        Returns once its process is gone. Safe to call twice.
+        """
+        ...
+
+
+class Hosts(Protocol):
+    """Starts hosts."""
+
+    @property
+    def address(self) -> str:
+        """The name or IP address at which hosts reach this process: ``127.0.0.1`` where none is elsewhere."""
+        ...
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether hosts may be on other machines, which reach this one over the network and share only some folders."""
+        ...
+
+    def start(self, specs: Sequence[HostSpec], *, patience: float, together: bool = True) -> Sequence[Host]:
+        """Start a host for each of ``specs`` and wait until their objects are made.
+
+        With ``together`` either all are placed or none. Raises ``ConfigError`` where there is no room for them at all,
+        ``RunError`` where they are not there after ``patience`` seconds, with what they wait for, and what the making
+        of an object raises; no host is left then.
+        """
+        ...
