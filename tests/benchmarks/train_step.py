@@ -4,11 +4,13 @@
         [--sides agentrl TRL] [--common 0] [--micro-batch 64] [--set KEY=VALUE ...]
 
 Both train the same model on the same prompts in the same order: 8 groups of 8, the same limit of tokens and the same
-stop token, temperature 1, one optimiser step a batch, no KL term. The learning rate is TRL's default, 1e-6: both go on
-sampling from the start model, so their completions have the same lengths; ``tokens`` is the mean. agentrl runs by
-turns, as TRL does, and with ``rollout.max_staleness=1``, where the rollout goes on beside the learner. The sides run in
-turn, a block of steps each, in processes of their own. TRL runs on torch's own number of CPU threads and on one: the
-first is faster on a machine with cores to spare, the second on a busy one. Without trl, agentrl's figures stand alone.
+stop token, temperature 1, one optimiser step a batch, no KL term. Rewards are random numbers on both sides: where all
+of a step's are equal there is no gradient, which agentrl then does not compute and TRL does. The learning rate is TRL's
+default, 1e-6: both go on sampling from the start model, so their completions have the same lengths; ``tokens`` is the
+mean. agentrl runs by turns, as TRL does, and with ``rollout.max_staleness=1``, where the rollout goes on beside the
+learner. The sides run in turn, a block of steps each, in processes of their own. TRL runs on torch's own number of CPU
+threads and on one: the first is faster on a machine with cores to spare, the second on a busy one. Without trl,
+agentrl's figures stand alone.
 
 ``--common`` puts so many words before every prompt, the same for all. ``--set`` gives agentrl's sides further keys of
 its config, such as ``training.precision=bfloat16``, while TRL stays in float32. ``peak`` is the most memory that a

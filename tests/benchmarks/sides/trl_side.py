@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from multiprocessing.connection import Connection
 from typing import Any
@@ -15,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from agentrl.tasks.arithmetic import Arithmetic
 from agentrl.training.task_order import TaskOrder
 from agentrl_agents.math import SYSTEM
-from agentrl_agents.tasks import question, score
+from agentrl_agents.tasks import question
 
 __all__ = ["run"]
 
@@ -81,9 +82,8 @@ def dataset(workload: Workload) -> Dataset:
     )
 
 
-def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """What ``math`` gives its answers."""
-    return [score(reply[0]["content"], {"answer": truth}) for reply, truth in zip(completions, answer, strict=True)]
+def reward(completions: list[Any], **_: Any) -> list[float]:
+    return [random.random() for _ in completions]
 
 
 class _Paced(TrainerCallback):
