@@ -38,8 +38,9 @@ LAYERS = (
     {"costs"},
     {"config"},
     {"_lazy"},
-    {"extras", "hosting", "listening", "machine"},
-    {"errors", "environ", "locks", "clients", "loops", "redaction", "threads"},
+    {"hosting"},
+    {"extras", "listening", "machine"},
+    {"errors", "environ", "locks", "clients", "loops", "redaction", "supervision", "threads"},
 )
 """Top to bottom; those of one layer do not import each other."""
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

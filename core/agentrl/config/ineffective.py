@@ -29,6 +29,7 @@ _OF_TRAINING = (
     "training.minibatches",
     "training.lora",
     "training.tokens_per_batch",
+    "training.processes",
     "training.checkpoint_every",
     "tasks.train",
     "rollout.group_size",
@@ -143,6 +144,10 @@ def _dead(config: Config) -> Iterator[tuple[str, str]]:
     elif config.training.learning_rate == 0:
         for key in ("warmup_steps", "schedule", "weight_decay"):
             yield f"training.{key}", "training.learning_rate is 0"
+    if config.training.processes == 1 and config.scheduler.type == "local":
+        yield "training.restarts", "training.processes is 1, so that there is no process to lose"
+    elif config.is_online:
+        yield "training.restarts", "nobody can repeat what people did in the sessions of agent=online"
     if config.tasks.eval is None:
         for key in type(config.evaluation).model_fields:
             if not (no_training and key == "every"):

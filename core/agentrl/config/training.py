@@ -121,6 +121,12 @@ class TrainingSection(Section):
     bfloat16 the optimiser keeps the weights in float32 too, and the gradients."""
     device: str = "auto"
     """Device to train on: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    processes: int = Field(1, ge=1)
+    """Processes that train the model together, each with its share of the weights and of every step: on a machine with
+    GPUs each has one of them, and else a share of the processors. `scheduler` says on which machines they are."""
+    restarts: int = Field(3, ge=0)
+    """How often a run goes on by itself, from its newest checkpoint and the stored episodes, where one of its processes
+    is lost, such as one of `training.processes`. A process that is lost twice in the same step ends the run."""
     timeout: float = Field(3600, gt=0)
     """Seconds that the learner may take for one step, and that one checkpoint may take to be written or loaded."""
     checkpoint_every: int = Field(20, ge=0)

@@ -1,4 +1,5 @@
-"""The contract of hosts: processes, here or on other machines, each of which holds one object and calls its methods.
+"""The contracts of schedulers and of hosts: processes, here or on other machines, each of which holds one object and
+calls its methods.
 
 A scheduler starts them: the ranks of a learner, the servers of an engine, the workers that run agents. Whoever asks a
 host knows neither where it is nor what carries the question there.
@@ -6,12 +7,18 @@ host knows neither where it is nor what carries the question there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Host", "HostSpec", "Hosts"]
+from agentrl.errors import AgentRLError, RunError, one_line, shortened
+
+__all__ = ["Host", "HostSpec", "Hosts", "PlacingScheduler", "Scheduler", "error_of_host"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,9 @@ class HostSpec:
     gpus: float = 0.0
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that it has beside those of this process."""
+    log: Path | None = None
+    """The file that what it prints is added to, which is made with its folder; on another machine it is there only
+    where the folder is shared. Without one, what it has printed last is told in errors, and kept nowhere."""
 
 
 class Host(Protocol):
@@ -87,3 +97,40 @@ class Hosts(Protocol):
         of an object raises; no host is left then.
         """
         ...
+
+
+class Scheduler(Protocol):
+    """Says where a run takes place. A plugin registers a class or a function that makes it, in the entry-point group
+    ``agentrl.schedulers``; it is given its own keys and, if its signature takes it, ``config``."""
+
+    def run(self, train: Callable[[], Result]) -> Result:
+        """Call ``train`` once, where the run is to take place, and return what it returns; what it raises passes."""
+        ...
+
+
+class PlacingScheduler(Scheduler, Protocol):
+    """A scheduler that starts processes for the run, such as those of ``training.processes``."""
+
+    @property
+    def hosts(self) -> Hosts | None:
+        """Starts them while ``run`` lasts; ``None`` before and after it, and where the run needs no processes.
+
+        That a scheduler starts processes at all is told by its having this attribute.
+        """
+        ...
+
+
+def error_of_host(error: BaseException, name: str, method: str) -> AgentRLError:
+    """What ``Host.ask`` raises for ``error``, which ``method`` of the object of the host ``name`` has raised there.
+
+    That is ``error`` itself where it is an ``AgentRLError`` that can be pickled, else a ``RunError`` that quotes it.
+    """
+    if isinstance(error, AgentRLError):
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        try:
+            if type(pickle.loads(pickle.dumps(error))) is type(error):  # noqa: S301 - Pickled here.
+                return error
+        except Exception:
+            return RunError(error.message, fix=error.fix, fingerprint=error.fingerprint)
+    told = shortened(one_line(error), 1000)
+    return RunError(f"{name} could not {method}: {type(error).__name__}: {told}")

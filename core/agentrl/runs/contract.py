@@ -149,6 +149,8 @@ class Summary:
     """Mean held-out loss of a token before the first step, in nats; ``None`` where no conversations were imitated."""
     loss_after: float | None = None
     """The same under the last weights."""
+    restarts: int = 0
+    """How often the run went on by itself after it had lost one of its processes."""
     conversations: int = 0
     """Conversations that were imitated, each as often as it was; ``tokens`` are then those that were trained."""
     over_long: int = 0

@@ -11,6 +11,7 @@ from agentrl.agents.watchdog import Holder, LoopWatchdog
 from agentrl.config.models import Config
 from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import BackendError, ConfigError, PluginError
+from agentrl.hosting.contract import Hosts
 from agentrl.inference.adapter_folder import base_of, is_adapter, read_adapter
 from agentrl.inference.contract import AdapterContext, Backend, BackendContext, ChatBackend, ChatContext
 from agentrl.learner.adapters import plan_adapter
@@ -111,13 +112,15 @@ def build_backend(
     logs: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
     trains: bool = True,
+    hosts: Hosts | None = None,
 ) -> Backend:
     """The backend that the config names, not started; the model folder's weights are of policy version ``version``.
 
     ``trains`` says whether it will be given new weights: whole ones, unless the config trains an adapter.
 
     ``logs`` is the folder for what the backend's processes print; ``None`` keeps nothing of it. ``say`` is called, from
-    any thread, with what a long start waits for. Raises ``ConfigError`` or ``PluginError`` for an unknown name or key.
+    any thread, with what a long start waits for, and ``hosts`` start processes where the scheduler does. Raises
+    ``ConfigError`` or ``PluginError`` for an unknown name or key.
     """
     part = parts.config.inference.backend
     folder, lora = parts.model_folder, parts.config.training.lora
@@ -145,6 +148,7 @@ def build_backend(
         timeout=parts.config.inference.timeout,
         in_flight=parts.config.inference.in_flight,
         adapter=adapter,
+        hosts=hosts,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     _check_is_engine(parts.config, backend)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentrl.config.training import TrainingSection
 from agentrl.errors import RunError
-from agentrl.learner.learner import Learner
+from agentrl.learner.contract import Trainable
 from agentrl.loops import finish
 from agentrl.runs.reader import Run
 from agentrl.training.checkpoints import Conversing, save_checkpoint, superseded
@@ -25,7 +25,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Trainable,
         settings: TrainingSection,
         recorder: RunRecorder,
         conversing: Conversing,

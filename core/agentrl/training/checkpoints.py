@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from agentrl.errors import ConfigError, RunError
 from agentrl.inference.adapter_folder import ADAPTER_CONFIG, is_adapter
-from agentrl.learner.learner import STATE, Learner
+from agentrl.learner.contract import Trainable
+from agentrl.learner.learner import STATE
 from agentrl.runs.reader import Run
 
 __all__ = ["CheckpointInfo", "Conversing", "is_whole", "read_checkpoint", "save_checkpoint", "superseded"]
@@ -63,7 +64,7 @@ class CheckpointInfo:
 
 
 def save_checkpoint(
-    folder: Path, learner: Learner, *, cursor: int, conversing: Conversing = _OWN, seconds: float = 0.0
+    folder: Path, learner: Trainable, *, cursor: int, conversing: Conversing = _OWN, seconds: float = 0.0
 ) -> None:
     """Write the learner's weights and state and the content of ``checkpoint.json`` as plain files into ``folder``.
 

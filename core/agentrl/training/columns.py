@@ -22,9 +22,8 @@ from agentrl.algorithms.contract import Algorithm, TokenAdvantage, TokenTerms
 from agentrl.config.models import Config
 from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import RunError
-from agentrl.learner.contract import TrainBatch
+from agentrl.learner.contract import Trainable, TrainBatch
 from agentrl.learner.frozen import FrozenModel
-from agentrl.learner.learner import Learner
 from agentrl.rollout.contract import EpisodeKey, Failure, Group
 from agentrl.training.sources import Sources
 
@@ -74,7 +73,7 @@ class Columns:
     def load(
         cls,
         algorithm: Algorithm,
-        learner: Learner,
+        learner: Trainable,
         sources: Sources,
         config: Config,
         *,
@@ -176,13 +175,13 @@ def _of_model(model: FrozenModel) -> Scorer:
     return lambda batch: Scored(model.score(batch.targets, batch.paths).logprob)
 
 
-def _without_adapter(learner: Learner, batch: TrainBatch) -> Floats:
+def _without_adapter(learner: Trainable, batch: TrainBatch) -> Floats:
     """The log-probabilities under the model beneath the learner's adapter."""
     with learner.without_adapter():
         return learner.score(batch.targets, batch.paths).logprob
 
 
-def _values(learner: Learner, batch: TrainBatch) -> Floats:
+def _values(learner: Trainable, batch: TrainBatch) -> Floats:
     """What the learner's value head expects before each token."""
     value = learner.score(batch.targets, batch.paths).value
     assert value is not None, "an algorithm that asks for values has a critic"

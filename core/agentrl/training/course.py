@@ -9,16 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrl.config.models import Config
 from agentrl.config.training import TrainingSection
 from agentrl.costs.meter import CostMeter
 from agentrl.errors import AgentRLError
 from agentrl.learner.adapters import plan_adapter
+from agentrl.learner.contract import Loss, Trainable
 from agentrl.learner.folder import check_unquantised
 from agentrl.learner.learner import Learner
 from agentrl.learner.optimiser import check_optimiser
+from agentrl.loops import finish_in_thread
 from agentrl.machine import find_device
 from agentrl.plugins import Plugins
 from agentrl.reporting.hooks import RunHooks
@@ -34,6 +36,10 @@ from agentrl.training.interrupts import Interrupts
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.stopwatch import Stopwatch
 
+if TYPE_CHECKING:
+    from agentrl.training.hosting import Hosting
+    from agentrl.training.ranked_learner import RankedLearner
+
 __all__ = ["Course", "CourseLoop", "check_learner", "recording"]
 
 
@@ -41,7 +47,7 @@ class CourseLoop(Protocol):
     """The loop that trains, as far as the course of a run knows it."""
 
     @property
-    def learner(self) -> Learner: ...
+    def learner(self) -> Trainable: ...
 
     @property
     def checkpointer(self) -> Checkpointer: ...
@@ -96,9 +102,15 @@ def _reason(error: Exception) -> str:
 class Course(ABC):
     """One run, from where its folder is open to its summary."""
 
-    def __init__(self, recorder: RunRecorder, seconds: float = 0.0) -> None:
-        """``seconds`` is how long the run had taken before it was resumed."""
+    def __init__(
+        self, recorder: RunRecorder, seconds: float = 0.0, hosting: Hosting | None = None, restarts: int = 0
+    ) -> None:
+        """``seconds`` is how long the run had taken before it was resumed, and ``restarts`` how often it had gone on
+        by itself; ``hosting`` are its hosts, where it has any."""
         self.recorder = recorder
+        self._hosting = hosting
+        self._restarts = restarts
+        self._ranked: RankedLearner | None = None
         self._loop: CourseLoop | None = None
         self._began = time.monotonic() - seconds
 
@@ -109,6 +121,33 @@ class Course(ABC):
     @abstractmethod
     def going_on(self, summary: Summary) -> str | None:
         """How a run that did not complete is gone on with, for a note."""
+
+    async def learner(
+        self, config: Config, plugins: Plugins, folder: Path, loss: Loss, saved: Path | None
+    ) -> Trainable:
+        """Load the model in ``folder``, here or in processes of its own, which end with the course.
+
+        ``saved`` is the checkpoint whose state it goes on with. Raises as ``Learner`` does.
+        """
+        self.recorder.reporter.activity_started("loading the model")
+        learner: Trainable
+        if self._hosting is None or not self._hosting.holds_learner(config):
+            learner = await finish_in_thread(Learner, folder, config.training, loss, config.seed)
+        else:
+            learner = await finish_in_thread(self._start_ranks, self._hosting, config, plugins, folder)
+        if saved is not None:
+            await finish_in_thread(learner.load_state, saved)
+        if learner.rows_because is not None:
+            self.recorder.reporter.warning(learner.rows_because)
+        return learner
+
+    def _start_ranks(self, hosting: Hosting, config: Config, plugins: Plugins, folder: Path) -> Trainable:
+        from agentrl.training.ranked_learner import RankedLearner  # No run of one process needs it.
+
+        self._ranked = RankedLearner.start(
+            hosting.hosts, config, folder, disabled=plugins.disabled, logs=self.recorder.folder.logs
+        )
+        return self._ranked
 
     def elapsed(self) -> float:
         """Seconds that the run has taken, those before it was resumed included."""
@@ -124,16 +163,29 @@ class Course(ABC):
             await self._save()
         except Exception as unsaved:
             outcome, error = (outcome, error) if error else (f"failed: {_reason(unsaved)}", unsaved)
+        finally:
+            if self._ranked is not None:
+                await finish_in_thread(self._ranked.close)
         if interrupts.arrived and error is None:
             outcome = "interrupted"
         summary = self._summary(outcome, interrupts)
         with contextlib.suppress(AgentRLError) if error else contextlib.nullcontext():
             await self.recorder.finish(summary)
-        if outcome != "completed" and (advice := self.going_on(summary)) is not None:
-            self.recorder.reporter.note(advice)
+        self._advise(outcome, error, summary)
         if error is not None:
             raise error
         return summary
+
+    def _advise(self, outcome: str, error: Exception | None, summary: Summary) -> None:
+        """Say how the run is gone on with, unless it does so by itself."""
+        note = self.recorder.reporter.note
+        if error is not None and self._hosting is not None:
+            if self._hosting.goes_on(error):
+                return
+            if why := self._hosting.advice(error):
+                note(why)
+        if outcome != "completed" and (advice := self.going_on(summary)) is not None:
+            note(advice)
 
     async def _outcome(self, interrupts: Interrupts) -> tuple[str, Exception | None]:
         task = asyncio.current_task()
@@ -141,6 +193,8 @@ class Course(ABC):
         try:
             with interrupts.cancelling(task, rescue=partial(self._rescue, interrupts)):
                 async with self.started() as self._loop:
+                    if self._hosting is not None:
+                        self._hosting.run = self.recorder.folder.path
                     await self._loop.run()
                     await self.recorder.settle()
         except asyncio.CancelledError:
@@ -190,6 +244,7 @@ class Course(ABC):
             "episodes": self.recorder.episodes,
             "tokens": self.recorder.tokens,
             "seconds": self.elapsed(),
+            "restarts": self._restarts,
             "signal": interrupts.name if outcome == "interrupted" else None,
             **tally.counts(),
             "reasons": tally.reasons(),

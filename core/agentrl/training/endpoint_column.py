@@ -11,8 +11,7 @@ import numpy as np
 from agentrl.algorithms.teacher import TeacherSettings
 from agentrl.config.models import Config
 from agentrl.costs.contract import UNMETERED, Meter
-from agentrl.learner.contract import TrainBatch
-from agentrl.learner.learner import Learner
+from agentrl.learner.contract import Trainable, TrainBatch
 from agentrl.rollout.contract import Failure
 from agentrl.training.columns import Scored
 from agentrl.training.score_log import ScoreLog
@@ -34,7 +33,7 @@ class EndpointColumn:
     """The column of a teacher at an endpoint, which is asked once about each sequence of a step."""
 
     teacher: EndpointTeacher
-    learner: Learner
+    learner: Trainable
     log: ScoreLog | None
     _step: int = -1
     _logprobs: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -45,7 +44,7 @@ class EndpointColumn:
         cls,
         settings: TeacherSettings,
         sources: Sources,
-        learner: Learner,
+        learner: Trainable,
         config: Config,
         run: Path | None,
         meter: Meter = UNMETERED,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.inference.contract import Backend, Weights
-from agentrl.learner.learner import Learner
+from agentrl.learner.contract import Trainable
 from agentrl.rollout.contract import Group
 from agentrl.training.deadlines import within
 from agentrl.training.proof import Recorded, UpdateProof
@@ -25,7 +25,7 @@ class EngineWeights:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Trainable,
         backend: Backend,
         timeout: float,
         warn: Callable[[str], None],

@@ -24,7 +24,7 @@ from agentrl.config.models import Config
 from agentrl.errors import RunError
 from agentrl.health.findings import ROLLED_BACK, Finding, Health
 from agentrl.inference.grammars import Grammars
-from agentrl.learner.learner import Learner
+from agentrl.learner.contract import Trainable
 from agentrl.rollout.buffer import Taken
 from agentrl.rollout.contract import Group
 from agentrl.runs.contract import Checkpoint, Membership
@@ -55,7 +55,7 @@ class TrainingLoop:
     """One run of training. ``run`` may be called once."""
 
     config: Config
-    learner: Learner
+    learner: Trainable
     columns: Columns
     """Makes the batch of a step."""
     serving: EngineServing | None

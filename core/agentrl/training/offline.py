@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from agentrl.algorithms.building import build_algorithm
 from agentrl.algorithms.contract import Algorithm
@@ -24,7 +24,6 @@ from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 from agentrl.inference.grammars import grammars_of
 from agentrl.inference.model_folder import find_model
-from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
@@ -52,6 +51,9 @@ from agentrl.training.replay import OpenGroups
 from agentrl.training.rescoring import Rescorer
 from agentrl.training.sft import check_vocabulary
 from agentrl.training.sources import Sources
+
+if TYPE_CHECKING:
+    from agentrl.training.hosting import Hosting
 
 __all__ = ["OfflineParts", "StoredSupply", "resolve_offline", "train_offline"]
 
@@ -148,8 +150,16 @@ def _fitted(config: Config, source: Run, stored: int) -> Config:
     return changed
 
 
-async def train_offline(parts: OfflineParts, reporter: Reporter, interrupts: Interrupts, _: None = None) -> Summary:
+async def train_offline(
+    parts: OfflineParts,
+    reporter: Reporter,
+    interrupts: Interrupts,
+    _: None = None,
+    hosting: Hosting | None = None,
+) -> Summary:
     """Train until the last stored step, one of ``interrupts`` or an error, and return the summary of the new run.
+
+    ``hosting`` are its hosts, where it has any.
 
     It raises what ``agentrl.training.run.train`` raises.
     """
@@ -163,12 +173,12 @@ async def train_offline(parts: OfflineParts, reporter: Reporter, interrupts: Int
         if parts.rescorer is not None:
             parts.rescorer.scorer.keep_in(folder.path)
             parts.rescorer.scorer.report_to(recorder.meter)
-        return await _OfflineCourse(parts, recorder).to_its_end(interrupts)
+        return await _OfflineCourse(parts, recorder, hosting).to_its_end(interrupts)
 
 
 class _OfflineCourse(Course):
-    def __init__(self, parts: OfflineParts, recorder: RunRecorder) -> None:
-        super().__init__(recorder)
+    def __init__(self, parts: OfflineParts, recorder: RunRecorder, hosting: Hosting | None) -> None:
+        super().__init__(recorder, hosting=hosting)
         self._parts = parts
 
     def going_on(self, summary: Summary) -> str | None:
@@ -178,12 +188,7 @@ class _OfflineCourse(Course):
     async def started(self) -> AsyncIterator[TrainingLoop]:
         parts, recorder = self._parts, self.recorder
         config = parts.config
-        recorder.reporter.activity_started("loading the model")
-        learner = await finish_in_thread(
-            Learner, parts.model_folder, config.training, parts.algorithm.loss, config.seed
-        )
-        if learner.rows_because is not None:
-            recorder.reporter.warning(learner.rows_because)
+        learner = await self.learner(config, parts.plugins, parts.model_folder, parts.algorithm.loss, None)
         columns = await finish_in_thread(
             partial(
                 Columns.load,

@@ -40,6 +40,8 @@ class ResumePoint:
     """Newer ones of which a file is missing or damaged."""
     changed: Sequence[Change] = ()
     """What the config of the run has changed."""
+    restarts: int = 0
+    """How often the run has gone on by itself."""
 
     @property
     def version(self) -> int:
@@ -60,12 +62,13 @@ def find_resume_point(path: Path) -> ResumePoint:
         raise ConfigError(f"{path} is not of a training run: it has no folder of checkpoints")
     run = Run(path)
     _check_store(run, folder)
+    restarts = 0 if (summary := run.summary) is None else summary.restarts
     damaged: list[Checkpoint] = []
     for saved in reversed(run.checkpoints()):
         if is_whole(saved.path):
-            return ResumePoint(folder, saved, damaged)
+            return ResumePoint(folder, saved, damaged, restarts=restarts)
         damaged.append(saved)
-    return ResumePoint(folder, None, damaged)
+    return ResumePoint(folder, None, damaged, restarts=restarts)
 
 
 def _check_store(run: Run, folder: RunFolder) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentrl.algorithms.batch import qualifies
 from agentrl.algorithms.building import build_algorithm
@@ -16,7 +17,6 @@ from agentrl.algorithms.soundness import check_command, check_groups
 from agentrl.errors import ConfigError
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
-from agentrl.learner.learner import Learner
 from agentrl.loops import finish_in_thread
 from agentrl.machine import find_device
 from agentrl.reporting.contract import Reporter
@@ -52,23 +52,33 @@ from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import GroupSupply, Supply
 from agentrl.training.task_order import TaskOrder
 
+if TYPE_CHECKING:
+    from agentrl.hosting.contract import Hosts
+    from agentrl.training.hosting import Hosting
+
 __all__ = ["Built", "build", "train"]
 
 
 async def train(
-    parts: Parts | OnlineParts, reporter: Reporter, interrupts: Interrupts, resumed_from: ResumePoint | None = None
+    parts: Parts | OnlineParts,
+    reporter: Reporter,
+    interrupts: Interrupts,
+    resumed_from: ResumePoint | None = None,
+    hosting: Hosting | None = None,
 ) -> Summary:
     """Train until the last step, one of ``interrupts`` or an error, and return the summary of the run.
 
     Each of the three saves what was learned and writes the summary. ``resumed_from`` says where a run goes on that has
-    ended before; without it there is a new one. Raises ``ConfigError`` or ``PluginError``, and leaves no new run
-    folder, where something that the config names cannot be built, and another ``AgentRLError`` for what stopped the
-    run. An interrupt raises nothing: the outcome says so.
+    ended before; without it there is a new one. ``hosting`` are its hosts, where it has any. Raises ``ConfigError`` or
+    ``PluginError``, and leaves no new run folder, where something that the config names cannot be built, and another
+    ``AgentRLError`` for what stopped the run. An interrupt raises nothing: the outcome says so.
     """
-    told = Reporters(reporter)
+    told, hosts = Reporters(reporter), None if hosting is None else hosting.hosts
     folder = RunFolder.create(parts.config) if resumed_from is None else resumed_from.folder
     try:
-        built = build(parts, told, folder.logs, version=0 if resumed_from is None else resumed_from.version)
+        built = build(
+            parts, told, folder.logs, version=0 if resumed_from is None else resumed_from.version, hosts=hosts
+        )
     except BaseException:
         if resumed_from is None:
             folder.remove()
@@ -83,7 +93,8 @@ async def train(
         if resumed_from is not None and resumed is not None:
             told.note(_resumed_text(resumed_from, resumed))
             recorder.take_up(EpisodeReader(folder.episodes).outlines(), resumed.lines, resumed.spent)
-        return await _Run(parts, built, recorder, reporter, resumed).to_its_end(interrupts)
+        restarts = 0 if resumed_from is None else resumed_from.restarts
+        return await _Run(parts, built, recorder, reporter, resumed, hosting, restarts).to_its_end(interrupts)
 
 
 _MEASURED = ("tasks.eval", "evaluation.", "agent", "reward", "rollout.", "inference.", "gateway.")
@@ -136,11 +147,19 @@ class Built:
     trackers: Trackers
 
 
-def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = None, *, version: int = 0) -> Built:
+def build(
+    parts: Parts | OnlineParts,
+    reporter: Reporter,
+    logs: Path | None = None,
+    *,
+    version: int = 0,
+    hosts: Hosts | None = None,
+) -> Built:
     """Build the backend, the algorithm and the trackers that the config names, and start nothing.
 
     ``version`` is the policy version of the weights in the model folder. ``logs`` is the folder for what the backend's
-    processes print. Raises ``ConfigError`` or ``PluginError`` for the first name or key that is wrong.
+    processes print, and ``hosts`` start them where the scheduler does. Raises ``ConfigError`` or ``PluginError`` for
+    the first name or key that is wrong.
     """
     training = parts.config.training
     check_learner(parts.model_folder, training, reporter.note)
@@ -155,7 +174,7 @@ def build(parts: Parts | OnlineParts, reporter: Reporter, logs: Path | None = No
             f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
         )
     return Built(
-        backend=build_backend(parts, version=version, logs=logs, say=reporter.note),
+        backend=build_backend(parts, version=version, logs=logs, say=reporter.note, hosts=hosts),
         algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
         sources=Sources.of(algorithm, parts.config, parts.plugins, parts.model_folder, is_original=version == 0),
         trackers=Trackers.build(
@@ -184,9 +203,11 @@ class _Run(Course):
         recorder: RunRecorder,
         display: Reporter,
         resumed: Resumed | None,
+        hosting: Hosting | None,
+        restarts: int,
     ) -> None:
         """``display`` shows what no log may hold."""
-        super().__init__(recorder, 0.0 if resumed is None else resumed.seconds)
+        super().__init__(recorder, 0.0 if resumed is None else resumed.seconds, hosting, restarts)
         self.parts = parts
         self.built = built
         self.display = display
@@ -202,13 +223,9 @@ class _Run(Course):
     async def started(self) -> AsyncIterator[TrainingLoop]:
         parts, recorder, reporter = self.parts, self.recorder, self.recorder.reporter
         config = parts.config
-        reporter.activity_started("loading the model")
         algorithm = self.built.algorithm
-        learner = await finish_in_thread(Learner, parts.model_folder, config.training, algorithm.loss, config.seed)
-        if self.resumed is not None and self.resumed.checkpoint is not None:
-            await finish_in_thread(learner.load_state, self.resumed.checkpoint)
-        if learner.rows_because is not None:
-            reporter.warning(learner.rows_because)
+        saved = None if self.resumed is None else self.resumed.checkpoint
+        learner = await self.learner(config, parts.plugins, parts.model_folder, algorithm.loss, saved)
         columns = await finish_in_thread(
             partial(
                 Columns.load,
@@ -266,6 +283,7 @@ class _Run(Course):
             trains=True,
             logs=recorder.folder.logs,
             meter=recorder.meter,
+            hosts=None if self._hosting is None else self._hosting.hosts,
         ) as serving:
             supply_of = partial(
                 _rolled_out, parts, self.built.algorithm, serving.dispatcher, version, recorder.episode_started

@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeVar
 
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
+from agentrl.hosting.contract import Hosts, Scheduler
 from agentrl.plugins import Plugins
-from agentrl.runs.contract import Summary
 
-__all__ = ["LocalScheduler", "Scheduler", "build_scheduler"]
+if TYPE_CHECKING:
+    from agentrl.training.hosting import Hosting
 
+__all__ = ["LocalScheduler", "build_scheduler", "hosting_of"]
 
-class Scheduler(Protocol):
-    """What a scheduler is, built with its own keys and, if its signature takes it, ``config``."""
-
-    def run(self, train: Callable[[], Summary]) -> Summary:
-        """Call ``train`` where the run is to take place, and return what it returns; what it raises passes."""
-        ...
-
-    # One that starts processes has `hosts`, an `agentrl.hosting.contract.Hosts`, while `run` lasts.
+Result = TypeVar("Result")
 
 
 class LocalScheduler:
-    """Trains in this process."""
+    """Trains in this process; with ``training.processes`` above 1 the model is in others of this machine."""
 
-    def run(self, train: Callable[[], Summary]) -> Summary:
-        """Call ``train`` here and return its summary."""
-        return train()
+    def __init__(self, config: Config) -> None:
+        self._starts = config.training.processes > 1
+        self.hosts: Hosts | None = None
+        """See ``PlacingScheduler``."""
+
+    def run(self, train: Callable[[], Result]) -> Result:
+        """Call ``train`` here and return what it returns."""
+        if not self._starts:
+            return train()
+        from agentrl.hosting.local import LocalHosts  # No run of one process needs them.
+
+        self.hosts = LocalHosts()
+        try:
+            return train()
+        finally:
+            self.hosts = None
 
 
 def build_scheduler(plugins: Plugins, config: Config) -> Scheduler:
     """The scheduler that ``config`` names.
 
-    Raises ``ConfigError`` or ``PluginError`` for a name that stands for nothing, for keys that it does not take, and
-    for an object that has no ``run``.
+    Raises ``ConfigError`` or ``PluginError`` for a name that stands for nothing, for keys that it does not take, for
+    an object that has no ``run``, and for processes that it does not start or that this machine has no place for.
     """
     part = config.scheduler
     scheduler: Scheduler = plugins.build("schedulers", part, config=config)
@@ -44,4 +52,18 @@ def build_scheduler(plugins: Plugins, config: Config) -> Scheduler:
             f"scheduler {part.type!r} is a {type(scheduler).__name__}, which has no `run`",
             fix="a scheduler has `run(self, train)`, which calls train() where the run is to be",
         )
+    if config.training.processes > 1:
+        from agentrl.training.placement import check_placement
+
+        check_placement(config, starts=hasattr(scheduler, "hosts"))
     return scheduler
+
+
+def hosting_of(scheduler: Scheduler, config: Config) -> Hosting | None:
+    """The hosts that ``scheduler`` has while its ``run`` lasts, for one run by ``config``; ``None`` without any."""
+    hosts: Hosts | None = getattr(scheduler, "hosts", None)
+    if hosts is None:
+        return None
+    from agentrl.training.hosting import Hosting
+
+    return Hosting(hosts, config.training.restarts)

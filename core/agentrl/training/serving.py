@@ -15,6 +15,7 @@ from agentrl.errors import BackendError
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
 from agentrl.gateway.completer import generate
 from agentrl.gateway.gateway import registered_dialects
+from agentrl.hosting.contract import Hosts
 from agentrl.inference.contract import Backend, Capabilities, ChatBackend, ChatCapabilities
 from agentrl.inference.model_folder import vocabulary_of
 from agentrl.rewards.scoring import REWARD, call_group_reward, call_reward
@@ -86,14 +87,15 @@ async def serve(
     logs: Path | None = None,
     unstopped: Callable[[Exception], None] | None = None,
     meter: Meter = UNMETERED,
+    hosts: Hosts | None = None,
 ) -> AsyncIterator[Serving]:
     """Start ``backend``, which ``build_backend`` made, the gateway and the agent; stop them at the end of the block.
 
     ``finished`` is awaited for every finished episode. ``logs`` is the folder for what processes of agents print;
     ``None`` keeps nothing of it. ``warn`` is called with each warning, and ``unstopped`` with the error that stopping
     the backend raised, by default as a warning. ``trains`` says whether the backend has to take new weights, and
-    ``meter`` is told of every request to it. Raises ``ConfigError`` where it cannot, and where the config wants to
-    sample as the backend cannot.
+    ``meter`` is told of every request to it. ``hosts`` start processes of agents where the scheduler does. Raises
+    ``ConfigError`` where it cannot, and where the config wants to sample as the backend cannot.
     """
     config = parts.config
     async with contextlib.AsyncExitStack() as stack:
@@ -104,7 +106,7 @@ async def serve(
         vocabulary = vocabulary_of(parts.model_folder)
         completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary, meter=meter)
         gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
-        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
+        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs, hosts=hosts)
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
 
 
@@ -171,11 +173,12 @@ async def _rolling_out(
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
     logs: Path | None,
+    hosts: Hosts | None = None,
 ) -> AsyncIterator[Dispatcher]:
     """Start the gateway and the agent, and yield the dispatcher of their episodes; arguments as of ``serve``."""
     gateway.start()
     try:
-        async with running_agent(parts.executor, parts.config, gateway, logs, warn) as runner:
+        async with running_agent(parts.executor, parts.config, gateway, logs, warn, hosts) as runner:
             with frozen_heap():
                 yield _dispatcher(parts, runner, gateway, finished)
     finally:
@@ -184,12 +187,18 @@ async def _rolling_out(
 
 @contextlib.asynccontextmanager
 async def running_agent(
-    executor: Executor, config: Config, gateway: Gateway, logs: Path | None, warn: Callable[[str], None]
+    executor: Executor,
+    config: Config,
+    gateway: Gateway,
+    logs: Path | None,
+    warn: Callable[[str], None],
+    hosts: Hosts | None = None,
 ) -> AsyncIterator[AgentRunner]:
     """Have ``executor`` run its agent against ``gateway``, as ``config`` says, and yield what runs its episodes.
 
     The event loop is watched meanwhile: rewards run on it wherever the agent does, and so does a backend that answers
-    in this process. ``logs`` is the folder for what processes of agents print; ``None`` keeps nothing of it.
+    in this process. ``logs`` is the folder for what processes of agents print; ``None`` keeps nothing of it. ``hosts``
+    start them where the scheduler does.
     """
     rollout = config.rollout
     context = ExecutorContext(
@@ -199,6 +208,7 @@ async def running_agent(
         logs=logs,
         open_worker_endpoint=gateway.open_worker_endpoint,
         warn=warn,
+        hosts=hosts,
     )
     agent = config.agent.name if executor.runs_on_event_loop else None
     async with (

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +24,6 @@ from agentrl.config.section import PartModel
 from agentrl.costs.cost import Cost
 from agentrl.errors import ConfigError, RunError, near_files
 from agentrl.inference.model_folder import find_model
-from agentrl.learner.learner import Learner
-from agentrl.loops import finish_in_thread
 from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import Reporters
@@ -45,6 +44,9 @@ from agentrl.training.plan import planned
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.resume import ResumePoint
 from agentrl.training.sft_loop import Order, SftLoop
+
+if TYPE_CHECKING:
+    from agentrl.training.hosting import Hosting
 
 __all__ = ["SftParts", "check_vocabulary", "fine_tune", "resolve_sft"]
 
@@ -305,12 +307,16 @@ def check_vocabulary(run: Run, config: Config, plugins: Plugins, chat: Chat, key
 
 
 async def fine_tune(
-    parts: SftParts, reporter: Reporter, interrupts: Interrupts, resumed_from: ResumePoint | None = None
+    parts: SftParts,
+    reporter: Reporter,
+    interrupts: Interrupts,
+    resumed_from: ResumePoint | None = None,
+    hosting: Hosting | None = None,
 ) -> Summary:
     """Imitate the conversations of ``parts`` until the last step, one of ``interrupts`` or an error.
 
     Returns the summary of the run, as ``agentrl.training.run.train`` does, and raises what that raises.
-    ``resumed_from`` says where a run goes on that has ended before.
+    ``resumed_from`` says where a run goes on that has ended before, and ``hosting`` are its hosts, where it has any.
     """
     told, config = Reporters(reporter), parts.config
     trackers = Trackers.build(parts.plugins, config.trackers, warn=told.warning, patience=config.run.hook_timeout)
@@ -341,7 +347,7 @@ async def fine_tune(
         if resumed_from is not None:
             changed = "; ".join(map(str, resumed_from.changed))
             told.note(f"resumed from step {resumed_from.version}" + (f", with {changed}" if changed else ""))
-        return await _SftCourse(parts, recorder, resumed_from, lines).to_its_end(interrupts)
+        return await _SftCourse(parts, recorder, resumed_from, lines, hosting).to_its_end(interrupts)
 
 
 def _check_same(kept: Path, digest: dict[str, object]) -> None:
@@ -361,11 +367,17 @@ def _check_same(kept: Path, digest: dict[str, object]) -> None:
 
 class _SftCourse(Course):
     def __init__(
-        self, parts: SftParts, recorder: RunRecorder, point: ResumePoint | None, lines: Sequence[MetricsLine]
+        self,
+        parts: SftParts,
+        recorder: RunRecorder,
+        point: ResumePoint | None,
+        lines: Sequence[MetricsLine],
+        hosting: Hosting | None,
     ) -> None:
         self._point, self._parts, self._lines = point, parts, lines
         saved = None if point is None or point.checkpoint is None else point.checkpoint.path
-        super().__init__(recorder, 0.0 if saved is None else read_checkpoint(saved).seconds)
+        seconds = 0.0 if saved is None else read_checkpoint(saved).seconds
+        super().__init__(recorder, seconds, hosting, 0 if point is None else point.restarts)
         self._saved = saved
 
     def going_on(self, summary: Summary) -> str | None:
@@ -375,13 +387,7 @@ class _SftCourse(Course):
     async def started(self) -> AsyncIterator[SftLoop]:
         parts, recorder = self._parts, self.recorder
         config = parts.config
-        recorder.reporter.activity_started("loading the model")
-        loss = parts.algorithm.loss
-        learner = await finish_in_thread(Learner, parts.model_folder, config.training, loss, config.seed)
-        if self._saved is not None:
-            await finish_in_thread(learner.load_state, self._saved)
-        if learner.rows_because is not None:
-            recorder.reporter.warning(learner.rows_because)
+        learner = await self.learner(config, parts.plugins, parts.model_folder, parts.algorithm.loss, self._saved)
         await recorder.start(config, None if self._point is None else self._point.version)
         yield SftLoop(
             config=config,

@@ -15,7 +15,7 @@ import numpy as np
 
 from agentrl.algorithms.contract import Membership, Normalisation
 from agentrl.config.models import Config, SftSection
-from agentrl.learner.learner import Learner
+from agentrl.learner.contract import Trainable
 from agentrl.runs.contract import MetricsLine
 from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.checkpoints import Conversing
@@ -136,7 +136,7 @@ class SftLoop:
     """One run of supervised fine-tuning. ``run`` may be called once."""
 
     config: Config
-    learner: Learner
+    learner: Trainable
     normalisation: Normalisation
     train: Sequence[Example]
     held_out: Sequence[Example]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from agentrl.agents.binding import reference_of
 from agentrl.algorithms.building import build_algorithm
@@ -19,8 +19,9 @@ from agentrl.config.checks import check_trainable
 from agentrl.config.loader import load_config
 from agentrl.config.models import Config, ReplaySection, SftSection
 from agentrl.environments import entries_elsewhere
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, HostLostError
 from agentrl.extras import missing_extras
+from agentrl.hosting.contract import Scheduler
 from agentrl.learner.folder import check_unquantised
 from agentrl.learner.optimiser import check_optimiser
 from agentrl.machine import find_device
@@ -45,14 +46,19 @@ from agentrl.training.plan import planned
 from agentrl.training.rescoring import Rescorer, Rescoring, rescore
 from agentrl.training.resume import ResumePoint, check_config, find_resume_point, of_run
 from agentrl.training.run import build, train
-from agentrl.training.schedulers import build_scheduler
+from agentrl.training.schedulers import build_scheduler, hosting_of
 from agentrl.training.sft import SftParts, fine_tune, resolve_sft
 from agentrl.training.sources import Sources
+
+if TYPE_CHECKING:
+    from agentrl.training.hosting import Hosting
 
 __all__ = ["Trainer"]
 
 Result = TypeVar("Result")
 RunParts = TypeVar("RunParts", Parts, OnlineParts)
+_Running: TypeAlias = "Callable[[Interrupts, ResumePoint | None, Hosting | None], Coroutine[Any, Any, Summary]]"
+"""A run, from where it goes on, if it has begun before, and with its hosts, if it has any."""
 
 _ENDING = "interrupted: ending the evaluation"
 _SCORING = "interrupted: ending the scoring"
@@ -131,9 +137,17 @@ class Trainer:
         """
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
-            scheduler = build_scheduler(self.plugins, config)
+            scheduler = self._scheduler(config)
             self._tell_choices(config, parts)
-            return scheduler.run(lambda: self._to_its_end(partial(train, parts, self.reporter), point))
+
+            def again(folder: Path) -> tuple[ResumePoint | None, _Running]:
+                point, parts = self._trainable(
+                    of_run(load_config(folder / "config.yaml", environ={}), folder), target, folder
+                )
+                return point, partial(train, parts, self.reporter)
+
+            first = point, partial(train, parts, self.reporter)
+            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config), again))
 
     @missing_extras()
     def check(self, agent: Any = None, *, workflow: Any = None) -> Sequence[Choice]:
@@ -143,7 +157,7 @@ class Trainer:
         """
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
-            build_scheduler(self.plugins, config)
+            self._scheduler(config)
             if point is None:
                 RunFolder.check(parts.config)
             build(parts, self.reporter)
@@ -159,9 +173,17 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
-            scheduler = build_scheduler(self.plugins, config)
+            scheduler = self._scheduler(config)
             self._tell_choices(config, parts)
-            return scheduler.run(lambda: self._to_its_end(partial(fine_tune, parts, self.reporter), point))
+
+            def again(folder: Path) -> tuple[ResumePoint | None, _Running]:
+                point, parts = self._imitable(
+                    of_run(load_config(folder / "config.yaml", environ={}), folder), None, folder
+                )
+                return point, partial(fine_tune, parts, self.reporter)
+
+            first = point, partial(fine_tune, parts, self.reporter)
+            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config), again))
 
     @missing_extras()
     def check_sft(self, data: str | os.PathLike[str] | None = None) -> Sequence[Choice]:
@@ -171,7 +193,7 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
-            build_scheduler(self.plugins, config)
+            self._scheduler(config)
             if point is None:
                 RunFolder.check(parts.config)
             self.reporter.note(parts.told())
@@ -186,9 +208,10 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             parts = self._replayable(config, run, rescored=rescored)
-            scheduler = build_scheduler(self.plugins, config)
+            scheduler = self._scheduler(config)
             self._tell_choices(config, parts)
-            return scheduler.run(lambda: self._to_its_end(partial(train_offline, parts, self.reporter), None))
+            first = None, partial(train_offline, parts, self.reporter)
+            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config)))
 
     @missing_extras()
     def check_replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> Sequence[Choice]:
@@ -198,7 +221,7 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             parts = self._replayable(config, run, rescored=rescored)
-            build_scheduler(self.plugins, config)
+            self._scheduler(config)
             RunFolder.check(parts.config)
             self.reporter.note(parts.told())
             return choices(config, parts.config, self.plugins, parts.model_folder)
@@ -255,13 +278,37 @@ class Trainer:
             if not choice.key.startswith(unused):
                 self.reporter.note(f"{choice.key} is {told(choice.value)}, {choice.why}")
 
+    def _scheduler(self, config: Config) -> Scheduler:
+        """The scheduler of ``config``. Says where the processes are going to be, if there is more than this one."""
+        scheduler = build_scheduler(self.plugins, config)
+        if config.training.processes > 1:
+            from agentrl.training.placement import placed
+
+            self.reporter.note(placed(config))
+        return scheduler
+
     def _to_its_end(
         self,
-        running: Callable[[Interrupts, ResumePoint | None], Coroutine[Any, Any, Summary]],
         point: ResumePoint | None,
+        running: _Running,
+        hosting: Hosting | None,
+        again: Callable[[Path], tuple[ResumePoint | None, _Running]] | None = None,
     ) -> Summary:
+        """Run to the end, from ``point`` on where there is one, and over again where a process of the run is lost.
+
+        ``again`` says where the run in a folder goes on, and with what; without it a lost process ends the run.
+        """
         with self._interrupts(_SAVING, resumable=True) as interrupts:
-            return run_to_end(lambda: running(interrupts, point), interrupts)
+            while True:
+                try:
+                    return run_to_end(partial(running, interrupts, point, hosting), interrupts)
+                except HostLostError as lost:
+                    if hosting is None or hosting.run is None or again is None or not hosting.goes_on(lost):
+                        raise
+                    self.reporter.warning(f"{lost.message}; the run goes on by itself ({hosting.restarted()})")
+                    point, running = again(hosting.run)
+                    if point is not None:
+                        point = replace(point, restarts=point.restarts + 1)
 
     def _measured(self, measuring: Callable[[], Coroutine[Any, Any, Result]], ending: str = _ENDING) -> Result:
         async def main() -> Result:
@@ -289,25 +336,28 @@ class Trainer:
         interrupts = Interrupts(announce, self.reporter.close, resumable=resumable)
         return interrupts
 
-    def _trainable(self, config: Config, target: Any) -> tuple[ResumePoint | None, Parts | OnlineParts]:
-        """Where the run goes on, if it has begun before, and its parts."""
+    def _trainable(
+        self, config: Config, target: Any, run: Path | None = None
+    ) -> tuple[ResumePoint | None, Parts | OnlineParts]:
+        """Where the run in the folder ``run``, by default the one that this trainer resumes, goes on, and its parts."""
+        run = self._run if run is None else run
         if config.is_imitation:
-            if self._run is not None:
-                raise _of_another_command(self._run, "sft")
+            if run is not None:
+                raise _of_another_command(run, "sft")
             config = config.model_copy(update={"sft": SftSection()})  # Which `ineffective_keys` tells of.
         if config.is_replay:
-            if self._run is not None:
+            if run is not None:
                 raise ConfigError(
-                    f"the run {self._run} trains from stored episodes, and is not resumed",
+                    f"the run {run} trains from stored episodes, and is not resumed",
                     fix="start it again with agentrl replay, or another from its newest checkpoint with model=RUN",
                 )
             config = config.model_copy(update={"replay": ReplaySection()})
         if config.is_online and target is None:
-            if self._run is not None:
-                raise not_resumed(self._run)
+            if run is not None:
+                raise not_resumed(run)
             return None, self._planned(resolve_online(config, self.plugins))
         check_trainable(config)
-        point = None if self._run is None else find_resume_point(self._run)
+        point = None if run is None else find_resume_point(run)
         saved = None if point is None else point.checkpoint
         parts = resolve_parts(config, self.plugins, target, weights=None if saved is None else saved.path)
         check_sampling(config, ANY_ENGINE, trains=True)
@@ -334,15 +384,18 @@ class Trainer:
         sources = Sources.of(algorithm, config, parts.plugins, folder, is_original=is_original)
         return replace(parts, config=planned(config, folder, self.reporter.note, beside=sources.frozen))
 
-    def _imitable(self, config: Config, data: str | os.PathLike[str] | None) -> tuple[ResumePoint | None, SftParts]:
-        """Where the run goes on, if it has begun before, and its parts."""
-        if self._run is not None and not config.is_imitation:
-            raise _of_another_command(self._run, "train")
+    def _imitable(
+        self, config: Config, data: str | os.PathLike[str] | None, run: Path | None = None
+    ) -> tuple[ResumePoint | None, SftParts]:
+        """As ``_trainable``, of a run that imitates ``data``."""
+        run = self._run if run is None else run
+        if run is not None and not config.is_imitation:
+            raise _of_another_command(run, "train")
         if data is not None:
             changed = config.model_copy(update={"sft": config.sft.model_copy(update={"data": os.fspath(data)})})
             changed.remember(config.written_at)
             config = changed
-        point = None if self._run is None else find_resume_point(self._run)
+        point = None if run is None else find_resume_point(run)
         saved = None if point is None or point.checkpoint is None else point.checkpoint.path
         parts = resolve_sft(config, self.plugins, self.reporter.activity_started, self.reporter.note, weights=saved)
         if point is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from agentrl.errors import AgentRLError, PluginError
 from agentrl.rollout.subproc.interpreter import AgentLaunch, usable_interpreter
 from agentrl.rollout.subproc.output import Output, WorkerLog
 from agentrl.rollout.subproc.reaper import Reaper, exit_of
+from agentrl.supervision import ending_of
 from agentrl.worker.protocol import LONGEST, Message, decode, encode
 
 __all__ = [
@@ -305,19 +305,5 @@ def _launch(process: AgentLaunch, mark: str) -> tuple[subprocess.Popen[bytes], s
 
 def how_it_ended(code: int, kill_reason: KillReason | None, last_lines: str) -> str:
     """How a process with the return code ``code`` ended, to complete the sentence "the agent's process …"."""
-    how = f"{kill_reason.reason}, and was killed" if kill_reason else _ending(code)
+    how = f"{kill_reason.reason}, and was killed" if kill_reason else ending_of(code)
     return f"{how}{PRINTED}{last_lines}" if last_lines else how
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code} and no answer"
-    hint = ", as where memory runs out" if -code == signal.SIGKILL else ""
-    return f"was ended by {_signal_name(-code)}{hint}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
