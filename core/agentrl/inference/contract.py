@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -382,6 +383,10 @@ class BackendContext:
     adapter: AdapterContext | None = None
     """Where an adapter is sampled, or trained, and the backend's class has the attribute ``takes_adapters``, true. Any
     other backend is given whole models, with the adapter merged."""
+    lend: Callable[[str], AbstractAsyncContextManager[Weights]] | None = None
+    """In training, lends the weights that the backend was given last, or was started with, to whom the text names: for
+    a server that starts later and finds them in no folder. It waits while they change. ``None`` where nothing is
+    trained."""
     hosts: Hosts | None = None
     """Starts processes where the scheduler places them, which may be on other machines; ``None`` leaves it to the
     backend to start its own, here."""
@@ -440,6 +445,35 @@ class Backend(Protocol):
         They are computed under the weights that the engine has now, by the kernels that requests are computed with,
         and without KV that was kept from before. Raises ``PromptTooLong`` where ``ids`` are longer than its context,
         and ``BackendError`` where the engine fails.
+        """
+        ...
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """A ``Backend`` that shares a device with the learner, and gives its memory up while that computes.
+
+    It starts awake. The run has it sleep before each of the learner's steps, and wake and take the new weights after
+    it; what only the learner's step needs is in the CPU's memory meanwhile. So nothing may be sampled during a step,
+    and ``rollout.max_staleness`` has to be 0.
+    """
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether this one is to sleep. It is asked before the start, and only once."""
+        ...
+
+    async def sleep(self) -> None:
+        """Give up the memory of the device, weights included; no request is under way. What comes waits for ``wake``.
+
+        Raises ``BackendError`` where that fails. Safe to call twice.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Take the memory up again. What the weights are is undefined until ``update_weights``, which comes next.
+
+        Raises ``BackendError`` where that fails. Safe to call twice.
         """
         ...
 

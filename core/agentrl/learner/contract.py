@@ -340,6 +340,14 @@ class Trainable(Protocol):
         """Lend the weights to ``borrower`` until they are given back."""
         ...
 
+    def set_aside(self) -> None:
+        """Keep what only ``step`` needs in the CPU's memory until then, so that an engine has that of the device."""
+        ...
+
+    def bring_back(self) -> None:
+        """Bring back what was set aside; ``step``, ``load_state`` and ``go_back`` do so by themselves."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model or an adapter into ``folder``."""
         ...

@@ -50,6 +50,7 @@ from agentrl.learner.value import ValueHead
 from agentrl.machine import find_device
 
 if TYPE_CHECKING:
+    from agentrl.learner.aside import Aside
     from agentrl.learner.contract import Floats, Ints
 
 __all__ = ["STATE", "Learner"]
@@ -98,6 +99,9 @@ class Learner:
         factor = None if loss.critic is None else loss.critic.learning_rate_factor
         self._value_head = None if factor is None else ValueHead(model, settings, factor)
         self._policy.value_head = self._value_head
+        self._aside: Aside | None = None
+        """Has the states that were set aside, once some have been."""
+        self._device = device
         self._lent: list[LentWeights] = []
         self.version = 0
         """How many steps made the weights."""
@@ -132,6 +136,7 @@ class Learner:
         lent.
         """
         self._refuse_while_lent("step")
+        self.bring_back()
         check_batch(batch)
         limit, lengths = self._settings.pass_tokens, [len(path) for path in batch.paths]
         check_lengths(lengths, limit, batch.labels)
@@ -198,6 +203,24 @@ class Learner:
         self._lent.append(lent)
         return lent
 
+    def set_aside(self) -> None:
+        """Keep in the CPU's memory what only ``step`` needs, until that, or ``bring_back``, is called.
+
+        Those are the optimiser's moments and the float32 masters. The weights stay, and may be lent and saved.
+        """
+        from agentrl.learner.aside import Aside  # Few runs do so.
+
+        if self._aside is None:
+            heads = () if self._value_head is None else (self._value_head,)
+            states = [self._optimiser.states, *(each.states for each in heads)]
+            self._aside = Aside(self._masters, lambda: [each() for each in states], self._device)
+        self._aside.set_aside()
+
+    def bring_back(self) -> None:
+        """Bring back to the device what ``set_aside`` has moved, with the same bits."""
+        if self._aside is not None:
+            self._aside.bring_back()
+
     def _refuse_while_lent(self, what: str) -> None:
         if self._lent:
             borrowers = ", ".join(dict.fromkeys(lent.borrower for lent in self._lent))
@@ -237,6 +260,7 @@ class Learner:
         Raises ``RunError`` for a file that cannot be read, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("load a state")
+        self.bring_back()
         state = read_state(folder / STATE)
         self.version = state["version"]
         self._optimiser.load_state_dict(state["optimiser"])
@@ -253,6 +277,7 @@ class Learner:
         ``ConfigError`` for a folder that does not load, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("go back")
+        self.bring_back()
         if self.adapter is not None:
             self._masters.load(self.adapter.read(folder))
         else:

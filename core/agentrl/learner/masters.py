@@ -6,7 +6,7 @@ are rounded from them. The gradients of all passes of a step are added up in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +53,11 @@ class Masters:
             weight.register_post_accumulate_grad_hook(_collecting(master))  # type: ignore[no-untyped-call]
             self.parameters[name], self._weights[name] = master, weight
         model.to(device)
+
+    def apart(self) -> Iterator[nn.Parameter]:
+        """Yield the masters that are not the model's weights themselves."""
+        for name in self._weights:
+            yield self.parameters[name]
 
     def tensors(self) -> dict[str, Tensor]:
         """The float32 values by name: those that a checkpoint keeps."""

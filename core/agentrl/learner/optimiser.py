@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ class Optimiser:
                 f"the loss or its gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
                 fix="lower training.learning_rate, raise training.warmup_steps or set training.precision=float32",
             )
+
+    def states(self) -> Mapping[Any, dict[str, Any]]:
+        """Return the moments of each parameter, by their names: the optimiser's own dictionaries."""
+        return self._adamw.state
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` takes up: the moments, and how many bad steps came last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ class ValueHead:
             self._adamw.step()
         self._adamw.zero_grad()
         return {"value/grad_norm": norm}
+
+    def states(self) -> Mapping[Any, dict[str, Any]]:
+        """Return the moments of each parameter, by their names: the optimiser's own dictionaries."""
+        return self._adamw.state
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` takes up: the weights, and the optimiser's moments."""

@@ -13,9 +13,10 @@ from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import BackendError, ConfigError, PluginError
 from agentrl.hosting.contract import Hosts
 from agentrl.inference.adapter_folder import base_of, is_adapter, read_adapter
-from agentrl.inference.contract import AdapterContext, Backend, BackendContext, ChatBackend, ChatContext
+from agentrl.inference.contract import AdapterContext, Backend, BackendContext, ChatBackend, ChatContext, Sleeper
 from agentrl.learner.adapters import plan_adapter
 from agentrl.plugins import Plugins
+from agentrl.training.engine_weights import Lender
 from agentrl.training.merged_model import MergedModel, StartedOnMerged
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_takes_weights",
     "is_chat",
     "named_by_endpoint",
+    "sleeper",
     "stop",
     "untrainable",
     "warned",
@@ -113,10 +115,12 @@ def build_backend(
     say: Callable[[str], None] = lambda text: None,
     trains: bool = True,
     hosts: Hosts | None = None,
+    lender: Lender | None = None,
 ) -> Backend:
     """The backend that the config names, not started; the model folder's weights are of policy version ``version``.
 
-    ``trains`` says whether it will be given new weights: whole ones, unless the config trains an adapter.
+    ``trains`` says whether it will be given new weights: whole ones, unless the config trains an adapter. ``lender``
+    has them for servers that come back.
 
     ``logs`` is the folder for what the backend's processes print; ``None`` keeps nothing of it. ``say`` is called, from
     any thread, with what a long start waits for, and ``hosts`` start processes where the scheduler does. Raises
@@ -149,10 +153,16 @@ def build_backend(
         in_flight=parts.config.inference.in_flight,
         adapter=adapter,
         hosts=hosts,
+        lend=None if lender is None else lender.lend,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     _check_is_engine(parts.config, backend)
     return backend if merged is None else StartedOnMerged(backend, merged)
+
+
+def sleeper(backend: Backend) -> Sleeper | None:
+    """Returns ``backend`` where it is to sleep while the learner steps."""
+    return backend if isinstance(backend, Sleeper) and backend.sleeps else None
 
 
 def build_chat_backend(parts: ChatParts, warn: Callable[[str], None], meter: Meter = UNMETERED) -> ChatBackend:

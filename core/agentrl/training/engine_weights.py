@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from agentrl.costs.contract import UNMETERED, Meter
+from agentrl.errors import BackendError
 from agentrl.inference.contract import Backend, Weights
 from agentrl.learner.contract import Trainable
 from agentrl.rollout.contract import Group
 from agentrl.training.deadlines import within
 from agentrl.training.proof import Recorded, UpdateProof
 
-__all__ = ["EngineWeights", "NoEngine"]
+__all__ = ["EngineWeights", "Lender", "NoEngine"]
 
 Result = TypeVar("Result")
 
@@ -75,6 +78,36 @@ class EngineWeights:
                 return await use(weights)
 
         return await within(self._timeout, what, used())
+
+
+class Lender:
+    """Lends the weights that the engine serves, outside of its ``update_weights``. For one event loop.
+
+    A step and the update after it are one block of ``changing``, so that what is lent is of the engine's own version.
+    """
+
+    def __init__(self) -> None:
+        self.learner: Trainable | None = None
+        """Whose weights they are; set once it is there."""
+        self._free = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def lend(self, borrower: str) -> AsyncIterator[Weights]:
+        """Yield the weights to ``borrower``, once they do not change; they stay as they are within the block.
+
+        Raises ``BackendError`` where there is no learner.
+        """
+        async with self._free:
+            if self.learner is None:
+                raise BackendError(f"there are no weights to lend to {borrower}: nothing is trained")
+            with self.learner.lend(borrower) as weights:
+                yield weights
+
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Within the block weights change, and are lent to nobody by ``lend``."""
+        async with self._free:
+            yield
 
 
 class NoEngine:

@@ -6,7 +6,8 @@ the batch then changes. A step, on one page::
 
     take the step's groups             waits for those that have to be trained now
     write down which they are          so that the step can be repeated from the store
-    learn from them, in a thread       episodes go on under the weights that the engine has
+    learn from them, in a thread       episodes go on under the weights that the engine has; one that shares the
+                                       learner's device sleeps meanwhile
     lend the weights to the engine     requests pause between two tokens, and go on under the new ones
     have it prove that it has them     by a digest of every tensor, and by recorded tokens
     free the slots of the groups       others start
@@ -14,7 +15,9 @@ the batch then changes. A step, on one page::
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +34,12 @@ from agentrl.runs.contract import Checkpoint, Membership
 from agentrl.runs.ledger import step_ledger
 from agentrl.runs.reader import Run
 from agentrl.runs.tally import rollout_metrics
+from agentrl.training.backends import sleeper
 from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.checkpoints import Conversing
 from agentrl.training.columns import Columns
 from agentrl.training.deadlines import finish_within
-from agentrl.training.engine_weights import EngineWeights, NoEngine
+from agentrl.training.engine_weights import EngineWeights, Lender, NoEngine
 from agentrl.training.evaluation import Evaluation, Evaluator
 from agentrl.training.evaluations import Evaluations
 from agentrl.training.mismatch import MismatchWatch
@@ -72,6 +76,8 @@ class TrainingLoop:
     """What a run that is resumed has to go on with."""
     elapsed: Callable[[], float] = lambda: 0.0
     """Tells how many seconds the run has taken."""
+    lender: Lender = field(default_factory=Lender)
+    """Is told when weights change."""
     evaluations: Evaluations = field(init=False)
     checkpointer: Checkpointer = field(init=False)
     _learned: _Learned | None = None
@@ -91,6 +97,12 @@ class TrainingLoop:
             self._weights = EngineWeights(
                 self.learner, self.serving.backend, config.inference.timeout, warn, recorder.meter
             )
+        self._turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
+        """Has the engine sleep while the learner computes, where they share a device."""
+        if self.serving is not None and (engine := sleeper(self.serving.backend)) is not None:
+            from agentrl.training.turns import Turns
+
+            self._turn = Turns(self.learner, engine, config.inference.timeout).learning
         self._agreement = MismatchWatch(warn)
         self._run = Run(recorder.folder.path)
         self._health = Health(config.health, config.training.steps, config.rollout.max_staleness)
@@ -151,7 +163,8 @@ class TrainingLoop:
         """Make a step again of what it took."""
         lineage.add(each for group in taken.groups for each in group.episodes)
         with self._stopwatch.time("step"):
-            learned = await self._learn_from(taken)
+            async with self.lender.changing():
+                learned = await self._learn_from(taken)
         if lineage.is_lost_by(self.learner.version, learned):
             self.recorder.reporter.warning(
                 f"step {self.learner.version}, repeated, made other weights than before the run ended: what those had "
@@ -228,10 +241,11 @@ class TrainingLoop:
             self._check_recorded(groups)
             await self.recorder.begin_step(_membership(step, taken), groups)
             await self._weights.record(groups)
-            learned = await self._learn_from(taken)
-            await self.evaluations.finished()  # No weights may change before.
-            with self._stopwatch.time("weights"):
-                await self._weights.serve()
+            async with self.lender.changing():
+                learned = await self._learn_from(taken)
+                await self.evaluations.finished()  # No weights may change before.
+                with self._stopwatch.time("weights"):
+                    await self._weights.serve()
             proven = await self._weights.prove()
         judged = self._judge(proven)
         self._write(judged)
@@ -256,7 +270,8 @@ class TrainingLoop:
         self.recorder.reporter.activity_started("learning")
         with self._stopwatch.time("learner"):
             what = f"the learner to take step {self.learner.version + 1}"
-            return await finish_within(self.config.training.timeout, what, self._learn, taken)
+            async with self._turn():
+                return await finish_within(self.config.training.timeout, what, self._learn, taken)
 
     def _judge(self, proven: Mapping[str, float]) -> _Judged:
         """The metrics of the step that made the weights, and what the rules of learning health say of them."""
@@ -326,8 +341,10 @@ class TrainingLoop:
             f"going back to {best.path.name}, the best checkpoint by evaluation; its weights go on as version {version}"
         )
         timeout = self.config.training.timeout
-        await finish_within(timeout, f"the learner to load {best.path}", self._restore, best.path, version)
-        await self._weights.serve()
+        async with self.lender.changing():
+            async with self._turn():
+                await finish_within(timeout, f"the learner to load {best.path}", self._restore, best.path, version)
+            await self._weights.serve()
         await self._weights.prove()
         self._health.back_to(best.step)
         self._supply.resume()

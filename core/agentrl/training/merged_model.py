@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, HeldWeights, Weights
+from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, HeldWeights, Sleeper, Weights
 from agentrl.learner.folder import write_merged
 from agentrl.loops import finish_in_thread
 
@@ -42,6 +42,21 @@ class StartedOnMerged:
     def __init__(self, backend: Backend, model: MergedModel) -> None:
         self._backend = backend
         self._model = model
+
+    @property
+    def sleeps(self) -> bool:
+        """See ``Sleeper``."""
+        return isinstance(self._backend, Sleeper) and self._backend.sleeps
+
+    async def sleep(self) -> None:
+        """See ``Sleeper``."""
+        if isinstance(self._backend, Sleeper):
+            await self._backend.sleep()
+
+    async def wake(self) -> None:
+        """See ``Sleeper``."""
+        if isinstance(self._backend, Sleeper):
+            await self._backend.wake()
 
     async def start(self) -> Capabilities:
         """Write the model, and start the backend on it."""

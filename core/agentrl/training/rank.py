@@ -126,6 +126,14 @@ class LearnerRank:
             scores = self._own.score(targets, paths)
         return scores if self._rank == 0 else None
 
+    def set_aside(self) -> None:
+        """See ``Learner``."""
+        self._own.set_aside()
+
+    def bring_back(self) -> None:
+        """See ``Learner``."""
+        self._own.bring_back()
+
     def save(self, folder: Path) -> None:
         """See ``Learner``."""
         self._own.save(folder)
@@ -146,7 +154,14 @@ class LearnerRank:
             lease.__exit__(None, None, None)
 
     def of_weights(self, number: int, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of lent weights; the first rank tells what it returns."""
+        """Call a method of lent weights; the first rank tells what it returns.
+
+        What ``send`` names is called in the first alone; the others help it to put the tensors together.
+        """
+        if method == "send" and self._rank:
+            for _ in self._lent[number].tensors():
+                pass
+            return None
         result = getattr(self._lent[number], method)(*args, **kwargs)
         return result if self._rank == 0 else None
 

@@ -150,6 +150,14 @@ class RankedLearner:
         self._tell("lend", lease.number, borrower)
         return lease
 
+    def set_aside(self) -> None:
+        """See ``Trainable``."""
+        self._all("set its states aside", "set_aside")
+
+    def bring_back(self) -> None:
+        """See ``Trainable``."""
+        self._all("bring its states back", "bring_back")
+
     def save(self, folder: Path) -> None:
         """See ``Trainable``."""
         self._all(f"write the model into {folder}", "save", folder.absolute())

@@ -32,10 +32,11 @@ from agentrl.runs.folder import RunFolder
 from agentrl.runs.metrics import MetricsReader, cut_after
 from agentrl.runs.reader import Run
 from agentrl.runs.store import EpisodeStore
-from agentrl.training.backends import build_backend
+from agentrl.training.backends import build_backend, sleeper
 from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.columns import Columns
 from agentrl.training.course import Course, check_learner, recording
+from agentrl.training.engine_weights import Lender
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
 from agentrl.training.loop import TrainingLoop
@@ -141,6 +142,8 @@ class Built:
     """What a run is made of beside its ``Parts``; nothing of it is started."""
 
     backend: Backend
+    lender: Lender
+    """Has the learner's weights for the backend, once there is a learner."""
     algorithm: Algorithm
     sources: Sources
     """Where the further models are that the algorithm needs."""
@@ -173,8 +176,15 @@ def build(
             "rollout.dynamic_sampling has no effect: the algorithm has no filter that leaves out a group to "
             f"replace (set algorithm={{name: {algorithm.name}, filter: zero_variance}})"
         )
+    lender = Lender()
+    backend = build_backend(parts, version=version, logs=logs, say=reporter.note, lender=lender, hosts=hosts)
+    if sleeper(backend) is not None:
+        from agentrl.training.turns import check_turns
+
+        check_turns(parts.config)
     return Built(
-        backend=build_backend(parts, version=version, logs=logs, say=reporter.note, hosts=hosts),
+        backend=backend,
+        lender=lender,
         algorithm=with_batch_baseline(algorithm) if isinstance(parts, OnlineParts) else algorithm,
         sources=Sources.of(algorithm, parts.config, parts.plugins, parts.model_folder, is_original=version == 0),
         trackers=Trackers.build(
@@ -239,6 +249,9 @@ class _Run(Course):
             )
         )
         reporter.activity_started("starting the inference engine")
+        self.built.lender.learner = learner
+        if sleeper(self.built.backend) is not None:  # It starts in the memory that the learner's states have left.
+            await finish_in_thread(learner.set_aside)
         async with self._source(learner.version) as source:
             await recorder.start(config, None if self.resumed is None else self.resumed.replay.version)
             yield TrainingLoop(
@@ -253,6 +266,7 @@ class _Run(Course):
                 grammars=grammars_of(parts.model_folder),
                 resumed=self.resumed,
                 elapsed=self.elapsed,
+                lender=self.built.lender,
             )
 
     def _evaluator(self, serving: Serving, parts: Parts) -> Evaluator | None:
