@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ConfigError,
         EpisodeTimeout,
         GatewayError,
+        HostLostError,
         PluginError,
         PolicyError,
         PromptTooLong,
@@ -37,17 +38,22 @@ if TYPE_CHECKING:
         RunError,
         RunFolderError,
         UnsupportedSampling,
+        WorkerError,
     )
     from agentrl.inference.digests import tensor_digest
     from agentrl.loops import finish_in_thread, run_in_thread
     from agentrl.plugins.hookspecs import hookimpl
     from agentrl.plugins.manager import Plugins
-    from agentrl.rollout.subproc.interpreter import worker_environment
+    from agentrl.redaction import redact
+    from agentrl.rollout.subproc.executor import SubprocRunner, inspect_agent
+    from agentrl.rollout.subproc.interpreter import AgentLaunch, diagnose, worker_environment
+    from agentrl.rollout.subproc.local import LocalCarrier, LocalProcess
     from agentrl.runs.reader import open_run
     from agentrl.training.trainer import Trainer
 
 __all__ = [
     "AgentError",
+    "AgentLaunch",
     "AgentRLError",
     "AgentWorkflow",
     "BackendError",
@@ -55,6 +61,9 @@ __all__ = [
     "ConfigError",
     "EpisodeTimeout",
     "GatewayError",
+    "HostLostError",
+    "LocalCarrier",
+    "LocalProcess",
     "PluginError",
     "Plugins",
     "PolicyError",
@@ -64,14 +73,19 @@ __all__ = [
     "RunError",
     "RunFolderError",
     "Settings",
+    "SubprocRunner",
     "Trainer",
     "UnsupportedSampling",
+    "WorkerError",
+    "diagnose",
     "environment_of",
     "find_environment",
     "finish_in_thread",
     "hookimpl",
+    "inspect_agent",
     "load_config",
     "open_run",
+    "redact",
     "run_in_thread",
     "tensor_digest",
     "worker_environment",
@@ -92,7 +106,10 @@ __getattr__, __dir__ = attributes(
         "agentrl.loops": ["finish_in_thread", "run_in_thread"],
         "agentrl.plugins.hookspecs": ["hookimpl"],
         "agentrl.plugins.manager": ["Plugins"],
-        "agentrl.rollout.subproc.interpreter": ["worker_environment"],
+        "agentrl.redaction": ["redact"],
+        "agentrl.rollout.subproc.executor": ["SubprocRunner", "inspect_agent"],
+        "agentrl.rollout.subproc.interpreter": ["AgentLaunch", "diagnose", "worker_environment"],
+        "agentrl.rollout.subproc.local": ["LocalCarrier", "LocalProcess"],
         "agentrl.runs.reader": ["open_run"],
         "agentrl.training.trainer": ["Trainer"],
     },

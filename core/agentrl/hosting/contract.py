@@ -101,7 +101,13 @@ class Hosts(Protocol):
 
 class Scheduler(Protocol):
     """Says where a run takes place. A plugin registers a class or a function that makes it, in the entry-point group
-    ``agentrl.schedulers``; it is given its own keys and, if its signature takes it, ``config``."""
+    ``agentrl.schedulers``.
+
+    It is given its own keys and, of the following, what its signature takes: ``config``; ``reporter``, to say what is
+    waited for; and ``shared``, the paths by configuration key that the run's processes need wherever they are, of which
+    ``run.dir`` is written to. One under which ``rollout.mode=auto`` may mean another executor has a static method
+    ``executor(config)``, which returns its name or ``None``.
+    """
 
     def run(self, train: Callable[[], Result]) -> Result:
         """Call ``train`` once, where the run is to take place, and return what it returns; what it raises passes."""

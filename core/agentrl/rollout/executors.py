@@ -8,6 +8,7 @@ from typing import Any
 from agentrl.agents.binding import bind_agent, reference_of
 from agentrl.agents.contract import LoadedAgent
 from agentrl.config.models import Config
+from agentrl.config.section import PartModel
 from agentrl.environments import environments
 from agentrl.errors import AgentRLError
 from agentrl.plugins import Plugins
@@ -34,12 +35,16 @@ def build_executor(config: Config, plugins: Plugins, given: Any = None) -> Execu
         outcomes=tuple(agent.outcomes),
         disabled=plugins.disabled,
     )
-    executor: Executor = plugins.build("executors", config.rollout.mode, agent=spec)
+    executor: Executor = plugins.build("executors", config.rollout.mode, agent=spec, config=config, plugins=plugins)
     return executor
 
 
-def auto_executor(agent: AgentSpec) -> Executor:
-    """``inline``, or ``subproc`` for an agent with an interpreter of its own."""
+def auto_executor(agent: AgentSpec, config: Config, plugins: Plugins) -> Executor:
+    """The executor that the scheduler chooses, else ``inline``, or ``subproc`` for an agent with an interpreter."""
+    chosen = _of_scheduler(config, plugins)
+    if chosen is not None:
+        executor: Executor = plugins.build("executors", chosen, agent=agent, config=config, plugins=plugins)
+        return executor
     if agent.python is None:
         from agentrl.rollout.inline import InlineExecutor
 
@@ -47,6 +52,14 @@ def auto_executor(agent: AgentSpec) -> Executor:
     from agentrl.rollout.subproc.executor import SubprocExecutor
 
     return SubprocExecutor(agent)
+
+
+def _of_scheduler(config: Config, plugins: Plugins) -> PartModel | None:
+    if config.scheduler == type(config).model_fields["scheduler"].default:
+        return None
+    choose = getattr(plugins.get("schedulers", config.scheduler.name), "executor", None)
+    name = None if choose is None else choose(config)
+    return None if name is None else PartModel(name=name)
 
 
 def _load(config: Config, plugins: Plugins, given: Any) -> LoadedAgent:

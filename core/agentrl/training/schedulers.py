@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from agentrl.config.models import Config
-from agentrl.errors import ConfigError
+from agentrl.errors import AgentRLError, ConfigError
 from agentrl.hosting.contract import Hosts, Scheduler
 from agentrl.plugins import Plugins
+from agentrl.plugins.references import FileReference, parse_reference
+from agentrl.reporting.contract import Reporter
 
 if TYPE_CHECKING:
     from agentrl.training.hosting import Hosting
@@ -39,14 +43,15 @@ class LocalScheduler:
             self.hosts = None
 
 
-def build_scheduler(plugins: Plugins, config: Config) -> Scheduler:
-    """The scheduler that ``config`` names.
+def build_scheduler(plugins: Plugins, config: Config, reporter: Reporter, model_folder: Path) -> Scheduler:
+    """The scheduler that ``config`` names, for a run of the model in ``model_folder``.
 
     Raises ``ConfigError`` or ``PluginError`` for a name that stands for nothing, for keys that it does not take, for
     an object that has no ``run``, and for processes that it does not start or that this machine has no place for.
     """
     part = config.scheduler
-    scheduler: Scheduler = plugins.build("schedulers", part, config=config)
+    shared = _shared(config, model_folder)
+    scheduler: Scheduler = plugins.build("schedulers", part, config=config, reporter=reporter, shared=shared)
     if not callable(getattr(scheduler, "run", None)):
         raise ConfigError(
             f"scheduler {part.type!r} is a {type(scheduler).__name__}, which has no `run`",
@@ -67,3 +72,15 @@ def hosting_of(scheduler: Scheduler, config: Config) -> Hosting | None:
     from agentrl.training.hosting import Hosting
 
     return Hosting(hosts, config.training.restarts)
+
+
+def _shared(config: Config, model_folder: Path) -> Mapping[str, Path]:
+    """The paths that the run's processes need wherever they are, by configuration key."""
+    shared = {"run.dir": Path(os.path.expanduser(config.run.dir)), "model.name": model_folder}
+    try:
+        agent = parse_reference(config.agent.name)
+    except AgentRLError:
+        return shared  # An object that was passed, or a name that is refused elsewhere.
+    if isinstance(agent, FileReference):
+        shared["agent.name"] = Path(agent.path)
+    return shared

@@ -137,7 +137,7 @@ class Trainer:
         """
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
-            scheduler = self._scheduler(config)
+            scheduler = self._scheduler(config, parts.model_folder)
             self._tell_choices(config, parts)
 
             def again(folder: Path) -> tuple[ResumePoint | None, _Running]:
@@ -157,7 +157,7 @@ class Trainer:
         """
         with self._configured(agent, workflow) as (config, target):
             point, parts = self._trainable(config, target)
-            self._scheduler(config)
+            self._scheduler(config, parts.model_folder)
             if point is None:
                 RunFolder.check(parts.config)
             build(parts, self.reporter)
@@ -173,7 +173,7 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
-            scheduler = self._scheduler(config)
+            scheduler = self._scheduler(config, parts.model_folder)
             self._tell_choices(config, parts)
 
             def again(folder: Path) -> tuple[ResumePoint | None, _Running]:
@@ -193,7 +193,7 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             point, parts = self._imitable(config, data)
-            self._scheduler(config)
+            self._scheduler(config, parts.model_folder)
             if point is None:
                 RunFolder.check(parts.config)
             self.reporter.note(parts.told())
@@ -208,7 +208,7 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             parts = self._replayable(config, run, rescored=rescored)
-            scheduler = self._scheduler(config)
+            scheduler = self._scheduler(config, parts.model_folder)
             self._tell_choices(config, parts)
             first = None, partial(train_offline, parts, self.reporter)
             return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config)))
@@ -221,7 +221,7 @@ class Trainer:
         """
         with self._configured(None, None) as (config, _):
             parts = self._replayable(config, run, rescored=rescored)
-            self._scheduler(config)
+            self._scheduler(config, parts.model_folder)
             RunFolder.check(parts.config)
             self.reporter.note(parts.told())
             return choices(config, parts.config, self.plugins, parts.model_folder)
@@ -278,9 +278,12 @@ class Trainer:
             if not choice.key.startswith(unused):
                 self.reporter.note(f"{choice.key} is {told(choice.value)}, {choice.why}")
 
-    def _scheduler(self, config: Config) -> Scheduler:
-        """The scheduler of ``config``. Says where the processes are going to be, if there is more than this one."""
-        scheduler = build_scheduler(self.plugins, config)
+    def _scheduler(self, config: Config, model_folder: Path) -> Scheduler:
+        """The scheduler of ``config``, for a run of the model in ``model_folder``.
+
+        Says where the processes are going to be, if there is more than this one.
+        """
+        scheduler = build_scheduler(self.plugins, config, self.reporter, model_folder)
         if config.training.processes > 1:
             from agentrl.training.placement import placed
 

@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentrl.agents.contract import Data
-from agentrl.errors import ConfigError
+from agentrl.errors import AgentRLError, ConfigError
 from agentrl.machine import usable_processors
 from agentrl.rollout.contract import Activity, AgentFacts, AgentRunner, AgentSpec, ExecutorContext, ProcessEndpoint
+from agentrl.rollout.subproc.contract import Carrier
 from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
+from agentrl.rollout.subproc.local import LocalCarrier
 from agentrl.rollout.subproc.pool import Pool
 from agentrl.rollout.subproc.process import DEFAULT_LIMITS, WorkerLimits, WorkerProcess
-from agentrl.rollout.subproc.reaper import Reaper
 from agentrl.rollout.subproc.worker import EpisodeMessage, WorkerStarter, load
 from agentrl.worker.protocol import LONGEST, Message, encode, unfit
 
@@ -89,15 +90,17 @@ class SubprocRunner:
         open_worker_endpoint: Callable[[], ProcessEndpoint],
         warn: Callable[[str], None],
         limits: WorkerLimits = DEFAULT_LIMITS,
+        carrier: Carrier | None = None,
     ) -> None:
         """``max_workers`` is by default one a CPU; ``episodes_per_worker`` 1 for an agent that is not async, and for
-        others what ``concurrency`` leaves to each. ``logs`` is the folder of the run's logs."""
+        others what ``concurrency`` leaves to each. ``logs`` is the folder of the run's logs. ``carrier`` starts the
+        processes, by default on this machine."""
         self._concurrency = concurrency
         self._max_workers = max_workers or usable_processors()
         self._episodes_per_worker = episodes_per_worker
         self._limits = limits
-        self._reaper = Reaper()
-        starter = WorkerStarter(process, logs, open_worker_endpoint, self._reaper, limits, warn)
+        self._carrier = LocalCarrier(process) if carrier is None else carrier
+        starter = WorkerStarter(process, logs, open_worker_endpoint, self._carrier, limits, warn)
         self._pool = Pool(starter.start, max_workers=self._max_workers, warn=warn)
         self._ids = itertools.count(1)
         self.facts = AgentFacts(is_async=True, returns_answer=False)
@@ -108,7 +111,7 @@ class SubprocRunner:
         try:
             first = await self._pool.open()
         except BaseException:
-            self._reaper.close()
+            self._carrier.close()
             raise
         self.facts = first.facts
         self._pool.capacity = self._capacity()
@@ -120,7 +123,7 @@ class SubprocRunner:
         try:
             await self._pool.close(self._limits.stop_s)
         finally:
-            self._reaper.close()
+            self._carrier.close()
 
     async def run(
         self,
@@ -143,6 +146,24 @@ class SubprocRunner:
                     return await worker.run(message, deadline_s=deadline_s, activity=activity)
             finally:
                 self._pool.release(worker)
+
+    def resize(self, max_workers: int) -> None:
+        """Have at most ``max_workers`` processes from now on, as where machines come or go; 0 has episodes wait.
+
+        Processes beyond that go on; they are not replaced.
+        """
+        self._max_workers = max_workers
+        if max_workers:
+            self._pool.capacity = self._capacity()
+        self._pool.resize(max_workers)
+
+    def warm(self) -> None:
+        """Start as many processes as there may be, before episodes need them."""
+        self._pool.warm()
+
+    def give_up(self, error: AgentRLError) -> None:
+        """Start no more processes: episodes that wait for one, now or later, are given ``error``."""
+        self._pool.give_up(error)
 
     def _capacity(self) -> int:
         if self._episodes_per_worker is not None:
@@ -181,12 +202,12 @@ async def inspect_agent(process: AgentLaunch, *, deadline_s: float) -> AgentFact
 
     Raises ``ConfigError`` or ``PluginError`` for one that cannot be run, or is not there after ``deadline_s`` seconds.
     """
-    reaper = Reaper()
+    carrier = LocalCarrier(process)
     limits = WorkerLimits(start_s=deadline_s)
     try:
-        started = WorkerProcess(process, log=None, limits=limits, reaper=reaper)
+        started = WorkerProcess(await carrier.launch({}), log=None, limits=limits)
         facts = await load(started, process, _NOWHERE, "none", limits)
         await started.stop(limits.stop_s)
     finally:
-        reaper.close()
+        carrier.close()
     return facts

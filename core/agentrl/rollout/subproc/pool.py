@@ -113,6 +113,18 @@ class Pool:
         self._add(first)
         return first
 
+    def resize(self, max_workers: int) -> None:
+        """Have at most ``max_workers`` from now on, and start those that waiting episodes need."""
+        self._max_workers = max_workers
+        self._failed_starts = 0
+        self._dispatch()
+
+    def warm(self) -> None:
+        """Start workers until there are as many as there may be, before episodes need them."""
+        if self._broken is None:
+            for _ in range(self._max_workers - self._kept - len(self._starting)):
+                self._begin_start()
+
     async def acquire(self, *, alone: bool) -> Worker:
         """Wait for a worker that can take one more episode, an empty one if ``alone``, and reserve it.
 
@@ -139,7 +151,7 @@ class Pool:
 
     async def close(self, stop_s: float) -> None:
         """End all workers and all that are starting; they are killed after ``stop_s`` seconds."""
-        self._give_up(WorkerError("the workers of this run have been stopped"))
+        self.give_up(WorkerError("the workers of this run have been stopped"))
         starting = list(self._starting.values())
         for task in starting:
             task.cancel()
@@ -189,6 +201,8 @@ class Pool:
     async def _started(self, number: int) -> None:
         try:
             worker = await self._start(number)
+        except WorkerError:
+            pass  # The machine that was to run it is gone: another one is tried.
         except Exception as error:  # Those that wait for the worker are told.
             self._not_started(error)
         else:
@@ -225,9 +239,9 @@ class Pool:
             self._max_workers = len(self._loads)
             self._warn(f"goes on with {self._max_workers} workers, because no more can be started: {error}")
             return
-        self._give_up(error)
+        self.give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """Start no more workers; every waiter, now or later, is given ``error``."""
         self._broken = error
         for waiter in self._waiting:

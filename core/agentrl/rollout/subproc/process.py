@@ -1,20 +1,15 @@
-"""One worker process from its start to its end: how it is launched, the connection to it, and how it ended."""
+"""One worker process from its start to its end: the connection to it, what it prints, and how it ended."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import socket
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.environ import WORKER
 from agentrl.errors import AgentRLError, PluginError
-from agentrl.rollout.subproc.interpreter import AgentLaunch, usable_interpreter
+from agentrl.rollout.subproc.contract import StartedProcess
 from agentrl.rollout.subproc.output import Output, WorkerLog
-from agentrl.rollout.subproc.reaper import Reaper, exit_of
 from agentrl.supervision import ending_of
 from agentrl.worker.protocol import LONGEST, Message, decode, encode
 
@@ -27,6 +22,7 @@ __all__ = [
     "WorkerLimits",
     "WorkerProcess",
     "how_it_ended",
+    "with_last_lines",
 ]
 
 MIB = 2**20
@@ -81,8 +77,8 @@ class Ended(Exception):
 class WorkerProcess:
     """A worker's process, the connection to it and its output; all three end together."""
 
-    def __init__(self, spec: AgentLaunch, *, log: WorkerLog | None, limits: WorkerLimits, reaper: Reaper) -> None:
-        """Start it. Raises ``PluginError`` where there is no such interpreter or no process can be started."""
+    def __init__(self, started: StartedProcess, *, log: WorkerLog | None, limits: WorkerLimits) -> None:
+        """``started`` is the process, of which nobody has heard anything yet."""
         loop = asyncio.get_running_loop()
         self.gone: asyncio.Future[str] = loop.create_future()
         """Done once the process and all that it started have ended; the result says how, as ``how_it_ended`` does."""
@@ -91,34 +87,32 @@ class WorkerProcess:
         """Called with every message that is no answer to ``ask``. Raises ``LookupError``, ``TypeError`` or
         ``ValueError`` for one that it does not understand."""
         self._log = log
-        self._reaper = reaper
         self._kill_reason: KillReason | None = None
         self._reply: asyncio.Future[Message] | None = None
-        self._mark = secrets.token_hex(8)
         self._channel = WorkerConnection(self._take, lambda what: self.kill(KillReason(what)), self._lost)
-        self._process, self._socket = _launch(spec, self._mark)
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout
-        self._exit = exit_of(self._process)
+        self._started = started
         self._life = loop.create_task(self._live())
         if log is not None:
-            log.open(f"process {self._process.pid}")
+            log.open(started.place)
 
     async def connect(self) -> None:
         """Connect the event loop to the process; before this nothing can be sent or received."""
-        loop = asyncio.get_running_loop()
-        await loop.create_unix_connection(lambda: self._channel, sock=self._socket)
-        await loop.connect_read_pipe(lambda: self.output, self._pipe)
+        await self._started.connect(self._channel, self.output)
 
     @property
     def alive(self) -> bool:
         """Whether it can be sent messages and is expected to answer them."""
-        return self._kill_reason is None and not self._exit.done() and self._channel.open
+        return self._kill_reason is None and not self._started.exit.done() and self._channel.open
 
     @property
     def kill_reason(self) -> KillReason | None:
         """Why it was killed; ``None`` where it was not."""
         return self._kill_reason
+
+    @property
+    def lost(self) -> str | None:
+        """How the machine that it ran on was lost; ``None`` where it was not, or the process was killed before."""
+        return self._started.lost if self._kill_reason is None else None
 
     @property
     def unread(self) -> bool:
@@ -142,9 +136,9 @@ class WorkerProcess:
 
     def kill(self, kill_reason: KillReason) -> None:
         """Begin to kill it and all that it started; of several calls the first reason counts."""
-        if self._kill_reason is None and not self._exit.done():
+        if self._kill_reason is None and not self._started.exit.done():
             self._kill_reason = kill_reason
-            self._reaper.kill(self._process)
+            self._started.kill()
 
     async def stop(self, seconds: float) -> None:
         """Tell it to stop, kill it where it has not ended after ``seconds``, and wait for its end."""
@@ -156,6 +150,10 @@ class WorkerProcess:
         except asyncio.CancelledError:
             self.kill(KillReason("was in the way of an interruption"))
             raise
+
+    async def diagnose(self, how: str) -> PluginError:
+        """Why it has not loaded its agent, where it ended in the way that ``how`` says."""
+        return await self._started.diagnose(how)
 
     async def ends_within(self, seconds: float) -> bool:
         """Wait up to ``seconds`` for its end, and return whether it has ended."""
@@ -177,17 +175,22 @@ class WorkerProcess:
 
     async def _live(self) -> None:
         try:
-            await self._exit
-            await self._reaper.bury(self._process, self._mark)
+            await self._started.exit
+            await self._started.bury()
             await asyncio.wait({self._channel.closed, self.output.closed}, timeout=_LAST_WORDS_S)
             await self._channel.close()
             await self.output.close()
         finally:  # Also where the event loop ends before the process does.
-            self._socket.close()
-            self._pipe.close()
+            self._started.close()
             if self._log is not None:
                 self._log.close()
-        self.gone.set_result(how_it_ended(self._process.returncode, self._kill_reason, self.output.last_lines()))
+        self.gone.set_result(self._end())
+
+    def _end(self) -> str:
+        last_lines = self.output.last_lines()
+        if self.lost is not None:
+            return with_last_lines(self.lost, last_lines)
+        return how_it_ended(self._started.returncode, self._kill_reason, last_lines)
 
 
 def _refuse(message: Message) -> None:
@@ -273,37 +276,11 @@ class WorkerConnection(asyncio.Protocol):
         self._lost()
 
 
-def _launch(process: AgentLaunch, mark: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start ``python -m agentrl.worker`` and return it with our end of the socket pair.
-
-    It leads a session and a process group of its own, its output is one pipe, and ``mark`` stands in its
-    environment. Raises ``PluginError`` where there is no such interpreter, or no process can be started.
-    """
-    python = usable_interpreter(process.python)
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            started = subprocess.Popen(  # noqa: S603  (the interpreter is the user's choice)
-                # -P: what lies in the current folder takes nobody's place, be it called `math.py` or `agents.py`.
-                [python, "-P", "-m", "agentrl.worker", "--fd", str(theirs.fileno())],
-                bufsize=0,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**process.env, WORKER: mark},
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            raise PluginError(
-                f"{python} could not be started: {error.strerror or error}",
-                fix="set agent.python to a Python interpreter",
-            ) from error
-    return started, ours
-
-
 def how_it_ended(code: int, kill_reason: KillReason | None, last_lines: str) -> str:
     """How a process with the return code ``code`` ended, to complete the sentence "the agent's process …"."""
-    how = f"{kill_reason.reason}, and was killed" if kill_reason else ending_of(code)
+    return with_last_lines(f"{kill_reason.reason}, and was killed" if kill_reason else ending_of(code), last_lines)
+
+
+def with_last_lines(how: str, last_lines: str) -> str:
+    """``how`` a process ended, and what it printed last."""
     return f"{how}{PRINTED}{last_lines}" if last_lines else how

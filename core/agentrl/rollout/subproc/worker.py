@@ -12,10 +12,10 @@ from agentrl.errors import AgentError, AgentRLError, ConfigError, EpisodeTimeout
 from agentrl.plugins.entries import core_version
 from agentrl.rollout.contract import Activity, AgentFacts, ProcessEndpoint
 from agentrl.rollout.failures import RaisedElsewhere, too_late
-from agentrl.rollout.subproc.interpreter import AgentLaunch, diagnose, wrong_protocol
+from agentrl.rollout.subproc.contract import Carrier
+from agentrl.rollout.subproc.interpreter import AgentLaunch, wrong_protocol
 from agentrl.rollout.subproc.output import WorkerLog
 from agentrl.rollout.subproc.process import KILLED_WITHIN_S, PRINTED, Ended, KillReason, WorkerLimits, WorkerProcess
-from agentrl.rollout.subproc.reaper import Reaper
 from agentrl.worker.protocol import PROTOCOL, Message, encode, error_from_json, unfit, with_parts, with_traceback
 
 __all__ = ["EpisodeMessage", "Worker", "WorkerStarter", "failure_of", "load"]
@@ -31,18 +31,19 @@ class WorkerStarter:
     logs: Path | None
     """The folder of the run's logs; ``None`` where what agents print is not kept."""
     open_worker_endpoint: Callable[[], ProcessEndpoint]
-    reaper: Reaper
+    carrier: Carrier
     limits: WorkerLimits
     warn: Callable[[str], None]
 
     async def start(self, number: int) -> Worker:
         """Start worker ``number`` and load the agent in it.
 
-        Raises ``ConfigError`` or ``PluginError`` where that fails; its process has ended then.
+        Raises ``ConfigError``, ``PluginError`` or ``WorkerError`` where that fails; its process has ended then.
         """
         endpoint = self.open_worker_endpoint()
         try:
-            process = WorkerProcess(self.spec, log=self._log(number), limits=self.limits, reaper=self.reaper)
+            started = await self.carrier.launch({})
+            process = WorkerProcess(started, log=self._log(number), limits=self.limits)
             facts = await load(process, self.spec, endpoint.base_url, endpoint.api_key, self.limits)
         except BaseException:
             endpoint.close()
@@ -213,6 +214,8 @@ class Worker:
             answer.set_exception(self._failure_of(episode, len(waiting) - 1, gone.result()))
 
     def _failure_of(self, episode: int, others: int, how: str) -> AgentRLError:
+        if self.process.lost is not None:
+            return WorkerError(f"the process of the episode {how}", fingerprint="the machine of a process was lost")
         if self.process.kill_reason is None and self.process.unread and episode == self._latest:
             return WorkerError(f"the process {how}, before it had read of this episode")
         return failure_of(episode, others, how, self.process.kill_reason)
@@ -252,8 +255,10 @@ async def load(
     except BaseException as error:
         process.kill(KillReason("did not load its agent"))
         how = process.gone.result() if await process.ends_within(KILLED_WITHIN_S) else "it cannot be ended"
+        if isinstance(error, Ended) and process.lost is not None:
+            raise WorkerError(f"the process of agent {spec.reference!r} {how}") from None
         if isinstance(error, Ended):
-            raise await diagnose(spec, str(error)) from None
+            raise await process.diagnose(str(error)) from None
         if isinstance(error, TimeoutError):
             raise PluginError(
                 f"the process of agent {spec.reference!r} was not ready within {limits.start_s:g} s: {how}",

@@ -1,0 +1,159 @@
+"""The cluster of a run: joined, or started here and ended with the run; and what its nodes have."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.exceptions import RayError
+
+from agentrl import ConfigError, PluginError, RunError
+from agentrl_ray.placement import Node
+from agentrl_ray.settings import RaySettings
+
+__all__ = ["Cluster", "joined"]
+
+_LOOPBACK = "127.0.0.1"
+
+_QUIET = {
+    # Nothing of a run is sent anywhere.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without an agent for metrics there is nobody who would read them.
+    "RAY_enable_metrics_collection": "0",
+    # Hosts without a GPU see none, since we say so.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_ADDRESS = "RAY_ADDRESS"
+
+
+class Cluster:
+    """A cluster that this process is connected to."""
+
+    def __init__(self, address: str, *, own: bool) -> None:
+        self.address = address
+        """``host:port`` of its head."""
+        self.own = own
+        """Whether it was started for the run: no other machine is in it."""
+
+    @property
+    def here(self) -> str:
+        """The address at which other nodes reach this one."""
+        return _LOOPBACK if self.own else str(ray.util.get_node_ip_address())
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive. Raises ``RunError`` where the head does not answer."""
+        try:
+            free = available_resources_per_node()
+            return [
+                Node(
+                    id=each["NodeID"],
+                    hostname=each["NodeManagerHostname"],
+                    address=each["NodeManagerAddress"],
+                    total=each["Resources"],
+                    free=free.get(each["NodeID"], {}),
+                )
+                for each in ray.nodes()
+                if each["Alive"]
+            ]
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise RunError(f"the Ray cluster at {self.address} does not answer: {error}") from error
+
+
+@contextlib.contextmanager
+def joined(settings: RaySettings) -> Iterator[Cluster]:
+    """Connect to the cluster that ``settings`` names, or start one here; at the end, leave it or end it.
+
+    Raises ``ConfigError`` where there is no cluster at the address, and ``PluginError`` where one cannot be started.
+    """
+    if ray.is_initialized():
+        # Whoever drives this process, such as a test or a notebook, has connected: we do not disconnect it.
+        yield Cluster(ray.get_runtime_context().gcs_address, own=False)
+        return
+    address = settings.address or os.environ.get(_ADDRESS)
+    with _quiet(), contextlib.ExitStack() as stack:
+        cluster = _started(settings, stack) if address is None else _connected(address, settings)
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+
+
+def _connected(address: str, settings: RaySettings) -> Cluster:
+    try:
+        info = ray.init(address=address, runtime_env=settings.runtime_env or None, **_ours())
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        ray.shutdown()
+        where = "this machine belongs to none" if address == "auto" else f"there is none at {address}"
+        raise ConfigError(
+            f"scheduler.address={address}: the Ray cluster cannot be reached, {where}: {_first_line(error)}",
+            fix="start one with `ray start --head`, join this machine with `ray start --address=HOST:PORT`, or leave "
+            "scheduler.address out to have one started here",
+            key="scheduler.address",
+        ) from error
+    return Cluster(info["gcs_address"], own=False)
+
+
+def _started(settings: RaySettings, stack: contextlib.ExitStack) -> Cluster:
+    # A folder of its own, since Ray's own would lead others who connect to "auto" to this cluster.
+    folder = Path(tempfile.mkdtemp(prefix="agentrl-ray-"))
+    try:
+        info = ray.init(
+            address="local",
+            num_cpus=settings.cpus,
+            include_dashboard=False,
+            dashboard_host=_LOOPBACK,
+            runtime_env=settings.runtime_env or None,
+            _node_ip_address=_LOOPBACK,
+            _temp_dir=str(folder),
+            **_ours(),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, RayError) as error:
+        ray.shutdown()
+        raise PluginError(
+            f"Ray could not be started here: {_first_line(error)}", fix=f"its logs are in {folder}/session_latest/logs"
+        ) from error
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return Cluster(info["gcs_address"], own=True)
+
+
+def _ours() -> dict[str, Any]:
+    """What is the same wherever the cluster is."""
+    return {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's reports switched off, its warnings left to its own logs, and our handlers of signals kept."""
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update({name: value for name, value in _QUIET.items() if before[name] is None})
+    log, level = logging.getLogger("ray"), logging.getLogger("ray").level
+    log.setLevel(logging.CRITICAL)
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\b.*")
+            yield
+    finally:
+        log.setLevel(level)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

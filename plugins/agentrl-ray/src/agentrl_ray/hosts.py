@@ -1,0 +1,589 @@
+"""Hosts as Ray actors: placed together in a placement group, asked over Ray's channel, and gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from agentrl import AgentRLError, ConfigError, HostLostError, PluginError, RunError
+from agentrl.hosting.contract import HostSpec
+from agentrl_ray.actor import Answer, Greeting, HostActor, Question, core_version, printed_since
+from agentrl_ray.cluster import Cluster
+from agentrl_ray.logs import HostLog
+from agentrl_ray.placement import Node, Resources, bundle_of, fits, told_hosts, told_nodes
+from agentrl_ray.settings import RaySettings
+from agentrl_ray.sharing import marking
+
+__all__ = ["RayHost", "RayHosts", "Shared"]
+
+_POLL_S = 0.5
+"""Seconds between two looks at what is waited for."""
+_TOLD_EVERY_S = 10.0
+"""Seconds between two lines about what is waited for."""
+_CONTROL_S = 30.0
+"""Seconds that a host may take for a question of the scheduler's own, such as whether it sees a folder."""
+_GONE_S = 15.0
+"""Seconds that a killed process may take to be gone."""
+_LOGS_S = 1.0
+"""Seconds between two looks at what hosts have printed."""
+_LOGGED_S = 10.0
+_AT_ONCE = 10_000
+"""Questions that a host answers beside each other."""
+_NODE_LABEL = "ray.io/node-id"
+_ANSWERS = 4
+"""Threads that read answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The paths of a run that hosts need, by configuration key."""
+
+    written: Mapping[str, Path]
+    """Folders that must be the same on every node."""
+    read: Mapping[str, Path]
+    """What must be there with the same content."""
+
+
+class RayHosts:
+    """Starts hosts on the nodes of a cluster: ``agentrl.hosting.contract.Hosts``. Its methods are for any thread."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        settings: RaySettings,
+        shared: Shared,
+        env: Mapping[str, str],
+        note: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """``env`` are variables of all hosts; ``note`` and ``warn`` show a line to the user, from any thread."""
+        self.cluster = cluster
+        self.address = cluster.here
+        self.elsewhere = not cluster.own
+        self.settings = settings
+        self._shared = shared
+        self._env = env
+        self._note = note
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._hosts: list[RayHost] = []
+        self._groups: list[PlacementGroup] = []
+        self._proven: set[tuple[str, tuple[str, ...]]] = set()
+        """Nodes that have seen the paths of these keys."""
+        self._names: set[str] = set()
+        self._closed = threading.Event()
+        self._answers = ThreadPoolExecutor(_ANSWERS, thread_name_prefix="agentrl-ray-answers")
+        threading.Thread(target=self._bring_logs, name="agentrl-ray-logs", daemon=True).start()
+
+    def start(self, specs: Sequence[HostSpec], *, patience: float, together: bool = True) -> Sequence[RayHost]:
+        """Start a host for each of ``specs``; see ``Hosts.start``.
+
+        They wait for room no longer than ``patience`` and the setting of that name. Raises also ``ConfigError`` where
+        their node does not see a path of the run, and ``PluginError`` where it has another version of agentrl.
+        """
+        if together:
+            return self._start(specs, patience)
+        return [host for spec in specs for host in self._start([spec], patience)]
+
+    def start_on(
+        self, node: Node, spec: HostSpec, *, patience: float, resources: Resources, read: Sequence[str]
+    ) -> RayHost:
+        """Start a host on ``node``, which takes ``resources`` beside those of ``spec`` and needs the paths ``read``."""
+        return self._start([spec], patience, node=node, resources=resources, keys=tuple(read))[0]
+
+    def start_somewhere(self, spec: HostSpec, *, patience: float, resources: Resources, read: Sequence[str]) -> RayHost:
+        """As ``start_on``, on whichever node has room first."""
+        return self._start([spec], patience, resources=resources, keys=tuple(read))[0]
+
+    def close(self, patience: float) -> None:
+        """Stop every host, each within ``patience`` seconds, and free what was reserved. Safe to call twice."""
+        self._closed.set()
+        with self._lock:
+            hosts, groups = list(self._hosts), list(self._groups)
+        if hosts:
+            with ThreadPoolExecutor(len(hosts), thread_name_prefix="agentrl-ray-stop") as threads:
+                list(threads.map(lambda host: host.stop(patience), hosts))
+        for group in groups:
+            self._free(group)
+        self._answers.shutdown(wait=False, cancel_futures=True)
+
+    def _start(
+        self,
+        specs: Sequence[HostSpec],
+        patience: float,
+        *,
+        node: Node | None = None,
+        resources: Resources = {},  # noqa: B006 - Nobody writes to it.
+        keys: tuple[str, ...] | None = None,
+    ) -> list[RayHost]:
+        began = time.monotonic()
+        bundles = [{**bundle_of(spec), **resources} for spec in specs]
+        self._claim([spec.name for spec in specs])
+        group: PlacementGroup | None = None
+        hosts: list[RayHost] = []
+        try:
+            group = self._placed(specs, bundles, min(patience, self.settings.patience), node)
+            for index, (spec, where) in enumerate(zip(specs, self._nodes_of(group), strict=True)):
+                hosts.append(self._made(spec, where, group, index))
+            with self._lock:
+                self._hosts += hosts
+            until = began + patience
+            self._greet(hosts, until, patience)
+            self._prove(hosts, keys)
+            self._make(hosts, specs, until, patience)
+        except BaseException:
+            for host in hosts:
+                host.stop(0.0)
+            if group is not None:
+                self._free(group)
+            self._release(hosts, specs)
+            raise
+        return hosts
+
+    def _claim(self, names: Sequence[str]) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                raise RunError("the run is over: no host is started any more")
+            if taken := sorted(self._names.intersection(names)) or sorted({n for n in names if names.count(n) > 1}):
+                raise ValueError(f"hosts of a run do not share a name: {', '.join(taken)}")
+            self._names.update(names)
+
+    def _release(self, hosts: Sequence[RayHost], specs: Sequence[HostSpec]) -> None:
+        with self._lock:
+            self._hosts = [host for host in self._hosts if host not in hosts]
+            self._names.difference_update(spec.name for spec in specs)
+
+    def forget(self, host: RayHost) -> None:
+        """Free what a host that is gone had reserved, so that another one may have its name and its room."""
+        with self._lock:
+            self._hosts = [each for each in self._hosts if each is not host]
+            self._names.discard(host.name)
+            alone = all(each.group is not host.group for each in self._hosts)
+        if alone:
+            self._free(host.group)
+
+    def _placed(
+        self, specs: Sequence[HostSpec], bundles: list[dict[str, float]], patience: float, node: Node | None
+    ) -> PlacementGroup:
+        names = {name for bundle in bundles for name in bundle}
+        asked = told_hosts(specs, bundles)
+        if node is None:
+            self._check_room(asked, bundles, names)
+        group = placement_group(
+            bundles,
+            strategy=self.settings.placement.upper(),
+            name=f"agentrl {os.getpid()} {specs[0].name}",
+            bundle_label_selector=None if node is None else [{_NODE_LABEL: node.id}] * len(bundles),
+        )
+        with self._lock:
+            self._groups.append(group)
+        where = "the cluster" if node is None else node.words
+        deadline, told = time.monotonic() + patience, time.monotonic() + min(2.0, patience / 2)
+        while not self._is_ready(group):
+            now = time.monotonic()
+            if self._closed.is_set():
+                raise RunError(f"the run ended while {asked} waited for room")
+            if now >= deadline:
+                self._free(group)
+                raise RunError(
+                    f"waited {patience:g} s for room for {asked} on {where}, which has {self._told(names, node)}",
+                    fix="free some of it (`ray status` says who holds it), ask for less, or raise scheduler.patience",
+                )
+            if now >= told:
+                told = now + _TOLD_EVERY_S
+                self._note(f"waiting for room for {asked}: {where} has {self._told(names, node)}")
+        return group
+
+    def _is_ready(self, group: PlacementGroup) -> bool:
+        try:
+            return bool(group.wait(_POLL_S))
+        except RayError as error:
+            raise RunError(f"the Ray cluster at {self.cluster.address} does not place hosts: {error}") from error
+
+    def _check_room(self, asked: str, bundles: list[dict[str, float]], names: set[str]) -> None:
+        """Raise ``ConfigError`` where the nodes that there are could never take the hosts."""
+        nodes = self.cluster.nodes()
+        if self.settings.autoscaling or fits(bundles, [node.total for node in nodes], self.settings.placement):
+            return
+        how = (
+            ""
+            if self.settings.placement in ("pack", "spread")
+            else f", placed by scheduler.placement={self.settings.placement}"
+        )
+        raise ConfigError(
+            f"{asked}{how} do not fit the Ray cluster, which has {told_nodes(nodes, names, free=False)}",
+            fix="ask for less (training.processes, scheduler.workers), add nodes, choose another scheduler.placement, "
+            "or set scheduler.autoscaling=true for a cluster that gets nodes when they are asked for",
+            key="scheduler",
+        )
+
+    def _told(self, names: set[str], node: Node | None) -> str:
+        nodes = [each for each in self.cluster.nodes() if node is None or each.id == node.id]
+        return told_nodes(nodes, names, free=True)
+
+    def _nodes_of(self, group: PlacementGroup) -> list[Node]:
+        known = {node.id: node for node in self.cluster.nodes()}
+        placed = placement_group_table(group)["bundles_to_node_id"]
+        lost = Node("", "a node that is gone", "", {}, {})
+        return [known.get(placed[index], lost) for index in sorted(placed)]
+
+    def _made(self, spec: HostSpec, node: Node, group: PlacementGroup, index: int) -> RayHost:
+        # Ray hides GPUs from an actor that has none only where it is told to.
+        hidden = {} if spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        actor: Any = (
+            ray.remote(HostActor)
+            .options(
+                num_cpus=spec.cpus,
+                num_gpus=spec.gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=_AT_ONCE,
+                runtime_env={"env_vars": {**hidden, **self._env, **spec.env}},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            )
+            .remote()
+        )
+        return RayHost(spec.name, node, actor, group, getattr(spec, "log", None), self._answers)
+
+    def _greet(self, hosts: Sequence[RayHost], until: float, patience: float) -> None:
+        asked = [host.actor.greet.remote(os.getcwd()) for host in hosts]
+        for host, ref in zip(hosts, asked, strict=True):
+            host.greeted(self._got(ref, host, until, patience, "to start"))
+        here = _Versions.here()
+        for host in hosts:
+            here.check(host)
+
+    def _prove(self, hosts: Sequence[RayHost], keys: tuple[str, ...] | None) -> None:
+        """Have a host on each node that is new say whether it sees the paths of the run."""
+        paths = _Paths.of(self._shared, keys)
+        new = {host.node_id: host for host in hosts if (host.node_id, paths.keys) not in self._proven}
+        if not new or not paths.keys:
+            return
+        with marking(paths.written, paths.read) as marks:
+            asked = [(host, host.actor.faults.remote(marks)) for host in new.values()]
+            until = time.monotonic() + _CONTROL_S
+            for host, ref in asked:
+                for key, path, wrong in self._got(ref, host, until, _CONTROL_S, "to look at the folders of the run"):
+                    raise _unseen(host, key, path, wrong)
+        self._proven |= {(node, paths.keys) for node in new}
+
+    def _make(self, hosts: Sequence[RayHost], specs: Sequence[HostSpec], until: float, patience: float) -> None:
+        pickled = [pickle.dumps(dict(spec.arguments), protocol=5) for spec in specs]
+        asked = [
+            host.actor.make.remote(spec.target, arguments)
+            for host, spec, arguments in zip(hosts, specs, pickled, strict=True)
+        ]
+        for host, spec, ref in zip(hosts, specs, asked, strict=True):
+            answer = self._got(ref, host, until, patience, f"to make its {spec.target.rpartition(':')[2]}")
+            host.opened(answer, f"make its {spec.target.rpartition(':')[2]}")
+
+    def _got(self, ref: Any, host: RayHost, until: float, patience: float, what: str) -> Any:
+        """What ``ref`` holds; it is told what is waited for, and raised as the contract of hosts has it."""
+        told = time.monotonic() + _TOLD_EVERY_S
+        while True:
+            left = until - time.monotonic()
+            try:
+                return ray.get(ref, timeout=max(0.0, min(left, _POLL_S)))
+            except GetTimeoutError:
+                if self._closed.is_set():
+                    raise RunError(f"the run ended while it waited for {host.name} {what}") from None
+                if left <= 0:
+                    raise RunError(
+                        f"waited {patience:g} s for {host.name} on {host.node} {what}{host.last_words()}",
+                        fix="see what the node is busy with, or raise the time that this may take",
+                    ) from None
+                if time.monotonic() >= told:
+                    told = time.monotonic() + _TOLD_EVERY_S
+                    self._note(f"waiting for {host.name} on {host.node} {what}")
+            except RayError as error:
+                raise host.error_of(error) from error
+
+    def _free(self, group: PlacementGroup) -> None:
+        with self._lock:
+            if group not in self._groups:
+                return
+            self._groups.remove(group)
+        with contextlib.suppress(RayError, RuntimeError):
+            remove_placement_group(group)
+
+    def _bring_logs(self) -> None:
+        while not self._closed.wait(_LOGS_S):
+            with self._lock:
+                hosts = list(self._hosts)
+            for host in hosts:
+                host.bring_log()
+                if host.log is not None and host.log.fault is not None:
+                    self._warn(host.log.fault)
+                    host.log.path, host.log.fault = None, None
+
+
+class RayHost:
+    """An actor that holds an object: ``agentrl.hosting.contract.Host``."""
+
+    def __init__(
+        self, name: str, node: Node, actor: Any, group: PlacementGroup, log: Path | None, answers: ThreadPoolExecutor
+    ) -> None:
+        self.name = name
+        self.node = node.words
+        self.node_id = node.id
+        self.address = node.address
+        self.actor = actor
+        self.group = group
+        self.greeting: Greeting | None = None
+        self.log: HostLog | None = None
+        self.gone: Future[HostLostError] = Future()
+        """Holds how it ended once it has ended."""
+        self._path = log
+        self._answers = answers
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._asked: dict[int, Future[Any]] = {}
+        self._lost: HostLostError | None = None
+        self._stopping = False
+        self._life = actor.live.remote().future()
+        self._life.add_done_callback(lambda life: self._submit(self._ended, life))
+
+    def ask(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See ``Host.ask``. Raises what pickling an argument raises."""
+        payload = pickle.dumps((args, kwargs), protocol=5)
+        asked: Future[Any] = Future()
+        with self._lock:
+            if self._lost is not None:
+                asked.set_exception(self._lost)
+                return asked
+            number = next(self._numbers)
+            self._asked[number] = asked
+            # Under the lock, so that questions leave in the order of their numbers.
+            ref = self.actor.ask.remote(Question(number, method, payload))
+        ref.future().add_done_callback(lambda answer: self._submit(self._take, number, method, answer))
+        asked.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
+        return asked
+
+    def stop(self, patience: float) -> None:
+        """See ``Host.stop``."""
+        self._stopping = True
+        if patience > 0 and not self.gone.done():
+            with contextlib.suppress(RayError):
+                ray.get(self.actor.finish.remote(patience), timeout=patience + _LOGS_S)
+            self.bring_log()
+        with contextlib.suppress(RayError):
+            ray.kill(self.actor, no_restart=True)
+        with contextlib.suppress(FutureTimeout):
+            self.gone.result(_GONE_S)
+        self._wait_until_gone()
+
+    def greeted(self, greeting: Greeting) -> None:
+        """Its process has started."""
+        self.greeting = greeting
+        self.log = HostLog(greeting.logs, self._path, f"{self.name}, process {greeting.pid} on {self.node}")
+
+    def opened(self, answer: Answer, what: str) -> Any:
+        """What ``answer`` holds. Raises what it says was raised."""
+        held = pickle.loads(answer.payload)  # noqa: S301 - Pickled by our own process.
+        if answer.kind == "returned":
+            return held
+        if answer.kind == "raised" and isinstance(held, AgentRLError):
+            raise held
+        raise RunError(f"{self.name} on {self.node} could not {what}: {held}{self.last_words()}")
+
+    def error_of(self, error: BaseException) -> AgentRLError:
+        """Ray's ``error`` about this host as one of ours."""
+        if isinstance(error, RuntimeEnvSetupError):
+            return PluginError(
+                f"{self.name} on {self.node}: its scheduler.runtime_env could not be made: {_lines(error)}",
+                fix="see `ray logs` on that node, or install what it holds there before",
+            )
+        if isinstance(error, RayActorError) and "No module named 'agentrl" in str(error):
+            return PluginError(
+                f"{self.node} has no agentrl-ray, which {self.name} needs: {_lines(error)}",
+                fix="install agentrl-core and agentrl-ray, of the versions here, in the environment that runs Ray "
+                "there, or name them in scheduler.runtime_env",
+            )
+        if isinstance(error, RayTaskError):
+            return RunError(f"{self.name} on {self.node} failed: {_lines(error)}")
+        return self._lost or HostLostError(
+            f"{self.name} on {self.node} was lost: {_cause(error)}{self.last_words()}",
+            fix="see its log, and Ray's in /tmp/ray/session_latest/logs on that node",
+        )
+
+    def last_words(self) -> str:
+        """What it printed last, to end a sentence with."""
+        return "" if self.log is None else self.log.told()
+
+    def bring_log(self) -> None:
+        """Fetch what it has printed since the last time; nothing where it does not answer."""
+        log = self.log
+        if log is None or not log.offsets or self.gone.done():
+            return
+        with contextlib.suppress(RayError):
+            while log.add(ray.get(self.actor.printed.remote(log.offsets), timeout=_LOGGED_S)):
+                pass
+
+    def _submit(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Do it in a thread of ours: Ray's own must not wait for us."""
+        with contextlib.suppress(RuntimeError):  # The run is over.
+            self._answers.submit(call, *arguments)
+
+    def _take(self, number: int, method: str, answered: Future[Answer]) -> None:
+        with self._lock:
+            asked = self._asked.pop(number, None)
+        if asked is None:
+            return
+        try:
+            result = self.opened(answered.result(0), method)
+        except RayActorError as error:
+            with self._lock:
+                self._asked[number] = asked
+            self._end(error)
+            return
+        except RayError as error:
+            _settle(asked, None, self.error_of(error))
+        except Exception as error:
+            _settle(asked, None, error)
+        else:
+            _settle(asked, result, None)
+
+    def _ended(self, life: Future[None]) -> None:
+        self._end(life.exception(0) or RuntimeError("it ended by itself"))
+
+    def _end(self, error: BaseException) -> None:
+        if self.gone.done():
+            return
+        if not self._stopping and not _is_of_node(error):
+            self._bring_last_words()
+        how = f"{self.name} on {self.node} was stopped" if self._stopping else None
+        lost = HostLostError(how) if how is not None else self.error_of(error)
+        if not isinstance(lost, HostLostError):
+            lost = HostLostError(lost.message, fix=lost.fix)
+        with self._lock:
+            self._lost = self._lost or lost
+            left = list(self._asked.values())
+            self._asked.clear()
+        _settle(self.gone, self._lost, None)
+        for asked in left:
+            _settle(asked, None, self._lost)
+
+    def _bring_last_words(self) -> None:
+        """Read the end of its log by another process of its node."""
+        log = self.log
+        if log is None or not log.offsets:
+            return
+        with contextlib.suppress(RayError):
+            reader = ray.remote(printed_since).options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(self.node_id, soft=False),
+            )
+            log.add(ray.get(reader.remote(log.offsets), timeout=_LOGGED_S))
+
+    def _cancel(self, number: int) -> None:
+        with self._lock:
+            if self._asked.pop(number, None) is None:
+                return
+        with contextlib.suppress(RayError):
+            self.actor.cancel.remote(number)
+
+    def _wait_until_gone(self) -> None:
+        """Where its process is on this machine, wait until it is no more."""
+        if self.greeting is None or self.greeting.hostname != os.uname().nodename:
+            return
+        until = time.monotonic() + _GONE_S
+        while _lives(self.greeting.pid) and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return False  # Another user's: the number was given away again.
+    return True
+
+
+def _settle(future: Future[Any], result: object, error: BaseException | None) -> None:
+    """Give ``future`` its result, unless it has one, or nobody waits for it any more."""
+    with contextlib.suppress(Exception):
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def _is_of_node(error: BaseException) -> bool:
+    """Whether a host was lost with its node."""
+    text = str(error)
+    return any(told in text for told in ("node has died", "node was terminated", "node died", "owner has died"))
+
+
+def _cause(error: BaseException) -> str:
+    if _is_of_node(error):
+        return "its node has died"
+    text = " ".join(str(error).split())
+    _, found, cause = text.partition("The actor is dead because ")
+    return (cause if found else text)[:400]
+
+
+def _lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " | ".join(lines[-3:])[:600]
+
+
+def _unseen(host: RayHost, key: str, path: str, wrong: str) -> ConfigError:
+    return ConfigError(
+        f"{key}: {host.name} on {host.node} does not see {path} of this machine: it {wrong} there",
+        fix=f"put it on a folder that both machines mount at the same path, such as one of NFS, and set {key} to it"
+        + ("" if key == "run.dir" else "; a copy of the same content at that path does as well"),
+        key=key,
+    )
+
+
+class _Paths:
+    """Of the paths that are shared, those that some hosts need."""
+
+    def __init__(self, written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
+        self.written = written
+        self.read = read
+        self.keys = (*written, *read)
+
+    @classmethod
+    def of(cls, shared: Shared, keys: tuple[str, ...] | None) -> _Paths:
+        if keys is None:
+            return cls(shared.written, shared.read)
+        return cls({}, {key: path for key, path in shared.read.items() if key in keys})
+
+
+@dataclass(frozen=True, slots=True)
+class _Versions:
+    core: str | None
+
+    @classmethod
+    def here(cls) -> _Versions:
+        return cls(core_version())
+
+    def check(self, host: RayHost) -> None:
+        """Raise ``PluginError`` where ``host`` could not read what is pickled here."""
+        greeting = host.greeting
+        assert greeting is not None
+        if greeting.core != self.core:
+            raise PluginError(
+                f"{host.node} has agentrl-core {greeting.core}, and this machine has {self.core}",
+                fix=f"pip install agentrl-core=={self.core} there, or name it in scheduler.runtime_env",
+            )
