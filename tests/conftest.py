@@ -33,6 +33,7 @@ SLOW = {
     "gateway/test_fuzzing.py",
     "gateway/test_memory.py",
     "hosting/test_local.py",
+    "learner/test_ranks.py",
     "reporting/test_tracked_run.py",
     "reporting/test_wandb.py",
     "rollout/test_limits.py",

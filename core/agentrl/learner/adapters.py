@@ -7,7 +7,7 @@ peft injects the layers into the model, which stays the Hugging Face model that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -91,6 +91,8 @@ class LoraAdapter:
         self.scale = settings.scale
         self.targets = _targets(model, settings)
         """The last parts of the names of the adapted layers."""
+        self.whole: Callable[[Tensor], Tensor] = Tensor.detach
+        """From a weight to the whole of it, where the model is spread over ranks."""
         self._model = model
         self._config = _inject(model, settings, self.targets)
 
@@ -112,6 +114,11 @@ class LoraAdapter:
             for kind, tensor in zip(("lora_A", "lora_B"), _pair(layer), strict=True):
                 yield f"{name}.{kind}.weight", tensor
 
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield each ``A`` and ``B`` by its name of ``named_parameters``."""
+        for name, tensor in self.tensors():
+            yield _own(name), tensor
+
     def plain(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter, LoraLayer | None]]:
         """Yield each parameter of the model under the name that it has without an adapter.
 
@@ -127,9 +134,9 @@ class LoraAdapter:
 
     def merged(self, layer: LoraLayer) -> Tensor:
         """Return the weight of ``layer`` with its adapter added."""
-        base, (a, b) = layer.get_base_layer(), _pair(layer)
-        transposed = isinstance(base, Conv1D)
-        return merged_weight(base.get_parameter("weight"), a, b, self.scale, transposed=transposed)
+        base, pair = layer.get_base_layer(), _pair(layer)
+        weight, a, b = (self.whole(each) for each in (base.get_parameter("weight"), *pair))
+        return merged_weight(weight, a, b, self.scale, transposed=isinstance(base, Conv1D))
 
     @contextmanager
     def merging(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:

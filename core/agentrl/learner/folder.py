@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_unquantised",
+    "copy_small_files",
     "has_room_in_float32",
     "load_model",
     "precision_on",
@@ -36,6 +37,7 @@ __all__ = [
     "save_adapter",
     "save_model",
     "stored_dtype",
+    "write_dtype",
     "write_merged",
     "write_state",
 ]
@@ -135,7 +137,7 @@ def save_model(
                 model.save_pretrained(folder)
             else:
                 _write_cast(model, folder, dtype, masters or {})
-        _copy_small_files(source, folder)
+        copy_small_files(source, folder)
     except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error
 
@@ -157,7 +159,7 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         adapter.save(folder, base, masters or {})
         if source is not None:
-            _copy_small_files(source, folder)
+            copy_small_files(source, folder)
     except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error
 
@@ -173,7 +175,7 @@ def write_merged(adapter: Path, folder: Path) -> None:
     save_model(model, adapter, folder)
 
 
-def _copy_small_files(source: Path, folder: Path) -> None:
+def copy_small_files(source: Path, folder: Path) -> None:
     """Copy what is neither weights nor a config from ``source`` into ``folder``: tokenizer, template and the like."""
     for file in source.iterdir():
         if file.is_file() and file.name not in _CONFIGS and not file.name.endswith(WEIGHTS):
@@ -182,6 +184,11 @@ def _copy_small_files(source: Path, folder: Path) -> None:
 
 def _write_cast(model: PreTrainedModel, folder: Path, dtype: torch.dtype, masters: Mapping[str, torch.Tensor]) -> None:
     model.save_pretrained(folder, state_dict=_cast(model, dtype, masters))
+    write_dtype(folder, dtype)
+
+
+def write_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Have the config in ``folder`` say that the weights are of ``dtype``."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # transformers writes what the model computes in, at the top and for each of its parts.
@@ -217,11 +224,12 @@ def write_state(state: Mapping[str, Any], path: Path) -> None:
         raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error) from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     """Read what ``write_state`` wrote, into the CPU's memory: a GPU may have no room for a second state, and offloaded
-    ones have none there at all. Raises ``RunError`` where the file is missing or damaged."""
+    ones have none there at all. With ``in_place`` tensors stay in the file, which is read where they are. Raises
+    ``RunError`` where the file is missing or damaged."""
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=in_place))
     except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise RunError(
             f"{path} cannot be read, or is damaged ({type(error).__name__})",

@@ -20,8 +20,9 @@ from agentrl.learner.contract import (
     TrainBatch,
     ValueTerms,
 )
-from agentrl.learner.packing import Pass
+from agentrl.learner.packing import IDLE, Idle, Pass
 from agentrl.learner.policy import Policy, PolicyMetrics
+from agentrl.learner.ranks import Ranks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,31 +49,44 @@ def accumulate_gradient(
     Weights are shares of the whole update, so however the terms are spread over passes, the sum of their gradients is
     that of one pass. Passes that ``is_learned`` leaves out are computed for the metrics alone. ``version`` is that of
     the policy's weights before the step, and ``before`` are the terms' log-probabilities under those, ``None`` while
-    the weights are the same. The entropies that are returned are those of the weights as they are. Raises ``RunError``
-    where a pass needs more memory than the device has.
+    the weights are the same. The entropies that are returned are those of the weights as they are. Where several ranks
+    compute, ``passes`` are those of this one, and what is returned is of all. Raises ``RunError`` where a pass needs
+    more memory than the device has.
     """
     metrics = PolicyMetrics()
     scored: list[Tensor] = []
     learned = is_learned(batch, loss)
     for work in passes:
-        learns = bool(np.any(learned[work.targets_N]))
+        learns = work.learns if isinstance(work, Idle) else bool(np.any(learned[work.targets_N]))
         try:
             with policy.threads.of(work.ids_RT.size), torch.set_grad_enabled(learns):
-                scored.append(_backward(policy, batch, work, loss, version, before, metrics))
+                if isinstance(work, Idle):
+                    _idle(policy, work)
+                else:
+                    scored.append(_backward(policy, batch, work, loss, version, before, metrics))
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"a pass of {work.ids_RT.size} tokens does not fit the memory of {policy.device}",
                 fix="lower training.tokens_per_batch",
             ) from error
-    return StepResult(metrics.result(), _in_order(scored, passes, len(batch.version)))
+    return StepResult(metrics.result(policy.ranks), _in_order(scored, passes, len(batch.version), policy.ranks))
 
 
-def _in_order(scored: Sequence[Tensor], passes: Sequence[Pass], terms: int) -> TermScores:
+def _in_order(scored: Sequence[Tensor], passes: Sequence[Pass], terms: int, ranks: Ranks) -> TermScores:
     """The scores of all terms, from those of each pass, shape (3, terms of the pass); copied to the CPU at once."""
-    columns = np.full((3, terms), np.nan)
+    columns = torch.zeros((3, terms), dtype=torch.float64)
     if scored:
-        columns[:, np.concatenate([work.targets_N for work in passes])] = torch.cat(list(scored), dim=1).cpu().numpy()
-    return TermScores(*columns)
+        places = np.concatenate([work.targets_N for work in passes if not isinstance(work, Idle)])
+        columns[:, places] = torch.cat(list(scored), dim=1).cpu()
+    return TermScores(*ranks.add_up(columns).numpy())
+
+
+def _idle(policy: Policy, work: Idle) -> None:
+    """Take part in what the ranks compute together, with a gradient of zero."""
+    scores = policy.score(work, IDLE)
+    if work.learns:
+        total = torch.cat([made_N for made_N in scores if made_N is not None]).sum() * 0.0
+        total.backward()  # type: ignore[no-untyped-call]
 
 
 def is_learned(batch: TrainBatch, loss: Loss) -> Bools:

@@ -9,22 +9,27 @@ A step, on one page::
     version + 1
 
 It knows no group, episode or reward: a batch says what is trained and how much, and the parts of a ``Loss`` make it.
+
+Where several ranks train, each does the same with its share of the passes and of the weights: all call the same methods
+with the same arguments in the same order, and get the same results.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentrl.config.training import TrainingSection
 from agentrl.inference.adapter_folder import base_of, is_adapter
+from agentrl.inference.model_folder import count_parameters
 from agentrl.learner.adapters import LoraAdapter
 from agentrl.learner.contract import Loss, Scores, StepResult, Targets, TrainBatch
 from agentrl.learner.folder import (
@@ -41,9 +46,10 @@ from agentrl.learner.gradient import accumulate_gradient, is_learned
 from agentrl.learner.lending import LentWeights
 from agentrl.learner.masters import Masters
 from agentrl.learner.optimiser import Optimiser, check_optimiser, with_rate
-from agentrl.learner.packing import check_batch, check_lengths, check_targets, pack, padded_size
+from agentrl.learner.packing import check_batch, check_lengths, check_targets, padded_size
 from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
+from agentrl.learner.ranks import Ranks
 from agentrl.learner.recompute import recompute_layers
 from agentrl.learner.updates import cut_updates, joined
 from agentrl.learner.value import ValueHead
@@ -53,9 +59,14 @@ if TYPE_CHECKING:
     from agentrl.learner.aside import Aside
     from agentrl.learner.contract import Floats, Ints
 
-__all__ = ["STATE", "Learner"]
+__all__ = ["PARTS", "STATE", "Learner"]
 
 STATE = "learner.pt"
+"""The file of a learner's state."""
+PARTS = "learner"
+"""The folder of one that several ranks have saved."""
+SMALL = 1 << 30
+"""Bytes of a model in float32 up to which all ranks of a machine load it at once."""
 
 
 class Learner:
@@ -64,40 +75,28 @@ class Learner:
     ``loss`` holds the parts that make the loss; see ``agentrl.learner.contract``.
     """
 
-    def __init__(self, folder: Path, settings: TrainingSection, loss: Loss, seed: int) -> None:
-        """Load the model, and probe whether it takes the forest.
+    def __init__(
+        self, folder: Path, settings: TrainingSection, loss: Loss, seed: int, ranks: Ranks | None = None
+    ) -> None:
+        """Load the model, and probe whether it takes the forest. Without ``ranks`` the learner is alone.
 
-        Raises ``ConfigError`` for a device that is not there, or a folder that holds no causal language model.
+        Raises ``ConfigError`` for a device that is not there, a folder that holds no causal language model, and one
+        that ``ranks`` cannot share.
         """
         torch.manual_seed(seed)
         self._source = folder
         self._loss = loss
-        device = find_device(settings.device, "training.device")
-        check_optimiser(settings.optimiser, device)
-        model = load_model(folder if settings.lora is None else base_of(folder))
-        self._settings = settings = with_rate(settings, model.num_parameters())
-        offload = settings.optimiser.offload
-        probes_exactly = not offload and has_room_in_float32(model, device)
-        if probes_exactly:
-            model.to(device)  # type: ignore[arg-type]
-        self._dtype = stored_dtype(folder)
-        self.adapter = None if settings.lora is None else LoraAdapter(model, settings.lora)
-        """What is trained in the place of the model's weights, where it is an adapter."""
-        if self.adapter is not None and is_adapter(folder):
-            self.adapter.load(folder)
-        self._masters, dtype = Masters(), precision_on(device, settings.precision)
-        if not probes_exactly:
-            self._masters.take(model, device, dtype, offload=offload)
-        self.rows_because = probe_forest(model)
-        """Why the model is trained on padded rows; ``None`` where it takes the forest."""
-        if probes_exactly:
-            self._masters.take(model, device, dtype)
+        self._ranks = ranks = Ranks.alone() if ranks is None else ranks
+        device = ranks.device or find_device(settings.device, "training.device")
+        check_optimiser(settings.optimiser, device, together=ranks.together)
+        with ranks.guarding("load the model"):
+            self._policy, self._settings = self._load(settings, device)
+        settings = self._settings
         if settings.gradient_checkpointing:
-            recompute_layers(model)
-        self._policy = Policy(model, adapter=self.adapter)
-        self._optimiser = Optimiser(self._masters, settings)
+            recompute_layers(self.model)
+        self._optimiser = Optimiser(self._masters, settings, ranks)
         factor = None if loss.critic is None else loss.critic.learning_rate_factor
-        self._value_head = None if factor is None else ValueHead(model, settings, factor)
+        self._value_head = None if factor is None else ValueHead(self.model, settings, factor, ranks)
         self._policy.value_head = self._value_head
         self._aside: Aside | None = None
         """Has the states that were set aside, once some have been."""
@@ -105,6 +104,38 @@ class Learner:
         self._lent: list[LentWeights] = []
         self.version = 0
         """How many steps made the weights."""
+        if ranks.rank:
+            torch.manual_seed(seed + ranks.rank)  # An adapter drops other inputs on each rank.
+
+    def _load(self, settings: TrainingSection, device: torch.device) -> tuple[Policy, TrainingSection]:
+        """Load the model, probe it, and place it on the device or spread it; returns it and settings with a rate.
+
+        The probe is sharpest in float32, for which it takes the whole model on one device.
+        """
+        folder, ranks = self._source, self._ranks
+        dtype, offload = precision_on(device, settings.precision), settings.optimiser.offload
+        self._masters = Masters()
+        with _in_turn(folder, ranks):
+            model = load_model(folder if settings.lora is None else base_of(folder))
+            settings = with_rate(settings, model.num_parameters())
+            probes_exactly = not offload and has_room_in_float32(model, device)
+            if probes_exactly:
+                model.to(device)  # type: ignore[arg-type]
+            self._dtype = stored_dtype(folder)
+            self.adapter = None if settings.lora is None else LoraAdapter(model, settings.lora)
+            """What is trained in the place of the model's weights, where it is an adapter."""
+            if self.adapter is not None and is_adapter(folder):
+                self.adapter.load(folder)
+            if probes_exactly:
+                self.rows_because = probe_forest(model)
+                """Why the model is trained on padded rows; ``None`` where it takes the forest."""
+            self._masters.take(model, device, dtype, offload=offload, ranks=ranks)
+        if not probes_exactly:
+            self.rows_because = probe_forest(model, self._masters.shards)
+        policy = Policy(model, adapter=self.adapter, shards=self._masters.shards)
+        if self.adapter is not None:
+            self.adapter.whole = policy.whole
+        return policy, settings
 
     @property
     def model(self) -> PreTrainedModel:
@@ -137,6 +168,10 @@ class Learner:
         """
         self._refuse_while_lent("step")
         self.bring_back()
+        with self._ranks.guarding("take a step"):
+            return self._step(batch)
+
+    def _step(self, batch: TrainBatch) -> StepResult:
         check_batch(batch)
         limit, lengths = self._settings.pass_tokens, [len(path) for path in batch.paths]
         check_lengths(lengths, limit, batch.labels)
@@ -148,23 +183,27 @@ class Learner:
             before = self._policy.score_paths(batch.targets, batch.paths, limit)
             made = joined([(self._update(part, before.logprob[terms]), terms) for terms, part in updates], before)
         self.version += 1
-        return StepResult(metrics | made.metrics | {"learner/updates": float(len(updates))}, made.terms)
+        metrics |= made.metrics | {"learner/updates": float(len(updates))}
+        return StepResult(metrics | self._slowest(metrics), made.terms)
+
+    def _slowest(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The seconds of a step, those of the rank that took longest."""
+        seconds = {name: value for name, value in metrics.items() if name.startswith("seconds/")}
+        of_ranks = self._ranks.gather(seconds)
+        return {name: max(each[name] for each in of_ranks) for name in seconds}
 
     def _update(self, batch: TrainBatch, before: Floats | None) -> StepResult:
         """One update of the weights; ``before`` holds the log-probabilities under those that the step began with."""
         started = time.perf_counter()
         first = np.flatnonzero(is_learned(batch, self._loss))
-        limit = self._settings.pass_tokens
-        passes = pack(batch.paths, batch.targets, limit, forest=self._policy.takes_forest, first=first)
+        passes, own = self._policy.lay_out(batch.paths, batch.targets, self._settings.pass_tokens, first=first)
         packed = time.perf_counter()
         metrics = {
             "tokens/forest": float(sum(work.ids_RT.size for work in passes)),
             "learner/passes": float(len(passes)),
         }
         with self._policy.dropping():
-            made, terms = accumulate_gradient(
-                self._policy, batch, passes, self._loss, version=self.version, before=before
-            )
+            made, terms = accumulate_gradient(self._policy, batch, own, self._loss, version=self.version, before=before)
             metrics |= made
         computed = time.perf_counter()
         if passes:
@@ -186,7 +225,8 @@ class Learner:
         ``training.tokens_per_batch``, and ``ValueError`` for targets that contradict themselves.
         """
         check_targets(targets, paths)
-        return self._policy.score_paths(targets, paths, self._settings.pass_tokens)
+        with self._ranks.guarding("score"):
+            return self._policy.score_paths(targets, paths, self._settings.pass_tokens)
 
     def lend(self, borrower: str) -> LentWeights:
         """Lend the weights to ``borrower``, whose name stands in error messages, until they are given back.
@@ -233,42 +273,85 @@ class Learner:
         """Write a Hugging Face model, tokenizer included, into ``folder``, which is made where it is missing.
 
         The weights are written in the dtype that the model came in, rounded from their float32 masters. Of an adapter
-        it is the folder of an adapter, in float32, which names the folder of its base. Raises ``RunError`` where a file
-        cannot be written; what has been written by then stays.
+        it is the folder of an adapter, in float32, which names the folder of its base. Rank 0 writes. Raises
+        ``RunError`` where a file cannot be written; what has been written by then stays.
         """
-        if self.adapter is not None:
-            save_adapter(self.adapter, base_of(self._source), folder, self._source, self._masters.tensors())
-        else:
-            save_model(self.model, self._source, folder, self._dtype, self._masters.tensors())
+        shards = self._masters.shards
+        with self._ranks.guarding("save"):
+            if self.adapter is not None:
+                base, adapter, exact = base_of(self._source), self.adapter, self._exact()
+                self._ranks.first(lambda: save_adapter(adapter, base, folder, self._source, exact))
+            elif shards is None:
+                save_model(self.model, self._source, folder, self._dtype, self._masters.tensors())
+            else:
+                from agentrl.learner.model_writer import write_spread
+
+                tensors = ((name, self._ranks.whole(weight, self._dtype)) for name, weight in shards.weights().items())
+                write_spread(self.model, tensors, self._source, folder, self._ranks, self._dtype)
+
+    def _exact(self) -> dict[str, Tensor]:
+        """The float32 values of an adapter, whole."""
+        shards = self._masters.shards
+        if shards is None:
+            return self._masters.tensors()
+        return {name: self._ranks.whole(weight) for name, weight in shards.weights().items()}
 
     def save_state(self, folder: Path) -> None:
         """Write into ``folder`` what a run needs, beside the weights, to go on as if it had never stopped.
 
-        Raises ``RunError`` where it cannot be written.
+        It is the file ``STATE``, or of several ranks the folder ``PARTS``, into which each writes what it has. Raises
+        ``RunError`` where it cannot be written.
         """
-        state = {"version": self.version, "optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
-        if self._dtype != torch.float32 and self.adapter is None:
-            state["masters"] = self._masters.tensors()
+        state: dict[str, Any] = {"version": self.version}
         if self._value_head is not None:
             state["value_head"] = self._value_head.state_dict()
+        exact = self._dtype != torch.float32 and self.adapter is None
+        if self._masters.shards is not None:
+            from agentrl.learner.spread_state import save_spread
+
+            with self._ranks.guarding("save its state"):
+                state["random"] = self._ranks.gather(torch.get_rng_state())
+                save_spread(state, self._masters, self._optimiser, folder / PARTS, exact=exact)
+            return
+        state |= {"optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}
+        if exact:
+            state["masters"] = self._masters.tensors()
         write_state(state, folder / STATE)
 
     def load_state(self, folder: Path) -> None:
-        """Take up what ``save_state`` wrote, beside the weights that the learner was built from.
+        """Take up what ``save_state`` wrote, on as many ranks or others, beside the weights that the learner was built
+        from.
 
         Of a model that comes in 16 bits the state holds the weights in 32, which are those that training goes on with.
         Raises ``RunError`` for a file that cannot be read, and ``RuntimeError`` while weights are lent.
         """
         self._refuse_while_lent("load a state")
         self.bring_back()
-        state = read_state(folder / STATE)
+        with self._ranks.guarding("load a state"):
+            state = self._read_state(folder)
         self.version = state["version"]
-        self._optimiser.load_state_dict(state["optimiser"])
-        if "masters" in state:
-            self._masters.load(state["masters"])
         if self._value_head is not None and "value_head" in state:  # A run may have got its critic since.
             self._value_head.load_state_dict(state["value_head"])
-        torch.set_rng_state(state["random"])
+        random = state["random"] if isinstance(state["random"], list) else [state["random"]]
+        if self._ranks.rank < len(random):
+            torch.set_rng_state(random[self._ranks.rank])
+
+    def _read_state(self, folder: Path) -> dict[str, Any]:
+        """Take up the optimiser's state and the masters, and return the rest."""
+        shards = self._masters.shards
+        if shards is not None or (folder / PARTS).is_dir():
+            from agentrl.learner.spread_state import load_spread, load_whole
+
+            if (folder / PARTS).is_dir():
+                return load_spread(folder / PARTS, self._masters, self._optimiser, self._ranks)
+        state = read_state(folder / STATE, in_place=shards is not None)
+        if "masters" in state:
+            self._masters.load(state["masters"])
+        if shards is None:
+            self._optimiser.load_state_dict(state["optimiser"])
+        else:
+            load_whole(state["optimiser"], self._masters, self._optimiser)
+        return state
 
     def go_back(self, folder: Path, version: int) -> None:
         """Take up the weights and the optimiser's state of the checkpoint in ``folder``, as policy version ``version``.
@@ -278,12 +361,20 @@ class Learner:
         """
         self._refuse_while_lent("go back")
         self.bring_back()
-        if self.adapter is not None:
-            self._masters.load(self.adapter.read(folder))
-        else:
-            self._masters.load(dict(load_model(folder).named_parameters()))
+        with self._ranks.guarding("go back"), _in_turn(folder, self._ranks):
+            if self.adapter is not None:
+                self._masters.load(self.adapter.read(folder))
+            else:
+                self._masters.load(dict(load_model(folder).named_parameters()))
         self.load_state(folder)
         self.version = version
+
+
+def _in_turn(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """A block in which one rank of each machine at a time has the whole model in ``folder``, unless it is small."""
+    if ranks.size == 1 or 4 * count_parameters(folder) < SMALL:
+        return nullcontext()
+    return ranks.in_turn()
 
 
 def _batch_metrics(batch: TrainBatch, version: int) -> dict[str, float]:

@@ -31,6 +31,10 @@ __all__ = ["LentAdapter", "LentWeights"]
 class LentWeights:
     """The weights of one policy version while somebody has them: an ``agentrl.inference.contract.Weights``.
 
+    Where several ranks hold the model, each lends at once and calls the same methods in the same order; what they
+    return is the same on all, and whole: a tensor is put together when it is asked for, and files are written by
+    rank 0.
+
     A view, not a copy. Leaving its ``with`` block, or ``give_back``, ends it; after that everything but ``version``
     raises ``RuntimeError``.
     """
@@ -52,6 +56,7 @@ class LentWeights:
         self._source = source
         self._on_return = on_return
         self._returned = False
+        self._ranks = policy.ranks
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +76,9 @@ class LentWeights:
     def adapter(self) -> LentAdapter | None:
         """The adapter, where one is trained; ``None`` where all weights are."""
         adapter = self._policy.adapter
-        return None if adapter is None else LentAdapter(adapter, self._model, base_of(self._source), self.logprobs)
+        if adapter is None:
+            return None
+        return LentAdapter(adapter, self._model, base_of(self._source), self.logprobs, self._policy)
 
     def names(self) -> Sequence[str]:
         """Return the names of ``tensors``."""
@@ -80,12 +87,14 @@ class LentWeights:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and tensor of every parameter; one that is tied to others comes once, under its first name.
 
-        The tensors are the learner's own memory, but for those that an adapter is merged into, each of which is made
-        when it is asked for: copy what is needed after the loan.
+        The tensors are the learner's own memory, but for those that an adapter is merged into or that are spread over
+        ranks, each of which is made when it is asked for: copy what is needed after the loan.
         """
         for name, parameter, layer in self._parameters():
             self._model()  # they may have been given back since the last tensor
-            yield name, self._value(parameter, layer)
+            with self._ranks.guarding("put a tensor together"):
+                tensor = self._value(parameter, layer)
+            yield name, tensor
 
     def save(self, folder: Path) -> None:
         """Write a model that ``AutoModelForCausalLM`` loads, tokenizer files included, into ``folder``.
@@ -94,6 +103,12 @@ class LentWeights:
         written by then stays.
         """
         model, adapter = self._model(), self._policy.adapter
+        if self._policy.shards is not None:
+            from agentrl.learner.model_writer import write_spread
+
+            with self._ranks.guarding("save"):
+                write_spread(model, self.tensors(), self._source, folder, self._ranks, self._policy.shards.dtype)
+            return
         state = None if adapter is None else dict(self.tensors())
         save_model(model, self._source, folder, state=state)
 
@@ -105,7 +120,8 @@ class LentWeights:
             return ()
         count = len(path) - 1
         targets = Targets(np.zeros(count, dtype=np.int64), np.arange(count), path[1:], np.ones(count))
-        logprobs: list[float] = self._policy.score_paths(targets, [path], len(path)).logprob.tolist()
+        with self._ranks.guarding("score"):
+            logprobs: list[float] = self._policy.score_paths(targets, [path], len(path)).logprob.tolist()
         return logprobs
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
@@ -122,7 +138,8 @@ class LentWeights:
             self._model()
             key = id(parameter), dtypes[name]
             if key not in found:
-                found[key] = _digest(self._value(parameter, layer), dtypes[name])
+                with self._ranks.guarding("put a tensor together"):
+                    found[key] = _digest(self._value(parameter, layer), dtypes[name])
             named[name] = found[key]
         return named
 
@@ -142,7 +159,7 @@ class LentWeights:
 
     def _value(self, parameter: nn.Parameter, layer: LoraLayer | None) -> Tensor:
         adapter = self._policy.adapter
-        return parameter.detach() if layer is None or adapter is None else adapter.merged(layer)
+        return self._policy.whole(parameter) if layer is None or adapter is None else adapter.merged(layer)
 
     def _model(self) -> PreTrainedModel:
         if self._returned:
@@ -162,10 +179,11 @@ class LentAdapter:
         check: Callable[[], object],
         base: Path,
         logprobs: Callable[[Sequence[int]], Sequence[float]],
+        policy: Policy,
     ) -> None:
         """``check`` raises once the weights are back; ``base`` is the folder of the model that is adapted.
 
-        ``logprobs`` is that of the weights.
+        ``logprobs`` is that of the weights, and ``policy`` has them.
         """
         self.rank = adapter.rank
         self.scale = adapter.scale
@@ -174,12 +192,13 @@ class LentAdapter:
         self._check = check
         self._base = base
         self._logprobs = logprobs
+        self._policy = policy
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and tensor of every ``A`` and ``B``, the learner's own memory."""
+        """Yield name and tensor of every ``A`` and ``B``, the learner's own memory where it is not spread."""
         for name, tensor in self._adapter.tensors():
             self._check()
-            yield name, tensor.detach()
+            yield name, self._policy.whole(tensor)
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and tensor of every parameter that the adapter changes, with the change in it."""
@@ -199,18 +218,20 @@ class LentAdapter:
         for name, parameter, _ in self._adapter.plain(remove_duplicate=False):
             if name in dtypes:
                 self._check()
-                found[name] = _digest(parameter.detach(), dtypes[name])
+                found[name] = _digest(self._policy.whole(parameter), dtypes[name])
         for name, tensor in self._adapter.tensors():
             if name in dtypes:
                 self._check()
                 factor = self.scale if name.endswith(".lora_B.weight") else 1.0
-                found[name] = _digest(tensor.detach(), dtypes[name], factor)
+                found[name] = _digest(self._policy.whole(tensor), dtypes[name], factor)
         return found
 
     def save(self, folder: Path) -> None:
         """Write the adapter in peft's format. Raises ``RunError`` where a file cannot be written."""
         self._check()
-        save_adapter(self._adapter, self._base, folder)
+        with self._policy.ranks.guarding("save"):
+            whole = {name: self._policy.whole(tensor) for name, tensor in self._adapter.parameters()}
+            self._policy.ranks.first(lambda: save_adapter(self._adapter, self._base, folder, masters=whole))
 
 
 def _digest(tensor: Tensor, dtype: str, factor: float = 1.0) -> TensorDigest:

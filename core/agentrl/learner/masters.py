@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from agentrl.learner.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from agentrl.learner.shards import Shards
 
 __all__ = ["Masters"]
 
@@ -33,26 +41,51 @@ class Masters:
     needs none."""
     _weights: dict[str, nn.Parameter] = field(default_factory=dict)
     """The model's weights that have a master."""
+    shards: Shards | None = None
+    """Where the model is spread over ranks: the masters are this rank's shares of its weights then."""
 
-    def take(self, model: nn.Module, device: torch.device, dtype: torch.dtype, *, offload: bool = False) -> None:
+    def take(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        offload: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Put the float32 ``model`` on ``device``, its weights as ``dtype``, and keep masters of what is trained.
 
         Masters are made where the weights are no longer float32, and with ``offload`` in any case: they are then in the
         CPU's memory, with the gradients and what the optimiser keeps of them. Buffers keep their type, because rotary
         frequencies have too few digits in 16 bits. No weight is held twice in float32 on one device.
+
+        Where ``ranks`` train together the model is spread over them, and the masters are this rank's shares.
         """
+        if ranks is not None and ranks.together:
+            from agentrl.learner.shards import Shards
+
+            self._take_shards(model, Shards(model, ranks, dtype, offload=offload))
+            return
         for name, weight in model.named_parameters():
             exact = weight.data
             weight.data = exact.to(device, dtype, copy=offload)
             if not weight.requires_grad:
                 continue
-            if dtype == torch.float32 and not offload:
+            if dtype.itemsize >= 4 and not offload:
                 self.parameters[name] = weight
                 continue
             master = nn.Parameter(exact.to("cpu" if offload else device, torch.float32))
             weight.register_post_accumulate_grad_hook(_collecting(master))  # type: ignore[no-untyped-call]
             self.parameters[name], self._weights[name] = master, weight
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
+
+    def _take_shards(self, model: nn.Module, shards: Shards) -> None:
+        self.shards = shards
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                master = nn.Parameter(_local(weight.detach()))  # the same memory
+                weight.register_post_accumulate_grad_hook(_collecting(master))  # type: ignore[no-untyped-call]
+                self.parameters[name] = master
 
     def apart(self) -> Iterator[nn.Parameter]:
         """Yield the masters that are not the model's weights themselves."""
@@ -65,9 +98,9 @@ class Masters:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Take up ``values``, which has every name of ``parameters``, and publish them."""
+        """Take up ``values``, whole tensors by every name of ``parameters``, and publish them."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+            parameter.copy_(values[name] if self.shards is None else self.shards.share(values[name]))
         self.publish()
 
     @torch.no_grad()
@@ -82,7 +115,7 @@ def _collecting(master: nn.Parameter) -> Callable[[Tensor], None]:
 
     def collect(weight: Tensor) -> None:
         assert weight.grad is not None
-        gradient = weight.grad.to(master.device)
+        gradient = _local(weight.grad).to(master.device)
         weight.grad = None
         if master.grad is None:
             master.grad = gradient.to(master.dtype)
@@ -90,3 +123,9 @@ def _collecting(master: nn.Parameter) -> Callable[[Tensor], None]:
             master.grad += gradient
 
     return collect
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this rank has; any other tensor as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

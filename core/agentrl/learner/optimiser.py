@@ -21,6 +21,7 @@ from agentrl.config.training import OptimiserSection, TrainingSection
 from agentrl.errors import ConfigError, PluginError, RunError
 from agentrl.extras import require
 from agentrl.learner.masters import Masters
+from agentrl.learner.ranks import Ranks
 from agentrl.threads import ThreadLimit
 
 __all__ = ["Optimiser", "check_optimiser", "learning_rate", "recommended_rate", "with_rate"]
@@ -46,15 +47,23 @@ out from .14 to .71 in ten steps."""
 class Optimiser:
     """AdamW (Loshchilov and Hutter 2019) over float32 masters; one-dimensional weights are not decayed."""
 
-    def __init__(self, masters: Masters, training: TrainingSection) -> None:
+    def __init__(self, masters: Masters, training: TrainingSection, ranks: Ranks | None = None) -> None:
+        """Where the masters are shares, ``ranks`` says who has the others: all steps are taken by all then."""
         self._masters = masters
+        self._ranks = Ranks.alone() if ranks is None else ranks
         self._parameters = list(masters.parameters.values())
         self._threads = ThreadLimit(sum(parameter.numel() for parameter in self._parameters))
         self._training = training
-        self._bad_in_a_row = 0
-        decayed = [parameter for parameter in self._parameters if parameter.ndim > 1]
-        others = [parameter for parameter in self._parameters if parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.bad_in_a_row = 0
+        """How many steps without a finite gradient came last."""
+        decayed = {name: each for name, each in masters.parameters.items() if each.ndim > 1}
+        others = {name: each for name, each in masters.parameters.items() if each.ndim <= 1}
+        self.names = [*decayed, *others]
+        """The names of what is trained, in the order in which ``state_dict`` has them."""
+        groups = [
+            {"params": list(decayed.values()), "weight_decay": training.weight_decay},
+            {"params": list(others.values()), "weight_decay": 0.0},
+        ]
         self._adamw = _adamw(groups, training)
 
     def step(self, step: int, loss: float) -> dict[str, float]:
@@ -66,7 +75,7 @@ class Optimiser:
         """
         rate = learning_rate(self._training, step)
         with self._threads.of(UPDATE_TOKENS):
-            norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm, foreach=True))
+            norm = self._clip()
             finite = math.isfinite(norm) and math.isfinite(loss)
             updated = finite and norm > 0.0
             if updated:
@@ -78,9 +87,16 @@ class Optimiser:
         self._count_bad(finite, step)
         return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/updated": float(updated)}
 
+    def _clip(self) -> float:
+        """Scale the gradients down to the largest norm, and return the norm that they had, all ranks' together."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = self._ranks.norm(nn.utils.get_total_norm(gradients, foreach=True))
+        nn.utils.clip_grads_with_norm_(self._parameters, self._training.max_grad_norm, norm, foreach=True)
+        return float(norm)
+
     def _count_bad(self, finite: bool, step: int) -> None:
-        self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
-        if self._bad_in_a_row >= PATIENCE:
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
+        if self.bad_in_a_row >= PATIENCE:
             raise RunError(
                 f"the loss or its gradient was NaN or infinite in {PATIENCE} steps in a row, up to step {step + 1}",
                 fix="lower training.learning_rate, raise training.warmup_steps or set training.precision=float32",
@@ -92,19 +108,32 @@ class Optimiser:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` takes up: the moments, and how many bad steps came last."""
-        return {"adamw": self._adamw.state_dict(), "bad_in_a_row": self._bad_in_a_row}
+        return {"adamw": self._adamw.state_dict(), "bad_in_a_row": self.bad_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
         self._adamw.load_state_dict(state["adamw"])
-        self._bad_in_a_row = state["bad_in_a_row"]
+        self.bad_in_a_row = state["bad_in_a_row"]
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Return what AdamW keeps of the weights that it has updated, by their names, or of this rank's shares."""
+        state = self._adamw.state
+        parameters = self._masters.parameters
+        return {name: dict(state[parameters[name]]) for name in self.names if state.get(parameters[name])}
+
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]], bad_in_a_row: int) -> None:
+        """Go on from what ``moments`` returned, after so many bad steps."""
+        groups = self._adamw.state_dict()["param_groups"]
+        state = {index: dict(moments[name]) for index, name in enumerate(self.names) if name in moments}
+        self._adamw.load_state_dict({"state": state, "param_groups": groups})
+        self.bad_in_a_row = bad_in_a_row
 
 
-def check_optimiser(settings: OptimiserSection, device: torch.device) -> None:
-    """Raise where a learner on ``device`` cannot have the optimiser that ``settings`` want.
+def check_optimiser(settings: OptimiserSection, device: torch.device, *, together: bool = False) -> None:
+    """Raise where a learner on ``device``, or several ``together``, cannot have the optimiser that ``settings`` want.
 
-    ``ConfigError`` for offloading from a CPU, and ``PluginError`` for 8 bits where the package or the compiler is
-    missing that they need.
+    ``ConfigError`` for offloading from a CPU and for 8 bits over several ranks, and ``PluginError`` for 8 bits where
+    the package or the compiler is missing that they need.
     """
     if settings.offload and device.type == "cpu":
         raise ConfigError(
@@ -114,6 +143,13 @@ def check_optimiser(settings: OptimiserSection, device: torch.device) -> None:
         )
     if settings.bits == 32:
         return
+    if together:
+        raise ConfigError(
+            "training.optimiser.bits=8 is for one process: its moments are rounded in blocks that other processes "
+            "would cut elsewhere",
+            fix="set it to 32, which takes as much memory of each of four processes, or training.processes=1",
+            key="training.optimiser.bits",
+        )
     require("torchao")
     # Its kernels are made by torch.compile: in C++ for the CPU, else with Triton.
     compiled_for_cpu = settings.offload or device.type == "cpu"

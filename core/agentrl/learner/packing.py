@@ -26,20 +26,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.errors import RunError
-from agentrl.learner.contract import DEFAULT_POLICY
+from agentrl.learner.contract import DEFAULT_POLICY, Targets
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from agentrl.learner.contract import Ints, Targets, TrainBatch
+    from agentrl.learner.contract import Ints, TrainBatch
 
     Column = npt.NDArray[np.int64 | np.float64]
     Mask = npt.NDArray[np.bool_]
 
 __all__ = [
+    "IDLE",
     "Block",
     "Blocks",
+    "Idle",
     "Pass",
+    "Portion",
     "Tiles",
     "attends",
     "check_batch",
@@ -50,10 +53,13 @@ __all__ = [
     "pack_forest",
     "pack_rows",
     "padded_size",
+    "portions",
 ]
 
 TILE = 160
 """Tokens of a subtree from which on blocks of its own cost less than a dense square."""
+IDLE_TOKENS = 4
+"""Tokens of a pass that stands for none; one alone would have kernels compiled for it."""
 STRIDE = 16
 """Tiles of sizes that round up to the same multiple of this are stacked."""
 
@@ -77,6 +83,78 @@ class Pass:
     position attends to all before it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Idle(Pass):
+    """A pass of a rank that has nothing to compute while others have: a few positions, which train and score nothing.
+
+    The target that it names is that of ``IDLE`` and none of a batch.
+    """
+
+    learns: bool = False
+    """Whether the others compute a gradient."""
+
+    @classmethod
+    def like(cls, learns: bool, *, forest: bool) -> Idle:
+        """One that is laid out as passes of a forest are, or as rows."""
+        run, zero = np.arange(IDLE_TOKENS), np.zeros(1, dtype=np.int64)
+        ends = np.full(IDLE_TOKENS, IDLE_TOKENS) if forest else None
+        return cls(np.zeros((1, IDLE_TOKENS), dtype=np.int64), run[None], zero, zero, zero, ends, learns)
+
+
+_ZERO = np.zeros(1, dtype=np.int64)
+IDLE = Targets(path=_ZERO, depth=_ZERO, token=_ZERO, temperature=np.ones(1))
+"""What ``Idle`` passes score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Paths that are laid out together, with the targets on them."""
+
+    paths: Sequence[Ints]
+    targets_N: Ints
+    """Indices, in the batch, of the targets."""
+    path_N: Ints
+    """Which of ``paths`` each lies on."""
+    depth_N: Ints
+    first: bool = False
+    """Whether these come before others, since a gradient is computed of them."""
+
+    def tokens(self, *, forest: bool) -> int:
+        """How many tokens are computed at least, as a forest or as rows."""
+        if not forest:
+            return sum(map(len, self.paths))
+        order = sorted(self.paths, key=lambda path: path.astype(">u4").tobytes())
+        return sum(map(len, order)) - sum(_common_prefixes(order))
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest path."""
+        return max(map(len, self.paths), default=0)
+
+    def laid_out(self, tokens_per_batch: int, *, forest: bool) -> list[Pass]:
+        """Return passes of at most ``tokens_per_batch`` tokens, as a forest or as padded rows.
+
+        Raises ``RunError`` for a path that is longer.
+        """
+        lay_out = pack_forest if forest else pack_rows
+        made = lay_out(self.paths, self.path_N, self.depth_N, tokens_per_batch)
+        return [replace(work, targets_N=self.targets_N[work.targets_N]) for work in made]
+
+
+def portions(paths: Sequence[Ints], targets: Targets, first: Ints | None = None) -> Iterator[Portion]:
+    """Yield the paths on which any of the targets ``first`` lies, then the others; without ``first`` all at once."""
+    if first is None:
+        yield Portion(paths, np.arange(len(targets.path)), targets.path, targets.depth)
+        return
+    is_first = np.zeros(len(paths), dtype=np.bool_)
+    is_first[targets.path[first]] = True
+    for chosen, comes_first in ((is_first, True), (~is_first, False)):
+        some = [path for path, taken in zip(paths, chosen, strict=True) if taken]
+        number = np.cumsum(chosen) - 1
+        kept = np.flatnonzero(chosen[targets.path])
+        yield Portion(some, kept, number[targets.path[kept]], targets.depth[kept], comes_first)
+
+
 def pack(
     paths: Sequence[Ints], targets: Targets, tokens_per_batch: int, *, forest: bool, first: Ints | None = None
 ) -> list[Pass]:
@@ -86,19 +164,11 @@ def pack(
     others, so that a gradient is computed only where one is needed. Raises ``RunError`` for a path that is longer than
     ``tokens_per_batch``.
     """
-    lay_out = pack_forest if forest else pack_rows
-    if first is None:
-        return lay_out(paths, targets.path, targets.depth, tokens_per_batch)
-    is_first = np.zeros(len(paths), dtype=np.bool_)
-    is_first[targets.path[first]] = True
-    passes: list[Pass] = []
-    for chosen in (is_first, ~is_first):
-        some = [path for path, taken in zip(paths, chosen, strict=True) if taken]
-        number = np.cumsum(chosen) - 1
-        kept = np.flatnonzero(chosen[targets.path])
-        made = lay_out(some, number[targets.path[kept]], targets.depth[kept], tokens_per_batch)
-        passes += [replace(work, targets_N=kept[work.targets_N]) for work in made]
-    return passes
+    return [
+        work
+        for portion in portions(paths, targets, first)
+        for work in portion.laid_out(tokens_per_batch, forest=forest)
+    ]
 
 
 def check_lengths(lengths: Sequence[int], tokens_per_batch: int, labels: Sequence[str] = ()) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from agentrl.learner.attention import NAME, ForestAttention
 from agentrl.learner.contract import Scores, Targets
-from agentrl.learner.packing import Pass, pack
+from agentrl.learner.packing import IDLE, Idle, Pass, pack
+from agentrl.learner.ranks import Ranks
 from agentrl.learner.vocabulary import Logits, score_tokens
 from agentrl.threads import ThreadLimit
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from agentrl.learner.adapters import LoraAdapter
     from agentrl.learner.contract import Floats, Ints
+    from agentrl.learner.shards import Shards
 
 __all__ = ["Policy", "PolicyMetrics", "TensorScores"]
 
@@ -53,10 +55,16 @@ class TensorScores(NamedTuple):
 class Policy:
     """``model`` in evaluation mode, computed in the type of its weights."""
 
-    def __init__(self, model: PreTrainedModel, *, adapter: LoraAdapter | None = None) -> None:
-        """``adapter`` is that of ``model``, where one is trained in the place of its weights."""
+    def __init__(
+        self, model: PreTrainedModel, *, adapter: LoraAdapter | None = None, shards: Shards | None = None
+    ) -> None:
+        """``adapter`` is that of ``model``, where one is trained in the place of its weights.
+
+        ``shards`` are those of the model, where it is spread over ranks; all of them call the same methods then.
+        """
         self.model = model
         self.adapter = adapter
+        self.shards = shards
         self.value_head: Callable[[Tensor], Tensor] | None = None
         """From hidden states (states, size) to values (states,), where there is one."""
         self.model.train(False)
@@ -69,6 +77,11 @@ class Policy:
         """The device of the model."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who computes with this model together."""
+        return Ranks.alone() if self.shards is None else self.shards.ranks
 
     @property
     def takes_forest(self) -> bool:
@@ -91,6 +104,29 @@ class Policy:
         _ = self._head  # found by forwards, in which nothing may be dropped
         return self.adapter.dropping()
 
+    def lay_out(
+        self,
+        paths: Sequence[Ints],
+        targets: Targets,
+        tokens_per_batch: int,
+        *,
+        first: Ints | None = None,
+        forest: bool | None = None,
+    ) -> tuple[list[Pass], list[Pass]]:
+        """Return the passes that score ``targets`` on ``paths``, and which of them this rank computes.
+
+        ``first`` is as of ``pack``, and ``forest`` says how paths are laid out, by default as the model takes them.
+        Raises ``RunError`` for a path longer than a pass.
+        """
+        forest = self.takes_forest if forest is None else forest
+        if self.ranks.size == 1:
+            passes = pack(paths, targets, tokens_per_batch, forest=forest, first=first)
+            return passes, passes
+        from agentrl.learner.sharing import Costs, share
+
+        costs = Costs.of(self.model)
+        return share(paths, targets, tokens_per_batch, forest=forest, first=first, ranks=self.ranks, costs=costs)
+
     @torch.no_grad()
     def score_paths(
         self, targets: Targets, paths: Sequence[Ints], tokens_per_batch: int, *, forest: bool | None = None
@@ -100,18 +136,30 @@ class Policy:
         ``forest`` says how the paths are laid out, by default as the model takes them. Raises ``RunError`` for a path
         longer than a pass.
         """
-        logprob, entropy, value = (np.empty(len(targets.token)) for _ in range(3))
-        for work in pack(paths, targets, tokens_per_batch, forest=self.takes_forest if forest is None else forest):
+        columns = np.zeros((3, len(targets.token)))
+        for work in self.lay_out(paths, targets, tokens_per_batch, forest=forest)[1]:
             with self.threads.of(work.ids_RT.size):
                 scores = self.score(work, targets)
-            logprob[work.targets_N] = scores.logprob_N.double().cpu().numpy()
-            entropy[work.targets_N] = scores.entropy_N.double().cpu().numpy()
-            if scores.value_N is not None:
-                value[work.targets_N] = scores.value_N.double().cpu().numpy()
+            if isinstance(work, Idle):
+                continue
+            for column, made_N in zip(columns, scores, strict=True):
+                if made_N is not None:
+                    column[work.targets_N] = made_N.double().cpu().numpy()
+        logprob, entropy, value = self.ranks.add_up(torch.from_numpy(columns)).numpy()
         return Scores(logprob, entropy, None if self.value_head is None else value)
 
     def score(self, work: Pass, targets: Targets) -> TensorScores:
-        """Score the targets of ``work``, each at its own temperature and under its own mask."""
+        """Score the targets of ``work``, each at its own temperature and under its own mask.
+
+        An ``Idle`` pass scores a target of its own.
+        """
+        targets = IDLE if isinstance(work, Idle) else targets
+        if self.shards is None:
+            return self._scored(work, targets)
+        _ = self._head  # found by forwards of its own
+        return self.shards.through(partial(self._scored, work, targets))
+
+    def _scored(self, work: Pass, targets: Targets) -> TensorScores:
         columns_C, column_N = np.unique(work.position_N, return_inverse=True)
         temperatures, kind_N = np.unique(targets.temperature[work.targets_N], return_inverse=True)
         # one distribution for each position, temperature and mask, however many tokens were drawn from it
@@ -174,8 +222,14 @@ class Policy:
         return logits_UV
 
     @cached_property
+    @torch.no_grad()
     def _head(self) -> nn.Module | None:
-        return _plain_head(self.model)
+        find = partial(_plain_head, self.model)
+        return find() if self.shards is None else self.shards.through(find)
+
+    def whole(self, weight: Tensor) -> Tensor:
+        """Return a weight of the model as it is computed with, put together where it is spread over ranks."""
+        return weight.detach() if self.shards is None else self.shards.whole(weight)
 
     @property
     def _matrix(self) -> Tensor | None:
@@ -234,10 +288,17 @@ class PolicyMetrics:
         name = "policy/ratio_max"
         self._sums[name] = torch.maximum(self._sums[name], highest) if name in self._sums else highest
 
-    def result(self) -> dict[str, float]:
-        """Return the loss of the step, and means over its terms."""
-        whole = ("policy/loss", "policy/ratio_max")
-        return {name: float(value) / (1 if name in whole else self.count) for name, value in self._sums.items()}
+    def result(self, ranks: Ranks | None = None) -> dict[str, float]:
+        """Return the loss of the step, and means over its terms, those of all ``ranks``."""
+        counted = [(self.count, {name: float(value) for name, value in self._sums.items()})]
+        counted = counted if ranks is None else ranks.gather(counted[0])
+        count = sum(terms for terms, _ in counted)
+        result: dict[str, float] = {}
+        for name in dict.fromkeys(name for _, sums in counted for name in sums):
+            values = [sums[name] for _, sums in counted if name in sums]
+            whole = max(values) if name == "policy/ratio_max" else sum(values)
+            result[name] = whole / (1 if name in ("policy/loss", "policy/ratio_max") else count)
+        return result
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from agentrl.learner.policy import Policy
 
 if TYPE_CHECKING:
     from agentrl.learner.contract import Floats, Ints
+    from agentrl.learner.shards import Shards
 
 __all__ = ["probe_forest"]
 
@@ -23,25 +24,27 @@ TOLERANCE = {4: 1e-3, 2: 0.3}
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
-def probe_forest(model: PreTrainedModel) -> str | None:
+def probe_forest(model: PreTrainedModel, shards: Shards | None = None) -> str | None:
     """Switch ``model`` to forest attention and fused parts if it can take them, else leave it as it was.
 
     Returns ``None``, or a sentence that says why the model trains on padded rows. Layers that mix positions by other
     means than standard attention (recurrence, linear attention, chunks, sinks) are recognised by their configured type,
-    or by a difference of log-probabilities on a small random tree.
+    or by a difference of log-probabilities on a small random tree. ``shards`` are those of a model that is spread over
+    ranks, all of which call this and find the same.
     """
     config = model.config.get_text_config()
     targets, paths = _small_tree(config.vocab_size)
     size = sum(map(len, paths))
-    separate = Policy(model).score_paths(targets, paths, size).logprob
-    _fuse(model, targets, paths, separate)
+    separate = Policy(model, shards=shards).score_paths(targets, paths, size).logprob
+    if shards is None:  # else parts of it are elsewhere
+        _fuse(model, targets, paths, separate)
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS)
     if unknown:
         return _sentence(f"it has layers of type {', '.join(unknown)}")
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
-        together = Policy(model).score_paths(targets, paths, size, forest=True).logprob
+        together = Policy(model, shards=shards).score_paths(targets, paths, size, forest=True).logprob
         difference = float(np.abs(separate - together).max())
         if difference <= TOLERANCE.get(model.dtype.itemsize, TOLERANCE[4]):
             return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agentrl.config.training import TrainingSection
+from agentrl.learner.ranks import Ranks
 
 __all__ = ["ValueHead"]
 
@@ -22,8 +23,11 @@ class ValueHead:
     gets them, and a model folder does not hold them.
     """
 
-    def __init__(self, model: PreTrainedModel, training: TrainingSection, factor: float) -> None:
-        """``factor`` is its learning rate over that of the policy."""
+    def __init__(
+        self, model: PreTrainedModel, training: TrainingSection, factor: float, ranks: Ranks | None = None
+    ) -> None:
+        """``factor`` is its learning rate over that of the policy; each of ``ranks`` has the whole head."""
+        self._ranks = Ranks.alone() if ranks is None else ranks
         size: int = model.config.get_text_config().hidden_size
         dtype = torch.promote_types(model.dtype, torch.float32)
         self.weight = nn.Parameter(torch.zeros(size, dtype=dtype, device=model.device))
@@ -42,6 +46,10 @@ class ValueHead:
         The gradient is clipped as the policy's is; one that is NaN or infinite changes nothing. Returns metrics by
         name.
         """
+        for parameter in (self.weight, self.bias):
+            parameter.grad = self._ranks.add_up(
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            )
         norm = float(nn.utils.clip_grad_norm_([self.weight, self.bias], self._most))
         if math.isfinite(norm) and norm > 0.0:
             self._adamw.param_groups[0]["lr"] = rate * self._factor
