@@ -393,7 +393,7 @@ def test_a_base_for_which_there_is_room_in_its_own_type_alone_is_trained_as_any(
     usual = learner(folder, training={"precision": precision})
     seen = []
 
-    def watched(model):
+    def watched(model, shards=None):
         seen.append({parameter.dtype for parameter in model.parameters()})
         return probe_forest(model)
 
