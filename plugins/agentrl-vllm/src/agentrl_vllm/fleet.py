@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Generic, TypeVar
@@ -26,44 +24,56 @@ _REMEMBERED = 65536
 class Router(Generic[Target]):
     """Chooses a replica: a session stays with its own, where its prefix is cached; a new one goes to the least busy.
 
-    May be used from any thread.
+    May be used from any thread. It has no lock: each change is one operation on a set or a dict, which no other thread
+    sees half done. Two requests that come in the same instant may both go to the replica that was the least busy.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._under_way: Counter[Target] = Counter()
-        self._sessions: OrderedDict[str, Target] = OrderedDict()
-        self._homes: Counter[Target] = Counter()
+        self._under_way: dict[Target, set[object]] = {}
+        self._sessions: dict[str, Target] = {}
+        """The replica of each session, those that have asked last at the end."""
+        self._homes: dict[Target, set[str]] = {}
 
     @contextmanager
     def lease(self, replicas: Sequence[Target], session: str | None) -> Iterator[Target]:
         """Yields one of ``replicas``, at least one, for one request of ``session``."""
-        with self._lock:
-            replica = self._choose(replicas, session)
-            self._under_way[replica] += 1
+        replica, request = self._choose(replicas, session), object()
+        under_way = self._under_way.setdefault(replica, set())
+        under_way.add(request)
         try:
             yield replica
         finally:
-            with self._lock:
-                self._under_way[replica] -= 1
+            under_way.discard(request)
 
     def _choose(self, replicas: Sequence[Target], session: str | None) -> Target:
         home = self._sessions.pop(session, None) if session is not None else None
-        if home is not None:
-            self._homes[home] -= 1
-        # An episode that calls a tool right now comes back, so that equal loads are told apart by their sessions.
-        free = min(replicas, key=lambda replica: (self._under_way[replica], self._homes[replica]))
-        chosen = home if home is not None and home in replicas else free
+        if home is not None and home in replicas:
+            chosen = home
+        else:
+            # An episode that calls a tool right now comes back, so that equal loads are told apart by their sessions.
+            chosen = min(replicas, key=lambda replica: (self._busy(replica), self._housed(replica)))
         if session is not None:
+            if home is not None and home != chosen:
+                self._homes.setdefault(home, set()).discard(session)
             self._remember(session, chosen)
         return chosen
 
+    def _busy(self, replica: Target) -> int:
+        return len(self._under_way.get(replica, ()))
+
+    def _housed(self, replica: Target) -> int:
+        return len(self._homes.get(replica, ()))
+
     def _remember(self, session: str, replica: Target) -> None:
         self._sessions[session] = replica
-        self._homes[replica] += 1
-        if len(self._sessions) > _REMEMBERED:
-            _, gone = self._sessions.popitem(last=False)
-            self._homes[gone] -= 1
+        self._homes.setdefault(replica, set()).add(session)
+        while len(self._sessions) > _REMEMBERED:
+            try:
+                oldest = next(iter(self._sessions))
+            except (RuntimeError, StopIteration):  # Another thread has just changed it.
+                continue
+            if (home := self._sessions.pop(oldest, None)) is not None:
+                self._homes.setdefault(home, set()).discard(oldest)
 
 
 _PAUSE_S = 0.1
