@@ -13,8 +13,16 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
+from urllib.parse import urlsplit
 
-__all__ = ["Unclosable", "UnclosableSync", "client_library", "direct_loopback", "reach_loopback_directly"]
+__all__ = [
+    "Unclosable",
+    "UnclosableSync",
+    "client_library",
+    "direct_loopback",
+    "reach_directly",
+    "reach_loopback_directly",
+]
 
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _EXCEPT = ("NO_PROXY", "no_proxy")
@@ -63,16 +71,17 @@ class UnclosableSync:
         """Do nothing, because the client is shared."""
 
 
-def direct_loopback(variables: Mapping[str, str]) -> dict[str, str]:
+def direct_loopback(variables: Mapping[str, str], url: str | None = None) -> dict[str, str]:
     """The environment variables that, set beside ``variables``, keep clients from reaching this machine by a proxy.
 
-    Empty where no proxy is set. Both spellings of ``no_proxy`` are returned, because clients differ in which they read
-    first, and hosts that are named there already are kept.
+    ``url`` is one whose host they are to reach directly too, such as another address of this machine. Empty where no
+    proxy is set. Both spellings of ``no_proxy`` are returned, because clients differ in which they read first, and
+    hosts that are named there already are kept.
     """
     if not any(value and name.lower() in _PROXIES for name, value in variables.items()):
         return {}
     named = [host.strip() for name in _EXCEPT for host in variables.get(name, "").split(",")]
-    hosts = dict.fromkeys(filter(None, [*named, *_LOOPBACK]))
+    hosts = dict.fromkeys(filter(None, [*named, *_LOOPBACK, (url and urlsplit(url).hostname) or ""]))
     direct = _EVERYTHING if _EVERYTHING in hosts else ",".join(hosts)
     return dict.fromkeys(_EXCEPT, direct)
 
@@ -84,3 +93,8 @@ def reach_loopback_directly() -> None:
     to call again.
     """
     os.environ.update(direct_loopback(os.environ))
+
+
+def reach_directly(url: str) -> None:
+    """As ``reach_loopback_directly``, for the host of ``url`` as well."""
+    os.environ.update(direct_loopback(os.environ, url))

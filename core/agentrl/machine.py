@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_device", "free_memory", "has_bfloat16_units", "human", "usable_processors"]
+__all__ = ["allow_open_files", "find_device", "free_memory", "has_bfloat16_units", "human", "usable_processors"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _DEVICE_FIX = "use auto, cpu, cuda or cuda:N"
@@ -105,3 +106,19 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def allow_open_files(wanted: int) -> int:
+    """Raise this process's limit of open files to ``wanted``, as far as it may be, and return the limit.
+
+    Processes that are started from now on inherit it. A limit that is higher already stays.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted if soft == resource.RLIM_INFINITY else soft
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (ValueError, OSError):  # Some systems have a lower one that they do not tell.
+        return soft
+    return allowed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentrl.gateway import SessionSettings
-from agentrl.rollout.contract import EpisodeKey
+from agentrl.rollout.contract import EpisodeKey, Phase
 from agentrl.rollout.dispatcher import GroupRequest
 
 
@@ -16,8 +16,9 @@ def requests_of(
     *,
     samples: int = 1,
     first: int = 0,
+    phase: Phase = "train",
 ) -> list[GroupRequest]:
     """A group of ``samples`` episodes of every task; the ordinals count from ``first``."""
     return [
-        GroupRequest("train", first + index, index, data, range(samples), settings) for index, data in enumerate(tasks)
+        GroupRequest(phase, first + index, index, data, range(samples), settings) for index, data in enumerate(tasks)
     ]

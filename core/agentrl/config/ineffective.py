@@ -18,6 +18,8 @@ __all__ = [
 ]
 
 _OF_RENDERING = ("seed", "model.renderer", "model.chat_template", "model.control_tokens", "model.date")
+_OF_ENGINES = ("inference.concurrency", "rollout.max_waiting")
+_OF_ADDRESSES = tuple(f"gateway.{key}" for key in ("host", "port", "url"))
 _OF_TRAINING = (
     "training.learning_rate",
     "training.warmup_steps",
@@ -71,6 +73,7 @@ def unused_by_evaluation(provenance: Mapping[str, str], *, endpoint: bool = Fals
     reasons = dict.fromkeys(sections, "evaluation does not train")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
+        reasons |= dict.fromkeys(_OF_ENGINES, "an endpoint decides how many calls it answers at once")
     return list(_among(_given(provenance), reasons.items()))
 
 
@@ -78,10 +81,12 @@ def unused_by_serving(provenance: Mapping[str, str], *, endpoint: bool = False) 
     """As ``unused_by_evaluation``, for a service that runs no agent and trains nothing."""
     sections = ("agent", "tasks", "reward", "evaluation", "training", "algorithm", "trackers", "scheduler")
     rollout = ("group_size", "tasks_per_step", "mode", "max_workers", "episodes_per_worker", "episode_timeout")
-    others = (*rollout, "max_attempts", "failure_budget", "on_overflow")
+    others = (*rollout, "max_attempts", "failure_budget", "on_overflow", "max_waiting")
     reasons = dict.fromkeys((*sections, *(f"rollout.{key}" for key in others)), "the agents are run elsewhere")
+    reasons |= dict.fromkeys(_OF_ADDRESSES, "sessions are served at serve.host, serve.port and serve.url")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
+        reasons["inference.concurrency"] = "an endpoint decides how many calls it answers at once"
     return list(_among(_given(provenance), reasons.items()))
 
 
@@ -107,9 +112,10 @@ def unused_by_replay(provenance: Mapping[str, str], *, trains: bool, scores: boo
     ``trains`` says whether it trains from the episodes, and ``scores`` whether it scores them again.
     """
     sections = ("agent", "tasks", "gateway", "serve", "inference", "evaluation", "sft")
-    rollout = ("group_size", "tasks_per_step", "dynamic_sampling", "mode", "temperature", "max_tokens", "override")
+    rollout = ("group_size", "tasks_per_step", "dynamic_sampling", "mode", "max_waiting", "temperature", "max_tokens")
     reasons = dict.fromkeys(
-        (*sections, *(f"rollout.{key}" for key in rollout)), "agentrl replay runs no agent and samples nothing"
+        (*sections, *(f"rollout.{key}" for key in (*rollout, "override"))),
+        "agentrl replay runs no agent and samples nothing",
     )
     if not trains:
         others = ("algorithm", "model", "training", "health", "trackers", "scheduler", "seed", "run.name")
@@ -130,8 +136,10 @@ def _of_agents(config: Config) -> Iterator[tuple[str, str]]:
     rollout = ("mode", "max_workers", "episodes_per_worker", "episode_timeout", "max_attempts", "failure_budget")
     yield from ((f"agent.{key}", "agent=online runs no agent's code") for key in agent)
     yield from ((f"rollout.{key}", "agent=online runs no agent's code") for key in (*rollout, "on_overflow"))
+    yield "rollout.max_waiting", "agent=online limits the calls that wait by serve.max_waiting"
     yield "rollout.dynamic_sampling", "agent=online cannot ask people for more sessions"
     yield "health.reward_gap", "agent=online evaluates nothing"
+    yield from ((key, "agent=online serves at serve.host, serve.port and serve.url") for key in _OF_ADDRESSES)
     for section in ("tasks", "reward", "evaluation"):
         yield section, "with agent=online people bring tasks and rewards (agentrl eval measures a checkpoint)"
 

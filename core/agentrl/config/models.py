@@ -148,6 +148,9 @@ class RolloutSection(Section):
     """Tasks in one optimiser step."""
     concurrency: int = Field(64, ge=1)
     """Most episodes that run at the same time."""
+    max_waiting: int | None = Field(None, ge=1)
+    """How many calls may wait for the engine before further episodes wait to start; calls of episodes that have started
+    are never held back. Null is a quarter of what the engine answers at once."""
     max_staleness: int = Field(0, ge=0)
     """How many optimiser steps older than the weights that a step changes its oldest token may be. 0 rolls out and
     learns by turns; above, episodes go on while the learner learns, and while the weights change. The default of
@@ -198,6 +201,20 @@ class GatewaySection(Section):
     """Rules that replace what changes from request to request in texts of the system, such as the time, before they
     are rendered: names of `agentrl list-normalisers`, or `pkg.mod:Obj` or `file.py:Obj`, applied in their order. `[]`
     replaces nothing."""
+    host: str | None = None
+    """The address at which the gateway listens for agents in other processes. Null is 127.0.0.1 or, where the scheduler
+    may run agents on other machines, the address at which these reach this one. At any address but the loopback
+    interface's, a call needs its session's key."""
+    port: int = Field(0, ge=0, le=65535)
+    """The port at which the gateway listens. 0 takes a free one."""
+    url: str | None = None
+    """Where agents reach the gateway, if not at host and port, such as from outside of a container."""
+    certificate: Annotated[Path | None, Strict(False)] = None
+    """A file in PEM format with the certificate, and its chain, with which the gateway speaks TLS: a run's, and that of
+    `agentrl serve` and of `agent=online`. Null speaks HTTP without TLS."""
+    certificate_key: Annotated[Path | None, Strict(False)] = None
+    """A file in PEM format with the private key of `gateway.certificate`, without a password. Null where the
+    certificate's file holds it too."""
 
 
 class ServeSection(Section):
@@ -228,6 +245,9 @@ class ServeSection(Section):
 class InferenceSection(Section):
     backend: Part = PartModel(name="torch")
     """The inference engine."""
+    concurrency: int | None = Field(None, ge=1)
+    """Most completions that the engine samples at the same time; further calls wait for one to end. Null is
+    `rollout.concurrency`. Where agents spend most of their time in tools, fewer leave more memory to each."""
     timeout: float = Field(600, gt=0)
     """Seconds that the engine may take to start, and to load new weights, and that an endpoint may take to answer a
     call."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class CostMeter:
         self._clock = clock
         self._began = clock()
         self._lock = threading.Lock()
-        self._spent: list[tuple[Stage, Role, str, Usage]] = []
+        self._spent: deque[tuple[Stage, Role, str, Usage]] = deque()
         """What was used last, of which no account is made yet: that is left to when somebody asks."""
         self._open = Cost()
         """What was used before, and no line has taken yet."""
@@ -56,10 +57,13 @@ class CostMeter:
 
     def spend(self, stage: Stage, role: Role, model: str, usage: Usage) -> None:
         """Take what ``model`` has used; see ``Meter``."""
-        with self._lock:
-            self._spent.append((stage, role, model, usage))
-            if len(self._spent) >= _MANY:
+        self._spent.append((stage, role, model, usage))
+        # Calls never wait for each other here: whoever finds the lock taken leaves its share to the next.
+        if len(self._spent) >= _MANY and self._lock.acquire(blocking=False):
+            try:
                 self._fold()
+            finally:
+                self._lock.release()
 
     def take_up(self, spent: Cost, kept: Cost) -> None:
         """Go on from what the run had ``spent`` before it was resumed, of which ``kept`` is in the lines that it has.
@@ -107,10 +111,10 @@ class CostMeter:
             return missing + unused
 
     def _fold(self) -> None:
-        """Make account of what was used last."""
-        for stage, role, model, usage in self._spent:
+        """Make account of what was used last. Called with the lock."""
+        for _ in range(len(self._spent)):
+            stage, role, model, usage = self._spent.popleft()
             self._open += Cost.of_usage(stage, role, usage, self._money(role, model, usage))
-        self._spent.clear()
 
     def _line(self, metrics: Mapping[str, float], seconds: float, *, of_evaluation: bool) -> dict[str, float]:
         self._fold()

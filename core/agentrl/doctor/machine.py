@@ -45,12 +45,13 @@ def machine(case: Case) -> Iterator[Finding]:
 
 def _memory(size: ModelSize, config: Config, free: int, *, on_gpu: bool) -> Finding:
     """Whether learner and engine fit. Loading a model that does not would end this process without a message."""
-    tokens = config.rollout.concurrency * (_PROMPT_TOKENS + (config.rollout.max_tokens or _PROMPT_TOKENS))
+    at_once = config.inference.concurrency or config.rollout.concurrency
+    tokens = at_once * (_PROMPT_TOKENS + (config.rollout.max_tokens or _PROMPT_TOKENS))
     learner, engine = size.learner_bytes(), size.engine_bytes(tokens, 2 if on_gpu else 4)
     need, where = learner + engine, "of GPU memory" if on_gpu else "of memory"
     text = (
         f"training takes about {human(need)} of the {human(free)} {where} that are free: {human(learner)} for weights, "
-        f"gradients and AdamW, {human(engine)} for the engine and {config.rollout.concurrency} completions; "
+        f"gradients and AdamW, {human(engine)} for the engine and {at_once} completions; "
         "activations come on top"
     )
     figures = {"learner_bytes": learner, "engine_bytes": engine, "free_bytes": free}

@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from agentrl.clients import reach_loopback_directly
+from agentrl.clients import reach_directly, reach_loopback_directly
 from agentrl.errors import (
     AgentRLError,
     BackendError,
@@ -33,6 +33,7 @@ from agentrl.errors import (
     one_line,
     shown,
 )
+from agentrl.gateway.address import Address
 from agentrl.gateway.connection import DEFAULT_LIMITS, ConnectionLimits
 from agentrl.gateway.contract import (
     CONTEXT_EXCEEDED,
@@ -58,9 +59,10 @@ from agentrl.gateway.openapi import Document
 from agentrl.gateway.resource import Resource, ResourceRequest
 from agentrl.gateway.retries import Attempt, parts
 from agentrl.gateway.routes import Routes, methods_of, split_path, wrong_method
-from agentrl.gateway.server import LOOPBACK, Server
+from agentrl.gateway.server import Server
 from agentrl.gateway.session import Session, Sessions, WorkerEndpoint, bearer, new_credentials
 from agentrl.gateway.streaming import LiveAnswer, replayed, with_last_part
+from agentrl.gateway.traffic import Traffic
 from agentrl.gateway.transport import SharedClients
 from agentrl.plugins import Plugins
 
@@ -91,15 +93,15 @@ class Gateway:
         *,
         normalisers: Normalisers | None = None,
         body_limit: int = BODY_LIMIT,
-        address: tuple[str, int] = LOOPBACK,
+        address: Address | None = None,
         connections: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         """Serve ``dialects``, by default those of agentrl itself. The first one writes errors for unknown routes.
 
         ``normalisers`` apply to every request, by default none. ``body_limit`` is the most bytes of a request's body,
-        and ``connections`` limits what else a client may use of the server. ``address`` is the host and the port that
-        ``start`` serves at; port 0 is a free one. Raises ``ConfigError`` where there is no dialect, or where two serve
-        one route.
+        and ``connections`` limits what else a client may use of the server. ``address`` is where
+        ``start`` serves, by default a free port of the loopback interface. Raises ``ConfigError`` where there is no
+        dialect, or where two serve one route.
         """
         self.completer = completer
         self._normalisers = normalisers or Normalisers()
@@ -109,6 +111,7 @@ class Gateway:
         self._resources: tuple[Resource, ...] = ()
         self.attach(Document(lambda: self._routes.owners))
         self._sessions = Sessions()
+        self.traffic = Traffic()
         self._server = Server(self, connections, address=address)
         self._clients = SharedClients(self)
 
@@ -120,18 +123,24 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Where the gateway is served; while it is not, a URL whose host does not exist."""
+        """Where clients reach the gateway; while it is not served, a URL whose host does not exist."""
         return self._server.url or "http://gateway.invalid"
+
+    @property
+    def address(self) -> Address:
+        """Where ``start`` serves."""
+        return self._server.address
 
     def start(self) -> None:
         """Serve over HTTP. Clients on this machine that are made from now on reach it without a proxy.
 
-        Raises ``ConfigError`` where the address cannot be taken, and ``RunError`` where the server does not start in
-        time.
+        Raises ``ConfigError`` where the address cannot be taken or its certificate is of no use, and ``RunError`` where
+        the server does not start in time.
         """
         reach_loopback_directly()
         self.http_client()  # Made now: the first episode does not wait for it.
         self._server.start()
+        reach_directly(self.url)
 
     def stop(self) -> None:
         """Close every session, and the server. Safe to call twice."""
@@ -144,8 +153,9 @@ class Gateway:
         """Open a session for one episode. Close it when the episode ends."""
         credentials = new_credentials()
         base_url = f"{self.url}/{credentials.capture}/v1"
-        session = Session(settings, credentials, base_url, self.http_client(), self._sessions.remove)
+        session = Session(settings, credentials, base_url, self.http_client(), self._sessions.remove, self.traffic)
         self._sessions.add(session)
+        self.traffic.opened(session.id)
         return session
 
     def open_worker_endpoint(self) -> WorkerEndpoint:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http
 import ipaddress
-import socket
 import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import ClientDisconnect, Request
 
 from agentrl.errors import GatewayError, RunError
+from agentrl.gateway.address import Address
 from agentrl.gateway.connection import DEFAULT_LIMITS, Connection, ConnectionLimits, connection_of, header_too_large
 from agentrl.gateway.contract import Exchange, Reply
 from agentrl.gateway.retries import LastPart
@@ -22,16 +22,14 @@ from agentrl.loops import AwakeClock, Ticker
 from agentrl.redaction import redact_log
 
 if TYPE_CHECKING:
+    import ssl
+
     import uvicorn
     from starlette.types import Receive, Scope, Send
 
     from agentrl.gateway.gateway import Gateway
 
-__all__ = ["LOOPBACK", "Application", "Server"]
-
-
-LOOPBACK = ("127.0.0.1", 0)
-"""A free port of the loopback interface."""
+__all__ = ["Application", "Server"]
 
 DEADLINE_S = 30.0
 """Seconds that the server may take to start, or to stop."""
@@ -52,45 +50,48 @@ class Server:
         gateway: Gateway,
         limits: ConnectionLimits = DEFAULT_LIMITS,
         clock: AwakeClock | None = None,
-        address: tuple[str, int] = LOOPBACK,
+        address: Address | None = None,
     ) -> None:
         """``clock`` measures the limits; by default one that stands still while the process is paused.
 
-        ``address`` is a host and a port; port 0 is a free one.
+        ``address`` is by default a free port of the loopback interface.
         """
         self._gateway = gateway
-        self._address = address
+        self.address = address or Address()
         self._limits = limits
         self._clock = clock or AwakeClock()
         self._ticker: Ticker | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.url: str | None = None
-        """Where clients of this machine reach it; ``None`` while nobody does."""
+        """Where clients reach it; ``None`` while nobody does."""
 
     def start(self) -> None:
         """Start to serve, and return once clients can connect.
 
-        Raises ``ConfigError`` where the address cannot be taken, and ``RunError`` where starting takes too long.
+        Raises ``ConfigError`` where the address cannot be taken or its certificate is of no use, and ``RunError`` where
+        starting takes too long.
         """
         if self._thread is not None:
             return
+        tls = self.address.tls()
         listener = listen(
-            *self._address,
+            self.address.host,
+            self.address.port,
             what="the gateway",
             other_port="take another port, or 0 for a free one",
-            other_host="take another address",
+            other_host="take an address of this machine (gateway.host, or serve.host of a service)",
         )
-        self._server = server = self._made()
+        self._server = server = self._made(tls)
         self._thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="agentrl-gateway", daemon=True
         )
         self._thread.start()
         self._ticker = Ticker(self._clock)
         self._wait_until_started(server, self._thread)
-        self.url = _url(listener)
+        self.url = self.address.url_at(listener)
 
-    def _made(self) -> uvicorn.Server:
+    def _made(self, tls: ssl.SSLContext | None) -> uvicorn.Server:
         import uvicorn
         from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -104,7 +105,7 @@ class Server:
             "now": staticmethod(self._clock.time),
         }
         config = uvicorn.Config(
-            Application(self._gateway, self._limits),
+            Application(self._gateway, self._limits, trusts_loopback=self.address.url is None),
             http=type(f"Guarded{AutoHTTPProtocol.__name__}", (Connection, AutoHTTPProtocol), members),
             log_config=None,
             lifespan="off",
@@ -114,6 +115,7 @@ class Server:
             timeout_graceful_shutdown=int(self._limits.stop_s) + 1,
             timeout_keep_alive=self._limits.idle_s,
             h11_max_incomplete_event_size=self._limits.header_bytes + _HEADER_ROOM,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         made.append(uvicorn.Server(config))
         return made[0]
@@ -143,21 +145,19 @@ class Server:
             raise RunError(f"the gateway's HTTP server did not end within {DEADLINE_S:g} s")
 
 
-def _url(listener: socket.socket) -> str:
-    """Where clients of this machine reach ``listener``."""
-    host, port = listener.getsockname()[:2]
-    address = ipaddress.ip_address(host)
-    if address.is_unspecified:
-        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
-    return f"http://{address}:{port}" if address.version == 4 else f"http://[{address}]:{port}"
-
-
 class Application:
     """The gateway as an ASGI application, for every path and method. A client that leaves cancels its request."""
 
-    def __init__(self, gateway: Gateway, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, gateway: Gateway, limits: ConnectionLimits = DEFAULT_LIMITS, *, trusts_loopback: bool = True
+    ) -> None:
+        """``trusts_loopback`` says whether whoever connects over the loopback interface is a client of this machine.
+
+        Behind a proxy that is the proxy.
+        """
         self._gateway = gateway
         self._limits = limits
+        self._trusts_loopback = trusts_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; see the ASGI specification."""
@@ -169,7 +169,7 @@ class Application:
         except GatewayError as error:
             reply: Reply | None = self._gateway.refusal(error, scope["path"])
         else:
-            reply = await self._answer(_exchange(request, body), receive)
+            reply = await self._answer(self._exchange(request, body), receive)
         if reply is not None:
             await self._send(reply, scope, send)
 
@@ -210,6 +210,16 @@ class Application:
     def _check_header(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if sum(len(name) + len(value) for name, value in headers) > self._limits.header_bytes:
             raise header_too_large(self._limits.header_bytes)
+
+    def _exchange(self, request: Request, body: bytes) -> Exchange:
+        return Exchange(
+            method=request.method,
+            path=request.scope["path"],
+            body=body,
+            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.raw},
+            loopback=self._trusts_loopback and _is_loopback(request.client.host if request.client else ""),
+            query=request.scope["query_string"].decode("latin-1"),
+        )
 
     async def _answer(self, exchange: Exchange, receive: Receive) -> Reply | None:
         """The gateway's reply; ``None`` if the client leaves meanwhile."""
@@ -275,17 +285,6 @@ class _Sending:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _exchange(request: Request, body: bytes) -> Exchange:
-    return Exchange(
-        method=request.method,
-        path=request.scope["path"],
-        body=body,
-        headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.raw},
-        loopback=_is_loopback(request.client.host if request.client else ""),
-        query=request.scope["query_string"].decode("latin-1"),
-    )
 
 
 @lru_cache(64)

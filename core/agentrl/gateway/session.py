@@ -23,6 +23,7 @@ from agentrl.gateway.conversations import Continuation, Conversations, History, 
 from agentrl.gateway.prompts import Prompts
 from agentrl.gateway.retries import Retries
 from agentrl.gateway.sampling import Digested, Draws
+from agentrl.gateway.traffic import Traffic
 from agentrl.loops import Interruptible
 from agentrl.redaction import SECRET, redact
 from agentrl.tokens.contract import ROOT, Position, Sampled, TokenTree
@@ -195,6 +196,7 @@ class Session:
         base_url: str,
         http_client: object,
         on_close: Callable[[Session], None],
+        traffic: Traffic,
     ) -> None:
         self.id = credentials.session
         """Names the session in messages and logs. It is public: it opens nothing."""
@@ -211,6 +213,7 @@ class Session:
         self.draws = Draws(settings.seed_key)
         self._lock = threading.Lock()
         self._on_close = on_close
+        self._traffic = traffic
         self._calls: dict[str, Call] = {}
         self._turns: dict[str, Turn] = {}
         self._bodies = Bodies()
@@ -281,6 +284,7 @@ class Session:
             self._closed = True
         for block in running:
             block.interrupt(_closed_error(self.id))
+        self._traffic.closed(self.id)
         self._on_close(self)
 
     def served_by_this_loop(self) -> None:
@@ -318,6 +322,7 @@ class Session:
             if not self._running:
                 self._waiting_since = self._time()
             self._running.add(call)
+        self._traffic.began(self.id, call)
 
     def leave(self, call: RunningCall) -> None:
         """Count a call as in flight no more."""
@@ -326,6 +331,7 @@ class Session:
                 self._used = self._time()
                 self._waited += self._used - self._waiting_since
             self._running.discard(call)
+        self._traffic.ended(call)
 
     def refuse(self, error: AgentRLError) -> None:
         """Keep an error with which a call is being answered."""

@@ -72,12 +72,12 @@ class Transport:
         """
         authorization = request.headers.get("authorization", "") or request.headers.get("x-api-key", "")
         url = request.url
-        inside = self._gateway.url == f"{url.scheme}://{url.netloc.decode()}"
-        if not inside and not self._gateway.captures(authorization):
+        path = _below(self._gateway.url, url)
+        if path is None and not self._gateway.captures(authorization):
             return await self._client_outside().send(request, stream=True)
         exchange = Exchange(
             method=request.method,
-            path=url.path,
+            path=url.path if path is None else path,
             body=await request.aread(),
             headers=_Headers(request.headers.raw),
             in_process=True,
@@ -109,6 +109,18 @@ class Transport:
         for loop, client in self._outside.items():
             if loop.is_running():
                 asyncio.run_coroutine_threadsafe(client.aclose(), loop)
+
+
+def _below(base: str, url: Any) -> str | None:
+    """The path of ``url`` below that of ``base``; ``None`` where it does not lead there."""
+    origin = f"{url.scheme}://{url.netloc.decode()}"
+    if not base.startswith(origin):
+        return None
+    prefix = base[len(origin) :]
+    path: str = url.path
+    if not prefix:
+        return path
+    return path[len(prefix) :] if prefix.startswith("/") and path.startswith(f"{prefix}/") else None
 
 
 class _Deadline(Interruptible):

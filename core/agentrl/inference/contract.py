@@ -210,6 +210,29 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine has to do at a moment, all its replicas together."""
+
+    running: int
+    """Completions that it samples."""
+    waiting: int
+    """Requests that wait until it has room for them."""
+
+
+@runtime_checkable
+class LoadReporting(Protocol):
+    """A backend that also says how busy it is.
+
+    Any backend may. While requests wait in it, a rollout starts no further episodes; of others only their
+    ``Capabilities.max_concurrency`` is known.
+    """
+
+    def load(self) -> EngineLoad | None:
+        """Returns what is known now, without waiting; ``None`` where nothing is. May be called from any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class TensorDigest:
     """What a tensor is, by its bits. Two are equal exactly where type, shape and digest are."""
 

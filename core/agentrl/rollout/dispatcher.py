@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from agentrl.errors import RunError, one_line, shortened
 from agentrl.gateway.contract import SessionSettings
+from agentrl.rollout.admission import Admission
 from agentrl.rollout.contract import Episode, EpisodeKey, Failure, Group, Phase
 from agentrl.rollout.episodes import EpisodeRunner
 from agentrl.tasks.contract import Task
@@ -70,6 +71,8 @@ class Dispatcher:
     """Shared by everything that is dispatched here, training and evaluations alike."""
     finished: Callable[[Episode], Awaitable[None]]
     """Called for every episode that has ended, before it counts: it makes the episode durable."""
+    admission: Admission | None = None
+    """Holds episodes back while calls wait for the engine; ``None`` lets them start as ``concurrency`` allows."""
 
     @property
     def patience(self) -> float:
@@ -130,6 +133,8 @@ class _Dispatch:
         """Why nothing more is waited for, once nothing ends any more."""
         self._episodes = 0
         self._failed = 0
+        self._held = 0.0
+        """Seconds for which the next episode was held back."""
         self._in_flight: dict[EpisodeKey, None] = {}
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -157,18 +162,29 @@ class _Dispatch:
         try:
             async with asyncio.TaskGroup() as tasks:
                 # The slot of the next episode is free before its request is taken.
-                await self._slots.acquire()
+                await self._may_start()
                 async for request in _each(requests):
                     episodes = list(request.kept)
                     if not request.missing:
                         await self._finish(request, episodes)
                     for sample in request.missing:
                         tasks.create_task(self._episode(request, sample, episodes))
-                        await self._slots.acquire()
+                        self._count_held(request)
+                        await self._may_start()
         except BaseExceptionGroup as errors:
             # A task group wraps even a single error; the first is what stopped the others.
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
         self._dispatcher.budget.conclude(self._episodes, self._failed)
+
+    async def _may_start(self) -> None:
+        """Wait until a further episode may start."""
+        await self._slots.acquire()
+        if (admission := self._dispatcher.admission) is not None:
+            self._held = await admission.admitted(lambda: len(self._in_flight))
+
+    def _count_held(self, request: GroupRequest) -> None:
+        if (admission := self._dispatcher.admission) is not None and request.phase == "train":
+            admission.count(self._held)
 
     async def _episode(self, request: GroupRequest, sample: int, episodes: list[Episode]) -> None:
         """Run an episode; the last of a group puts all ``episodes`` of it, in the order of their samples."""

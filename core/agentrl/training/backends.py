@@ -144,7 +144,7 @@ def build_backend(
         model_folder=folder,
         version=version,
         seed=parts.config.seed,
-        max_concurrency=parts.config.rollout.concurrency,
+        max_concurrency=parts.config.inference.concurrency or parts.config.rollout.concurrency,
         precision=parts.config.training.precision,
         options=part.options,
         logs=logs,

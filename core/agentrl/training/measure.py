@@ -57,6 +57,7 @@ async def measure(parts: Parts, reporter: Reporter) -> Evaluation:
             trains=False,
             logs=logs,
             meter=recorder.meter,
+            say=told.note,
         ) as serving:
             return await _measured(Evaluator(serving.dispatcher, tasks, parts.config), version, recorder)
 
@@ -75,7 +76,7 @@ async def measure_endpoint(parts: EpisodeParts, reporter: Reporter) -> Evaluatio
         told.activity_started("asking the endpoint")
         _report_to(recorder, parts)
         async with serve_endpoint(
-            parts, finished=finished, warn=told.warning, logs=logs, meter=recorder.meter
+            parts, finished=finished, warn=told.warning, logs=logs, meter=recorder.meter, say=told.note
         ) as endpoint:
             if not endpoint.greedy:
                 told.warning(f"model {config.model.name!r} does not take temperature 0: no greedy reading")

@@ -9,7 +9,17 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from agentrl.inference.contract import Backend, Capabilities, Chunk, GenerationRequest, HeldWeights, Sleeper, Weights
+from agentrl.inference.contract import (
+    Backend,
+    Capabilities,
+    Chunk,
+    EngineLoad,
+    GenerationRequest,
+    HeldWeights,
+    LoadReporting,
+    Sleeper,
+    Weights,
+)
 from agentrl.learner.folder import write_merged
 from agentrl.loops import finish_in_thread
 
@@ -83,6 +93,10 @@ class StartedOnMerged:
     async def held_weights(self) -> HeldWeights:
         """See ``Backend``."""
         return await self._backend.held_weights()
+
+    def load(self) -> EngineLoad | None:
+        """See ``LoadReporting``; ``None`` where the backend does not tell."""
+        return self._backend.load() if isinstance(self._backend, LoadReporting) else None
 
     async def score(self, ids: Sequence[int]) -> Sequence[float]:
         """See ``Backend``."""

@@ -47,7 +47,7 @@ from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, l
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import OpenGroups
 from agentrl.training.requests import LARGEST_VERSION
-from agentrl.training.serving import EngineServing, frozen_heap, started
+from agentrl.training.serving import EngineServing, frozen_heap, reported_load, started
 from agentrl.training.sessions import (
     Ready,
     ServiceOptions,
@@ -84,7 +84,7 @@ def resolve_online(config: Config, plugins: Plugins) -> OnlineParts:
     check_takes_weights(config, plugins)
     check_override(config)
     check_sampling(config, ANY_ENGINE, trains=True)
-    options = ServiceOptions.of(config.serve)
+    options = ServiceOptions.of(config.serve).encrypted(config.gateway)
     check_address(options)
     folder = find_model(plugins, config.model)
     chat = load_chat(folder, config.model)
@@ -242,11 +242,16 @@ class SessionSupply:
             meter=self.recorder.meter,
         )
         return Gateway(
-            QueueLimit(completer, running=self.serving.capabilities.max_concurrency, waiting=options.waiting),
+            QueueLimit(
+                completer,
+                running=self.serving.capabilities.max_concurrency,
+                waiting=options.waiting,
+                reported=reported_load(self.serving.backend),
+            ),
             registered_dialects(parts.plugins, self.recorder.reporter.warning),
             normalisers=parts.normalisers,
             body_limit=options.body_limit,
-            address=(options.host, options.port),
+            address=options.address,
             connections=options.connections,
         )
 

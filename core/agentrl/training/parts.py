@@ -21,6 +21,7 @@ from agentrl.clients import reach_loopback_directly
 from agentrl.config.models import Config, ModelSection, TasksSection
 from agentrl.environments import locate_agent
 from agentrl.errors import ConfigError, GatewayError, about, one_line, shortened, shown
+from agentrl.gateway.address import Address
 from agentrl.gateway.contract import ModelRequest, SessionSettings
 from agentrl.gateway.dialects.chat import ChatCompletions
 from agentrl.gateway.dialects.fields import SAMPLING_FIELDS
@@ -133,6 +134,7 @@ def _named(config: Config, folder: Path) -> Config:
 def resolve_episode_parts(config: Config, plugins: Plugins, agent: Any = None) -> EpisodeParts:
     """As ``resolve_parts``, without the model, which an endpoint serves."""
     check_override(config, chat=is_chat(config, plugins))
+    Address.of(config.gateway)  # Raises for what no scheduler would mend.
     config = locate_agent(config, plugins) if agent is None else config
     return EpisodeParts(
         config=config,

@@ -162,7 +162,8 @@ def _engine(config: Config, sizes: _Sizes, prompt_tokens: int) -> tuple[torch.de
     known = getattr(sizes.config.get_text_config(), "max_position_embeddings", None) or 32768
     context = settings.context_length or min(known, 32768)
     length = min(context, prompt_tokens + (config.rollout.max_tokens or prompt_tokens))
-    kv_tokens = min(config.rollout.concurrency * length, settings.kv_cache_tokens or 1 << 62)
+    at_once = config.inference.concurrency or config.rollout.concurrency
+    kv_tokens = min(at_once * length, settings.kv_cache_tokens or 1 << 62)
     return device, (sizes.total + kv_tokens * sizes.kv_numbers) * dtype.itemsize
 
 

@@ -298,6 +298,7 @@ class _Run(Course):
             logs=recorder.folder.logs,
             meter=recorder.meter,
             hosts=None if self._hosting is None else self._hosting.hosts,
+            say=recorder.reporter.note,
         ) as serving:
             supply_of = partial(
                 _rolled_out, parts, self.built.algorithm, serving.dispatcher, version, recorder.episode_started

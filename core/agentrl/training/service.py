@@ -21,6 +21,7 @@ from agentrl.gateway.gateway import registered_dialects
 from agentrl.gateway.normalise import Normalisers
 from agentrl.gateway.queueing import QueueLimit
 from agentrl.gateway.service import SessionService
+from agentrl.inference.contract import EngineLoad
 from agentrl.inference.model_folder import find_model, vocabulary_of
 from agentrl.plugins import Plugins
 from agentrl.reporting.contract import Reporter
@@ -39,7 +40,7 @@ from agentrl.training.checkpoints import read_checkpoint
 from agentrl.training.interrupts import Interrupts, run_to_end
 from agentrl.training.measure import printed
 from agentrl.training.parts import ANY_ENGINE, check_override, check_sampling, load_chat
-from agentrl.training.serving import frozen_heap, started, started_endpoint
+from agentrl.training.serving import frozen_heap, reported_load, started, started_endpoint
 from agentrl.training.sessions import (
     Ready,
     ServiceOptions,
@@ -72,7 +73,7 @@ def serve_sessions(
     ``ready`` is called once clients can connect. Raises ``ConfigError`` or ``PluginError`` for what is wrong with the
     settings, and another ``AgentRLError`` for what stopped the service. A run folder stays where a session has ended.
     """
-    config = config.naming("agent", AGENT)
+    config, options = config.naming("agent", AGENT), options.encrypted(config.gateway)
     with config.naming_sources():
         check_address(options)
         plugins.load()
@@ -222,13 +223,13 @@ class _Service:
     async def _serve(self, ready: Callable[[Ready], None]) -> None:
         told, config, options = self.recorder.reporter, self.parts.config, self.options
         told.activity_started(f"loading {config.model.name}")
-        async with self._completer() as (completer, running, version):
+        async with self._completer() as (completer, running, reported, version):
             gateway = Gateway(
-                QueueLimit(completer, running=running, waiting=options.waiting),
+                QueueLimit(completer, running=running, waiting=options.waiting, reported=reported),
                 registered_dialects(self.parts.plugins, told.warning),
                 normalisers=self.parts.normalisers,
                 body_limit=options.body_limit,
-                address=(options.host, options.port),
+                address=options.address,
                 connections=options.connections,
             )
             admin_key = options.admin_key or secrets.token_urlsafe(32)
@@ -255,13 +256,13 @@ class _Service:
         self.recorder.hooks.check()
 
     @contextlib.asynccontextmanager
-    async def _completer(self) -> AsyncIterator[tuple[Completer, int, int]]:
-        """What answers the calls, how many it answers at once, and the version of its weights."""
+    async def _completer(self) -> AsyncIterator[tuple[Completer, int, Callable[[], EngineLoad | None], int]]:
+        """What answers the calls, how many it answers at once and says of itself, and the version of its weights."""
         parts, told = self.parts, self.recorder.reporter
         if not isinstance(parts, _EngineParts):
             endpoint = build_chat_backend(parts, told.warning, self.recorder.meter)
             async with started_endpoint(parts.config, endpoint, told.warning):
-                yield RelayCompleter(endpoint), parts.config.rollout.concurrency, 0
+                yield RelayCompleter(endpoint), parts.config.rollout.concurrency, lambda: None, 0
             return
         version = read_checkpoint(parts.model_folder).version
         backend = build_backend(parts, version, logs=self.recorder.folder.logs, say=told.note, trains=False)
@@ -271,7 +272,7 @@ class _Service:
             completer = EngineCompleter(
                 backend, capabilities, parts.renderer, vocabulary=vocabulary, meter=self.recorder.meter
             )
-            yield completer, capabilities.max_concurrency, version
+            yield completer, capabilities.max_concurrency, reported_load(backend), version
 
 
 def _settings(config: Config, version: int) -> SessionSettings:

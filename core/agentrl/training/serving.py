@@ -13,12 +13,23 @@ from agentrl.config.models import Config
 from agentrl.costs.contract import UNMETERED, Meter
 from agentrl.errors import BackendError
 from agentrl.gateway import EngineCompleter, Gateway, RelayCompleter
+from agentrl.gateway.address import Address
 from agentrl.gateway.completer import generate
+from agentrl.gateway.contract import Completer
 from agentrl.gateway.gateway import registered_dialects
 from agentrl.hosting.contract import Hosts
-from agentrl.inference.contract import Backend, Capabilities, ChatBackend, ChatCapabilities
+from agentrl.inference.contract import (
+    Backend,
+    Capabilities,
+    ChatBackend,
+    ChatCapabilities,
+    EngineLoad,
+    LoadReporting,
+)
 from agentrl.inference.model_folder import vocabulary_of
+from agentrl.machine import allow_open_files
 from agentrl.rewards.scoring import REWARD, call_group_reward, call_reward
+from agentrl.rollout.admission import Admission
 from agentrl.rollout.contract import AgentRunner, Episode, Executor, ExecutorContext
 from agentrl.rollout.dispatcher import SMALLEST_WINDOW, Dispatcher, FailureBudget
 from agentrl.rollout.episodes import EpisodeRunner
@@ -32,6 +43,7 @@ __all__ = [
     "EngineServing",
     "Serving",
     "frozen_heap",
+    "reported_load",
     "running_agent",
     "serve",
     "serve_endpoint",
@@ -41,6 +53,9 @@ __all__ = [
 
 _ENDPOINT_GRACE_S = 5.0
 """Seconds that an endpoint's own deadline comes earlier: its backend can say which endpoint was asked what."""
+
+_FILES = 512
+"""Open files of a run beside the connections of its agents."""
 
 _FIX = "have the backend's generate await instead of blocking, or use another inference.backend"
 
@@ -88,14 +103,16 @@ async def serve(
     unstopped: Callable[[Exception], None] | None = None,
     meter: Meter = UNMETERED,
     hosts: Hosts | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[Serving]:
     """Start ``backend``, which ``build_backend`` made, the gateway and the agent; stop them at the end of the block.
 
     ``finished`` is awaited for every finished episode. ``logs`` is the folder for what processes of agents print;
     ``None`` keeps nothing of it. ``warn`` is called with each warning, and ``unstopped`` with the error that stopping
     the backend raised, by default as a warning. ``trains`` says whether the backend has to take new weights, and
-    ``meter`` is told of every request to it. ``hosts`` start processes of agents where the scheduler does. Raises
-    ``ConfigError`` where it cannot, and where the config wants to sample as the backend cannot.
+    ``meter`` is told of every request to it. ``hosts`` are those of the scheduler, which may run agents on other
+    machines, and ``say`` is told where these reach the gateway. Raises ``ConfigError`` where the backend cannot train,
+    and where the config wants to sample as it cannot.
     """
     config = parts.config
     async with contextlib.AsyncExitStack() as stack:
@@ -105,8 +122,13 @@ async def serve(
         check_sampling(config, capabilities, trains=trains)
         vocabulary = vocabulary_of(parts.model_folder)
         completer = EngineCompleter(backend, capabilities, parts.renderer, vocabulary=vocabulary, meter=meter)
-        gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
-        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs, hosts=hosts)
+        gateway = _gateway(parts, completer, warn, hosts)
+        admission = Admission(
+            gateway.traffic, capabilities.max_concurrency, config.rollout.max_waiting, reported_load(backend)
+        )
+        rollout = _rolling_out(
+            parts, gateway, finished=finished, warn=warn, logs=logs, hosts=hosts, say=say, admission=admission
+        )
         yield Serving(backend, capabilities, gateway, await stack.enter_async_context(rollout))
 
 
@@ -154,15 +176,50 @@ async def serve_endpoint(
     warn: Callable[[str], None],
     logs: Path | None = None,
     meter: Meter = UNMETERED,
+    hosts: Hosts | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[EndpointServing]:
     """Start the chat backend, the gateway and the agent; arguments and errors as in ``serve``."""
     backend = build_chat_backend(parts, warn, meter)
     async with contextlib.AsyncExitStack() as stack:
         capabilities = await stack.enter_async_context(started_endpoint(parts.config, backend, warn))
         completer = RelayCompleter(backend)
-        gateway = Gateway(completer, registered_dialects(parts.plugins, warn), normalisers=parts.normalisers)
-        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs)
+        gateway = _gateway(parts, completer, warn, hosts)
+        rollout = _rolling_out(parts, gateway, finished=finished, warn=warn, logs=logs, hosts=hosts, say=say)
         yield EndpointServing(await stack.enter_async_context(rollout), capabilities.greedy)
+
+
+def _gateway(parts: EpisodeParts, completer: Completer, warn: Callable[[str], None], hosts: Hosts | None) -> Gateway:
+    return Gateway(
+        completer,
+        registered_dialects(parts.plugins, warn),
+        normalisers=parts.normalisers,
+        address=Address.of(parts.config.gateway, hosts),
+    )
+
+
+def _told(gateway: Gateway, hosts: Hosts | None) -> str | None:
+    """Where agents on other machines reach the gateway, in words; ``None`` where it is for this machine alone."""
+    address = gateway.address
+    if address.is_loopback and not (hosts is not None and hosts.elsewhere):
+        return None
+    if address.is_loopback:
+        return (
+            f"the gateway listens at {gateway.url}, where no agent on another machine reaches it (gateway.host says "
+            "where it listens)"
+        )
+    plain = "; what agents send is not encrypted (gateway.certificate)" if gateway.url.startswith("http:") else ""
+    return f"agents on other machines reach the gateway at {gateway.url}, each call with its session's key{plain}"
+
+
+def _allow_files(config: Config, warn: Callable[[str], None]) -> None:
+    """Let this process have a connection open for each episode, also beside an evaluation; ``warn`` where it cannot."""
+    wanted = 2 * config.rollout.concurrency + _FILES
+    if (allowed := allow_open_files(wanted)) < wanted:
+        warn(
+            f"this process may have {allowed} files open, and with rollout.concurrency={config.rollout.concurrency} it "
+            f"may need {wanted} (raise the hard limit, `ulimit -Hn`, or lower rollout.concurrency)"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -173,14 +230,19 @@ async def _rolling_out(
     finished: Callable[[Episode], Awaitable[None]],
     warn: Callable[[str], None],
     logs: Path | None,
-    hosts: Hosts | None = None,
+    hosts: Hosts | None,
+    say: Callable[[str], None],
+    admission: Admission | None = None,
 ) -> AsyncIterator[Dispatcher]:
     """Start the gateway and the agent, and yield the dispatcher of their episodes; arguments as of ``serve``."""
+    _allow_files(parts.config, warn)
     gateway.start()
     try:
+        if (told := _told(gateway, hosts)) is not None:
+            say(told)
         async with running_agent(parts.executor, parts.config, gateway, logs, warn, hosts) as runner:
             with frozen_heap():
-                yield _dispatcher(parts, runner, gateway, finished)
+                yield _dispatcher(parts, runner, gateway, finished, admission)
     finally:
         gateway.stop()
 
@@ -197,8 +259,8 @@ async def running_agent(
     """Have ``executor`` run its agent against ``gateway``, as ``config`` says, and yield what runs its episodes.
 
     The event loop is watched meanwhile: rewards run on it wherever the agent does, and so does a backend that answers
-    in this process. ``logs`` is the folder for what processes of agents print; ``None`` keeps nothing of it. ``hosts``
-    start them where the scheduler does.
+    in this process. ``logs`` is the folder for what processes of agents print; ``None`` keeps nothing of it.
+    ``hosts`` are those of the scheduler.
     """
     rollout = config.rollout
     context = ExecutorContext(
@@ -219,7 +281,11 @@ async def running_agent(
 
 
 def _dispatcher(
-    parts: EpisodeParts, runner: AgentRunner, gateway: Gateway, finished: Callable[[Episode], Awaitable[None]]
+    parts: EpisodeParts,
+    runner: AgentRunner,
+    gateway: Gateway,
+    finished: Callable[[Episode], Awaitable[None]],
+    admission: Admission | None,
 ) -> Dispatcher:
     config: Config = parts.config
     episodes = EpisodeRunner(
@@ -239,7 +305,13 @@ def _dispatcher(
         concurrency=config.rollout.concurrency,
         budget=FailureBudget(config.rollout.failure_budget, max(SMALLEST_WINDOW, step)),
         finished=finished,
+        admission=admission,
     )
+
+
+def reported_load(backend: Backend) -> Callable[[], EngineLoad | None]:
+    """What tells how busy ``backend`` is, as far as it says."""
+    return backend.load if isinstance(backend, LoadReporting) else lambda: None
 
 
 @contextlib.contextmanager

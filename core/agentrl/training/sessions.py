@@ -8,14 +8,14 @@ import ipaddress
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from agentrl.config.models import ServeSection
+from agentrl.config.models import GatewaySection, ServeSection
 from agentrl.environ import ADMIN_KEY
-from agentrl.errors import AgentRLError, ConfigError, shown
+from agentrl.errors import AgentRLError, ConfigError
 from agentrl.gateway import Gateway, Session
+from agentrl.gateway.address import Address
 from agentrl.gateway.connection import DEFAULT_LIMITS, ConnectionLimits
 from agentrl.gateway.gateway import BODY_LIMIT
 from agentrl.gateway.service import ServiceLimits, SessionService
@@ -46,6 +46,9 @@ class ServiceOptions:
     """Most calls that wait for the model."""
     body_limit: int = BODY_LIMIT
     connections: ConnectionLimits = DEFAULT_LIMITS
+    certificate: Path | None = None
+    """See ``Address``."""
+    certificate_key: Path | None = None
 
     @classmethod
     def of(cls, section: ServeSection, admin_key: str | None = None) -> ServiceOptions:
@@ -65,6 +68,21 @@ class ServiceOptions:
             ),
         )
 
+    def encrypted(self, section: GatewaySection) -> ServiceOptions:
+        """These, with the certificate that the configuration's section of the gateway names."""
+        return replace(self, certificate=section.certificate, certificate_key=section.certificate_key)
+
+    @property
+    def address(self) -> Address:
+        """Where the gateway listens. Which URL a session's client is given is for ``session_url``."""
+        return Address(
+            self.host,
+            self.port,
+            url=self.url,
+            certificate=self.certificate,
+            certificate_key=self.certificate_key,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -82,15 +100,9 @@ class Ready:
 def check_address(options: ServiceOptions) -> None:
     """Raise ``ConfigError`` where other machines could open sessions without a key that is hard to guess.
 
-    Also for a ``url`` that leads nowhere.
+    Also for a ``url`` that leads nowhere, and for a certificate of no use.
     """
-    if options.url is not None:
-        given = urlsplit(options.url)
-        if given.scheme not in ("http", "https") or not given.hostname or given.query or given.fragment:
-            raise ConfigError(
-                f"serve.url={shown(options.url, 80)} is not where clients can reach the service",
-                fix="write it like https://example.com/agentrl",
-            )
+    options.address.check("serve")
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -151,4 +163,4 @@ def session_url(options: ServiceOptions, gateway: Gateway, session: Session, hos
     """The base URL of a session: at the service's own URL, or at the host that its opener asked."""
     if options.url is not None:
         return session.base_url.replace(gateway.url, options.url.rstrip("/"), 1)
-    return session.base_url.replace(gateway.url, f"http://{host}", 1) if host else session.base_url
+    return session.base_url.replace(gateway.url, f"{options.address.scheme}://{host}", 1) if host else session.base_url

@@ -192,8 +192,9 @@ class GroupSupply:
             await self._change()
 
     def counts(self) -> dict[str, float]:
-        """None: those of the episodes say everything."""
-        return {}
+        """How many of the episodes that have started were held back by the engine's line, and for how long."""
+        admission = self._dispatcher.admission
+        return {} if admission is None else admission.take()
 
     async def _roll_out(self) -> None:
         async with contextlib.aclosing(self._dispatcher.dispatch(self._requests())) as groups:

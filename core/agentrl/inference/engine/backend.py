@@ -28,6 +28,7 @@ from agentrl.inference.contract import (
     BackendContext,
     Capabilities,
     Chunk,
+    EngineLoad,
     GenerationRequest,
     Grammar,
     HeldWeights,
@@ -145,6 +146,14 @@ class TorchBackend:
         if not thread.send(answer):
             raise thread.failure()
         return await asyncio.shield(asyncio.wrap_future(done))
+
+    def load(self) -> EngineLoad | None:
+        """Returns how many requests it samples and how many wait for rows or KV cache; ``None`` before it runs."""
+        thread = self._thread
+        if thread is None or not thread.ready.done() or thread.ready.exception() is not None:
+            return None
+        counters = thread.ready.result().snapshot()
+        return EngineLoad(counters.running, counters.waiting)
 
     def counters(self) -> Counters:
         """Returns what the engine has done since it started. Raises ``BackendError`` where it is not running."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agentrl.clients import direct_loopback
 from agentrl.errors import AgentError, AgentRLError, ConfigError, EpisodeTimeout, PluginError, PolicyError, WorkerError
 from agentrl.plugins.entries import core_version
 from agentrl.rollout.contract import Activity, AgentFacts, ProcessEndpoint
@@ -42,7 +43,7 @@ class WorkerStarter:
         """
         endpoint = self.open_worker_endpoint()
         try:
-            started = await self.carrier.launch({})
+            started = await self.carrier.launch(direct_loopback(self.spec.env, endpoint.base_url))
             process = WorkerProcess(started, log=self._log(number), limits=self.limits)
             facts = await load(process, self.spec, endpoint.base_url, endpoint.api_key, self.limits)
         except BaseException:

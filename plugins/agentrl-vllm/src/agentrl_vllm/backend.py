@@ -12,7 +12,15 @@ from pathlib import Path
 from statistics import median
 
 from agentrl import BackendError, ConfigError, PromptTooLong
-from agentrl.inference.contract import BackendContext, Capabilities, Chunk, GenerationRequest, HeldWeights, Weights
+from agentrl.inference.contract import (
+    BackendContext,
+    Capabilities,
+    Chunk,
+    EngineLoad,
+    GenerationRequest,
+    HeldWeights,
+    Weights,
+)
 from agentrl_vllm.attached import AttachedServer
 from agentrl_vllm.client import Client
 from agentrl_vllm.command import ServingCommand, server_environment
@@ -21,6 +29,7 @@ from agentrl_vllm.control import Facts, capabilities_of, describe_usable, read_f
 from agentrl_vllm.fleet import Fleet
 from agentrl_vllm.generation import Body, complete, request_body, sampling_params, score, stream
 from agentrl_vllm.installation import find_python, inspect_python
+from agentrl_vllm.load import LoadReports
 from agentrl_vllm.replica import Replica, ReplicaServer
 from agentrl_vllm.server import Server
 from agentrl_vllm.settings import VllmSettings
@@ -37,12 +46,14 @@ class _Running:
     weights: WeightSync
     fleet: Fleet
     capabilities: Capabilities
+    loads: LoadReports
 
 
 class VllmBackend:
     """Samples from vLLM servers.
 
-    ``generate`` may be called from any loop and thread; all other methods belong to the event loop that started it.
+    ``generate`` and ``load`` may be called from any loop and thread; all other methods belong to the event loop that
+    started it.
     """
 
     Settings = VllmSettings
@@ -116,7 +127,9 @@ class VllmBackend:
             await fleet.start()
             for kind in sorted({str(each) for each in facts.values()}):
                 context.say(kind)
-            self._running = _Running(client, weights, fleet, capabilities_of(list(facts.values())))
+            loads = LoadReports(client, lambda: [each.url for each in fleet.replicas if each.state == "ready"])
+            stack.callback(loads.close)
+            self._running = _Running(client, weights, fleet, capabilities_of(list(facts.values())), loads)
             self._ending = stack.pop_all()
         return self._running.capabilities
 
@@ -124,6 +137,11 @@ class VllmBackend:
         """End the servers that were started here; requests in flight raise ``BackendError``. Safe to call twice."""
         self._running = None
         await self._ending.aclose()
+
+    def load(self) -> EngineLoad | None:
+        """Returns how many requests the servers sample and how many wait, as they said a moment ago."""
+        running = self._running
+        return None if running is None else running.loads.load()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Sample one completion; see ``Backend``.
