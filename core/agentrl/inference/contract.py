@@ -410,6 +410,9 @@ class BackendContext:
     """In training, lends the weights that the backend was given last, or was started with, to whom the text names: for
     a server that starts later and finds them in no folder. It waits while they change. ``None`` where nothing is
     trained."""
+    memory: int | None = None
+    """Bytes of the learner's device that a ``Sleeper`` may take while it is awake, weights and caches included, by the
+    memory plan of the run; ``None`` where that is not known, or has been left to the backend."""
     hosts: Hosts | None = None
     """Starts processes where the scheduler places them, which may be on other machines; ``None`` leaves it to the
     backend to start its own, here."""

@@ -43,7 +43,7 @@ from agentrl.testing.parts import model_folder
 from agentrl.training.proof import Recorded, UpdateProof
 from agentrl_vllm import control
 from agentrl_vllm.cache_check import CacheCheck
-from agentrl_vllm.weights import WeightFolders
+from agentrl_vllm.folders import WeightFolders
 from benchmarks.models import endless_model
 from benchmarks.served import Served, serving
 from benchmarks.throughput import server_cpu

@@ -284,13 +284,17 @@ class FakeClient:
         return await self.post(url, path, seconds=seconds)
 
 
+async def _same(folder: Path) -> str:
+    return str(folder)
+
+
 class FakeReplica:
     """As ``Replica``, which nobody brings back."""
 
     def __init__(self, url: str, name: str = "vLLM server 0", *, folder: Path = Path(), ours: bool = True) -> None:
         self.url, self.state, self.version, self.life = url, "ready", 0, 1
         self.folder, self.reason = folder, None
-        self.server = SimpleNamespace(name=name, ours=ours)
+        self.server = SimpleNamespace(name=name, ours=ours, place=_same)
         self.is_busy = False
 
     def fail(self, reason: str, *, life: int | None = None) -> None:

@@ -14,8 +14,8 @@ from training_runs import VLLM, Run, run, untrained_model
 
 from agentrl.errors import AgentRLError, BackendError, PluginError
 from agentrl.inference.contract import Weights
+from agentrl_vllm.folders import WeightFolders
 from agentrl_vllm.server import Server
-from agentrl_vllm.weights import WeightFolders
 
 pytestmark = pytest.mark.real
 

@@ -124,7 +124,7 @@ def test_the_server_sees_a_few_modules_of_ours_and_no_package_of_this_interprete
     code, mine = map(Path, command.env["PYTHONPATH"].split(":"))
     assert mine == Path("/mine")
     assert sorted(path.name for path in code.glob("*.py")) == [
-        f"agentrl_vllm_{name}.py" for name in ("digests", "extension", "memory", "patches")
+        f"agentrl_vllm_{name}.py" for name in ("cuda", "digests", "extension", "guard", "memory", "patches", "stream")
     ]
     (known,) = (each for each in distributions(path=[str(code)]))
     assert [(each.group, each.value) for each in known.entry_points] == [

@@ -128,7 +128,7 @@ def another_server(**answers: Any) -> Iterator[int]:
 def ports(monkeypatch: pytest.MonkeyPatch, *first: int) -> None:
     """Have these tried before any that are free."""
     remaining = list(first)
-    monkeypatch.setattr(server_module, "free_port", lambda: remaining.pop(0) if remaining else free_port())
+    monkeypatch.setattr(server_module, "free_port", lambda address: remaining.pop(0) if remaining else free_port())
 
 
 def test_another_port_is_tried_where_ours_is_taken_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

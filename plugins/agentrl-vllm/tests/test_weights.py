@@ -419,7 +419,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(make, tmp_path):
     left = """
 import os, sys
 from pathlib import Path
-from agentrl_vllm.weights import WeightFolders
+from agentrl_vllm.folders import WeightFolders
 (WeightFolders(Path(sys.argv[1])).open() / "v7").mkdir()
 os.kill(os.getpid(), 9)
 """

@@ -62,7 +62,7 @@ class Adapters:
         life, url = replica.life, replica.url
         before = await control.adapters(self._client, url)
         with replica.busy():
-            await control.load_adapter(self._client, url, name, folder)
+            await control.load_adapter(self._client, url, name, await replica.server.place(folder))
         new = await control.adapters(self._client, url) - before
         if len(new) != 1:
             raise BackendError(

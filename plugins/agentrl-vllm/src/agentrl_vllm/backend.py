@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from agentrl import BackendError, ConfigError, PromptTooLong
+from agentrl import BackendError, ConfigError, PluginError, PromptTooLong
+from agentrl.hosting.contract import Hosts
 from agentrl.inference.contract import (
     BackendContext,
     Capabilities,
@@ -28,11 +30,14 @@ from agentrl_vllm.connections import allow_open_files
 from agentrl_vllm.control import Facts, capabilities_of, describe_usable, read_facts
 from agentrl_vllm.fleet import Fleet
 from agentrl_vllm.generation import Body, complete, request_body, sampling_params, score, stream
+from agentrl_vllm.gpus import find_cuda
+from agentrl_vllm.hosted import HostedServer, ModelFiles, read_model
 from agentrl_vllm.installation import find_python, inspect_python
 from agentrl_vllm.load import LoadReports
 from agentrl_vllm.replica import Replica, ReplicaServer
 from agentrl_vllm.server import Server
 from agentrl_vllm.settings import VllmSettings
+from agentrl_vllm.sleeping import Naps
 from agentrl_vllm.weights import WeightSync
 
 __all__ = ["VllmBackend", "build_replicas", "key_of", "start_timeout", "told_by_all"]
@@ -45,6 +50,7 @@ class _Running:
     client: Client
     weights: WeightSync
     fleet: Fleet
+    naps: Naps
     capabilities: Capabilities
     loads: LoadReports
 
@@ -74,12 +80,52 @@ class VllmBackend:
             )
         self._context = context
         self._settings = settings or VllmSettings.model_validate(context.options)
-        if not self._settings.urls:
+        if not self._settings.urls and not (context.hosts is not None and context.hosts.elsewhere):
             find_python(self._settings.python)
         self._seconds = start_timeout(context, self._settings)
-        self._key = key_of(self._settings, os.environ)
+        self._is_hosted = context.hosts is not None and context.hosts.elsewhere and not self._settings.urls
+        if self._settings.colocate:
+            self._check_colocated()
+        # Of servers that are reached over the network, each asks for a key.
+        self._key = secrets.token_urlsafe(32) if self._is_hosted else key_of(self._settings, os.environ)
         self._running: _Running | None = None
         self._ending = AsyncExitStack()
+
+    def _check_colocated(self) -> None:
+        """Raise ``ConfigError`` where the servers cannot be on the learner's GPU and take turns with it."""
+        if self._is_hosted:
+            raise ConfigError(
+                "inference.backend.colocate=true is for a learner and a server on one machine, and the scheduler "
+                "places servers on any",
+                fix="leave it out, or use scheduler.type=local",
+                key="inference.backend.colocate",
+            )
+        if not find_cuda():
+            raise ConfigError(
+                "inference.backend.colocate=true needs vLLM's sleep mode, which needs CUDA, and there is no GPU here",
+                fix="leave it out: on a CPU learner and servers have the memory together",
+                key="inference.backend.colocate",
+            )
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the servers sleep while the learner steps: see ``Sleeper``."""
+        return self._settings.colocate
+
+    async def sleep(self) -> None:
+        """Have the servers give up the GPU's memory; requests wait until ``wake``. See ``Sleeper``."""
+        running = self._started()
+        await running.naps.sleep(running.fleet.replicas)
+
+    async def wake(self) -> None:
+        """Have the servers take the memory up again. See ``Sleeper``."""
+        running = self._started()
+        await running.naps.wake(running.fleet.replicas)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of the weights that the last update gave each server."""
+        return 0 if self._running is None else self._running.weights.moved
 
     @property
     def replicas(self) -> Sequence[Replica]:
@@ -105,7 +151,12 @@ class VllmBackend:
                 adapter=None if context.adapter is None else context.adapter.folder,
                 recompute=context.in_flight == "recompute",
                 say=context.say,
+                lend=context.lend,
+                key=self._key,
+                bare=_starts_bare(context, settings),
+                sees=not self._is_hosted or settings.weights_dir is not None,
             )
+            naps = Naps(client, level=2 if context.adapter is None else 1)
             stack.callback(weights.close)
             facts: dict[int, Facts] = {}
 
@@ -119,7 +170,17 @@ class VllmBackend:
                 replica.phase = "being given the weights that came meanwhile"
                 await weights.admit(replica)
 
-            replicas = await build_replicas(context, settings, client, logs, weights.open(), weights.newest, admit)
+            replicas = await build_replicas(
+                context,
+                settings,
+                client,
+                logs,
+                weights.open(),
+                weights.newest,
+                admit,
+                key=self._key,
+                may_start=naps.until_awake,
+            )
             fleet = Fleet(replicas, client, patience=self._seconds)
             stack.push_async_callback(client.close)
             stack.push_async_callback(weights.release)
@@ -129,7 +190,7 @@ class VllmBackend:
                 context.say(kind)
             loads = LoadReports(client, lambda: [each.url for each in fleet.replicas if each.state == "ready"])
             stack.callback(loads.close)
-            self._running = _Running(client, weights, fleet, capabilities_of(list(facts.values())), loads)
+            self._running = _Running(client, weights, fleet, naps, capabilities_of(list(facts.values())), loads)
             self._ending = stack.pop_all()
         return self._running.capabilities
 
@@ -151,7 +212,7 @@ class VllmBackend:
         running = self._started()
         body = _body(request, running.capabilities)
         chunks = running.fleet.sample(request.session, lambda replica: _chunks(running, replica, request, body))
-        async with aclosing(chunks):
+        async with running.naps.awake(), aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
 
@@ -285,20 +346,26 @@ async def build_replicas(
     shared: Path,
     newest: Callable[[], tuple[Path, int]],
     admit: Callable[[Replica], Awaitable[None]],
+    *,
+    key: str | None = None,
+    may_start: Callable[[], Awaitable[None]] | None = None,
 ) -> list[Replica]:
     """Returns the replicas that ``settings`` ask for, not started.
 
     Servers that are started here print to files in ``logs``. ``shared`` is the folder in which weights are handed
-    over; ``newest`` and ``admit`` are those of ``Replica``. Raises ``PluginError`` where there is no vLLM to start, and
-    ``ConfigError`` for variables that are not set, times that do not fit, and GPUs that replicas would share.
+    over; ``newest``, ``admit`` and ``may_start`` are those of ``Replica``, and ``key`` is the servers'. Raises
+    ``PluginError`` where there is no vLLM to start, and ``ConfigError`` for variables that are not set, times that do
+    not fit, and GPUs that replicas would share.
     """
     seconds = start_timeout(context, settings)
     if settings.urls:
-        makes = [_attaching(context, url, key_of(settings, os.environ), seconds) for url in settings.urls]
+        makes = [_attaching(context, url, key, seconds) for url in settings.urls]
+    elif context.hosts is not None and context.hosts.elsewhere:
+        makes = await _hosting(context, context.hosts, settings, logs, key or "", seconds)
     else:
         makes = await _starting(context, settings, logs, shared, seconds)
     return [
-        Replica(number, make, newest, admit, client=client, start_timeout=seconds, say=context.say)
+        Replica(number, make, newest, admit, client=client, start_timeout=seconds, say=context.say, may_start=may_start)
         for number, make in enumerate(makes)
     ]
 
@@ -317,7 +384,13 @@ async def _starting(
 
     def making(number: int) -> Make:
         command = ServingCommand(
-            installation, settings, environ, number, sequences=context.max_concurrency, adapter=context.adapter
+            installation,
+            settings,
+            environ,
+            number,
+            sequences=context.max_concurrency,
+            adapter=context.adapter,
+            memory=context.memory,
         )
         return lambda folder: Server(
             lambda port, scratch: command.build(folder, port, scratch),
@@ -330,3 +403,54 @@ async def _starting(
         )
 
     return [making(number) for number in range(settings.replicas)]
+
+
+def _starts_bare(context: BackendContext, settings: VllmSettings) -> bool:
+    """Whether servers start without weights, which the run lends: on machines that need not see the model's folder."""
+    is_elsewhere = context.hosts is not None and context.hosts.elsewhere and not settings.urls
+    return is_elsewhere and context.lend is not None and context.adapter is None and settings.transfer != "folder"
+
+
+async def _hosting(
+    context: BackendContext, hosts: Hosts, settings: VllmSettings, logs: Path, key: str, seconds: float
+) -> list[Make]:
+    for keyword, value in (("devices", settings.devices), ("port", settings.port)):
+        if value:
+            raise ConfigError(
+                f"inference.backend.{keyword} is for servers on this machine, and the scheduler places them",
+                fix="leave it out, and set inference.backend.tensor_parallel for replicas of several GPUs",
+                key=f"inference.backend.{keyword}",
+            )
+    bare, folder = _starts_bare(context, settings), context.model_folder.absolute()
+    gpus = settings.gpus if settings.tensor_parallel is not None else int(not await _is_for_cpus(settings))
+
+    def model() -> ModelFiles | str:
+        return read_model(folder) if bare else str(folder)
+
+    def making(number: int) -> Make:
+        return lambda _: HostedServer(
+            hosts,
+            settings,
+            name=f"vLLM server {number}",
+            number=number,
+            sequences=context.max_concurrency,
+            model=model,
+            adapter=context.adapter,
+            key=key,
+            log=logs / f"vllm-{number}.log",
+            gpus=gpus,
+            start_timeout=seconds,
+            say=context.say,
+        )
+
+    return [making(number) for number in range(settings.replicas)]
+
+
+async def _is_for_cpus(settings: VllmSettings) -> bool:
+    """Whether the vLLM of this machine is a build for CPUs; those of the others are taken to be of its kind."""
+    try:
+        python = find_python(settings.python)
+        environ = server_environment(settings.env, os.environ, python)
+        return (await inspect_python(python, environ)).is_cpu
+    except PluginError:  # It is on the others alone.
+        return not find_cuda()

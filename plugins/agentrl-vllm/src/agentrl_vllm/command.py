@@ -17,6 +17,8 @@ from typing import Any
 
 from agentrl import ConfigError, tensor_digest, worker_environment
 from agentrl.inference.contract import AdapterContext
+from agentrl_vllm.gpus import count_gpus, gpu_bytes
+from agentrl_vllm.guard import KEY
 from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings, flag_of
 
@@ -121,7 +123,7 @@ def _elements(config: dict[str, Any]) -> int | None:
         return None
 
 
-_GIVEN = ("extension", "memory", "patches")
+_GIVEN = ("extension", "memory", "patches", "stream", "cuda", "guard")
 """The modules of this package that run in the server, as ``agentrl_vllm_<name>``: they import only each other, and
 ``agentrl_vllm_digests``, which is agentrl's own."""
 
@@ -173,10 +175,23 @@ class ServingCommand:
     """How many completions it samples at once; further requests wait."""
     adapter: AdapterContext | None = None
     """What adapters it is to take; ``None`` where it takes none."""
+    address: str = "127.0.0.1"
+    """The address that it listens at."""
+    is_placed: bool = False
+    """Whether its GPUs are those that a scheduler has given it, in ``environ``."""
+    memory: int | None = None
+    """Bytes of the GPU's memory that it may take, where the learner has the rest; ``None`` for what vLLM takes."""
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` for GPUs that a CPU build cannot use, for replicas that would share a GPU, and for a
-        rank that no vLLM takes."""
+        """Raises ``ConfigError`` for GPUs that a CPU build cannot use, or that are not there, for replicas that would
+        share a GPU, and for a rank that no vLLM takes."""
+        if self.settings.colocate and self.installation.is_cpu:
+            raise ConfigError(
+                f"inference.backend.colocate=true needs vLLM's sleep mode, which needs CUDA, and vLLM in "
+                f"{self.installation.python} is a build for CPUs",
+                fix="leave it out: on a CPU learner and servers have the memory together",
+                key="inference.backend.colocate",
+            )
         if self.adapter is not None and self.adapter.rank > _RANKS[-1]:
             raise ConfigError(
                 f"training.lora.rank={self.adapter.rank} is more than vLLM takes", fix=f"set it to at most {_RANKS[-1]}"
@@ -186,10 +201,23 @@ class ServingCommand:
                 f"inference.backend.devices names GPUs, and vLLM in {self.installation.python} is a build for CPUs",
                 fix="leave it out, or set inference.backend.python to a build for GPUs",
             )
-        if self.settings.replicas > 1 and not (self.settings.devices or self.installation.is_cpu):
+        if not self.installation.is_cpu and not self.is_placed:
+            self._check_gpus()
+        if self.settings.replicas > 1 and not (self.settings.devices or self.installation.is_cpu or self.is_placed):
             raise ConfigError(
                 f"{self.settings.replicas} replicas would all take the memory of the same GPU",
                 fix='set inference.backend.devices, one entry a replica, such as ["0", "1"]',
+            )
+
+    def _check_gpus(self) -> None:
+        """Raise ``ConfigError`` where the replica is to be split over more GPUs than there are."""
+        wanted, there = self.settings.gpus, count_gpus(self.environ)
+        if there is not None and wanted > there:
+            raise ConfigError(
+                f"inference.backend.tensor_parallel={wanted} splits a replica over {wanted} GPUs, and there "
+                f"{'is' if there == 1 else 'are'} {there}",
+                fix=f"set it to at most {there}" if there else "sample on a machine with GPUs",
+                key="inference.backend.tensor_parallel",
             )
 
     def build(self, model_folder: Path, port: int, scratch: Path) -> Command:
@@ -232,6 +260,10 @@ class ServingCommand:
         return self.settings.devices[self.replica] if self.settings.devices else None
 
     @property
+    def _workers(self) -> int:
+        return self.settings.tensor_parallel or (len(self._devices.split(",")) if self._devices else 1)
+
+    @property
     def _dtype(self) -> str:
         if self.settings.dtype != "auto":
             return self.settings.dtype
@@ -240,7 +272,7 @@ class ServingCommand:
     def _flags(self, model_folder: Path, port: int) -> Iterator[str]:
         """The flags, those of the user last: vLLM takes the last value of a flag."""
         yield from ("--model", str(model_folder.absolute()))
-        yield from ("--host", "127.0.0.1", "--port", str(port))
+        yield from ("--host", self.address, "--port", str(port))
         yield from ("--dtype", self._dtype, "--max-num-seqs", str(self.sequences))
         yield from _FIXED
         if self.adapter is not None:
@@ -250,12 +282,20 @@ class ServingCommand:
             yield from ("--max-loras", str(_ADAPTERS), "--max-cpu-loras", str(2 * _ADAPTERS))
             if self.adapter.targets:  # On a CPU a head that may be adapted ends the engine at prompt logprobs.
                 yield from ("--lora-target-modules", *self.adapter.targets)
-        if self._devices is not None:
-            yield from ("--tensor-parallel-size", str(len(self._devices.split(","))))
+        if KEY in self.environ:
+            yield from ("--middleware", "agentrl_vllm_guard.Guard")
+        if self._workers > 1:
+            yield from ("--tensor-parallel-size", str(self._workers))
+        if self.settings.colocate:
+            yield "--enable-sleep-mode"
+        elif not self.installation.is_cpu and self.settings.transfer in ("auto", "nccl"):
+            yield from ("--weight-transfer-config", json.dumps({"backend": "nccl"}))
         if self.installation.is_cpu:
             yield from self._flags_on_cpu(model_folder)
         elif self.settings.kv_cache_bytes is not None:
             yield from ("--kv-cache-memory-bytes", str(self.settings.kv_cache_bytes))
+        elif self.memory is not None and (whole := gpu_bytes(self.environ)):
+            yield from ("--gpu-memory-utilization", f"{min(self.memory / whole, 0.95):.3f}")
         yield from self.settings.args
 
     def _flags_on_cpu(self, model_folder: Path) -> Iterator[str]:

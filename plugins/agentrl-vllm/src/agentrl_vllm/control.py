@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +16,7 @@ from agentrl_vllm.client import Client, ServerFailed, refusal
 from agentrl_vllm.generation import PATH, TEMPERATURES
 
 __all__ = [
+    "LOAD_S",
     "Description",
     "Facts",
     "Refused",
@@ -26,8 +28,10 @@ __all__ = [
     "compare",
     "describe",
     "describe_usable",
+    "fits",
     "forget",
     "held",
+    "held_tensors",
     "load_adapter",
     "pause",
     "read_facts",
@@ -43,7 +47,7 @@ _DESCRIBE = "agentrl_describe"
 _DIGESTS = "agentrl_digests"
 _ANSWER_S = 60.0
 """Seconds for an answer that waits for at most one step of the engine."""
-_LOAD_S = 300.0
+LOAD_S = 300.0
 """Seconds for loading new weights; with the rest of an update this stays below `inference.timeout`."""
 _UNKNOWN = "default"
 """The weight version of a server that was given none."""
@@ -80,6 +84,8 @@ class Description:
     """The most logprobs per token that a request may ask for; -1 for the whole vocabulary."""
     text: bool
     """Whether it has a tokenizer; stop strings need one."""
+    workers: int = 1
+    """How many processes hold its model."""
 
 
 async def describe(client: Client, url: str) -> Description:
@@ -103,12 +109,13 @@ async def describe(client: Client, url: str) -> Description:
             fix="use a version of vLLM that agentrl-vllm is tested with",
         )
     first = answers[0]
-    if missing := [name for name in Description.__slots__ if name not in first]:
+    told = [name for name in Description.__slots__ if name != "workers"]
+    if missing := [name for name in told if name not in first]:
         raise PluginError(
             f"the server at {url} has another version of agentrl-vllm, which does not tell {', '.join(missing)}",
             fix="install the same version there as here",
         )
-    return Description(**{name: first[name] for name in Description.__slots__})
+    return Description(**{name: first[name] for name in told}, workers=len(answers))
 
 
 async def check(client: Client, url: str, folder: Path) -> None:
@@ -121,6 +128,16 @@ async def check(client: Client, url: str, folder: Path) -> None:
                 fix="set inference.backend.weights_dir to a folder that it sees under the same path"
                 if is_hidden
                 else "train and sample the same model; the server keeps its old weights",
+            )
+
+
+async def fits(client: Client, url: str, names: Sequence[str]) -> None:
+    """Have all workers check that tensors of these ``names`` are their model's. Raises ``Refused`` where not."""
+    for answer in await _call(client, url, "agentrl_fits", json.dumps(list(names))):
+        if (fault := answer["fault"]) is not None:
+            raise Refused(
+                f"the new weights do not fit the model of the server at {url}: {fault}",
+                fix="train and sample the same model; the server keeps its old weights",
             )
 
 
@@ -144,7 +161,7 @@ async def replace(client: Client, url: str, folder: Path) -> None:
 
     Raises ``BackendError`` where that fails: the server must not be resumed then, and its workers end.
     """
-    for answer in await _call(client, url, "agentrl_load", str(folder), seconds=_LOAD_S):
+    for answer in await _call(client, url, "agentrl_load", str(folder), seconds=LOAD_S):
         if answer["fault"] is not None:
             raise BackendError(f"the server at {url} failed to load new weights: {answer['fault']}")
 
@@ -181,7 +198,7 @@ async def adapters(client: Client, url: str) -> set[int]:
     return set.intersection(*(set(answer["numbers"]) for answer in answers))
 
 
-async def load_adapter(client: Client, url: str, name: str, folder: Path) -> None:
+async def load_adapter(client: Client, url: str, name: str, folder: Path | str) -> None:
     """Have a server load the adapter in ``folder`` as ``name``, which it has never had.
 
     Raises ``Refused`` where it does not take it; it goes on with what it has.
@@ -219,12 +236,21 @@ async def held(client: Client, url: str, adapter: int | None = None) -> HeldWeig
     answers, inability = await _told_of_tensors(client, url, _DIGESTS, *of)
     if inability:
         return HeldWeights(int(version), None, inability, apart=adapter is not None)
-    tensors = {
+    return HeldWeights(int(version), _digests(answers), apart=adapter is not None)
+
+
+async def held_tensors(client: Client, url: str) -> HeldWeights:
+    """As ``held``, of a server that has not been told yet which version its weights are; it is given as 0."""
+    answers, inability = await _told_of_tensors(client, url, _DIGESTS)
+    return HeldWeights(0, None if inability else _digests(answers), inability)
+
+
+def _digests(answers: Sequence[dict[str, Any]]) -> dict[str, TensorDigest]:
+    return {
         name: TensorDigest(dtype, tuple(shape), digest)
         for answer in answers
         for name, (dtype, shape, digest) in answer["tensors"].items()
     }
-    return HeldWeights(int(version), tensors, apart=adapter is not None)
 
 
 async def compare(client: Client, url: str, folder: Path) -> str:
@@ -247,7 +273,7 @@ async def compare(client: Client, url: str, folder: Path) -> str:
 async def _told_of_tensors(client: Client, url: str, method: str, *args: str) -> tuple[list[dict[str, Any]], str]:
     """The answers of all workers that read their memory; and why they cannot, as a part of a sentence."""
     try:
-        answers = await _call(client, url, method, *args, seconds=_LOAD_S)
+        answers = await _call(client, url, method, *args, seconds=LOAD_S)
     except ServerFailed as error:
         if method not in error.message:
             raise

@@ -10,18 +10,22 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 try:
+    from agentrl_vllm_cuda import gpu_of
     from agentrl_vllm_digests import tensor_digest
     from agentrl_vllm_memory import Held, Unreadable, held_adapter, held_tensors, stored_tensors, with_signs_of
     from agentrl_vllm_patches import report_unrestricted_logprobs
+    from agentrl_vllm_stream import Stream
 except ImportError:  # The plugin is installed beside the server, not copied to it, and agentrl with it.
     from agentrl import tensor_digest
+    from agentrl_vllm.cuda import gpu_of
     from agentrl_vllm.memory import Held, Unreadable, held_adapter, held_tensors, stored_tensors, with_signs_of
     from agentrl_vllm.patches import report_unrestricted_logprobs
+    from agentrl_vllm.stream import Stream
 
 __all__ = ["WorkerExtension"]
 
@@ -46,8 +50,12 @@ class WorkerExtension:
     model_config: Any
     vllm_config: Any
     model_runner: Any
+    device: Any
     agentrl_shapes: Shapes | None = None
     """The shapes of the model that the server was started on, or of the first weights that it loaded."""
+    agentrl_minus: Mapping[str, Any] | None = None
+    """Of the tensors that were received last, by name, where they have zeros with a minus, of those that have any.
+    ``None`` where the weights are those of a folder."""
 
     def agentrl_describe(self) -> dict[str, Any]:
         """Returns what the worker has loaded and how it computes: the fields of ``control.Description``."""
@@ -63,6 +71,25 @@ class WorkerExtension:
         Where that fails the worker ends, because it may hold a part of the old weights and a part of the new.
         """
         answer = _answer(lambda: self._agentrl_load(Path(folder)))
+        if answer["fault"] is not None:
+            threading.Timer(_LAST_WORD_S, os._exit, [1]).start()
+        return answer
+
+    def agentrl_fits(self, names: str) -> dict[str, Any]:
+        """Check that tensors of these names, as a list in JSON, are those of the model, which is not touched."""
+        return _answer(lambda: self._agentrl_fits(json.loads(names)))
+
+    def agentrl_receive(self, address: str, port: str, token: str, server: str) -> dict[str, Any]:
+        """Replace the weights by those that come from a sender, in place. The engine must be paused.
+
+        The arguments are those of ``Stream.opened``. Where that fails before anything has changed, the answer has
+        ``untouched``; later the worker ends, as at ``agentrl_load``.
+        """
+        try:
+            stream = Stream.opened(address, int(port), token, server, self.device, gpu_of(self.device))
+        except Exception as error:
+            return {"fault": f"{type(error).__name__}: {error}", "untouched": True}
+        answer = _answer(lambda: self._agentrl_receive(stream))
         if answer["fault"] is not None:
             threading.Timer(_LAST_WORD_S, os._exit, [1]).start()
         return answer
@@ -106,7 +133,9 @@ class WorkerExtension:
         for held in self._agentrl_held():
             tensor, signs = held.tensor, held.signs
             if held.is_packed and bool((tensor == 0).any()):
-                if signs is None:
+                if signs is None and self.agentrl_minus is not None:
+                    signs = _minus_zeros(tensor, self.agentrl_minus.get(held.name))
+                elif signs is None:
                     stored = stored_tensors(Path(self.model_config.model)) if stored is None else stored
                     signs = stored[held.name]() if held.name in stored else None
                 tensor = tensor if signs is None else with_signs_of(tensor, signs)
@@ -176,8 +205,35 @@ class WorkerExtension:
         self._agentrl_check(folder)
         self.model_runner.reload_weights(weights_path=str(folder))
         _process_shared(self.model_runner.get_model())
+        self.agentrl_minus = None
         if self.agentrl_shapes is None:
             self.agentrl_shapes = _read_shapes(folder)
+
+    def _agentrl_fits(self, names: Sequence[str]) -> None:
+        self._agentrl_know_shapes()
+        if self.agentrl_shapes is not None:
+            _compare_names(names, self.agentrl_shapes, tied=_is_tied(self.model_config))
+
+    def _agentrl_receive(self, stream: Stream) -> None:
+        self._agentrl_know_shapes()
+        shapes: Shapes = {}
+        minus: dict[str, Any] = {}
+
+        def tensors() -> Iterator[tuple[str, Any]]:
+            for name, tensor in stream.tensors(self.agentrl_shapes):
+                shapes[name] = list(tensor.shape)
+                negative = (tensor == 0) & tensor.signbit()
+                if bool(negative.any()):
+                    minus[name] = negative
+                yield name, tensor
+
+        self.model_runner.reload_weights(weights_iterator=tensors())
+        if self.agentrl_shapes is not None:
+            _compare_names(list(shapes), self.agentrl_shapes, tied=_is_tied(self.model_config))
+        _process_shared(self.model_runner.get_model())
+        self.agentrl_minus = minus
+        if self.agentrl_shapes is None:
+            self.agentrl_shapes = shapes
 
 
 class _Fault(Exception):
@@ -224,15 +280,29 @@ def _read_header(file: Path) -> Iterator[tuple[str, list[int]]]:
         yield name, entry["shape"]
 
 
+def _minus_zeros(tensor: Any, negative: Any | None) -> Any | None:
+    """Zeros that have a minus where ``negative`` says so, and which are in the shape of ``tensor``."""
+    import torch
+
+    if negative is None:
+        return None
+    zeros = torch.zeros_like(tensor)
+    return torch.where(negative.to(tensor.device), -zeros, zeros)
+
+
 def _compare(new: Shapes, old: Shapes, *, tied: bool) -> None:
-    names, known = (set(filter(lambda name: not _is_derived(name, tied), shapes)) for shapes in (new, old))
+    _compare_names(list(new), old, tied=tied)
+    for name in sorted(name for name in new if not _is_derived(name, tied)):
+        if new[name] != old[name]:
+            raise _Fault(f"{name} is {new[name]} and should be {old[name]}")
+
+
+def _compare_names(new: Sequence[str], old: Shapes, *, tied: bool) -> None:
+    names, known = (set(filter(lambda name: not _is_derived(name, tied), each)) for each in (new, old))
     if missing := sorted(known - names):
         raise _Fault(f"the new weights lack {_some(missing)}")
     if unknown := sorted(names - known):
         raise _Fault(f"the model has no {_some(unknown)}")
-    for name in sorted(names):
-        if new[name] != old[name]:
-            raise _Fault(f"{name} is {new[name]} and should be {old[name]}")
 
 
 def _compare_sizes(folder: Path, config: Any) -> None:

@@ -36,6 +36,9 @@ class ReplicaServer(Protocol):
     def last_lines(self) -> str: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+    async def place(self, folder: Path) -> str:
+        """Returns the path under which the server sees ``folder``, a small one of this machine's."""
+        ...
 
 
 T = TypeVar("T")
@@ -127,12 +130,14 @@ class Replica:
         client: Client,
         start_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
+        may_start: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``make`` builds a server for a model folder; ``newest`` returns the newest weights' folder and version.
 
         ``admit`` is awaited when a server has started: it gives the server the newest weights, and sets ``version`` and
         ``phase``. The replica is ready once it returns, which must be within ``start_timeout`` seconds from the
-        beginning of the start. ``say`` is called with what a user should know.
+        beginning of the start. ``say`` is called with what a user should know, and ``may_start`` awaited before a
+        server that was lost is started again.
         """
         self.index = index
         self.state: ReplicaState = "starting"
@@ -150,6 +155,7 @@ class Replica:
         self._client = client
         self._start_timeout = start_timeout
         self._say = say
+        self._may_start = may_start
         self.folder = newest()[0]
         """The model folder that the present server was started on and may still be reading."""
         self._server = make(self.folder)
@@ -266,6 +272,8 @@ class Replica:
         await self._server.stop()
         while self._failures < _ATTEMPTS:
             await asyncio.sleep(_BACKOFF_S * self._failures)
+            if self._may_start is not None:
+                await self._may_start()
             self.folder = self._newest()[0]
             self._server = self._make(self.folder)
             try:

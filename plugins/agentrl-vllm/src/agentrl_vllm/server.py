@@ -21,21 +21,25 @@ __all__ = ["LOOPBACK", "BuildCommand", "Server", "ServerLog", "free_port", "is_f
 LOOPBACK = "127.0.0.1"
 
 
-def free_port() -> int:
-    """Returns a port of the loopback interface that is free now. It may be taken before it is used."""
-    with socket.socket() as bound:
-        bound.bind((LOOPBACK, 0))
+def free_port(address: str = LOOPBACK) -> int:
+    """Returns a port of ``address``, one of this machine's, that is free now. It may be taken before it is used."""
+    with socket.socket(_family(address)) as bound:
+        bound.bind((address, 0))
         port: int = bound.getsockname()[1]
         return port
 
 
-def is_free(port: int) -> bool:
-    """Returns whether a server could listen on ``port`` of the loopback interface now."""
-    with socket.socket() as attempt:
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def is_free(port: int, address: str = LOOPBACK) -> bool:
+    """Returns whether a server could listen on ``port`` of ``address`` now."""
+    with socket.socket(_family(address)) as attempt:
         # As servers do: connections of an earlier one that are not quite forgotten are in nobody's way.
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            attempt.bind((LOOPBACK, port))
+            attempt.bind((address, port))
         except OSError:
             return False
     return True
@@ -133,11 +137,15 @@ class Server:
         name: str,
         log: Path,
         port: int = 0,
+        address: str = LOOPBACK,
+        key: str | None = None,
         shared: Path | None = None,
         start_timeout: float = 570,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """``name`` is its name in messages; ``port`` is 0 for any free port; ``start_timeout`` is in seconds.
+
+        ``address`` is where it listens, and ``key`` what it asks for, if anything.
 
         ``shared`` is the folder of weights, which is removed where this process is killed. ``say`` is called with what
         the start waits for.
@@ -148,6 +156,8 @@ class Server:
         self._build = build
         self._asked_port = port
         self._port = port
+        self._address = address
+        self._key = key
         self._shared = shared
         self._start_timeout = start_timeout
         self._say = say
@@ -158,7 +168,8 @@ class Server:
     @property
     def url(self) -> str:
         """Its base URL; set when it starts."""
-        return f"http://{LOOPBACK}:{self._port}"
+        host = f"[{self._address}]" if ":" in self._address else self._address
+        return f"http://{host}:{self._port}"
 
     @property
     def alive(self) -> bool:
@@ -169,6 +180,10 @@ class Server:
     def ending(self) -> str:
         """How its process ended, as the end of a sentence."""
         return "was not started" if self._process is None else self._process.ending
+
+    async def place(self, folder: Path) -> str:
+        """Returns the path under which it sees ``folder``."""
+        return str(folder)
 
     def last_lines(self) -> str:
         """Returns its last lines of output, joined to one; empty where there are none."""
@@ -181,8 +196,8 @@ class Server:
         port that was asked for is taken. No process is left then.
         """
         for attempt in range(_ATTEMPTS):
-            self._port = self._asked_port or free_port()
-            if self._asked_port and not is_free(self._asked_port):
+            self._port = self._asked_port or free_port(self._address)
+            if self._asked_port and not is_free(self._asked_port, self._address):
                 raise self._taken()
             try:
                 await self._start()
@@ -226,7 +241,7 @@ class Server:
     async def _ready(self, log: ServerLog) -> None:
         begun = said_at = time.monotonic()
         said = ""
-        async with Client(_ANSWER_S) as client:
+        async with Client(_ANSWER_S, self._key) as client:
             while not await self._answers(client):
                 if not self.alive:
                     raise self._died(log)
@@ -253,7 +268,7 @@ class Server:
     def _died(self, log: ServerLog) -> BackendError:
         # The words may be of another port, such as those that its workers talk over.
         is_said = _TAKEN in log.last_lines() or _TAKEN in (log.failure or "")
-        if is_said and not is_free(self._port):
+        if is_said and not is_free(self._port, self._address):
             return _PortTaken(f"port {self._port} is taken")
         return self._failure(f"{self.ending} while {log.phase}")
 

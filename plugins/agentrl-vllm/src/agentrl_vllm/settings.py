@@ -22,14 +22,19 @@ _OF_STARTED_SERVERS = (
     "env",
     "kv_cache_bytes",
     "port",
+    "tensor_parallel",
+    "colocate",
 )
 
 _OURS = {
     "--model": "model",
     "--dtype": "inference.backend.dtype",
     "--port": "inference.backend.port",
-    "--tensor-parallel-size": "inference.backend.devices",
-    "-tp": "inference.backend.devices",
+    "--tensor-parallel-size": "inference.backend.tensor_parallel",
+    "-tp": "inference.backend.tensor_parallel",
+    "--weight-transfer-config": "inference.backend.transfer",
+    "--enable-sleep-mode": "inference.backend.colocate",
+    "--middleware": None,
     "--kv-cache-memory-bytes": "inference.backend.kv_cache_bytes",
     "--host": None,
     "--uds": None,
@@ -68,6 +73,9 @@ class VllmSettings(Settings):
     devices: list[str] = Field([])
     """What each replica sees as `CUDA_VISIBLE_DEVICES`, one entry a replica, such as `["0,1", "2,3"]`: one with
     several devices splits the model over them. Empty to leave it to vLLM."""
+    tensor_parallel: int | None = Field(None, ge=1)
+    """Over how many GPUs each replica splits the model; null for as many as its entry of `devices` names, else 1. A
+    scheduler with several machines places a replica's GPUs together on one of them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and activations; `auto` is bfloat16 on CUDA and float32 on CPU."""
     kv_cache_bytes: int | None = Field(None, ge=1)
@@ -86,8 +94,21 @@ class VllmSettings(Settings):
     `inference.timeout`; by default at most 0.95 of that."""
     request_timeout: float = Field(600, gt=0)
     """Seconds that a server may be silent at a request. Whether it hangs is asked of its engine."""
+    transfer: Literal["auto", "folder", "stream", "ipc", "nccl"] = "auto"
+    """How new weights get to the servers. `folder`: by a folder that they see, in shared memory by default. `stream`:
+    tensor by tensor from where they are, through shared memory, or a connection to another machine. `ipc`: through a
+    buffer on the GPU that both are on. `nccl`: by vLLM's own weight transfer between GPUs. `auto`: `ipc` on one GPU,
+    `nccl` between GPUs, `stream` to servers on other machines, else `folder`."""
+    colocate: bool = False
+    """Whether the servers and the learner take turns on one GPU: the servers sleep while the learner steps, and its
+    optimiser's states are in the CPU's memory else. `rollout.max_staleness` is 0 then."""
     weights_dir: Annotated[Path | None, Strict(False)] = None
     """Where new weights are handed over; null for `/dev/shm` where that is, else the folder for temporary files."""
+
+    @property
+    def gpus(self) -> int:
+        """Over how many GPUs the first replica is split."""
+        return self.tensor_parallel or (len(self.devices[0].split(",")) if self.devices else 1)
 
     @field_validator("args")
     @classmethod
@@ -128,6 +149,18 @@ class VllmSettings(Settings):
             raise ValueError("api_key_env is for servers that run already: leave it out, or set urls")
         if self.devices and len(self.devices) != self.replicas:
             raise ValueError(f"devices has {len(self.devices)} entries for {self.replicas} replicas: one a replica")
+        counts = {len(each.split(",")) for each in self.devices}
+        if self.tensor_parallel is not None and counts - {self.tensor_parallel}:
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel}, and devices names {', '.join(map(str, sorted(counts)))} "
+                "GPUs a replica: leave one out, or have them agree"
+            )
+        if self.colocate and self.replicas > 1:
+            raise ValueError(f"colocate is for one GPU, and {self.replicas} replicas would share it: set replicas=1")
+        if self.colocate and self.gpus > 1:
+            raise ValueError(f"colocate is for one GPU, and the model is split over {self.gpus}: leave one out")
+        if self.transfer == "ipc" and not self.colocate:
+            raise ValueError("transfer: ipc is for servers on the learner's GPU: set colocate: true, or leave it out")
         if self.port and self.port + self.replicas > 65536:
             raise ValueError(f"there are no {self.replicas} ports from {self.port} on")
         return self

@@ -1,154 +1,29 @@
-"""New weights: written to a folder and loaded by every server; a server that does not load them is taken out."""
+"""New weights: given to every server, by a folder or sent from where they are; one that does not take them is out."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import fcntl
 import itertools
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
-from agentrl import AgentRLError, BackendError, RunError, finish_in_thread
+from agentrl import BackendError, finish_in_thread
 from agentrl.inference.contract import Adapter, HeldWeights, Weights
 from agentrl_vllm import control
 from agentrl_vllm.adapters import Adapters, LoadedAdapter
 from agentrl_vllm.cache_check import CacheCheck
-from agentrl_vllm.client import Client, one_line
+from agentrl_vllm.client import Client
+from agentrl_vllm.folders import WeightFolders, choose_root
 from agentrl_vllm.generation import Use
+from agentrl_vllm.outcomes import Checked, raise_refused, size_of, take_out, unlike
 from agentrl_vllm.replica import Replica
 from agentrl_vllm.settings import VllmSettings
+from agentrl_vllm.transfer import Lend, Transfer, Way, choose_way, find_place
 
-__all__ = ["WeightFolders", "WeightSync", "choose_root"]
-
-_MEMORY = Path("/dev/shm")  # noqa: S108 - its folders are private: mkdtemp makes them
-_PREFIX = "agentrl-weights-"
-_LOCK = "lock"
-_MAKING_S = 600.0
-"""A folder without a lock that is older than this, in seconds, belongs to a process that has ended."""
-_VERSIONS = 2
-"""How many versions are in the folder while one is written."""
-_FLOAT32 = 2
-"""How many times larger a learner's float32 weights may be than those of a checkpoint."""
-
-
-class WeightFolders:
-    """A folder of this process under ``root``, which holds a model folder for each version that is still needed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._opened: tuple[Path, TextIO] | None = None
-
-    def open(self) -> Path:
-        """Make the folder once, and remove those of dead processes. Raises ``BackendError`` where that fails."""
-        if self._opened is None:
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                _sweep(self.root)
-                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
-                lock = (folder / _LOCK).open("w")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError as error:
-                raise _unwritable(self.root, error.strerror or str(error)) from error
-            self._opened = folder, lock
-        return self._opened[0]
-
-    def write(self, weights: Weights) -> Path:
-        """Write ``weights`` and return their folder. Raises ``BackendError``, with nothing left, if that fails.
-
-        No server hears of the folder before it is complete. One that a killed process left half written is removed at
-        the next start.
-        """
-        folder = self.open() / f"v{weights.version}"
-        try:
-            weights.save(folder)
-        except RunError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise _unwritable(self.root, error.message) from error
-        return folder
-
-    def write_adapter(self, adapter: Adapter, version: int) -> Path:
-        """Write ``adapter`` into a folder that no version had before; raises as ``write`` does."""
-        folder = Path(tempfile.mkdtemp(prefix=f"a{version}-", dir=self.open()))
-        try:
-            adapter.save(folder)
-        except RunError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise _unwritable(self.root, error.message) from error
-        return folder
-
-    def copy(self, source: Path) -> Path:
-        """Copy a model folder from elsewhere; raises as ``write`` does."""
-        folder = self.open() / "start"
-        try:
-            shutil.copytree(source, folder)
-        except (OSError, shutil.Error) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise _unwritable(self.root, str(error)) from error
-        return folder
-
-    def holds(self, folder: Path) -> bool:
-        """Returns whether ``folder`` was written here."""
-        return self._opened is not None and folder.parent == self._opened[0]
-
-    def keep(self, needed: Iterable[Path]) -> None:
-        """Remove all model folders but the ``needed`` ones."""
-        kept = set(needed)
-        for path in () if self._opened is None else self._opened[0].iterdir():
-            if path not in kept and path.name != _LOCK:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def close(self) -> None:
-        """Remove the folder with everything in it. Safe to call twice."""
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            shutil.rmtree(opened[0], ignore_errors=True)
-            opened[1].close()
-
-
-def choose_root(given: Path | None, model_folder: Path) -> Path:
-    """Returns ``given``; else shared memory, if it has room for such weights; else the folder for temporary files."""
-    if given is not None:
-        return Path(os.path.expanduser(given)).absolute()
-    needed = _VERSIONS * _FLOAT32 * sum(file.stat().st_size for file in model_folder.glob("*.safetensors"))
-    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > needed:
-        return _MEMORY
-    return Path(tempfile.gettempdir())
-
-
-def _sweep(root: Path) -> None:
-    """Remove the folders of processes that have ended, and their locks with them."""
-    for folder in root.glob(f"{_PREFIX}*"):
-        try:
-            with (folder / _LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:
-            if _age(folder) > _MAKING_S:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # It is in use, or another user's.
-            continue
-
-
-def _age(folder: Path) -> float:
-    """Seconds since a folder last changed; 0 where it is gone."""
-    try:
-        return time.time() - folder.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _unwritable(root: Path, reason: str) -> BackendError:
-    return BackendError(
-        f"new weights cannot be handed over in {root}: {reason}",
-        fix="make room there, or set inference.backend.weights_dir to a folder that the servers see",
-    )
+__all__ = ["WeightSync"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,15 +32,8 @@ class _Newest:
     version: int
     adapter: Path | None = None
     """The folder of the adapter that makes this version of the model in ``folder``."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Checked:
-    """A replica whose server was asked whether it can take new weights, and the answer."""
-
-    replica: Replica
-    life: int
-    fault: BaseException | None
+    is_sent: bool = False
+    """Whether they are in no folder: ``folder`` is then that of a model of the same shape, and the run lends them."""
 
 
 class WeightSync:
@@ -185,15 +53,31 @@ class WeightSync:
         adapter: Path | None = None,
         recompute: bool = False,
         say: Callable[[str], None] = lambda text: None,
+        lend: Lend | None = None,
+        key: str | None = None,
+        bare: bool = False,
+        sees: bool = True,
     ) -> None:
         """``folder`` is the model that the servers start with, and ``version`` that of its weights, with ``adapter``.
+
+        ``lend`` is that of the context and ``key`` the servers' API key. ``bare`` says that servers start without
+        these weights, and ``sees`` whether they see folders of this machine.
 
         With ``recompute`` the text of requests under way is computed again whenever weights change; else they go on
         with the keys and values that they have.
         """
         self._client = client
         self._say = say
-        self._newest = _Newest(folder.absolute(), version, adapter)
+        self._newest = _Newest(folder.absolute(), version, adapter, is_sent=bare)
+        self._settings = settings
+        self._lend = lend
+        self._key = key
+        self._sees = sees
+        self._transfer: Transfer | None = None
+        self._told: dict[Replica, control.Description] = {}
+        """What each replica's server has said of itself, of those that weights may be sent to."""
+        self.moved = 0
+        """Bytes of the weights that the servers were given last."""
         self._adapters = Adapters(client)
         self._first = version
         self._changed: dict[Replica, str] = {}
@@ -248,14 +132,18 @@ class WeightSync:
         if weights.adapter is not None:
             await self._put_adapter(weights.adapter, weights.version, replicas)
             return
+        if (transfer := await self._way(weights)).way != "folder":
+            await self._put_sent(transfer, weights, replicas)
+            return
         try:
             folder = await finish_in_thread(self._folders.write, weights)
             checked = await self._check([each for each in replicas if each.state == "ready"], folder)
-            _raise_refused(checked)
+            raise_refused(checked)
         except BaseException:
             self._keep(replicas)
             raise
         self._newest = _Newest(folder, weights.version)
+        self.moved = size_of(folder)
         while checked:  # Again for those that were admitted with older weights while others were checked.
             await asyncio.gather(*(self._replace(each) for each in checked))
             behind = [each for each in replicas if each.state == "ready" and each.version != self.version]
@@ -263,10 +151,105 @@ class WeightSync:
         self._keep(replicas)
         await self._caches.after_update(weights.version, [each for each in replicas if each.state == "ready"])
 
+    async def _way(self, weights: Weights) -> Transfer:
+        """How servers get weights, found out at the first ones. Raises ``ConfigError`` as ``choose_way``."""
+        if self._transfer is None:
+            asked, told = self._settings.transfer, next(iter(self._told.values()), None)
+            way: Way = "folder"
+            if told is not None and asked != "folder" and not (asked == "auto" and self._lend is None):
+                place = await find_place(weights)
+                way = choose_way(
+                    asked, place, told, shares=self._settings.colocate, sees=self._sees, lends=self._lend is not None
+                )
+            self._transfer = Transfer(way, self._key, control.LOAD_S)
+            if way != "folder":
+                self._say(f"new weights go to the servers by {way}")
+        return self._transfer
+
+    async def _put_sent(self, transfer: Transfer, weights: Weights, replicas: Sequence[Replica]) -> None:
+        """As ``put``, sent from where they are."""
+        checked = await self._check_names(weights, [each for each in replicas if each.state == "ready"])
+        raise_refused(checked)
+        self._newest = dataclasses.replace(self._newest, version=weights.version, is_sent=True)
+        while checked:  # Again for those that were admitted with older weights while others took them.
+            await self._send(transfer, weights, checked, self._under_way)
+            behind = [each for each in replicas if each.state == "ready" and each.version != self.version]
+            checked = await self._check_names(weights, behind)
+        self._keep(replicas)
+        await self._caches.after_update(weights.version, [each for each in replicas if each.state == "ready"])
+
+    async def _send(
+        self, transfer: Transfer, weights: Weights, checked: Sequence[Checked], under_way: control.UnderWay
+    ) -> None:
+        """Pause the servers, send them ``weights`` all at once, and let each go on that has taken them."""
+        lives = {each.replica: each.life for each in checked}
+        try:
+            going = [each.replica for each in checked if self._is_well(each)]
+            paused = await asyncio.gather(*(self._pause(each, under_way) for each in going), return_exceptions=True)
+            going = [each for each, fault in zip(going, paused, strict=True) if self._took(each, lives[each], fault)]
+            if not going:
+                return
+            servers = {each.url: (self._told[each].workers, lives[each]) for each in going}
+            with contextlib.ExitStack() as busy:
+                for each in going:
+                    busy.enter_context(each.busy())
+                sent = await transfer.send(weights, servers, self._told[going[0]].dtype)
+            self.moved = sent.bytes
+            faults = {**sent.faults, **sent.refusals}
+            for each in going:
+                fault = BackendError(faults[each.url]) if each.url in faults else None
+                if self._took(each, lives[each], fault):
+                    with suppress(BackendError):
+                        await self._let_go_on(each, lives[each], weights, under_way)
+        except BaseException as error:  # Cancelled too: servers may be paused, or be between two versions.
+            for replica, life in lives.items():
+                if replica.version != weights.version:
+                    take_out(replica, life, error)
+            if not isinstance(error, BackendError):
+                raise
+
+    async def _let_go_on(self, replica: Replica, life: int, weights: Weights, under_way: control.UnderWay) -> None:
+        """Have a paused server serve the ``weights`` that it has taken. Takes it out, and raises, where it does not."""
+        try:
+            with replica.busy():
+                if under_way == "abort":
+                    await self._prove_sent(replica, weights)
+                if under_way != "keep":
+                    await control.forget(self._client, replica.url)
+                self._adapters.switch(replica, None)
+                await control.stamp(self._client, replica.url, weights.version)
+                if replica.life == life:
+                    replica.version = weights.version
+                await control.resume(self._client, replica.url)
+            self._paused.discard(replica.url)
+        except BackendError as error:
+            take_out(replica, life, error)
+            raise
+
+    def _is_well(self, checked: Checked) -> bool:
+        return self._took(checked.replica, checked.life, checked.fault)
+
+    def _took(self, replica: Replica, life: int, fault: BaseException | None) -> bool:
+        """Whether there is no ``fault``; else the replica is taken out."""
+        if fault is not None:
+            take_out(replica, life, fault)
+        return fault is None
+
+    async def _pause(self, replica: Replica, under_way: control.UnderWay) -> None:
+        if not replica.server.ours:
+            self._paused.add(replica.url)
+        await control.pause(self._client, replica.url, under_way)
+
+    async def _check_names(self, weights: Weights, replicas: Iterable[Replica]) -> list[Checked]:
+        """Ask all whether they can take ``weights``, by their names."""
+        names = list(weights.names())
+        return await self._asked(replicas, lambda each: control.fits(self._client, each.url, names))
+
     async def _put_adapter(self, adapter: Adapter, version: int, replicas: Sequence[Replica]) -> None:
         """As ``put``. No server pauses: what is under way goes on under the adapter that it began with."""
         folder = await finish_in_thread(self._folders.write_adapter, adapter, version)
         newest = _Newest(self._newest.folder, version, folder)
+        self.moved = size_of(folder)
         ready = [each for each in replicas if each.state == "ready"]
         lives = [each.life for each in ready]
         loads = (each.while_ready(self._adapters.load(each, folder, version)) for each in ready)
@@ -277,7 +260,7 @@ class WeightSync:
         self._newest = newest
         for replica, life, one in zip(ready, lives, loaded, strict=True):
             if isinstance(one, BaseException):
-                _take_out(replica, life, one)
+                take_out(replica, life, one)
             else:
                 await self._switch(replica, one)
         for replica in replicas:  # Those that were admitted with an older one meanwhile.
@@ -304,7 +287,10 @@ class WeightSync:
         if replica.version == self.version:
             return
         ours = replica.server.ours
-        description = await control.describe(self._client, replica.url)
+        description = self._told[replica] = await control.describe(self._client, replica.url)
+        if self._newest.is_sent:
+            await self._admit_sent(replica, description)
+            return
         # What another machine has under the same name may be another thing.
         loaded = Path(description.folder) if ours else None
         try:
@@ -316,6 +302,29 @@ class WeightSync:
                 await self._caches.before_updates(replica, description)
         finally:
             self._admitted.pop(replica, None)
+
+    async def _admit_sent(self, replica: Replica, description: control.Description) -> None:
+        """As ``admit``, where the newest weights are in no folder: the run lends them."""
+        if self._lend is None:
+            raise BackendError(
+                f"{replica.server.name} has no weights, and nothing lends them to it",
+                fix="set inference.backend.weights_dir to a folder that every machine sees under the same path",
+            )
+        while replica.version != self.version:
+            async with self._lend("a server that has started") as weights:
+                if weights.version > self.version:  # As where a resumed run repeats steps before anything is sampled.
+                    self._newest = dataclasses.replace(self._newest, version=weights.version)
+                transfer = await self._way(weights)
+                await control.fits(self._client, replica.url, list(weights.names()))
+                await self._pause(replica, "abort")
+                with replica.busy():
+                    sent = await transfer.send(
+                        weights, {replica.url: (description.workers, replica.life)}, description.dtype
+                    )
+                for fault in (*sent.faults.values(), *sent.refusals.values()):
+                    raise BackendError(f"{replica.server.name} did not take its weights: {fault}")
+                await self._let_go_on(replica, replica.life, weights, "abort")
+            await self._caches.before_updates(replica, description)
 
     async def held(self, replica: Replica) -> HeldWeights:
         """Returns what a replica's server holds. Raises ``BackendError`` where it does not answer."""
@@ -336,6 +345,12 @@ class WeightSync:
                 return held
         if all(other == first for other in others):
             return first
+        if self._newest.is_sent and self._lend is not None:
+            async with self._lend("the comparison of servers that differ") as weights:
+                for held in found.values():
+                    if await unlike(held, weights):
+                        return held
+                return first
         for replica, held in found.items():
             try:
                 await control.compare(self._client, replica.url, self._newest.folder)
@@ -352,21 +367,24 @@ class WeightSync:
         """Remove all folders of weights. Safe to call twice."""
         self._folders.close()
 
-    async def _check(self, replicas: Iterable[Replica], folder: Path) -> list[_Checked]:
+    async def _check(self, replicas: Iterable[Replica], folder: Path) -> list[Checked]:
         """Ask all whether they can take the weights in ``folder``."""
-        asked = [(each, each.life) for each in replicas]
-        checks = (each.while_ready(control.check(self._client, each.url, folder)) for each, _ in asked)
-        faults = await asyncio.gather(*checks, return_exceptions=True)
-        return [_Checked(*who, fault) for who, fault in zip(asked, faults, strict=True)]
+        return await self._asked(replicas, lambda each: control.check(self._client, each.url, folder))
 
-    async def _replace(self, checked: _Checked) -> None:
+    async def _asked(self, replicas: Iterable[Replica], ask: Callable[[Replica], Awaitable[None]]) -> list[Checked]:
+        asked = [(each, each.life) for each in replicas]
+        checks = (each.while_ready(ask(each)) for each, _ in asked)
+        faults = await asyncio.gather(*checks, return_exceptions=True)
+        return [Checked(*who, fault) for who, fault in zip(asked, faults, strict=True)]
+
+    async def _replace(self, checked: Checked) -> None:
         replica, life = checked.replica, checked.life
         try:
             if checked.fault is not None:
                 raise checked.fault
             await replica.while_ready(self._give(replica, self._newest, self._under_way))
         except BaseException as error:  # Cancelled too: its server may be paused, or be between two versions.
-            _take_out(replica, life, error)
+            take_out(replica, life, error)
             if not isinstance(error, Exception):
                 raise
 
@@ -414,6 +432,23 @@ class WeightSync:
         if inability:
             self._say(f"{replica.server.name} serves weights that cannot be held against {folder}: {inability}")
 
+    async def _prove_sent(self, replica: Replica, weights: Weights) -> None:
+        """As ``_prove``, against the ``weights`` themselves."""
+        if replica in self._changed:
+            return
+        held = await control.held_tensors(self._client, replica.url)
+        if held.tensors is None:
+            self._say(
+                f"{replica.server.name} serves weights that cannot be held against the learner's: {held.inability}"
+            )
+            return
+        other = await unlike(held, weights)
+        if other and (replica.life > 1 or self.version != self._first):
+            raise control.Unlike(f"the server at {replica.url} has other numbers in {other} than were sent to it")
+        if other:
+            inability = self._changed[replica] = f"vLLM changes tensors as it loads them: {other}"
+            self._say(f"{replica.server.name} serves weights that cannot be held against the learner's: {inability}")
+
     async def _handed_over(self) -> _Newest:
         """The newest weights in a folder of this process, which nothing else can change."""
         async with self._copying:
@@ -433,15 +468,3 @@ class WeightSync:
     async def _release(self, url: str) -> None:
         with suppress(BackendError):  # It is gone, and so is what it held.
             await control.release(self._client, url)
-
-
-def _raise_refused(checked: Sequence[_Checked]) -> None:
-    """Raise ``Refused`` where no server can take the weights and one says why."""
-    refusals = [each.fault for each in checked if isinstance(each.fault, control.Refused)]
-    if refusals and all(each.fault is not None for each in checked):
-        raise refusals[0]
-
-
-def _take_out(replica: Replica, life: int, error: BaseException) -> None:
-    text = error.message if isinstance(error, AgentRLError) else one_line(error) or type(error).__name__
-    replica.fail(f"it did not take new weights: {text}", life=life)
