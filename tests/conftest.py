@@ -63,6 +63,7 @@ SLOW = {
     "training/test_synchronous.py",
     "training/test_trained.py",
     "training/test_teachers.py",
+    "training/test_sharing.py",
     "training/test_what_went_wrong.py",
     "training/test_worker_runs.py",
     "view/test_episode_pages.py",

@@ -442,8 +442,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def update_weights(self, weights: Weights) -> None:
-        """Put new weights in place.
+    async def update_weights(self, weights: Weights) -> int | None:
+        """Put new weights in place. Returns how many bytes of them have come, or ``None`` where that is not known.
 
         Tokens sampled after it returns carry ``weights.version``. Requests in flight pause between two tokens, keep
         what they have, and go on under the new weights, with their KV or without it as ``BackendContext.in_flight``

@@ -50,6 +50,8 @@ class AdapterPlan:
     """How many numbers the adapter has."""
     total: int
     """How many parameters the model has, without the adapter."""
+    adapted: int
+    """How many of those the adapter changes."""
 
     def __str__(self) -> str:
         share = self.trained / self.total
@@ -76,7 +78,8 @@ def plan_adapter(folder: Path, settings: LoraModel) -> AdapterPlan:
         adapter = LoraAdapter(model, settings)
     if is_adapter(folder):
         adapter.load(folder)
-    return AdapterPlan(settings.rank, adapter.targets, len(adapter.layers), adapter.size, total)
+    adapted = sum(layer.get_base_layer().get_parameter("weight").numel() for layer in adapter.layers.values())
+    return AdapterPlan(settings.rank, adapter.targets, len(adapter.layers), adapter.size, total, adapted)
 
 
 class LoraAdapter:

@@ -17,7 +17,7 @@ with the same arguments in the same order, and get the same results.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +51,13 @@ from agentrl.learner.policy import Policy
 from agentrl.learner.probe import probe_forest
 from agentrl.learner.ranks import Ranks
 from agentrl.learner.recompute import recompute_layers
+from agentrl.learner.shared_weights import SharedMemory, Sharing
 from agentrl.learner.updates import cut_updates, joined
 from agentrl.learner.value import ValueHead
 from agentrl.machine import find_device
 
 if TYPE_CHECKING:
+    from agentrl.inference.sharing.contract import Pause
     from agentrl.learner.aside import Aside
     from agentrl.learner.contract import Floats, Ints
 
@@ -102,6 +104,7 @@ class Learner:
         """Has the states that were set aside, once some have been."""
         self._device = device
         self._lent: list[LentWeights] = []
+        self._sharing = Sharing()
         self.version = 0
         """How many steps made the weights."""
         if ranks.rank:
@@ -177,12 +180,16 @@ class Learner:
         check_lengths(lengths, limit, batch.labels)
         metrics = _batch_metrics(batch, self.version) | {"tokens/rows": float(padded_size(lengths, limit))}
         updates = cut_updates(batch)
-        if len(updates) == 1:
-            made = self._update(batch, None)
-        else:
-            before = self._policy.score_paths(batch.targets, batch.paths, limit)
-            made = joined([(self._update(part, before.logprob[terms]), terms) for terms, part in updates], before)
-        self.version += 1
+        # From the first update to the last the weights are those of no version.
+        with self._sharing.changing() as hold:
+            if len(updates) == 1:
+                made = self._update(batch, None, hold)
+            else:
+                before = self._policy.score_paths(batch.targets, batch.paths, limit)
+                parts = [(self._update(part, before.logprob[terms], hold), terms) for terms, part in updates]
+                made = joined(parts, before)
+            hold()
+            self.version += 1
         metrics |= made.metrics | {"learner/updates": float(len(updates))}
         return StepResult(metrics | self._slowest(metrics), made.terms)
 
@@ -192,8 +199,11 @@ class Learner:
         of_ranks = self._ranks.gather(seconds)
         return {name: max(each[name] for each in of_ranks) for name in seconds}
 
-    def _update(self, batch: TrainBatch, before: Floats | None) -> StepResult:
-        """One update of the weights; ``before`` holds the log-probabilities under those that the step began with."""
+    def _update(self, batch: TrainBatch, before: Floats | None, hold: Callable[[], None]) -> StepResult:
+        """One update of the weights; ``before`` holds the log-probabilities under those that the step began with.
+
+        ``hold`` is called when they begin to change.
+        """
         started = time.perf_counter()
         first = np.flatnonzero(is_learned(batch, self._loss))
         passes, own = self._policy.lay_out(batch.paths, batch.targets, self._settings.pass_tokens, first=first)
@@ -207,6 +217,7 @@ class Learner:
             metrics |= made
         computed = time.perf_counter()
         if passes:
+            hold()
             metrics |= self._optimiser.step(self.version, metrics["policy/loss"])
             if self._value_head is not None:
                 metrics |= self._value_head.step(metrics["policy/learning_rate"])
@@ -260,6 +271,20 @@ class Learner:
         """Bring back to the device what ``set_aside`` has moved, with the same bits."""
         if self._aside is not None:
             self._aside.bring_back()
+
+    def share(self, borrower: str, pause: Pause) -> SharedMemory:
+        """Share the memory of the weights with ``borrower``, an engine that ``pause`` holds still while they change.
+
+        That is during ``step``, from its first update to its last, ``go_back`` and ``load_state``. Under an adapter the
+        model is shared that it is trained over, which never changes; nobody is held still then. Raises ``RuntimeError``
+        where they are shared already, or in several processes. See ``agentrl.inference.sharing.contract``.
+        """
+        if self._masters.shards is not None:
+            raise RuntimeError("the weights are spread over several processes, and cannot be shared with an engine")
+        memory = SharedMemory(self._policy, self._source, lambda: self.version, borrower, pause)
+        if self.adapter is None:
+            self._sharing.begin(memory)
+        return memory
 
     def _refuse_while_lent(self, what: str) -> None:
         if self._lent:
@@ -327,9 +352,11 @@ class Learner:
         """
         self._refuse_while_lent("load a state")
         self.bring_back()
-        with self._ranks.guarding("load a state"):
-            state = self._read_state(folder)
-        self.version = state["version"]
+        with self._sharing.changing() as hold:
+            hold()
+            with self._ranks.guarding("load a state"):
+                state = self._read_state(folder)
+            self.version = state["version"]
         if self._value_head is not None and "value_head" in state:  # A run may have got its critic since.
             self._value_head.load_state_dict(state["value_head"])
         random = state["random"] if isinstance(state["random"], list) else [state["random"]]
@@ -361,13 +388,15 @@ class Learner:
         """
         self._refuse_while_lent("go back")
         self.bring_back()
-        with self._ranks.guarding("go back"), _in_turn(folder, self._ranks):
-            if self.adapter is not None:
-                self._masters.load(self.adapter.read(folder))
-            else:
-                self._masters.load(dict(load_model(folder).named_parameters()))
-        self.load_state(folder)
-        self.version = version
+        with self._sharing.changing() as hold:
+            hold()
+            with self._ranks.guarding("go back"), _in_turn(folder, self._ranks):
+                if self.adapter is not None:
+                    self._masters.load(self.adapter.read(folder))
+                else:
+                    self._masters.load(dict(load_model(folder).named_parameters()))
+            self.load_state(folder)
+            self.version = version
 
 
 def _in_turn(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:

@@ -41,11 +41,12 @@ class EngineWeights:
         self._proof = UpdateProof(warn, lambda usage: meter.spend("proof", "policy", "", usage))
         self._recorded: Recorded | None = None
 
-    async def serve(self) -> None:
-        """Lend the engine the learner's weights, and return once it samples from them."""
-        await self._lent(
+    async def serve(self) -> dict[str, float]:
+        """Lend the engine the learner's weights, and return once it samples from them, with the update's metrics."""
+        came = await self._lent(
             "the inference engine", self._backend.update_weights, "the inference engine to take new weights"
         )
+        return {} if came is None else {"weights/bytes": float(came)}
 
     async def record(self, groups: Sequence[Group]) -> None:
         """Keep a call of ``groups`` for the proof of the update to come.
@@ -113,8 +114,9 @@ class Lender:
 class NoEngine:
     """Stands in the place of ``EngineWeights`` where nothing is sampled."""
 
-    async def serve(self) -> None:
-        """There is no engine to give weights to."""
+    async def serve(self) -> dict[str, float]:
+        """There is no engine to give weights to: no metrics."""
+        return {}
 
     async def record(self, groups: Sequence[Group]) -> None:
         """There will be no proof."""

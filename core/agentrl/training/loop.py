@@ -8,7 +8,8 @@ the batch then changes. A step, on one page::
     write down which they are          so that the step can be repeated from the store
     learn from them, in a thread       episodes go on under the weights that the engine has; one that shares the
                                        learner's device sleeps meanwhile
-    lend the weights to the engine     requests pause between two tokens, and go on under the new ones
+    lend the weights to the engine     requests pause between two tokens, and go on under the new ones; where it shares
+                                       the learner's own, they have paused for the optimiser's update
     have it prove that it has them     by a digest of every tensor, and by recorded tokens
     free the slots of the groups       others start
 """
@@ -46,6 +47,7 @@ from agentrl.training.mismatch import MismatchWatch
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.replay import Lineage, Resumed
 from agentrl.training.serving import EngineServing
+from agentrl.training.sharing import WeightSharing
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import Supply
 from agentrl.training.trained import trained_rows
@@ -72,6 +74,8 @@ class TrainingLoop:
     """What a checkpoint keeps of how the model is talked to."""
     grammars: Grammars | None = None
     """Those of the model, for tokens that were sampled under one; ``None`` leaves all of these out of the loss."""
+    sharing: WeightSharing = field(default_factory=WeightSharing)
+    """Whether the engine computes with the learner's own weights."""
     resumed: Resumed | None = None
     """What a run that is resumed has to go on with."""
     elapsed: Callable[[], float] = lambda: 0.0
@@ -241,12 +245,14 @@ class TrainingLoop:
             self._check_recorded(groups)
             await self.recorder.begin_step(_membership(step, taken), groups)
             await self._weights.record(groups)
+            if self.sharing.follows:
+                await self.evaluations.finished()  # The engine's weights change in the learner's step.
             async with self.lender.changing():
                 learned = await self._learn_from(taken)
                 await self.evaluations.finished()  # No weights may change before.
                 with self._stopwatch.time("weights"):
-                    await self._weights.serve()
-            proven = await self._weights.prove()
+                    came = await self._weights.serve()
+            proven = came | await self._weights.prove()
         judged = self._judge(proven)
         self._write(judged)
         is_own = self.serving is not None and not self._lost_tokens(groups)
@@ -280,7 +286,7 @@ class TrainingLoop:
         step, taken, of_learner = learned
         counted = {**rollout_metrics((*taken.groups, *taken.left_out)), **self._supply.counts()}
         metrics = {**counted, **of_learner, **proven}
-        metrics |= self._stopwatch.take()
+        metrics |= self._stopwatch.take() | self.sharing.take()
         if lost := self._lost_tokens(taken.groups):
             metrics["tokens/lost_lineage"] = lost
         findings = self._health.step(step, metrics)

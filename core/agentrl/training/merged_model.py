@@ -86,9 +86,9 @@ class StartedOnMerged:
             async for chunk in chunks:
                 yield chunk
 
-    async def update_weights(self, weights: Weights) -> None:
+    async def update_weights(self, weights: Weights) -> int | None:
         """See ``Backend``."""
-        await self._backend.update_weights(weights)
+        return await self._backend.update_weights(weights)
 
     async def held_weights(self) -> HeldWeights:
         """See ``Backend``."""

@@ -15,7 +15,8 @@ from agentrl.config.training import LoraModel, OptimiserSection, TrainingSection
 from agentrl.errors import AgentRLError, ConfigError, one_line, shortened
 from agentrl.inference.adapter_folder import base_of
 from agentrl.inference.engine.loading import TorchSettings, dtype_of
-from agentrl.learner.adapters import plan_adapter
+from agentrl.inference.engine.sharing import is_same
+from agentrl.learner.adapters import AdapterPlan, plan_adapter
 from agentrl.learner.folder import precision_on
 from agentrl.learner.footprint import PassFootprint, measure_pass
 from agentrl.machine import find_device, free_memory, human
@@ -99,8 +100,8 @@ def _sizes(folder: Path) -> _Sizes:
 
 
 @cache
-def _adapter_size(folder: Path, written: str) -> int:
-    return plan_adapter(folder, LoraModel.model_validate_json(written)).trained
+def _adapter(folder: Path, written: str) -> AdapterPlan:
+    return plan_adapter(folder, LoraModel.model_validate_json(written))
 
 
 @cache
@@ -128,7 +129,8 @@ def plan_memory(
     device = find_device(training.device, "training.device")
     dtype = precision_on(device, training.precision)
     tokens = training.pass_tokens if tokens is None else tokens
-    trained = sizes.total if training.lora is None else _adapter_size(folder, training.lora.model_dump_json())
+    adapter = None if training.lora is None else _adapter(folder, training.lora.model_dump_json())
+    trained = sizes.total if adapter is None else adapter.trained
     weights = sizes.total + (0 if training.lora is None else trained)
     measured = TrainingSection(gradient_checkpointing=training.gradient_checkpointing, lora=training.lora)
     footprint = _footprint(folder, measured.model_dump_json(), device, dtype)
@@ -146,7 +148,7 @@ def plan_memory(
     parts[f"a pass of {tokens:,} tokens"] = passing
     host = optimiser if offload else {}
     if samples and config.inference.backend.name == "torch":
-        where, engine = _engine(config, sizes, prompt_tokens)
+        where, engine = _engine(config, sizes, prompt_tokens, (device, dtype), adapter)
         target = parts if where.type == device.type else host
         target["engine"] = engine
     host_free = free_memory()[0]
@@ -154,8 +156,17 @@ def plan_memory(
     return MemoryPlan(device, parts, host, free, host_free, tokens)
 
 
-def _engine(config: Config, sizes: _Sizes, prompt_tokens: int) -> tuple[torch.device, int]:
-    """Where the torch engine is, and the bytes of its weights and of the KV of as many completions as run at once."""
+def _engine(
+    config: Config,
+    sizes: _Sizes,
+    prompt_tokens: int,
+    learner: tuple[torch.device, torch.dtype],
+    adapter: AdapterPlan | None,
+) -> tuple[torch.device, int]:
+    """Where the torch engine is, and the bytes of its own weights and of the KV of as many completions as run at once.
+
+    ``learner`` is where that has its weights and in which type. What the engine shares with it is not counted again.
+    """
     settings = TorchSettings.model_validate(config.inference.backend.options)
     device = find_device(settings.device, "inference.backend.device")
     dtype = dtype_of(settings, config.training.precision, device)
@@ -164,7 +175,10 @@ def _engine(config: Config, sizes: _Sizes, prompt_tokens: int) -> tuple[torch.de
     length = min(context, prompt_tokens + (config.rollout.max_tokens or prompt_tokens))
     at_once = config.inference.concurrency or config.rollout.concurrency
     kv_tokens = min(at_once * length, settings.kv_cache_tokens or 1 << 62)
-    return device, (sizes.total + kv_tokens * sizes.kv_numbers) * dtype.itemsize
+    own = sizes.total
+    if settings.share_weights is not False and is_same(device, learner[0]) and dtype == learner[1]:
+        own = 0 if adapter is None else adapter.adapted
+    return device, (own + kv_tokens * sizes.kv_numbers) * dtype.itemsize
 
 
 def planned(

@@ -48,6 +48,7 @@ from agentrl.training.requests import group_request
 from agentrl.training.resume import ResumePoint
 from agentrl.training.serving import EngineServing, Serving, serve
 from agentrl.training.sessions import Ready
+from agentrl.training.sharing import sharing
 from agentrl.training.sources import Sources
 from agentrl.training.stopwatch import Stopwatch
 from agentrl.training.supply import GroupSupply, Supply
@@ -252,7 +253,9 @@ class _Run(Course):
         self.built.lender.learner = learner
         if sleeper(self.built.backend) is not None:  # It starts in the memory that the learner's states have left.
             await finish_in_thread(learner.set_aside)
-        async with self._source(learner.version) as source:
+        async with contextlib.AsyncExitStack() as stack:
+            shared = stack.enter_context(sharing(learner, self.built.backend))
+            source = await stack.enter_async_context(self._source(learner.version))
             await recorder.start(config, None if self.resumed is None else self.resumed.replay.version)
             yield TrainingLoop(
                 config=config,
@@ -264,6 +267,7 @@ class _Run(Course):
                 recorder=recorder,
                 conversing=parts.conversing,
                 grammars=grammars_of(parts.model_folder),
+                sharing=shared,
                 resumed=self.resumed,
                 elapsed=self.elapsed,
                 lender=self.built.lender,

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -38,15 +39,19 @@ from agentrl.inference.contract import (
 from agentrl.inference.engine.cache import Ids
 from agentrl.inference.engine.engine import Counters, Engine, EngineLimits, model_failed
 from agentrl.inference.engine.generation import ChunkQueue, Generation
-from agentrl.inference.engine.loading import TorchSettings, check_reproducible, load_engine
+from agentrl.inference.engine.loading import TorchSettings, cannot_share, check_reproducible, dtype_of, load_engine
 from agentrl.inference.engine.sampler import StopStrings
+from agentrl.inference.engine.sharing import elsewhere
 from agentrl.inference.grammars import Grammars, GrammarState
+from agentrl.inference.sharing.contract import SharedWeights
 from agentrl.loops import run_in_thread
 from agentrl.machine import find_device
 
 __all__ = ["TorchBackend"]
 
 Message = Callable[[Engine], None]
+_LOOK_S = 0.05
+"""Seconds after which an engine that stands still looks whether it is to end."""
 Result = TypeVar("Result")
 
 
@@ -67,11 +72,39 @@ class TorchBackend:
         find_device(self._settings.device, "inference.backend.device")
         check_reproducible(self._settings, context.precision)
         self._thread: EngineThread | None = None
+        self._shared: SharedWeights | None = None
+
+    def share(self, weights: SharedWeights | None) -> bool:
+        """Compute with ``weights`` from the start on; see ``SharingBackend``.
+
+        Raises ``ConfigError`` where ``share_weights`` is true and they are on another device or of another type.
+        """
+        wanted = self._settings.share_weights
+        if wanted is False:
+            return False
+        reason = "the learner is in other processes" if weights is None else self._unlike(weights)
+        if reason is None:
+            self._shared = weights
+        elif wanted is True:
+            raise cannot_share(reason)
+        else:
+            self._context.say(f"the engine keeps a copy of the learner's weights: {reason}")
+        return reason is None
+
+    def _unlike(self, weights: SharedWeights) -> str | None:
+        device = find_device(self._settings.device, "inference.backend.device")
+        return elsewhere(weights, device, dtype_of(self._settings, self._context.precision, device))
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Returns a block in which the engine stands still; see ``Pause``. Raises ``BackendError`` where it does not
+        within the time of the context."""
+        thread = self._thread
+        return nullcontext() if thread is None else thread.paused(self._context.timeout)
 
     async def start(self) -> Capabilities:
         """Load the model. Raises ``BackendError`` for one that cannot be loaded or run exactly."""
         if self._thread is None or self._thread.ended is not None:
-            self._thread = EngineThread(lambda: load_engine(self._context, self._settings))
+            self._thread = EngineThread(lambda: load_engine(self._context, self._settings, self._shared))
         engine = await asyncio.shield(asyncio.wrap_future(self._thread.ready))
         limits = engine.limits
         capabilities = Capabilities(
@@ -109,12 +142,12 @@ class TorchBackend:
             if not finished:
                 thread.send(lambda engine: engine.cancel(queue))
 
-    async def update_weights(self, weights: Weights) -> None:
-        """Put new weights in place between two steps.
+    async def update_weights(self, weights: Weights) -> int:
+        """Put new weights in place between two steps. Returns how many bytes have come; see ``Backend``.
 
         Raises ``BackendError``, with the old weights intact, where the new ones do not fit the model.
         """
-        await self._between_steps(lambda engine: engine.update(weights))
+        return await self._between_steps(lambda engine: engine.update(weights))
 
     async def held_weights(self) -> HeldWeights:
         """Returns the digests of the tensors that the engine computes with; see ``Backend``."""
@@ -259,6 +292,42 @@ def _check_sampling(sampling: Sampling, limits: EngineLimits) -> None:
         raise UnsupportedSampling(f"grammars need {missing}", fix="pip install 'agentrl-core[train]'")
 
 
+class Standstill:
+    """A message at which the engine's thread waits, while the weights in its memory change."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        """With ``stopping`` the wait is over."""
+        self._stopping = stopping
+        self._reached = threading.Event()
+        self._over = threading.Event()
+        self._abandoned = False
+
+    def __call__(self, engine: Engine) -> None:
+        """Stand still in the engine's thread, and then follow the weights."""
+        self._reached.set()
+        while not self._over.wait(_LOOK_S):
+            if self._stopping.is_set():
+                return
+        if not self._abandoned:
+            engine.follow()
+
+    def reached(self, send: Callable[[], bool], seconds: float | None) -> bool:
+        """Have ``send`` send this, unless the engine stands still already, and wait until it does.
+
+        Returns ``False``, and gives the standstill up, where that takes more than ``seconds``. An engine whose thread
+        has ended stands still.
+        """
+        if self._reached.is_set() or not send() or self._reached.wait(seconds):
+            return True
+        self._abandoned = True
+        self._over.set()
+        return False
+
+    def end(self) -> None:
+        """Let the engine go on, under the weights as they are now."""
+        self._over.set()
+
+
 class EngineThread:
     """Builds an engine in a thread of its own and runs it there until it is stopped.
 
@@ -272,6 +341,9 @@ class EngineThread:
         """Why the thread is over, once it is."""
         self._build = build
         self._messages: SimpleQueue[Message | None] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._standing: Standstill | None = None
+        """Where the engine stands still since a change of its weights has failed."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="agentrl-engine", daemon=True)
         self._thread.start()
@@ -292,8 +364,24 @@ class EngineThread:
 
     def stop(self) -> None:
         """End the thread after its current step, and all generations with it. Waits until it is over."""
+        self._stopping.set()
         self._messages.put(None)
         self._thread.join()
+
+    @contextmanager
+    def paused(self, seconds: float | None) -> Iterator[None]:
+        """A block in which the engine stands still between two steps; see ``Pause``. Where it does not stand still
+        within ``seconds``, raise ``BackendError``."""
+        standing = self._standing or Standstill(self._stopping)
+        self._standing = None
+        if not standing.reached(lambda: self.send(standing), seconds):
+            raise BackendError(f"waited {seconds:g} s for the engine to pause between two tokens")
+        try:
+            yield
+        except BaseException:
+            self._standing = standing  # With weights that may be torn it must not go on.
+            raise
+        standing.end()
 
     def _run(self) -> None:
         with torch.inference_mode():

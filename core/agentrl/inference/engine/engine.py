@@ -142,13 +142,33 @@ class Engine:
             held.clear()
         self._send_error(live, error)
 
-    def update(self, weights: Weights) -> None:
+    def update(self, weights: Weights) -> int:
         """Take new weights: from here on tokens are of their version, and no earlier KV is shared.
 
-        Raises ``BackendError``, with nothing changed, where they do not fit the model.
+        Returns how many bytes of them have come: none where they changed in the engine's own memory, which ``follow``
+        has followed. Raises ``BackendError``, with nothing changed, where they do not fit the model.
         """
+        if not self._decoder.follows:
+            came = self._decoder.load(weights)
+            self._turn_to(weights.version)
+            return came
         self._decoder.load(weights)
-        self.version = weights.version
+        if weights.version != self.version:
+            raise BackendError(
+                f"the engine computes with the learner's own memory as version {self.version}, and that is version "
+                f"{weights.version} by now: the learner changed it without having the engine pause",
+                fix="set inference.backend.share_weights=false",
+            )
+        return 0
+
+    def follow(self) -> None:
+        """As ``update``, where new numbers are in the memory that the engine shares with the learner."""
+        if self._decoder.shared is not None:
+            self._decoder.refresh()
+            self._turn_to(self._decoder.shared.weights.version)
+
+    def _turn_to(self, version: int) -> None:
+        self.version = version
         self._epoch += 1
         self._prefixes.clear()
         self._pending.clear()

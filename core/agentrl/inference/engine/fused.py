@@ -10,7 +10,7 @@ Shapes: ``B`` rows, ``Q`` tokens a row, ``N`` tokens (``B * Q``), ``L`` columns 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -41,21 +41,34 @@ class FusedNetwork:
     """A model of a known family.
 
     Its parameters become views of joined weights, so that an update in place reaches both. ``reproducible`` chooses an
-    arithmetic in which a token's numbers do not depend on the batch; it is for float32 on the CPU.
+    arithmetic in which a token's numbers do not depend on the batch; it is for float32 on the CPU. ``turns`` says
+    whether the weights may lie in memory the other way round, which is quicker where they fit no cache, and ``settle``
+    is called whenever parameters have got another place.
 
     Raises ``Undescribed`` for a model with other features, and ``BackendError`` where ``reproducible`` is asked for and
     torch has no such arithmetic for it here.
     """
 
-    def __init__(self, model: PreTrainedModel, *, reproducible: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        reproducible: bool = False,
+        turns: bool = True,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         features = describe(model)
         self._features = features
         self._rotary = _Rotations(features, model.get_input_embeddings().get_parameter("weight"))
         self._norm = _Norm(features.norm)
-        self._layers = [_Layer(layer) for layer in features.layers]
+        self._layers = []
+        for layer in features.layers:
+            self._layers.append(_Layer(layer, turns))
+            settle()  # Layer by layer, so that no second model is held.
         embedding = features.embedding.get_parameter("weight")
         tied = features.head.weight is embedding  # Rows are looked up in it, which have to lie together.
-        self._head = (_aligned if tied else _placed)(features.head.weight), features.head.bias
+        self._head = _placed(features.head.weight, turns and not tied), features.head.bias
+        settle()
         self.reproducible = reproducible
         self._arithmetic: Arithmetic = self._invariant() if reproducible else QuickArithmetic()
 
@@ -110,16 +123,16 @@ class FusedNetwork:
 
 
 class _Layer:
-    def __init__(self, features: LayerFeatures) -> None:
+    def __init__(self, features: LayerFeatures, turns: bool) -> None:
         self._kind = features.kind
         self._residual = features.residual
         attention, feed_forward = features.attention, features.feed_forward
         self._attention = attention
-        self._joined = _join(attention.projections)
-        self._output = _placed(attention.output.weight), attention.output.bias
-        self._gate_up = _join(feed_forward.projections)
+        self._joined = _join(attention.projections, turns)
+        self._output = _placed(attention.output.weight, turns), attention.output.bias
+        self._gate_up = _join(feed_forward.projections, turns)
         self._activation = feed_forward.activation
-        self._down = _placed(feed_forward.down.weight), feed_forward.down.bias
+        self._down = _placed(feed_forward.down.weight, turns), feed_forward.down.bias
         self._before_attention, self._after_attention, self._before_mlp, self._after_mlp = (
             None if norm is None else _Norm(norm)
             for norm in (
@@ -287,16 +300,17 @@ def _aligned(parameter: torch.Tensor) -> torch.Tensor:
     return parameter
 
 
-def _placed(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter, moved to the order of memory in which products with it are quickest."""
-    parameter.data = transposed(parameter.data)
+def _placed(parameter: torch.Tensor, turns: bool) -> torch.Tensor:
+    """The parameter, moved to the order of memory in which products with it are quickest, where it ``turns``."""
+    if turns:
+        parameter.data = transposed(parameter.data)
     return _aligned(parameter)
 
 
-def _join(projections: Sequence[nn.Linear]) -> Affine:
+def _join(projections: Sequence[nn.Linear], turns: bool) -> Affine:
     """One weight and bias for several projections of one input, which become views of them."""
     if len(projections) == 1:
-        return _placed(projections[0].weight), projections[0].bias
+        return _placed(projections[0].weight, turns), projections[0].bias
     joined: list[torch.Tensor | None] = []
     for kind in ("weight", "bias"):
         parts = [getattr(projection, kind) for projection in projections]
@@ -304,7 +318,7 @@ def _join(projections: Sequence[nn.Linear]) -> Affine:
             joined.append(None)
             continue
         whole, start = torch.cat(parts), 0
-        if kind == "weight":
+        if kind == "weight" and turns:
             whole = transposed(whole)
         for projection, part in zip(projections, parts, strict=True):
             view = whole[start : start + len(part)]

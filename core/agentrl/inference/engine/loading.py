@@ -20,13 +20,15 @@ from agentrl.inference.engine.engine import Engine, EngineLimits
 from agentrl.inference.engine.fused import FusedNetwork
 from agentrl.inference.engine.model import Decoder, Network, PlainNetwork, irreproducible, unsupported
 from agentrl.inference.engine.sampler import DecodeBatch, TextDecoder
+from agentrl.inference.engine.sharing import SharedModel
 from agentrl.inference.families import Undescribed
 from agentrl.inference.grammars import Grammars, available
 from agentrl.inference.merging import load_whole
+from agentrl.inference.sharing.contract import SharedWeights
 from agentrl.machine import find_device, has_bfloat16_units
 from agentrl.threads import use_threads
 
-__all__ = ["TorchSettings", "check_reproducible", "dtype_of", "load_engine", "threads_for"]
+__all__ = ["TorchSettings", "cannot_share", "check_reproducible", "dtype_of", "load_engine", "threads_for"]
 
 _LONGEST_DEFAULT = 32768
 _PREFIX_TOKENS = 65536
@@ -63,21 +65,30 @@ class TorchSettings(Section):
     reproducible: bool | Literal["auto"] = "auto"
     """Whether a token's log-probability has the same bits whatever else is sampled beside it, in float32 on the CPU;
     `auto` is true where that is possible and the model is small."""
+    share_weights: bool | Literal["auto"] = "auto"
+    """Whether to sample with the memory of the learner's weights instead of a copy of them: the engine then pauses for
+    the optimiser's step. It takes a learner in the same process, on the same device and computing in the same type;
+    `auto` is true where that is so."""
 
 
-def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
+def load_engine(context: BackendContext, settings: TorchSettings, weights: SharedWeights | None = None) -> Engine:
     """Returns an engine over the context's model folder, and sets the CPU threads of the calling thread for it.
 
-    Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
+    With ``weights`` it computes with their memory, and nothing is loaded. Raises ``BackendError`` for a model that
+    cannot be loaded or run exactly, or a context length that it does not know.
     """
     adapter = None if context.adapter is None else context.adapter.folder
     device = find_device(settings.device, "inference.backend.device")
     dtype = dtype_of(settings, context.precision, device)
-    model = _load_model(context.model_folder if adapter is None else adapter, device, dtype)
+    shared = None if weights is None else SharedModel(context.model_folder, weights, device, dtype)
+    if shared is None:
+        model = _load_model(context.model_folder if adapter is None else adapter, device, dtype)
+    else:
+        model = shared.model
     # What is reproducible was tried out under the number that torch tells.
     products_alone = dtype == torch.float32 and settings.reproducible is not True
     use_threads(settings.threads or threads_for(model), products_alone=products_alone)
-    decoder = _decoder(model, settings)
+    decoder = _decoder(model, settings, shared)
     context_length = _context_length(decoder, settings)
     tokenizer = _load_tokenizer(context.model_folder)
     grammars = Grammars(tokenizer, decoder.vocabulary) if tokenizer is not None and available() else None
@@ -96,7 +107,7 @@ def load_engine(context: BackendContext, settings: TorchSettings) -> Engine:
         batch,
         prefixes,
         prefill_budget=settings.max_batch_tokens,
-        version=context.version,
+        version=context.version if weights is None else weights.version,
         recomputes=context.in_flight == "recompute",
     )
 
@@ -144,6 +155,15 @@ def check_reproducible(settings: TorchSettings, precision: str) -> None:
             )
 
 
+def cannot_share(reason: str) -> ConfigError:
+    """Returns the error for ``share_weights`` where the engine cannot share the learner's weights, for ``reason``."""
+    return ConfigError(
+        f"inference.backend.share_weights=true: {reason}",
+        fix="set it to auto or false, and the engine keeps a copy of the weights",
+        key="inference.backend.share_weights",
+    )
+
+
 def _is_small(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) < _SMALL
 
@@ -160,46 +180,54 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTr
     return model
 
 
-def _decoder(model: PreTrainedModel, settings: TorchSettings) -> Decoder:
+def _decoder(model: PreTrainedModel, settings: TorchSettings, shared: SharedModel | None) -> Decoder:
     """A decoder that is reproducible as the settings want it. Raises ``BackendError`` where none is."""
     numbers = next(model.parameters())
     possible = numbers.device.type == "cpu" and numbers.dtype == torch.float32
     if settings.reproducible is True or (settings.reproducible == "auto" and possible and _is_small(model)):
         try:
-            return _reproducible(model)
+            return _reproducible(model, shared)
         except BackendError:
             if settings.reproducible is True:
                 raise
-    return _exact(model)
+    return _exact(model, shared)
 
 
-def _reproducible(model: PreTrainedModel) -> Decoder:
+def _fused(model: PreTrainedModel, shared: SharedModel | None, *, reproducible: bool = False) -> FusedNetwork:
+    # A small model's weights are in a cache, whichever way round they lie, and have the same bits shared or not.
+    if shared is None:
+        return FusedNetwork(model, reproducible=reproducible, turns=not _is_small(model))
+    with torch.inference_mode(False), torch.no_grad():  # The learner computes gradients with the joined weights.
+        return FusedNetwork(model, reproducible=reproducible, turns=False, settle=shared.settle)
+
+
+def _reproducible(model: PreTrainedModel, shared: SharedModel | None) -> Decoder:
     """A decoder whose logits do not depend on the batch. Raises ``BackendError`` where there is none."""
     try:
-        network = FusedNetwork(model, reproducible=True)
+        network = _fused(model, shared, reproducible=True)
     except Undescribed as error:
         own = f"{type(model).__name__} runs by its own forward, which computes a batch as a whole"
         raise irreproducible(f"{own}: {error}") from error
-    decoder = Decoder(model, network)
+    decoder = Decoder(model, network, shared=shared)
     problem = _inexactness(decoder) or _dependence(decoder)
     if problem is not None:
         raise irreproducible(problem)
     return decoder
 
 
-def _exact(model: PreTrainedModel) -> Decoder:
+def _exact(model: PreTrainedModel, shared: SharedModel | None) -> Decoder:
     """A decoder over the fastest network that equals the plain forward. Raises ``BackendError`` where none does."""
     network: Network
     try:
-        network = FusedNetwork(model)
+        network = _fused(model, shared)
     except Undescribed as error:
         reason: str | None = str(error)
     else:
-        decoder = Decoder(model, network)
+        decoder = Decoder(model, network, shared=shared)
         reason = _inexactness(decoder)
         if reason is None:
             return decoder
-    decoder = Decoder(model, PlainNetwork(model), plain_because=reason)
+    decoder = Decoder(model, PlainNetwork(model), plain_because=reason, shared=shared)
     problem = _inexactness(decoder)
     if problem is not None:
         raise unsupported(model, problem)

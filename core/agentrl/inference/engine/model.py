@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from agentrl.errors import BackendError, one_line, shortened
 from agentrl.inference.contract import Adapter, Weights
 from agentrl.inference.engine.cache import FEWEST_ROWS, Ids, KVBlock, KVLayout, RowCache, round_up
+from agentrl.inference.engine.sharing import SharedModel
 
 __all__ = ["Decoder", "ForwardBatch", "Network", "PlainNetwork", "irreproducible", "unsupported"]
 
@@ -67,12 +68,21 @@ class Network(Protocol):
 class Decoder:
     """Runs a causal language model on rows of different lengths, through ``network``.
 
-    ``plain_because`` says why the network is the model's own forward and no quicker one. Raises ``BackendError`` for a
-    model that takes no positions, or whose layers keep something other than keys and values by position.
+    ``plain_because`` says why the network is the model's own forward and no quicker one, and ``shared`` is the model
+    where its memory is the learner's. Raises ``BackendError`` for a model that takes no positions, or whose layers keep
+    something other than keys and values by position.
     """
 
-    def __init__(self, model: PreTrainedModel, network: Network, *, plain_because: str | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        network: Network,
+        *,
+        plain_because: str | None = None,
+        shared: SharedModel | None = None,
+    ) -> None:
         self.model = model
+        self.shared = shared
         self.plain_because = plain_because
         self.config = model.config.get_text_config()
         self._network = network
@@ -114,24 +124,41 @@ class Decoder:
             ids_B, positions_B = (np.pad(array, (0, missing), mode="edge") for array in (ids_B, positions_B))
         return self._network.logits(self._batch(ids_B[:, None], positions_B[:, None], block))[:rows]
 
-    def load(self, weights: Weights) -> None:
+    @property
+    def follows(self) -> bool:
+        """Whether new weights come into the model's parameters by themselves, since their memory is the learner's."""
+        return self.shared is not None and self.shared.weights.adapter is None
+
+    def refresh(self) -> None:
+        """Take over the parameters after their memory, which is the learner's, has got other numbers."""
+        self._network.refresh()
+
+    def load(self, weights: Weights) -> int:
         """Copy ``weights`` into the model's parameters; a tied parameter may come under any of its names.
 
-        Where they have an adapter, only what it changes is copied, a tensor at a time. Raises ``BackendError``, with
-        the model untouched, where a name is unknown or missing or a shape differs.
+        Where they have an adapter, only what it changes is copied, a tensor at a time; where the memory is the
+        learner's, nothing is, or the adapter. Returns how many bytes have come. Raises ``BackendError``, with the model
+        untouched, where a name is unknown or missing or a shape differs, and where the memory is another learner's.
         """
         targets = self.model.state_dict(keep_vars=True)
+        if self.shared is not None:
+            if weights.adapter is None:
+                self.shared.check(weights)
+                return 0
+            came = self.shared.merge(weights.adapter)
+            self._network.refresh()
+            return came
         if weights.adapter is not None:
-            self._load_adapted(weights.adapter, targets)
-            return
+            return self._load_adapted(weights.adapter, targets)
         new = dict(weights.tensors())
         _check_weights(targets, new, {id(parameter) for parameter in self.model.parameters()})
         with torch.no_grad():
             for name, tensor in new.items():
                 targets[name].copy_(tensor)
         self._network.refresh()
+        return sum(tensor.nbytes for tensor in new.values())
 
-    def _load_adapted(self, adapter: Adapter, targets: dict[str, torch.Tensor]) -> None:
+    def _load_adapted(self, adapter: Adapter, targets: dict[str, torch.Tensor]) -> int:
         sides: dict[str, list[int]] = {}
         for name, tensor in adapter.tensors():
             layer, _, kind = name.removesuffix(".weight").rpartition(".")
@@ -143,10 +170,13 @@ class Decoder:
                 f"shape ({', '.join(wrong[:3])})",
                 fix="train and sample the same model; the engine keeps its old weights",
             )
+        came = 0
         with torch.no_grad():
             for name, tensor in adapter.merged():
                 targets[name].copy_(tensor)
+                came += tensor.nbytes
         self._network.refresh()
+        return came
 
     def _batch(self, ids_BQ: Ids, positions_BQ: Ids, block: KVBlock) -> ForwardBatch:
         bounds = int(positions_BQ.min()), int(positions_BQ.max())
