@@ -153,3 +153,18 @@ def test_a_process_grows_by_what_was_planned(tmp_path, settings):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["passes"] == 2
     assert found["taken"] == pytest.approx(found["planned"], rel=NEAR, abs=SMALL)
+
+
+def test_what_the_engine_shares_with_the_learner_is_counted_once(tiny_folder):
+    def engine(*settings):
+        return planned(tiny_folder, *settings).parts["engine"]
+
+    weights = planned(tiny_folder).parts["weights"]
+    copies = "inference.backend={name: torch, share_weights: false}"
+    assert engine(copies) == engine() + weights
+    assert engine("training.processes=2") == engine(copies)
+    half = engine("training.precision=bfloat16", "inference.backend.dtype=bfloat16")
+    assert half == engine() / 2, "the keys and values alone"
+    assert engine("training.precision=bfloat16", "inference.backend.dtype=float32") == engine(copies)
+    adapter = engine("training.lora={rank: 4, targets: [q_proj]}")
+    assert engine() < adapter < engine("training.lora=4") < engine(copies)

@@ -112,7 +112,7 @@ def test_a_run_stops_within_a_step_and_says_what_went_wrong(fault: str, tells: b
 )
 def test_what_no_digest_shows_stops_a_run_too(backend: type, said: str, train) -> None:
     with pytest.raises(BackendError, match=f"{STARTS}.*{said}"):
-        train(f"inference.backend={backend.__module__}:{backend.__name__}")
+        train(f"inference.backend={{name: '{backend.__module__}:{backend.__name__}', share_weights: false}}")
 
 
 @pytest.mark.parametrize("asynchronous", [(), ("rollout.max_staleness=1", "inference.in_flight=recompute")])

@@ -176,7 +176,8 @@ def _engine(
     at_once = config.inference.concurrency or config.rollout.concurrency
     kv_tokens = min(at_once * length, settings.kv_cache_tokens or 1 << 62)
     own = sizes.total
-    if settings.share_weights is not False and is_same(device, learner[0]) and dtype == learner[1]:
+    together = config.training.processes == 1 and is_same(device, learner[0]) and dtype == learner[1]
+    if together and settings.share_weights is not False:
         own = 0 if adapter is None else adapter.adapted
     return device, (own + kv_tokens * sizes.kv_numbers) * dtype.itemsize
 
