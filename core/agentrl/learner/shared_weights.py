@@ -38,7 +38,11 @@ class SharedMemory:
     def adapter(self) -> LentAdapter | None:
         """The adapter that is trained over the weights, which never change then; ``None`` where all are trained."""
         adapter = self._policy.adapter
-        return None if adapter is None else LentAdapter(adapter, self._check, base_of(self._source), _not_scored)
+        return (
+            None
+            if adapter is None
+            else LentAdapter(adapter, self._check, base_of(self._source), _not_scored, self._policy)
+        )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the memory of every parameter, those of an adapter left out."""
