@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 def test_a_run_crosses_few_files(run: Trace):
     # 167 before the rooms were made and 93 after it; what several protocols share, what lets groups roll out beside the
-    # learner, what counts the cost, what holds episodes back before a busy engine, and what lets the engine compute with
-    # the learner's weights, is read in modules of its own.
+    # learner, what counts the cost, what holds episodes back before a busy engine, and what lets the engine compute
+    # with the learner's weights, is read in modules of its own.
     assert len(run.files) <= 167, sorted(run.files)
 
 
