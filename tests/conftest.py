@@ -51,6 +51,7 @@ SLOW = {
     "training/test_interrupts.py",
     "training/test_judged_runs.py",
     "training/test_ranked_learner.py",
+    "training/test_ranked_runs.py",
     "training/test_resume.py",
     "training/test_offline.py",
     "training/test_presets.py",

@@ -93,6 +93,14 @@ class LearnerRank:
         self._passing: dict[tuple[int, int], Iterator[tuple[str, torch.Tensor]]] = {}
         """Tensors of which some have been carried."""
 
+    def free_address(self, host: str) -> str:
+        """A free port of this machine, which others reach as ``host``, as ``host:port``."""
+        import socket
+
+        with socket.socket() as found:
+            found.bind((host, 0))
+            return f"{host}:{found.getsockname()[1]}"
+
     def load(self, folder: Path, address: str | None) -> Says:
         """Load the model in ``folder`` together with the other ranks, which meet at ``address``, a host and a port.
 

@@ -89,8 +89,7 @@ class RankedLearner:
         address = None
         if len(self._ranks) > 1:
             first = self._ranks[0]
-            port = self._answers([first.ask("free_port")], "find a free port")[0]
-            address = f"{first.address}:{port}"
+            address = self._answers([first.ask("free_address", first.address)], "find a free port")[0]
         self._says = self._agreed(self._all("load the model", "load", folder.absolute(), address))
 
     def close(self) -> None:

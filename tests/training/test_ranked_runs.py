@@ -1,0 +1,126 @@
+"""Runs whose model is in processes of its own: they learn, are killed, and go on by themselves."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psutil
+import pytest
+from tests.training.killing import Process, Runs, Trained, assert_the_same
+from tests.warm import WarmInterpreter
+
+from agentrl import open_run
+
+TWO = ("training.processes=2", "evaluation.every=0")
+
+
+@pytest.fixture(scope="module")
+def runs(warm: WarmInterpreter, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(warm, tmp_path_factory.mktemp("ranked"))
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> Trained:
+    """A run of two ranks that nothing stops."""
+    runs.whole("whole", *TWO)
+    return runs.trained("whole")
+
+
+def started(process: Process) -> list[psutil.Process]:
+    """The two processes that hold the model, in the order of their ranks, once they are there."""
+    supervisors: list[psutil.Process] = []
+    while process.poll() is None and (len(supervisors) < 2 or not all(each.children() for each in supervisors)):
+        time.sleep(0.05)
+        children = psutil.Process(process.pid).children()
+        supervisors = [each for each in children if "agentrl.hosting" in " ".join(each.cmdline())]
+    supervisors.sort(key=lambda each: each.create_time())
+    return [each.children()[0] for each in supervisors]
+
+
+def steps_of(runs: Runs, name: str, process: Process, steps: int) -> None:
+    """Wait until the run has made so many steps."""
+    run = open_run(runs.folder / "runs" / name)
+    while process.poll() is None and len(run.steps()) < steps:
+        time.sleep(0.005)
+
+
+def test_a_rank_that_is_killed_in_mid_step_changes_nothing_of_what_is_learned(runs: Runs, whole: Trained) -> None:
+    process = runs.new("killed", *TWO)
+    found = started(process)
+    steps_of(runs, "killed", process, 3)
+    found[1].send_signal(signal.SIGSTOP)  # It is in a step, or will be, when it ends.
+    time.sleep(0.3)
+    found[1].kill()
+    assert process.wait(120) == 0, (runs.folder / "told").read_text()
+    told = (runs.folder / "told").read_text()
+    assert "learner rank 1 on this machine" in told
+    assert "was ended by SIGKILL" in told
+    assert "the run goes on by itself (restart 1 of training.restarts=3)" in told
+    run = open_run(runs.folder / "runs" / "killed")
+    assert run.summary is not None
+    assert run.summary.restarts == 1
+    assert_the_same(runs.trained("killed"), whole)
+    assert not any(each.is_running() for each in found)
+    assert (run.path / "logs" / "hosts" / "learner-rank-1.log").exists()
+
+
+@pytest.mark.long
+def test_a_loss_that_restarting_cannot_mend_ends_the_run(runs: Runs) -> None:
+    process = runs.new("lost", *TWO, "training.restarts=0")
+    found = started(process)
+    steps_of(runs, "lost", process, 1)
+    began = time.monotonic()
+    found[0].kill()
+    assert process.wait(60) == 1
+    assert time.monotonic() - began < 30
+    told = (runs.folder / "told").read_text()
+    assert "error: learner rank 0 on this machine" in told
+    assert "resume it with: agentrl train --resume" in told
+    run = open_run(runs.folder / "runs" / "lost")
+    assert run.summary is not None
+    assert run.summary.restarts == 0
+    assert run.state == "failed"
+    assert not any(each.is_running() for each in found)
+
+
+def test_sigterm_saves_through_the_ranks_and_the_run_is_resumed_with_another_number_of_them(
+    runs: Runs, whole: Trained
+) -> None:
+    process = runs.new("preempted", *TWO)
+    found = started(process)
+    steps_of(runs, "preempted", process, 2)
+    for each in found:
+        each.send_signal(signal.SIGTERM)  # As batch systems do, which tell every process.
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, (runs.folder / "told").read_text()
+    assert not any(each.is_running() for each in found)
+    run = open_run(runs.folder / "runs" / "preempted")
+    newest = run.newest_checkpoint()
+    assert newest is not None
+    assert run.summary is not None
+    assert newest.step == run.summary.steps
+    assert runs.train("--resume", "preempted", "training.processes=1") == 0, runs.told
+    assert "with training.processes=1 (was 2)" in runs.told
+    assert runs.trained("preempted").keys == whole.keys
+
+
+@pytest.mark.long
+def test_no_rank_outlives_the_run_that_is_killed(runs: Runs) -> None:
+    process = runs.new("gone", *TWO)
+    found = started(process)
+    steps_of(runs, "gone", process, 1)
+    process.kill()
+    process.wait(30)
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert alive == []
+
+
+def test_it_is_told_where_the_processes_are_going_to_be(runs: Runs) -> None:
+    assert runs.train("math", *TWO, "--dry-run") == 0
+    assert "2 processes of this machine train the model, with" in runs.told
+
+
+def test_a_scheduler_that_starts_none_is_refused(runs: Runs) -> None:
+    assert runs.train("math", *TWO, "scheduler=tests.training.bare:Bare", "--dry-run") == 2
+    assert "training.processes=2 cannot be with scheduler.type=tests.training.bare:Bare, which starts none" in runs.told
