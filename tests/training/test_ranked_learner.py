@@ -78,6 +78,14 @@ def adapted(folder: Path) -> Iterator[tuple[Learner, RankedLearner]]:
         yield pair
 
 
+@pytest.fixture(scope="module", params=["whole", "adapter"])
+def two(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Learner, RankedLearner]]:
+    """A learner here, and one in two processes."""
+    adapter = ("training.lora=4",) if request.param == "adapter" else ()
+    with both(folder, "training.processes=2", "training.tokens_per_batch=48", *adapter) as pair:
+        yield pair
+
+
 @pytest.fixture(params=["whole", "adapted"])
 def pair(request: pytest.FixtureRequest) -> tuple[Learner, RankedLearner]:
     made: tuple[Learner, RankedLearner] = request.getfixturevalue(request.param)
@@ -183,6 +191,67 @@ def targets() -> tuple[Targets, list[np.ndarray[Any, np.dtype[np.int64]]]]:
     return made, [np.array(IDS)]
 
 
+def test_two_processes_do_what_one_does(two: tuple[Learner, RankedLearner], tmp_path: Path) -> None:
+    """What is computed is told in the tests of the learner; here, that all ranks take part in all that is asked."""
+    here, there = two
+    for seed in range(2):
+        one, other = here.step(batch(seed)), there.step(batch(seed))
+        assert other.metrics["policy/loss"] == pytest.approx(one.metrics["policy/loss"], abs=1e-6)
+        np.testing.assert_allclose(other.terms.logprob, one.terms.logprob, atol=1e-5)
+    np.testing.assert_allclose(there.score(*targets()).logprob, here.score(*targets()).logprob, atol=1e-5)
+    expected = tensors(here)
+    found = tensors(there)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    with there.lend("a test") as weights:
+        assert list(weights.names()) == list(expected)
+        assert len(weights.logprobs(IDS)) == len(IDS) - 1
+        digests = weights.digests(dict.fromkeys(expected, "float32"))
+        sent = weights.send(f"{gathered.__module__}:{gathered.__name__}", ids=IDS, folder=tmp_path / "sent")
+        assert sent == (digests, list(weights.logprobs(IDS)))
+        assert (tmp_path / "sent" / "model.safetensors").exists()
+        with pytest.raises(RunError, match=r"learner rank 0 could not send: ZeroDivisionError"):
+            weights.send(f"{failing.__module__}:{failing.__name__}")
+        assert list(weights.names()) == list(expected)
+        if weights.adapter is not None:
+            assert len(dict(weights.adapter.tensors())) == 2 * len(dict(weights.adapter.merged()))
+    there.save(tmp_path / "saved")
+    there.save_state(tmp_path / "saved")
+    here.go_back(tmp_path / "saved", 9)
+    there.go_back(tmp_path / "saved", 9)
+    one, other = here.step(batch(5)), there.step(batch(5))
+    assert (here.version, there.version) == (10, 10)
+    assert other.metrics["policy/loss"] == pytest.approx(one.metrics["policy/loss"], abs=1e-6)
+
+
+def gathered(weights: Any, *, ids: list[int], folder: Path) -> tuple[Any, list[float]]:
+    """Looks at the weights in every way that there is, some of them at once."""
+    first, second = weights.tensors(), weights.tensors()
+    names = [name for (name, tensor), (again, same) in zip(first, second, strict=True) if torch.equal(tensor, same)]
+    next(weights.tensors())  # And gives up.
+    if weights.adapter is not None:
+        assert len(list(weights.adapter.tensors())) == 2 * len(list(weights.adapter.merged()))
+    weights.save(folder)
+    return weights.digests(dict.fromkeys(names, "float32")), list(weights.logprobs(ids))
+
+
+def failing(weights: Any) -> None:
+    next(weights.tensors())
+    raise ZeroDivisionError
+
+
+def test_a_rank_of_two_that_is_killed_ends_both(folder: Path) -> None:
+    there = RankedLearner.start(LocalHosts(), config_of("training.processes=2"), folder)
+    try:
+        os.kill(process_of(there, 1), signal.SIGKILL)
+        with pytest.raises(HostLostError, match=r"learner rank 1 on .* was ended by SIGKILL.*; it was to take step 1"):
+            there.step(batch())
+        assert not Path(f"/proc/{process_of(there, 0)}").exists()
+    finally:
+        there.close()
+
+
 def test_scores_are_the_same_with_and_without_the_adapter(pair: tuple[Learner, RankedLearner]) -> None:
     here, there = pair
     np.testing.assert_array_equal(there.score(*targets()).logprob, here.score(*targets()).logprob)
@@ -227,8 +296,8 @@ def test_errors_are_those_of_a_learner(whole: tuple[Learner, RankedLearner], fol
         RankedLearner.start(LocalHosts(), config_of(), tmp_path)
 
 
-def process_of(learner: RankedLearner) -> int:
-    pid: int = getattr(learner._ranks[0], "_pid")  # noqa: B009 - Hosts of other schedulers have none.
+def process_of(learner: RankedLearner, rank: int = 0) -> int:
+    pid: int = getattr(learner._ranks[rank], "_pid")  # noqa: B009 - Hosts of other schedulers have none.
     return pid
 
 

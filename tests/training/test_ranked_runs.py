@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -122,5 +123,6 @@ def test_it_is_told_where_the_processes_are_going_to_be(runs: Runs) -> None:
 
 
 def test_a_scheduler_that_starts_none_is_refused(runs: Runs) -> None:
-    assert runs.train("math", *TWO, "scheduler=tests.training.bare:Bare", "--dry-run") == 2
-    assert "training.processes=2 cannot be with scheduler.type=tests.training.bare:Bare, which starts none" in runs.told
+    assert runs.train("math", *TWO, f"scheduler={Path(__file__).with_name('bare.py')}:Bare", "--dry-run") == 2
+    assert "training.processes=2 cannot be with scheduler.type=" in runs.told
+    assert "bare.py:Bare, which starts none (set scheduler.type=local, or training.processes=1)" in runs.told

@@ -16,7 +16,7 @@ from agentrl.learner.folder import write_merged
 
 __all__ = ["export"]
 
-_OF_RUNS = ("learner.pt", "checkpoint.json")
+_OF_RUNS = ("learner.pt", "learner", "checkpoint.json")
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]+")
 """The folder of a model of the hub in the cache, whose id says more elsewhere than its path."""
 

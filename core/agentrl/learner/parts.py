@@ -7,6 +7,7 @@ too; beside them are what is too small to be spread, and a list of the files wit
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +92,9 @@ def read_tensors(tensors: Mapping[str, Tensor], parts: Path, ranks: Ranks) -> No
 
     reader = HuggingFaceStorageReader(str(parts))
     try:
-        load(dict(tensors), storage_reader=reader, no_dist=not ranks.together)
+        with warnings.catch_warnings():  # That a single process loads is what is meant.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            load(dict(tensors), storage_reader=reader, no_dist=not ranks.together)
     except (CheckpointException, SafetensorError, RuntimeError, KeyError) as error:
         raise RunError(
             f"the learner's state in {parts} is not that of this model: {shortened(one_line(error))}",

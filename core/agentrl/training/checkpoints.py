@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from agentrl.errors import ConfigError, RunError
 from agentrl.inference.adapter_folder import ADAPTER_CONFIG, is_adapter
 from agentrl.learner.contract import Trainable
-from agentrl.learner.learner import STATE
+from agentrl.learner.learner import PARTS, STATE
 from agentrl.runs.reader import Run
 
 __all__ = ["CheckpointInfo", "Conversing", "is_whole", "read_checkpoint", "save_checkpoint", "superseded"]
@@ -82,7 +82,8 @@ def save_checkpoint(
 def is_whole(folder: Path) -> bool:
     """Whether a run can go on from the checkpoint in ``folder``: its files are there, and none is damaged.
 
-    Of the weights only the header and the size are looked at, since they have no checksum; the state is read whole.
+    Of the weights only the header and the size are looked at, since they have no checksum; the state, which is a file
+    or of several ranks a folder, is read whole.
     Raises ``RunError`` where a file cannot be read, which does not say that it is damaged.
     """
     try:
@@ -101,6 +102,10 @@ def _is_object(path: Path) -> bool:
 
 
 def _has_state(folder: Path) -> bool:
+    if (folder / PARTS).is_dir():
+        from agentrl.learner.parts import are_whole  # Only where several ranks have saved.
+
+        return are_whole(folder / PARTS)
     with zipfile.ZipFile(folder / STATE) as state:
         return state.testzip() is None
 

@@ -21,7 +21,10 @@ from agentrl.environ import DISABLE_PLUGINS
 from agentrl.inference.contract import Adapter, Weights
 from agentrl.learner.contract import Lease, Scores, StepResult, Targets, TrainBatch
 from agentrl.learner.learner import Learner
+from agentrl.learner.ranks import Ranks
+from agentrl.machine import find_device
 from agentrl.plugins import Plugins
+from agentrl.training.leading import send_weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,28 +91,31 @@ class LearnerRank:
         self._rank = rank
         self._size = size
         self._plugins = Plugins(environ={DISABLE_PLUGINS: ",".join(disabled)})
+        self._ranks = Ranks.alone()
         self._learner: Learner | None = None
         self._lent: dict[int, Lease] = {}
         self._passing: dict[tuple[int, int], Iterator[tuple[str, torch.Tensor]]] = {}
         """Tensors of which some have been carried."""
 
-    def free_address(self, host: str) -> str:
-        """A free port of this machine, which others reach as ``host``, as ``host:port``."""
-        import socket
+    def is_there(self) -> None:
+        """Answer."""
 
-        with socket.socket() as found:
-            found.bind((host, 0))
-            return f"{host}:{found.getsockname()[1]}"
+    def free_address(self, host: str) -> str:
+        """Where ranks can meet on this machine, which they reach as ``host``: see ``Ranks.free_address``."""
+        return Ranks.free_address(host)
 
     def load(self, folder: Path, address: str | None) -> Says:
         """Load the model in ``folder`` together with the other ranks, which meet at ``address``, a host and a port.
 
-        Raises as ``Learner`` does.
+        Without an address it is the only one. Raises as ``Learner`` does.
         """
         self._plugins.load()
         config, training = self._config, self._config.training
         loss = build_algorithm(self._plugins, config.algorithm, updates=training.minibatches).loss
-        self._learner = Learner(folder, training, loss, config.seed)
+        if address is not None:
+            device = find_device(training.device, "training.device")
+            self._ranks = Ranks.join(self._rank, self._size, address, device, training.timeout)
+        self._learner = Learner(folder, training, loss, config.seed, self._ranks)
         return self._says()
 
     def load_state(self, folder: Path) -> Says:
@@ -173,6 +179,10 @@ class LearnerRank:
         result = getattr(self._lent[number], method)(*args, **kwargs)
         return result if self._rank == 0 else None
 
+    def send(self, number: int, target: str, /, **arguments: Any) -> Any:
+        """Call the function ``target`` with lent weights in the first rank, which tells what it returns."""
+        return send_weights(self._lent[number], self._ranks, target, arguments)
+
     def of_adapter(self, number: int, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the adapter of lent weights; the first rank tells what it returns."""
         result = getattr(_adapter(self._lent[number]), method)(*args, **kwargs)
@@ -199,6 +209,10 @@ class LearnerRank:
                 return carried, True
         del self._passing[key]
         return carried, False
+
+    def close(self) -> None:
+        """Part from the other ranks."""
+        self._ranks.leave()
 
     @property
     def _own(self) -> Learner:

@@ -240,10 +240,18 @@ class RankedLearner:
             raise self._given_up(RunError(late, fix="raise training.timeout"))
         _, pending = wait(asked, min(_LAST_WORDS_S, max(0.0, until - time.monotonic())))
         errors = [error for each in (*failed, *asked) if each.done() and (error := each.exception()) is not None]
-        lost = next((error for error in errors if isinstance(error, HostLostError)), None)
+        lost = self._ended() or next((error for error in errors if isinstance(error, HostLostError)), None)
         if lost is not None:
             raise self._given_up(HostLostError(f"{lost.message}; it was to {what}", fix=lost.fix))
         raise self._given_up(errors[0]) if pending else errors[0]
+
+    def _ended(self) -> HostLostError | None:
+        """How a rank has ended that has: others say only that they miss it."""
+        for rank in self._ranks:
+            alive = rank.ask("is_there")
+            if alive.done() and isinstance(error := alive.exception(), HostLostError):
+                return error
+        return None
 
     def _given_up(self, error: BaseException) -> BaseException:
         """Nothing can be asked any more, because of ``error``; the ranks that are left are ended."""
@@ -311,7 +319,8 @@ class RankedLease:
 
     def send(self, target: str, /, **arguments: Any) -> Any:
         """See ``Weights``."""
-        return self.asked("send its weights", "send", target, **arguments)
+        self.check()
+        return self._learner.of_loan("send its weights", "send", self.number, target, **arguments)
 
     def asked(self, what: str, method: str, *args: Any, of: str = "of_weights", **kwargs: Any) -> Any:
         """Have ``method`` of the weights, or of their adapter, called in the ranks; ``what`` is what it does."""
