@@ -154,10 +154,18 @@ def build_backend(
         adapter=adapter,
         hosts=hosts,
         lend=None if lender is None else lender.lend,
+        memory=_share(parts, folder) if trains and part.options.get("colocate") is True else None,
     )
     backend: Backend = parts.plugins.build("backends", part, context=context)
     _check_is_engine(parts.config, backend)
     return backend if merged is None else StartedOnMerged(backend, merged)
+
+
+def _share(parts: BackendParts, folder: Path) -> int | None:
+    """The bytes of the learner's device that an engine may take which sleeps while the learner steps."""
+    from agentrl.training.plan import plan_memory
+
+    return plan_memory(parts.config, folder).engine_share
 
 
 def sleeper(backend: Backend) -> Sleeper | None:

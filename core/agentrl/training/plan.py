@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from agentrl.learner.adapters import AdapterPlan, plan_adapter
 from agentrl.learner.folder import precision_on
 from agentrl.learner.footprint import PassFootprint, measure_pass
 from agentrl.machine import find_device, free_memory, human
+from agentrl.training.phases import ASLEEP, engine_share, needs_of_engine, sampling_phase, set_aside
 
 __all__ = ["MemoryPlan", "plan_memory", "planned"]
 
@@ -49,11 +50,19 @@ class MemoryPlan:
     host_free: int
     tokens: int
     """Those of the largest pass."""
+    sampling: dict[str, int] = field(default_factory=dict)
+    """What there is on ``device`` while an engine samples that sleeps while the learner steps; ``parts`` is then what
+    there is during a step. Empty where no engine does."""
 
     @property
     def total(self) -> int:
-        """The bytes that the run takes on ``device``."""
-        return sum(self.parts.values())
+        """The most bytes that the run takes on ``device`` at one time."""
+        return max(sum(self.parts.values()), sum(self.sampling.values()))
+
+    @property
+    def engine_share(self) -> int | None:
+        """The bytes that an engine which sleeps during steps may take while it is awake; ``None`` without one."""
+        return engine_share(self.sampling, self.free) if self.sampling else None
 
     @property
     def spare(self) -> int:
@@ -63,6 +72,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         where = "memory" if self.device.type == "cpu" else f"memory of {self.device}"
         text = f"{where}: about {human(self.total)} of the {human(self.free)} that are free: {_listed(self.parts)}"
+        if self.sampling:
+            text += f" during a step, and {_listed(self.sampling)} while the engine samples"
         if self.host:
             text += f"; and {human(sum(self.host.values()))} of the CPU's: {_listed(self.host)}"
         return f"{text}; {human(self.spare)} to spare" if self.spare >= 0 else f"{text}; {human(-self.spare)} too much"
@@ -146,14 +157,29 @@ def plan_memory(
     parts |= {name: _sizes(each).total * dtype.itemsize for name, each in beside.items()}
     passing = int(footprint.bytes(tokens) * ALLOCATOR[device.type]) + LIBRARIES[device.type]
     parts[f"a pass of {tokens:,} tokens"] = passing
-    host = optimiser if offload else {}
+    host = dict(optimiser) if offload else {}
     if samples and config.inference.backend.name == "torch":
         where, engine = _engine(config, sizes, prompt_tokens, (device, dtype), adapter)
         target = parts if where.type == device.type else host
         target["engine"] = engine
+    sampling: dict[str, int] = {}
+    if samples and device.type == "cuda" and config.inference.backend.options.get("colocate") is True:
+        sampling = _sampling(config, sizes, parts, optimiser if not offload else {}, prompt_tokens)
+        host |= {} if offload else set_aside(optimiser)
+        parts["the engine, asleep"] = ASLEEP
     host_free = free_memory()[0]
     free = host_free if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    return MemoryPlan(device, parts, host, free, host_free, tokens)
+    return MemoryPlan(device, parts, host, free, host_free, tokens, sampling)
+
+
+def _sampling(
+    config: Config, sizes: _Sizes, parts: Mapping[str, int], optimiser: Mapping[str, int], prompt_tokens: int
+) -> dict[str, int]:
+    """What there is on the device while an engine samples, in 16 bits, that sleeps while the learner steps."""
+    length = prompt_tokens + (config.rollout.max_tokens or prompt_tokens)
+    kv = config.rollout.concurrency * length * sizes.kv_numbers * torch.bfloat16.itemsize
+    engine = needs_of_engine(sizes.total * torch.bfloat16.itemsize, kv)
+    return {**sampling_phase(parts, optimiser, engine), "libraries": LIBRARIES["cuda"]}
 
 
 def _engine(

@@ -160,7 +160,7 @@ def test_somebody_elses_server_is_not_taken_for_ours(tmp_path: Path, answers: di
 def test_an_asked_port_that_is_taken_meanwhile_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "is_free", lambda port: True)
+    monkeypatch.setattr(server_module, "is_free", lambda port, address: True)
     with another_server() as port:
         error = refused(fake_server(tmp_path / "log", port=port, never=True).start())
     assert error.message == f"the fake server cannot listen on port {port}: it is taken"
