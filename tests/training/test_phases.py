@@ -8,8 +8,8 @@ import torch
 from agentrl import load_config
 from agentrl.learner.footprint import measure_pass
 from agentrl.training import plan as plans
-from agentrl.training.plan import plan_memory
 from agentrl.training.phases import ASLEEP, SPARE, WORKING
+from agentrl.training.plan import plan_memory
 
 GB = 1_000_000_000
 
