@@ -123,6 +123,39 @@ def test_both_have_one_memory_and_tokens_are_those_of_the_weights_in_it(
     assert off_by(second, PROMPT, seen[0][0]) > 10 * EXACT > off_by(first, PROMPT, seen[0][0])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_model_lies_as_the_engine_computes_soonest_and_learns_the_same(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU that is column by column. The optimiser's moments follow, also those of a run that is resumed."""
+    folder = models.saved(models.qwen3(tied=tied), tmp_path / "model")
+    monkeypatch.setattr("agentrl.inference.engine.loading._SMALL", 0)
+    plain, learner = learner_of(folder), learner_of(folder)
+    for each in (plain, learner):
+        each.step(BATCH)  # moments by rows
+
+    async def use(backend: TorchBackend) -> Chunk:
+        down = learner.model.get_parameter("model.layers.0.mlp.down_proj.weight")
+        assert bytes_of(backend._running()[1]._decoder.model) == bytes_of(learner.model)
+        assert down.stride() == (1, down.shape[0])
+        await asyncio.to_thread(learner.step, BATCH)
+        plain.step(BATCH)
+        learner.save(tmp_path / "saved")
+        learner.save_state(tmp_path / "saved")
+        return await complete(backend, PROMPT, max_tokens=8)
+
+    chunk = shared(learner, use)
+    assert off_by(snapshot(learner, folder), PROMPT, chunk) < EXACT
+    resumed = learner_of(tmp_path / "saved")
+    resumed.load_state(tmp_path / "saved")  # moments by columns, and weights by rows
+    for each in (plain, learner, resumed):
+        each.step(BATCH)
+    expected = dict(plain.model.named_parameters())
+    for each in (learner, resumed):
+        for name, parameter in each.model.named_parameters():
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-5)
+
+
 def slowed(learner: Learner, monkeypatch: pytest.MonkeyPatch, during: Callable[[], None]) -> None:
     """Have each update of the weights take its time: half of them have new numbers while ``during`` runs."""
     step = learner._optimiser.step

@@ -271,7 +271,7 @@ def test_the_engine_tells_what_it_holds_from_its_own_memory(build: Build, dtype:
         _, engine = backend._running()
         with torch.inference_mode():
             fused = getattr(engine._decoder._network, "_layers", None)
-            touched = fused[1]._joined[0] if fused else engine._decoder.model.get_parameter("model.norm.weight")
+            touched = fused[1]._joined[0][0] if fused else engine._decoder.model.get_parameter("model.norm.weight")
             touched[0] += 1
         return [before, after, await backend.held_weights()]
 

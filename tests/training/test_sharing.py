@@ -146,7 +146,7 @@ class ComputesWithCopies(TorchBackend):
         capabilities = await super().start()
         _, engine = self._running()
         for layer in engine._decoder._network._layers:
-            layer._joined = tuple(each if each is None else each.clone() for each in layer._joined)
+            layer._joined = [(weight.clone(), bias) for weight, bias in layer._joined]
         return capabilities
 
 

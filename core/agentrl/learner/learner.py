@@ -281,7 +281,8 @@ class Learner:
         """
         if self._masters.shards is not None:
             raise RuntimeError("the weights are spread over several processes, and cannot be shared with an engine")
-        memory = SharedMemory(self._policy, self._source, lambda: self.version, borrower, pause)
+        turns = self.adapter is not None or self._settings.optimiser.bits == 32  # In 8 bits AdamW goes by rows.
+        memory = SharedMemory(self._policy, self._source, lambda: self.version, borrower, pause, turns=turns)
         if self.adapter is None:
             self._sharing.begin(memory)
         return memory

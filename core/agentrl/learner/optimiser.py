@@ -81,11 +81,25 @@ class Optimiser:
             if updated:
                 for group in self._adamw.param_groups:
                     group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+                self._lay_alike()
                 self._adamw.step()
                 self._masters.publish()
         self._adamw.zero_grad()
         self._count_bad(finite, step)
         return {"policy/grad_norm": norm, "policy/learning_rate": rate, "policy/updated": float(updated)}
+
+    def _lay_alike(self) -> None:
+        """Have gradients and moments lie in memory in the order in which their weights do.
+
+        AdamW goes over all of them as they lie, and an engine may have had weights moved since.
+        """
+        if self._training.optimiser.bits != 32:
+            return
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad = _laid_as(parameter, parameter.grad)
+            state = self._adamw.state.get(parameter, {})
+            state |= {name: _laid_as(parameter, tensor) for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
     def _clip(self) -> float:
         """Scale the gradients down to the largest norm, and return the norm that they had, all ranks' together."""
@@ -127,6 +141,12 @@ class Optimiser:
         state = {index: dict(moments[name]) for index, name in enumerate(self.names) if name in moments}
         self._adamw.load_state_dict({"state": state, "param_groups": groups})
         self.bad_in_a_row = bad_in_a_row
+
+
+def _laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def check_optimiser(settings: OptimiserSection, device: torch.device, *, together: bool = False) -> None:

@@ -19,10 +19,14 @@ __all__ = ["SharedMemory", "Sharing"]
 class SharedMemory:
     """The memory of a policy's weights: an ``agentrl.inference.sharing.contract.SharedWeights``."""
 
-    def __init__(self, policy: Policy, source: Path, version: Callable[[], int], borrower: str, pause: Pause) -> None:
+    def __init__(
+        self, policy: Policy, source: Path, version: Callable[[], int], borrower: str, pause: Pause, *, turns: bool
+    ) -> None:
         """``source`` is the folder of the model, ``version`` tells the policy version of its weights, and ``borrower``,
         which ``pause`` holds still, is who has them, in words."""
         self.borrower = borrower
+        self.turns = turns
+        """Whether parameters may lie in memory column by column."""
         self.pause = pause
         self.returned = False
         self._policy = policy
@@ -64,6 +68,8 @@ class SharedMemory:
         wanted, found = ((each.shape, each.dtype, each.device) for each in (parameter, memory))
         if wanted != found:
             raise ValueError(f"{name} is {wanted} and cannot be kept in memory that is {found}")
+        if not (memory.is_contiguous() or (self.turns and memory.ndim == 2 and memory.t().is_contiguous())):
+            raise ValueError(f"{name} cannot lie in memory with the strides {memory.stride()}")
         parameter.data = memory
 
     def give_back(self) -> None:

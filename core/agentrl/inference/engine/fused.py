@@ -42,8 +42,8 @@ class FusedNetwork:
 
     Its parameters become views of joined weights, so that an update in place reaches both. ``reproducible`` chooses an
     arithmetic in which a token's numbers do not depend on the batch; it is for float32 on the CPU. ``turns`` says
-    whether the weights may lie in memory the other way round, which is quicker where they fit no cache, and ``settle``
-    is called whenever parameters have got another place.
+    whether weights lie in memory column by column, which is quicker where they fit no cache, and ``joins`` whether they
+    are joined then too, for which each has gaps in its memory. ``settle`` is called whenever some have another place.
 
     Raises ``Undescribed`` for a model with other features, and ``BackendError`` where ``reproducible`` is asked for and
     torch has no such arithmetic for it here.
@@ -55,6 +55,7 @@ class FusedNetwork:
         *,
         reproducible: bool = False,
         turns: bool = True,
+        joins: bool = True,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         features = describe(model)
@@ -63,11 +64,11 @@ class FusedNetwork:
         self._norm = _Norm(features.norm)
         self._layers = []
         for layer in features.layers:
-            self._layers.append(_Layer(layer, turns))
+            self._layers.append(_Layer(layer, turns, joins))
             settle()  # Layer by layer, so that no second model is held.
         embedding = features.embedding.get_parameter("weight")
         tied = features.head.weight is embedding  # Rows are looked up in it, which have to lie together.
-        self._head = _placed(features.head.weight, turns and not tied), features.head.bias
+        self._head = _placed(features.head.weight, turns and joins and not tied), features.head.bias
         settle()
         self.reproducible = reproducible
         self._arithmetic: Arithmetic = self._invariant() if reproducible else QuickArithmetic()
@@ -123,14 +124,14 @@ class FusedNetwork:
 
 
 class _Layer:
-    def __init__(self, features: LayerFeatures, turns: bool) -> None:
+    def __init__(self, features: LayerFeatures, turns: bool, joins: bool) -> None:
         self._kind = features.kind
         self._residual = features.residual
         attention, feed_forward = features.attention, features.feed_forward
         self._attention = attention
-        self._joined = _join(attention.projections, turns)
+        self._joined = _join(attention.projections, turns, joins)
         self._output = _placed(attention.output.weight, turns), attention.output.bias
-        self._gate_up = _join(feed_forward.projections, turns)
+        self._gate_up = _join(feed_forward.projections, turns, joins)
         self._activation = feed_forward.activation
         self._down = _placed(feed_forward.down.weight, turns), feed_forward.down.bias
         self._before_attention, self._after_attention, self._before_mlp, self._after_mlp = (
@@ -149,7 +150,7 @@ class _Layer:
     def products(self) -> set[Product]:
         """Returns the products of the layer."""
         last = (self._output, self._after_attention), (self._down, self._after_mlp)
-        return {_product("linear", affine) for affine in (self._joined, self._gate_up)} | {
+        return {_product("linear", affine) for affine in (*self._joined, *self._gate_up)} | {
             _product("add_product" if self._fuses(after) else "linear", affine) for affine, after in last
         }
 
@@ -166,7 +167,7 @@ class _Layer:
         rows, tokens = batch.ids_BQ.shape
         queries, heads = attention.queries, attention.queries + attention.keys
         values_NE = hidden_NE if self._before_attention is None else self._before_attention(hidden_NE)
-        projected = arithmetic.linear(values_NE, *self._joined)[: rows * tokens]
+        projected = _projected(arithmetic, values_NE, self._joined)[: rows * tokens]
         if attention.clip is not None:
             projected.clamp_(-attention.clip, attention.clip)
         projected = projected.view(rows, tokens, -1, attention.dim)
@@ -197,7 +198,10 @@ class _Layer:
     def feed_forward(self, hidden_NE: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
         """``hidden_NE`` plus its MLP."""
         values_NE = hidden_NE if self._before_mlp is None else self._before_mlp(hidden_NE)
-        gate, up = arithmetic.linear(values_NE, *self._gate_up).chunk(2, dim=-1)
+        if len(self._gate_up) == 2:
+            gate, up = (arithmetic.linear(values_NE, *affine) for affine in self._gate_up)
+        else:
+            gate, up = arithmetic.linear(values_NE, *self._gate_up[0]).chunk(2, dim=-1)
         gated = arithmetic.gated(self._activation, gate, up)
         return self._added(hidden_NE, gated, self._down, self._after_mlp, arithmetic)
 
@@ -307,10 +311,17 @@ def _placed(parameter: torch.Tensor, turns: bool) -> torch.Tensor:
     return _aligned(parameter)
 
 
-def _join(projections: Sequence[nn.Linear], turns: bool) -> Affine:
-    """One weight and bias for several projections of one input, which become views of them."""
-    if len(projections) == 1:
-        return _placed(projections[0].weight, turns), projections[0].bias
+def _projected(arithmetic: Arithmetic, values_NE: torch.Tensor, affines: Sequence[Affine]) -> torch.Tensor:
+    """The projections of one input, side by side."""
+    if len(affines) == 1:
+        return arithmetic.linear(values_NE, *affines[0])
+    return torch.cat([arithmetic.linear(values_NE, *affine) for affine in affines], dim=-1)
+
+
+def _join(projections: Sequence[nn.Linear], turns: bool, joins: bool) -> list[Affine]:
+    """One weight and bias for several projections of one input, which become views of them, where that ``joins``."""
+    if len(projections) == 1 or (turns and not joins):
+        return [(_placed(each.weight, turns), each.bias) for each in projections]
     joined: list[torch.Tensor | None] = []
     for kind in ("weight", "bias"):
         parts = [getattr(projection, kind) for projection in projections]
@@ -327,4 +338,4 @@ def _join(projections: Sequence[nn.Linear], turns: bool) -> Affine:
         joined.append(whole)
     weight, bias = joined
     assert weight is not None
-    return weight, bias
+    return [(weight, bias)]

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from agentrl.config.section import Section
 from agentrl.errors import BackendError, ConfigError, one_line, shortened
 from agentrl.inference.contract import BackendContext
+from agentrl.inference.engine.arithmetic import prefers_columns
 from agentrl.inference.engine.cache import KVBlock, KVLayout, PrefixCache, round_up
 from agentrl.inference.engine.engine import Engine, EngineLimits
 from agentrl.inference.engine.fused import FusedNetwork
@@ -194,11 +195,13 @@ def _decoder(model: PreTrainedModel, settings: TorchSettings, shared: SharedMode
 
 
 def _fused(model: PreTrainedModel, shared: SharedModel | None, *, reproducible: bool = False) -> FusedNetwork:
-    # A small model's weights are in a cache, whichever way round they lie, and have the same bits shared or not.
+    # A small model's weights are in a cache however they lie, and are to give the same bits shared or not.
+    turns = not _is_small(model)
     if shared is None:
-        return FusedNetwork(model, reproducible=reproducible, turns=not _is_small(model))
-    with torch.inference_mode(False), torch.no_grad():  # The learner computes gradients with the joined weights.
-        return FusedNetwork(model, reproducible=reproducible, turns=False, settle=shared.settle)
+        return FusedNetwork(model, reproducible=reproducible, turns=turns)
+    turns = turns and shared.weights.turns and prefers_columns(next(model.parameters()))
+    with torch.inference_mode(False), torch.no_grad():  # The learner computes gradients with these weights.
+        return FusedNetwork(model, reproducible=reproducible, turns=turns, joins=False, settle=shared.settle)
 
 
 def _reproducible(model: PreTrainedModel, shared: SharedModel | None) -> Decoder:

@@ -39,6 +39,11 @@ class SharedWeights(Protocol):
         change, and the adapter's may be read whenever weights are lent."""
         ...
 
+    @property
+    def turns(self) -> bool:
+        """Whether parameters may lie in memory column by column."""
+        ...
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the name and the memory of every parameter, once where it is tied; to be read, and never written."""
         ...
@@ -46,8 +51,8 @@ class SharedWeights(Protocol):
     def place(self, name: str, memory: torch.Tensor) -> None:
         """Have the learner keep the parameter ``name`` in ``memory``, which has its numbers, type and shape.
 
-        So an engine may lay parameters side by side. Call it before the first change of the weights. Raises
-        ``ValueError`` for memory of another shape, type or device.
+        So an engine may lay parameters side by side, or column by column where they may lie so; without gaps in any
+        case. Raises ``ValueError`` for memory that does not do.
         """
         ...
 
