@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from tests.algorithms.algorithms import build
@@ -15,8 +18,12 @@ from agentrl.algorithms.batch import build_batch
 from agentrl.config.training import TrainingSection
 from agentrl.learner import learner as module
 from agentrl.learner.folder import load_model
+from agentrl.learner.gradient import is_learned
 from agentrl.learner.learner import Learner
+from agentrl.learner.packing import Idle
 from agentrl.learner.ranks import Ranks
+from agentrl.learner.sharing import Costs
+from agentrl.learner.updates import cut_updates
 
 
 def batches(algorithm, count=10):
@@ -28,7 +35,12 @@ def batches(algorithm, count=10):
             groups = wandering_groups(source, VOCABULARY, calls=3)
         else:
             groups = groups_of_one_turn(source, VOCABULARY, groups=3, size=4, prompt=9, longest=6)
-        made.append(build_batch(groups, algorithm)[0])
+        batch = build_batch(groups, algorithm)[0]
+        if algorithm.loss.critic is not None:
+            values = np.random.default_rng(seed)
+            extra = {name: values.normal(size=len(batch.version)) for name in ("value", "return")}
+            batch = replace(batch, advantage=values.normal(size=len(batch.version)), extra=extra)
+        made.append(batch)
     return made
 
 
@@ -97,3 +109,126 @@ def train(ranks, folder, algorithm, dtype, training=None, count=10):
 
 def alone(*arguments):
     return train(Ranks.alone(), *arguments)
+
+
+def resume(ranks, source, saved, algorithm, dtype, training, first, stop, into=None):
+    """Go on from the checkpoint ``saved``, where there is one, with batches ``[first, stop)``; saved into ``into``."""
+    made = learner_of(ranks, source if saved is None else saved, build(algorithm), dtype, **training)
+    if saved is not None:
+        made.load_state(saved)
+    losses = [made.step(batch).metrics["policy/loss"] for batch in batches(build(algorithm), stop)[first:]]
+    if into is not None:
+        made.save(into)
+        made.save_state(into)
+    return losses, weights_of(made), made.version
+
+
+def save(ranks, folder, algorithm, into, training, steps=1):
+    """The folder of a learner that took steps, its state, and one of lent weights; with what was lent."""
+    made = learner_of(ranks, folder, build(algorithm), **training)
+    for batch in batches(build(algorithm), steps):
+        made.step(batch)
+    made.save(into / "saved")
+    made.save_state(into / "saved")
+    with made.lend("a test") as weights:
+        weights.save(into / "lent")
+        names = weights.names()
+        dtypes = dict.fromkeys(names, "bfloat16")
+        told = weights.digests(dtypes), weights.logprobs([1, 2, 3, 4, 5]), names
+        if weights.adapter is not None:
+            weights.adapter.save(into / "adapter")
+            adapted = {name: "float32" for name, _ in weights.adapter.tensors()}
+            told += (weights.adapter.digests(adapted), weights.adapter.merged_logprobs([1, 2, 3], dtypes))
+    return told
+
+
+def go_back(ranks, folder, saved, algorithm, training):
+    """A learner that learned otherwise, back at the checkpoint ``saved``, and one that was resumed there."""
+    made = learner_of(ranks, folder, build(algorithm), **training)
+    for batch in reversed(batches(build(algorithm), 3)):
+        made.step(batch)
+    made.go_back(saved, 7)
+    resumed = learner_of(ranks, saved, build(algorithm), **training)
+    resumed.load_state(saved)
+    last = batches(build(algorithm), 4)[-1]
+    losses = [each.step(last).metrics["policy/loss"] for each in (made, resumed)]
+    return losses, weights_of(made), weights_of(resumed), made.version
+
+
+def load(ranks, folder, algorithm, training):
+    """Only the error of a state that is not whole."""
+    learner_of(ranks, folder, build(algorithm), **training).load_state(folder)
+
+
+def spoilt(ranks, folder, algorithm):
+    """Metrics of steps on a batch whose gradient is zero, and on one that has a term that is no number."""
+    made = learner_of(ranks, folder, build(algorithm))
+    before = weights_of(made)
+    batch = batches(build(algorithm), 1)[0]
+    made.step(replace(batch, advantage=batch.advantage * 0.0))
+    logprob = batch.logprob.copy()
+    logprob[0] = float("nan")
+    bad = made.step(replace(batch, logprob=logprob)).metrics
+    same = all(torch.equal(tensor, before[name]) for name, tensor in weights_of(made).items())
+    good = made.step(batch).metrics
+    return same, bad["policy/updated"], bad["policy/loss"], good["policy/updated"]
+
+
+def small(ranks, folder, algorithm, dtype):
+    """One path, which leaves all ranks but one without a pass, and the scores of another."""
+    made = learner_of(ranks, folder, build(algorithm), dtype)
+    recording = Recording(made)
+    whole = batches(build(algorithm), 1)[0]
+    lot = replace(whole, update=whole.targets.path)
+    only = cut_updates(lot)[0][1]
+    result = made.step(only)
+    scores = made.score(only.targets, only.paths)
+    return recording.gradients[0], result, scores
+
+
+def forever(ranks, folder, algorithm, started):
+    """Steps without end."""
+    made = learner_of(ranks, folder, build(algorithm))
+    batch = batches(build(algorithm), 1)[0]
+    while True:
+        made.step(batch)
+        (started / str(ranks.rank)).touch()
+
+
+def hang(ranks):
+    """The last rank does not take part in what the others wait for."""
+    if ranks.rank == ranks.size - 1:
+        time.sleep(8)
+        return None
+    with ranks.guarding("take a step"):
+        return ranks.add_up(torch.ones(1))
+
+
+def learn_in_turn(ranks, folder, algorithm):
+    """Whether one rank at a time had the whole model."""
+    times = []
+
+    def watched(path):
+        times.append(time.monotonic())
+        model = load_model(path)
+        time.sleep(0.2)
+        times.append(time.monotonic())
+        return model
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "load_model", watched)
+        patched.setattr(module, "SMALL", 1)
+        Learner(folder, TrainingSection(learning_rate=1e-2), build(algorithm).loss, seed=0, ranks=ranks)
+    return times
+
+
+def sharing(ranks, folder, algorithm, tokens):
+    """The passes of every rank: how many tokens each has, and 0 for one that is idle."""
+    made = learner_of(ranks, folder, build(algorithm), tokens_per_batch=tokens)
+    shared = []
+    for batch in batches(build(algorithm)):
+        first = np.flatnonzero(is_learned(batch, build(algorithm).loss))
+        whole, own = made._policy.lay_out(batch.paths, batch.targets, tokens, first=first)
+        costs = Costs.of(made.model)
+        shared.append(([0.0 if isinstance(work, Idle) else costs(work) for work in own], [costs(w) for w in whole]))
+    return shared
