@@ -24,6 +24,7 @@ from agentrl.learner.learner import PARTS, STATE
 from agentrl.learner.model_writer import write_spread
 from agentrl.learner.parts import are_whole
 from agentrl.learner.ranks import Ranks
+from agentrl.training.checkpoints import is_whole
 
 EXACT = {"float64": (1e-12, 1e-9, 1e-12), "float32": (1e-5, 1e-5, 1e-6)}
 """By how much gradients (of each tensor's norm), weights and losses may differ."""
@@ -215,6 +216,8 @@ def test_a_checkpoint_is_gone_back_to(processes, rounded, tmp_path):
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_part_that_is_not_whole_is_named_on_every_rank(processes, rounded, tmp_path, harm):
     processes.run(2, CASE + "resume", rounded, None, "grpo", "float32", {}, 0, 1, tmp_path)
+    (tmp_path / "checkpoint.json").write_text("{}")
+    assert is_whole(tmp_path)
     part = max((tmp_path / PARTS).glob("*.safetensors"))
     if harm == "missing":
         part.unlink()
@@ -222,7 +225,7 @@ def test_a_part_that_is_not_whole_is_named_on_every_rank(processes, rounded, tmp
         with part.open("r+b") as file:
             file.seek(-8, 2)
             file.write(b"spoilt!!")
-    assert not are_whole(tmp_path / PARTS)
+    assert not is_whole(tmp_path)
     for error in processes.run(2, CASE + "load", tmp_path, "grpo", {}):
         assert isinstance(error, RunError)
         assert part.name in str(error)
