@@ -38,6 +38,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``proof``
     Milliseconds of the parts of the proof of an update, and its share of a training step. To reach: under 2 % of a
     step of the pretrained model.
+``ranks``
+    Seconds of a learner's step on one rank with FSDP beside the plain learner, and on two ranks of one thread beside
+    one process of two; ``--model`` says of what. To reach: under 3 % more for FSDP, and less time on two ranks.
 ``staleness``
     Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
     beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
@@ -89,7 +92,7 @@ NAMES = (
         "modes",
         "proof",
     ),
-    *("staleness", "store", "train_step", "updates", "view", "waiting"),
+    *("ranks", "staleness", "store", "train_step", "updates", "view", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",
@@ -97,6 +100,7 @@ ON_THE_PRETRAINED = {
     "learner": "--load short --threads 2 --repeat 2",
     "learner_limit": "--precision float32 bfloat16 --training whole lora --repeat 1",
     "proof": "--steps 1",
+    "ranks": "--load short --repeat 3",
     "train_step": "--max-tokens 32 --blocks 1 --steps 3 --sides agentrl TRL",
     "updates": "--updates 3 --under-way 8",
 }
