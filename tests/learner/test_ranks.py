@@ -79,7 +79,7 @@ def test_ten_batches_train_as_on_one_process(processes, folder, size, dtype):
 
 VARIANTS = {
     "trees cut, and layers computed again": ("grpo", {"tokens_per_batch": 40, "gradient_checkpointing": True}),
-    "an adapter": ("grpo", {"lora": {"rank": 2}, "tokens_per_batch": 60, "learning_rate": 1e-4}),
+    "an adapter": ("grpo", {"lora": {"rank": 2}, "tokens_per_batch": 60, "learning_rate": 1e-6}),
     "clipped": ("dapo", {"max_grad_norm": 0.01, "tokens_per_batch": 60}),
     "a sequence's ratio": ("gspo", {"minibatches": 2}),
     "a critic": ("ppo", {"weight_decay": 0.1}),
@@ -87,8 +87,11 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_whatever_is_trained_is_trained_as_on_one_process(processes, folder, variant):
+def test_whatever_is_trained_is_trained_as_on_one_process(processes, folder, tmp_path, variant):
     algorithm, training = VARIANTS[variant]
+    if "lora" in training:  # one that has learned: the gradient of half of it is 0 in the beginning
+        rank_cases.resume(Ranks.alone(), folder, None, "grpo", "float64", {"lora": {"rank": 2}}, 0, 1, tmp_path)
+        folder = tmp_path
     one = rank_cases.alone(folder, algorithm, "float64", training, 4)
     check(processes.run(4, CASE + "train", folder, algorithm, "float64", training, 4), one, "float64")
 
