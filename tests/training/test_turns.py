@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from agentrl import Trainer, load_config
+from agentrl import Trainer, load_config, open_run
 from agentrl.errors import ConfigError
 from agentrl.learner.learner import Learner
 from agentrl.reporting.plain import PlainReporter
@@ -98,6 +98,9 @@ def test_an_engine_that_sleeps_samples_nothing_during_a_step_and_the_learners_st
         monkeypatch.setitem(registered.start.__globals__, "LOG", log)
         summary = trainer.train("math")
     assert (summary.outcome, summary.steps) == ("completed", 2)
+    rows = [line.metrics for line in open_run(tmp_path / "run").metrics() if not line.is_evaluation]
+    assert len(rows) == 2
+    assert all(row["seconds/sleep"] > 0 and row["seconds/wake"] > 0 for row in rows)
     assert log == ["aside", "start", *(["sleep", "step", "aside", "wake", "update"] * 2)]
 
 

@@ -106,7 +106,7 @@ class TrainingLoop:
         if self.serving is not None and (engine := sleeper(self.serving.backend)) is not None:
             from agentrl.training.turns import Turns
 
-            self._turn = Turns(self.learner, engine, config.inference.timeout).learning
+            self._turn = Turns(self.learner, engine, config.inference.timeout, self._stopwatch).learning
         self._agreement = MismatchWatch(warn)
         self._run = Run(recorder.folder.path)
         self._health = Health(config.health, config.training.steps, config.rollout.max_staleness)
@@ -274,9 +274,9 @@ class TrainingLoop:
         """Make new weights of the groups of a step; returns the learner's metrics."""
         self.recorder.batch(taken.groups)
         self.recorder.reporter.activity_started("learning")
-        with self._stopwatch.time("learner"):
-            what = f"the learner to take step {self.learner.version + 1}"
-            async with self._turn():
+        what = f"the learner to take step {self.learner.version + 1}"
+        async with self._turn():
+            with self._stopwatch.time("learner"):
                 return await finish_within(self.config.training.timeout, what, self._learn, taken)
 
     def _judge(self, proven: Mapping[str, float]) -> _Judged:

@@ -168,14 +168,7 @@ class LearnerRank:
             lease.__exit__(None, None, None)
 
     def of_weights(self, number: int, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of lent weights; the first rank tells what it returns.
-
-        What ``send`` names is called in the first alone; the others help it to put the tensors together.
-        """
-        if method == "send" and self._rank:
-            for _ in self._lent[number].tensors():
-                pass
-            return None
+        """Call a method of lent weights; the first rank tells what it returns."""
         result = getattr(self._lent[number], method)(*args, **kwargs)
         return result if self._rank == 0 else None
 

@@ -11,6 +11,7 @@ from agentrl.inference.contract import Sleeper
 from agentrl.learner.contract import Trainable
 from agentrl.loops import finish_in_thread
 from agentrl.training.deadlines import within
+from agentrl.training.stopwatch import Stopwatch
 
 __all__ = ["Turns", "check_turns"]
 
@@ -40,11 +41,15 @@ def check_turns(config: Config) -> None:
 class Turns:
     """Has an engine sleep while the learner steps, and the learner's states aside else."""
 
-    def __init__(self, learner: Trainable, engine: Sleeper, timeout: float) -> None:
-        """``timeout`` is how many seconds the engine has for falling asleep, and for waking."""
+    def __init__(self, learner: Trainable, engine: Sleeper, timeout: float, stopwatch: Stopwatch) -> None:
+        """``timeout`` is how many seconds the engine has for falling asleep, and for waking.
+
+        What the two changes of turn take is added to ``stopwatch``, as ``sleep`` and ``wake``.
+        """
         self._learner = learner
         self._engine = engine
         self._timeout = timeout
+        self._stopwatch = stopwatch
 
     @contextlib.asynccontextmanager
     async def learning(self) -> AsyncIterator[None]:
@@ -52,8 +57,10 @@ class Turns:
 
         Raises ``BackendError`` where the engine does not fall asleep or wake in time.
         """
-        await within(self._timeout, "the inference engine to fall asleep", self._engine.sleep())
-        await finish_in_thread(self._learner.bring_back)
+        with self._stopwatch.time("sleep"):
+            await within(self._timeout, "the inference engine to fall asleep", self._engine.sleep())
+            await finish_in_thread(self._learner.bring_back)
         yield
-        await finish_in_thread(self._learner.set_aside)
-        await within(self._timeout, "the inference engine to wake", self._engine.wake())
+        with self._stopwatch.time("wake"):
+            await finish_in_thread(self._learner.set_aside)
+            await within(self._timeout, "the inference engine to wake", self._engine.wake())

@@ -123,11 +123,6 @@ class VllmBackend:
         await running.naps.wake(running.fleet.replicas)
 
     @property
-    def moved_bytes(self) -> int:
-        """Bytes of the weights that the last update gave each server."""
-        return 0 if self._running is None else self._running.weights.moved
-
-    @property
     def replicas(self) -> Sequence[Replica]:
         """The replicas, in order; empty while the backend does not run."""
         return () if self._running is None else self._running.fleet.replicas
@@ -216,13 +211,15 @@ class VllmBackend:
             async for chunk in chunks:
                 yield chunk
 
-    async def update_weights(self, weights: Weights) -> None:
+    async def update_weights(self, weights: Weights) -> int:
         """Put new weights into every server; a server that does not take them is taken out and started anew with them.
 
-        Raises ``BackendError`` where they fit no server, or a server's prefix cache serves what older ones computed.
+        Returns how many bytes each was given. Raises ``BackendError`` where they fit no server, or a server's prefix
+        cache serves what older ones computed.
         """
         running = self._started()
         await running.weights.put(weights, running.fleet.replicas)
+        return running.weights.moved
 
     async def held_weights(self) -> HeldWeights:
         """Returns what the servers hold; see ``Backend``. Of one that is lost meanwhile, its successor is asked."""
