@@ -2,8 +2,9 @@
 
 It trains the quickstart unchanged, and then takes SmolLM2 (where ``agentrl-smollm2`` is installed) and random models
 of the shapes of Qwen3-0.6B and Qwen3-4B: tokens a second of engine and learner, the learner's share of the device's
-measured matrix products (MFU), the memory plan beside what was taken, and the mismatch KL in bfloat16. With
-``--device cpu --small`` it goes the same way with a small shape, to show that it does.
+measured matrix products (MFU), the memory plan beside what was taken, and the mismatch KL in bfloat16. With ``--vllm
+PYTHON`` it measures vLLM on the learner's GPU: how long falling asleep, waking and taking weights are. With ``--device
+cpu --small`` it goes the same way with a small shape, to show that it does.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a small shape, few tokens and one step of the quickstart")
     parser.add_argument("--minutes", type=float, default=10.0, help="what is not begun by then is left out")
+    parser.add_argument("--vllm", type=Path, help="an interpreter with vLLM: learner and server then share the GPU")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         print("torch finds no CUDA device: nothing is measured (--device cpu --small shows the way)", file=sys.stderr)
@@ -50,7 +52,18 @@ def main() -> int:
         shapes = {"qwen3-small": SMALL} if options.small else SHAPES
         for name, settings in shapes.items():
             _shape(name, Path(place), options, settings, ends, peak)
+        _colocated(Path(place), options, ends)
     return 0
+
+
+def _colocated(place: Path, options: argparse.Namespace, ends: float) -> None:
+    """vLLM on the learner's GPU, where an interpreter with a build for GPUs is named."""
+    if options.vllm is None or not options.device.startswith("cuda"):
+        print("colocated vLLM: left out: it needs a GPU, and --vllm PYTHON with a vLLM for it")
+        return
+    folder = random_model("qwen3-0.6b", place / "colocated")
+    command = [sys.executable, "-m", "tests.gpu.colocated", str(folder), str(options.vllm)]
+    _say("colocated vLLM", _run(command, ends))
 
 
 def _quickstart(place: Path, options: argparse.Namespace, ends: float) -> None:
