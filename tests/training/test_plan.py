@@ -49,6 +49,47 @@ def test_weights_gradients_and_moments_are_counted_by_the_settings(tiny_folder):
     assert adapter["gradients"] < count
 
 
+def test_processes_share_weights_and_optimiser_and_each_has_a_pass_of_its_own(tiny_folder):
+    one, two, four = (planned(tiny_folder, f"training.processes={count}") for count in (1, 2, 4))
+    assert two.parts["weights"] == four.parts["weights"] == one.parts["weights"]
+    assert four.parts["optimiser"] == one.parts["optimiser"]
+    (alone,) = (size for name, size in one.parts.items() if name.startswith("a pass"))
+    assert two.parts["a pass of 8,192 tokens in each"] == 2 * alone
+    assert four.parts["libraries"] == 2 * two.parts["libraries"]
+    assert 0 < two.parts["layers put together in each"] < 2 * 3 * one.parts["weights"]
+    assert "memory, of 4 processes: about " in str(four)
+    half = planned(tiny_folder, "training.processes=2", "training.precision=bfloat16")
+    assert half.parts["weights"] == two.parts["weights"]  # The shares are the float32 masters.
+    adapter = planned(tiny_folder, "training.processes=2", "training.lora=4")
+    assert adapter.parts["optimiser"] < two.parts["optimiser"] / 4
+
+
+def test_each_gpu_holds_a_share(monkeypatch, tiny_folder):
+    monkeypatch.setattr(planning, "find_device", lambda name, key: torch.device("cuda", 0))
+    monkeypatch.setattr(planning, "learner_device", lambda config: torch.device("cuda", 0))
+    monkeypatch.setattr(planning, "_footprint", lambda *_: type("Pass", (), {"bytes": lambda self, tokens: tokens})())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    one, four = (planned(tiny_folder, "training.precision=float32", *more) for more in ((), ("training.processes=4",)))
+    assert four.parts["weights"] == pytest.approx(one.parts["weights"] / 4, abs=4)
+    assert four.parts["optimiser"] == pytest.approx(one.parts["optimiser"] / 4, abs=4)
+    assert four.parts["a pass of 8,192 tokens in each"] == one.parts["a pass of 8,192 tokens"]
+    assert four.host == {"libraries": 4 * planning.PROCESS}
+    assert "memory of cuda:0, and of each other process: about" in str(four)
+    aside = planned(tiny_folder, "training.processes=4", "training.optimiser={offload: true}")
+    assert aside.host["optimiser"] == one.parts["optimiser"]
+    assert "weights" not in aside.parts
+
+
+def test_what_other_machines_have_is_not_known_and_nothing_is_refused(monkeypatch, tiny_folder):
+    free(monkeypatch, 1)
+    told = []
+    config = load_config(None, CPU, "training.processes=4", "scheduler=ray", environ={})
+    assert planning.planned(config, tiny_folder, told.append, samples=False).training.tokens_per_batch == 8192
+    (line,) = told
+    assert "memory: each process of the learner takes about " in line
+    assert "where scheduler.type=ray places it, whose memory is not known here: weights " in line
+
+
 def test_a_pass_takes_less_with_checkpointing_and_in_bfloat16_and_in_proportion_to_its_tokens(tiny_folder):
     def passing(*settings):
         return next(size for name, size in planned(tiny_folder, *settings).parts.items() if name.startswith("a pass"))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.training.killing import Process, Runs, Trained, assert_the_same
+from tests.training.test_sft import conversations
 from tests.warm import WarmInterpreter
 
-from agentrl import open_run
+from agentrl import Trainer, load_config, open_run
+from agentrl.reporting.plain import PlainReporter
 
 TWO = ("training.processes=2", "evaluation.every=0")
 
@@ -115,6 +119,50 @@ def test_no_rank_outlives_the_run_that_is_killed(runs: Runs) -> None:
     process.wait(30)
     _, alive = psutil.wait_procs(found, timeout=10)
     assert alive == []
+
+
+def losses(runs: Runs, name: str) -> list[float]:
+    return [line.metrics["policy/loss"] or 0.0 for line in open_run(runs.folder / "runs" / name).steps()]
+
+
+def test_stored_episodes_are_trained_by_two_processes_as_by_one(runs: Runs, whole: Trained) -> None:
+    """In this process, from a script."""
+    source = runs.folder / "runs" / "whole"
+    for processes in (1, 2):
+        settings = (f"run.dir={runs.folder / 'runs'}", f"run.name=again-{processes}", "training.steps=3")
+        config = load_config(source / "config.yaml", *settings, f"training.processes={processes}", environ={})
+        with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
+            assert trainer.replay(source).outcome == "completed"
+    assert losses(runs, "again-2") == pytest.approx(losses(runs, "again-1"), abs=1e-5)
+    assert losses(runs, "again-2") == losses(runs, "whole")[:3]
+
+
+def test_conversations_are_imitated_by_two_processes_as_by_one_and_a_loss_is_outlived(runs: Runs) -> None:
+    chats = conversations(runs.folder / "chats.jsonl", 60)
+    small = (f"run.dir={runs.folder / 'runs'}", "training.steps=4", "training.checkpoint_every=1", "model=tiny")
+    for processes in (1, 2):
+        reporter = _KillsRank(step=3) if processes == 2 else PlainReporter(io.StringIO())
+        config = load_config(None, *small, f"run.name=sft-{processes}", f"training.processes={processes}", environ={})
+        with Trainer(config, reporter=reporter) as trainer:
+            summary = trainer.sft(chats)
+        assert (summary.outcome, summary.steps, summary.restarts) == ("completed", 4, processes - 1)
+    assert losses(runs, "sft-2") == pytest.approx(losses(runs, "sft-1"), abs=1e-5)
+
+
+class _KillsRank(PlainReporter):
+    """Kills a rank once, when so many steps are done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(io.StringIO())
+        self._step = step
+
+    def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().step_finished(step, metrics)
+        if step == self._step:
+            self._step = -1
+            children = psutil.Process().children()
+            (first, *_) = [each for each in children if "agentrl.hosting" in " ".join(each.cmdline())]
+            first.children()[0].kill()
 
 
 def test_it_is_told_where_the_processes_are_going_to_be(runs: Runs) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrl.config.models import Config
-from agentrl.config.training import TrainingSection
 from agentrl.costs.meter import CostMeter
 from agentrl.errors import AgentRLError
 from agentrl.learner.adapters import plan_adapter
@@ -21,7 +20,6 @@ from agentrl.learner.folder import check_unquantised
 from agentrl.learner.learner import Learner
 from agentrl.learner.optimiser import check_optimiser
 from agentrl.loops import finish_in_thread
-from agentrl.machine import find_device
 from agentrl.plugins import Plugins
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
@@ -33,6 +31,7 @@ from agentrl.runs.metrics import MetricsLog
 from agentrl.runs.store import EpisodeStore
 from agentrl.training.checkpointer import Checkpointer
 from agentrl.training.interrupts import Interrupts
+from agentrl.training.learner_device import learner_device
 from agentrl.training.recorder import RunRecorder
 from agentrl.training.stopwatch import Stopwatch
 
@@ -83,12 +82,13 @@ def recording(
         yield RunRecorder(folder, store, metrics, trackers, hooks, told, CostMeter(config.prices))
 
 
-def check_learner(folder: Path, training: TrainingSection, note: Callable[[str], None]) -> None:
-    """Raise ``ConfigError`` where the model in ``folder`` cannot be trained as ``training`` says.
+def check_learner(folder: Path, config: Config, note: Callable[[str], None]) -> None:
+    """Raise ``ConfigError`` where the model in ``folder`` cannot be trained as ``config`` says.
 
     ``note`` is told what is going to be trained, where that is not the whole model.
     """
-    check_optimiser(training.optimiser, find_device(training.device, "training.device"))
+    training = config.training
+    check_optimiser(training.optimiser, learner_device(config), together=training.processes > 1)
     check_unquantised(folder)
     if training.lora is not None:
         note(str(plan_adapter(folder, training.lora)))

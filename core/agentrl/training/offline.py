@@ -99,7 +99,7 @@ def resolve_offline(config: Config, plugins: Plugins, reporter: Reporter, *, res
     check_command(algorithm, "replay", "train")
     folder = find_model(plugins, config.model)
     config = with_learning_rate(config, folder)
-    check_learner(folder, config.training, reporter.note)
+    check_learner(folder, config, reporter.note)
     chat = load_chat(folder, config.model)
     check_vocabulary(source, config, plugins, chat, "model")
     sources = Sources.of(algorithm, config, plugins, folder)

@@ -7,7 +7,8 @@ import torch
 from agentrl.config.models import Config
 from agentrl.errors import ConfigError
 from agentrl.hosting.contract import Hosts
-from agentrl.machine import find_device, usable_processors
+from agentrl.machine import usable_processors
+from agentrl.training.learner_device import is_elsewhere, learner_device
 
 __all__ = ["check_placement", "placed", "rank_configs"]
 
@@ -34,10 +35,10 @@ def check_placement(config: Config, *, starts: bool) -> None:
             fix="set training.device=cuda, which gives process N the device cuda:N",
             key="training.device",
         )
-    if config.scheduler.type != "local":
-        return  # Its machines are others.
+    if is_elsewhere(config):
+        return
     gpus = torch.cuda.device_count()
-    if find_device(training.device, "training.device").type == "cuda" and count > gpus:
+    if learner_device(config).type == "cuda" and count > gpus:
         raise ConfigError(
             f"training.processes={count} is more than the {gpus} GPUs of this machine, of which each process needs one",
             fix=f"set training.processes={gpus}, or training.device=cpu",
@@ -50,9 +51,7 @@ def rank_configs(config: Config, hosts: Hosts) -> list[Config]:
     training, count = config.training, config.training.processes
     if count == 1 and not hosts.elsewhere:
         return [config]
-    device = training.device
-    if device == "auto":
-        device = find_device(device, "training.device").type
+    device = learner_device(config).type if training.device == "auto" else training.device
     # Elsewhere a process sees only the GPU that it was given.
     devices = [f"cuda:{rank}" if device == "cuda" and not hosts.elsewhere else device for rank in range(count)]
     return [config.setting("training", training.model_copy(update={"device": each})) for each in devices]
@@ -61,9 +60,9 @@ def rank_configs(config: Config, hosts: Hosts) -> list[Config]:
 def placed(config: Config) -> str:
     """Where the learner's processes will be, in a sentence."""
     count = config.training.processes
-    if config.scheduler.type != "local":
+    if is_elsewhere(config):
         return f"{count} processes train the model, where scheduler.type={config.scheduler.type} places them"
-    if find_device(config.training.device, "training.device").type == "cuda":
+    if learner_device(config).type == "cuda":
         return f"{count} processes of this machine train the model, on cuda:0 to cuda:{count - 1}"
     processors = usable_processors()
     each, threads = max(1, processors // count), "thread" if processors < 2 * count else "threads"

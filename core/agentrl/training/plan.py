@@ -20,6 +20,7 @@ from agentrl.learner.adapters import AdapterPlan, plan_adapter
 from agentrl.learner.folder import precision_on
 from agentrl.learner.footprint import PassFootprint, measure_pass
 from agentrl.machine import find_device, free_memory, human
+from agentrl.training.learner_device import is_elsewhere, learner_device
 from agentrl.training.phases import ASLEEP, engine_share, needs_of_engine, sampling_phase, set_aside
 
 __all__ = ["MemoryPlan", "plan_memory", "planned"]
@@ -33,6 +34,8 @@ ALLOCATOR = {"cpu": 1.15, "cuda": 1.05}
 """What the allocator takes for each byte of tensors that come and go, since freed pieces do not fit the next ones."""
 LIBRARIES = {"cpu": 50_000_000, "cuda": 500_000_000}
 """The bytes that the libraries take when they first compute: buffers of threads and kernels."""
+PROCESS = 300_000_000
+"""The bytes that each further process takes before it has loaded anything: the interpreter and the libraries."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class MemoryPlan:
     sampling: dict[str, int] = field(default_factory=dict)
     """What there is on ``device`` while an engine samples that sleeps while the learner steps; ``parts`` is then what
     there is during a step. Empty where no engine does."""
+    processes: int = 1
+    """Those that train the model together; ``parts`` are of one where each has a device of its own, else of all."""
 
     @property
     def total(self) -> int:
@@ -71,6 +76,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         where = "memory" if self.device.type == "cpu" else f"memory of {self.device}"
+        if self.processes > 1:
+            where += f", of {self.processes} processes" if self.device.type == "cpu" else ", and of each other process"
         text = f"{where}: about {human(self.total)} of the {human(self.free)} that are free: {_listed(self.parts)}"
         if self.sampling:
             text += f" during a step, and {_listed(self.sampling)} while the engine samples"
@@ -95,6 +102,21 @@ class _Sizes:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(self.config)  # type: ignore[no-untyped-call]
         return int(model.num_parameters())
+
+    @cached_property
+    def gathered(self) -> tuple[int, int]:
+        """Of a model that is spread over processes, the parameters that are put together for a whole pass, and those
+        of its largest layer, which are put together for as long as that is computed."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)  # type: ignore[no-untyped-call]
+        layers = [
+            sum(weight.numel() for weight in layer.parameters())
+            for layer in model.modules()
+            if isinstance(layer, GradientCheckpointingLayer)
+        ]
+        return self.total - sum(layers), max(layers, default=0)
 
     @property
     def kv_numbers(self) -> int:
@@ -137,7 +159,7 @@ def plan_memory(
     transformers raises for a folder that it does not know.
     """
     training, sizes = config.training, _sizes(folder)
-    device = find_device(training.device, "training.device")
+    device = learner_device(config)
     dtype = precision_on(device, training.precision)
     tokens = training.pass_tokens if tokens is None else tokens
     adapter = None if training.lora is None else _adapter(folder, training.lora.model_dump_json())
@@ -145,31 +167,40 @@ def plan_memory(
     weights = sizes.total + (0 if training.lora is None else trained)
     measured = TrainingSection(gradient_checkpointing=training.gradient_checkpointing, lora=training.lora)
     footprint = _footprint(folder, measured.model_dump_json(), device, dtype)
-    offload = training.optimiser.offload
-    optimiser = {
-        "gradients": 4 * trained,
-        "optimiser": (8 if training.optimiser.bits == 32 else 2) * trained,
-        "float32 masters": 4 * trained if offload or dtype != torch.float32 else 0,
-    }
-    parts = {"weights": weights * dtype.itemsize}
-    if not offload:
-        parts |= optimiser
-    parts |= {name: _sizes(each).total * dtype.itemsize for name, each in beside.items()}
     passing = int(footprint.bytes(tokens) * ALLOCATOR[device.type]) + LIBRARIES[device.type]
-    parts[f"a pass of {tokens:,} tokens"] = passing
-    host = dict(optimiser) if offload else {}
+    others = {name: _sizes(each).total * dtype.itemsize for name, each in beside.items()}
+    if training.processes > 1:
+        together = device.type == "cpu" and not is_elsewhere(config)
+        parts, host = _of_processes(training, together, dtype, sizes, trained)
+        count = training.processes if together else 1
+        parts |= others | {f"a pass of {tokens:,} tokens in each": count * passing}
+    else:
+        offload = training.optimiser.offload
+        optimiser = {
+            "gradients": 4 * trained,
+            "optimiser": (8 if training.optimiser.bits == 32 else 2) * trained,
+            "float32 masters": 4 * trained if offload or dtype != torch.float32 else 0,
+        }
+        parts, host = {"weights": weights * dtype.itemsize}, dict(optimiser) if offload else {}
+        if not offload:
+            parts |= optimiser
+        parts |= others
+        parts[f"a pass of {tokens:,} tokens"] = passing
     if samples and config.inference.backend.name == "torch":
         where, engine = _engine(config, sizes, prompt_tokens, (device, dtype), adapter)
         target = parts if where.type == device.type else host
         target["engine"] = engine
     sampling: dict[str, int] = {}
     if samples and device.type == "cuda" and config.inference.backend.options.get("colocate") is True:
-        sampling = _sampling(config, sizes, parts, optimiser if not offload else {}, prompt_tokens)
-        host |= {} if offload else set_aside(optimiser)
+        states: dict[str, int] = {
+            name: parts[name] for name in ("gradients", "optimiser", "float32 masters") if name in parts
+        }
+        sampling = _sampling(config, sizes, parts, states, prompt_tokens)
+        host |= {name: training.processes * size for name, size in set_aside(states).items()}
         parts["the engine, asleep"] = ASLEEP
     host_free = free_memory()[0]
     free = host_free if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    return MemoryPlan(device, parts, host, free, host_free, tokens, sampling)
+    return MemoryPlan(device, parts, host, free, host_free, tokens, sampling, training.processes)
 
 
 def _sampling(
@@ -180,6 +211,26 @@ def _sampling(
     kv = config.rollout.concurrency * length * sizes.kv_numbers * torch.bfloat16.itemsize
     engine = needs_of_engine(sizes.total * torch.bfloat16.itemsize, kv)
     return {**sampling_phase(parts, optimiser, engine), "libraries": LIBRARIES["cuda"]}
+
+
+def _of_processes(
+    training: TrainingSection, together: bool, dtype: torch.dtype, sizes: _Sizes, trained: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What the processes hold that train ``trained`` parameters together, but for their passes: all of them, where they
+    are ``together`` in one memory, and else each; and in the CPU's memory where that is another place."""
+    count, frozen = training.processes, 0 if training.lora is None else sizes.total
+    # The shares of what is trained are kept in float32 and are their own masters.
+    shares = {"weights": frozen * dtype.itemsize + 4 * trained, "gradients": 4 * trained, "optimiser": 8 * trained}
+    whole, layer = sizes.gathered
+    # The weights of the layer that is computed and of the next one, and the gradients of one.
+    gathered = (whole + 2 * layer) * dtype.itemsize + (0 if frozen else 4 * (whole + layer))
+    libraries = {"libraries": count * PROCESS}
+    if together:
+        return shares | {"layers put together in each": count * gathered} | libraries, {}
+    own = {"layers put together": gathered}
+    if training.optimiser.offload:
+        return own, shares | libraries
+    return {name: -(-size // count) for name, size in shares.items()} | own, libraries
 
 
 def _engine(
@@ -219,7 +270,7 @@ def planned(
     """Return ``config`` with ``training.tokens_per_batch`` as a number, and tell ``note`` what the run takes.
 
     ``beside`` and ``samples`` are as for ``plan_memory``. Raises ``ConfigError`` where the run does not fit the memory,
-    with the settings under which it would.
+    with the settings under which it would; what other machines have is not known, and nothing refused then.
     """
     try:
         plan = _fitting(config, folder, beside, samples=samples)
@@ -228,13 +279,20 @@ def planned(
     except Exception as error:  # Whatever a model of somebody else's raises: what it takes is then not known.
         note(f"memory: what the run takes is not known beforehand: {shortened(one_line(error))}")
         return config
-    note(str(plan))
+    if is_elsewhere(config):
+        each = "each process of the learner" if config.training.processes > 1 else "the learner"
+        where = f"where scheduler.type={config.scheduler.type} places it, whose memory is not known here"
+        note(f"memory: {each} takes about {human(plan.total)} {where}: {_listed(plan.parts)}")
+    else:
+        note(str(plan))
     return _trained_by(config, tokens_per_batch=plan.tokens)
 
 
 def _fitting(config: Config, folder: Path, beside: Mapping[str, Path], *, samples: bool) -> MemoryPlan:
     automatic = config.training.tokens_per_batch == "auto"
     plan = plan_memory(config, folder, beside=beside, samples=samples)
+    if is_elsewhere(config):
+        return plan
     while automatic and plan.spare < 0 and plan.tokens > FEWEST_TOKENS:
         plan = plan_memory(config, folder, beside=beside, samples=samples, tokens=plan.tokens // 2)
     if plan.spare >= 0:
@@ -263,7 +321,7 @@ def _savings(training: TrainingSection, plan: MemoryPlan) -> Iterator[tuple[list
     if plan.device.type == "cuda" and not training.optimiser.offload:
         offload = OptimiserSection(bits=training.optimiser.bits, offload=True)
         steps.append(("training.optimiser.offload=true", {"optimiser": offload}))
-    elif training.optimiser.bits == 32:
+    elif training.optimiser.bits == 32 and training.processes == 1:
         steps.append(("training.optimiser.bits=8", {"optimiser": OptimiserSection(bits=8)}))
     if training.lora is None:
         steps.append(("training.lora=16", {"lora": LoraModel()}))

@@ -18,7 +18,6 @@ from agentrl.errors import ConfigError
 from agentrl.inference.contract import Backend
 from agentrl.inference.grammars import grammars_of
 from agentrl.loops import finish_in_thread
-from agentrl.machine import find_device
 from agentrl.reporting.contract import Reporter
 from agentrl.reporting.reporter import Reporters
 from agentrl.reporting.trackers import Trackers
@@ -39,6 +38,7 @@ from agentrl.training.course import Course, check_learner, recording
 from agentrl.training.engine_weights import Lender
 from agentrl.training.evaluation import Evaluator
 from agentrl.training.interrupts import Interrupts
+from agentrl.training.learner_device import learner_device
 from agentrl.training.loop import TrainingLoop
 from agentrl.training.online import OnlineParts, SessionSupply, serving_engine, with_batch_baseline
 from agentrl.training.parts import Parts, default_tasks
@@ -116,7 +116,7 @@ def _taken_up(point: ResumePoint, parts: Parts) -> Resumed:
     folder.reopen(config)
     folder.prune([each.path for each in point.damaged])  # They are made again.
     logged = cut_after(folder.metrics, point.version)
-    device = find_device(config.training.device, "training.device")
+    device = learner_device(config)
     saved = None if point.checkpoint is None else point.checkpoint.path
     return Resumed(
         replay=replay,
@@ -166,7 +166,7 @@ def build(
     the first name or key that is wrong.
     """
     training = parts.config.training
-    check_learner(parts.model_folder, training, reporter.note)
+    check_learner(parts.model_folder, parts.config, reporter.note)
     algorithm = build_algorithm(parts.plugins, parts.config.algorithm, updates=training.minibatches)
     check_command(algorithm, "train")
     if isinstance(parts, Parts) and training.steps:

@@ -99,7 +99,7 @@ def resolve_sft(
     config, algorithm = _with_algorithm(_with_sources(config), plugins)
     folder = find_model(plugins, config.model) if weights is None else weights
     config = with_learning_rate(config, folder)
-    check_learner(folder, config.training, note)
+    check_learner(folder, config, note)
     config = planned(config, folder, note, samples=False)  # Before anything is read, since passes bound conversations.
     chat = load_chat(folder, config.model)
     say("reading the conversations")

@@ -24,7 +24,6 @@ from agentrl.extras import missing_extras
 from agentrl.hosting.contract import Scheduler
 from agentrl.learner.folder import check_unquantised
 from agentrl.learner.optimiser import check_optimiser
-from agentrl.machine import find_device
 from agentrl.plugins import Plugins
 from agentrl.plugins.building import PartLike
 from agentrl.reporting.contract import Reporter
@@ -38,6 +37,7 @@ from agentrl.training.backends import is_chat, named_by_endpoint
 from agentrl.training.choices import Choice, choices, told
 from agentrl.training.evaluation import Evaluation
 from agentrl.training.interrupts import Interrupts, run_to_end
+from agentrl.training.learner_device import learner_device
 from agentrl.training.measure import measure, measure_endpoint
 from agentrl.training.offline import OfflineParts, resolve_offline, train_offline
 from agentrl.training.online import OnlineParts, not_resumed, resolve_online
@@ -381,7 +381,7 @@ class Trainer:
     def _planned(self, parts: RunParts, *, is_original: bool = True) -> RunParts:
         """``parts`` with passes that fit the memory. Says what the run takes, or raises where it does not fit."""
         config, training, folder = parts.config, parts.config.training, parts.model_folder
-        check_optimiser(training.optimiser, find_device(training.device, "training.device"))
+        check_optimiser(training.optimiser, learner_device(config), together=training.processes > 1)
         check_unquantised(folder)
         algorithm = build_algorithm(parts.plugins, config.algorithm, updates=training.minibatches)
         sources = Sources.of(algorithm, config, parts.plugins, folder, is_original=is_original)
