@@ -403,9 +403,12 @@ async def _starting(
 
 
 def _starts_bare(context: BackendContext, settings: VllmSettings) -> bool:
-    """Whether servers start without weights, which the run lends: on machines that need not see the model's folder."""
-    is_elsewhere = context.hosts is not None and context.hosts.elsewhere and not settings.urls
-    return is_elsewhere and context.lend is not None and context.adapter is None and settings.transfer != "folder"
+    """Whether servers are without the run's weights at first, which it lends: on machines that see no folder of it."""
+    if context.lend is None or context.adapter is not None:
+        return False
+    if settings.urls:
+        return settings.transfer in ("stream", "nccl")
+    return context.hosts is not None and context.hosts.elsewhere and settings.transfer != "folder"
 
 
 async def _hosting(

@@ -34,6 +34,8 @@ __all__ = ["HostedServer", "ModelFiles", "ServerHost", "read_model"]
 _WEIGHTS = ".safetensors"
 _SMALL = 64 * 2**20
 """Bytes of the largest file of a model that goes to another machine whole: tokenizers have some tens of millions."""
+_KEPT = 16
+"""Folders, of the newest adapters, that are kept on another machine: the server may read those that it has loaded."""
 _LOOK_S = 1.0
 _STOP_S = 30.0
 _ANSWER_S = 30.0
@@ -218,6 +220,8 @@ class HostedServer:
         self._ending = "was not started"
         self._last = ""
         self._read = 0
+        self._placed: list[str] = []
+        """Names of the folders that were sent there."""
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -278,6 +282,10 @@ class HostedServer:
         files = await run_in_thread(lambda: {each.name: each.read_bytes() for each in folder.iterdir()})
         async with asyncio.timeout(_ANSWER_S):
             path: str = await asyncio.wrap_future(self._host.ask("place", folder.name, files))
+            self._placed.append(folder.name)
+            if len(self._placed) > _KEPT:
+                await asyncio.wrap_future(self._host.ask("forget", self._placed[:-_KEPT]))
+                del self._placed[:-_KEPT]
         return path
 
     async def _start(self, host: Host, deadline: float) -> None:

@@ -20,6 +20,7 @@ from agentrl_vllm.folders import WeightFolders, choose_root
 from agentrl_vllm.generation import Use
 from agentrl_vllm.outcomes import Checked, raise_refused, size_of, take_out, unlike
 from agentrl_vllm.replica import Replica
+from agentrl_vllm.sending import Sent
 from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.transfer import Lend, Transfer, Way, choose_way, find_place
 
@@ -193,7 +194,7 @@ class WeightSync:
             with contextlib.ExitStack() as busy:
                 for each in going:
                     busy.enter_context(each.busy())
-                sent = await transfer.send(weights, servers, self._told[going[0]].dtype)
+                sent = await self._sent(transfer, weights, servers, self._told[going[0]].dtype)
             self.moved = sent.bytes
             faults = {**sent.faults, **sent.refusals}
             for each in going:
@@ -207,6 +208,17 @@ class WeightSync:
                     take_out(replica, life, error)
             if not isinstance(error, BackendError):
                 raise
+
+    async def _sent(
+        self, transfer: Transfer, weights: Weights, servers: Mapping[str, tuple[int, int]], dtype: str
+    ) -> Sent:
+        """Send ``weights`` to paused servers; by a stream from now on where no group of NCCL comes about by itself."""
+        sent = await transfer.send(weights, servers, dtype)
+        if transfer.way != "nccl" or self._settings.transfer != "auto" or len(sent.refusals) < len(servers):
+            return sent
+        self._say(f"new weights go to the servers by stream: {next(iter(sent.refusals.values()))}")
+        self._transfer = Transfer("stream", self._key, control.LOAD_S)
+        return await self._transfer.send(weights, servers, dtype)
 
     async def _let_go_on(self, replica: Replica, life: int, weights: Weights, under_way: control.UnderWay) -> None:
         """Have a paused server serve the ``weights`` that it has taken. Takes it out, and raises, where it does not."""
@@ -318,9 +330,8 @@ class WeightSync:
                 await control.fits(self._client, replica.url, list(weights.names()))
                 await self._pause(replica, "abort")
                 with replica.busy():
-                    sent = await transfer.send(
-                        weights, {replica.url: (description.workers, replica.life)}, description.dtype
-                    )
+                    servers = {replica.url: (description.workers, replica.life)}
+                    sent = await self._sent(transfer, weights, servers, description.dtype)
                 for fault in (*sent.faults.values(), *sent.refusals.values()):
                     raise BackendError(f"{replica.server.name} did not take its weights: {fault}")
                 await self._let_go_on(replica, replica.life, weights, "abort")
