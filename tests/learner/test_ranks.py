@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.learner import rank_cases
-from tests.learner.models import qwen3
+from tests.learner.models import of_kind, qwen3
 from tests.learner.rank_processes import RankProcesses
 from transformers import AutoModelForCausalLM
 
@@ -94,6 +94,38 @@ def test_whatever_is_trained_is_trained_as_on_one_process(processes, folder, tmp
         folder = tmp_path
     one = rank_cases.alone(folder, algorithm, "float64", training, 4)
     check(processes.run(4, CASE + "train", folder, algorithm, "float64", training, 4), one, "float64")
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["all weights", "an adapter"])
+def test_bfloat16_is_computed_in_from_float32_masters(processes, folder, lora):
+    training = {"precision": "bfloat16", "learning_rate": 1e-5, "lora": lora, "tokens_per_batch": 60}
+    one = rank_cases.alone(folder, "grpo", "float32", training, 2)
+    for made in processes.run(2, CASE + "train", folder, "grpo", "float32", training, 2):
+        assert all(tensor.dtype == torch.float32 for tensor in made["gradients"][0].values())
+        for name, tensor in one["weights"].items():
+            assert made["weights"][name].dtype == tensor.dtype
+            torch.testing.assert_close(made["weights"][name], tensor, rtol=0.01, atol=1e-4)
+        for found, expected in zip(made["metrics"], one["metrics"], strict=True):
+            assert found["policy/entropy"] == pytest.approx(expected["policy/entropy"], rel=0.01)
+            assert found["policy/grad_norm"] == pytest.approx(expected["policy/grad_norm"], rel=0.05)
+
+
+def test_experts_on_padded_rows_train_and_are_written_as_on_one_process(processes, chat_tokenizer, tmp_path):
+    source = tmp_path / "source"
+    sizes = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+    of_kind("qwen3_moe", norm_topk_prob=True, **sizes).save_pretrained(source)
+    chat_tokenizer.save_pretrained(source)
+    training = {"learning_rate": 1e-5, "tokens_per_batch": 60}
+    one = rank_cases.alone(source, "grpo", "float32", training, 3)
+    check(processes.run(2, CASE + "train", source, "grpo", "float32", training, 3), one, "float32")
+    folders = tmp_path / "one", tmp_path / "several"
+    for folder in folders:
+        folder.mkdir()
+    rank_cases.save(Ranks.alone(), source, "grpo", folders[0], {"learning_rate": 0.0})
+    processes.run(2, CASE + "save", source, "grpo", folders[1], {"learning_rate": 0.0})
+    expected, found = (load_file(each / "saved" / "model.safetensors") for each in folders)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_rank_without_any_pass_adds_nothing(processes, folder):

@@ -34,7 +34,7 @@ _GRACE = 5.0
 """Seconds in which the end of a rank is noticed after a collective failed for it."""
 _LOOK = 0.05
 """Seconds between looks for what another rank has done."""
-_SAID_BY_THE_NETWORK = ("gloo", "nccl", "timed out", "closed by peer", "connection reset", "store")
+_SAID_BY_THE_NETWORK = ("gloo", "nccl", "timed out", "closed by peer", "connection reset")
 """What errors say that come from talking to another rank, and have no class of their own."""
 
 

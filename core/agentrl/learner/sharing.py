@@ -27,6 +27,8 @@ SLOT_TOKENS = 64
 """What putting the weights together for a pass costs, in tokens of its forward and backward."""
 SLACK = (1.0, 1.15, 1.4)
 """How much larger than an even share of the tokens limits are that are tried: trees cannot be cut evenly."""
+MANY_SLOTS = 8
+"""Slots at the given limit from which on nothing is gained by more."""
 MOST_SLOTS = 4
 """How many more slots than needed are tried."""
 
@@ -93,6 +95,8 @@ def _slots(portion: Portion, limit: int, forest: bool, size: int, costs: Costs) 
         taken = sum(costs(slot[0]) + SLOT_TOKENS * costs.token for slot in slots)
         if taken < least:
             best, least = slots, taken
+        if len(slots) >= MANY_SLOTS:
+            break
     return best
 
 
