@@ -52,6 +52,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Seconds of one whole training step beside TRL's ``GRPOTrainer``: same model, prompts, groups and lengths, though
     here every completion passes through a real client; and where the step's time goes: clients, gateway, engine,
     learner. To reach: no slower than TRL by turns, and 0.7 of it with ``rollout.max_staleness=1``.
+``transfer``
+    Milliseconds of giving an engine new weights, each way beside a memory copy of the same bytes; update, memory and
+    tokens a second of the torch engine with a copy of the learner's weights and with the learner's own.
 ``updates``
     Seconds from the learner's step to the first token of its weights, for a new request and for those under way.
 ``view``
@@ -63,7 +66,7 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     wait as long as a step takes the learner. To reach: 0.95 of what no schedule can beat.
 
 Where agentrl-smollm2 is installed, as in ``tox -e benchmarks``, ``engine``, ``learner``, ``learner_limit``,
-``proof``, ``train_step`` are measured on that pretrained model too, in fewer rounds.
+``proof``, ``train_step``, ``transfer`` are measured on that pretrained model too, in fewer rounds.
 
 Those of the vLLM backend, which need a server, are in ``plugins/agentrl-vllm/benchmarks``.
 
@@ -92,7 +95,7 @@ NAMES = (
         "modes",
         "proof",
     ),
-    *("ranks", "staleness", "store", "train_step", "updates", "view", "waiting"),
+    *("ranks", "staleness", "store", "train_step", "transfer", "updates", "view", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",
@@ -102,6 +105,7 @@ ON_THE_PRETRAINED = {
     "proof": "--steps 1",
     "ranks": "--load short --repeat 3",
     "train_step": "--max-tokens 32 --blocks 1 --steps 3 --sides agentrl TRL",
+    "transfer": "--repeat 3 --tokens 16",
     "updates": "--updates 3 --under-way 8",
 }
 

@@ -19,6 +19,7 @@ from agentrl.algorithms.building import build_algorithm
 from agentrl.config.models import Config
 from agentrl.environ import DISABLE_PLUGINS
 from agentrl.inference.contract import Adapter, Weights
+from agentrl.inference.shared_memory import MemoryAddress, Place, write
 from agentrl.learner.contract import Lease, Scores, StepResult, Targets, TrainBatch
 from agentrl.learner.learner import Learner
 from agentrl.learner.ranks import Ranks
@@ -77,6 +78,24 @@ class CarriedTensor:
         if not self.data.size:
             return torch.empty(self.shape, dtype=dtype)
         return torch.from_numpy(self.data).view(dtype).reshape(self.shape)
+
+
+class _Some:
+    """The next tensors of ``passing``, as many as one answer carries."""
+
+    def __init__(self, passing: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self._passing = passing
+        self.ended = False
+        """Whether there are no others, once these have been passed through."""
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        size = 0
+        for name, tensor in self._passing:
+            yield name, tensor
+            size += tensor.nbytes
+            if size >= _CARRIED:
+                return
+        self.ended = True
 
 
 class LearnerRank:
@@ -181,31 +200,32 @@ class LearnerRank:
         result = getattr(_adapter(self._lent[number]), method)(*args, **kwargs)
         return result if self._rank == 0 else None
 
-    def carry(self, number: int, passing: int, what: str) -> tuple[list[CarriedTensor], bool]:
+    def carry(
+        self, number: int, passing: int, what: str, memory: MemoryAddress | None = None, start: int = 0
+    ) -> tuple[list[CarriedTensor] | list[Place], bool]:
         """The next tensors of those that ``what`` yields of the loan ``number``, and whether there are more.
 
         ``what`` is ``tensors`` of the weights, or ``adapter.tensors`` or ``adapter.merged``; ``passing`` is another
-        number each time that they are passed through. The tensors are told by the first rank alone.
+        number each time that they are passed through. The tensors are told by the first rank alone: where it has
+        written them in ``memory``, from the byte ``start`` on, or without that they themselves.
         """
         key = number, passing
         if key not in self._passing:
             owner, _, method = what.rpartition(".")
             lent = self._lent[number]
             self._passing[key] = getattr(_adapter(lent) if owner else lent, method)()
-        carried: list[CarriedTensor] = []
-        size = 0
-        for name, tensor in self._passing[key]:
-            size += tensor.nbytes
-            if self._rank == 0:
-                carried.append(CarriedTensor.of(name, tensor))
-            if size >= _CARRIED:
-                return carried, True
-        del self._passing[key]
-        return carried, False
-
-    def close(self) -> None:
-        """Part from the other ranks."""
-        self._ranks.leave()
+        some = _Some(self._passing[key])
+        carried: list[CarriedTensor] | list[Place] = []
+        if self._rank:
+            for _ in some:  # All ranks put each tensor together.
+                pass
+        elif memory is None:
+            carried = [CarriedTensor.of(name, tensor) for name, tensor in some]
+        else:
+            carried = write(some, memory, start)
+        if some.ended:
+            del self._passing[key]
+        return carried, not some.ended
 
     @property
     def _own(self) -> Learner:

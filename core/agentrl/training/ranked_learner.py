@@ -21,9 +21,10 @@ from agentrl.config.models import Config
 from agentrl.errors import AgentRLError, HostLostError, RunError
 from agentrl.hosting.contract import Host, Hosts, HostSpec
 from agentrl.inference.contract import TensorDigest
+from agentrl.inference.shared_memory import SharedMemory
 from agentrl.learner.contract import Scores, StepResult, Targets, TrainBatch
 from agentrl.training.placement import rank_configs
-from agentrl.training.rank import AdapterSays, CarriedTensor, Says
+from agentrl.training.rank import AdapterSays, Says
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,13 @@ _CLOSE_S = 10.0
 class RankedLearner:
     """A learner whose ranks are hosts. One call at a time, from any thread."""
 
-    def __init__(self, ranks: Sequence[Host], timeout: float) -> None:
-        """``ranks`` hold ``LearnerRank``s that have loaded nothing, and ``timeout`` bounds every call, in seconds."""
+    def __init__(self, ranks: Sequence[Host], timeout: float, *, near: bool = False) -> None:
+        """``ranks`` hold ``LearnerRank``s that have loaded nothing, and ``timeout`` bounds every call, in seconds.
+
+        ``near`` says whether they are on this machine: weights come through its memory then.
+        """
         self._ranks = ranks
+        self._near = near
         self._timeout = max(timeout - _EARLIER_S, timeout / 2)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -77,7 +82,7 @@ class RankedLearner:
             )
             for rank, own in enumerate(rank_configs(config, hosts))
         ]
-        learner = cls(hosts.start(specs, patience=timeout), timeout)
+        learner = cls(hosts.start(specs, patience=timeout), timeout, near=not hosts.elsewhere)
         try:
             learner._load(folder)
         except BaseException:
@@ -194,16 +199,19 @@ class RankedLearner:
 
         The next ones are on their way while one is used.
         """
-        passing = next(self._numbers)
-        sent = self._sent("carry", number, passing, what)
-        more = True
-        while more:
-            carried: list[CarriedTensor]
-            carried, more = self._answers(sent, "pass its weights on")[0]
-            if more:
-                sent = self._sent("carry", number, passing, what)
-            for tensor in carried:
-                yield tensor.name, tensor.tensor()
+        with contextlib.ExitStack() as stack:
+            memory = stack.enter_context(SharedMemory()) if self._near else None
+            asked = (number, next(self._numbers), what, None if memory is None else memory.address)
+            sent = self._sent("carry", *asked)
+            more = True
+            while more:
+                carried, more = self._answers(sent, "pass its weights on")[0]
+                if more:
+                    sent = self._sent("carry", *asked, 0 if memory is None else carried[-1].end)
+                if memory is not None:
+                    yield from memory.tensors(carried)
+                else:
+                    yield from ((each.name, each.tensor()) for each in carried)
 
     def _refuse_while_lent(self, what: str) -> None:
         if self._lent:
