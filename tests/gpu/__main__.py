@@ -2,9 +2,11 @@
 
 It trains the quickstart unchanged, and then takes SmolLM2 (where ``agentrl-smollm2`` is installed) and random models
 of the shapes of Qwen3-0.6B and Qwen3-4B: tokens a second of engine and learner, the learner's share of the device's
-measured matrix products (MFU), the memory plan beside what was taken, and the mismatch KL in bfloat16. With ``--vllm
-PYTHON`` it measures vLLM on the learner's GPU: how long falling asleep, waking and taking weights are. With ``--device
-cpu --small`` it goes the same way with a small shape, to show that it does.
+measured matrix products (MFU), the memory plan beside what was taken, and the mismatch KL in bfloat16; and of the
+torch engine with a copy of the learner's weights and with the learner's own: seconds of an update, for how long
+requests stand still in it, and the memory. With ``--vllm PYTHON`` it measures vLLM on the learner's GPU: how long
+falling asleep, waking and taking weights are. Where torch finds no GPU it goes the same way with a small shape on the
+CPU, to show that it does.
 """
 
 from __future__ import annotations
@@ -33,17 +35,25 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "qwen3-4b": ("training.gradient_checkpointing=true",),
 }
 """The models, with the settings that each is trained with; bfloat16 is the default on a GPU."""
+SHARING = ("qwen3-0.6b", "qwen3-small")
+"""Those of which engine and learner are tried with shared weights."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", help="by default cuda where torch finds one, else cpu, and --small with it")
     parser.add_argument("--small", action="store_true", help="a small shape, few tokens and one step of the quickstart")
     parser.add_argument("--minutes", type=float, default=10.0, help="what is not begun by then is left out")
     parser.add_argument("--vllm", type=Path, help="an interpreter with vLLM: learner and server then share the GPU")
     options = parser.parse_args()
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if options.device == "cpu":
+            options.small = True
+            left_out = ", ".join(SHAPES)
+            print(f"torch finds no CUDA device: left out are {left_out}, and a small shape is measured on the CPU")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("torch finds no CUDA device: nothing is measured (--device cpu --small shows the way)", file=sys.stderr)
+        print("torch finds no CUDA device: nothing is measured (without --device the CPU is)", file=sys.stderr)
         return 3
     ends = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as place:
@@ -123,6 +133,10 @@ def _shape(
     rows, tokens = ("4", "8") if options.small else ("64", "128")
     module = [sys.executable, "-m", "tests.gpu.engine", str(folder), options.device, "bfloat16", rows, tokens]
     _say(f"{name}: engine", _run(module, ends))
+    for side in ("copied", "shared") if name in SHARING else ():
+        options_of = (f"--device={options.device}", f"--rows={rows}", f"--tokens={tokens}", "--repeat=3")
+        module = [sys.executable, "-m", "tests.benchmarks.transfer", f"--model={folder}", f"--side={side}", *options_of]
+        _say(f"{name}: weights {side}", _run(module, ends))
 
 
 def _run(command: list[str], ends: float) -> dict[str, Any] | None:
