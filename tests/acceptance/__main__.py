@@ -65,6 +65,7 @@ def _checks(scratch: Path, short: bool):
     for agent in AGENTS:
         for seed in seeds:
             yield from learning(agent, seed, scratch)
+    yield from learning(AGENTS[0], SEEDS[0], scratch, processes=2)
     for seed in seeds:
         yield blanked_tools(scratch / f"calculator-{seed}")
     at_rest = list(zip(AGENTS[1:], TEMPERATURES, strict=True)) if short else itertools.product(AGENTS, TEMPERATURES)

@@ -49,16 +49,20 @@ class Check:
         return f"{self.name:44} {self.seconds:8.1f}  {self.figures}  {'ok' if self.passed else 'FAILED'}"
 
 
-def learning(agent: str, seed: int, scratch: Path) -> Iterator[Check]:
-    """Train ``agent`` with the quickstart's config, then evaluate its checkpoint in a second process."""
-    name = f"{agent}-{seed}"
+def learning(agent: str, seed: int, scratch: Path, *, processes: int = 1) -> Iterator[Check]:
+    """Train ``agent`` with the quickstart's config, then evaluate its checkpoint in a second process.
+
+    The model is trained in so many ``processes``.
+    """
+    name = f"{agent}-{seed}" if processes == 1 else f"{agent}-{seed}-in-{processes}"
     began = time.monotonic()
-    agentrl("train", agent, "--config", CONFIG, f"seed={seed}", f"run.dir={scratch}", f"run.name={name}")
+    settings = (f"seed={seed}", f"run.dir={scratch}", f"run.name={name}", f"training.processes={processes}")
+    agentrl("train", agent, "--config", CONFIG, *settings)
     summary = json.loads((scratch / name / "summary.json").read_text())
     before = (summary["reward_before"], summary["reward_before_greedy"])
     after = (summary["reward_after"], summary["reward_after_greedy"])
     yield Check(
-        f"{agent}, seed {seed}, learns",
+        f"{agent}, seed {seed}, learns" + (f" in {processes} processes" if processes > 1 else ""),
         f"sampled {before[0]:.3f} to {after[0]:.3f}, greedy {before[1]:.3f} to {after[1]:.3f}",
         max(before) <= START_AT_MOST and min(after) >= END_AT_LEAST,
         time.monotonic() - began,
@@ -67,7 +71,7 @@ def learning(agent: str, seed: int, scratch: Path) -> Iterator[Check]:
     again = json.loads(agentrl("eval", summary["checkpoint"], "--json"))
     measured = (again["reward"], again["reward_greedy"])
     yield Check(
-        f"{agent}, seed {seed}, evaluates the same",
+        f"{agent}, seed {seed}, evaluates the same" + (f" in {processes} processes" if processes > 1 else ""),
         f"sampled {measured[0]:.3f}, greedy {measured[1]:.3f}",
         measured == after,
         time.monotonic() - began,

@@ -41,6 +41,9 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``ranks``
     Seconds of a learner's step on one rank with FSDP beside the plain learner, and on two ranks of one thread beside
     one process of two; ``--model`` says of what. To reach: under 3 % more for FSDP, and less time on two ranks.
+``schedulers``
+    Seconds that a run takes to start and to end: in one process, with its model in two others, and under the schedulers
+    of plugins that are installed.
 ``staleness``
     Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
     beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
@@ -95,7 +98,7 @@ NAMES = (
         "modes",
         "proof",
     ),
-    *("ranks", "staleness", "store", "train_step", "transfer", "updates", "view", "waiting"),
+    *("ranks", "schedulers", "staleness", "store", "train_step", "transfer", "updates", "view", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",

@@ -11,7 +11,7 @@ import pynvml
 import pytest
 
 from agentrl.config import load_config
-from agentrl.doctor.machine import Gpu, Gpus, _existing_parent, gpu_findings, nvidia_gpus
+from agentrl.doctor.machine import Gpu, Gpus, _existing_parent, _processes, gpu_findings, nvidia_gpus
 from agentrl.doctor.model import model_size
 from agentrl.machine import free_memory, human, usable_processors
 
@@ -207,3 +207,14 @@ def test_a_gpu_that_the_config_leaves_idle_is_a_warning():
     config = load_config(None, "training.device=cpu", environ={})
     levels = [finding.level for finding in gpu_findings(Gpus(torch="2.13.0", cuda="13.0", usable=(SEEN,)), config)]
     assert levels == ["ok", "warning"]
+
+
+def test_processes_have_a_place_or_the_reason_why_not():
+    assert list(_processes(CONFIG)) == []
+    (found,) = _processes(load_config(None, "training.processes=2", "training.device=cpu", environ={}))
+    assert (found.level, found.figures) == ("ok", {"processes": 2})
+    assert "2 processes of this machine train the model" in found.text
+    (found,) = _processes(load_config(None, "training.processes=2", "training.device=cuda:0", environ={}))
+    assert found.level == "problem"
+    assert "training.device=cuda:0 is one GPU" in found.text
+    assert "set training.device=cuda" in found.fix

@@ -121,6 +121,16 @@ def test_no_rank_outlives_the_run_that_is_killed(runs: Runs) -> None:
     assert alive == []
 
 
+def test_a_run_in_two_processes_learns_as_one_in_this(runs: Runs, whole: Trained) -> None:
+    """The whole of it, up to a held-out reward, is part of ``make acceptance``."""
+    runs.whole("alone", "evaluation.every=0")
+    alone = runs.trained("alone")
+    assert alone.keys == whole.keys
+    assert losses(runs, "alone")[0] == pytest.approx(losses(runs, "whole")[0], abs=1e-6)
+    rewards = [[metrics.get("reward/mean") for _, metrics in each.metrics] for each in (alone, whole)]
+    assert rewards[0][:3] == rewards[1][:3]
+
+
 def losses(runs: Runs, name: str) -> list[float]:
     return [line.metrics["policy/loss"] or 0.0 for line in open_run(runs.folder / "runs" / name).steps()]
 

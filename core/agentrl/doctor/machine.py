@@ -37,6 +37,7 @@ def machine(case: Case) -> Iterator[Finding]:
     yield ok(f"{processors} CPUs, {human(memory)} of memory {of}", processors=processors, memory_bytes=memory)
     gpus = Gpus.seen()
     yield from gpu_findings(gpus, case.config)
+    yield from _processes(case.config)
     if case.size is not None:
         on_gpu = gpus.free_bytes(case.config.training.device)
         yield _memory(case.size, case.config, memory if on_gpu is None else on_gpu, on_gpu=on_gpu is not None)
@@ -47,7 +48,8 @@ def _memory(size: ModelSize, config: Config, free: int, *, on_gpu: bool) -> Find
     """Whether learner and engine fit. Loading a model that does not would end this process without a message."""
     at_once = config.inference.concurrency or config.rollout.concurrency
     tokens = at_once * (_PROMPT_TOKENS + (config.rollout.max_tokens or _PROMPT_TOKENS))
-    learner, engine = size.learner_bytes(), size.engine_bytes(tokens, 2 if on_gpu else 4)
+    of_each = config.training.processes if on_gpu else 1  # On the CPU the shares of all are in one memory.
+    learner, engine = size.learner_bytes() // of_each, size.engine_bytes(tokens, 2 if on_gpu else 4)
     need, where = learner + engine, "of GPU memory" if on_gpu else "of memory"
     text = (
         f"training takes about {human(need)} of the {human(free)} {where} that are free: {human(learner)} for weights, "
@@ -61,6 +63,22 @@ def _memory(size: ModelSize, config: Config, free: int, *, on_gpu: bool) -> Find
     if need > _TIGHT * free:
         return warning(text, fix="lower rollout.concurrency or training.tokens_per_batch", **figures)
     return ok(text, **figures)
+
+
+def _processes(config: Config) -> Iterator[Finding]:
+    """Whether there is a place for each of the processes that train the model."""
+    if config.training.processes == 1:
+        return
+    try:
+        from agentrl.training.placement import check_placement, placed
+    except ImportError:  # Without torch, which another finding tells of.
+        return
+    try:
+        check_placement(config, starts=True)  # Whether the scheduler starts any is told when it is built.
+    except ConfigError as error:
+        yield problem(error.message, fix=error.fix or "", like=ConfigError)
+    else:
+        yield ok(placed(config), processes=config.training.processes)
 
 
 def _disk(case: Case) -> Iterator[Finding]:
