@@ -76,9 +76,9 @@ class Collected:
 
     def _take(self, phase: str, info: object) -> None:
         if phase == "start":
-            self._began = time.perf_counter()
+            self._began = time.thread_time()
         else:
-            self.seconds += time.perf_counter() - self._began
+            self.seconds += time.thread_time() - self._began
 
 
 @contextlib.contextmanager

@@ -54,6 +54,8 @@ __all__ = [
 _ENDPOINT_GRACE_S = 5.0
 """Seconds that an endpoint's own deadline comes earlier: its backend can say which endpoint was asked what."""
 
+_YOUNG = 20_000
+"""New objects after which those among them that nobody holds are collected. Python's own 700 are a call's or two."""
 _FILES = 512
 """Open files of a run beside the connections of its agents."""
 
@@ -316,13 +318,17 @@ def reported_load(backend: Backend) -> Callable[[], EngineLoad | None]:
 
 @contextlib.contextmanager
 def frozen_heap() -> Iterator[None]:
-    """Keep the objects that exist now out of garbage collections.
+    """Keep the objects that exist now out of garbage collections, and collect more rarely.
 
     Those are the libraries', half a million that live as long as the process. Traversing them stops every thread for
-    a tenth of a second and more, every few training steps, and frees nothing.
+    a tenth of a second and more, every few training steps, and frees nothing. Of objects that come later, those of
+    calls that are under way outlive a collection where there are many at once, and are traversed again and again.
     """
+    youngest, *older = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(max(youngest, _YOUNG), *older)
     try:
         yield
     finally:
+        gc.set_threshold(youngest, *older)
         gc.unfreeze()
