@@ -174,3 +174,17 @@ def test_code_that_goes_on_regardless_is_broken_again(monkeypatch):
 
     asyncio.run(watch_scoring(None, lambda: score(insists)))
     assert len(caught) == 3
+
+
+def test_a_thousand_tasks_with_a_short_step_each_block_nothing(monkeypatch):
+    reports = []
+
+    async def step():
+        time.sleep(0.002)
+
+    async def scenario():
+        async with LoopWatchdog("many", reports.append, patience=0.4, deadline=60):
+            await asyncio.gather(*(step() for _ in range(700)))
+
+    asyncio.run(scenario())
+    assert reports == []

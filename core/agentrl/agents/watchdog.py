@@ -53,8 +53,8 @@ class LoopWatchdog:
 
     Where the loop has not come round for ``patience`` seconds, that is reported once, with the line of the agent's
     code that blocks it. After ``deadline`` seconds ``Blocked`` is raised inside that code, so that only its own episode
-    fails, and again where the code catches it and goes on. A loop that is only slow because the machine is busy is not
-    reported.
+    fails, and again where the code catches it and goes on. A loop that is only slow because the machine is busy, or
+    because a thousand tasks have a short step each, is not reported.
     """
 
     def __init__(
@@ -106,9 +106,13 @@ class LoopWatchdog:
     def _watch(self) -> None:
         reported = raised = 0.0
         due = self._deadline
+        task, since = 0, 0.0
         while not self._stop.wait(self._patience / 4):
             beat, late = self._beat, self._loop.time() - self._beat
-            if late > self._patience and reported != beat and self._is_held(late) and self._harms():
+            if (now := id(asyncio.current_task(self._loop))) != task or late < since:
+                task, since = now, late  # Another one runs than when it was looked at last.
+            stands = late > self._patience and late - since > self._patience / 5
+            if stands and reported != beat and self._is_held(late) and self._harms():
                 reported = beat
                 self._tell(late)
             if raised != beat:

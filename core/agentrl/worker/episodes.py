@@ -21,7 +21,8 @@ from agentrl.agents.watchdog import LoopWatchdog
 from agentrl.clients import Unclosable, UnclosableSync, client_library
 from agentrl.errors import AgentError, PolicyError
 from agentrl.loops import PATIENCE_S, Borrower
-from agentrl.worker.loop import WorkerLoop, end_if_forked, end_loop_in_forks
+from agentrl.worker.connections import GatewayTransport, origin_of
+from agentrl.worker.loop import WorkerLoop, collect_rarely, end_if_forked, end_loop_in_forks
 from agentrl.worker.protocol import LONGEST, Message, encode, error_to_json, parts_beside, unfit
 from agentrl.worker.variables import endpoint_variables, enter_episode
 
@@ -73,6 +74,7 @@ def run_async_agent(agent: BoundAgent, inbox: Inbox, send: Callable[[bytes], Non
     What runs then is cancelled. ``send`` sends an encoded message. Raises ``ValueError`` for an unexpected message.
     """
     worker = os.getpid()
+    collect_rarely()
     with asyncio.Runner(loop_factory=WorkerLoop) as runner:
         loop = runner.get_loop()
         serving = loop.create_task(_AsyncEpisodes(agent, inbox, send, loop).serve())
@@ -283,19 +285,22 @@ class EpisodeConnections:
 
     def of(self, episode: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for an episode whose ``base_url``, ``api_key`` and ``model`` are given."""
-        return {**episode, "http_client": self._shared()} if self._agent.takes("http_client") else dict(episode)
+        if not self._agent.takes("http_client"):
+            return dict(episode)
+        return {**episode, "http_client": self._shared(episode["base_url"])}
 
-    def _shared(self) -> Any:
+    def _shared(self, base_url: str) -> Any:
         with self._lock:
-            self._client = self._client or _shared_client(is_async=self._agent.is_async)
+            self._client = self._client or _shared_client(base_url, is_async=self._agent.is_async)
             return self._client
 
 
-def _shared_client(*, is_async: bool) -> Any:
+def _shared_client(base_url: str, *, is_async: bool) -> Any:
     library = client_library()
     bases = (Unclosable, library.AsyncClient) if is_async else (UnclosableSync, library.Client)
     limits = library.Limits(max_connections=None, max_keepalive_connections=None)
-    return type("SharedClient", bases, {})(limits=limits, timeout=library.Timeout(600, connect=5))
+    mounts = {origin_of(base_url): GatewayTransport(library)} if is_async else None
+    return type("SharedClient", bases, {})(limits=limits, timeout=library.Timeout(600, connect=5), mounts=mounts)
 
 
 def done(episode: object, returned: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -13,9 +14,22 @@ from typing import Any, TypeVar
 
 from agentrl.loops import AwakeClock, Loop
 
-__all__ = ["WorkerLoop", "end_if_forked", "end_loop_in_forks"]
+__all__ = ["WorkerLoop", "collect_rarely", "end_if_forked", "end_loop_in_forks"]
+
+_YOUNG = 20_000
+"""New objects after which those among them that nobody holds are collected."""
 
 T = TypeVar("T")
+
+
+def collect_rarely() -> None:
+    """Keep what is imported by now out of garbage collections, and collect more rarely.
+
+    Many episodes at once hold much that outlives a collection, to be traversed again at the next. Python's own
+    threshold of 700 new objects is passed with every call.
+    """
+    gc.freeze()
+    gc.set_threshold(max(_YOUNG, gc.get_threshold()[0]), *gc.get_threshold()[1:])
 
 
 class WorkerLoop(Loop):
