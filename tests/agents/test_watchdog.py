@@ -180,7 +180,7 @@ def test_a_thousand_tasks_with_a_short_step_each_block_nothing(monkeypatch):
     reports = []
 
     async def step():
-        time.sleep(0.002)
+        time.sleep(0.002)  # noqa: ASYNC251
 
     async def scenario():
         async with LoopWatchdog("many", reports.append, patience=0.4, deadline=60):
