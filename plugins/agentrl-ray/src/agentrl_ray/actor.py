@@ -16,13 +16,15 @@ import pickle
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from agentrl import AgentRLError
+from agentrl.hosting.contract import error_of_host
 from agentrl_ray.sharing import Mark, faults
 
 __all__ = ["Answer", "Greeting", "HostActor", "Question", "core_version", "printed_since", "without_rays_own"]
@@ -61,9 +63,9 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     """What came of a question."""
 
-    kind: Literal["returned", "raised", "failed"]
-    """``raised``: an error of ours; ``failed``: anything else, in words."""
+    kind: Literal["returned", "raised"]
     payload: bytes
+    """What was returned, or the error, one of ours."""
 
 
 class HostActor:
@@ -71,13 +73,15 @@ class HostActor:
 
     def __init__(self) -> None:
         self._object: Any = None
+        self._name = ""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentrl-host")
         self._next = 0
         self._turned = asyncio.Condition()
         self._running: dict[int, asyncio.Task[Answer]] = {}
 
-    async def greet(self, folder: str) -> Greeting:
-        """Go to ``folder`` where there is one, and say who this is."""
+    async def greet(self, name: str, folder: str) -> Greeting:
+        """Be called ``name``, go to ``folder`` where there is one, and say who this is."""
+        self._name = name
         with contextlib.suppress(OSError):
             os.chdir(folder)
         sys.stdout.flush()
@@ -105,21 +109,21 @@ class HostActor:
             maker = getattr(importlib.import_module(module), name)
             self._object = maker(**pickle.loads(arguments))  # noqa: S301 - Pickled by our own process.
 
-        return await self._answered(asyncio.get_running_loop().run_in_executor(self._thread, made))
+        return await self._answered("start", asyncio.get_running_loop().run_in_executor(self._thread, made))
 
     async def ask(self, question: Question) -> Answer:
         """Answer ``question`` when those of smaller numbers have begun."""
         async with self._turned:
             await self._turned.wait_for(lambda: self._next == question.number)
             self._next += 1
-            task = asyncio.get_running_loop().create_task(self._answered(self._called(question)))
+            task = asyncio.get_running_loop().create_task(self._answered(question.method, self._called(question)))
             await asyncio.sleep(0)  # Coroutines begin in the order of the questions, too.
             self._turned.notify_all()
         self._running[question.number] = task
         try:
             return await task
         except asyncio.CancelledError:
-            return Answer("failed", pickle.dumps("it was cancelled"))
+            return self._failed(question.method, RuntimeError("it was cancelled"))
         finally:
             del self._running[question.number]
 
@@ -159,22 +163,17 @@ class HostActor:
             return await method(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: method(*args, **kwargs))
 
-    async def _answered(self, call: Any) -> Answer:
+    async def _answered(self, what: str, call: Awaitable[Any]) -> Answer:
         try:
             return Answer("returned", pickle.dumps(await call, protocol=pickle.HIGHEST_PROTOCOL))
         except Exception as error:
-            return _failure(error)
+            return self._failed(what, error)
 
-
-def _failure(error: Exception) -> Answer:
-    from agentrl.errors import AgentRLError
-
-    told = "".join(traceback.format_exception(error))
-    print(told, file=sys.stderr, flush=True)
-    if isinstance(error, AgentRLError):
-        with contextlib.suppress(Exception):
-            return Answer("raised", pickle.dumps(error))
-    return Answer("failed", pickle.dumps(f"{type(error).__name__}: {error}"))
+    def _failed(self, what: str, error: Exception) -> Answer:
+        if not isinstance(error, AgentRLError):
+            traceback.print_exception(error)
+            sys.stderr.flush()
+        return Answer("raised", pickle.dumps(error_of_host(error, self._name, what)))
 
 
 def printed_since(offsets: Mapping[str, int]) -> dict[str, bytes]:

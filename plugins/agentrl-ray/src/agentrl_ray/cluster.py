@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
@@ -24,7 +26,11 @@ from agentrl_ray.settings import RaySettings
 
 __all__ = ["Cluster", "joined"]
 
+_log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
+
+_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0, Ray's processes listen at 127.0.0.1 alone, as they do on macOS anyway."""
 
 _QUIET = {
     # Nothing of a run is sent anywhere.
@@ -101,10 +107,11 @@ def _connected(address: str, settings: RaySettings) -> Cluster:
             "scheduler.address out to have one started here",
             key="scheduler.address",
         ) from error
-    return Cluster(info["gcs_address"], own=False)
+    return Cluster(info.address_info["gcs_address"], own=False)
 
 
 def _started(settings: RaySettings, stack: contextlib.ExitStack) -> Cluster:
+    stack.enter_context(_on_loopback())
     # A folder of its own, since Ray's own would lead others who connect to "auto" to this cluster.
     folder = Path(tempfile.mkdtemp(prefix="agentrl-ray-"))
     try:
@@ -112,9 +119,7 @@ def _started(settings: RaySettings, stack: contextlib.ExitStack) -> Cluster:
             address="local",
             num_cpus=settings.cpus,
             include_dashboard=False,
-            dashboard_host=_LOOPBACK,
             runtime_env=settings.runtime_env or None,
-            _node_ip_address=_LOOPBACK,
             _temp_dir=str(folder),
             **_ours(),
         )
@@ -124,7 +129,23 @@ def _started(settings: RaySettings, stack: contextlib.ExitStack) -> Cluster:
             f"Ray could not be started here: {_first_line(error)}", fix=f"its logs are in {folder}/session_latest/logs"
         ) from error
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return Cluster(info["gcs_address"], own=True)
+    return Cluster(info.address_info["gcs_address"], own=True)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Within it, a cluster that is started listens at 127.0.0.1 alone."""
+    before = os.environ.get(_LOOPBACK_ONLY), ray_constants.ENABLE_RAY_CLUSTER
+    # The variable is for processes that are started; in this one it was read when Ray was imported.
+    os.environ[_LOOPBACK_ONLY], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        if before[0] is None:
+            del os.environ[_LOOPBACK_ONLY]
+        else:
+            os.environ[_LOOPBACK_ONLY] = before[0]
 
 
 def _ours() -> dict[str, Any]:
@@ -139,18 +160,22 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray's reports switched off, its warnings left to its own logs, and our handlers of signals kept."""
+    """Ray's reports switched off, what it would print left to its own logs, and our handlers of signals kept."""
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update({name: value for name, value in _QUIET.items() if before[name] is None})
     log, level = logging.getLogger("ray"), logging.getLogger("ray").level
     log.setLevel(logging.CRITICAL)
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    printed = ray_worker.print_to_stdstream
+    # It prints to our standard output what it says of processes that end, which messages of ours tell.
+    ray_worker.print_to_stdstream = lambda data, **_: _log.debug("%s", data)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"ray\b.*")
             yield
     finally:
+        ray_worker.print_to_stdstream = printed
         log.setLevel(level)
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)

@@ -155,6 +155,8 @@ class _Crew:
         self._again: dict[str, float] = {}
         """By the id of a node on which no host could be started: when to try again."""
         self._warned: set[str] = set()
+        self._joining: dict[str, asyncio.Task[None]] = {}
+        """By the id of a node: the host that is being started there."""
 
     @property
     def most(self) -> int:
@@ -189,8 +191,9 @@ class _Crew:
 
     async def leave(self) -> None:
         """Stop every host."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, *self._joining.values()):
+            if task is not None:
+                task.cancel()
         self.carrier.close()
         hosts = [place.host for place in self.carrier.places]
         await asyncio.gather(*(run_in_thread(self._end, host) for host in hosts))
@@ -232,18 +235,24 @@ class _Crew:
                 return
 
     async def _take_new(self) -> None:
+        """Start a host on each node that has none and has room, without waiting for it."""
         for node in await self._with_room():
-            try:
-                host = await run_in_thread(self._start, node)
-            except AgentRLError as error:
-                self._again[node.id] = time.monotonic() + _AGAIN_S
-                self._warn_once(node.id, f"no agents run on {node.words}: {error}")
-            else:
-                self.carrier.add(host, self._settings.cpus)
-                self._resize()
-                if self._runner is not None:
-                    self._runner.warm()
-                self._context.warn(f"agents run on {node.words}, too")
+            self._joining[node.id] = asyncio.get_running_loop().create_task(self._join(node))
+
+    async def _join(self, node: Node) -> None:
+        try:
+            host = await run_in_thread(self._start, node)
+        except AgentRLError as error:
+            self._again[node.id] = time.monotonic() + _AGAIN_S
+            self._warn_once(node.id, f"no agents run on {node.words}: {error}")
+        else:
+            self.carrier.add(host, self._settings.cpus)
+            self._resize()
+            if self._runner is not None:
+                self._runner.warm()
+            self._context.warn(f"agents run on {node.words}, too")
+        finally:
+            del self._joining[node.id]
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
@@ -252,7 +261,7 @@ class _Crew:
 
     async def _with_room(self) -> list[Node]:
         """Nodes that have no host of ours and room for one, the emptiest first, no more than there may be."""
-        taken = {place.host.node_id for place in self.carrier.places}
+        taken = {place.host.node_id for place in self.carrier.places} | self._joining.keys()
         needed = self._resources
         now = time.monotonic()
         nodes = [

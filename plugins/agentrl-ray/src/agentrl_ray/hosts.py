@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import pickle
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ _LOGGED_S = 10.0
 _AT_ONCE = 10_000
 """Questions that a host answers beside each other."""
 _NODE_LABEL = "ray.io/node-id"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ANSWERS = 4
 """Threads that read answers."""
 
@@ -199,8 +201,9 @@ class RayHosts:
             now = time.monotonic()
             if self._closed.is_set():
                 raise RunError(f"the run ended while {asked} waited for room")
+            if node is not None and node.id not in {each.id for each in self.cluster.nodes()}:
+                raise RunError(f"{asked} cannot be on {node.words}, which is gone")
             if now >= deadline:
-                self._free(group)
                 raise RunError(
                     f"waited {patience:g} s for room for {asked} on {where}, which has {self._told(names, node)}",
                     fix="free some of it (`ray status` says who holds it), ask for less, or raise scheduler.patience",
@@ -259,10 +262,11 @@ class RayHosts:
             )
             .remote()
         )
-        return RayHost(spec.name, node, actor, group, getattr(spec, "log", None), self._answers)
+        return RayHost(spec.name, node, actor, group, spec.log, self._answers)
 
     def _greet(self, hosts: Sequence[RayHost], until: float, patience: float) -> None:
-        asked = [host.actor.greet.remote(os.getcwd()) for host in hosts]
+        folder = os.getcwd()
+        asked = [host.actor.greet.remote(host.name, folder) for host in hosts]
         for host, ref in zip(hosts, asked, strict=True):
             host.greeted(self._got(ref, host, until, patience, "to start"))
         here = _Versions.here()
@@ -291,7 +295,7 @@ class RayHosts:
         ]
         for host, spec, ref in zip(hosts, specs, asked, strict=True):
             answer = self._got(ref, host, until, patience, f"to make its {spec.target.rpartition(':')[2]}")
-            host.opened(answer, f"make its {spec.target.rpartition(':')[2]}")
+            host.opened(answer)
 
     def _got(self, ref: Any, host: RayHost, until: float, patience: float, what: str) -> Any:
         """What ``ref`` holds; it is told what is waited for, and raised as the contract of hosts has it."""
@@ -371,7 +375,7 @@ class RayHost:
             self._asked[number] = asked
             # Under the lock, so that questions leave in the order of their numbers.
             ref = self.actor.ask.remote(Question(number, method, payload))
-        ref.future().add_done_callback(lambda answer: self._submit(self._take, number, method, answer))
+        ref.future().add_done_callback(lambda answer: self._submit(self._take, number, answer))
         asked.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
         return asked
 
@@ -393,14 +397,12 @@ class RayHost:
         self.greeting = greeting
         self.log = HostLog(greeting.logs, self._path, f"{self.name}, process {greeting.pid} on {self.node}")
 
-    def opened(self, answer: Answer, what: str) -> Any:
+    def opened(self, answer: Answer) -> Any:
         """What ``answer`` holds. Raises what it says was raised."""
         held = pickle.loads(answer.payload)  # noqa: S301 - Pickled by our own process.
-        if answer.kind == "returned":
-            return held
-        if answer.kind == "raised" and isinstance(held, AgentRLError):
+        if answer.kind == "raised":
             raise held
-        raise RunError(f"{self.name} on {self.node} could not {what}: {held}{self.last_words()}")
+        return held
 
     def error_of(self, error: BaseException) -> AgentRLError:
         """Ray's ``error`` about this host as one of ours."""
@@ -411,7 +413,7 @@ class RayHost:
             )
         if isinstance(error, RayActorError) and "No module named 'agentrl" in str(error):
             return PluginError(
-                f"{self.node} has no agentrl-ray, which {self.name} needs: {_lines(error)}",
+                f"{self.node} has no agentrl-ray, which {self.name} needs: {_last_line(error)}",
                 fix="install agentrl-core and agentrl-ray, of the versions here, in the environment that runs Ray "
                 "there, or name them in scheduler.runtime_env",
             )
@@ -440,13 +442,13 @@ class RayHost:
         with contextlib.suppress(RuntimeError):  # The run is over.
             self._answers.submit(call, *arguments)
 
-    def _take(self, number: int, method: str, answered: Future[Answer]) -> None:
+    def _take(self, number: int, answered: Future[Answer]) -> None:
         with self._lock:
             asked = self._asked.pop(number, None)
         if asked is None:
             return
         try:
-            result = self.opened(answered.result(0), method)
+            result = self.opened(answered.result(0))
         except RayActorError as error:
             with self._lock:
                 self._asked[number] = asked
@@ -479,10 +481,22 @@ class RayHost:
         for asked in left:
             _settle(asked, None, self._lost)
 
+    @property
+    def _is_here(self) -> bool:
+        """Whether its process is on this machine, whose files and processes are ours to look at."""
+        return (
+            self.greeting is not None
+            and self.greeting.hostname == os.uname().nodename
+            and all(map(os.path.exists, self.greeting.logs))
+        )
+
     def _bring_last_words(self) -> None:
         """Read the end of its log by another process of its node."""
         log = self.log
         if log is None or not log.offsets:
+            return
+        if self._is_here:
+            log.add(printed_since(log.offsets))
             return
         with contextlib.suppress(RayError):
             reader = ray.remote(printed_since).options(
@@ -501,7 +515,7 @@ class RayHost:
 
     def _wait_until_gone(self) -> None:
         """Where its process is on this machine, wait until it is no more."""
-        if self.greeting is None or self.greeting.hostname != os.uname().nodename:
+        if self.greeting is None or not self._is_here:
             return
         until = time.monotonic() + _GONE_S
         while _lives(self.greeting.pid) and time.monotonic() < until:
@@ -538,12 +552,18 @@ def _cause(error: BaseException) -> str:
         return "its node has died"
     text = " ".join(str(error).split())
     _, found, cause = text.partition("The actor is dead because ")
-    return (cause if found else text)[:400]
+    cause, _, _ = (cause if found else text).partition(" Some common causes")
+    return cause.removeprefix("its ").replace("worker process has died.", "its process has died.", 1)[:400]
 
 
-def _lines(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " | ".join(lines[-3:])[:600]
+def _last_line(error: BaseException) -> str:
+    return _lines(error, 1)
+
+
+def _lines(error: BaseException, most: int = 3) -> str:
+    """The last lines of what Ray says, in which the cause stands, without the colours of a terminal."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return " | ".join(lines[-most:])[:600]
 
 
 def _unseen(host: RayHost, key: str, path: str, wrong: str) -> ConfigError:
