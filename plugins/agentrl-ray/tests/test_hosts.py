@@ -91,7 +91,7 @@ def test_hosts_are_placed_asked_and_gone(hosts_of: Make, cluster: Cluster, tmp_p
     assert f"one, process {pid} on {one.node}" in lines
     assert "made\n" in lines
     assert ":actor_name:" not in lines
-    with pytest.raises(HostLostError, match="one on .* was stopped"):
+    with pytest.raises(HostLostError, match=r"one on .* was stopped"):
         one.ask("add", 1).result(10)
     hosts.close(1.0)
     assert free_again(cluster)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -467,12 +467,14 @@ class RayHost:
     def _end(self, error: BaseException) -> None:
         if self.gone.done():
             return
-        if not self._stopping and not _is_of_node(error):
+        if not self._stopping and not _is_of_node(error) and (self._is_here or not isinstance(error, ActorUnavailableError)):
             self._bring_last_words()
         how = f"{self.name} on {self.node} was stopped" if self._stopping else None
         lost = HostLostError(how) if how is not None else self.error_of(error)
         if not isinstance(lost, HostLostError):
             lost = HostLostError(lost.message, fix=lost.fix)
+        with contextlib.suppress(RayError):
+            ray.kill(self.actor, no_restart=True)  # It may go on where only the connection is lost.
         with self._lock:
             self._lost = self._lost or lost
             left = list(self._asked.values())
@@ -542,7 +544,7 @@ def _settle(future: Future[Any], result: object, error: BaseException | None) ->
 
 
 def _is_of_node(error: BaseException) -> bool:
-    """Whether a host was lost with its node."""
+    """Whether a host was lost with its node, as far as Ray knows already."""
     text = str(error)
     return any(told in text for told in ("node has died", "node was terminated", "node died", "owner has died"))
 
@@ -550,6 +552,8 @@ def _is_of_node(error: BaseException) -> bool:
 def _cause(error: BaseException) -> str:
     if _is_of_node(error):
         return "its node has died"
+    if isinstance(error, ActorUnavailableError):
+        return "its connection has ended, as where its node has died"
     text = " ".join(str(error).split())
     _, found, cause = text.partition("The actor is dead because ")
     cause, _, _ = (cause if found else text).partition(" Some common causes")
