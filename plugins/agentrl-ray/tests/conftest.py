@@ -28,16 +28,17 @@ STORE = 80 * 2**20
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[TestCluster]:
     """The head, with 3 processors, and a node with 2 that is called `second`."""
-    cluster = TestCluster(initialize_head=True, head_node_args=_node(3, "head"))
+    cluster = TestCluster(initialize_head=True, head_node_args=node_arguments(3, "head"))
     try:
-        cluster.add_node(**_node(2, "second"))
+        cluster.add_node(**node_arguments(2, "second"))
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def _node(cpus: int, name: str) -> dict[str, Any]:
+def node_arguments(cpus: int, name: str) -> dict[str, Any]:
+    """Of a node with so many processors, and a resource of that name."""
     return {"num_cpus": cpus, "resources": {name: 1}, "object_store_memory": STORE, "include_dashboard": False}
 
 
@@ -47,13 +48,13 @@ def third(nodes: TestCluster) -> Iterator[Callable[[], Any]]:
     added: list[Any] = []
 
     def add() -> Any:
-        added.append(nodes.add_node(**_node(2, "third")))
+        added.append(nodes.add_node(**node_arguments(2, "third")))
         return added[-1]
 
     yield add
     for node in added:
         if node in nodes.worker_nodes:
-            nodes.remove_node(node, allow_graceful=False)
+            nodes.removenode_arguments(node, allow_graceful=False)
 
 
 @pytest.fixture(scope="session")

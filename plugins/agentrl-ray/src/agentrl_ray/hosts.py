@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -81,7 +88,7 @@ class RayHosts:
         self.settings = settings
         self._shared = shared
         self._env = env
-        self._note = note
+        self.note = note
         self._warn = warn
         self._lock = threading.Lock()
         self._hosts: list[RayHost] = []
@@ -156,6 +163,7 @@ class RayHosts:
                 self._free(group)
             self._release(hosts, specs)
             raise
+        self.note("; ".join(f"{host.name} is on {host.node}" for host in hosts))
         return hosts
 
     def _claim(self, names: Sequence[str]) -> None:
@@ -210,7 +218,7 @@ class RayHosts:
                 )
             if now >= told:
                 told = now + _TOLD_EVERY_S
-                self._note(f"waiting for room for {asked}: {where} has {self._told(names, node)}")
+                self.note(f"waiting for room for {asked}: {where} has {self._told(names, node)}")
         return group
 
     def _is_ready(self, group: PlacementGroup) -> bool:
@@ -314,7 +322,7 @@ class RayHosts:
                     ) from None
                 if time.monotonic() >= told:
                     told = time.monotonic() + _TOLD_EVERY_S
-                    self._note(f"waiting for {host.name} on {host.node} {what}")
+                    self.note(f"waiting for {host.name} on {host.node} {what}")
             except RayError as error:
                 raise host.error_of(error) from error
 
@@ -467,7 +475,11 @@ class RayHost:
     def _end(self, error: BaseException) -> None:
         if self.gone.done():
             return
-        if not self._stopping and not _is_of_node(error) and (self._is_here or not isinstance(error, ActorUnavailableError)):
+        if (
+            not self._stopping
+            and not _is_of_node(error)
+            and (self._is_here or not isinstance(error, ActorUnavailableError))
+        ):
             self._bring_last_words()
         how = f"{self.name} on {self.node} was stopped" if self._stopping else None
         lost = HostLostError(how) if how is not None else self.error_of(error)
