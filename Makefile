@@ -9,7 +9,7 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
-.PHONY: help setup train check test lint docs dist acceptance clients pretrained servers benchmarks clean
+.PHONY: help setup train check test lint docs dist acceptance clients cluster pretrained servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
@@ -17,7 +17,8 @@ help:
 	@echo "make test         lint, type check, and run the tests of core, then each plugin's in an environment of its own"
 	@echo "make acceptance   run core's tests that are marked long; train every bundled agent on three seeds, and one in an"
 	@echo "                  environment of its own; print the table;"
-	@echo "                  then make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
+	@echo "                  then make cluster, make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
+	@echo "make cluster      train on a Ray cluster of two nodes on this machine, and lose one of them: 5 minutes"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: an hour, and 5 GB (SHORT=1: 8 minutes)"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
@@ -59,7 +60,11 @@ acceptance: setup
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 3)
-	$(MAKE) clients pretrained servers SHORT=$(SHORT)
+	$(MAKE) clients cluster pretrained servers SHORT=$(SHORT)
+
+cluster: dist
+	$(BIN)/tox run -e ray -- -m long
+	@rm -rf agentrl_core.egg-info
 
 clients: setup
 	$(BIN)/python -m tests.acceptance.clients $(if $(SHORT),--short)

@@ -54,7 +54,7 @@ def third(nodes: TestCluster) -> Iterator[Callable[[], Any]]:
     yield add
     for node in added:
         if node in nodes.worker_nodes:
-            nodes.removenode_arguments(node, allow_graceful=False)
+            nodes.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture(scope="session")

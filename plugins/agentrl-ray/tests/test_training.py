@@ -20,9 +20,9 @@ import asyncio
 from agentrl_agents.math import MathAgent
 
 class Slow(MathAgent):
-    async def run(self, data, **given):
+    async def run(self, data, *, base_url, api_key, http_client=None):
         await asyncio.sleep(0.5)
-        return await super().run(data, **given)
+        return await super().run(data, base_url=base_url, api_key=api_key, http_client=http_client)
 """
 
 
@@ -65,7 +65,7 @@ def test_the_quickstart_learns_as_locally(train: Any, tmp_path: Path) -> None:
     assert train(here, scheduler="local").episodes == summary.episodes
     for ours, theirs in zip(there.metrics, here.metrics, strict=True):
         assert ours["reward/mean"] == theirs["reward/mean"]
-        assert ours["loss/total"] == pytest.approx(theirs["loss/total"], abs=1e-6)
+        assert ours["policy/grad_norm"] == pytest.approx(theirs["policy/grad_norm"], rel=1e-4)
     logs = tmp_path / "ray" / "logs"
     ranks = [(logs / "hosts" / f"learner-rank-{rank}.log").read_text() for rank in (0, 1)]
     assert len({node_of(text) for text in ranks}) == 2
@@ -106,8 +106,7 @@ def test_a_node_that_dies_in_mid_rollout_costs_its_episodes(train: Any, third: A
     [line] = watching.told("agents ", "was lost", "its episodes are run again")
     assert "agents go on on 2 nodes" in line
     retried = [each for each in open_run(tmp_path / "ray").episodes() if each.attempts > 1]
-    assert retried
-    assert all("worker" in str(setback.side) for each in retried for setback in each.setbacks)
+    assert len(retried) == summary.retried > 0
 
 
 def test_a_node_that_dies_in_mid_step_costs_a_restart(train: Any, third: Any, nodes: Any, tmp_path: Path) -> None:

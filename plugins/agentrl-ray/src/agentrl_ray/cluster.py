@@ -97,7 +97,7 @@ def joined(settings: RaySettings) -> Iterator[Cluster]:
 
 def _connected(address: str, settings: RaySettings) -> Cluster:
     try:
-        info = ray.init(address=address, runtime_env=settings.runtime_env or None, **_ours())
+        info: Any = ray.init(address=address, runtime_env=settings.runtime_env or None, **_ours())
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         ray.shutdown()
         where = "this machine belongs to none" if address == "auto" else f"there is none at {address}"
@@ -115,7 +115,7 @@ def _started(settings: RaySettings, stack: contextlib.ExitStack) -> Cluster:
     # A folder of its own, since Ray's own would lead others who connect to "auto" to this cluster.
     folder = Path(tempfile.mkdtemp(prefix="agentrl-ray-"))
     try:
-        info = ray.init(
+        info: Any = ray.init(
             address="local",
             num_cpus=settings.cpus,
             include_dashboard=False,

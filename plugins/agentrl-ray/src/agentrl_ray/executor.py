@@ -196,17 +196,12 @@ class _Crew:
                 task.cancel()
         self.carrier.close()
         hosts = [place.host for place in self.carrier.places]
-        await asyncio.gather(*(run_in_thread(self._end, host) for host in hosts))
-
-    def _end(self, host: RayHost) -> None:
-        host.stop(_STOP_S)
-        self._hosts.forget(host)
+        await asyncio.gather(*(run_in_thread(host.stop, _STOP_S) for host in hosts))
 
     def _has_lost(self, place: Place, error: HostLostError) -> None:
         left = len(self.carrier.places)
         others = f"agents go on on {left} node{'' if left == 1 else 's'}" if left else "agents wait for a node"
         self._context.warn(f"{error.message}; its episodes are run again, and {others}")
-        self._hosts.forget(place.host)
         self._resize()
 
     def _resize(self) -> None:

@@ -161,7 +161,7 @@ class RayHosts:
                 host.stop(0.0)
             if group is not None:
                 self._free(group)
-            self._release(hosts, specs)
+            self._release(specs)
             raise
         self.note("; ".join(f"{host.name} is on {host.node}" for host in hosts))
         return hosts
@@ -174,15 +174,16 @@ class RayHosts:
                 raise ValueError(f"hosts of a run do not share a name: {', '.join(taken)}")
             self._names.update(names)
 
-    def _release(self, hosts: Sequence[RayHost], specs: Sequence[HostSpec]) -> None:
+    def _release(self, specs: Sequence[HostSpec]) -> None:
         with self._lock:
-            self._hosts = [host for host in self._hosts if host not in hosts]
             self._names.difference_update(spec.name for spec in specs)
 
     def forget(self, host: RayHost) -> None:
-        """Free what a host that is gone had reserved, so that another one may have its name and its room."""
+        """A host is gone: another one may have its name, and once all of its group are gone, their room."""
         with self._lock:
-            self._hosts = [each for each in self._hosts if each is not host]
+            if host not in self._hosts:
+                return
+            self._hosts.remove(host)
             self._names.discard(host.name)
             alone = all(each.group is not host.group for each in self._hosts)
         if alone:
@@ -195,7 +196,7 @@ class RayHosts:
         asked = told_hosts(specs, bundles)
         if node is None:
             self._check_room(asked, bundles, names)
-        group = placement_group(
+        group: PlacementGroup = placement_group(
             bundles,
             strategy=self.settings.placement.upper(),
             name=f"agentrl {os.getpid()} {specs[0].name}",
@@ -270,7 +271,7 @@ class RayHosts:
             )
             .remote()
         )
-        return RayHost(spec.name, node, actor, group, spec.log, self._answers)
+        return RayHost(spec.name, node, actor, group, spec.log, self._answers, self.forget)
 
     def _greet(self, hosts: Sequence[RayHost], until: float, patience: float) -> None:
         folder = os.getcwd()
@@ -349,8 +350,16 @@ class RayHost:
     """An actor that holds an object: ``agentrl.hosting.contract.Host``."""
 
     def __init__(
-        self, name: str, node: Node, actor: Any, group: PlacementGroup, log: Path | None, answers: ThreadPoolExecutor
+        self,
+        name: str,
+        node: Node,
+        actor: Any,
+        group: PlacementGroup,
+        log: Path | None,
+        answers: ThreadPoolExecutor,
+        forget: Callable[[RayHost], None],
     ) -> None:
+        """``forget`` is called once it is gone."""
         self.name = name
         self.node = node.words
         self.node_id = node.id
@@ -363,6 +372,7 @@ class RayHost:
         """Holds how it ended once it has ended."""
         self._path = log
         self._answers = answers
+        self._forget = forget
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._asked: dict[int, Future[Any]] = {}
@@ -399,6 +409,7 @@ class RayHost:
         with contextlib.suppress(FutureTimeout):
             self.gone.result(_GONE_S)
         self._wait_until_gone()
+        self._forget(self)
 
     def greeted(self, greeting: Greeting) -> None:
         """Its process has started."""
@@ -491,6 +502,7 @@ class RayHost:
             self._lost = self._lost or lost
             left = list(self._asked.values())
             self._asked.clear()
+        self._forget(self)
         _settle(self.gone, self._lost, None)
         for asked in left:
             _settle(asked, None, self._lost)

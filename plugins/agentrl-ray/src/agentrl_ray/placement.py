@@ -14,6 +14,8 @@ Resources = Mapping[str, float]
 
 _STEPS = 20_000
 """Placements that are tried before an answer is given up: then the hosts are said to fit."""
+_TRACE = 0.001
+"""Processors of a host that asks for nothing, since Ray places nothing else."""
 _SMALL = 1e-6
 _WORDS = {"CPU": ("processor", "processors"), "GPU": ("GPU", "GPUs")}
 _SHOWN = 8
@@ -40,7 +42,7 @@ class Node:
 def bundle_of(spec: HostSpec) -> dict[str, float]:
     """The resources that a host takes, by Ray's names."""
     asked = {"CPU": spec.cpus, "GPU": spec.gpus}
-    return {name: float(amount) for name, amount in asked.items() if amount > 0}
+    return {name: float(amount) for name, amount in asked.items() if amount > 0} or {"CPU": _TRACE}
 
 
 def fits(bundles: Sequence[Resources], nodes: Sequence[Resources], strategy: str) -> bool:
@@ -53,6 +55,8 @@ def fits(bundles: Sequence[Resources], nodes: Sequence[Resources], strategy: str
         for bundle in bundles:
             whole.update(bundle)
         return any(_covers(node, whole) for node in nodes)
+    if all(bundle == bundles[0] for bundle in bundles):
+        return sum(_times(node, bundles[0], apart=strategy == "strict_spread") for node in nodes) >= len(bundles)
     # The largest first, equal ones beside each other.
     ordered = sorted(bundles, key=lambda bundle: (-sum(bundle.values()), sorted(bundle.items())))
     search = _Search(ordered, [dict(node) for node in nodes], apart=strategy == "strict_spread")
@@ -83,11 +87,17 @@ class _Search:
             if self.places(index + 1, room if again else 0):
                 return True
             self._rooms[room] = before
-        return not bundle and self.places(index + 1, first)
+        return False
 
 
 def _covers(room: Resources, bundle: Resources) -> bool:
     return all(room.get(name, 0.0) + _SMALL >= amount for name, amount in bundle.items())
+
+
+def _times(room: Resources, bundle: Resources, *, apart: bool) -> int:
+    """How often ``room`` takes ``bundle``; once at most where they are to be apart."""
+    times = min(int((room.get(name, 0.0) + _SMALL) / amount) for name, amount in bundle.items())
+    return min(times, 1) if apart else times
 
 
 def _without(room: Resources, bundle: Resources) -> dict[str, float]:

@@ -1,0 +1,114 @@
+"""What the keys take, and what a scheduler and an executor refuse before there is a cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from watching import Watching
+
+from agentrl import ConfigError, Plugins, Trainer, load_config
+from agentrl_ray.executor import RayExecutor
+from agentrl_ray.scheduler import RayScheduler
+from agentrl_ray.settings import RaySettings
+from agentrl_ray.sharing import Mark, content_of, faults, marking
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"address": "ray://head:10001"}, "address of Ray Client"),
+        ({"address": "head"}, "no address of a cluster"),
+        ({"address": "local"}, "a cluster is started here where address is null"),
+        ({"placement": "anywhere"}, "placement"),
+        ({"patience": 0}, "patience"),
+        ({"runtime_env": {"env_vars": {"A": "b"}}}, "scheduler.env"),
+        ({"env": ["NOT_SET_ANYWHERE"]}, "'NOT_SET_ANYWHERE', which is not set here"),
+        ({"env": ["=x"]}, "names no variable"),
+        ({"workers": {"cpu": 1}}, "cpus"),
+        ({"adress": "auto"}, "address"),
+    ],
+)
+def test_a_wrong_key_is_named(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+    config = load_config(None, f"run.dir={tmp_path}")
+    config = config.setting("scheduler", type(config.scheduler).model_validate({"type": "ray", **keys}))
+    with Trainer(config, reporter=Watching()) as trainer, pytest.raises(ConfigError, match=words):
+        trainer.check("math")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (("scheduler={type: ray}",), "InlineExecutor"),
+        (("scheduler={type: ray, workers: {cpus: 2}}",), "RayExecutor"),
+        (("scheduler={type: ray}", "agent={name: math, python: python}"), "RayExecutor"),
+        (("scheduler={type: local}",), "InlineExecutor"),
+        (("rollout.mode=ray",), "RayExecutor"),
+        (("scheduler={type: ray, workers: {}}", "rollout.mode=subproc"), "SubprocExecutor"),
+    ],
+)
+def test_what_auto_means(settings: tuple[str, ...], kind: str) -> None:
+    from agentrl.rollout.executors import build_executor
+
+    assert type(build_executor(load_config(None, *settings), Plugins())).__name__ == kind
+
+
+def test_a_scheduler_without_a_cluster_is_refused(tmp_path: Path) -> None:
+    config = load_config(
+        None, f"run.dir={tmp_path}", "rollout.mode=ray", "training.processes=2", "scheduler.type=local"
+    )
+    with (
+        Trainer(config, reporter=Watching()) as trainer,
+        pytest.raises(
+            ConfigError, match=r"rollout.mode=ray runs agents on a Ray cluster, and scheduler.type=local has"
+        ),
+    ):
+        trainer.train("math")
+
+
+def test_variables_are_those_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "kept")
+    monkeypatch.setenv("LISTED", "passed")
+    scheduler = RayScheduler(RaySettings(env=["LISTED", "GIVEN=too"]), Watching(), {})
+    assert scheduler._env == {"LISTED": "passed", "GIVEN": "too"} | (
+        {"AGENTRL_DISABLE_PLUGINS": os.environ["AGENTRL_DISABLE_PLUGINS"]}
+        if "AGENTRL_DISABLE_PLUGINS" in os.environ
+        else {}
+    )
+
+
+def test_marks_tell_the_same_folder_from_another(tmp_path: Path) -> None:
+    for name in ("runs", "others", "model", "copy"):
+        (tmp_path / name).mkdir()
+    for name in ("model", "copy"):
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "agent.py").write_text("agent = 1")
+    read = {"model.name": tmp_path / "model", "agent.name": tmp_path / "agent.py"}
+    with marking({"run.dir": tmp_path / "runs"}, read) as marks:
+        assert faults(marks) == []
+        of_runs, of_model, of_agent = marks
+        elsewhere = [
+            Mark("run.dir", str(tmp_path / "others"), of_runs.file, of_runs.digest),
+            Mark("model.name", str(tmp_path / "copy"), None, of_model.digest),
+            Mark("agent.name", str(tmp_path / "missing.py"), None, of_agent.digest),
+        ]
+        assert [(key, wrong) for key, _, wrong in faults(elsewhere)] == [
+            ("run.dir", "is there, and is another folder"),
+            ("agent.name", "is not there"),
+        ]
+        (tmp_path / "copy" / "config.json").write_text("{ }")
+        assert faults([elsewhere[1]]) == [("model.name", str(tmp_path / "copy"), "is there, with other content")]
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert content_of(tmp_path / "agent.py") != content_of(tmp_path / "copy")
+
+
+def test_an_agent_that_only_nodes_have_is_looked_for_there() -> None:
+    from agentrl.rollout.contract import AgentSpec
+
+    spec = AgentSpec("far", "far.module:Agent", lambda: pytest.fail("loaded here"), python=Path("/far/bin/python"))
+    import asyncio
+
+    facts = asyncio.run(RayExecutor(spec, load_config(None, "scheduler.type=ray")).inspect())
+    assert facts.is_async
