@@ -15,6 +15,9 @@ that of ``VLLM_PYTHON``, else of the environment ``vllm``.
 ``prefix_cache``
     Share of the prompts' tokens that two servers take from their prefix caches in episodes of several turns, beside
     the most that whole blocks allow, and beside what is left where sessions are not kept on their server.
+``transfers``
+    Seconds that weights take to another process by a folder, by shared memory and by a connection, beside a copy of the
+    same bytes in memory. It needs no vLLM.
 
 Trust ratios, not numbers, and both only on a machine that does nothing else.
 """
@@ -25,7 +28,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("throughput", "updates", "prefix_cache")
+NAMES = ("throughput", "updates", "prefix_cache", "transfers")
 
 
 def main() -> int:

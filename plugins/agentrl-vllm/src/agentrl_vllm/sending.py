@@ -31,8 +31,10 @@ __all__ = ["Carrier", "Sent", "Target", "cast_tensors", "facing", "place_of", "s
 Carrier = Literal["inline", "shared", "cuda"]
 """See ``stream``."""
 
-_BUFFER = 64 * 2**20
-"""Bytes of the buffer through which pieces of tensors go."""
+_SHARED = 8 * 2**20
+"""Bytes of the buffer in shared memory through which pieces of tensors go: few enough to stay in a processor's cache."""
+_ON_GPU = 64 * 2**20
+"""Bytes of the buffer on a GPU: each piece costs a message either way."""
 _ARRIVE_S = 30.0
 """Seconds that a server's workers have to connect."""
 
@@ -108,11 +110,11 @@ def stream_weights(
     buffer: Buffer | None = None
     gpu = ""
     if carrier == "shared":
-        buffer = SharedBuffer(_BUFFER)
+        buffer = SharedBuffer(_SHARED)
     elif carrier == "cuda":
         from agentrl_vllm.cuda import CudaBuffer, gpu_of
 
-        buffer = CudaBuffer.made(_BUFFER)
+        buffer = CudaBuffer.made(_ON_GPU)
         gpu = gpu_of(buffer.bytes.device)
     address = facing(servers[0].url)
     listener = Listener(address, token)
