@@ -82,7 +82,7 @@ def by_folder(tensors: dict[str, torch.Tensor]) -> float:
 
 def _receiver(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.transfers", "--receive", *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
 
 
 def _heard(receiver: subprocess.Popen[str]) -> None:

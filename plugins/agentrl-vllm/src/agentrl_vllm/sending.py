@@ -32,7 +32,7 @@ Carrier = Literal["inline", "shared", "cuda"]
 """See ``stream``."""
 
 _SHARED = 8 * 2**20
-"""Bytes of the buffer in shared memory through which pieces of tensors go: few enough to stay in a processor's cache."""
+"""Bytes of the buffer in shared memory through which pieces of tensors go: few enough for a processor's cache."""
 _ON_GPU = 64 * 2**20
 """Bytes of the buffer on a GPU: each piece costs a message either way."""
 _ARRIVE_S = 30.0
