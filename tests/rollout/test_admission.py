@@ -220,6 +220,32 @@ def test_an_engine_that_has_room_for_all_holds_nobody_back(renderer):
     assert backend.most_waiting <= 60
 
 
+def test_episodes_that_were_cancelled_before_they_began_are_expected_no_more(renderer):
+    async def scenario():
+        backend = Narrow(renderer, 4)
+        gateway = Gateway(EngineCompleter(backend, Capabilities(1024, 4), renderer))
+        admission = Admission(gateway.traffic, 4, 2)
+
+        async def broken():
+            yield requests_of([{"number": 0}], lambda key: SessionSettings(training=True), samples=4)[0]
+            raise ValueError("no more")
+
+        runner = EpisodeRunner(
+            InlineRunner(bind_agent(one_call, {}, name="agent")), gateway.open_session, None, 30.0, 1
+        )
+
+        async def finished(episode):
+            pass
+
+        dispatcher = Dispatcher(runner, 60, FailureBudget(0.0, 16), finished, admission)
+        with pytest.raises(ValueError, match="no more"):
+            await dispatcher.collect(broken())
+        assert admission.demand() == Demand(0, 0, 4)
+        gateway.stop()
+
+    asyncio.run(scenario())
+
+
 def test_an_evaluation_beside_training_is_not_starved_and_not_counted(renderer):
     taken, _, admission = rolled_out(renderer, at_once=2, slots=2, phases=("train", "eval"), groups=6)
     assert [len(groups) for groups in taken] == [6, 6]

@@ -76,19 +76,21 @@ class Admission:
         self._at_once = at_once
         self._line = default_line(at_once) if line is None else line
         self._reported = reported
+        self._starting = 0
+        """Episodes that have started and not yet opened a session."""
         self._held = 0
         self._seconds = 0.0
 
     def demand(self) -> Demand:
         """What is asked of the engine now."""
-        return Demand(self._traffic.under_way, self._traffic.expected, self._at_once, self._reported())
+        expected = self._traffic.expected + self._starting
+        return Demand(self._traffic.under_way, expected, self._at_once, self._reported())
 
     async def admitted(self, in_flight: Callable[[], int]) -> float:
         """Wait until a further episode may start; returns for how many seconds the engine's line held it back.
 
         ``in_flight`` returns how many episodes of whoever asks are running.
         """
-        await asyncio.sleep(0)  # In which episodes that were started a moment ago open their sessions.
         if self._may(in_flight):
             return 0.0
         began = time.monotonic()
@@ -96,10 +98,16 @@ class Admission:
             await self._less()
         return time.monotonic() - began
 
-    def count(self, seconds: float) -> None:
-        """An episode starts that was held back for so long; 0 counts none."""
-        self._held += seconds > 0
-        self._seconds += seconds
+    def start(self, held: float | None) -> None:
+        """An episode is being started, which was ``held`` back for so many seconds; ``None`` where that is not told."""
+        self._starting += 1
+        if held:
+            self._held += 1
+            self._seconds += held
+
+    def started(self) -> None:
+        """An episode that was being started opens its session now."""
+        self._starting -= 1
 
     def take(self) -> dict[str, float]:
         """The metrics of the episodes that have started since the call before."""

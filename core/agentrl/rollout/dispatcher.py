@@ -133,6 +133,7 @@ class _Dispatch:
         """Why nothing more is waited for, once nothing ends any more."""
         self._episodes = 0
         self._failed = 0
+        self._started = self._begun = self._ended = 0
         self._held = 0.0
         """Seconds for which the next episode was held back."""
         self._in_flight: dict[EpisodeKey, None] = {}
@@ -155,6 +156,7 @@ class _Dispatch:
         self.finished.put_nowait(None)
 
     def _ends(self, key: EpisodeKey) -> None:
+        self._ended += 1
         del self._in_flight[key]
         self.guard(self._dispatcher.patience if self._in_flight else None)
 
@@ -169,27 +171,37 @@ class _Dispatch:
                         await self._finish(request, episodes)
                     for sample in request.missing:
                         tasks.create_task(self._episode(request, sample, episodes))
-                        self._count_held(request)
+                        self._start(request)
                         await self._may_start()
         except BaseExceptionGroup as errors:
             # A task group wraps even a single error; the first is what stopped the others.
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
+        finally:
+            while self._begun < self._started:  # Those that were cancelled before their first step.
+                self._begin()
         self._dispatcher.budget.conclude(self._episodes, self._failed)
 
     async def _may_start(self) -> None:
         """Wait until a further episode may start."""
         await self._slots.acquire()
         if (admission := self._dispatcher.admission) is not None:
-            self._held = await admission.admitted(lambda: len(self._in_flight))
+            self._held = await admission.admitted(lambda: self._started - self._ended)
 
-    def _count_held(self, request: GroupRequest) -> None:
-        if (admission := self._dispatcher.admission) is not None and request.phase == "train":
-            admission.count(self._held)
+    def _start(self, request: GroupRequest) -> None:
+        self._started += 1
+        if (admission := self._dispatcher.admission) is not None:
+            admission.start(self._held if request.phase == "train" else None)
+
+    def _begin(self) -> None:
+        self._begun += 1
+        if (admission := self._dispatcher.admission) is not None:
+            admission.started()
 
     async def _episode(self, request: GroupRequest, sample: int, episodes: list[Episode]) -> None:
         """Run an episode; the last of a group puts all ``episodes`` of it, in the order of their samples."""
         key = EpisodeKey(request.phase, request.ordinal, request.task, sample)
         dispatcher = self._dispatcher
+        self._begin()
         if not self._in_flight:
             self.guard(dispatcher.patience)
         self._in_flight[key] = None
