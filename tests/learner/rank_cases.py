@@ -81,7 +81,8 @@ class Recording:
         else:
             weights = shards.weights()
             whole = {
-                name: shards.ranks.whole(shards.sharded(each.grad, weights[name])) for name, each in masters.items()
+                name: shards.ranks.whole(shards.sharded(each.grad, weights[name])).clone()
+                for name, each in masters.items()
             }
             self.gradients.append(whole)
         return self.step(*arguments)

@@ -69,7 +69,7 @@ def check(of_ranks, one, dtype):
 CASE = "tests.learner.rank_cases:"
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(2, "float64"), (4, "float64"), (4, "float32")])
+@pytest.mark.parametrize(("size", "dtype"), [(1, "float64"), (2, "float64"), (4, "float64"), (4, "float32")])
 def test_ten_batches_train_as_on_one_process(processes, folder, size, dtype):
     # AdamW makes a whole step of a gradient that is rounding alone: at a high rate that is what float32 would show.
     training = {"learning_rate": 1e-2 if dtype == "float64" else 1e-5}

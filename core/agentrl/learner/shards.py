@@ -8,7 +8,7 @@ batch are shares of the whole step (Zhao et al. 2023, "PyTorch FSDP").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -123,7 +123,27 @@ def _add_up_gradients(unit: FSDPModule, size: int) -> None:
     if size > 1:
         unit.set_force_sum_reduction_for_comms(True)
         unit.set_gradient_divide_factor(1.0)
+    else:
+        unit.set_custom_reduce_scatter(_InPlace())  # type: ignore[arg-type]
     unit.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+class _InPlace:
+    """What FSDP asks for memory for the gradients of all ranks, and then for their sum: one and the same where a rank
+    is the only one, so that nothing is copied."""
+
+    def __init__(self) -> None:
+        self._gradients: Tensor | None = None
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return new memory, and that again when asked next."""
+        found, self._gradients = self._gradients, None
+        if found is None:
+            found = self._gradients = torch.empty(*size, dtype=dtype, device=device)
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a rank that is the only one sends nothing")
 
 
 def _check(model: PreTrainedModel) -> None:
