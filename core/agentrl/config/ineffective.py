@@ -117,6 +117,7 @@ def unused_by_replay(provenance: Mapping[str, str], *, trains: bool, scores: boo
         (*sections, *(f"rollout.{key}" for key in (*rollout, "override"))),
         "agentrl replay runs no agent and samples nothing",
     )
+    reasons["training.restarts"] = "a run of agentrl replay is started again, which repeats what it did"
     if not trains:
         others = ("algorithm", "model", "training", "health", "trackers", "scheduler", "seed", "run.name")
         reasons |= dict.fromkeys(others, "without --algorithm nothing is trained")

@@ -64,14 +64,17 @@ def build_scheduler(plugins: Plugins, config: Config, reporter: Reporter, model_
     return scheduler
 
 
-def hosting_of(scheduler: Scheduler, config: Config) -> Hosting | None:
-    """The hosts that ``scheduler`` has while its ``run`` lasts, for one run by ``config``; ``None`` without any."""
+def hosting_of(scheduler: Scheduler, restarts: int = 0) -> Hosting | None:
+    """The hosts that ``scheduler`` has while its ``run`` lasts, for one run; ``None`` without any.
+
+    ``restarts`` is how often the run may go on by itself where it loses one of them.
+    """
     hosts: Hosts | None = getattr(scheduler, "hosts", None)
     if hosts is None:
         return None
     from agentrl.training.hosting import Hosting
 
-    return Hosting(hosts, config.training.restarts)
+    return Hosting(hosts, restarts)
 
 
 def _shared(config: Config, model_folder: Path) -> Mapping[str, Path]:

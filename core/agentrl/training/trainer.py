@@ -147,7 +147,8 @@ class Trainer:
                 return point, partial(train, parts, self.reporter)
 
             first = point, partial(train, parts, self.reporter)
-            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config), again))
+            restarts = 0 if config.is_online else config.training.restarts  # Nobody can repeat what people did.
+            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, restarts), again))
 
     @missing_extras()
     def check(self, agent: Any = None, *, workflow: Any = None) -> Sequence[Choice]:
@@ -183,7 +184,8 @@ class Trainer:
                 return point, partial(fine_tune, parts, self.reporter)
 
             first = point, partial(fine_tune, parts, self.reporter)
-            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config), again))
+            restarts = config.training.restarts
+            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, restarts), again))
 
     @missing_extras()
     def check_sft(self, data: str | os.PathLike[str] | None = None) -> Sequence[Choice]:
@@ -211,7 +213,7 @@ class Trainer:
             scheduler = self._scheduler(config, parts.model_folder)
             self._tell_choices(config, parts)
             first = None, partial(train_offline, parts, self.reporter)
-            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler, config)))
+            return scheduler.run(lambda: self._to_its_end(*first, hosting_of(scheduler)))
 
     @missing_extras()
     def check_replay(self, run: str | os.PathLike[str] | None = None, *, rescored: bool = False) -> Sequence[Choice]:
