@@ -8,7 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from agentrl.errors import ConfigError
+from agentrl.inference.contract import AdapterContext, BackendContext
 from agentrl_vllm import command as commands
+from agentrl_vllm.backend import VllmBackend
 from agentrl_vllm.installation import Installation
 from agentrl_vllm.settings import VllmSettings
 from agentrl_vllm.transfer import Place, choose_way
@@ -116,3 +118,9 @@ def test_a_server_is_made_ready_for_the_way_that_weights_may_come(monkeypatch, t
     assert shared[shared.index("--gpu-memory-utilization") + 1] == "0.500"
     with pytest.raises(ConfigError, match="colocate=true needs vLLM's sleep mode"):
         serving(cpu=True, colocate=True)
+
+
+def test_a_way_that_adapters_do_not_take_is_refused(tmp_path) -> None:
+    context = BackendContext(tmp_path, options={"transfer": "stream"}, adapter=AdapterContext(8))
+    with pytest.raises(ConfigError, match=r"transfer=stream has no effect with training\.lora"):
+        VllmBackend(context)

@@ -80,6 +80,13 @@ class VllmBackend:
             )
         self._context = context
         self._settings = settings or VllmSettings.model_validate(context.options)
+        if context.adapter is not None and self._settings.transfer not in ("auto", "folder"):
+            raise ConfigError(
+                f"inference.backend.transfer={self._settings.transfer} has no effect with training.lora: adapters are "
+                "small, and go by a folder",
+                fix="leave it out",
+                key="inference.backend.transfer",
+            )
         if not self._settings.urls and not (context.hosts is not None and context.hosts.elsewhere):
             find_python(self._settings.python)
         self._seconds = start_timeout(context, self._settings)

@@ -37,7 +37,9 @@ _SMALL = 64 * 2**20
 _KEPT = 16
 """Folders, of the newest adapters, that are kept on another machine: the server may read those that it has loaded."""
 _LOOK_S = 1.0
-_STOP_S = 30.0
+_STOP_S = 15.0
+_LAST_WORDS_S = 5.0
+"""Seconds that a host has for the rest of its server's log when it is stopped."""
 _ANSWER_S = 30.0
 """Seconds that a host may be silent: one whose machine has stopped answering is lost."""
 
@@ -271,7 +273,7 @@ class HostedServer:
             await asyncio.gather(watching, return_exceptions=True)
         host, self._host = self._host, None
         if host is not None:
-            await self._look(host, _ANSWER_S, quietly=True)
+            await self._look(host, _LAST_WORDS_S, quietly=True)
             await run_in_thread(host.stop, _STOP_S)
         self._alive = False
 
