@@ -36,6 +36,7 @@ SLOW = {
     "learner/test_ranks.py",
     "reporting/test_tracked_run.py",
     "reporting/test_wandb.py",
+    "rollout/test_carriers.py",
     "rollout/test_limits.py",
     "rollout/test_subproc_faults.py",
     "test_agent_workflow.py",

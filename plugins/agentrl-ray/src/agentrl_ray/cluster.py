@@ -41,6 +41,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _ADDRESS = "RAY_ADDRESS"
+_TOKENS = "RAY_AUTH_MODE"
+"""Ray sets it where it starts a cluster, which is then reached with a token alone."""
 
 
 class Cluster:
@@ -104,7 +106,8 @@ def _connected(address: str, settings: RaySettings) -> Cluster:
         raise ConfigError(
             f"scheduler.address={address}: the Ray cluster cannot be reached, {where}: {_first_line(error)}",
             fix="start one with `ray start --head`, join this machine with `ray start --address=HOST:PORT`, or leave "
-            "scheduler.address out to have one started here",
+            "scheduler.address out to have one started here; one that asks for a token needs RAY_AUTH_MODE=token and "
+            "the token on every machine",
             key="scheduler.address",
         ) from error
     return Cluster(info.address_info["gcs_address"], own=False)
@@ -161,7 +164,7 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Ray's reports switched off, what it would print left to its own logs, and our handlers of signals kept."""
-    before = {name: os.environ.get(name) for name in _QUIET}
+    before = {name: os.environ.get(name) for name in (*_QUIET, _TOKENS)}
     os.environ.update({name: value for name, value in _QUIET.items() if before[name] is None})
     log, level = logging.getLogger("ray"), logging.getLogger("ray").level
     log.setLevel(logging.CRITICAL)
@@ -182,3 +185,5 @@ def _quiet() -> Iterator[None]:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
