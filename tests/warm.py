@@ -26,7 +26,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-IMPORTED = ("transformers", "renderers", "agentrl.cli.root", "agentrl.training.trainer", "agentrl.doctor", "openai")
+IMPORTED = (
+    *(
+        "transformers",
+        "transformers.models.qwen3.modeling_qwen3",
+        "renderers",
+        "renderers.default",
+        "renderers.parsers",
+    ),
+    *(
+        "openai.resources.chat.chat",
+        "openai_harmony",
+        "uvicorn.config",
+        "uvicorn.protocols.http.httptools_impl",
+        "uvloop",
+    ),
+    *("agentrl.cli.root", "agentrl.doctor", "agentrl.training.trainer", "agentrl.plugins.hooks"),
+    "agentrl.tokens.selection",
+    *("agentrl.algorithms.presets", "agentrl.algorithms.objectives", "agentrl.algorithms.corrections"),
+    *("agentrl.inference.engine.backend", "agentrl.rollout.inline", "agentrl.tasks.arithmetic"),
+    *("agentrl_agents.math", "agentrl_agents.models", "agentrl_agents.tasks"),
+)
+"""What a run of the bundled agent on the bundled model imports by and by."""
+
+
+def prepare() -> None:
+    """Load what every run loads, and what costs most of all the first time: the renderer of the bundled model."""
+    for name in IMPORTED:
+        __import__(name)
+    sys.modules["agentrl.tokens.selection"].load_renderer(sys.modules["agentrl_agents.models"].TINY)
 
 
 class WarmInterpreter:
@@ -137,8 +165,7 @@ class WarmProcess:
 
 def serve(listener: socket.socket) -> dict[str, Any]:
     """Fork a process for each request, until stdin is closed. Returns the request in the process that is to do it."""
-    for name in IMPORTED:
-        __import__(name)
+    prepare()
     gc.collect()
     gc.freeze()  # Collections in the processes leave the pages of this one shared.
     assert threading.active_count() == 1, threading.enumerate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from agentrl import open_run
+from agentrl.cli import main
 from agentrl.rollout.contract import EpisodeKey
 from agentrl.runs.folder import is_locked
 
@@ -72,6 +74,24 @@ class Runs:
     def train(self, *arguments: str, before: str = "") -> int:
         """Train to the end; returns the exit code."""
         code = self.start(*arguments, before=before).wait(300)
+        self.told = (self.folder / "told").read_text()
+        return code
+
+    def here(self, *arguments: str) -> int:
+        """``agentrl train`` in this process, which has loaded all that a new one would load; returns the exit code.
+
+        For the part of a run in which nothing is killed: what it does is no different, and costs half as much.
+        """
+        code = 0
+        with contextlib.ExitStack() as within:
+            told = within.enter_context((self.folder / "told").open("w"))
+            within.enter_context(contextlib.chdir(self.folder))
+            within.enter_context(contextlib.redirect_stdout(told))
+            within.enter_context(contextlib.redirect_stderr(told))
+            try:
+                main(["train", *arguments])
+            except SystemExit as left:
+                code = int(left.code or 0)
         self.told = (self.folder / "told").read_text()
         return code
 

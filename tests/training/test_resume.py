@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from tests.training.killing import Runs, Trained, assert_bounded, assert_the_same, told
+from tests.training.killing import SMALL, Runs, Trained, assert_bounded, assert_the_same, told
 from tests.warm import WarmInterpreter
 
 from agentrl import Trainer, load_config, open_run
 from agentrl.config import resolve_config
 from agentrl.errors import ConfigError, RunError
+from agentrl.learner import learner
 from agentrl.runs.folder import FolderLock
 from agentrl.training.resume import check_config, find_resume_point
 
@@ -30,12 +35,12 @@ def runs(warm: WarmInterpreter, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture(scope="module")
 def whole(runs: Runs) -> tuple[float, Trained]:
-    """A run that nothing stops: how long it takes, and what it comes to."""
+    """A run that nothing stops: how long it takes as a process, and what it comes to."""
     seconds = runs.whole("whole")
     return seconds, runs.trained("whole")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_run_that_is_killed_at_a_random_moment_ends_as_one_that_is_not(
     runs: Runs, whole: tuple[float, Trained], seed: int
 ) -> None:
@@ -62,7 +67,7 @@ def test_steps_beside_the_rollout_are_repeated_as_they_were_and_the_bound_holds_
     (before,) = (each for each in (run.newest_checkpoint(),) if each is not None)
     weights = (before.path / "model.safetensors").read_bytes()
     stored = {row.key for row in run.episodes()}
-    assert runs.train("--resume", "beside") == 0, runs.told
+    assert runs.here("--resume", "beside") == 0, runs.told
     lines = {(line.step, line.is_evaluation): told(line.metrics) for line in run.metrics()}
     assert len(lines) == len(run.metrics())
     for step, metrics in logged:
@@ -88,7 +93,7 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(runs: Runs, whole: tuple[f
     assert newest is not None
     assert newest.step == run.summary.steps == max(line.step for line in run.steps())
     before = run.summary
-    assert runs.train("--resume", "preempted") == 0
+    assert runs.here("--resume", "preempted") == 0
     assert f"resumed from step {newest.step}" in runs.told
     assert run.summary.seconds > before.seconds
     assert run.summary.episodes == sum(whole[1].keys.values())
@@ -127,56 +132,55 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(runs: Runs, 
     assert runs.new("saving", before=DIES_WHILE_IT_SAVES).wait(60) == -9
     left = {path.name for path in (runs.folder / "runs/saving/checkpoints").iterdir()}
     assert left == {"step-000002", ".step-000004.part"}
-    assert runs.train("--resume", "saving") == 0, runs.told
+    assert runs.here("--resume", "saving") == 0, runs.told
     assert "resumed from step 0 (step-000002 is damaged), and 4 steps after it from stored episodes" in runs.told
     assert_the_same(runs.trained("saving"), whole[1])
     assert not list((runs.folder / "runs/saving/checkpoints").glob(".*"))
 
 
-SMALL_DISK = """
-import sqlite3
-def connect(*arguments, connect=sqlite3.connect, **options):
-    connection = connect(*arguments, **options)
-    if "uri" not in options:
-        connection.execute("PRAGMA max_page_count = 26")
-    return connection
-sqlite3.connect = connect
-"""
-NO_ROOM_FOR_CHECKPOINTS = """
-import errno, os
-from agentrl.learner import learner
-def write_state(state, path):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-learner.write_state = write_state
-"""
+def small_disk(patch: pytest.MonkeyPatch) -> None:
+    def connect(*arguments: Any, connect: Any = sqlite3.connect, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        if "uri" not in options:
+            connection.execute("PRAGMA max_page_count = 26")
+        return connection
+
+    patch.setattr(sqlite3, "connect", connect)
+
+
+def no_room_for_checkpoints(patch: pytest.MonkeyPatch) -> None:
+    def write_state(state: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(learner, "write_state", write_state)
 
 
 @pytest.mark.parametrize(
-    ("before", "what"),
-    [(SMALL_DISK, r"runs/full-0/episodes.sqlite"), (NO_ROOM_FOR_CHECKPOINTS, r"runs/full-1/checkpoints/step-000002")],
+    ("fill", "what"),
+    [(small_disk, r"runs/full-0/episodes.sqlite"), (no_room_for_checkpoints, r"runs/full-1/checkpoints/step-000002")],
     ids=["episodes", "checkpoint"],
 )
 def test_a_disk_that_fills_ends_the_run_with_what_could_not_be_written_and_it_goes_on(
-    runs: Runs, whole: tuple[float, Trained], before: str, what: str
+    runs: Runs, whole: tuple[float, Trained], fill: Callable[[pytest.MonkeyPatch], None], what: str
 ) -> None:
     name = what.split("/")[1]
-    process = runs.new(name, before=before)
-    assert process.wait(60) == 1
-    said = (runs.folder / "told").read_text()
-    assert f"error: cannot write {what}" in said
-    assert "free some space" in said
+    with pytest.MonkeyPatch.context() as patch:
+        fill(patch)
+        assert runs.here("math", *SMALL, f"run.name={name}") == 1
+    assert f"error: cannot write {what}" in runs.told
+    assert "free some space" in runs.told
     assert open_run(runs.folder / "runs" / name).state == "failed"
-    assert runs.train("--resume", name) == 0, runs.told
+    assert runs.here("--resume", name) == 0, runs.told
     assert_the_same(runs.trained(name), whole[1])
 
 
 def test_a_completed_run_goes_on_when_more_steps_are_named(runs: Runs, whole: tuple[float, Trained]) -> None:
-    runs.whole("longer", "training.steps=4")
-    assert runs.train("--resume", "longer") == 2
+    assert runs.here("math", *SMALL, "run.name=longer", "training.steps=4") == 0, runs.told
+    assert runs.here("--resume", "longer") == 2
     assert "has completed its 4 steps (name more of them to go on: training.steps=8)" in runs.told
-    assert runs.train("--resume", "longer", "seed=4") == 2
+    assert runs.here("--resume", "longer", "seed=4") == 2
     assert "a run cannot go on with another seed: seed=4 (was 0)" in runs.told
-    assert runs.train("--resume", "longer", "training.steps=6") == 0, runs.told
+    assert runs.here("--resume", "longer", "training.steps=6") == 0, runs.told
     assert "with training.steps=6 (was 4)" in runs.told
     assert open_run(runs.folder / "runs/longer").config.training.steps == 6
     assert_the_same(runs.trained("longer"), whole[1])
@@ -314,7 +318,7 @@ def test_a_changed_step_makes_other_weights_and_what_the_lost_ones_sampled_is_co
 
 
 def test_a_run_that_is_not_there_is_told_with_what_is_near(copied: Path, runs: Runs) -> None:
-    assert runs.train("--resume", "whol") == 2
+    assert runs.here("--resume", "whol") == 2
     assert "there is no run 'whol'" in runs.told
     assert "did you mean 'whole'" in runs.told
 
