@@ -37,6 +37,8 @@ STALENESS = (0, 2)
 PLANNED = (
     ("llama-135m", "training.tokens_per_batch=256"),
     ("llama-135m", "training.tokens_per_batch=2048"),
+    ("llama-135m", "training.tokens_per_batch=2048", "training.lora=16"),
+    ("llama-135m", "training.tokens_per_batch=2048", "training.gradient_checkpointing=true"),
     ("qwen3-0.6b", "training.tokens_per_batch=1024"),
 )
 """Shapes, and settings that change what a learner's step takes."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.gpu.shapes import random_model
+from transformers import AutoConfig
 
 from agentrl.config import load_config
 from agentrl.errors import ConfigError
@@ -90,14 +91,17 @@ def test_what_other_machines_have_is_not_known_and_nothing_is_refused(monkeypatc
     assert "where scheduler.type=ray places it, whose memory is not known here: weights " in line
 
 
-def test_a_pass_takes_less_with_checkpointing_and_in_bfloat16_and_in_proportion_to_its_tokens(tiny_folder):
-    def passing(*settings):
-        return next(size for name, size in planned(tiny_folder, *settings).parts.items() if name.startswith("a pass"))
+def test_a_pass_takes_less_with_checkpointing_and_in_bfloat16_and_in_proportion_to_its_tokens(tmp_path, tiny_folder):
+    def passing(*settings, folder=tiny_folder):
+        return next(size for name, size in planned(folder, *settings).parts.items() if name.startswith("a pass"))
 
     whole = passing()
     assert passing("training.tokens_per_batch=8192") == whole
-    assert passing("training.gradient_checkpointing=true") < whole
+    assert passing("training.gradient_checkpointing=true") <= whole
     assert passing("training.precision=bfloat16") < whole
+    config = {"num_hidden_layers": 30, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128}
+    AutoConfig.for_model("llama", **config, num_attention_heads=4).save_pretrained(tmp_path)
+    assert passing("training.gradient_checkpointing=true", folder=tmp_path) < passing(folder=tmp_path) / 2
     fixed = planning.LIBRARIES["cpu"]
     doubled = passing("training.tokens_per_batch=16384") - fixed
     assert doubled == pytest.approx(2 * (whole - fixed), rel=0.1)
@@ -120,15 +124,15 @@ def test_passes_shrink_to_the_memory_that_is_free_and_the_run_keeps_their_size(m
 
 
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch, tiny_folder):
-    smaller = "training.gradient_checkpointing=true"
-    size = planned(tiny_folder, smaller, "training.tokens_per_batch=512").total
+    smaller = ("training.gradient_checkpointing=true", "training.optimiser.bits=8")
+    size = planned(tiny_folder, *smaller, "training.tokens_per_batch=512").total
     free(monkeypatch, size)
     config = load_config(None, CPU, "agent=math", "training.tokens_per_batch=512", environ={})
     with pytest.raises(
         ConfigError, match=r"does not fit the memory: about .* that are free: weights .* too much"
     ) as no:
         parts(config)
-    assert no.value.fix == f"set {smaller}"
+    assert no.value.fix == f"set {' '.join(smaller)}"
     assert no.value.exit_code == 2
     free(monkeypatch, 1_000_000)
     with pytest.raises(ConfigError, match="does not fit") as no:
@@ -177,6 +181,15 @@ def test_planning_takes_nothing_from_the_sequence_of_random_numbers(tiny_folder)
     planning._footprint.cache_clear()
     planned(tiny_folder)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_tensors_that_come_and_go_among_small_ones_are_planned_with_what_is_lost_between_them(tiny_folder):
+    """Measured: beside an adapter, layers took twice their tensors; `make acceptance` holds the plan to a process."""
+
+    def passing(*settings):
+        return next(size for name, size in planned(tiny_folder, *settings).parts.items() if name.startswith("a pass"))
+
+    assert passing("training.lora=4") > 1.3 * passing()
 
 
 @pytest.mark.slow

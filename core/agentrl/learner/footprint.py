@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ from agentrl.learner.vocabulary import BLOCK, KEPT
 __all__ = ["PassFootprint", "measure_pass"]
 
 _LAYERS = 2
-_TOKENS = (32, 96)
-"""The lengths of the two runs."""
+_TOKENS = (37, 101)
+"""The lengths of the two runs: primes, which are no width of a model."""
 _VOCABULARY = 64
 """That of the measured model, whose vocabulary is not measured."""
 
@@ -61,6 +61,10 @@ class PassFootprint:
         """Return the most bytes that a pass of ``tokens`` tokens takes at a time, each of which is a target."""
         kept = tokens * (self.layers * self.layer_token + self.token)
         return int(kept + max(tokens * self.working_token, self.head_bytes(tokens)))
+
+    def layer_bytes(self, tokens: int) -> int:
+        """Return what the layers take of that, and what comes and goes in one of them."""
+        return int(tokens * (self.layers * self.layer_token + self.token + self.working_token))
 
     def head_bytes(self, tokens: int) -> int:
         """Return what the logits of ``tokens`` tokens take, and what is made of them.
@@ -156,7 +160,8 @@ def _run(model: PreTrainedModel, tokens: int) -> _Count:
         inputs["position_ids"] = torch.arange(tokens)[None]
         inputs["forest"] = ForestAttention(np.arange(tokens), np.full(tokens, tokens))
     body = model.base_model
-    live, layers = _Live(), [each for each in body.modules() if isinstance(each, GradientCheckpointingLayer)]
+    live = _Live({weight.shape for weight in model.parameters()})
+    layers = [each for each in body.modules() if isinstance(each, GradientCheckpointingLayer)]
     marks: list[int] = []
     hooks = [each.register_forward_hook(lambda *_: marks.append(live.now)) for each in layers]
     with live:
@@ -165,7 +170,6 @@ def _run(model: PreTrainedModel, tokens: int) -> _Count:
         for hook in hooks:
             hook.remove()
         hidden.backward(torch.zeros_like(hidden))
-        live.peak -= sum(0 if each.grad is None else each.grad.nbytes for each in model.parameters())
     for weight in model.parameters():
         weight.grad = None
     layer = marks[-1] - marks[-2] if len(marks) > 1 else kept // max(1, len(marks))
@@ -173,10 +177,14 @@ def _run(model: PreTrainedModel, tokens: int) -> _Count:
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that operations have made within it and that still are somebody's."""
+    """Counts the bytes of all tensors that operations have made within it and that still are somebody's.
 
-    def __init__(self) -> None:
+    Those of ``weights``, the shapes of weights, are left out: they are gradients, which the plan counts as such.
+    """
+
+    def __init__(self, weights: Collection[torch.Size]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._weights = weights
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -187,7 +195,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in _tensors(made):
             storage = each.untyped_storage()
             place = storage._cdata
-            if place in before or place in self._known:
+            if place in before or place in self._known or each.shape in self._weights:
                 continue
             self._known.add(place)
             self.now += storage.nbytes()
