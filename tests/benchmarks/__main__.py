@@ -48,6 +48,8 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
     Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
     beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
     5 % of it.
+``scaling``
+    What each number of GPUs gives, and where the design stops holding: the tables of docs/scaling.md, from unit costs.
 ``store``
     Milliseconds of every question to a store of 100,000 episodes, and the reader's memory; and of a step's commits,
     alone and beside a reader that asks as an open page does. To reach: 500 ms, 300 MB, and the same within noise.
