@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import httpx2
@@ -18,6 +19,22 @@ from agentrl.tokens.renderer import Renderer
 from agentrl.tokens.selection import load_renderer
 
 CONTEXT = 1024
+CLIENTS = {"connection", "http", "in_process"}
+"""Fixtures that connect a client of the openai package."""
+HELPERS = ("openai", "tests.gateway.protocols", "tests.gateway.family")
+"""Modules that have clients of it, or are it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks through the openai package: what does not says nothing new beside another version of that."""
+    for item in items:
+        if Path(__file__).parent not in item.path.parents or not isinstance(item, pytest.Function):
+            continue
+        held = (
+            getattr(each, "__module__", None) or getattr(each, "__name__", "") for each in vars(item.module).values()
+        )
+        if CLIENTS & set(item.fixturenames) or any(str(name).startswith(HELPERS) for name in held):
+            item.add_marker(pytest.mark.openai_client)
 
 
 @dataclass
