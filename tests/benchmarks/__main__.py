@@ -44,6 +44,10 @@ in turn. Each also runs alone, with options: ``python -m tests.benchmarks.engine
 ``schedulers``
     Seconds that a run takes to start and to end: in one process, with its model in two others, and under the schedulers
     of plugins that are installed.
+``scale``
+    CPU milliseconds of a recorded call with 64 and with 2,000 agents in flight, in two worker processes and inline, the
+    waits of the calls, memory of an agent in flight, and a gateway with 10,000 open sessions. To reach: within 5 % of
+    the call at 64.
 ``staleness``
     Throughput of the training loop, simulated with the rule and the buffer of the real one for up to 10,000 workers,
     beside what learner, workers and staleness bound allow; and the real loop beside its simulation. To reach: within
@@ -100,7 +104,7 @@ NAMES = (
         "modes",
         "proof",
     ),
-    *("ranks", "schedulers", "staleness", "store", "train_step", "transfer", "updates", "view", "waiting"),
+    *("ranks", "scale", "schedulers", "staleness", "store", "train_step", "transfer", "updates", "view", "waiting"),
 )
 ON_THE_PRETRAINED = {
     "checkpoint": "--repeat 3",

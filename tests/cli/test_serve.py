@@ -249,3 +249,17 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(
             main(["serve", "--model", "tiny", "--port", str(number)])
     assert ended.value.code == 2
     assert f"port {number}: " in capsys.readouterr().err
+
+
+def test_with_a_certificate_the_service_and_its_sessions_speak_tls(serve):
+    files = Path(__file__).parents[1] / "gateway" / "certificates"
+    served = serve(f"gateway.certificate={files / 'certificate.pem'}", f"gateway.certificate_key={files / 'key.pem'}")
+    opened = served.open()
+    assert served.url.startswith("https://127.0.0.1:")
+    assert opened["base_url"].startswith(served.url)
+    answer = served.http.post(
+        f"{opened['base_url']}/chat/completions",
+        json={"messages": ASK, "max_tokens": 4},
+        headers={"authorization": f"Bearer {opened['api_key']}"},
+    )
+    assert answer.status_code == 200, answer.text
