@@ -159,3 +159,28 @@ def test_what_has_no_room_is_said_before_anything_is_trained(train: Any, tmp_pat
             "run.name=far",
         )
     assert watching.told("waiting for room for")
+
+
+@pytest.mark.long
+def test_a_node_that_joins_runs_agents_too(train: Any, third: Any, tmp_path: Path) -> None:
+    """Until then agents have one node; the steps are long enough for another one to come in."""
+    (tmp_path / "slow.py").write_text(AGENT)
+    joined: list[Any] = []
+
+    def join(name: str, held: Any) -> None:
+        if (name, held) == ("step", 1) and not joined:
+            joined.append(third())
+
+    watching = Watching(join)
+    summary = train(
+        watching,
+        "evaluation.every=0",
+        "training.steps=12",
+        "training.checkpoint_every=0",
+        "rollout.concurrency=2",
+        "rollout.episodes_per_worker=1",
+        "scheduler.workers={cpus: 2}",
+        agent=f"{tmp_path}/slow.py:Slow",
+    )
+    assert summary.failed == 0
+    assert watching.told("agents run on", "too")
