@@ -133,9 +133,11 @@ def test_training_that_samples_is_fine(overrides: list[str]) -> None:
 def test_what_an_evaluation_does_not_read_is_told_of_the_command_line_and_of_variables_alone(tmp_path) -> None:
     (tmp_path / "run.yaml").write_text("algorithm: grpo\nrollout: {group_size: 4}\n")
     environ = {"AGENTRL_TRAINING__STEPS": "5"}
-    resolved = resolve_config(tmp_path / "run.yaml", "seed=3", "tasks.train=arithmetic", environ=environ)
+    given = ("seed=3", "tasks.train=arithmetic", "inference.backend={name: torch, share_weights: true}")
+    resolved = resolve_config(tmp_path / "run.yaml", *given, environ=environ)
     told = [str(key) for key in unused_by_evaluation(resolved.provenance)]
     assert told == [
+        "inference.backend.share_weights (command line) has no effect: evaluation does not train",
         "tasks.train (command line) has no effect: evaluation does not train",
         "training.steps (environment AGENTRL_TRAINING__STEPS) has no effect: evaluation does not train",
     ]

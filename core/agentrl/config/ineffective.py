@@ -33,6 +33,7 @@ _OF_TRAINING = (
     "training.tokens_per_batch",
     "training.processes",
     "training.checkpoint_every",
+    "inference.backend.share_weights",
     "tasks.train",
     "rollout.group_size",
     "rollout.tasks_per_step",
@@ -83,6 +84,7 @@ def unused_by_serving(provenance: Mapping[str, str], *, endpoint: bool = False) 
     rollout = ("group_size", "tasks_per_step", "mode", "max_workers", "episodes_per_worker", "episode_timeout")
     others = (*rollout, "max_attempts", "failure_budget", "on_overflow", "max_waiting")
     reasons = dict.fromkeys((*sections, *(f"rollout.{key}" for key in others)), "the agents are run elsewhere")
+    reasons["inference.backend.share_weights"] = "nothing is trained"
     reasons |= dict.fromkeys(_OF_ADDRESSES, "sessions are served at serve.host, serve.port and serve.url")
     if endpoint:
         reasons |= dict.fromkeys(_OF_RENDERING, "an endpoint renders and samples as it does")
