@@ -155,7 +155,7 @@ def told(metrics: dict[str, float | None]) -> dict[str, float | None]:
     return {
         name: value
         for name, value in metrics.items()
-        if not name.startswith(("seconds/", "proof/", "cost/")) and name != "episode/seconds"
+        if not name.startswith(("seconds/", "proof/", "weights/", "cost/")) and name != "episode/seconds"
     }
 
 

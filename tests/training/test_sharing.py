@@ -96,8 +96,8 @@ def test_a_run_that_shares_is_the_run_that_copies_to_the_bit(overlap: str, copie
     size = sum(tensor.nbytes for tensor in copied.weights.values())
     assert [row["weights/bytes"] for row in copied.rows] == [size] * 4
     assert [row["weights/bytes"] for row in shared.rows] == [0.0] * 4
-    assert all(0 < row["seconds/paused"] < row["seconds/learner"] for row in shared.rows)
-    assert not any("seconds/paused" in row for row in copied.rows)
+    assert all(0 < row["seconds/learner/paused"] < row["seconds/learner"] for row in shared.rows)
+    assert not any("seconds/learner/paused" in row for row in copied.rows)
     assert all(row["proof/tensors"] for row in shared.rows)
     assert "keeps a copy" not in shared.said
 

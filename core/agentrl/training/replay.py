@@ -162,7 +162,7 @@ class Lineage:
         """The metrics of the proof of the step's update, which was given when the step was made first."""
         is_same = self.lost_from is None and step in self._logged
         logged = self._logged[step].items() if is_same else ()
-        return {name: value for name, value in logged if name.startswith("proof/") and value is not None}
+        return {name: value for name, value in logged if name.startswith(("proof/", "weights/")) and value is not None}
 
     def add(self, episodes: Iterable[Episode]) -> None:
         """Take in episodes that the run had stored before it was resumed."""

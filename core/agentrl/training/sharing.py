@@ -32,7 +32,7 @@ class WeightSharing:
     def take(self) -> dict[str, float]:
         """The metric of how long the engine has stood still since the call before, where it shares weights."""
         seconds, self._seconds = self._seconds, 0.0
-        return {"seconds/paused": seconds} if self.follows else {}
+        return {"seconds/learner/paused": seconds} if self.follows else {}
 
 
 @contextmanager
