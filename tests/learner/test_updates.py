@@ -82,8 +82,8 @@ def test_an_update_follows_the_other_with_the_policy_before_the_step_as_the_prox
     # the same by two steps of one update, the second of which is told what the policy was before the first
     parts = cut_updates(batch)
     plain = learner_of(folder, algorithm)
-    plain._update(parts[0][1], None)
-    plain._update(parts[1][1], before[parts[1][0]])
+    plain._update(parts[0][1], None, lambda: None)
+    plain._update(parts[1][1], before[parts[1][0]], lambda: None)
     for one, other in zip(learner.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     single = learner_of(folder, algorithm)
