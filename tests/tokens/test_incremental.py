@@ -205,7 +205,7 @@ def faults(caplog):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_what_is_given_is_the_message_that_is_read_of_the_whole(name, data):
     ids = data.draw(tokens(name))
@@ -304,7 +304,7 @@ def test_a_text_that_is_asked_for_as_such_is_all_content():
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "tiny"])
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_decoded_bit_by_bit_a_text_is_the_same(name, data):
     ids, vocabulary = data.draw(tokens(name)), renderer(name).vocabulary

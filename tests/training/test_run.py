@@ -97,7 +97,7 @@ def test_a_checkpoint_is_a_folder_that_transformers_loads(train, tiny_folder):
 
 
 def test_a_checkpoint_measures_again_what_it_measured(train, tmp_path):
-    folder, summary = train("math", "training.steps=2")
+    folder, summary = train("math", "training.steps=2", "rollout.tasks_per_step=2")
     config = load_config(folder.config, environ={})
     with Trainer(config, reporter=PlainReporter(io.StringIO())) as trainer:
         again = trainer.evaluate(summary.checkpoint)
@@ -106,7 +106,8 @@ def test_a_checkpoint_measures_again_what_it_measured(train, tmp_path):
 
 def test_equal_seeds_sample_equal_episodes_and_other_seeds_do_not(train):
     def sampled(name, seed):
-        folder, _ = train("math", "training.steps=3", f"seed={seed}", "tasks.eval=null", name=name)
+        small = ("training.steps=3", "rollout.tasks_per_step=2", "tasks.eval=null")
+        folder, _ = train("math", *small, f"seed={seed}", name=name)
         episodes = {
             str(e.key): (e.data, [s.ids for s in e.tree.spans], e.reward) for e in open_run(folder.path).load_episodes()
         }
@@ -122,10 +123,11 @@ def test_equal_seeds_sample_equal_episodes_and_other_seeds_do_not(train):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("agent", AGENTS)
 def test_at_learning_rate_zero_sampler_and_learner_agree(train, agent, temperature):
-    settings = ("training.learning_rate=0", "training.steps=20", "rollout.tasks_per_step=2", "tasks.eval=null")
+    """In a few steps; `make acceptance` trains every bundled agent like this for longer."""
+    settings = ("training.learning_rate=0", "training.steps=8", "rollout.tasks_per_step=2", "tasks.eval=null")
     folder, _ = train(agent, *settings, f"rollout.temperature={temperature}")
     rows = open_run(folder.path).metrics()
-    assert len(rows) == 20
+    assert len(rows) == 8
     assert all(abs(row.metrics["policy/ratio_mean"] - 1) <= 1e-3 for row in rows)
     assert all(abs(row.metrics["policy/mismatch_kl"]) < 1e-4 for row in rows)
 
@@ -151,7 +153,8 @@ class Watcher(PlainReporter):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_what_was_learned(train, number):
     watcher = Watcher(2, lambda: os.kill(os.getpid(), number))
-    folder, summary = train("math", "training.steps=50", "tasks.eval=null", reporter=watcher)
+    small = ("training.steps=50", "rollout.tasks_per_step=2", "tasks.eval=null")
+    folder, summary = train("math", *small, reporter=watcher)
     assert (summary.outcome, summary.steps) == ("interrupted", 2)
     assert summary.checkpoint == str(folder.checkpoint(2))
     AutoModelForCausalLM.from_pretrained(summary.checkpoint)
