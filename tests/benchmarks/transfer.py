@@ -7,7 +7,7 @@ optimiser's update; a learner in another process of this machine, whose weights 
 folder in the machine's memory, as engines in other processes read it. *Alone* is what the transfer adds where nothing
 else runs, the median. With a copy and with sharing, each in a process of its own, stand beside each other the seconds
 of a whole update (the learner's step of a few tokens, until the engine has its weights), the memory that learner and
-engine take, and the engine's tokens a second, the best of the rounds.
+engine take after some, and the engine's tokens a second, the best of the rounds.
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ async def side(folder: Path, given: argparse.Namespace, *, shares: bool) -> dict
     await backend.start()
     start = time.perf_counter() - began
     try:
-        taken = _memory(given.device) - before
         batch = filled_batch(learner.model.config.get_text_config().vocab_size, 64, passes=1, rows=4)
         transfers, updates, paused = [], [], []
         for _ in range(given.repeat + 1):
@@ -128,6 +127,8 @@ async def side(folder: Path, given: argparse.Namespace, *, shares: bool) -> dict
             transfers.append(ended - stepped + (held if shares else 0.0))
             updates.append(ended - began)
             paused.append(metrics["seconds/learner/update"] if shares else ended - stepped)
+        # Only now: weights that were read from a file are the process's own once they have been written to.
+        taken = _memory(given.device) - before
         rates = [await _rate(backend, given, seed) for seed in range(3)]
     finally:
         await backend.stop()
