@@ -132,7 +132,7 @@ eval "$(_AGENTRL_COMPLETE=bash_source {agentrl})"
 compopt() {{ echo "$@"; }}
 try() {{ COMP_LINE="$1"; COMP_POINT=${{#1}}; COMPREPLY=(); _agentrl_completion {agentrl}; echo "${{COMPREPLY[*]}}"; }}
 try "agentrl train math rollout.mode=in"
-try "agentrl train math rollout.max_w"
+try "agentrl train math rollout.max_wo"
 try "agentrl eval runs/f"
 """
 FISH = """

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from dataclasses import replace
+from http.client import HTTPResponse
 
 import httpx
 import pytest
@@ -218,6 +219,17 @@ def test_equal_keys_sample_equal_tokens_whatever_runs_beside_them(run):
     assert len({episode.tree.spans[-1].ids for episode in crowd}) > 1
 
 
+def read_answer(client: socket.socket) -> None:
+    """Read a whole answer, which comes in as many pieces as the server likes."""
+    answer = HTTPResponse(client)
+    answer.begin()
+    answer.read()
+
+
+def read_beginning(client: socket.socket) -> None:
+    client.recv(10)
+
+
 @pytest.mark.parametrize("reads", [True, False])
 def test_an_episode_knows_which_answers_its_agent_left_unread(run, reads):
     async def agent(data, *, base_url, api_key):
@@ -226,7 +238,7 @@ def test_an_episode_knows_which_answers_its_agent_left_unread(run, reads):
         head = f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((url.host, url.port), timeout=30) as client:
             await asyncio.to_thread(client.sendall, head.encode() + body)
-            await asyncio.to_thread(client.recv, 2**16 if reads else 10)
+            await asyncio.to_thread(read_answer if reads else read_beginning, client)
         return 0.5
 
     async def scenario(stack):

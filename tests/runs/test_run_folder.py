@@ -268,6 +268,7 @@ def test_the_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
         "limited",
         "cost",
         "ledger",
+        "restarts",
         "retried",
         "truncated",
         "undelivered",

@@ -19,7 +19,7 @@ def gpu(monkeypatch, tiny_folder):
     """A GPU that only the plan knows of, and its free bytes."""
     free = [80 * GB]
     cpu = torch.device("cpu")
-    monkeypatch.setattr(plans, "find_device", lambda name, key: torch.device("cuda"))
+    monkeypatch.setattr(plans, "learner_device", lambda config: torch.device("cuda"))
     monkeypatch.setattr(
         plans, "measure_pass", lambda config, training, device, dtype: measure_pass(config, training, cpu, dtype)
     )

@@ -39,10 +39,11 @@ class WeightSharing:
 def sharing(learner: Trainable, backend: Backend) -> Iterator[WeightSharing]:
     """Let ``backend``, which is started and stopped in the block, compute with the weights of ``learner``.
 
-    Where one of the two cannot, the engine keeps a copy. Raises ``ConfigError`` where the config asks for more.
+    Where one of the two cannot, the engine keeps a copy, and so it does where its class takes updates in a way of its
+    own and only inherits the sharing. Raises ``ConfigError`` where the config asks for more.
     """
     found = WeightSharing()
-    if not isinstance(backend, SharingBackend):
+    if not isinstance(backend, SharingBackend) or _takes_updates_otherwise(backend):
         yield found
         return
     if not isinstance(learner, SharesWeights):
@@ -59,3 +60,9 @@ def sharing(learner: Trainable, backend: Backend) -> Iterator[WeightSharing]:
         yield found
     finally:
         memory.give_back()
+
+
+def _takes_updates_otherwise(backend: SharingBackend) -> bool:
+    """Whether the class has an ``update_weights`` of its own over that of the class whose ``share`` it inherits."""
+    first = next((vars(each) for each in type(backend).__mro__ if {"share", "update_weights"} & vars(each).keys()), {})
+    return "update_weights" in first and "share" not in first
