@@ -64,5 +64,5 @@ def sharing(learner: Trainable, backend: Backend) -> Iterator[WeightSharing]:
 
 def _takes_updates_otherwise(backend: SharingBackend) -> bool:
     """Whether the class has an ``update_weights`` of its own over that of the class whose ``share`` it inherits."""
-    first = next((vars(each) for each in type(backend).__mro__ if {"share", "update_weights"} & vars(each).keys()), {})
-    return "update_weights" in first and "share" not in first
+    named = ({"share", "update_weights"} & vars(each).keys() for each in type(backend).__mro__)
+    return next(filter(None, named), None) == {"update_weights"}
