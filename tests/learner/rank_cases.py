@@ -6,8 +6,10 @@ import random
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tests.algorithms.algorithms import build
@@ -233,3 +235,19 @@ def sharing(ranks, folder, algorithm, tokens):
         costs = Costs.of(made.model)
         shared.append(([0.0 if isinstance(work, Idle) else costs(work) for work in own], [costs(w) for w in whole]))
     return shared
+
+
+def tell(ranks):
+    """What ranks say to each other, texts of different lengths; and why something else is not said."""
+    told = ranks.gather({"rank": ranks.rank, "text": "ü" * ranks.rank * 1000, "number": 0.1, "pair": (1, None)})
+    try:
+        ranks.gather(Path("here"))
+    except TypeError as error:
+        return told, str(error)
+    return told, ""
+
+
+def listening(ranks):
+    """The addresses at which this process listens."""
+    del ranks
+    return [each.laddr.ip for each in psutil.Process().net_connections("inet") if each.status == psutil.CONN_LISTEN]

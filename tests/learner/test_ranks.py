@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from agentrl.errors import ConfigError, HostLostError, RunError
 from agentrl.learner import model_writer
+from agentrl.learner import ranks as ranks_module
 from agentrl.learner.learner import PARTS, STATE
 from agentrl.learner.model_writer import write_spread
 from agentrl.learner.parts import are_whole
@@ -319,3 +321,42 @@ def wait_until(holds, otherwise, patience=90):
     while not holds():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)
+
+
+def test_what_ranks_say_to_each_other_is_text_that_is_never_unpickled(processes):
+    for told, refused in processes.run(3, CASE + "tell"):
+        texts = ["", "ü" * 1000, "ü" * 2000]
+        assert told == [
+            {"rank": rank, "text": text, "number": 0.1, "pair": [1, None]} for rank, text in enumerate(texts)
+        ]
+        assert "not JSON serializable" in refused
+
+
+def test_ranks_of_one_machine_listen_to_that_machine_alone(processes):
+    found = processes.run(2, CASE + "listening")
+    assert found[0], "the first rank listens for the others"
+    assert {address for each in found for address in each} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
+def test_a_process_that_could_not_join_may_join_again(monkeypatch):
+    from torch.distributed import device_mesh
+
+    def no_mesh(*_):
+        raise RuntimeError("there is no mesh")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(device_mesh, "init_device_mesh", no_mesh)
+        with pytest.raises(RuntimeError, match="there is no mesh"):
+            Ranks.join(0, 1, Ranks.free_address(), "cpu", 30.0)
+    ranks = Ranks.join(0, 1, Ranks.free_address(), "cpu", 30.0)
+    try:
+        assert ranks.gather("here") == ["here"]
+    finally:
+        ranks.leave()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere gloo chooses")
+def test_ranks_talk_over_the_network_card_that_leads_to_the_first_one():
+    assert ranks_module._card_towards("127.0.0.2") == "lo"
+    assert ranks_module._card_towards("::1") is None

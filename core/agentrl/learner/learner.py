@@ -336,7 +336,8 @@ class Learner:
             from agentrl.learner.spread_state import save_spread
 
             with self._ranks.guarding("save its state"):
-                state["random"] = self._ranks.gather(torch.get_rng_state())
+                states = self._ranks.gather(torch.get_rng_state().tolist())
+                state["random"] = [torch.tensor(each, dtype=torch.uint8) for each in states]
                 save_spread(state, self._masters, self._optimiser, folder / PARTS, exact=exact)
             return
         state |= {"optimiser": self._optimiser.state_dict(), "random": torch.get_rng_state()}

@@ -7,12 +7,14 @@ group, imports nothing and costs nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["Ranks"]
 
 LOOPBACK = "127.0.0.1"
+_CARD = "GLOO_SOCKET_IFNAME"
+_SIOCGIFADDR = 0x8915
+"""Of Linux: asks for the IPv4 address of a network card."""
 _GRACE = 5.0
 """Seconds in which the end of a rank is noticed after a collective failed for it."""
+_BACKLOG = 1024
+"""Ranks that may wait to be let in."""
 _LOOK = 0.05
 """Seconds between looks for what another rank has done."""
 _SAID_BY_THE_NETWORK = ("gloo", "nccl", "timed out", "closed by peer", "connection reset")
@@ -91,8 +98,7 @@ class Ranks:
     @staticmethod
     def free_address(host: str = LOOPBACK) -> str:
         """Return ``host:port`` of a free port of this machine, for ``join``; ``host`` is how other ranks reach it."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as found:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as found:
             found.bind((host, 0))
             return f"{host}:{found.getsockname()[1]}"
 
@@ -130,14 +136,22 @@ class Ranks:
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the ``value`` of every rank, plain numbers, texts or containers of them, in the order of ranks."""
+        """Return the ``value`` of every rank in the order of ranks: what JSON has, in which a tuple is a list.
+
+        It crosses the network as text, so that nothing that comes from there is unpickled. Raises ``TypeError`` for a
+        value that JSON does not have.
+        """
         if not self.together:
             return [value]
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        own = torch.frombuffer(bytearray(json.dumps(value), "ascii"), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([own.numel()]))
+        longest = max(int(size) for size in sizes)
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(texts, torch.nn.functional.pad(own, (0, longest - own.numel())))
+        return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
     def first(self, work: Callable[[], None]) -> None:
         """Have rank 0 do ``work``, and wait for it; an ``AgentRLError`` that it raises is one on every rank."""
@@ -234,6 +248,10 @@ class Ranks:
             ) from cause
 
 
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def _host(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
@@ -241,13 +259,20 @@ def _host(address: str) -> str:
 def _meet(rank: int, address: str, patience: float) -> Store:
     import torch.distributed as dist
 
-    wait = timedelta(seconds=patience)
     try:
-        port = int(address.rpartition(":")[2])
+        host, port = _host(address), int(address.rpartition(":")[2])
+        # A store that opens its port itself listens at every address of the machine.
+        door = None if rank else socket.create_server((host, port), family=_family(host), backlog=_BACKLOG).detach()
         return dist.TCPStore(  # type: ignore[attr-defined]
-            _host(address), port, None, rank == 0, wait, wait_for_workers=False
+            host,
+            port,
+            None,
+            rank == 0,
+            timedelta(seconds=patience),
+            wait_for_workers=False,
+            master_listen_fd=door,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if rank == 0:
             raise RunError(
                 f"rank 0 of the learner cannot listen at {address}: {shortened(one_line(error))}",
@@ -274,19 +299,58 @@ def _process_group(ranks: Ranks, host: str) -> DeviceMesh:
 
     assert ranks.device is not None
     assert ranks._store is not None
-    if host == LOOPBACK:  # Else gloo takes the address that the machine's name stands for, which need not be one.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(ranks.device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("group", ranks._store),  # type: ignore[attr-defined]
-        rank=ranks.rank,
-        world_size=ranks.size,
-        timeout=timedelta(seconds=ranks._patience),
-    )
-    return init_device_mesh(ranks.device.type, (ranks.size,))
+    was_there = dist.is_initialized()
+    try:
+        with _facing(host):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                store=dist.PrefixStore("group", ranks._store),  # type: ignore[attr-defined]
+                rank=ranks.rank,
+                world_size=ranks.size,
+                timeout=timedelta(seconds=ranks._patience),
+            )
+            return init_device_mesh(ranks.device.type, (ranks.size,))
+    except BaseException:
+        if not was_there and dist.is_initialized():  # Else this process could never join again.
+            dist.destroy_process_group()
+        raise
+
+
+@contextmanager
+def _facing(host: str) -> Iterator[None]:
+    """Have gloo take, within the block, the network card that leads to ``host``, unless the environment names one.
+
+    By itself it takes the address that this machine's name stands for, which is of the loopback interface on many.
+    """
+    card = None if _CARD in os.environ else _card_towards(host)
+    if card is None:
+        yield
+        return
+    os.environ[_CARD] = card
+    try:
+        yield
+    finally:
+        del os.environ[_CARD]
+
+
+def _card_towards(host: str) -> str | None:
+    """The name of the network card that leads to ``host``; ``None`` where it cannot be told."""
+    if host == LOOPBACK:
+        return "lo0" if sys.platform == "darwin" else "lo"
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    own = _own_address(f"{host}:1")
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
+            found = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            if socket.inet_ntoa(found[20:24]) == own:
+                return name
+    return None
 
 
 def _abort() -> None:

@@ -37,16 +37,17 @@ def send_weights(weights: Weights, ranks: Ranks, target: str, arguments: Mapping
 
 
 def _follow(weights: Weights, ranks: Ranks) -> None:
-    passing: dict[Any, Iterator[Any]] = {}
+    passing: dict[tuple[str, int], Iterator[Any]] = {}
     while (asked := ranks.gather(None)[0]) is not None:
         owner, method, arguments, number = asked
         held: Any = weights.adapter if owner == "adapter" else weights
         if number is None:
-            getattr(held, method)(*arguments)
+            getattr(held, method)(*(Path(each) if method == "save" else each for each in arguments))
             continue
-        if number not in passing:
-            passing[number] = iter(getattr(held, method)())
-        next(passing[number], None)
+        key = owner, number
+        if key not in passing:
+            passing[key] = iter(getattr(held, method)())
+        next(passing[key], None)
 
 
 class _Leading:
@@ -60,14 +61,15 @@ class _Leading:
         self._count = 0
 
     def asked(self, method: str, *arguments: Any) -> Any:
-        self.ranks.gather((self.owner, method, arguments, None))
+        told = [str(each) if isinstance(each, Path) else each for each in arguments]
+        self.ranks.gather([self.owner, method, told, None])
         return getattr(self.held, method)(*arguments)
 
     def passed(self, method: str) -> Iterator[tuple[str, torch.Tensor]]:
         self._count += 1
         number, passing = self._count, iter(getattr(self.held, method)())
         while True:
-            self.ranks.gather((self.owner, method, (), (self.owner, number)))
+            self.ranks.gather([self.owner, method, [], number])
             try:
                 named = next(passing)
             except StopIteration:
@@ -91,7 +93,7 @@ class _LedAdapter(_Leading):
         return self.passed("merged")
 
     def merged_logprobs(self, ids: Sequence[int], dtypes: Mapping[str, str]) -> Sequence[float]:
-        logprobs: Sequence[float] = self.asked("merged_logprobs", tuple(ids), dict(dtypes))
+        logprobs: Sequence[float] = self.asked("merged_logprobs", [int(each) for each in ids], dict(dtypes))
         return logprobs
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
@@ -121,7 +123,7 @@ class _Led(_Leading):
         self.asked("save", folder)
 
     def logprobs(self, ids: Sequence[int]) -> Sequence[float]:
-        logprobs: Sequence[float] = self.asked("logprobs", tuple(ids))
+        logprobs: Sequence[float] = self.asked("logprobs", [int(each) for each in ids])
         return logprobs
 
     def digests(self, dtypes: Mapping[str, str]) -> Mapping[str, TensorDigest]:
