@@ -324,15 +324,17 @@ async def finish_in_thread(function: Callable[..., Result], *arguments: Any) -> 
     return await finish(run_in_thread(function, *arguments))
 
 
-async def finish(work: Coroutine[Any, Any, Result]) -> Result:
+async def finish(work: Coroutine[Any, Any, Result], cancelled: Callable[[], None] = lambda: None) -> Result:
     """Await ``work`` and return its result; even when cancelled, wait until it has ended.
 
-    Where it raises after a cancellation, that error is raised instead of ``CancelledError``.
+    ``cancelled`` is called at a cancellation, so that the work can be told to end early. Where it raises after a
+    cancellation, that error is raised instead of ``CancelledError``.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        cancelled()
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})

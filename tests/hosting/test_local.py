@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -207,6 +208,28 @@ def test_hosts_that_start_together_are_all_there_or_none_and_share_the_processor
 def test_a_start_that_takes_too_long_says_what_it_waits_for() -> None:
     with pytest.raises(RunError, match=r"waited 0.5 s for slow to start on this machine"):
         LocalHosts().start([HostSpec("slow", KEPT, {"sleeps": 600.0})], patience=0.5)
+
+
+def test_a_start_that_is_given_up_ends_and_leaves_nothing() -> None:
+    given_up, before = threading.Event(), set(psutil.Process().children(recursive=True))
+    threading.Timer(0.3, given_up.set).start()
+    with pytest.raises(RunError, match=r"slow was starting on this machine .* when that was given up"):
+        LocalHosts().start([HostSpec("slow", KEPT, {"sleeps": 600.0})], patience=600.0, given_up=given_up)
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def test_one_that_stands_still_and_reads_nothing_is_stopped_all_the_same(start: Callable[..., LocalHost]) -> None:
+    host = start()
+    pid = host.ask("process").result(PATIENCE)
+    os.kill(pid, signal.SIGSTOP)
+    asking = threading.Thread(target=lambda: [host.ask("tell", "x" * 100_000) for _ in range(100)], daemon=True)
+    asking.start()  # The connection is full before all are sent.
+    asking.join(0.5)
+    assert asking.is_alive()
+    host.stop(0.2)
+    assert is_gone(pid)
+    asking.join(PATIENCE)
+    assert not asking.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ def reach(folder: RunFolder, step: int) -> None:
 
 
 def hosting(folder: RunFolder | None, most: int = 3) -> Hosting:
-    return Hosting(LocalHosts(), most, run=None if folder is None else folder.path)
+    run = Hosting(LocalHosts(), most)
+    if folder is not None:
+        run.loaded(folder.path)
+    return run
 
 
 def test_it_goes_on_so_often_as_the_config_lets_it_where_it_comes_further(folder: RunFolder) -> None:
@@ -42,6 +45,7 @@ def test_it_goes_on_so_often_as_the_config_lets_it_where_it_comes_further(folder
         assert run.goes_on(error)  # Asked again, it says the same.
         assert run.advice(error) is None
         run.restarted()
+        run.loaded(folder.path)
     reach(folder, 9)
     error = lost()
     assert not run.goes_on(error)
@@ -52,9 +56,27 @@ def test_one_that_is_lost_twice_in_the_same_step_is_given_up(folder: RunFolder) 
     run = hosting(folder)
     assert run.goes_on(lost())
     assert run.restarted() == "restart 1 of training.restarts=3"
+    assert run.goes_on(lost())  # It had not come to the step again.
+    assert run.restarted() == "restart 2 of training.restarts=3"
+    run.loaded(folder.path)
     again = lost()
     assert not run.goes_on(again)
     assert run.advice(again) == "the run does not go on by itself: it has lost a process twice in step 1"
+
+
+def test_one_that_is_lost_in_an_earlier_step_than_before_goes_on(folder: RunFolder, tmp_path: Path) -> None:
+    """The steps since the newest checkpoint are made again, and a process may be lost in any of them."""
+    run = hosting(folder)
+    reach(folder, 9)
+    assert run.goes_on(lost())
+    for step in (4, 9):
+        run.restarted()
+        folder.metrics.unlink()
+        reach(folder, step)
+        run.loaded(folder.path)
+        error = lost()
+        assert run.goes_on(error) is (step == 4)
+    assert run.advice(error) == "the run does not go on by itself: it has lost a process twice in step 10"
 
 
 @pytest.mark.parametrize(

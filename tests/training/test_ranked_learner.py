@@ -6,7 +6,9 @@ import contextlib
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +330,35 @@ def test_a_rank_that_hangs_is_named_when_its_time_is_over(folder: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()
     finally:
         there.close()
+
+
+class _Silent:
+    """A rank that says nothing."""
+
+    name = "learner rank 0"
+    address = "127.0.0.1"
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+
+    def ask(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
+
+    def stop(self, patience: float) -> None:
+        self.is_stopped = True
+
+
+class _SilentHosts(LocalHosts):
+    def __init__(self) -> None:
+        self.started = _Silent()
+
+    def start(self, specs: Any, **keys: Any) -> Any:
+        return [self.started]
+
+
+def test_ranks_are_not_waited_for_that_load_when_the_run_is_given_up(tmp_path: Path) -> None:
+    hosts, given_up = _SilentHosts(), threading.Event()
+    threading.Timer(0.2, given_up.set).start()
+    with pytest.raises(RunError, match="were to load the model when that was given up"):
+        RankedLearner.start(hosts, config_of("training.timeout=3600"), tmp_path, given_up=given_up)
+    assert hosts.started.is_stopped

@@ -180,6 +180,19 @@ def test_it_is_told_where_the_processes_are_going_to_be(runs: Runs) -> None:
     assert "2 processes of this machine train the model, with" in runs.told
 
 
+def test_ctrl_c_ends_the_wait_for_room(runs: Runs) -> None:
+    full = f"scheduler={Path(__file__).with_name('bare.py')}:Full"
+    process = runs.new("full", *TWO, full, "training.timeout=3600")
+    while process.poll() is None and not (runs.folder / "waiting").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, (runs.folder / "told").read_text()
+    told = (runs.folder / "told").read_text()
+    assert "interrupted" in told
+    assert "while the run was being interrupted" not in told
+    assert open_run(runs.folder / "runs" / "full").state == "interrupted"
+
+
 def test_a_scheduler_that_starts_none_is_refused(runs: Runs) -> None:
     assert runs.train("math", *TWO, f"scheduler={Path(__file__).with_name('bare.py')}:Bare", "--dry-run") == 2
     assert "training.processes=2 cannot be with scheduler.type=" in runs.told

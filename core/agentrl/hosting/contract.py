@@ -8,6 +8,7 @@ host knows neither where it is nor what carries the question there.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -89,12 +90,19 @@ class Hosts(Protocol):
         """Whether hosts may be on other machines, which reach this one over the network and share only some folders."""
         ...
 
-    def start(self, specs: Sequence[HostSpec], *, patience: float, together: bool = True) -> Sequence[Host]:
+    def start(
+        self,
+        specs: Sequence[HostSpec],
+        *,
+        patience: float,
+        together: bool = True,
+        given_up: threading.Event | None = None,
+    ) -> Sequence[Host]:
         """Start a host for each of ``specs`` and wait until their objects are made.
 
         With ``together`` either all are placed or none. Raises ``ConfigError`` where there is no room for them at all,
-        ``RunError`` where they are not there after ``patience`` seconds, with what they wait for, and what the making
-        of an object raises; no host is left then.
+        ``RunError`` where they are not there after ``patience`` seconds, with what they wait for, or within a second or
+        so of ``given_up`` being set, and what the making of an object raises; no host is left then.
         """
         ...
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,8 @@ _KILLED_S = 5.0
 """Seconds that a killed process, and what it has started, may take to be gone."""
 _LAST_WORDS_S = 0.5
 """Seconds that what an ended process has sent may take to be read."""
+_LOOK_S = 0.25
+"""Seconds between two looks whether a start is given up."""
 _SILENT_S = 1.0
 """Seconds after which a process that has closed its connection and goes on is killed."""
 _TAIL = 4096
@@ -45,7 +47,14 @@ class LocalHosts:
     address = "127.0.0.1"
     elsewhere = False
 
-    def start(self, specs: Sequence[HostSpec], *, patience: float, together: bool = True) -> Sequence[LocalHost]:
+    def start(
+        self,
+        specs: Sequence[HostSpec],
+        *,
+        patience: float,
+        together: bool = True,
+        given_up: threading.Event | None = None,
+    ) -> Sequence[LocalHost]:
         """Start a host for each of ``specs``, which share the processors; see the contract.
 
         Raises ``ConfigError`` where they need more GPUs than there are. Memory is not counted.
@@ -58,7 +67,7 @@ class LocalHosts:
             for spec in specs:
                 started.append(LocalHost(spec, _threads(len(specs))))
             for host in started:
-                host.wait_until_made(until, patience)
+                host.wait_until_made(until, patience, given_up)
         except BaseException:
             for host in started:
                 host.kill()
@@ -121,15 +130,17 @@ class LocalHost:
             self.stop(0.0)
             raise
 
-    def wait_until_made(self, until: float, patience: float) -> None:
+    def wait_until_made(self, until: float, patience: float, given_up: threading.Event | None) -> None:
         """Return once its object is made, by ``time.monotonic()`` of ``until``; raises as ``Hosts.start`` does."""
-        try:
-            self._made.result(max(0.0, until - time.monotonic()))
-        except TimeoutError:
-            raise RunError(
-                f"waited {patience:g} s for {self.name} to start on {self.node}{self._printed.told()}",
-                fix="raise training.timeout, or see what the machine is busy with",
-            ) from None
+        while not wait([self._made], max(0.0, min(_LOOK_S, until - time.monotonic()))).done:
+            if given_up is not None and given_up.is_set():
+                raise RunError(f"{self.name} was starting on {self.node} when that was given up")
+            if time.monotonic() >= until:
+                raise RunError(
+                    f"waited {patience:g} s for {self.name} to start on {self.node}{self._printed.told()}",
+                    fix="raise training.timeout, or see what the machine is busy with",
+                )
+        self._made.result()
 
     def ask(self, method: str, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See ``Host.ask``. Raises ``TypeError`` or ``PicklingError`` for an argument that cannot be sent."""
@@ -153,9 +164,9 @@ class LocalHost:
     def stop(self, patience: float) -> None:
         """See ``Host.stop``."""
         self._stopping = True
-        if patience > 0:
-            with contextlib.suppress(OSError):
-                self._wire.send(Stop())
+        if patience > 0 and not self._gone.is_set():
+            # In a thread: a process that stands still reads nothing, and sending waits for it until it is killed.
+            threading.Thread(target=self._tell_to_stop, name=f"agentrl-stop-{self.name}", daemon=True).start()
             self._gone.wait(patience)
         if not self._gone.is_set():
             self.kill()
@@ -172,6 +183,10 @@ class LocalHost:
         elif not self._gone.is_set():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._pid, signal.SIGKILL)
+
+    def _tell_to_stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wire.send(Stop())
 
     def _cancel(self, number: int) -> None:
         with self._lock:

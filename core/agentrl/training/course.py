@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrl.config.models import Config
 from agentrl.costs.meter import CostMeter
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, RunError
 from agentrl.learner.adapters import plan_adapter
 from agentrl.learner.contract import Loss, Trainable
 from agentrl.learner.folder import check_unquantised
 from agentrl.learner.learner import Learner
 from agentrl.learner.optimiser import check_optimiser
-from agentrl.loops import finish_in_thread
+from agentrl.loops import finish, finish_in_thread, run_in_thread
 from agentrl.plugins import Plugins
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
@@ -134,20 +135,36 @@ class Course(ABC):
         if self._hosting is None or not self._hosting.holds_learner(config):
             learner = await finish_in_thread(Learner, folder, config.training, loss, config.seed)
         else:
-            learner = await finish_in_thread(self._start_ranks, self._hosting, config, plugins, folder)
+            learner = await self._ranks(self._hosting, config, plugins, folder)
         if saved is not None:
             await finish_in_thread(learner.load_state, saved)
         if learner.rows_because is not None:
             self.recorder.reporter.warning(learner.rows_because)
         return learner
 
-    def _start_ranks(self, hosting: Hosting, config: Config, plugins: Plugins, folder: Path) -> Trainable:
+    async def _ranks(self, hosting: Hosting, config: Config, plugins: Plugins, folder: Path) -> Trainable:
+        """Start the processes of the learner. An interrupt ends the wait for room, for them and for the model."""
         from agentrl.training.ranked_learner import RankedLearner  # No run of one process needs it.
 
-        self._ranked = RankedLearner.start(
-            hosting.hosts, config, folder, disabled=plugins.disabled, logs=self.recorder.folder.logs
-        )
-        return self._ranked
+        given_up = threading.Event()
+
+        def start() -> RankedLearner:
+            self._ranked = RankedLearner.start(
+                hosting.hosts,
+                config,
+                folder,
+                disabled=plugins.disabled,
+                logs=self.recorder.folder.logs,
+                given_up=given_up,
+            )
+            return self._ranked
+
+        try:
+            return await finish(run_in_thread(start), given_up.set)
+        except RunError as error:
+            if not given_up.is_set():
+                raise
+            raise asyncio.CancelledError from error
 
     def elapsed(self) -> float:
         """Seconds that the run has taken, those before it was resumed included."""
@@ -194,7 +211,7 @@ class Course(ABC):
             with interrupts.cancelling(task, rescue=partial(self._rescue, interrupts)):
                 async with self.started() as self._loop:
                     if self._hosting is not None:
-                        self._hosting.run = self.recorder.folder.path
+                        self._hosting.loaded(self.recorder.folder.path)
                     await self._loop.run()
                     await self.recorder.settle()
         except asyncio.CancelledError:

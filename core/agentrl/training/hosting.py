@@ -1,12 +1,12 @@
 """The hosts of a run, and what becomes of the run where one of them is lost: it goes on by itself, or ends.
 
 Whether starting again can help is judged by how far the run has come: one that loses a process before its model was
-loaded, or twice in the same step, would lose it for ever.
+loaded for the first time, or twice in the same step, would lose it for ever.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentrl.config.models import Config
@@ -27,14 +27,20 @@ class Hosting:
     restarts: int = 0
     """How often it has."""
     run: Path | None = None
-    """The folder of the run, once its model is loaded."""
-    _reached: int = -1
-    """The step that the run had made when it last lost a process."""
+    """The folder of the run, once its model has been loaded."""
+    _is_loaded: bool = False
+    """Whether its model is loaded since it was started, or started again."""
+    _lost_in: set[int] = field(default_factory=set)
+    """The steps in which the run has lost a process."""
     _judged: tuple[BaseException, str | None] | None = None
 
     def holds_learner(self, config: Config) -> bool:
         """Whether the model is in processes of its own, and not in this one."""
         return config.training.processes > 1 or self.hosts.elsewhere
+
+    def loaded(self, run: Path) -> None:
+        """The model of the run in this folder is loaded."""
+        self.run, self._is_loaded = run, True
 
     def goes_on(self, error: BaseException) -> bool:
         """Whether the run goes on by itself after ``error``, which has ended it."""
@@ -47,6 +53,7 @@ class Hosting:
     def restarted(self) -> str:
         """Count a restart, and say which one it is."""
         self.restarts += 1
+        self._is_loaded = False
         return f"restart {self.restarts} of training.restarts={self.most}"
 
     def _why_not(self, error: BaseException) -> str | None:
@@ -62,8 +69,10 @@ class Hosting:
             return "the run does not go on by itself: it had not loaded its model"
         if self.restarts >= self.most:
             return f"the run has gone on by itself training.restarts={self.most} times already"
-        reached = max((line.step for line in Run(self.run).metrics()), default=0)
-        if reached <= self._reached:
-            return f"the run does not go on by itself: it has lost a process twice in step {reached + 1}"
-        self._reached = reached
+        if not self._is_loaded:  # Such as by a node that is dying, and not known to be yet.
+            return ""
+        step = 1 + max((line.step for line in Run(self.run).metrics()), default=0)
+        if step in self._lost_in:
+            return f"the run does not go on by itself: it has lost a process twice in step {step}"
+        self._lost_in.add(step)
         return ""

@@ -39,6 +39,8 @@ _LAST_WORDS_S = 2.0
 it began with."""
 _EARLIER_S = 1.0
 """Seconds by which the deadline here comes before that of the run: it can be told which rank was waited for."""
+_LOOK_S = 0.25
+"""Seconds between two looks whether the waiting is given up."""
 _CLOSE_S = 10.0
 """Seconds that ranks have to end."""
 
@@ -59,17 +61,27 @@ class RankedLearner:
         self._lent: list[RankedLease] = []
         self._lost: AgentRLError | None = None
         """Why nothing can be asked any more."""
+        self._interrupt: threading.Event | None = None
+        """Ends the waiting for ranks while they load."""
         self._beneath = False
         self._says = Says(0, None, False, None)
 
     @classmethod
     def start(
-        cls, hosts: Hosts, config: Config, folder: Path, *, disabled: Sequence[str] = (), logs: Path | None = None
+        cls,
+        hosts: Hosts,
+        config: Config,
+        folder: Path,
+        *,
+        disabled: Sequence[str] = (),
+        logs: Path | None = None,
+        given_up: threading.Event | None = None,
     ) -> Self:
         """Start the processes of ``config.training`` and have them load the model in ``folder``.
 
         ``disabled`` are the plugins that the run leaves out, and ``logs`` is the folder for what the processes print.
-        Raises as ``Hosts.start`` and ``Learner`` do.
+        Raises as ``Hosts.start`` and ``Learner`` do, and ``RunError`` once ``given_up`` is set meanwhile; no process is
+        left then.
         """
         timeout = config.training.timeout
         specs = [
@@ -82,12 +94,15 @@ class RankedLearner:
             )
             for rank, own in enumerate(rank_configs(config, hosts))
         ]
-        learner = cls(hosts.start(specs, patience=timeout), timeout, near=not hosts.elsewhere)
+        started = hosts.start(specs, patience=timeout, given_up=given_up)
+        learner = cls(started, timeout, near=not hosts.elsewhere)
+        learner._interrupt = given_up
         try:
             learner._load(folder)
         except BaseException:
             learner.close()
             raise
+        learner._interrupt = None
         return learner
 
     def _load(self, folder: Path) -> None:
@@ -238,7 +253,7 @@ class RankedLearner:
 
     def _answers(self, asked: Sequence[Future[Any]], what: str) -> list[Any]:
         until = time.monotonic() + self._timeout
-        done, pending = wait(asked, self._timeout, return_when=FIRST_EXCEPTION)
+        done, pending = self._waited(asked, until, what)
         failed = [each for each in done if each.exception() is not None]
         if not failed and not pending:
             return [each.result() for each in asked]
@@ -252,6 +267,20 @@ class RankedLearner:
         if lost is not None:
             raise self._given_up(HostLostError(f"{lost.message}; it was to {what}", fix=lost.fix))
         raise self._given_up(errors[0]) if pending else errors[0]
+
+    def _waited(
+        self, asked: Sequence[Future[Any]], until: float, what: str
+    ) -> tuple[set[Future[Any]], set[Future[Any]]]:
+        """Wait for all answers or the first error; returns those that are there, and those that are not ``until``
+        then."""
+        while True:
+            left = max(0.0, until - time.monotonic())
+            look = left if self._interrupt is None else min(_LOOK_S, left)
+            done, pending = wait(asked, look, return_when=FIRST_EXCEPTION)
+            if not pending or look == left or any(each.exception() is not None for each in done):
+                return done, pending
+            if self._interrupt is not None and self._interrupt.is_set():
+                raise self._given_up(RunError(f"the ranks of the learner were to {what} when that was given up"))
 
     def _ended(self) -> HostLostError | None:
         """How a rank has ended that has: others say only that they miss it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -163,6 +164,22 @@ def test_what_has_no_room_now_is_waited_for_aloud_until_the_deadline(
     assert [line for line in told if "waiting for room for 1 host (second)" in line and "0 processors free" in line]
     with pytest.raises(RunError, match="waited 1 s"):
         hosts_of(autoscaling=True).start([spec("far", cpus=64.0)], patience=1.0)
+
+
+def test_hosts_that_need_not_be_together_are_all_there_or_none_too(hosts_of: Make, cluster: Cluster) -> None:
+    with pytest.raises(RunError, match=r"waited .* s for room for 1 host"):
+        hosts_of(patience=2.0).start([spec("first", cpus=3.0), spec("second", cpus=3.0)], patience=20.0, together=False)
+    assert free_again(cluster)
+
+
+def test_a_start_that_is_given_up_ends_and_leaves_nothing(hosts_of: Make, cluster: Cluster) -> None:
+    hosts, given_up = hosts_of(patience=600.0), threading.Event()
+    hosts.start([spec("first", cpus=3.0)], patience=PATIENCE_S)
+    threading.Timer(1.0, given_up.set).start()
+    with pytest.raises(RunError, match=r"the run ended while 1 host .* waited for room"):
+        hosts.start([spec("second", cpus=3.0)], patience=600.0, given_up=given_up)
+    hosts.close(2.0)
+    assert free_again(cluster)
 
 
 def test_two_hosts_of_a_run_do_not_share_a_name(hosts_of: Make) -> None:

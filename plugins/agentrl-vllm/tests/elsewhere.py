@@ -20,8 +20,8 @@ class Elsewhere(LocalHosts):
         self.asked: list[Any] = []
         """Their specifications."""
 
-    def start(self, specs: Any, *, patience: float, together: bool = True) -> Any:
+    def start(self, specs: Any, **keys: Any) -> Any:
         self.asked += specs
-        hosts = super().start(specs, patience=patience, together=together)
+        hosts = super().start(specs, **keys)
         self.started += hosts
         return hosts

@@ -100,15 +100,31 @@ class RayHosts:
         self._answers = ThreadPoolExecutor(_ANSWERS, thread_name_prefix="agentrl-ray-answers")
         threading.Thread(target=self._bring_logs, name="agentrl-ray-logs", daemon=True).start()
 
-    def start(self, specs: Sequence[HostSpec], *, patience: float, together: bool = True) -> Sequence[RayHost]:
+    def start(
+        self,
+        specs: Sequence[HostSpec],
+        *,
+        patience: float,
+        together: bool = True,
+        given_up: threading.Event | None = None,
+    ) -> Sequence[RayHost]:
         """Start a host for each of ``specs``; see ``Hosts.start``.
 
         They wait for room no longer than ``patience`` and the setting of that name. Raises also ``ConfigError`` where
         their node does not see a path of the run, and ``PluginError`` where it has another version of agentrl.
         """
         if together:
-            return self._start(specs, patience)
-        return [host for spec in specs for host in self._start([spec], patience)]
+            return self._start(specs, patience, given_up=given_up)
+        until = time.monotonic() + patience
+        hosts: list[RayHost] = []
+        try:
+            for spec in specs:
+                hosts += self._start([spec], max(0.0, until - time.monotonic()), given_up=given_up)
+        except BaseException:
+            for host in hosts:
+                host.stop(0.0)
+            raise
+        return hosts
 
     def start_on(
         self, node: Node, spec: HostSpec, *, patience: float, resources: Resources, read: Sequence[str]
@@ -140,22 +156,24 @@ class RayHosts:
         node: Node | None = None,
         resources: Resources = {},  # noqa: B006 - Nobody writes to it.
         keys: tuple[str, ...] | None = None,
+        given_up: threading.Event | None = None,
     ) -> list[RayHost]:
         began = time.monotonic()
+        is_over = _any_of(self._closed, given_up)
         bundles = [{**bundle_of(spec), **resources} for spec in specs]
         self._claim([spec.name for spec in specs])
         group: PlacementGroup | None = None
         hosts: list[RayHost] = []
         try:
-            group = self._placed(specs, bundles, min(patience, self.settings.patience), node)
+            group = self._placed(specs, bundles, min(patience, self.settings.patience), node, is_over)
             for index, (spec, where) in enumerate(zip(specs, self._nodes_of(group), strict=True)):
                 hosts.append(self._made(spec, where, group, index))
             with self._lock:
                 self._hosts += hosts
             until = began + patience
-            self._greet(hosts, until, patience)
-            self._prove(hosts, keys)
-            self._make(hosts, specs, until, patience)
+            self._greet(hosts, until, patience, is_over)
+            self._prove(hosts, keys, is_over)
+            self._make(hosts, specs, until, patience, is_over)
         except BaseException:
             for host in hosts:
                 host.stop(0.0)
@@ -190,7 +208,12 @@ class RayHosts:
             self._free(host.group)
 
     def _placed(
-        self, specs: Sequence[HostSpec], bundles: list[dict[str, float]], patience: float, node: Node | None
+        self,
+        specs: Sequence[HostSpec],
+        bundles: list[dict[str, float]],
+        patience: float,
+        node: Node | None,
+        is_over: Callable[[], bool],
     ) -> PlacementGroup:
         names = {name for bundle in bundles for name in bundle}
         asked = told_hosts(specs, bundles)
@@ -208,7 +231,7 @@ class RayHosts:
         deadline, told = time.monotonic() + patience, time.monotonic() + min(2.0, patience / 2)
         while not self._is_ready(group):
             now = time.monotonic()
-            if self._closed.is_set():
+            if is_over():
                 raise RunError(f"the run ended while {asked} waited for room")
             if node is not None and node.id not in {each.id for each in self.cluster.nodes()}:
                 raise RunError(f"{asked} cannot be on {node.words}, which is gone")
@@ -273,16 +296,16 @@ class RayHosts:
         )
         return RayHost(spec.name, node, actor, group, spec.log, self._answers, self.forget)
 
-    def _greet(self, hosts: Sequence[RayHost], until: float, patience: float) -> None:
+    def _greet(self, hosts: Sequence[RayHost], until: float, patience: float, is_over: Callable[[], bool]) -> None:
         folder = os.getcwd()
         asked = [host.actor.greet.remote(host.name, folder) for host in hosts]
         for host, ref in zip(hosts, asked, strict=True):
-            host.greeted(self._got(ref, host, until, patience, "to start"))
+            host.greeted(self._got(ref, host, until, patience, "to start", is_over))
         here = _Versions.here()
         for host in hosts:
             here.check(host)
 
-    def _prove(self, hosts: Sequence[RayHost], keys: tuple[str, ...] | None) -> None:
+    def _prove(self, hosts: Sequence[RayHost], keys: tuple[str, ...] | None, is_over: Callable[[], bool]) -> None:
         """Have a host on each node that is new say whether it sees the paths of the run."""
         paths = _Paths.of(self._shared, keys)
         new = {host.node_id: host for host in hosts if (host.node_id, paths.keys) not in self._proven}
@@ -292,21 +315,31 @@ class RayHosts:
             asked = [(host, host.actor.faults.remote(marks)) for host in new.values()]
             until = time.monotonic() + _CONTROL_S
             for host, ref in asked:
-                for key, path, wrong in self._got(ref, host, until, _CONTROL_S, "to look at the folders of the run"):
+                found = self._got(ref, host, until, _CONTROL_S, "to look at the folders of the run", is_over)
+                for key, path, wrong in found:
                     raise _unseen(host, key, path, wrong)
         self._proven |= {(node, paths.keys) for node in new}
 
-    def _make(self, hosts: Sequence[RayHost], specs: Sequence[HostSpec], until: float, patience: float) -> None:
+    def _make(
+        self,
+        hosts: Sequence[RayHost],
+        specs: Sequence[HostSpec],
+        until: float,
+        patience: float,
+        is_over: Callable[[], bool],
+    ) -> None:
         pickled = [pickle.dumps(dict(spec.arguments), protocol=5) for spec in specs]
         asked = [
             host.actor.make.remote(spec.target, arguments)
             for host, spec, arguments in zip(hosts, specs, pickled, strict=True)
         ]
         for host, spec, ref in zip(hosts, specs, asked, strict=True):
-            answer = self._got(ref, host, until, patience, f"to make its {spec.target.rpartition(':')[2]}")
+            answer = self._got(ref, host, until, patience, f"to make its {spec.target.rpartition(':')[2]}", is_over)
             host.opened(answer)
 
-    def _got(self, ref: Any, host: RayHost, until: float, patience: float, what: str) -> Any:
+    def _got(
+        self, ref: Any, host: RayHost, until: float, patience: float, what: str, is_over: Callable[[], bool]
+    ) -> Any:
         """What ``ref`` holds; it is told what is waited for, and raised as the contract of hosts has it."""
         told = time.monotonic() + _TOLD_EVERY_S
         while True:
@@ -314,7 +347,7 @@ class RayHosts:
             try:
                 return ray.get(ref, timeout=max(0.0, min(left, _POLL_S)))
             except GetTimeoutError:
-                if self._closed.is_set():
+                if is_over():
                     raise RunError(f"the run ended while it waited for {host.name} {what}") from None
                 if left <= 0:
                     raise RunError(
@@ -546,6 +579,10 @@ class RayHost:
         until = time.monotonic() + _GONE_S
         while _lives(self.greeting.pid) and time.monotonic() < until:
             time.sleep(0.02)
+
+
+def _any_of(*events: threading.Event | None) -> Callable[[], bool]:
+    return lambda: any(event is not None and event.is_set() for event in events)
 
 
 def _lives(pid: int) -> bool:
