@@ -175,7 +175,8 @@ def _dead(config: Config) -> Iterator[tuple[str, str]]:
         yield "inference.in_flight", "rollout.max_staleness is 0, so that nothing is in flight when weights change"
         for rule in ("staleness", "stale_share", "stage_wait"):
             yield f"health.{rule}", "rollout.max_staleness is 0, so that nothing is stale and the stages take turns"
-    if not config.runs_in_workers:
+    chosen_elsewhere = config.rollout.mode.name == "auto" and config.scheduler.type != "local"
+    if not (config.runs_in_workers or chosen_elsewhere):  # A scheduler of a plugin may choose workers.
         for key in ("rollout.max_workers", "rollout.episodes_per_worker", "agent.env"):
             yield key, "agents run inline"
     yield from _overridden(config, no_training)

@@ -475,6 +475,9 @@ class Config(Section):
 
     @property
     def runs_in_workers(self) -> bool:
-        """Whether agents run in processes of their own, and not on the rollout's event loop."""
+        """Whether agents run in processes of their own, and not on the rollout's event loop.
+
+        With `rollout.mode=auto` a scheduler of a plugin may choose otherwise, as ``ray`` does with `scheduler.workers`.
+        """
         mode = self.rollout.mode.name
         return self.agent.python is not None if mode == "auto" else mode != "inline"

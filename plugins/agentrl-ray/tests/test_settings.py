@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from watching import Watching
 
 from agentrl import ConfigError, Plugins, Trainer, load_config
+from agentrl_ray.cluster import _check_connected
 from agentrl_ray.executor import RayExecutor
 from agentrl_ray.scheduler import RayScheduler
 from agentrl_ray.settings import RaySettings
@@ -22,6 +24,7 @@ from agentrl_ray.sharing import Mark, content_of, faults, marking
         ({"address": "ray://head:10001"}, "address of Ray Client"),
         ({"address": "head"}, "no address of a cluster"),
         ({"address": "local"}, "a cluster is started here where address is null"),
+        ({"address": "auto", "cpus": 2}, "leave one of them out"),
         ({"placement": "anywhere"}, "placement"),
         ({"patience": 0}, "patience"),
         ({"runtime_env": {"env_vars": {"A": "b"}}}, "scheduler.env"),
@@ -53,6 +56,33 @@ def test_what_auto_means(settings: tuple[str, ...], kind: str) -> None:
     from agentrl.rollout.executors import build_executor
 
     assert type(build_executor(load_config(None, *settings), Plugins())).__name__ == kind
+
+
+def test_keys_of_agents_in_workers_are_not_said_to_be_without_effect() -> None:
+    from agentrl.config.ineffective import ineffective_keys
+
+    said = {"rollout.max_workers": "command line"}
+    for settings, dead in (((), True), (("scheduler={type: ray, workers: {cpus: 2}}",), False)):
+        config = load_config(None, "rollout.max_workers=2", *settings)
+        assert bool(ineffective_keys(config, said)) is dead
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"cpus": 2}, "scheduler.cpus would have no effect: this process is connected"),
+        ({"runtime_env": {"pip": ["x"]}}, "scheduler.runtime_env would have no effect"),
+        ({"address": "10.0.0.1:6379"}, "scheduler.address would have no effect"),
+        ({"address": "10.0.0.2:6380"}, "scheduler.address would have no effect"),
+        ({"address": "10.0.0.2:6379"}, None),
+        ({"address": "127.0.0.1:6379"}, None),
+        ({"address": "auto"}, None),
+    ],
+)
+def test_a_process_that_is_connected_cannot_have_other_settings(keys: dict[str, Any], words: str | None) -> None:
+    refused = pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext()
+    with refused:
+        _check_connected(RaySettings.model_validate(keys), "10.0.0.2:6379")
 
 
 def test_a_scheduler_without_a_cluster_is_refused(tmp_path: Path) -> None:

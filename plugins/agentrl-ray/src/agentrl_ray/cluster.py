@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -82,19 +83,51 @@ class Cluster:
 def joined(settings: RaySettings) -> Iterator[Cluster]:
     """Connect to the cluster that ``settings`` names, or start one here; at the end, leave it or end it.
 
-    Raises ``ConfigError`` where there is no cluster at the address, and ``PluginError`` where one cannot be started.
+    Where this process is connected already, that is the cluster. Raises ``ConfigError`` where there is no cluster at
+    the address, and for settings that would have no effect, and ``PluginError`` where one cannot be started.
     """
     if ray.is_initialized():
         # Whoever drives this process, such as a test or a notebook, has connected: we do not disconnect it.
-        yield Cluster(ray.get_runtime_context().gcs_address, own=False)
+        connected = ray.get_runtime_context().gcs_address
+        _check_connected(settings, connected)
+        yield Cluster(connected, own=False)
         return
     address = settings.address or os.environ.get(_ADDRESS)
+    if address is not None and settings.cpus is not None:
+        raise _without_effect("cpus", f"{_ADDRESS} names the cluster at {address}")
     with _quiet(), contextlib.ExitStack() as stack:
         cluster = _started(settings, stack) if address is None else _connected(address, settings)
         try:
             yield cluster
         finally:
             ray.shutdown()
+
+
+def _check_connected(settings: RaySettings, connected: str) -> None:
+    """Raise ``ConfigError`` for what a process that is ``connected`` already cannot have."""
+    why = f"this process is connected to the Ray cluster at {connected} already"
+    if settings.cpus is not None:
+        raise _without_effect("cpus", why)
+    if settings.runtime_env:
+        raise _without_effect("runtime_env", why, "pass it to ray.init, or leave connecting to the run")
+    if settings.address not in (None, "auto") and not _are_same(str(settings.address), connected):
+        raise _without_effect("address", why)
+
+
+def _without_effect(key: str, why: str, fix: str = "leave it out") -> ConfigError:
+    return ConfigError(f"scheduler.{key} would have no effect: {why}", fix=fix, key=f"scheduler.{key}")
+
+
+def _are_same(one: str, other: str) -> bool:
+    """Whether two texts ``host:port`` may be of one head: a loopback address is of whichever machine it is used on."""
+    hosts, ports = zip(*(each.rpartition(":")[::2] for each in (one, other)), strict=True)
+    found = {host: host for host in hosts}
+    for host in hosts:
+        with contextlib.suppress(OSError):
+            found[host] = socket.gethostbyname(host)
+    return ports[0] == ports[1] and (
+        len({*found.values()}) == 1 or any(address.startswith("127.") for address in found.values())
+    )
 
 
 def _connected(address: str, settings: RaySettings) -> Cluster:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from agentrl import Settings
 
@@ -34,7 +34,8 @@ class RaySettings(Settings):
     that the variable `RAY_ADDRESS` names, as in a job of `ray job submit`, else one that is started here for the
     run."""
     cpus: int | None = Field(None, ge=1)
-    """How many processors a cluster that is started here has; null for those of this machine."""
+    """How many processors a cluster that is started here has; null for those of this machine. It cannot be set beside
+    `address`."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """How hosts that are started together lie: on few nodes or on many, where that is possible, or strictly."""
     patience: float = Field(120.0, gt=0)
@@ -62,6 +63,15 @@ class RaySettings(Settings):
         if address == "local":
             raise ValueError("a cluster is started here where address is null: leave it out")
         return address
+
+    @model_validator(mode="after")
+    def _counts_processors_of_its_own(self) -> Self:
+        if self.address is not None and self.cpus is not None:
+            raise ValueError(
+                f"cpus: {self.cpus} is of a cluster that is started for the run, and address: {self.address} is one "
+                "that is there: leave one of them out"
+            )
+        return self
 
     @field_validator("runtime_env")
     @classmethod
