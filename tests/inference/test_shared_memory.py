@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import BackendError
+from agentrl.inference import shared_memory
 from agentrl.inference.shared_memory import MemoryAddress, Place, SharedMemory, write
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
@@ -42,6 +43,16 @@ def test_what_another_process_has_written_is_read_where_it_lies() -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     again["one"][0, 0] = 5.0
     assert found["one"][0, 0] == 5.0, "nothing is copied"
+
+
+def test_where_there_is_no_memory_without_a_name_it_is_a_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(shared_memory, "_IS_LINUX", False)
+    with SharedMemory() as memory:
+        places = write([("one", torch.arange(6.0))], memory.address)
+        assert [tensor.tolist() for _, tensor in memory.tensors(places)] == [[0, 1, 2, 3, 4, 5]]
+        assert Path(memory.address.path).exists()
+    assert not Path(memory.address.path).exists()
 
 
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6))

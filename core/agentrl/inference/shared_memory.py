@@ -72,7 +72,7 @@ def write(tensors: Iterable[tuple[str, torch.Tensor]], address: MemoryAddress, s
     try:
         file = os.open(address.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if address.name not in os.readlink(f"/proc/self/fd/{file}" if _IS_LINUX else address.path):
+            if address.name not in (os.readlink(f"/proc/self/fd/{file}") if _IS_LINUX else address.path):
                 raise OSError(f"{address.path} is another file")
             for name, tensor in tensors:
                 start = -(-start // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY

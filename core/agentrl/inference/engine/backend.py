@@ -364,8 +364,9 @@ class EngineThread:
 
     def stop(self) -> None:
         """End the thread after its current step, and all generations with it. Waits until it is over."""
-        self._stopping.set()
+        # In this order: no step with torn weights comes between the end of a standstill and that of the thread.
         self._messages.put(None)
+        self._stopping.set()
         self._thread.join()
 
     @contextmanager
