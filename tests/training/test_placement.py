@@ -54,7 +54,16 @@ def test_elsewhere_a_process_sees_the_one_gpu_that_it_was_given(two_gpus: None) 
     check_placement(config, starts=True)
     assert devices(config, Elsewhere()) == ["cuda"] * 3
     assert devices(config_of("training.device=cpu", "scheduler=ray"), Elsewhere()) == ["cpu"]
-    assert placed(config) == "3 processes train the model, where scheduler.type=ray places them"
+    assert placed(config) == "3 processes train the model, where scheduler.type=ray places them, on a GPU each"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_it_is_said_why_ranks_elsewhere_use_no_gpu() -> None:
+    config = config_of("training.processes=3", "scheduler=ray")
+    assert placed(config).endswith(
+        "places them, on CPUs, since training.device=auto goes by this machine, which has no GPU"
+    )
+    assert placed(config.setting("training", config.training.model_copy(update={"device": "cpu"}))).endswith("on CPUs")
 
 
 @pytest.mark.parametrize(

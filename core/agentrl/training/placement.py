@@ -61,7 +61,11 @@ def placed(config: Config) -> str:
     """Where the learner's processes will be, in a sentence."""
     count = config.training.processes
     if is_elsewhere(config):
-        return f"{count} processes train the model, where scheduler.type={config.scheduler.type} places them"
+        on = "on a GPU each"
+        if learner_device(config).type != "cuda":
+            no_gpu = ", since training.device=auto goes by this machine, which has no GPU"
+            on = f"on CPUs{no_gpu if config.training.device == 'auto' else ''}"
+        return f"{count} processes train the model, where scheduler.type={config.scheduler.type} places them, {on}"
     if learner_device(config).type == "cuda":
         return f"{count} processes of this machine train the model, on cuda:0 to cuda:{count - 1}"
     processors = usable_processors()
