@@ -107,17 +107,21 @@ def stream_weights(
     servers = [Target(**each) for each in targets]
     began, sent = time.monotonic(), Sent()
     token = secrets.token_hex(32)
+    address = facing(servers[0].url)
     buffer: Buffer | None = None
     gpu = ""
-    if carrier == "shared":
-        buffer = SharedBuffer(_SHARED)
-    elif carrier == "cuda":
-        from agentrl_vllm.cuda import CudaBuffer, gpu_of
-
-        buffer = CudaBuffer.made(_ON_GPU)
-        gpu = gpu_of(buffer.bytes.device)
-    address = facing(servers[0].url)
     listener = Listener(address, token)
+    try:
+        if carrier == "shared":
+            buffer = SharedBuffer(_SHARED)
+        elif carrier == "cuda":
+            from agentrl_vllm.cuda import CudaBuffer, gpu_of
+
+            buffer = CudaBuffer.made(_ON_GPU)
+            gpu = gpu_of(buffer.bytes.device)
+    except BaseException:
+        listener.close()
+        raise
     calls = [_Call(each, [address, str(listener.port), token, each.url], seconds) for each in servers]
     workers = _arrived(listener, calls)
     tensors = Tensors(workers, carrier, buffer, gpu)
