@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentrl import AgentRLError, ConfigError, HostLostError, PluginError, WorkerError
-from agentrl_ray.hosts import RayHost
+from agentrl_ray.host import RayHost
 from agentrl_ray.workers import Event
 
 __all__ = ["NodeCarrier", "Place"]

@@ -28,7 +28,8 @@ from agentrl import (
 from agentrl.hosting.contract import HostSpec
 from agentrl.rollout.contract import AgentFacts, AgentRunner, AgentSpec, ExecutorContext
 from agentrl_ray.carrying import NodeCarrier, Place
-from agentrl_ray.hosts import RayHost, RayHosts
+from agentrl_ray.host import RayHost
+from agentrl_ray.hosts import RayHosts
 from agentrl_ray.placement import Node
 from agentrl_ray.settings import WorkerSettings
 
