@@ -195,6 +195,12 @@ def test_away_from_the_loopback_interface_the_url_alone_opens_nothing(at, caplog
     assert session.credentials.capture not in caplog.text
 
 
+def test_nobody_elsewhere_is_taken_for_a_client_of_this_machine_by_his_own_word(at, monkeypatch):
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    session = at(Address(host=own_address())).open_session(SessionSettings(training=True))
+    assert post(session.base_url, "EMPTY", headers={"x-forwarded-for": "127.0.0.1"}).status_code == 401
+
+
 def test_nor_does_that_of_a_worker(at):
     gateway = at(Address(host=own_address()))
     session, endpoint = gateway.open_session(SessionSettings(training=True)), gateway.open_worker_endpoint()

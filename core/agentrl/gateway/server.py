@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Application", "Server"]
 
+_PROXIES_HERE = ["127.0.0.1", "::1"]
+"""Whose headers about where a request comes from are read: proxies of this machine."""
 DEADLINE_S = 30.0
 """Seconds that the server may take to start, or to stop."""
 
@@ -114,6 +116,8 @@ class Server:
             lifespan="off",
             ws="none",
             server_header=False,
+            # Else FORWARDED_ALLOW_IPS of the environment would say who may call himself a client of this machine.
+            forwarded_allow_ips=_PROXIES_HERE,
             backlog=_BACKLOG,
             timeout_graceful_shutdown=int(self._limits.stop_s) + 1,
             timeout_keep_alive=self._limits.idle_s,
