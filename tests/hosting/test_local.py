@@ -120,7 +120,11 @@ def test_large_arrays_leave_nothing_open(host: LocalHost) -> None:
     here, there = psutil.Process(), psutil.Process(host.ask("process").result(PATIENCE))
     before = here.num_fds(), there.num_fds()
     kept = [host.ask("doubled", array).result(PATIENCE) for _ in range(20)]
-    assert (here.num_fds() - before[0], there.num_fds() - before[1]) == (len(kept), 0)  # An open map has its file.
+    assert here.num_fds() - before[0] == len(kept)  # An open map has its file.
+    until = time.monotonic() + PATIENCE
+    while there.num_fds() > before[1]:  # It lets go of an answer a moment after that has arrived.
+        assert time.monotonic() < until
+        time.sleep(0.02)
     del kept
     assert here.num_fds() == before[0]
 
