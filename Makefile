@@ -18,7 +18,7 @@ help:
 	@echo "make acceptance   run core's tests that are marked long; train every bundled agent on three seeds, and one in an"
 	@echo "                  environment of its own; print the table;"
 	@echo "                  then make cluster, make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
-	@echo "make cluster      train on a Ray cluster of two nodes on this machine, and lose one of them: 5 minutes (SHORT=1: 2)"
+	@echo "make cluster      train on a Ray cluster of two nodes on this machine, and lose one of them: 5 minutes (its short form is in make test)"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: an hour, and 5 GB (SHORT=1: 8 minutes)"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
 	@echo "make benchmarks   print the speed tables"
@@ -60,10 +60,10 @@ acceptance: setup
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 3)
-	$(MAKE) clients cluster pretrained servers SHORT=$(SHORT)
+	$(MAKE) clients $(if $(SHORT),,cluster) pretrained servers SHORT=$(SHORT)
 
 cluster: dist
-	$(BIN)/tox run -e ray -- -m long $(if $(SHORT),-k quickstart)
+	$(BIN)/tox run -e ray -- -m long
 	@rm -rf agentrl_core.egg-info
 
 clients: setup
