@@ -362,6 +362,32 @@ def test_another_type_means_a_copy_and_the_reason_is_told(
     assert not silent.share(memory)
 
 
+def test_a_model_of_other_parameters_means_a_copy_and_the_reason_is_told(folder: Path, tmp_path: Path) -> None:
+    other, said = models.saved(models.qwen2(), tmp_path), list[str]()
+
+    async def started(share: object) -> tuple[Chunk, bool]:
+        learner = learner_of(folder)
+        options = {"share_weights": share}
+        backend = TorchBackend(BackendContext(other, version=4, options=options, say=said.append))
+        assert backend.share(learner.share("the engine", backend.paused))
+        await backend.start()
+        try:
+            copied = not bytes_of(backend._running()[1]._decoder.model).items() & bytes_of(learner.model).items()
+            chunk = await complete(backend, PROMPT, max_tokens=4)
+            learner.step(BATCH)  # nobody has to pause for it
+            return chunk, copied
+        finally:
+            await backend.stop()
+
+    chunk, copied = asyncio.run(started("auto"))
+    assert copied
+    assert set(chunk.versions) == {4}
+    assert "its model has no parameter" in said[0]
+    assert "keeps a copy" in said[0]
+    with pytest.raises(BackendError, match="cannot share the learner's weights: its model has no parameter"):
+        asyncio.run(started(True))
+
+
 def test_a_learner_elsewhere_means_a_copy(folder: Path) -> None:
     notes: list[str] = []
     assert not TorchBackend(BackendContext(folder, say=notes.append)).share(None)

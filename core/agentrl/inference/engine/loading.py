@@ -75,13 +75,13 @@ class TorchSettings(Section):
 def load_engine(context: BackendContext, settings: TorchSettings, weights: SharedWeights | None = None) -> Engine:
     """Returns an engine over the context's model folder, and sets the CPU threads of the calling thread for it.
 
-    With ``weights`` it computes with their memory, and nothing is loaded. Raises ``BackendError`` for a model that
-    cannot be loaded or run exactly, or a context length that it does not know.
+    With ``weights`` it computes with their memory, and nothing is loaded, unless its model cannot be made of them.
+    Raises ``BackendError`` for a model that cannot be loaded or run exactly, or a context length that it does not know.
     """
     adapter = None if context.adapter is None else context.adapter.folder
     device = find_device(settings.device, "inference.backend.device")
     dtype = dtype_of(settings, context.precision, device)
-    shared = None if weights is None else SharedModel(context.model_folder, weights, device, dtype)
+    shared = None if weights is None else _sharing(context, settings, weights, device, dtype)
     if shared is None:
         model = _load_model(context.model_folder if adapter is None else adapter, device, dtype)
     else:
@@ -108,9 +108,26 @@ def load_engine(context: BackendContext, settings: TorchSettings, weights: Share
         batch,
         prefixes,
         prefill_budget=settings.max_batch_tokens,
-        version=context.version if weights is None else weights.version,
+        version=context.version if shared is None else shared.weights.version,
         recomputes=context.in_flight == "recompute",
     )
+
+
+def _sharing(
+    context: BackendContext, settings: TorchSettings, weights: SharedWeights, device: torch.device, dtype: torch.dtype
+) -> SharedModel | None:
+    """The model over the memory of ``weights``; ``None``, told and given back, where a copy has to do.
+
+    Raises ``BackendError`` where the settings say that a copy does not.
+    """
+    try:
+        return SharedModel(context.model_folder, weights, device, dtype)
+    except BackendError as error:
+        if settings.share_weights is True:
+            raise
+        context.say(f"{error.message}; it keeps a copy of them")
+        weights.give_back()
+        return None
 
 
 def _notes(decoder: Decoder, context: BackendContext) -> tuple[str, ...]:

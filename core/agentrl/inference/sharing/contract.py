@@ -72,14 +72,18 @@ class SharesWeights(Protocol):
 
 @runtime_checkable
 class SharingBackend(Protocol):
-    """What a backend is as well that can compute with shared weights."""
+    """What a backend is as well that can compute with shared weights.
+
+    A class that inherits this and has an ``update_weights`` of its own is given copies, unless it has its own ``share``
+    too: what it does with an update would never be called.
+    """
 
     def share(self, weights: SharedWeights | None) -> bool:
         """Have the engine compute with ``weights`` once it is started; ``None`` are those of a learner elsewhere.
 
         Returns whether it will. Else it keeps a copy of its own; ``BackendContext.say`` is told why, unless the config
         says that it is not to share. Raises ``ConfigError`` where the config says that it is to, and it cannot. Call it
-        before ``start``.
+        before ``start``, which may still find that a copy has to do: it gives the weights back then.
         """
         ...
 
