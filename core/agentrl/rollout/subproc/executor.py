@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -17,7 +15,7 @@ from agentrl.errors import AgentRLError, ConfigError
 from agentrl.machine import usable_processors
 from agentrl.rollout.contract import Activity, AgentFacts, AgentRunner, AgentSpec, ExecutorContext, ProcessEndpoint
 from agentrl.rollout.subproc.contract import Carrier
-from agentrl.rollout.subproc.interpreter import AgentLaunch, worker_environment
+from agentrl.rollout.subproc.interpreter import AgentLaunch
 from agentrl.rollout.subproc.local import LocalCarrier
 from agentrl.rollout.subproc.pool import Pool
 from agentrl.rollout.subproc.process import DEFAULT_LIMITS, WorkerLimits, WorkerProcess
@@ -40,20 +38,7 @@ class SubprocExecutor:
 
     def __init__(self, agent: AgentSpec) -> None:
         """Raises ``ConfigError`` for an agent that another process cannot find, and for ``agent.env``."""
-        if agent.reference is None:
-            raise ConfigError(
-                f"{agent.name!r} cannot be found by another process: it is no class or function at the top of a module",
-                fix="pass one that is, or its reference pkg.mod:Obj or file.py:Obj, or use rollout.mode=inline",
-            )
-        python = Path(sys.executable) if agent.python is None else Path(os.path.expanduser(agent.python))
-        self.launch = AgentLaunch(
-            reference=agent.reference,
-            kwargs=agent.kwargs,
-            python=python,
-            env=worker_environment(agent.env, os.environ, python=python),
-            disabled=agent.disabled,
-            outcomes=agent.outcomes,
-        )
+        self.launch = AgentLaunch.of(agent)
 
     async def inspect(self) -> AgentFacts:
         """Load the agent in a process of its own, which ends again; see ``Executor.inspect``."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agentrl.clients import direct_loopback
 from agentrl.environ import DISABLE_PLUGINS, WORKER
@@ -21,6 +21,7 @@ from agentrl.environments.sources import core_source
 from agentrl.errors import ConfigError, PluginError, near_matches
 from agentrl.loops import run_in_thread
 from agentrl.plugins.entries import CORE, OLDEST_PYTHON, core_version
+from agentrl.rollout.contract import AgentSpec
 from agentrl.worker.protocol import PROTOCOL
 
 __all__ = ["AgentLaunch", "diagnose", "update_fix", "usable_interpreter", "worker_environment", "wrong_protocol"]
@@ -86,6 +87,27 @@ class AgentLaunch:
     """Names of plugins that the worker does not use."""
     outcomes: tuple[str, ...] = ()
     """``agent.outcomes`` of the config."""
+
+    @classmethod
+    def of(cls, agent: AgentSpec, by: str = "another process") -> Self:
+        """What ``agent`` is started from in this machine's environment.
+
+        Raises ``ConfigError`` for an agent without a reference, which ``by`` cannot find, and for ``agent.env``.
+        """
+        if agent.reference is None:
+            raise ConfigError(
+                f"{agent.name!r} cannot be found by {by}: it is no class or function at the top of a module",
+                fix="pass one that is, or its reference pkg.mod:Obj or file.py:Obj, or use rollout.mode=inline",
+            )
+        python = Path(sys.executable) if agent.python is None else Path(os.path.expanduser(agent.python))
+        return cls(
+            reference=agent.reference,
+            kwargs=agent.kwargs,
+            python=python,
+            env=worker_environment(agent.env, os.environ, python=python),
+            disabled=agent.disabled,
+            outcomes=agent.outcomes,
+        )
 
 
 def worker_environment(

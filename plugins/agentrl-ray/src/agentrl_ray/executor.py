@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 
 from agentrl import (
     AgentLaunch,
@@ -23,7 +21,6 @@ from agentrl import (
     environment_of,
     inspect_agent,
     run_in_thread,
-    worker_environment,
 )
 from agentrl.hosting.contract import HostSpec
 from agentrl.rollout.contract import AgentFacts, AgentRunner, AgentSpec, ExecutorContext
@@ -54,22 +51,9 @@ class RayExecutor:
 
     def __init__(self, agent: AgentSpec, config: Config) -> None:
         """Raises ``ConfigError`` for an agent that another process cannot find, and for ``agent.env``."""
-        if agent.reference is None:
-            raise ConfigError(
-                f"{agent.name!r} cannot be found on another machine: it is no class or function at the top of a module",
-                fix="pass one that is, or its reference pkg.mod:Obj or file.py:Obj, or use rollout.mode=inline",
-            )
         self._agent = agent
         self._config = config
-        python = Path(sys.executable) if agent.python is None else Path(os.path.expanduser(agent.python))
-        self._launch = AgentLaunch(
-            reference=agent.reference,
-            kwargs=agent.kwargs,
-            python=python,
-            env=worker_environment(agent.env, os.environ, python=python),
-            disabled=agent.disabled,
-            outcomes=agent.outcomes,
-        )
+        self._launch = AgentLaunch.of(agent, "another machine")
 
     async def inspect(self) -> AgentFacts:
         """Load the agent in a process of its own on this machine, where its interpreter is here.
