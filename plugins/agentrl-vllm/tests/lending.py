@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from agentrl.hosting.contract import Hosts
-from agentrl.inference.contract import BackendContext
+from agentrl.inference.contract import BackendContext, Weights
+from agentrl.testing.backends.bench import Bench
 from agentrl_vllm.backend import VllmBackend
 
-__all__ = ["lent_backend"]
+__all__ = ["Owner", "lent_backend"]
+
+
+class Owner:
+    """Lends the reference's weights, as the run does."""
+
+    bench: Bench
+
+    @contextlib.asynccontextmanager
+    async def lend(self, borrower: str) -> AsyncIterator[Weights]:
+        with self.bench.reference.weights as weights:
+            yield weights
 
 
 def lent_backend(

@@ -6,33 +6,21 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from elsewhere import Elsewhere
-from lending import lent_backend
+from lending import Owner, lent_backend
 from real import KEYS, START_S
 
-from agentrl.inference.contract import Weights
 from agentrl.testing.backends.bench import Bench, started_bench
 from agentrl.testing.parts import model_folder
 
 pytestmark = pytest.mark.real
 
 EXACT = 1e-4
-
-
-class Owner:
-    """Lends the reference's weights, as the run does."""
-
-    bench: Bench
-
-    @contextlib.asynccontextmanager
-    async def lend(self, borrower: str) -> AsyncIterator[Weights]:
-        with self.bench.reference.weights as weights:
-            yield weights
 
 
 @pytest.fixture(scope="module")

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from lending import lent_backend
+from lending import Owner, lent_backend
 from real import KEYS, START_S
 
 from agentrl.errors import BackendError
-from agentrl.inference.contract import Weights
 from agentrl.testing.backends.bench import Bench, started_bench
 from agentrl.testing.parts import model_folder
 
 pytestmark = pytest.mark.real
 
 EXACT = 1e-4
-
-
-class Owner:
-    """Lends the reference's weights, as the run does."""
-
-    bench: Bench
-
-    @contextlib.asynccontextmanager
-    async def lend(self, borrower: str) -> AsyncIterator[Weights]:
-        with self.bench.reference.weights as weights:
-            yield weights
 
 
 @pytest.fixture(scope="module")
