@@ -86,8 +86,8 @@ class Side:
 
     @property
     def steps(self) -> list[float]:
-        """Milliseconds of every step, without the first of a block: its episodes may have run between the blocks."""
-        return [1000 * seconds for block in self.blocks for seconds in block.wall[1:]]
+        """Milliseconds of every step, without the first of several of a block: its episodes may have run before it."""
+        return [1000 * seconds for block in self.blocks for seconds in block.wall[1:] or block.wall]
 
     @property
     def cpu(self) -> float:
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a model's name or folder; by default the bundled one")
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=6, help="blocks that count; one more warms up")
-    parser.add_argument("--steps", type=int, default=10, help="steps a block, at least 2")
+    parser.add_argument("--steps", type=int, default=10, help="steps a block; the first of several does not count")
     parser.add_argument("--sides", nargs="+", choices=[OURS, ASYNCHRONOUS, THEIRS, ONE_THREAD], help="by default all")
     parser.add_argument("--common", type=int, default=0, help="words before every prompt, the same for all")
     parser.add_argument("--micro-batch", type=int, default=64, help="rows that TRL computes at once; divides 64")

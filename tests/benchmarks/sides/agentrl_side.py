@@ -58,6 +58,8 @@ def run(workload: Workload, parent: Connection) -> None:
             f"rollout.max_staleness={workload.max_staleness}",
             f"training.steps={workload.steps}",
             f"training.learning_rate={workload.learning_rate}",
+            # Between blocks the event loop waits for the other sides, which is no fault of the agent's.
+            "rollout.episode_timeout=86400",
             "training.checkpoint_every=0",
             *workload.keys,
         )
