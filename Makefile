@@ -56,7 +56,7 @@ test: lint
 	@rm -rf agentrl_core.egg-info
 
 acceptance: setup
-	$(PYTEST) -m long
+	$(PYTEST) -m long $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 3)

@@ -78,7 +78,13 @@ LONG = {"scaffold/test_generated.py"}
 """Modules that take minutes together: ``make acceptance`` runs them, with the other tests that are marked long."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--short", action="store_true", help="of a long test that is run with several parameters, run the first only"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     assert all((here / name).exists() for name in SLOW | LONG), "a module of SLOW or LONG is not there"
     for item in items:
@@ -87,6 +93,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if name in LONG:
             item.add_marker(pytest.mark.long)
+    if config.getoption("--short"):
+        items[:] = _without_repeats(items)
+
+
+def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The items without those of a long test whose function stands before them already."""
+    seen: set[str] = set()
+    kept = []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function not in seen or item.get_closest_marker("long") is None:
+            kept.append(item)
+        if item.get_closest_marker("long") is not None:
+            seen.add(function)
+    return kept
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
