@@ -55,6 +55,14 @@ def children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
+def kill_workers() -> None:
+    """Kill vLLM's processes of the servers that a backend has started; those that a test has started bear a mark."""
+    workers = [each for each in children() if each.name().startswith("VLLM::") and MARK not in each.environ()]
+    assert workers
+    for worker in workers:
+        worker.kill()
+
+
 def nothing_left(mark: object) -> bool:
     """Whether all that bears ``mark`` has ended, or does within a few seconds."""
     deadline = time.monotonic() + 20

@@ -14,6 +14,7 @@ import pytest
 from elsewhere import Elsewhere
 from lending import Owner, lent_backend
 from real import KEYS, START_S
+from servers import kill_workers
 
 from agentrl.testing.backends.bench import Bench, started_bench
 from agentrl.testing.parts import model_folder
@@ -98,10 +99,7 @@ def test_what_is_lost_is_started_anew_and_has_the_newest_weights(served: Bench, 
                 if process.pid == hosts.started[-1]._pid:
                     process.kill()
     else:
-        workers = [each for each in psutil.Process().children(recursive=True) if each.name().startswith("VLLM::")]
-        assert workers
-        for worker in workers:
-            worker.kill()
+        kill_workers()
     exact(served)
     assert len(hosts.started) > count
     served.update()

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from lending import Owner, lent_backend
 from real import KEYS, START_S
+from servers import kill_workers
 
 from agentrl.errors import BackendError
 from agentrl.testing.backends.bench import Bench, started_bench
@@ -90,10 +90,7 @@ def test_weights_that_do_not_fit_reach_no_generation(served: Bench) -> None:
 
 def test_a_server_that_is_killed_is_sent_the_newest_weights_again(served: Bench) -> None:
     served.update()
-    workers = [each for each in psutil.Process().children(recursive=True) if each.name().startswith("VLLM::")]
-    assert workers
-    for worker in workers:
-        worker.kill()
+    kill_workers()
     exact(served)
     served.update()
     exact(served)
