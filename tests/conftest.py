@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# The models of tests are so small that threads wait for each other more than they compute, and test processes share the
+# processors. It is read as torch is imported, here and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest
