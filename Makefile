@@ -6,6 +6,8 @@ ARGS ?=
 # neighbouring tests, which share fixtures, and take from each other what is left in the end.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
+# Whatever the environment says, what one process of the tests has compiled is read by the others, and the next time.
+export PYTHONDONTWRITEBYTECODE =
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
