@@ -211,3 +211,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmInterpreter]:
     interpreter = WarmInterpreter(tmp_path_factory.mktemp("warm"))
     yield interpreter
     interpreter.close()
+
+
+@pytest.fixture
+def warm_hosts(warm: WarmInterpreter, tmp_path: Path) -> Iterator[Path]:
+    """Has hosts that this process starts begin warm as well; the file that tells their ids."""
+    with warm.hosting(tmp_path / "started"):
+        yield tmp_path / "started"

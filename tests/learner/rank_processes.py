@@ -1,7 +1,7 @@
 """Processes that are the ranks of a learner, for any number of tests: each runs what it is told, by its name.
 
-``python -m tests.learner.rank_processes`` is one of them. It reads pickled tasks from its standard input and answers on
-its standard output; whatever else is printed goes to its standard error.
+This module, started by a warm interpreter, is one of them. It reads pickled tasks from its standard input, answers on
+its standard output, and prints whatever else there is to its standard error.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import importlib
 import os
 import pickle
 import selectors
-import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
+from tests.warm import WarmInterpreter, WarmProcess
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -35,13 +37,18 @@ class Task(NamedTuple):
 class RankProcesses:
     """``count`` processes, of which the first few are the ranks of each task."""
 
-    def __init__(self, count: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "error", "-m", "tests.learner.rank_processes"]
-        self.processes = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            for _ in range(count)
-        ]
+    def __init__(self, warm: WarmInterpreter, count: int) -> None:
+        self.processes: list[WarmProcess] = []
+        self._tasks: list[IO[bytes]] = []
+        self._answers: list[IO[bytes]] = []
+        for _ in range(count):
+            (tasks, told), (answered, answers) = os.pipe(), os.pipe()
+            module = "tests.learner.rank_processes"
+            self.processes.append(warm.start(cwd=ROOT, module=module, stdin=tasks, stdout=answers))
+            os.close(tasks)
+            os.close(answers)
+            self._tasks.append(os.fdopen(told, "wb"))
+            self._answers.append(os.fdopen(answered, "rb"))
 
     def run(self, size: int, target: str, *arguments: Any, patience: float = PATIENCE) -> list[Any]:
         """Have the first ``size`` processes do a task together; returns what each returned, or raised."""
@@ -52,15 +59,13 @@ class RankProcesses:
         from agentrl.learner.ranks import Ranks
 
         address = Ranks.free_address()
-        for rank, process in enumerate(self.processes[:size]):
-            assert process.stdin is not None
-            pickle.dump(Task(target, arguments, rank, size, address, patience), process.stdin)
-            process.stdin.flush()
+        for rank, tasks in enumerate(self._tasks[:size]):
+            pickle.dump(Task(target, arguments, rank, size, address, patience), tasks)
+            tasks.flush()
 
     def result(self, rank: int, patience: float) -> Any:
         """What the process answers, within so many seconds; ``None`` where it has ended."""
-        output = self.processes[rank].stdout
-        assert output is not None
+        output = self._answers[rank]
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             assert selector.select(patience), f"rank {rank} has not answered within {patience:g} s"
@@ -73,10 +78,8 @@ class RankProcesses:
         for process in self.processes:
             process.kill()
             process.wait()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.close()
-            process.stdout.close()
+        for pipe in (*self._tasks, *self._answers):
+            pipe.close()
 
 
 def main() -> None:
@@ -85,6 +88,7 @@ def main() -> None:
     from agentrl.learner.ranks import Ranks
 
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:

@@ -39,7 +39,13 @@ class Starts(Protocol):
     """A ``tests.warm.WarmInterpreter``."""
 
     def start(
-        self, *arguments: str, cwd: Path, before: str = ..., stdout: IO[Any] | None = ..., stderr: IO[Any] | None = ...
+        self,
+        *arguments: str,
+        cwd: Path,
+        before: str = ...,
+        hosts: Path | None = ...,
+        stdout: IO[Any] | None = ...,
+        stderr: IO[Any] | None = ...,
     ) -> Process: ...
 
 
@@ -60,16 +66,21 @@ class Trained:
 class Runs:
     """Starts runs of ``agentrl train`` in ``folder`` and kills them."""
 
-    def __init__(self, interpreter: Starts, folder: Path) -> None:
+    def __init__(self, interpreter: Starts, folder: Path, *, hosts: Path | None = None) -> None:
+        """``hosts`` is as that of ``tests.warm.WarmInterpreter.start``."""
         self._interpreter = interpreter
         self.folder = folder
+        self.hosts = hosts
         self.told = ""
         """What the last process has printed."""
 
     def start(self, *arguments: str, before: str = "") -> Process:
-        log = (self.folder / "told").open("w")
-        with log:
-            return self._interpreter.start("train", *arguments, cwd=self.folder, before=before, stdout=log, stderr=log)
+        if self.hosts is not None:
+            self.hosts.write_text("")
+        with (self.folder / "told").open("w") as log:
+            return self._interpreter.start(
+                "train", *arguments, cwd=self.folder, before=before, hosts=self.hosts, stdout=log, stderr=log
+            )
 
     def train(self, *arguments: str, before: str = "") -> int:
         """Train to the end; returns the exit code."""

@@ -18,6 +18,7 @@ import torch
 from tests.algorithms.algorithms import grpo
 from tests.algorithms.episodes import groups_of_one_turn
 from tests.learner.models import VOCABULARY, qwen3
+from tests.warm import WarmInterpreter
 
 from agentrl import load_config
 from agentrl.algorithms.batch import build_batch
@@ -58,7 +59,7 @@ def config_of(*settings: str) -> Config:
 
 @contextlib.contextmanager
 def both(folder: Path, *settings: str) -> Iterator[tuple[Learner, RankedLearner]]:
-    """A learner here, and one in a process of its own."""
+    """A learner here, and one in a process of its own, or in several."""
     config = config_of(*settings)
     here = Learner(folder, config.training, grpo().loss, config.seed)
     there = RankedLearner.start(LocalHosts(), config, folder)
@@ -70,21 +71,23 @@ def both(folder: Path, *settings: str) -> Iterator[tuple[Learner, RankedLearner]
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Iterator[tuple[Learner, RankedLearner]]:
+    """The one whose process starts as those of users do: its interpreter is not warm."""
     with both(folder) as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
-def adapted(folder: Path) -> Iterator[tuple[Learner, RankedLearner]]:
-    with both(folder, "training.lora=4") as pair:
+def adapted(folder: Path, warm: WarmInterpreter) -> Iterator[tuple[Learner, RankedLearner]]:
+    with warm.hosting(folder / "started"), both(folder, "training.lora=4") as pair:
         yield pair
 
 
 @pytest.fixture(scope="module", params=["whole", "adapter"])
-def two(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Learner, RankedLearner]]:
+def two(folder: Path, warm: WarmInterpreter, request: pytest.FixtureRequest) -> Iterator[tuple[Learner, RankedLearner]]:
     """A learner here, and one in two processes."""
     adapter = ("training.lora=4",) if request.param == "adapter" else ()
-    with both(folder, "training.processes=2", "training.tokens_per_batch=48", *adapter) as pair:
+    settings = ("training.processes=2", "training.tokens_per_batch=48", "training.learning_rate=0.0001", *adapter)
+    with warm.hosting(folder / "started"), both(folder, *settings) as pair:
         yield pair
 
 
@@ -243,7 +246,7 @@ def failing(weights: Any) -> None:
     raise ZeroDivisionError
 
 
-def test_a_rank_of_two_that_is_killed_ends_both(folder: Path) -> None:
+def test_a_rank_of_two_that_is_killed_ends_both(folder: Path, warm_hosts: Path) -> None:
     there = RankedLearner.start(LocalHosts(), config_of("training.processes=2"), folder)
     try:
         os.kill(process_of(there, 1), signal.SIGKILL)
@@ -288,7 +291,9 @@ def test_a_checkpoint_of_either_is_one_of_the_other(pair: tuple[Learner, RankedL
     assert_equal(tensors(here), tensors(there))
 
 
-def test_errors_are_those_of_a_learner(whole: tuple[Learner, RankedLearner], folder: Path, tmp_path: Path) -> None:
+def test_errors_are_those_of_a_learner(
+    whole: tuple[Learner, RankedLearner], folder: Path, tmp_path: Path, warm_hosts: Path
+) -> None:
     _, there = whole
     with pytest.raises(RunError, match="cannot be read"):
         there.load_state(tmp_path / "nowhere")
@@ -303,7 +308,7 @@ def process_of(learner: RankedLearner, rank: int = 0) -> int:
     return pid
 
 
-def test_a_rank_that_is_killed_is_named_with_what_it_was_to_do(folder: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_named_with_what_it_was_to_do(folder: Path, tmp_path: Path, warm_hosts: Path) -> None:
     there = RankedLearner.start(LocalHosts(), config_of(), folder, logs=tmp_path)
     try:
         pid = process_of(there)
@@ -319,7 +324,7 @@ def test_a_rank_that_is_killed_is_named_with_what_it_was_to_do(folder: Path, tmp
         there.close()
 
 
-def test_a_rank_that_hangs_is_named_when_its_time_is_over(folder: Path) -> None:
+def test_a_rank_that_hangs_is_named_when_its_time_is_over(folder: Path, warm_hosts: Path) -> None:
     there = RankedLearner.start(LocalHosts(), config_of("training.timeout=20"), folder)
     there._timeout = 1.0
     try:

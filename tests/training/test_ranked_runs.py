@@ -22,7 +22,8 @@ TWO = ("training.processes=2", "evaluation.every=0")
 
 @pytest.fixture(scope="module")
 def runs(warm: WarmInterpreter, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(warm, tmp_path_factory.mktemp("ranked"))
+    folder = tmp_path_factory.mktemp("ranked")
+    return Runs(warm, folder, hosts=folder / "hosts")
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,14 @@ def whole(runs: Runs) -> Trained:
     return runs.trained("whole")
 
 
-def started(process: Process) -> list[psutil.Process]:
+def started(hosts: Path, process: Process | None = None) -> list[psutil.Process]:
     """The two processes that hold the model, in the order of their ranks, once they are there."""
     supervisors: list[psutil.Process] = []
-    while process.poll() is None and (len(supervisors) < 2 or not all(each.children() for each in supervisors)):
-        time.sleep(0.05)
-        children = psutil.Process(process.pid).children()
-        supervisors = [each for each in children if "agentrl.hosting" in " ".join(each.cmdline())]
-    supervisors.sort(key=lambda each: each.create_time())
+    while (process is None or process.poll() is None) and not (
+        len(supervisors) == 2 and all(each.children() for each in supervisors)
+    ):
+        time.sleep(0.02)
+        supervisors = [psutil.Process(int(line)) for line in hosts.read_text().splitlines()]
     return [each.children()[0] for each in supervisors]
 
 
@@ -52,7 +53,7 @@ def steps_of(runs: Runs, name: str, process: Process, steps: int) -> None:
 
 def test_a_rank_that_is_killed_in_mid_step_changes_nothing_of_what_is_learned(runs: Runs, whole: Trained) -> None:
     process = runs.new("killed", *TWO)
-    found = started(process)
+    found = started(runs.hosts, process)
     steps_of(runs, "killed", process, 3)
     found[1].send_signal(signal.SIGSTOP)  # It is in a step, or will be, when it ends.
     time.sleep(0.3)
@@ -73,7 +74,7 @@ def test_a_rank_that_is_killed_in_mid_step_changes_nothing_of_what_is_learned(ru
 @pytest.mark.long
 def test_a_loss_that_restarting_cannot_mend_ends_the_run(runs: Runs) -> None:
     process = runs.new("lost", *TWO, "training.restarts=0")
-    found = started(process)
+    found = started(runs.hosts, process)
     steps_of(runs, "lost", process, 1)
     began = time.monotonic()
     found[0].kill()
@@ -93,7 +94,7 @@ def test_sigterm_saves_through_the_ranks_and_the_run_is_resumed_with_another_num
     runs: Runs, whole: Trained
 ) -> None:
     process = runs.new("preempted", *TWO)
-    found = started(process)
+    found = started(runs.hosts, process)
     steps_of(runs, "preempted", process, 2)
     for each in found:
         each.send_signal(signal.SIGTERM)  # As batch systems do, which tell every process.
@@ -113,7 +114,7 @@ def test_sigterm_saves_through_the_ranks_and_the_run_is_resumed_with_another_num
 @pytest.mark.long
 def test_no_rank_outlives_the_run_that_is_killed(runs: Runs) -> None:
     process = runs.new("gone", *TWO)
-    found = started(process)
+    found = started(runs.hosts, process)
     steps_of(runs, "gone", process, 1)
     process.kill()
     process.wait(30)
@@ -135,7 +136,7 @@ def losses(runs: Runs, name: str) -> list[float]:
     return [line.metrics["policy/loss"] or 0.0 for line in open_run(runs.folder / "runs" / name).steps()]
 
 
-def test_stored_episodes_are_trained_by_two_processes_as_by_one(runs: Runs, whole: Trained) -> None:
+def test_stored_episodes_are_trained_by_two_processes_as_by_one(runs: Runs, whole: Trained, warm_hosts: Path) -> None:
     """In this process, from a script."""
     source = runs.folder / "runs" / "whole"
     for processes in (1, 2):
@@ -147,11 +148,13 @@ def test_stored_episodes_are_trained_by_two_processes_as_by_one(runs: Runs, whol
     assert losses(runs, "again-2") == losses(runs, "whole")[:3]
 
 
-def test_conversations_are_imitated_by_two_processes_as_by_one_and_a_loss_is_outlived(runs: Runs) -> None:
+def test_conversations_are_imitated_by_two_processes_as_by_one_and_a_loss_is_outlived(
+    runs: Runs, warm_hosts: Path
+) -> None:
     chats = conversations(runs.folder / "chats.jsonl", 60)
     small = (f"run.dir={runs.folder / 'runs'}", "training.steps=4", "training.checkpoint_every=1", "model=tiny")
     for processes in (1, 2):
-        reporter = _KillsRank(step=3) if processes == 2 else PlainReporter(io.StringIO())
+        reporter = _KillsRank(warm_hosts, step=3) if processes == 2 else PlainReporter(io.StringIO())
         config = load_config(None, *small, f"run.name=sft-{processes}", f"training.processes={processes}", environ={})
         with Trainer(config, reporter=reporter) as trainer:
             summary = trainer.sft(chats)
@@ -162,17 +165,16 @@ def test_conversations_are_imitated_by_two_processes_as_by_one_and_a_loss_is_out
 class _KillsRank(PlainReporter):
     """Kills a rank once, when so many steps are done."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, hosts: Path, step: int) -> None:
         super().__init__(io.StringIO())
+        self._hosts = hosts
         self._step = step
 
     def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
         super().step_finished(step, metrics)
         if step == self._step:
             self._step = -1
-            children = psutil.Process().children()
-            (first, *_) = [each for each in children if "agentrl.hosting" in " ".join(each.cmdline())]
-            first.children()[0].kill()
+            started(self._hosts)[0].kill()
 
 
 def test_it_is_told_where_the_processes_are_going_to_be(runs: Runs) -> None:
