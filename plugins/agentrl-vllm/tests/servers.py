@@ -56,11 +56,24 @@ def children() -> set[psutil.Process]:
 
 
 def kill_workers() -> None:
-    """Kill vLLM's processes of the servers that a backend has started; those that a test has started bear a mark."""
-    workers = [each for each in children() if each.name().startswith("VLLM::") and MARK not in each.environ()]
+    """Kill vLLM's processes of the servers that a backend has started, not of those that a test has: these bear a mark.
+
+    vLLM writes the titles of its processes over their environment, so the mark is looked for in what started them.
+    """
+    marked = {each for each in children() if _is_marked(each)}
+    workers = [
+        each for each in children() if each.name().startswith("VLLM::") and not marked.intersection(each.parents())
+    ]
     assert workers
     for worker in workers:
         worker.kill()
+
+
+def _is_marked(process: psutil.Process) -> bool:
+    try:
+        return MARK in process.environ()
+    except psutil.Error:
+        return False
 
 
 def nothing_left(mark: object) -> bool:
