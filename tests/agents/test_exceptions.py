@@ -1,6 +1,7 @@
 """What is said of an exception that an agent raised."""
 
 import httpx
+import openai
 
 from agentrl.agents.exceptions import describe, is_api_error
 from agentrl.gateway.session import new_credentials
@@ -40,6 +41,29 @@ def test_what_a_client_raised_is_known_behind_what_was_made_of_it():
 
     assert is_api_error(raised(broken))
     assert not is_api_error(ValueError("no"))
+
+
+def test_a_connection_that_failed_says_why():
+    def broken(why):
+        try:
+            try:
+                raise OSError(why)
+            except OSError as error:
+                raise openai.APIConnectionError(request=httpx.Request("POST", "https://x")) from error
+        except openai.OpenAIError as error:
+            raise RuntimeError("the model failed") from error
+
+    said = describe(raised(lambda: broken("nobody listens")))
+    assert said.startswith("RuntimeError: the model failed (nobody listens) at ")
+    said = describe(raised(lambda: broken("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")))
+    assert "SSL_CERT_FILE, in agent.env for agents in workers, names the certificates" in said
+    misnamed = "[SSL: CERTIFICATE_VERIFY_FAILED] IP address mismatch, certificate is not valid for '10.0.0.1'"
+    assert "SSL_CERT_FILE" not in describe(raised(lambda: broken(misnamed)))
+
+
+def test_an_error_of_httpx_without_its_request_is_a_clients():
+    assert is_api_error(error := httpx.ConnectError("refused"))
+    assert describe(error) == "ConnectError: refused"
 
 
 def test_exceptions_that_cause_each_other_are_followed_once():

@@ -14,7 +14,7 @@ from tests.inference.torch_backends import complete, off_by, plain_greedy, plain
 from tests.inference.torch_backends import held as held_still
 from transformers import PreTrainedModel
 
-from agentrl.errors import BackendError, PromptTooLong
+from agentrl.errors import BackendError, HostLostError, PromptTooLong
 from agentrl.inference.contract import Chunk, GenerationRequest, HeldWeights, Sampling
 from agentrl.inference.engine.backend import TorchBackend
 from agentrl.learner.lending import LentWeights
@@ -229,6 +229,18 @@ def test_weights_that_do_not_fit_leave_the_old_ones_whole(fault: str, folder: Pa
     before, after = served(folder, use)
     assert before == after
     assert set(after.versions) == {0}
+
+
+def test_a_learner_that_is_lost_in_mid_update_is_no_failure_of_the_engine(folder: Path) -> None:
+    class Lost(ModelWeights):
+        def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+            raise HostLostError("learner rank 1 was ended by SIGKILL")
+
+    async def use(backend: TorchBackend) -> None:
+        with pytest.raises(HostLostError, match="learner rank 1"):
+            await backend.update_weights(Lost(models.qwen3(), 1))
+
+    served(folder, use)
 
 
 def test_weights_that_diverged_fail_requests_and_better_ones_heal(folder: Path) -> None:

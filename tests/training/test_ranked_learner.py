@@ -324,15 +324,18 @@ def test_a_rank_that_is_killed_is_named_with_what_it_was_to_do(folder: Path, tmp
         there.close()
 
 
-def test_a_rank_that_hangs_is_named_when_its_time_is_over(folder: Path, warm_hosts: Path) -> None:
-    there = RankedLearner.start(LocalHosts(), config_of("training.timeout=20"), folder)
+def test_a_rank_that_hangs_is_lost_when_its_time_is_over(folder: Path, warm_hosts: Path) -> None:
+    there = RankedLearner.start(LocalHosts(), config_of("training.processes=2"), folder)
     there._timeout = 1.0
     try:
-        pid = process_of(there)
-        os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(RunError, match=r"waited 1 s for learner rank 0 to take step 1 \(raise training.timeout\)"):
+        assert there.given_up_for(RunError("waited 1 s for a checkpoint")) is None
+        processes = [process_of(there, rank) for rank in (0, 1)]
+        os.kill(processes[1], signal.SIGSTOP)
+        # The other one waits for it, and is not to blame.
+        words = r"waited 1 s for learner rank 1 on this machine \([^)]*\) to take step 1 \(.*raise training.timeout"
+        with pytest.raises(HostLostError, match=words):
             there.step(batch())
-        assert not Path(f"/proc/{pid}").exists()
+        assert not any(Path(f"/proc/{each}").exists() for each in processes)
     finally:
         there.close()
 
@@ -341,6 +344,7 @@ class _Silent:
     """A rank that says nothing."""
 
     name = "learner rank 0"
+    node = "node 7"
     address = "127.0.0.1"
 
     def __init__(self) -> None:
@@ -367,3 +371,14 @@ def test_ranks_are_not_waited_for_that_load_when_the_run_is_given_up(tmp_path: P
     with pytest.raises(RunError, match="were to load the model when that was given up"):
         RankedLearner.start(hosts, config_of("training.timeout=3600"), tmp_path, given_up=given_up)
     assert hosts.started.is_stopped
+
+
+def test_a_deadline_that_passes_for_want_of_a_rank_is_the_loss_of_that_rank() -> None:
+    silent = _Silent()
+    there = RankedLearner([silent], timeout=3600)
+    lost = there.given_up_for(RunError("waited 9 s for the engine to take weights"))
+    assert isinstance(lost, HostLostError)
+    assert "weights, and learner rank 0 on node 7 did not answer at all" in lost.message
+    assert silent.is_stopped
+    with pytest.raises(HostLostError, match="did not answer at all"):
+        there.set_aside()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
 from agentrl import Trainer, load_config, open_run
-from agentrl.errors import ConfigError, PluginError
+from agentrl.errors import ConfigError, PluginError, RunError
 from agentrl.plugins import Plugins
 from agentrl.reporting.plain import PlainReporter
 from agentrl.runs.folder import RunFolder
 from agentrl.training.parts import resolve_executor
 
+CERTIFICATES = Path(__file__).parents[1] / "gateway" / "certificates"
 BRIEF = ("evaluation.tasks=32", "evaluation.every=0", "training.checkpoint_every=0", "rollout.max_workers=2")
 
 ENVIRONMENT_ONLY = '''
@@ -30,6 +32,10 @@ async def agent(data):
         reply = await client.chat.completions.create(model="gpt-4o", messages=messages)
     return score(reply.choices[0].message.content, data)
 '''
+
+ENCRYPTED = ENVIRONMENT_ONLY.replace("AsyncOpenAI()", "AsyncOpenAI(max_retries=0)").replace(
+    "    messages", '    assert os.environ["OPENAI_BASE_URL"].startswith("https://127.0.0.1:")\n    messages'
+)
 
 SYNCHRONOUS = '''
 from openai import OpenAI
@@ -101,6 +107,16 @@ def test_a_run_samples_in_workers_what_it_samples_inline(train, tmp_path):
         arrived = [call.started for call in episode.calls]
         assert arrived == sorted(arrived)
         assert all(0 < call.started < call.started + call.waited < episode.seconds for call in episode.calls)
+
+
+def test_workers_reach_a_gateway_that_speaks_tls_where_they_trust_its_certificate(train):
+    certificate, key = (CERTIFICATES / name for name in ("certificate.pem", "key.pem"))
+    brief = ("training.steps=1", "tasks.eval=null", f"gateway.certificate={certificate}")
+    brief = (*brief, f"gateway.certificate_key={key}", "rollout.tasks_per_step=2")
+    _, summary = train(ENCRYPTED, *brief, f"agent.env=[SSL_CERT_FILE={certificate}]")
+    assert (summary.outcome, summary.failed, summary.episodes) == ("completed", 0, 16)
+    with pytest.raises(RunError, match=r"APIConnectionError: .*CERTIFICATE_VERIFY_FAILED.*SSL_CERT_FILE, in agent.env"):
+        train(ENCRYPTED, *brief, "run.name=untrusting")
 
 
 def test_what_an_agent_prints_is_in_the_logs_of_the_run(train, capfd):

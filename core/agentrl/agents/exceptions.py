@@ -40,6 +40,8 @@ _LOOKED_AT = 1000
 _TEMPORARY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 _AUTHORS = frozenset({"agent", "policy", "reward"})
 _UNNAMED = "invalid_request_error"
+_UNTRUSTED, _MISNAMED = "CERTIFICATE_VERIFY_FAILED", "certificate is not valid for"
+_ON_TRUST = "; SSL_CERT_FILE, in agent.env for agents in workers, names the certificates that are trusted"
 _DETAILS = re.compile(
     r"""
     \b[a-z][a-z+.-]*://\S+              # an address
@@ -69,10 +71,11 @@ def code_location(stack: Sequence[FrameSummary]) -> str:
 def describe(error: BaseException) -> str:
     """``error`` as one line of at most 400 characters: its type, its text and where the author's code raised it.
 
-    Secrets of the gateway are redacted.
+    Where a connection failed, the text is followed by why. Secrets of the gateway are redacted.
     """
     location = code_location(traceback.extract_tb(error.__traceback__))
-    return redact(one_line(f"{type(error).__name__}: {_text(error)}{location}"))[:_DESCRIPTION_CHARACTERS]
+    text = f"{_text(error)}{_why_unconnected(error)}"
+    return redact(one_line(f"{type(error).__name__}: {text}{location}"))[:_DESCRIPTION_CHARACTERS]
 
 
 def authors_traceback(error: BaseException) -> str:
@@ -152,7 +155,7 @@ def without_details(text: str) -> str:
 def _of_a_client(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_api_error, error.exceptions))
-    return hasattr(error, "status_code") or hasattr(error, "request")
+    return _has(error, "status_code") or _has(error, "request")
 
 
 def _holds_cut_completion(error: BaseException) -> bool:
@@ -162,11 +165,31 @@ def _holds_cut_completion(error: BaseException) -> bool:
     return isinstance(choices, list) and any(getattr(each, "finish_reason", None) == "length" for each in choices)
 
 
+def _why_unconnected(error: BaseException) -> str:
+    """Why an HTTP client could not connect, to end a text with: SDKs leave it to what they raise their error from."""
+    chain = list(_chain(error))
+    client = next((number for number, each in enumerate(chain) if _is_unanswered(each)), len(chain))
+    causes = [text for each in chain[client + 1 :] if (text := _text(each))]
+    why = f" ({causes[0]})" if causes and causes[0] not in _text(error) else ""
+    said = " ".join([_text(error), *causes])
+    return f"{why}{_ON_TRUST}" if _UNTRUSTED in said and _MISNAMED not in said else why
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Whether it is of an HTTP client that has had no response."""
+    return _has(error, "request") and not _has(error, "status_code") and getattr(error, "response", None) is None
+
+
 def _blames_the_server(error: BaseException) -> bool:
     status = getattr(error, "status_code", getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(status, int):
         return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TEMPORARY
-    return hasattr(error, "request")
+    return _has(error, "request")
+
+
+def _has(error: BaseException, name: str) -> bool:
+    """Whether ``error`` has such an attribute, also where reading it fails: httpx's ``request`` may not be set."""
+    return hasattr(type(error), name) or name in vars(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

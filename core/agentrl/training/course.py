@@ -20,7 +20,7 @@ from agentrl.learner.contract import Loss, Trainable
 from agentrl.learner.folder import check_unquantised
 from agentrl.learner.learner import Learner
 from agentrl.learner.optimiser import check_optimiser
-from agentrl.loops import finish, finish_in_thread, run_in_thread
+from agentrl.loops import Overdue, finish, finish_in_thread, run_in_thread
 from agentrl.plugins import Plugins
 from agentrl.reporting.hooks import RunHooks
 from agentrl.reporting.plain import RunLog, final_lines
@@ -212,7 +212,7 @@ class Course(ABC):
                 async with self.started() as self._loop:
                     if self._hosting is not None:
                         self._hosting.loaded(self.recorder.folder.path)
-                    await self._loop.run()
+                    await self._run(self._loop)
                     await self.recorder.settle()
         except asyncio.CancelledError:
             task.uncancel()
@@ -224,6 +224,17 @@ class Course(ABC):
                 return "interrupted", None
             return f"failed: {reason}", error
         return "completed", None
+
+    async def _run(self, loop: CourseLoop) -> None:
+        """Run ``loop``. A deadline that has passed because a process of the learner hangs is the loss of that one."""
+        try:
+            await loop.run()
+        except AgentRLError as error:
+            ranked = self._ranked if isinstance(error.__cause__, Overdue) else None
+            # Before all else ends: what waits for that process is told that it is lost.
+            if ranked is not None and (lost := await finish_in_thread(ranked.given_up_for, error)) is not None:
+                raise lost from error
+            raise
 
     def _rescue(self, interrupts: Interrupts) -> None:
         """Save what was learned from another thread, while an agent's code blocks the event loop."""

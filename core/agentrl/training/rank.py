@@ -116,8 +116,8 @@ class LearnerRank:
         self._passing: dict[tuple[int, int], Iterator[tuple[str, torch.Tensor]]] = {}
         """Tensors of which some have been carried."""
 
-    def is_there(self) -> None:
-        """Answer."""
+    async def is_there(self) -> None:
+        """Answer, whatever else is going on."""
 
     def free_address(self, host: str) -> str:
         """Where ranks can meet on this machine, which they reach as ``host``: see ``Ranks.free_address``."""

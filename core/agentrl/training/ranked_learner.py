@@ -1,8 +1,9 @@
 """The learner of a run in processes of its own, its ranks, which this process asks: an ``agentrl.learner.contract``
 ``Trainable``.
 
-Every rank is asked the same in the same order, and the first one answers for all. Where one of them is lost the others
-wait for it in vain, and are ended: the run goes on from its newest checkpoint with new ones.
+Every rank is asked the same in the same order, and the first one answers for all. Where one of them is lost, or hangs
+past its deadline, the others wait for it in vain, and are ended: the run goes on from its newest checkpoint with new
+ones.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ _TARGET = "agentrl.training.rank:LearnerRank"
 _LAST_WORDS_S = 2.0
 """Seconds that the other ranks have to answer once one has failed: what befell all of them is then told by the one that
 it began with."""
-_EARLIER_S = 1.0
+_EARLIER_S = 2.0
 """Seconds by which the deadline here comes before that of the run: it can be told which rank was waited for."""
+_THERE_S = 1.0
+"""Seconds that a rank has to say that it is there, whatever it does."""
+_TOO_SHORT = "see its log, or raise training.timeout where that is too short"
 _LOOK_S = 0.25
 """Seconds between two looks whether the waiting is given up."""
 _CLOSE_S = 10.0
@@ -258,9 +262,13 @@ class RankedLearner:
         if not failed and not pending:
             return [each.result() for each in asked]
         if not failed:
-            silent = [rank.name for rank, each in zip(self._ranks, asked, strict=False) if each in pending]
-            late = f"waited {self._timeout:g} s for {', '.join(silent)} to {what}"
-            raise self._given_up(RunError(late, fix="raise training.timeout"))
+            silent = self._silent()
+            late = [rank for rank, each in zip(self._ranks, asked, strict=False) if not each.done()]
+            if not late:  # This process stood still, and has not listened until now.
+                return self._answers(asked, what)
+            # Those that do not even say that they are there are what the others wait for.
+            told = f"waited {self._timeout:g} s for {_told(silent or late)} to {what}"
+            raise self._given_up(HostLostError(told, fix=_TOO_SHORT))
         _, pending = wait(asked, min(_LAST_WORDS_S, max(0.0, until - time.monotonic())))
         errors = [error for each in (*failed, *asked) if each.done() and (error := each.exception()) is not None]
         lost = self._ended() or next((error for error in errors if isinstance(error, HostLostError)), None)
@@ -282,6 +290,21 @@ class RankedLearner:
             if self._interrupt is not None and self._interrupt.is_set():
                 raise self._given_up(RunError(f"the ranks of the learner were to {what} when that was given up"))
 
+    def given_up_for(self, error: AgentRLError) -> HostLostError | None:
+        """What ``error``, that something took too long, comes from where that is a rank that hangs; the ranks are
+        ended then. ``None`` where all say that they are there."""
+        if self._lost is not None or not (silent := self._silent()):
+            return None
+        lost = HostLostError(f"{error.message}, and {_told(silent)} did not answer at all", fix=_TOO_SHORT)
+        self._given_up(lost)
+        return lost
+
+    def _silent(self) -> list[Host]:
+        """The ranks that do not say that they are there: their processes are stopped, or wholly taken up."""
+        alive = [rank.ask("is_there") for rank in self._ranks]
+        wait(alive, _THERE_S)
+        return [rank for rank, each in zip(self._ranks, alive, strict=True) if not each.done()]
+
     def _ended(self) -> HostLostError | None:
         """How a rank has ended that has: others say only that they miss it."""
         for rank in self._ranks:
@@ -300,6 +323,10 @@ class RankedLearner:
         if any(each != says[0] for each in says):
             raise self._given_up(RunError(f"the learner's ranks disagree: {', '.join(map(str, says))}"))
         return says[0]
+
+
+def _told(ranks: Sequence[Host]) -> str:
+    return ", ".join(f"{rank.name} on {rank.node}" for rank in ranks)
 
 
 class RankedLease:

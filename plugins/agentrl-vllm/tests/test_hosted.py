@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agentrl.errors import BackendError, ConfigError, HostLostError
+from agentrl.errors import BackendError, ConfigError, HostLostError, RunError
+from agentrl.hosting.contract import HostSpec
+from agentrl.hosting.local import LocalHosts
 from agentrl.inference.contract import BackendContext
 from agentrl_vllm import backend as backends
 from agentrl_vllm import hosted
@@ -99,7 +102,7 @@ class FakeHosts:
     def __init__(self, *hosts: FakeHost) -> None:
         self.hosts, self.specs = list(hosts), []
 
-    def start(self, specs: Any, *, patience: float, together: bool = True) -> list[FakeHost]:
+    def start(self, specs: Any, *, patience: float, together: bool = True, given_up: Any = None) -> list[FakeHost]:
         self.specs += specs
         return [self.hosts.pop(0) for _ in specs]
 
@@ -190,6 +193,54 @@ def test_a_start_that_fails_names_the_machine_and_leaves_no_host(model, tmp_path
     with pytest.raises(BackendError, match="on node 7: the server ended with exit code 1"):
         asyncio.run(server(FakeHosts(own), tmp_path / "log", model).start())
     assert own.stopped
+
+
+class FullHosts(FakeHosts):
+    """Has no room before the start is given up; then a host may have been placed just before."""
+
+    def start(self, specs: Any, *, patience: float, together: bool = True, given_up: Any = None) -> list[FakeHost]:
+        self.specs += specs
+        assert given_up.wait(30)
+        if not self.hosts:
+            raise RunError("there was no room")
+        return self.hosts
+
+
+@pytest.mark.parametrize("placed", [(), (FakeHost({}),)], ids=["none", "one"])
+def test_an_interrupt_ends_the_wait_for_a_host_and_leaves_none(placed, model, tmp_path) -> None:
+    hosts = FullHosts(*placed)
+
+    async def main() -> None:
+        starting = asyncio.ensure_future(server(hosts, tmp_path / "log", model, start_timeout=3600).start())
+        await until(lambda: bool(hosts.specs))
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(main())
+    assert all(each.stopped for each in placed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a killed process takes nothing with it")
+def test_what_a_killed_host_has_left_goes_with_the_next_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    arguments = {"name": "vLLM server 0", "number": 0, "settings": {}, "sequences": 4}
+    specs = [HostSpec(f"host {number}", "agentrl_vllm.hosted:ServerHost", arguments) for number in (0, 1)]
+    killed, kept = LocalHosts().start(specs, patience=60)
+    try:
+        killed.ask("place", "a1", {"adapter.safetensors": b"numbers"}).result(30)
+        own, other = (Path(each.ask("place", "a1", {}).result(30)).parent for each in (killed, kept))
+        killed.kill()
+        killed.stop(0.0)
+        assert (own / "a1" / "adapter.safetensors").exists()
+        host().close()
+        assert not own.exists()
+        assert other.exists()
+    finally:
+        for each in (killed, kept):
+            each.stop(5.0)
+    assert list(tmp_path.glob("agentrl-vllm-host-*")) == []
 
 
 @pytest.mark.parametrize("keys", [{"devices": ["0"]}, {"port": 8000}])

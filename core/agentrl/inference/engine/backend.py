@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from agentrl.errors import BackendError, ConfigError, PromptTooLong, UnsupportedSampling, near_matches
+from agentrl.errors import AgentRLError, BackendError, ConfigError, PromptTooLong, UnsupportedSampling, near_matches
 from agentrl.inference.contract import (
     BackendContext,
     Capabilities,
@@ -171,14 +171,16 @@ class TorchBackend:
         def answer(engine: Engine) -> None:
             try:
                 done.set_result(do(engine))
-            except BackendError as error:
+            except AgentRLError as error:  # Of whoever lends weights, too: a process that it has lost is no fault here.
                 done.set_exception(error)
             except Exception as error:
                 done.set_exception(model_failed(error, "the engine failed between two steps"))
 
         if not thread.send(answer):
             raise thread.failure()
-        return await asyncio.shield(asyncio.wrap_future(done))
+        answered = asyncio.wrap_future(done)
+        answered.add_done_callback(lambda done: done.cancelled() or done.exception())  # Nobody may wait for it then.
+        return await asyncio.shield(answered)
 
     def load(self) -> EngineLoad | None:
         """Returns how many requests it samples and how many wait for rows or KV cache; ``None`` before it runs."""

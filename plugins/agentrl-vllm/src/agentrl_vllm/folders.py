@@ -14,7 +14,7 @@ from typing import TextIO
 from agentrl import BackendError, RunError
 from agentrl.inference.contract import Adapter, Weights
 
-__all__ = ["WeightFolders", "choose_root"]
+__all__ = ["WeightFolders", "choose_root", "own_folder"]
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - its folders are private: mkdtemp makes them
 _PREFIX = "agentrl-weights-"
@@ -39,13 +39,9 @@ class WeightFolders:
         if self._opened is None:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
-                _sweep(self.root)
-                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
-                lock = (folder / _LOCK).open("w")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._opened = own_folder(self.root, _PREFIX)
             except OSError as error:
                 raise _unwritable(self.root, error.strerror or str(error)) from error
-            self._opened = folder, lock
         return self._opened[0]
 
     def write(self, weights: Weights) -> Path:
@@ -101,6 +97,21 @@ class WeightFolders:
             opened[1].close()
 
 
+def own_folder(root: Path, prefix: str) -> tuple[Path, TextIO]:
+    """Make a folder under ``root`` whose name begins with ``prefix``, and remove those of processes that have ended.
+
+    It is this process's as long as the file that is returned with it is open.
+    """
+    _sweep(root, prefix)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        lock = (folder / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():
+            return folder, lock
+        lock.close()  # Somebody else took it for one that is left before it was locked.
+
+
 def choose_root(given: Path | None, model_folder: Path) -> Path:
     """Returns ``given``; else shared memory, if it has room for such weights; else the folder for temporary files."""
     if given is not None:
@@ -111,9 +122,9 @@ def choose_root(given: Path | None, model_folder: Path) -> Path:
     return Path(tempfile.gettempdir())
 
 
-def _sweep(root: Path) -> None:
+def _sweep(root: Path, prefix: str) -> None:
     """Remove the folders of processes that have ended, and their locks with them."""
-    for folder in root.glob(f"{_PREFIX}*"):
+    for folder in root.glob(f"{prefix}*"):
         try:
             with (folder / _LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,22 +8,26 @@ weights, as at an evaluation, and where an adapter is trained over a base model,
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentrl import AgentRLError, BackendError, ConfigError, run_in_thread
+from agentrl import AgentRLError, BackendError, ConfigError, finish_in_thread, run_in_thread
 from agentrl.hosting.contract import Host, Hosts, HostSpec
 from agentrl.inference.contract import AdapterContext
 from agentrl_vllm.client import one_line
 from agentrl_vllm.command import ServingCommand, server_environment
+from agentrl_vllm.folders import own_folder
 from agentrl_vllm.guard import KEY
 from agentrl_vllm.installation import find_python, inspect_python
 from agentrl_vllm.server import Server
@@ -31,6 +35,7 @@ from agentrl_vllm.settings import VllmSettings
 
 __all__ = ["HostedServer", "ModelFiles", "ServerHost", "read_model"]
 
+_PREFIX = "agentrl-vllm-host-"
 _WEIGHTS = ".safetensors"
 _SMALL = 64 * 2**20
 """Bytes of the largest file of a model that goes to another machine whole: tokenizers have some tens of millions."""
@@ -89,7 +94,7 @@ class ServerHost:
         self._number = number
         self._settings = VllmSettings.model_validate(settings)
         self._sequences = sequences
-        self._folder = Path(tempfile.mkdtemp(prefix="agentrl-vllm-host-"))
+        self._folder, self._held = own_folder(Path(tempfile.gettempdir()), _PREFIX)
         self._log = self._folder / "server.log"
         self._said: list[str] = []
         self._server: Server | None = None
@@ -131,6 +136,7 @@ class ServerHost:
             lambda port, scratch: command.build(folder, port, scratch),
             name=self._name,
             log=self._log,
+            shared=self._folder,
             address=address,
             key=key,
             start_timeout=seconds,
@@ -176,6 +182,7 @@ class ServerHost:
         if self._server is not None:
             self._server.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.close()
 
 
 class HostedServer:
@@ -257,7 +264,7 @@ class HostedServer:
             gpus=float(self._gpus),
         )
         self._say(f"{self.name} is being placed")
-        (self._host,) = await run_in_thread(lambda: self._hosts.start([spec], patience=self._start_timeout))
+        self._host = await self._place(spec)
         try:
             await self._start(self._host, deadline)
         except BaseException:
@@ -289,6 +296,24 @@ class HostedServer:
                 await asyncio.wrap_future(self._host.ask("forget", self._placed[:-_KEPT]))
                 del self._placed[:-_KEPT]
         return path
+
+    async def _place(self, spec: HostSpec) -> Host:
+        """Have a host placed. An interrupt ends the wait for it at once, and leaves none behind."""
+        given_up = threading.Event()
+        starting = functools.partial(self._hosts.start, [spec], patience=self._start_timeout, given_up=given_up)
+        placing = asyncio.ensure_future(finish_in_thread(starting))
+        try:
+            await asyncio.wait({placing})
+        except asyncio.CancelledError:
+            given_up.set()
+            while not placing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({placing})
+            for host in () if placing.exception() else placing.result():
+                await asyncio.shield(run_in_thread(host.stop, 0.0))
+            raise
+        (host,) = placing.result()
+        return host
 
     async def _start(self, host: Host, deadline: float) -> None:
         model = await run_in_thread(self._model)
