@@ -92,6 +92,24 @@ def test_a_server_that_does_not_wake_is_taken_out_and_a_request_that_does_not_en
     asyncio.run(main())
 
 
+def test_a_request_that_waits_for_servers_that_never_wake_is_told() -> None:
+    async def main() -> None:
+        naps = Naps(Client(), level=2)
+        await naps.sleep([])
+
+        async def request() -> None:
+            async with naps.awake():
+                pass
+
+        waiting = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        naps.end()
+        with pytest.raises(BackendError, match="was stopped while its servers slept"):
+            await asyncio.wait_for(waiting, 30)
+
+    asyncio.run(main())
+
+
 def test_the_backend_sleeps_only_where_it_shares_a_gpu_and_is_refused_where_there_is_none(
     monkeypatch, tmp_path
 ) -> None:

@@ -198,7 +198,9 @@ class VllmBackend:
 
     async def stop(self) -> None:
         """End the servers that were started here; requests in flight raise ``BackendError``. Safe to call twice."""
-        self._running = None
+        running, self._running = self._running, None
+        if running is not None:
+            running.naps.end()
         await self._ending.aclose()
 
     def load(self) -> EngineLoad | None:

@@ -29,6 +29,7 @@ class Naps:
         self._lock = threading.Lock()
         self._under_way = 0
         self._asleep = False
+        self._ended = False
 
     @property
     def asleep(self) -> bool:
@@ -37,7 +38,11 @@ class Naps:
 
     @contextlib.asynccontextmanager
     async def awake(self) -> AsyncIterator[None]:
-        """Within the block no server falls asleep; entering it waits while they sleep."""
+        """Within the block no server falls asleep; entering it waits while they sleep.
+
+        They sleep no longer than the learner's step may take; whoever waits less long has a deadline of its own. Raises
+        ``BackendError`` where they are never going to wake.
+        """
         while not self._enter():  # noqa: ASYNC110 - it is set from another loop
             await asyncio.sleep(_LOOK_S)
         try:
@@ -45,6 +50,10 @@ class Naps:
         finally:
             with self._lock:
                 self._under_way -= 1
+
+    def end(self) -> None:
+        """The servers end: who waits for them waits in vain."""
+        self._ended = True
 
     async def until_awake(self) -> None:
         """Wait while the servers sleep: the memory that one would start in is the learner's."""
@@ -88,6 +97,8 @@ class Naps:
 
     def _enter(self) -> bool:
         with self._lock:
+            if self._asleep and self._ended:
+                raise BackendError("the vLLM backend was stopped while its servers slept")
             if self._asleep:
                 return False
             self._under_way += 1
