@@ -72,6 +72,20 @@ def test_a_rank_that_is_killed_in_mid_step_changes_nothing_of_what_is_learned(ru
 
 
 @pytest.mark.long
+def test_a_rank_that_hangs_past_its_deadline_is_lost_and_changes_nothing(runs: Runs, whole: Trained) -> None:
+    process = runs.new("hung", *TWO, "training.timeout=40")
+    found = started(process)
+    steps_of(runs, "hung", process, 3)
+    found[1].send_signal(signal.SIGSTOP)
+    assert process.wait(240) == 0, (runs.folder / "told").read_text()
+    told = (runs.folder / "told").read_text()
+    assert "waited 38 s for learner rank 1 on this machine" in told
+    assert "the run goes on by itself (restart 1 of training.restarts=3)" in told
+    assert_the_same(runs.trained("hung"), whole)
+    assert not any(each.is_running() for each in found)
+
+
+@pytest.mark.long
 def test_a_loss_that_restarting_cannot_mend_ends_the_run(runs: Runs) -> None:
     process = runs.new("lost", *TWO, "training.restarts=0")
     found = started(runs.hosts, process)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import pytest
 from watching import Watching
 
 from agentrl import ConfigError, Plugins, Trainer, load_config
-from agentrl_ray.cluster import _check_connected
+from agentrl_ray import hosts
+from agentrl_ray.cluster import Cluster, _check_connected
 from agentrl_ray.executor import RayExecutor
 from agentrl_ray.scheduler import RayScheduler
 from agentrl_ray.settings import RaySettings
@@ -142,3 +146,40 @@ def test_an_agent_that_only_nodes_have_is_looked_for_there() -> None:
 
     facts = asyncio.run(RayExecutor(spec, load_config(None, "scheduler.type=ray")).inspect())
     assert facts.is_async
+
+
+def test_a_head_that_is_gone_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process a minute later."""
+    monkeypatch.setattr(hosts, "_HEAD_S", 0.01)
+    told: list[str] = []
+    looks: list[bool] = []
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        cluster = Cluster(f"127.0.0.1:{head.getsockname()[1]}", own=True)
+        monkeypatch.setattr(Cluster, "is_listening", looking(Cluster.is_listening, looks))
+        own = hosts.RayHosts(
+            cluster, settings=RaySettings(), shared=hosts.Shared({}, {}), env={}, note=told.append, warn=told.append
+        )
+        wait_for(lambda: len(looks) >= 3)
+        assert all(looks)
+        assert told == []
+    wait_for(lambda: looks.count(False) >= 5)
+    own.close(0.0)
+    [line] = told
+    assert line.startswith(f"the head of the Ray cluster at {cluster.address} does not answer")
+
+
+def looking(looks: Callable[[Cluster], bool], kept: list[bool]) -> Callable[[Cluster], bool]:
+    """``looks``, whose results are kept."""
+
+    def look(cluster: Cluster) -> bool:
+        kept.append(looks(cluster))
+        return kept[-1]
+
+    return look
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not happens():
+        assert time.monotonic() < until
+        time.sleep(0.01)

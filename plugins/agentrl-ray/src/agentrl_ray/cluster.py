@@ -29,6 +29,8 @@ __all__ = ["Cluster", "joined"]
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
+_LISTENS_S = 5.0
+"""Seconds that the head may take to accept a connection."""
 
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0, Ray's processes listen at 127.0.0.1 alone, as they do on macOS anyway."""
@@ -59,6 +61,15 @@ class Cluster:
     def here(self) -> str:
         """The address at which other nodes reach this one."""
         return _LOOPBACK if self.own else str(ray.util.get_node_ip_address())
+
+    def is_listening(self) -> bool:
+        """Whether anybody listens at its address. Asks nothing of Ray, which would wait for its head."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _LISTENS_S).close()
+        except OSError:
+            return False
+        return True
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive. Raises ``RunError`` where the head does not answer."""

@@ -37,6 +37,10 @@ _CONTROL_S = 30.0
 """Seconds that a host may take for a question of the scheduler's own, such as whether it sees a folder."""
 _LOGS_S = 1.0
 """Seconds between two looks at what hosts have printed."""
+_HEAD_S = 5.0
+"""Seconds between two looks whether the head is there."""
+_HEADLESS = 2
+"""Looks in a row at which it is not there that are told."""
 _AT_ONCE = 10_000
 """Questions that a host answers beside each other."""
 _NODE_LABEL = "ray.io/node-id"
@@ -85,6 +89,7 @@ class RayHosts:
         self._closed = threading.Event()
         self._answers = ThreadPoolExecutor(_ANSWERS, thread_name_prefix="agentrl-ray-answers")
         threading.Thread(target=self._bring_logs, name="agentrl-ray-logs", daemon=True).start()
+        threading.Thread(target=self._watch_head, name="agentrl-ray-head", daemon=True).start()
 
     def start(
         self,
@@ -363,6 +368,18 @@ class RayHosts:
                 if host.log is not None and host.log.fault is not None:
                     self._warn(host.log.fault)
                     host.log.path, host.log.fault = None, None
+
+    def _watch_head(self) -> None:
+        """Tell that the head is gone: Ray waits a minute for it, and then ends this process without a word of ours."""
+        missed = 0
+        while not self._closed.wait(_HEAD_S):
+            missed = 0 if self.cluster.is_listening() else missed + 1
+            if missed == _HEADLESS:
+                self._warn(
+                    f"the head of the Ray cluster at {self.cluster.address} does not answer: unless it comes back, Ray "
+                    "ends this process within a minute of its end (see why it has ended, and go on with agentrl train "
+                    "--resume on another cluster)"
+                )
 
 
 def _any_of(*events: threading.Event | None) -> Callable[[], bool]:
