@@ -77,13 +77,13 @@ RATES = {"float64": 1e-2, "float32": 1e-5}
 
 @pytest.fixture(scope="module")
 def by_one(folder):
-    """What one process makes of four batches, by the type that it computes in."""
-    return {dtype: rank_cases.alone(folder, "grpo", dtype, {"learning_rate": rate}, 4) for dtype, rate in RATES.items()}
+    """What one process makes of ten batches, by the type that it computes in."""
+    return {dtype: rank_cases.alone(folder, "grpo", dtype, {"learning_rate": rate}) for dtype, rate in RATES.items()}
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(1, "float64"), (2, "float64"), (4, "float64"), (4, "float32")])
-def test_batch_after_batch_trains_as_on_one_process(processes, folder, by_one, size, dtype):
-    asked = (folder, "grpo", dtype, {"learning_rate": RATES[dtype]}, 4)
+def test_ten_batches_train_as_on_one_process(processes, folder, by_one, size, dtype):
+    asked = (folder, "grpo", dtype, {"learning_rate": RATES[dtype]})
     check(processes.run(size, CASE + "train", *asked), by_one[dtype], dtype)
 
 
