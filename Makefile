@@ -54,7 +54,7 @@ test: lint
 	$(MAKE) dist
 	@$(PYTHON) -m tests.browser.chromium >/dev/null || echo "left out: tox -e view, $$($(PYTHON) -m tests.browser.chromium)"
 	@$(PYTHON) -m tests.browser.chromium >/dev/null || export TOX_SKIP_ENV=view; \
-	  $(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner
+	  $(BIN)/tox run-parallel --parallel $(WORKERS) --parallel-no-spinner
 	@rm -rf agentrl_core.egg-info
 
 acceptance: setup
