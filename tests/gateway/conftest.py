@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 
+from agentrl.clients import client_library
 from agentrl.gateway import EngineCompleter, Gateway, Session, SessionSettings
 from agentrl.inference.contract import Capabilities, Chunk, GenerationRequest
 from agentrl.tokens.renderer import Renderer
@@ -158,14 +159,14 @@ def connection(request, gateway) -> Connection:
 
 @pytest.fixture
 def http(gateway) -> Connection:
-    """Over HTTP only, for what has no meaning in process."""
-    return Connection(gateway, httpx2, in_process=False)
+    """Over HTTP only, for what has no meaning in process; by the library that the installed SDK is built on."""
+    return Connection(gateway, client_library(), in_process=False)
 
 
 @pytest.fixture
 def in_process(gateway) -> Connection:
-    """In process only."""
-    return Connection(gateway, httpx2, in_process=True)
+    """In process only; by the library that the installed SDK is built on."""
+    return Connection(gateway, client_library(), in_process=True)
 
 
 @pytest.fixture
