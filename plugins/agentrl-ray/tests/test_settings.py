@@ -14,6 +14,8 @@ import pytest
 from watching import Watching
 
 from agentrl import ConfigError, Plugins, Trainer, load_config
+from agentrl.hosting.local import LocalHosts
+from agentrl.rollout.contract import AgentSpec, ExecutorContext
 from agentrl_ray import hosts
 from agentrl_ray.cluster import Cluster, _check_connected
 from agentrl_ray.executor import RayExecutor
@@ -89,17 +91,21 @@ def test_a_process_that_is_connected_cannot_have_other_settings(keys: dict[str, 
         _check_connected(RaySettings.model_validate(keys), "10.0.0.2:6379")
 
 
-def test_a_scheduler_without_a_cluster_is_refused(tmp_path: Path) -> None:
-    config = load_config(
-        None, f"run.dir={tmp_path}", "rollout.mode=ray", "training.processes=2", "scheduler.type=local"
+def test_a_scheduler_without_a_cluster_is_refused() -> None:
+    """One that starts hosts: without any, agents run here, and that is said."""
+    config = load_config(None, "rollout.mode=ray", "training.processes=2", "scheduler.type=local")
+    agent = AgentSpec("math", "agentrl_agents.math:MathAgent", lambda: pytest.fail("loaded here"))
+    context = ExecutorContext(
+        concurrency=1,
+        max_workers=None,
+        episodes_per_worker=None,
+        logs=None,
+        open_worker_endpoint=lambda: pytest.fail("an endpoint was opened"),
+        warn=pytest.fail,
+        hosts=LocalHosts(),
     )
-    with (
-        Trainer(config, reporter=Watching()) as trainer,
-        pytest.raises(
-            ConfigError, match=r"rollout.mode=ray runs agents on a Ray cluster, and scheduler.type=local has"
-        ),
-    ):
-        trainer.train("math")
+    with pytest.raises(ConfigError, match=r"rollout\.mode=ray runs agents .*, and scheduler\.type=local has none"):
+        RayExecutor(agent, config).running(context)
 
 
 def test_variables_are_those_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +145,6 @@ def test_marks_tell_the_same_folder_from_another(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_only_nodes_have_is_looked_for_there() -> None:
-    from agentrl.rollout.contract import AgentSpec
-
     spec = AgentSpec("far", "far.module:Agent", lambda: pytest.fail("loaded here"), python=Path("/far/bin/python"))
     import asyncio
 
