@@ -18,8 +18,10 @@ collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 
 if find_spec("playwright"):
     from playwright.sync_api import Browser, sync_playwright
+    from tests.browser import hostile
     from tests.browser.serving import viewed
     from tests.browser.watching import Watched
+    from transformers import AutoTokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,6 +52,12 @@ def site(recorded: Path) -> Iterator[str]:
     """The address of the pages over the folder of the recorded run."""
     with viewed(recorded.parent) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """The folder of a run whose texts do what they can to break a page."""
+    return hostile.write_run(tmp_path_factory.mktemp("hostile"), AutoTokenizer.from_pretrained(tiny_folder).encode)
 
 
 @pytest.fixture

@@ -12,16 +12,13 @@ from tests.browser import hostile
 from tests.browser.crawling import crawl, shoot
 from tests.browser.serving import viewed
 from tests.browser.watching import Watched
-from transformers import AutoTokenizer
 
 RUN = f"/runs/{quote(hostile.NAME, safe='')}"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[str]:
-    place = tmp_path_factory.mktemp("hostile")
-    hostile.write_run(place, AutoTokenizer.from_pretrained(tiny_folder).encode)
-    with viewed(place) as url:
+def site(hostile_run: Path) -> Iterator[str]:
+    with viewed(hostile_run.parent) as url:
         yield url
 
 

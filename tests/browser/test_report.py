@@ -12,7 +12,6 @@ from playwright.sync_api import expect
 from tests.browser import hostile
 from tests.browser.crawling import shoot
 from tests.browser.watching import Watched
-from transformers import AutoTokenizer
 
 from agentrl import open_run
 
@@ -31,12 +30,18 @@ def opened(window: Watched, file: Path) -> None:
     window.requested.clear()
 
 
+@pytest.fixture(scope="module")
+def report(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the recorded run."""
+    return exported(recorded, tmp_path_factory.mktemp("report") / "report.html")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["desktop", "phone, dark"])
 def test_it_draws_the_curves_and_shows_the_episodes(
-    recorded: Path, tmp_path: Path, watch: Callable[..., Watched], width: int, dark: bool
+    recorded: Path, report: Path, watch: Callable[..., Watched], width: int, dark: bool
 ) -> None:
     window = watch(width=width, dark=dark)
-    opened(window, exported(recorded, tmp_path / "report.html"))
+    opened(window, report)
     window.page.wait_for_function("() => document.querySelector('.js-plotly-plot')?.data?.length > 0")
     drawn = window.page.evaluate("[...document.querySelector('.js-plotly-plot').data[0].y]")
     assert drawn == [line.metrics["reward/mean"] for line in open_run(recorded).steps()]
@@ -46,13 +51,10 @@ def test_it_draws_the_curves_and_shows_the_episodes(
     assert window.sideways() == []
 
 
-def test_nothing_of_a_hostile_run_runs_in_it(tmp_path: Path, tiny_folder: Path, watch: Callable[..., Watched]) -> None:
-    place = tmp_path / "runs"
-    place.mkdir()
-    hostile.write_run(place, AutoTokenizer.from_pretrained(tiny_folder).encode)
+def test_nothing_of_a_hostile_run_runs_in_it(hostile_run: Path, tmp_path: Path, watch: Callable[..., Watched]) -> None:
     keys = ["--episodes", ",".join(str(hostile.key(name)) for name in hostile.SCRIPTS)]
     window = watch()
-    opened(window, exported(place / hostile.NAME, tmp_path / "report.html", *keys))
+    opened(window, exported(hostile_run, tmp_path / "report.html", *keys))
     text = window.page.evaluate("document.body.textContent")
     assert all(hostile.word(name) in text for name in hostile.SCRIPTS)
     assert window.page.evaluate("window.ran") is None

@@ -18,9 +18,13 @@ def folder():
     return smollm2_135m()
 
 
-def test_it_answers_as_the_pretrained_model_does(folder):
+@pytest.fixture(scope="module")
+def model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_it_answers_as_the_pretrained_model_does(folder, model):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
     with torch.inference_mode():
@@ -30,8 +34,7 @@ def test_it_answers_as_the_pretrained_model_does(folder):
     assert answer[-1] == tokenizer.eos_token_id
 
 
-def test_its_folder_says_what_it_is(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def test_its_folder_says_what_it_is(folder, model):
     assert (model.dtype, model.num_parameters()) == (torch.float32, 134_515_008)
     assert not hasattr(model.config, "quantization_config")
     assert AutoTokenizer.from_pretrained(folder).model_max_length == model.config.max_position_embeddings == 8192
