@@ -74,7 +74,7 @@ def test_a_rank_that_is_killed_in_mid_step_changes_nothing_of_what_is_learned(ru
 @pytest.mark.long
 def test_a_rank_that_hangs_past_its_deadline_is_lost_and_changes_nothing(runs: Runs, whole: Trained) -> None:
     process = runs.new("hung", *TWO, "training.timeout=40")
-    found = started(process)
+    found = started(runs.hosts, process)
     steps_of(runs, "hung", process, 3)
     found[1].send_signal(signal.SIGSTOP)
     assert process.wait(240) == 0, (runs.folder / "told").read_text()
