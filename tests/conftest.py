@@ -21,7 +21,8 @@ from agentrl.config.models import ModelSection
 from agentrl.inference.model_folder import find_model
 from agentrl.plugins import Plugins
 
-hypothesis.settings.register_profile("agentrl", deadline=None)  # A busy machine is no failure.
+# A busy machine is no failure.
+hypothesis.settings.register_profile("agentrl", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("agentrl")
 
 # Ignored where the tests run in the background (`make test &`, `nohup make test`); what they start would inherit that.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import ray
 from ray.cluster_utils import Cluster as TestCluster
@@ -17,6 +18,10 @@ from agentrl_ray.hosts import RayHosts, Shared
 from agentrl_ray.settings import RaySettings
 
 pytest_plugins = ["agentrl.testing"]
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 # What hosts of tests hold is found on all nodes, whose processes inherit this.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)

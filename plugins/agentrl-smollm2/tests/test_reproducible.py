@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrl.inference.contract import BackendContext, GenerationRequest, Sampling
@@ -66,7 +66,7 @@ def backend(request):
     asyncio.run(backend.stop())
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(
     order=st.permutations(range(len(PROMPTS))),
     mates=st.lists(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from real import PYTHON, START_S
 from servers import MARK
@@ -19,6 +20,10 @@ from agentrl_vllm.server import Server
 from agentrl_vllm.settings import VllmSettings
 
 pytest_plugins = ["agentrl.testing"]
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 # Ignored where the tests run in the background; what they interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
