@@ -63,7 +63,7 @@ def test_an_example_trains(agent: str, train: Any) -> None:
     assert Path(summary.checkpoint).is_dir()
 
 
-@pytest.mark.parametrize(("name", "mode"), [("factory", "inline"), ("agent", "subproc")])
+@pytest.mark.parametrize(("name", "mode"), [("factory", "inline"), ("agent", "inline"), ("agent", "subproc")])
 def test_a_native_agent_trains_by_reference(name: str, mode: str, train: Any, tmp_path: Path) -> None:
     summary = train(f"native.py:{name}", "reward=numeric-match", f"rollout.mode={mode}")
     assert (summary.outcome, summary.steps) == ("completed", 2)

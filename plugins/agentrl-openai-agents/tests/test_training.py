@@ -14,23 +14,23 @@ from agentrl.cli import main
 NATIVE = Path(__file__).with_name("native.py")
 
 
-def test_an_example_learns_within_a_few_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("agent", ["openai-agents-calculator", "openai-agents-handoff"])
+def test_an_example_learns_within_a_few_steps(agent: str, tmp_path: Path) -> None:
     small = ("training.steps=8", "rollout.group_size=16", "rollout.tasks_per_step=4", "evaluation.tasks=64")
-    summary = train("openai-agents-calculator", tmp_path, *small)
+    with Trainer(load_config(None, *small, f"run.dir={tmp_path}", "run.name=run", agent=agent)) as trainer:
+        summary = trainer.train()
     assert (summary.outcome, summary.steps) == ("completed", 8)
     assert summary.reward_after > summary.reward_before + 0.05
+    for step in steps(tmp_path / "run"):
+        assert step["tokens/trained"] == step["tokens/completion"]
+        assert step["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_an_example_that_hands_off_trains_on_all_that_it_samples(tmp_path: Path) -> None:
-    small = ("training.steps=2", "rollout.group_size=4", "rollout.tasks_per_step=4", "evaluation.every=0")
-    summary = train("openai-agents-handoff", tmp_path, *small, "evaluation.tasks=4")
-    assert (summary.outcome, summary.steps) == ("completed", 2)
-
-
-def test_the_command_line_trains_a_native_agent(tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("mode", ["inline", "subproc"])
+def test_the_command_line_trains_a_native_agent(mode: str, tmp_path: Path, capsys: Any) -> None:
     small = ("training.steps=2", "rollout.group_size=4", "rollout.tasks_per_step=4", "rollout.max_workers=1")
     code = command_line(f"{NATIVE}:adder", "reward=numeric-match", *small, "evaluation.tasks=8", f"run.dir={tmp_path}",
-                        "run.name=run")  # fmt: skip
+                        "run.name=run", f"rollout.mode={mode}")  # fmt: skip
     assert code == 0, capsys.readouterr().err
     assert [step["rollout/episodes"] for step in steps(tmp_path / "run")] == [16, 16]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["outcome"] == "completed"
@@ -40,16 +40,6 @@ def test_a_native_agent_without_a_reward_is_refused_before_there_is_a_run(tmp_pa
     assert command_line(f"{NATIVE}:adder", f"run.dir={tmp_path}") == 2
     assert "reward" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def train(agent: str, folder: Path, *settings: str) -> Any:
-    """Train an example; raises where what it sampled is not what its steps trained on, as it was sampled."""
-    with Trainer(load_config(None, *settings, f"run.dir={folder}", "run.name=run", agent=agent)) as trainer:
-        summary = trainer.train()
-    for step in steps(folder / "run"):
-        assert step["tokens/trained"] == step["tokens/completion"]
-        assert step["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-4)
-    return summary
 
 
 def command_line(*arguments: str) -> object:
