@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from agentrl.environments.environment import Manifest, write_manifest
 from agentrl.errors import ConfigError, PluginError, RunError
 from agentrl.rollout.contract import AgentFacts
 from agentrl.rollout.subproc.executor import inspect_agent
-from agentrl.rollout.subproc.process import WorkerLimits
+from agentrl.rollout.subproc.process import WorkerLimits, WorkerProcess
 
 TRIVIAL = "async def agent(data): return 1.0\n"
 
@@ -160,15 +161,52 @@ def test_an_agent_that_floods_when_it_is_imported(agent_file, refusal):
     assert "printed more than 1 MiB" in str(error)
 
 
-def test_entering_that_is_cancelled_leaves_no_process(agent_file, batches):
-    reference = agent_file("import time\ntime.sleep(60)\n")
+def wait_for_child(folder: Path) -> None:
+    while not any(folder.glob("child.*")):
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("entered", [False, True], ids=["entering", "leaving"])
+def test_however_often_it_is_cancelled_no_process_is_left(agent_file, batches, tmp_path, entered, times):
+    """Neither the agent's, nor one that it has started in a session of its own."""
+    stays = "" if entered else "time.sleep(60)\n"
+    reference = agent_file(
+        "import pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'child.{{child.pid}}').touch()\n{stays}"
+        "def agent(data): return 1.0\n"
+    )
 
     async def main():
-        entering = asyncio.create_task(batches.runner(reference).__aenter__())
-        await asyncio.sleep(0.5)
-        entering.cancel()
+        runner = batches.runner(reference)
+        if entered:
+            await runner.__aenter__()
+        running = asyncio.create_task(runner.__aexit__(None, None, None) if entered else runner.__aenter__())
+        await asyncio.to_thread(wait_for_child, tmp_path)
+        for _ in range(times):
+            await asyncio.sleep(0)
+            running.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await entering
+            await running
+
+    asyncio.run(in_time(main()))
+
+
+def test_workers_that_are_being_ended_when_the_run_is_leave_nothing(agent_file, batches, monkeypatch):
+    """Stopping a run may come while a worker that has not loaded its agent is on its way out."""
+    ends_within = WorkerProcess.ends_within
+
+    async def interrupted(self, seconds):
+        asyncio.current_task().cancel()
+        return await ends_within(self, seconds)
+
+    monkeypatch.setattr(WorkerProcess, "ends_within", interrupted)
+
+    async def main():
+        with pytest.raises(asyncio.CancelledError):
+            async with batches.runner(agent_file("raise ImportError('no licence')\n")):
+                raise AssertionError("it started")
 
     asyncio.run(in_time(main()))
 

@@ -72,5 +72,6 @@ class Carrier(Protocol):
         ...
 
     def close(self) -> None:
-        """End what starting and killing processes needs, once all have ended."""
+        """End every process that is left, as where whoever waited for its end was cancelled, and what starting and
+        killing them needs."""
         ...

@@ -183,7 +183,7 @@ def _encoded(message: Message, data: Data) -> bytes:
 
 
 async def inspect_agent(process: AgentLaunch, *, deadline_s: float) -> AgentFacts:
-    """WorkerLoad an agent in a process of its own, which ends again, and return what is known of it.
+    """Load an agent in a process of its own, which ends again, and return what is known of it.
 
     Raises ``ConfigError`` or ``PluginError`` for one that cannot be run, or is not there after ``deadline_s`` seconds.
     """

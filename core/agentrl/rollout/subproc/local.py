@@ -29,7 +29,7 @@ class LocalCarrier:
         return LocalProcess(replace(self._spec, env={**self._spec.env, **env}), self._reaper)
 
     def close(self) -> None:
-        """End the thread that kills processes, after what it is doing."""
+        """Kill and reap what has not been buried, and end the thread that does so."""
         self._reaper.close()
 
 
@@ -41,8 +41,9 @@ class LocalProcess:
     def __init__(self, spec: AgentLaunch, reaper: Reaper) -> None:
         self._spec = spec
         self._reaper = reaper
-        self._mark = secrets.token_hex(8)
-        self._process, self._socket = _launch(spec, self._mark)
+        mark = secrets.token_hex(8)
+        self._process, self._socket = _launch(spec, mark)
+        reaper.adopt(self._process, mark)
         assert self._process.stdout is not None
         self._pipe = self._process.stdout
         self.exit: asyncio.Future[None] = exit_of(self._process)
@@ -74,7 +75,7 @@ class LocalProcess:
 
     async def bury(self) -> None:
         """Kill what it has left behind, and reap it."""
-        await self._reaper.bury(self._process, self._mark)
+        await self._reaper.bury(self._process)
 
     def close(self) -> None:
         """Close our ends of the socket pair and of the pipe."""

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import psutil
 
@@ -60,20 +60,38 @@ class Reaper:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentrl-reaper")
+        self._unburied: dict[subprocess.Popen[bytes], str] = {}
+        """The processes that nobody has buried yet, and their marks."""
         self._marks: set[str] = set()
+
+    def adopt(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        """Take over a process that was just started with ``mark``: it is buried when this closes, at the latest."""
+        self._unburied[process] = mark
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """Begin to kill ``process`` and its descendants; may be called at any time."""
-        self._thread.submit(_kill, process)
+        if process in self._unburied:
+            self._thread.submit(_kill, process)
 
-    async def bury(self, process: subprocess.Popen[bytes], mark: str) -> None:
-        """Kill what a process that has ended left behind under ``mark``, and reap it."""
-        self._marks.add(mark)
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._bury, process)
+    async def bury(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill what a process that has ended left behind, and reap it."""
+        if (buried := self._begin_to_bury(process)) is not None:
+            await asyncio.shield(asyncio.wrap_future(buried))  # What has begun is not cancelled with who waits for it.
 
     def close(self) -> None:
-        """End the thread after what it is doing."""
+        """Kill and bury what is left, as where those that waited for its end were cancelled; then end the thread."""
+        left = list(self._unburied)
+        for process in left:
+            self._thread.submit(_kill, process)
+        for process in left:
+            self._begin_to_bury(process)
         self._thread.shutdown()
+
+    def _begin_to_bury(self, process: subprocess.Popen[bytes]) -> Future[None] | None:
+        if (mark := self._unburied.pop(process, None)) is None:
+            return None
+        self._marks.add(mark)
+        return self._thread.submit(self._bury, process)
 
     def _bury(self, process: subprocess.Popen[bytes]) -> None:
         _kill_group(process.pid)
