@@ -11,15 +11,24 @@ export PYTHONDONTWRITEBYTECODE =
 # Anything but empty: the parts of `make acceptance` that say most in the least time.
 SHORT ?=
 
-.PHONY: help setup train check test lint docs dist acceptance clients cluster pretrained servers benchmarks clean
+# The environments of a label, side by side. One that tox could not make counts as skipped for it, and as failed here.
+define tox
+$(BIN)/tox run-parallel -m $(1) --parallel $(WORKERS) --parallel-no-spinner --result-json .tox/results.json
+@$(BIN)/python -c 'import json, sys; found = json.load(open(".tox/results.json"))["testenvs"]; \
+  sys.exit(", ".join(f"tox could not make {name}" for name in found if found[name]["result"]["skipped"]) or None)'
+@rm -rf agentrl_core.egg-info
+endef
+
+.PHONY: help setup train check test lint docs dist acceptance around clients cluster pretrained servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make check        lint, type check, and run core's tests but for those marked slow: 4 minutes on two cores"
 	@echo "make test         lint, type check, and run the tests of core, then each plugin's in an environment of its own"
 	@echo "make acceptance   run core's tests that are marked long; train every bundled agent on three seeds, and one in an"
-	@echo "                  environment of its own; print the table;"
-	@echo "                  then make cluster, make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
+	@echo "                  environment of its own; print the table; then make around,"
+	@echo "                  make cluster, make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
+	@echo "make around       test what agents and people use beside: older SDKs, and the page of agentrl view in a browser"
 	@echo "make cluster      train on a Ray cluster of two nodes on this machine, and lose one of them: 5 minutes (its short form is in make test)"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: an hour, and 5 GB (SHORT=1: 8 minutes)"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
@@ -49,20 +58,20 @@ lint: setup
 check: lint
 	$(PYTEST) -m "not slow"
 
-test: lint
-	$(PYTEST) -m "not long"
-	$(MAKE) dist
+test: lint dist
+	TEST_DISTRIBUTIONS=dist $(PYTEST) -m "not long"
+	$(call tox,plugins)
+
+around: dist
 	@$(PYTHON) -m tests.browser.chromium >/dev/null || echo "left out: tox -e view, $$($(PYTHON) -m tests.browser.chromium)"
-	@$(PYTHON) -m tests.browser.chromium >/dev/null || export TOX_SKIP_ENV=view; \
-	  $(BIN)/tox run-parallel --parallel $(WORKERS) --parallel-no-spinner
-	@rm -rf agentrl_core.egg-info
+	@$(PYTHON) -m tests.browser.chromium >/dev/null || export TOX_SKIP_ENV=view; $(call tox,around)
 
 acceptance: setup
 	$(PYTEST) -m long $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 3)
-	$(MAKE) clients $(if $(SHORT),,cluster) pretrained servers SHORT=$(SHORT)
+	$(MAKE) around clients $(if $(SHORT),,cluster) pretrained servers SHORT=$(SHORT)
 
 cluster: dist
 	$(BIN)/tox run -e ray -- -m long

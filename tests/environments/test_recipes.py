@@ -29,7 +29,7 @@ def engine(place: Path, body: str) -> CreationRequest:
     return CreationRequest("engine", (str(write_core(place / "core")), str(plugin)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_recipe_of_a_new_plugin_asks_for_is_installed_and_uninstalled(tmp_path: Path, told: Told) -> None:
     wanted = write_plugin(tmp_path / "wanted", "wanted", first=AGENT)
     unwanted = write_plugin(tmp_path / "unwanted", "unwanted", second=AGENT)

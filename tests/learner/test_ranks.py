@@ -81,7 +81,10 @@ def by_one(folder):
     return {dtype: rank_cases.alone(folder, "grpo", dtype, {"learning_rate": rate}) for dtype, rate in RATES.items()}
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(1, "float64"), (2, "float64"), (4, "float64"), (4, "float32")])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(1, "float64"), (2, "float64"), (4, "float64"), pytest.param(4, "float32", marks=pytest.mark.long)],
+)
 def test_ten_batches_train_as_on_one_process(processes, folder, by_one, size, dtype):
     asked = (folder, "grpo", dtype, {"learning_rate": RATES[dtype]})
     check(processes.run(size, CASE + "train", *asked), by_one[dtype], dtype)

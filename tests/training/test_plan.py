@@ -192,14 +192,8 @@ def test_tensors_that_come_and_go_among_small_ones_are_planned_with_what_is_lost
     assert passing("training.lora=4") > 1.3 * passing()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        (),
-        pytest.param(("training.precision=bfloat16", "training.gradient_checkpointing=true"), marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [(), ("training.precision=bfloat16", "training.gradient_checkpointing=true")])
 def test_a_process_grows_by_what_was_planned(tmp_path, settings):
     folder = random_model("qwen3-small", tmp_path)
     command = [sys.executable, "-m", "tests.gpu.memory", str(folder), CPU, "training.tokens_per_batch=512", *settings]

@@ -12,9 +12,14 @@ from agentrl.reporting.plain import PlainReporter
 STEPS = 10
 """And as many more as episodes may be old in."""
 RISE = 0.1
+PRESETS = [
+    ("grpo", 4),
+    pytest.param("dapo", 0, marks=pytest.mark.long),
+    pytest.param("gspo", 2, marks=pytest.mark.long),
+]
 
 
-@pytest.mark.parametrize(("preset", "staleness"), [("dapo", 0), ("gspo", 2), ("grpo", 4)], ids=lambda value: str(value))
+@pytest.mark.parametrize(("preset", "staleness"), PRESETS, ids=str)
 def test_a_preset_learns(preset, staleness, tmp_path):
     config = load_config(
         None,

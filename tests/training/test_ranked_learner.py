@@ -82,7 +82,7 @@ def adapted(folder: Path, warm: WarmInterpreter) -> Iterator[tuple[Learner, Rank
         yield pair
 
 
-@pytest.fixture(scope="module", params=["whole", "adapter"])
+@pytest.fixture(scope="module", params=["whole", pytest.param("adapter", marks=pytest.mark.long)])
 def two(folder: Path, warm: WarmInterpreter, request: pytest.FixtureRequest) -> Iterator[tuple[Learner, RankedLearner]]:
     """A learner here, and one in two processes."""
     adapter = ("training.lora=4",) if request.param == "adapter" else ()

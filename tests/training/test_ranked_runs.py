@@ -51,6 +51,7 @@ def steps_of(runs: Runs, name: str, process: Process, steps: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_in_mid_step_changes_nothing_of_what_is_learned(runs: Runs, whole: Trained) -> None:
     process = runs.new("killed", *TWO)
     found = started(runs.hosts, process)
@@ -104,6 +105,7 @@ def test_a_loss_that_restarting_cannot_mend_ends_the_run(runs: Runs) -> None:
     assert not any(each.is_running() for each in found)
 
 
+@pytest.mark.long
 def test_sigterm_saves_through_the_ranks_and_the_run_is_resumed_with_another_number_of_them(
     runs: Runs, whole: Trained
 ) -> None:

@@ -40,7 +40,7 @@ def whole(runs: Runs) -> tuple[float, Trained]:
     return seconds, runs.trained("whole")
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_at_a_random_moment_ends_as_one_that_is_not(
     runs: Runs, whole: tuple[float, Trained], seed: int
 ) -> None:
