@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# One more than there are cores, for tests that wait: for processes, deadlines, an engine's thread. They begin with
+# Two more than there are cores, for tests that wait: for processes, deadlines, an engine's thread. They begin with
 # neighbouring tests, which share fixtures, and take from each other what is left in the end.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 2))')
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # Whatever the environment says, what one process of the tests has compiled is read by the others, and the next time.
 export PYTHONDONTWRITEBYTECODE =

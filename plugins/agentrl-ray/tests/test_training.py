@@ -109,6 +109,18 @@ def test_a_node_that_dies_in_mid_rollout_costs_its_episodes(train: Any, third: A
     assert len(retried) == summary.retried > 0
 
 
+def lose(nodes: Any, node: Any, stopped: int) -> None:
+    """End all of a node at once, as a machine does, and with it the process ``stopped``.
+
+    That would go on for a moment where the node's own process ended first: the kernel has those continue that stand
+    still in a group that is nobody's any more. The node's own process, standing still, tells nobody of that end.
+    """
+    for each in node.all_processes["raylet"]:
+        each.process.send_signal(signal.SIGSTOP)
+    os.kill(stopped, signal.SIGKILL)
+    nodes.remove_node(node, allow_graceful=False)
+
+
 def test_a_node_that_dies_in_mid_step_costs_a_restart(train: Any, third: Any, nodes: Any, tmp_path: Path) -> None:
     third()
     logs = tmp_path / "ray" / "logs" / "hosts"
@@ -130,7 +142,7 @@ def test_a_node_that_dies_in_mid_step_costs_a_restart(train: Any, third: Any, no
                 found = re.search(r"process (\d+)", text)
                 assert found is not None
                 os.kill(int(found[1]), signal.SIGSTOP)
-                threading.Timer(2, nodes.remove_node, lost, {"allow_graceful": False}).start()
+                threading.Timer(2, lose, (nodes, lost[0], int(found[1]))).start()
                 return
 
     watching = Watching(kill)
