@@ -15,7 +15,7 @@ SHORT ?=
 define tox
 $(BIN)/tox run-parallel -m $(1) --parallel $(WORKERS) --parallel-no-spinner --result-json .tox/results.json
 @$(BIN)/python -c 'import json, sys; found = json.load(open(".tox/results.json"))["testenvs"]; \
-  sys.exit(", ".join(f"tox could not make {name}" for name in found if found[name]["result"]["skipped"]) or None)'
+  sys.exit(", ".join(f"tox skipped {name}" for name in found if found[name].get("result", {}).get("skipped")) or None)'
 @rm -rf agentrl_core.egg-info
 endef
 
