@@ -19,16 +19,16 @@ $(BIN)/tox run-parallel -m $(1) --parallel $(WORKERS) --parallel-no-spinner --re
 @rm -rf agentrl_core.egg-info
 endef
 
-.PHONY: help setup train check test lint docs dist acceptance around clients cluster pretrained servers benchmarks clean
+.PHONY: help setup train check test lint docs dist acceptance compatibility clients cluster pretrained servers benchmarks clean
 
 help:
 	@echo "make train        train the bundled math agent on this machine (ARGS='training.steps=20' adds settings)"
 	@echo "make check        lint, type check, and run core's tests but for those marked slow: 4 minutes on two cores"
 	@echo "make test         lint, type check, and run the tests of core, then each plugin's in an environment of its own"
 	@echo "make acceptance   run core's tests that are marked long; train every bundled agent on three seeds, and one in an"
-	@echo "                  environment of its own; print the table; then make around,"
+	@echo "                  environment of its own; print the table; then make compatibility,"
 	@echo "                  make cluster, make pretrained and make servers (SHORT=1: one seed, and the main part of those)"
-	@echo "make around       test what agents and people use beside: older SDKs, and the page of agentrl view in a browser"
+	@echo "make compatibility test the gateway and plugins with older SDKs, and the page of agentrl view in a browser"
 	@echo "make cluster      train on a Ray cluster of two nodes on this machine, and lose one of them: 5 minutes (its short form is in make test)"
 	@echo "make pretrained   train SmolLM2-135M, and hold the engine to it: an hour, and 5 GB (SHORT=1: 8 minutes)"
 	@echo "make servers      test the vLLM plugin on real servers, installation included: 20 minutes, and 4 GB"
@@ -62,16 +62,16 @@ test: lint dist
 	TEST_DISTRIBUTIONS=dist $(PYTEST) -m "not long"
 	$(call tox,plugins)
 
-around: dist
+compatibility: dist
 	@$(PYTHON) -m tests.browser.chromium >/dev/null || echo "left out: tox -e view, $$($(PYTHON) -m tests.browser.chromium)"
-	@$(PYTHON) -m tests.browser.chromium >/dev/null || export TOX_SKIP_ENV=view; $(call tox,around)
+	@$(PYTHON) -m tests.browser.chromium >/dev/null || export TOX_SKIP_ENV=view; $(call tox,compatibility)
 
 acceptance: setup
 	$(PYTEST) -m long $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance $(if $(SHORT),--short)
 	$(BIN)/python -m tests.acceptance.fuzzing $(if $(SHORT),--examples 50)
 	$(BIN)/python -m tests.acceptance.killing $(if $(SHORT),--times 3)
-	$(MAKE) around clients $(if $(SHORT),,cluster) pretrained servers SHORT=$(SHORT)
+	$(MAKE) compatibility clients $(if $(SHORT),,cluster) pretrained servers SHORT=$(SHORT)
 
 cluster: dist
 	$(BIN)/tox run -e ray -- -m long

@@ -221,7 +221,7 @@ def test_an_interrupt_ends_the_wait_for_a_host_and_leaves_none(placed, model, tm
     assert all(each.stopped for each in placed)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a killed process takes nothing with it")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed process takes none of its children with it")
 def test_what_a_killed_host_has_left_goes_with_the_next_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
